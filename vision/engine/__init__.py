@@ -1,5 +1,5 @@
-"""TensorRT: finds the library, builds engines, caches and opens them. Imports without TensorRT and without a GPU.
+"""Find TensorRT, and build, cache, and open its engines. The import needs neither TensorRT nor a GPU.
 
-Written against the API that TensorRT 10.3 to 11 and TensorRT-RTX share; everything else is looked up by name
+The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX share. Everything else is looked up by name
 (`hasattr`), because flags changed their numbers and names disappeared between versions.
 """

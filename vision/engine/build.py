@@ -1,7 +1,7 @@
 # mypy: allow-subclassing-any
-"""Builder from ONNX to engine, for TensorRT 10.3 to 11 and TensorRT-RTX.
+"""Build an engine from an ONNX model, with TensorRT 10.3 to 11 or TensorRT-RTX.
 
-Flags and calls that only some versions have are looked up by name and left out if they are absent. If leaving one out
+Flags and calls that only some versions have are looked up by name, and omitted if they are absent. If the omission
 would change the requested result, the build is refused instead.
 """
 
@@ -55,28 +55,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DAMAGED_HINT: Final = (
-    "download it again, and compare its sha256 with the one in model.yaml; or export it again: "
-    "`onnx.checker.check_model` says more"
+    "download the file again, and compare its sha256 with the one in model.yaml, or export it again; "
+    "`onnx.checker.check_model` shows what is wrong"
 )
 _WITHOUT_OPERATOR: Final = (
     "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
-    "behind the network's last layers can go"
+    "after the network's last layers are not needed"
 )
 _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine and the facts about its build."""
+    """An engine, and information about its build."""
 
     plan: bytes
     layers: int  # of the ONNX file, before fusion
     profiles: tuple[Profile, ...]
     seconds: float
     weights_bytes: int | None  # from the builder's log
-    activation_bytes: int | None  # of the profile that needs most, from the log
+    activation_bytes: int | None  # of the profile that needs the most, from the log
     notes: tuple[str, ...]  # warnings, and lines on sparsity
-    timing_cache: bytes | None  # to be kept for the next build on this machine
+    timing_cache: bytes | None  # for the next build on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ class BuildOptions:
     ahead_of_time: bool = False
     """The GPU is not in this machine (TensorRT-RTX only)."""
     listener: BuildListener | None = None
-    """Receives the progress; the log if None."""
+    """Receives the progress. If None, the progress is logged."""
     cancel: threading.Event = field(default_factory=threading.Event)
-    """Set it, and the build soon ends with `Closed`."""
+    """Setting this event ends the build soon, with `Closed`."""
     prepare_thread: Callable[[], object] = lambda: None
-    """Called first in the building thread, to select the GPU there."""
+    """Called at the start of the building thread, to select the GPU there."""
 
 
 def build_engine(
@@ -102,16 +102,16 @@ def build_engine(
     *,
     timing_cache: bytes | None = None,
 ) -> Built:
-    """Build an engine of a serialised ONNX model in its own thread.
+    """Build an engine from a serialized ONNX model in a separate thread.
 
-    Takes seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is of an earlier build on the same GPU and
-    library.
+    This takes from seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is from an earlier build on the
+    same GPU with the same library.
 
     Raises:
-        ModelError: the model, the spec and the settings do not fit together, or TensorRT cannot build them.
-        DeviceMissing: no TensorRT, or no GPU that works.
-        Closed: cancelled.
-        KeyboardInterrupt: Ctrl-C, after TensorRT has stopped.
+        ModelError: the model, the spec, and the settings do not fit together, or TensorRT cannot build the engine.
+        DeviceMissing: TensorRT is missing, or no GPU works.
+        Closed: the build was canceled.
+        KeyboardInterrupt: Ctrl-C was pressed. TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
 
@@ -127,15 +127,15 @@ def build_engine(
         except Refused as error:
             if plan == as_it_is:
                 raise
-            built = build(as_it_is)  # raises what is wrong with the model itself
-            _log.warning("%s is built as it is, and may run slower: reshaped, %s", spec.name, error.args[0])
+            built = build(as_it_is)  # raises an error if the model itself is the cause
+            _log.warning("%s is built without changes to its shapes, and may be slower: %s", spec.name, error.args[0])
             return built
 
     return run_interruptible(work, options.cancel)
 
 
 class _Build:
-    """One build. The steps of `run` are its methods."""
+    """One build. Each step of `run` is a method."""
 
     def __init__(self, spec: ModelSpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
         self._spec = spec
@@ -150,14 +150,14 @@ class _Build:
         self._builder = start(trt.Builder, log)
 
     def _refuse_untested(self) -> None:
-        """Refuse quantised precisions on GPUs that TensorRT-RTX cannot name: fp8 gave wrong results on one (9.0)."""
+        """Refuse quantized precisions on GPUs without a name in TensorRT-RTX: on one (9.0), fp8 results were wrong."""
         capabilities = supported_capabilities()
         quantised = self._plan.precision in ("fp8", "int8")
         if quantised and capabilities and self._gpu.compute_capability not in capabilities:
             raise ModelError(
-                f"{find_library()} is for compute capabilities {capability_names(capabilities)}: on "
-                f"{capability_names([self._gpu.compute_capability])}, {self._plan.precision} gives wrong results",
-                hint="set `detect: {precision: fp16}`, or use TensorRT in place of TensorRT-RTX",
+                f"{find_library()} supports compute capabilities {capability_names(capabilities)}; with "
+                f"{capability_names([self._gpu.compute_capability])}, results in {self._plan.precision} are wrong",
+                hint="set `detect: {precision: fp16}`, or use TensorRT instead of TensorRT-RTX",
                 code="untested-precision",
             )
 
@@ -172,14 +172,14 @@ class _Build:
         else:
             halve_ends(network, self._plan)
         if channels == INTERLEAVED_CHANNELS:
-            network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)  # it has no other
+            network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)  # the only supported format
         self._listener.parsed(network.num_layers)
         config = self._configure(timing_cache)
         profiles = self._add_profiles(network, config, channels)
         if self._plan.on_dla:
             self._use_dla(network, config)
         engine = self._build(network, config)
-        del parser  # the network points into it
+        del parser  # not earlier: the network refers to its memory
         self._listener.built(len(engine))
         return Built(
             plan=engine,
@@ -199,7 +199,7 @@ class _Build:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         if not parsed or errors:
             raise refused_model(self._spec.file, errors)
-        if not network.num_layers or not network.num_outputs:  # bytes that are no ONNX parse as an empty model
+        if not network.num_layers or not network.num_outputs:  # invalid ONNX can be parsed as an empty model
             raise ModelError(
                 f"{self._spec.file} is not an ONNX model ({len(model)} bytes without a graph)",
                 hint=DAMAGED_HINT,
@@ -224,7 +224,7 @@ class _Build:
         return config
 
     def _aim(self, config: Any) -> None:
-        """Set the GPU that TensorRT-RTX builds for. A GPU that it cannot name (9.0) gets the default."""
+        """Set the compute capability that TensorRT-RTX builds for. Keep the default if it has no name for it (9.0)."""
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
             config.num_compute_capabilities = 1
@@ -240,11 +240,11 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Build for the DLA, and log how many layers it takes. The others, possibly all, run on the GPU."""
+        """Build for the DLA, and log how many layers it supports. The others, possibly all, run on the GPU."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
-            _log.warning("DLA core %d was asked for and this machine has %d: building for the GPU", core, cores)
+            _log.warning("DLA core %d is configured, but this machine has %d: building for the GPU", core, cores)
             return
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core
@@ -260,7 +260,7 @@ class _Build:
         inputs = inputs_of(network)
         profiles = make_profiles(inputs, self._spec, self._plan, channels=channels)
         if not any(tensor.is_shape_tensor or min(tensor.shape, default=0) < 0 for tensor in inputs):
-            return profiles  # all is fixed: TensorRT takes no profile
+            return profiles  # TensorRT accepts no profile if all shapes are fixed
         for profile in profiles:
             self._kept.append(add_profile(self._builder, config, inputs, profile))
         return profiles
@@ -268,7 +268,7 @@ class _Build:
     def _build(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> bytes:
         engine = or_none(self._builder.build_serialized_network(network, config))
         if self._options.cancel.is_set():
-            raise Closed("the build was cancelled")
+            raise Closed("the build was canceled")
         if engine is None:
             problem = f"{find_library()} cannot build {self._spec.name} in {self._plan.precision} for {self._gpu.name}"
             raise failed_build(problem, build_failure(self._log_lines, network), self._plan.precision)
@@ -279,7 +279,7 @@ class _Build:
 
 
 def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgressMonitor:
-    """Return a progress monitor that reports to `listener` and stops the build once `cancel` is set."""
+    """Return a progress monitor that reports to `listener`, and stops the build when `cancel` is set."""
 
     class ProgressMonitor(Monitor, trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -290,7 +290,7 @@ def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgr
 
 
 def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
-    """Set and clear builder flags by name. A library that lacks one of `flags_on` is refused."""
+    """Set and clear builder flags by name. Raises `ModelError` if the library lacks one of `flags_on`."""
     for name in typing.flags_on:
         flag = member_of("BuilderFlag", name)
         if flag is None:
@@ -303,18 +303,18 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Give a build the timings of earlier ones. The caller keeps the result until the build has ended."""
+    """Attach the timings of earlier builds to a build. The caller keeps the result until the build has ended."""
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache
-    _log.info("the timing cache is of another GPU or library, or damaged: measuring again")
+    _log.info("the timing cache is damaged, or for a different GPU or library: measuring again")
     fresh = config.create_timing_cache(b"")
     config.set_timing_cache(fresh, ignore_mismatch=False)
     return fresh
 
 
 def timings_of(config: trt.IBuilderConfig) -> bytes | None:
-    """Return the measurements of a build for the next one, or None if nothing is kept."""
+    """Return the timing cache of a build, for use by the next build. Return None if the library keeps none."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
 
@@ -323,18 +323,18 @@ def timings_of(config: trt.IBuilderConfig) -> bytes | None:
 
 
 def refused_model(file: str, errors: Sequence[Any]) -> Refused:
-    """Return the error for a file that the parser does not take."""
+    """Return the error for a file that the parser does not accept."""
     reasons = "; ".join(map(_fault, errors)) or "no reason given"
     damaged = any(is_damage(error) for error in errors)
     return Refused(
-        f"{find_library()} cannot take {file}: {reasons}",
+        f"{find_library()} cannot parse {file}: {reasons}",
         hint=DAMAGED_HINT if damaged else _WITHOUT_OPERATOR,
         code="damaged-model" if damaged else "unsupported-operator",
     )
 
 
 def _fault(error: Any) -> str:
-    """Return the text of one error of the parser: node, operator, reason."""
+    """Return one error of the parser as text: operator, node, and reason."""
     operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
     if not operator:
         return text
@@ -343,17 +343,17 @@ def _fault(error: Any) -> str:
 
 
 def is_damage(error: Any) -> bool:
-    """Return True if the parser finds the file invalid, and not its operators unsupported."""
+    """Return True if the file is invalid. False means that an operator is not supported."""
     return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
 
 
 def free_memory() -> str:
-    """Return the GPU's free memory as the end of a message. Empty without a GPU."""
+    """Return the GPU's free memory as text for the end of a message. Empty without a GPU."""
     try:
         from vision.gpu.cuda import memory_info
 
         free_bytes, total_bytes = memory_info()
-    except DeviceError:  # built ahead of time, for a GPU that is elsewhere
+    except DeviceError:  # built ahead of time, for a GPU in a different machine
         return ""
     return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
 
@@ -362,7 +362,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Return why a build failed, from the log, with the node and its operator if the log names one."""
+    """Return the reason why a build failed, from the log. Includes the node and its operator if the log has them."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:
@@ -373,24 +373,24 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
 
 
 def failed_build(problem: str, cause: str, precision: Precision) -> ModelError:
-    """Return the error to raise: `Refused` if another form of the model may build, which lack of memory excludes."""
+    """Return the error to raise: `Refused`, if the unchanged model may build. It cannot help if memory is lacking."""
     if any(word in cause for word in _OUT_OF_MEMORY):
         hint = "lower `detect: {max_batch: ...}`"
         return ModelError(f"{problem}: {cause}{free_memory()}", hint=hint, code="out-of-memory")
-    hint = "export the model without operators that are named above; `--level 1` and a smaller max_batch ask for less"
+    hint = "export the model without the operators named above; `--level 1` and a smaller max_batch need less memory"
     if precision in ("int8", "fp8"):
-        hint = f"this library or GPU may have no {precision} kernels for the model's layers: `precision: fp16` works"
+        hint = f"this library or GPU may lack {precision} kernels for the model's layers; use `precision: fp16`"
     return Refused(f"{problem}: {cause}", hint=hint, code="build-failed")
 
 
 def notes_of(log: LogLines) -> tuple[str, ...]:
-    """Return the warnings of a build and its lines on sparsity, each once."""
+    """Return the warnings of a build and its log lines about sparsity, each once."""
     lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
     return tuple(dict.fromkeys(lines))
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:
-    """Return the largest number of bytes that the log gives for `what`: it has a line for each profile."""
+    """Return the largest size of `what` in the log, in bytes. The log has one line per profile."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
     matches = (pattern.search(line.text) for line in log.lines)
     return max((int(match[1]) for match in matches if match), default=None)

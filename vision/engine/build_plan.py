@@ -1,8 +1,8 @@
-"""Settings of an engine: its precision, and a `BuildPlan`, in which every decision is made.
+"""Settings of an engine: its precision, and a `BuildPlan`, which contains every decision about the build.
 
-In TensorRT 10 a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX take types from the
-ONNX file alone (strong typing), so there the file is rewritten with ONNX Runtime's float16 converter, which keeps the
-inputs that must stay float32 (scales of Resize) and leaves no casts inside a plain detector.
+In TensorRT 10, a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX read types only from
+the ONNX file (strong typing). For them, ONNX Runtime's float16 converter rewrites the file. It keeps the inputs that
+must stay float32 (scales of Resize), and leaves no casts inside a plain detector.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SINCE: Mapping[Precision, tuple[int, int]] = {
     "bf16": (8, 0),
     "fp8": (8, 9),
 }
-"""Least compute capability that computes in a precision."""
+"""Lowest compute capability that supports each precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """Types of one precision with one library."""
+    """Method to get one precision with one library: typing, builder flags, and the conversion of the ONNX file."""
 
     strongly_typed: bool
     flags_on: tuple[str, ...]
@@ -44,29 +44,29 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return whether the input and the outputs of a detector can be float16 without worse boxes.
+        """Return two flags: the input and the outputs of a detector can be float16 without worse boxes.
 
-        The network rounds its input to float16 itself, so the input can be rounded before. A strongly typed network has
-        float16 after its last layer too, and a cast to float32 adds nothing; a weakly typed one may have more there.
-        Outputs that are coordinates stay float32 everywhere: in float16 they are half a pixel apart from 512 on, and
-        the library may fuse the cast with what computes them.
+        The network rounds its input to float16 itself, so the input can be rounded earlier. The last layer of a
+        strongly typed network also computes float16, so a cast to float32 adds no precision. A weakly typed network may
+        have a higher precision there. Outputs that are coordinates always stay float32: from 512 on, float16 values are
+        half a pixel apart, and the library may fuse the cast with the layers that compute them.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head == "nanodet"
 
 
 def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:
-    """Return the precisions that a GPU computes in, in the order of `_SINCE`."""
+    """Return the precisions that a GPU supports, in the order of `_SINCE`."""
     return tuple(name for name, since in _SINCE.items() if compute_capability >= since)
 
 
 def require_precision(precision: Precision, gpu: Gpu) -> None:
-    """Refuse a precision that the GPU does not have. The `ModelError` names those that it has."""
+    """Raise `ModelError` if the GPU does not support a precision. The error lists those that it supports."""
     has = precisions_of(gpu.compute_capability)
     if precision not in has:
         major, minor = gpu.compute_capability
         raise ModelError(
-            f"{gpu.name} (compute capability {major}.{minor}) has no {precision}; it has {', '.join(has)}",
+            f"{gpu.name} (compute capability {major}.{minor}) does not support {precision}, only {', '.join(has)}",
             hint=f"set `detect: {{precision: {'fp16' if 'fp16' in has else 'fp32'}}}`",
             code="precision-of-gpu",
         )
@@ -81,7 +81,7 @@ _WEAK_FLAGS: Mapping[Precision, tuple[str, ...]] = {
 
 
 def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
-    """Return flags, typing and rewriting for `precision`. The caller looks up the flags in its library by name."""
+    """Return the typing, flags, and conversion for `precision`. The caller looks up the flags by name."""
     if precision == "fp32":
         return Typing(not weak_typing, (), ("TF32",), "none")
     if precision == "tf32":
@@ -92,32 +92,32 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
 
 
 def check_types(precision: Precision, types: frozenset[str]) -> None:
-    """Refuse a network that has lower types (of `FLOATS`) than float32 where the precision is float32.
+    """Raise `ModelError` if the precision is float32, but the network has lower types (of `FLOATS`).
 
-    Only for a library that takes types from the ONNX file.
+    Only for a library that reads types from the ONNX file.
     """
     if precision in ("fp32", "tf32") and types - {"float32"}:
         half = "bf16" if "bfloat16" in types else "fp16"
         raise ModelError(
-            f"the model computes in {' and '.join(sorted(types))}, and precision {precision} was asked for",
+            f"the model computes in {' and '.join(sorted(types))}, but `precision: {precision}` is configured",
             hint=f"set `detect: {{precision: {half}}}`, or export the model in float32",
             code="precision-of-model",
         )
 
 
 def check_quantisation(precision: Precision, quantised: Quantised) -> None:
-    """Refuse a quantised precision for a model without quantisation, and the other way round."""
+    """Raise `ModelError` if the precision is quantized and the model is not, or the opposite."""
     if precision in ("int8", "fp8") and quantised != precision:
         raise ModelError(
-            f"precision {precision} needs a model with {precision} QuantizeLinear nodes, this one has "
-            f"{'none' if quantised == 'none' else f'{quantised} ones'}",
-            hint="NVIDIA ModelOpt writes one from the model and some frames; or set `detect: {precision: fp16}`",
+            f"precision {precision} needs a model with {precision} QuantizeLinear nodes; this model has "
+            f"{'none' if quantised == 'none' else f'{quantised} nodes'}",
+            hint="NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`",
             code="not-quantised",
         )
     if precision not in ("int8", "fp8") and quantised != "none":
         raise ModelError(
-            f"the model is quantised to {quantised}, and precision {precision} was asked for",
-            hint=f"set `detect: {{precision: {quantised}}}`, or use the model as it was before quantisation",
+            f"the model is quantized to {quantised}, but `precision: {precision}` is configured",
+            hint=f"set `detect: {{precision: {quantised}}}`, or use the model from before the quantization",
             code="quantised",
         )
 
@@ -125,21 +125,21 @@ def check_quantisation(precision: Precision, quantised: Quantised) -> None:
 # ------------------------------------------------------------------------------------------------ build plan
 
 DEFAULT_LEVEL: Final = 3
-"""TensorRT's own optimization level."""
+"""TensorRT's default optimization level."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """Everything that makes one engine of a model different from another. All of it is part of the cache's key."""
+    """All settings that change the engine of a model. All of them are part of the cache key."""
 
     precision: Precision
     max_batch: int
     workspace_mib: int = 0
-    """Maximum scratch memory of one layer. 0: as much as the GPU has."""
+    """Maximum scratch memory of one layer. 0 means no limit except the memory of the GPU."""
     optimization_level: int = DEFAULT_LEVEL
-    """0 is quick to build, 5 is quick to run."""
+    """0 gives the fastest build, 5 the fastest engine."""
     on_dla: bool = False
-    """Run on the accelerator `dla_core` of a Jetson, and on the GPU what it does not take."""
+    """Run on the accelerator `dla_core` of a Jetson, and run layers that it does not support on the GPU."""
     dla_core: int = 0
     half_input: bool = False
     """Frames in 16 bits instead of float32."""
@@ -147,17 +147,16 @@ class BuildPlan:
     interleaved_input: bool = False
     """Four interleaved channels, see `vision.engine.onnx_transform.widen_input`."""
     folded: bool = False
-    """Narrow convolutions folded, see `vision.engine.conv_folding`."""
+    """Narrow convolutions are folded, see `vision.engine.conv_folding`."""
     fixed_batches: bool = False
     """One profile for each batch size, see `vision.engine.profiles.make_profiles`."""
 
 
 def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
-    """Decide what the configuration leaves to the library and the model.
+    """Return the plan for a configuration. Settings that it leaves open follow from the library and the model.
 
-    Interleaved input, folding and profiles of one size are for a library that chooses kernels by rule (TensorRT-RTX).
-    TensorRT measures kernels and finds out by itself what a narrow convolution takes, and each profile costs it
-    minutes on a Jetson.
+    Interleaved input, folding, and profiles with one size are for a library that selects kernels by rules
+    (TensorRT-RTX). TensorRT measures kernels, also for narrow convolutions, and each profile takes minutes on a Jetson.
     """
     typing = plan_typing(detect.precision, weak_typing=has_weak_typing())
     half_input, half_outputs = typing.half_ends(spec.head.kind)
@@ -179,14 +178,14 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
 
 
 class Refused(ModelError):
-    """TensorRT, or a package that rewrites the model, does not take it. If it was rewritten, the original may build."""
+    """Error of TensorRT, or of a package that rewrites the model. The model may build without the rewriting."""
 
 
 def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
-    """Rewrite an ONNX file, named `file` in errors, as `plan` needs it.
+    """Rewrite an ONNX file, named `file` in errors, for `plan`.
 
-    Return it with the channels of the frame's input: 3, or 4 that are interleaved. Errors as of `rewrite_onnx`, and
-    `Refused` for the errors of a dozen kinds that the packages raise for a damaged file.
+    Return the model and the number of channels of its input: 3, or 4 if they are interleaved. Raises the errors of
+    `rewrite_onnx`, and `Refused` for the many kinds of errors that the packages raise for a damaged file.
     """
     rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
     try:
@@ -199,7 +198,8 @@ def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
     except Exception as error:
         raise Refused(
             f"{file} is not a valid ONNX model: {type(error).__name__}: {error}",
-            hint="`onnx.checker.check_model` says more; export it again, or compare its sha256 with model.yaml's",
+            hint="`onnx.checker.check_model` shows details; export the model again, or compare its sha256 with the one "
+            "in model.yaml",
             code="not-onnx",
         ) from error
     return model, INTERLEAVED_CHANNELS if widened else 3

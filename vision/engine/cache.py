@@ -1,7 +1,7 @@
-"""Cache of built engines, by what they were built from and for.
+"""Cache of built engines. The key describes the model, the settings, the library, and the GPU of an engine.
 
-The file name holds the hash of the key, so a change of anything finds another file and never a wrong one. The JSON in
-the same folder holds the key in readable form, and the hash of the plan, which every start checks.
+The file name contains the hash of the key, so any change leads to a different file and never to a wrong engine. The
+JSON in the same folder contains the key in readable form, and the hash of the plan, which every start checks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache: systemd's ``CacheDirectory=``, else the user's cache folder."""
+    """Return the folder of the cache: systemd's ``CacheDirectory=``, otherwise in the user's cache folder."""
     given = os.environ.get("CACHE_DIRECTORY")
     if given:
         return Path(given.split(":")[0]) / "engines"
@@ -57,7 +57,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Everything that decides the contents of a plan."""
+    """All values that determine the contents of a plan."""
 
     onnx_sha256: str
     flavour: str
@@ -65,7 +65,7 @@ class EngineKey:
     gpu_name: str
     compute_capability: tuple[int, int]
     settings: BuildPlan
-    profiles: tuple[Any, ...]  # those of model.yaml as plain data; () where they are made from max_batch
+    profiles: tuple[Any, ...]  # from model.yaml, as plain data; () if they follow from max_batch
     input_hw: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
@@ -125,18 +125,18 @@ class _Sidecar(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine of the cache, as far as its JSON can be read."""
+    """One engine of the cache. Its fields are empty if its JSON cannot be read."""
 
     path: Path  # of the plan
     model: str
     key: Mapping[str, Any]
     plan_bytes: int
     built_at: str  # UTC, RFC 3339
-    fault: str  # why it cannot be used at all, or empty
+    fault: str  # reason why it cannot be used, or empty
 
     @property
     def unused_s(self) -> float:
-        """Return the seconds since the engine was last loaded or built."""
+        """Time since the engine was last loaded or built, in seconds."""
         return max(0.0, _age_s(self.path))
 
 
@@ -146,22 +146,22 @@ class Loaded:
 
     plan: bytes
     path: Path
-    built: Built | None  # None where it was found
-    not_kept: str = ""  # why a plan that was built is not in the cache
+    built: Built | None  # None if the plan is from the cache
+    not_kept: str = ""  # reason why a plan that was built is not in the cache
 
 
 class EngineCache:
-    """A folder of engines. Raises `Untrusted` if other users can write to the folder or to one above it."""
+    """A folder of engines. Raises `Untrusted` if other users can write to the folder or to one of its parents."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
         make_private_folder(self.folder)
-        self.folder = self.folder.resolve()  # the folder that was checked, even if a link on the way changes later
+        self.folder = self.folder.resolve()  # the folder that was checked, even if a link in its path changes later
 
     # -------------------------------------------------------------------------------------------- finding
 
     def path_of(self, model: str, key: EngineKey) -> Path:
-        """Return the path of a plan: a readable name and the hash of the key."""
+        """Return the path of a plan. It consists of a readable name and the hash of the key."""
         major, minor = key.compute_capability
         precision, max_batch = key.settings.precision, key.settings.max_batch
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
@@ -176,12 +176,12 @@ class EngineCache:
             entry, plan = _read(path)
         except FileNotFoundError as error:
             missing = Path(error.filename).suffix if error.filename else ""
-            return None, self._nearest(model, key) if missing == ".json" else "the plan is gone"
+            return None, self._nearest(model, key) if missing == ".json" else "the plan is missing"
         differences = key.differences(entry.key)
         if entry.fault or differences:
-            return None, entry.fault or f"it is foreign: {differences}"
+            return None, entry.fault or f"its key differs: {differences}"
         with contextlib.suppress(OSError):
-            os.utime(path)  # `prune` goes by this
+            os.utime(path)  # `prune` uses this time
         return plan, ""
 
     def load_or_build(
@@ -193,17 +193,17 @@ class EngineCache:
         force: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Loaded:
-        """Return the plan from the cache, or build it. Of several processes one builds and the others load its result.
+        """Return the plan from the cache, or build it. If several processes need it, one builds and the others load it.
 
-        If the cache cannot be written, the plan is built nevertheless: a slow start is better than none. `build` takes
-        the timing cache of earlier builds, or None. `force` builds even if the cache has the plan. `cancelled` ends the
-        wait for another process with `Closed`. Raises `Untrusted` if other users can write to the file.
+        If the cache cannot be written, the plan is still built, so that the program can start. `build` receives the
+        timing cache of earlier builds, or None. `force` builds even if the cache has the plan. If `cancelled` returns
+        True, the wait for another process ends with `Closed`. Raises `Untrusted` if other users can write to the file.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
             return Loaded(plan, path, None)
         with self._lock_of(path, cancelled):
-            plan, reason = (None, "it was asked for") if force else self.find(model, key)
+            plan, reason = (None, "requested") if force else self.find(model, key)
             if plan is not None:
                 return Loaded(plan, path, None)
             _log.info("building %s: %s", path.name, reason)
@@ -211,18 +211,18 @@ class EngineCache:
             try:
                 self._store(path, model, key, built)
             except Unwritable as error:
-                _log.warning("the engine is not kept and has to be built again next time: %s", error.args[0])
+                _log.warning("cannot store the engine, so the next start builds it again: %s", error.args[0])
                 return Loaded(built.plan, path, built, not_kept=str(error.args[0]))
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
-        """Return how the most similar engine of the model differs from `key`."""
+        """Return a text that describes how the most similar engine of the model differs from `key`."""
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
-            return "it was not built yet"
+            return "not built yet"
         wanted = key.as_json()
         nearest = min(stored, key=lambda other: sum(other.get(name) != value for name, value in wanted.items()))
-        return f"the engine that is there has {key.differences(nearest)}"
+        return f"the stored engine has {key.differences(nearest)}"
 
     @contextlib.contextmanager
     def _lock_of(self, path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -234,16 +234,16 @@ class EngineCache:
                 held.enter_context(locked(path.with_suffix(".lock"), when_waiting=log_wait, cancelled=cancelled))
             except Held:
                 if cancelled():
-                    raise Closed("cancelled while waiting for another process to build") from None
+                    raise Closed("canceled while waiting for another process to build") from None
                 raise
             except Unwritable as error:
-                _log.debug("no lock, so two processes may build at once: %s", error)
+                _log.debug("no lock, so two processes may build at the same time: %s", error)
             yield
 
     # -------------------------------------------------------------------------------------------- keeping
 
     def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
-        """Write the plan first: a sidecar without its plan is noticed, a plan without its sidecar is ignored."""
+        """Store an engine. The plan is written first, because a plan without its sidecar is ignored."""
         sidecar = _Sidecar(
             model=model,
             key=key.as_json(),
@@ -263,7 +263,7 @@ class EngineCache:
             write_whole(self._timing_path(key), built.timing_cache)
 
     def _timing_path(self, key: EngineKey) -> Path:
-        """Return the path of the measured timings. They hold for one library on one GPU and for all models."""
+        """Return the path of the measured timings. They are valid for one library on one GPU, and for all models."""
         place = sha256_of(f"{key.flavour} {key.version} {key.gpu_name} {key.compute_capability}".encode())[:20]
         return self.folder / f"{place}.timing"
 
@@ -287,10 +287,11 @@ class EngineCache:
             ) from error
 
     def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
-        """Remove the files of this class that this machine cannot use, and return the reason for each file name.
+        """Remove the cache files that this machine cannot use. Return the reason for each file name.
 
-        Those are engines of another library or GPU (None keeps them), and engines that were not loaded for 90 days. An
-        engine that another process is building or storing stays. Raises `ModelError` if a file cannot be removed.
+        These are engines for a different library or GPU (None keeps them), and engines that were not loaded for 90
+        days. An engine that another process is building or storing stays. Raises `ModelError` if a file cannot be
+        removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
@@ -307,17 +308,17 @@ class EngineCache:
             if _is_ours(path, *_SUFFIXES[1:]):
                 engine = path.with_suffix(".engine")
                 if not engine.exists() and self._remove(engine, None):
-                    gone[path.name] = "its engine is gone"
+                    gone[path.name] = "its engine is missing"
             elif _is_unfinished(path):
                 if _age_s(path) > _STALE_S and _unlink(path):
-                    gone[path.name] = "left over by a write that was cut short"
+                    gone[path.name] = "left by an interrupted write"
             elif _TIMING.fullmatch(path.name) and _age_s(path) > _UNUSED_DAYS * 86400 and _unlink(path):
                 gone[path.name] = f"not used for {_UNUSED_DAYS:.0f} days"
         return gone
 
     @staticmethod
     def _remove(engine: Path, built_at: str | None) -> bool:
-        """Remove all files of an engine that has this build time (None: no sidecar) and that no other process uses."""
+        """Remove an engine's files if it has this build time (None if no sidecar) and no other process uses it."""
         try:
             with locked(engine.with_suffix(".lock"), timeout_s=0):
                 if (_entry(engine).built_at if engine.exists() else None) != built_at:
@@ -333,7 +334,7 @@ class EngineCache:
 
 
 def _is_ours(path: Path, *suffixes: str) -> bool:
-    """Return True if a file has a name that `EngineCache.path_of` gives, and one of these suffixes."""
+    """Return True if a file has a name as from `EngineCache.path_of`, and one of these suffixes."""
     return path.suffix in suffixes and _STEM.fullmatch(path.stem) is not None
 
 
@@ -351,7 +352,7 @@ def _age_s(path: Path) -> float:
 
 
 def _unlink(path: Path) -> bool:
-    """Remove a file. Returns False if there was none, and raises `ModelError` if it cannot be removed."""
+    """Remove a file. Return False if there was none. Raises `ModelError` if it cannot be removed."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -362,18 +363,18 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Return the description of a plan and the plan. Errors as of `read_private`, for the JSON or the plan."""
+    """Return the description of a plan, and the plan. Raises the errors of `read_private` for the JSON or the plan."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:
         sidecar = msgspec.json.decode(document, type=_Sidecar)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _faulty(path, "its JSON is damaged or of another version"), plan
+        return _faulty(path, "its JSON is damaged or has a different version"), plan
     fault = ""
     if len(plan) != sidecar.plan_bytes:
-        fault = f"it is truncated: {len(plan)} bytes, {sidecar.plan_bytes} were written"
+        fault = f"it is truncated: {len(plan)} of {sidecar.plan_bytes} bytes"
     elif sha256_of(plan) != sidecar.plan_sha256:
-        fault = "its contents changed since it was written"
+        fault = "its contents have changed since it was written"
     return Entry(path, sidecar.model, sidecar.key, sidecar.plan_bytes, sidecar.built_at, fault), plan
 
 
@@ -392,10 +393,10 @@ def _faulty(path: Path, fault: str) -> Entry:
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return the reason why an engine with this key cannot run here. Empty if it can, or if nothing is known."""
+    """Return the reason why an engine with this key cannot run on this machine. Empty if it can, or if unknown."""
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
-        return f"built with {key.get('flavour')} {key.get('version')}, this is {library}"
+        return f"built with {key.get('flavour')} {key.get('version')}, but this machine has {library}"
     here = None if gpu is None else [gpu.name, list(gpu.compute_capability)]
     if gpu is not None and [key.get("gpu_name"), key.get("compute_capability")] != here:
-        return f"built for {key.get('gpu_name')}, this is {gpu.name}"
+        return f"built for {key.get('gpu_name')}, but this machine has {gpu.name}"
     return ""

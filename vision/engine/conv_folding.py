@@ -1,17 +1,19 @@
-"""Folding of convolutions with few outputs: several columns of the frame at once.
+"""Fold convolutions with few output channels, so that they compute several columns of the frame at the same time.
 
-The kernels that TensorRT-RTX chooses compute at least 64 output channels. A convolution with 16 or 32 of them, as the
-first stages of small detectors have on their largest frames, wastes the rest. A folded convolution computes `factor`
-adjacent columns as that many more channels: the kernel is wider by `stride * (factor - 1)`, holds the weights of each
-column at the place where that column's window begins, with zeros around them, and its stride is `factor` times as
-large. The sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104) 32 -> 32 channels took 65 us, and
-35 us folded; 32 -> 16 took 64 and 26; 16 -> 16 took 45 and 36.
+The kernels that TensorRT-RTX selects compute at least 64 output channels. In small detectors, the first convolutions
+have only 16 or 32, on the largest feature maps, so the rest of each kernel's work is wasted. A folded convolution
+computes `factor` adjacent columns as additional channels. Its kernel is wider by `stride * (factor - 1)`. For each
+column, it contains the weights at the start of that column's window, with zeros around them. Its stride is `factor`
+times as large. The sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104), a convolution of
+32 -> 32 channels takes 35 us folded instead of 65 us; 32 -> 16 takes 26 us instead of 64; 16 -> 16 takes 36 instead of
+45.
 
 The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
-interleaved channels. Expressing that takes a transposition, which the library fuses with the kernel of the activation
-after it. This is free if that activation has its own kernel, and costs one if the library would have fused it with the
-convolution. As the logs of its builds show, it does the latter with LeakyRelu, SiLU and similar activations
-(TensorRT-RTX 1.4, 1.6), unless a Concat joins the results with others.
+interleaved channels. To express this, the graph needs a transposition, which the library fuses with the kernel of the
+activation that follows. This is free if the activation has a separate kernel. Otherwise, it costs one kernel, because
+the library would have fused the activation with the convolution. The build logs (TensorRT-RTX 1.4, 1.6) show that the
+library fuses LeakyRelu, SiLU, and similar activations with the convolution, unless a Concat joins the results with
+others.
 """
 
 from __future__ import annotations
@@ -27,40 +29,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KERNEL_OUTPUTS = 64
-"""Output channels that the library's kernels compute at least."""
+"""Minimum number of output channels that the library's kernels compute."""
 
 MOST_OUTPUTS = KERNEL_OUTPUTS // 2
-"""With more, a second column does not fit into one kernel."""
+"""Maximum number of output channels to fold. With more, a second column does not fit into one kernel."""
 
 LEAST_OUTPUTS = 8
-"""Fewer would be folded into kernels that are more than ten columns wide, mostly of zeros."""
+"""Minimum number of output channels to fold. With fewer, kernels would have more than ten columns, mostly zeros."""
 
 LEAST_INPUTS = 16
-"""Fewer are the frame's own, and have kernels of another kind."""
+"""Minimum number of input channels. Convolutions with fewer read the frame itself, and use different kernels."""
 
 MOST_INPUTS = 32
-"""From 64 on nothing was gained (64 -> 32 measured): the zeros cost what the wasted channels did."""
+"""Maximum number of input channels. With 64 (64 -> 32 measured), the zeros cost as much as the wasted channels."""
 
 ACTIVATIONS = frozenset(
     {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid", "Softplus", "Tanh"}
 )
-"""Pointwise operators that may get a kernel of their own. Relu and Clip never do: convolutions have them inside."""
+"""Pointwise operators that may get a separate kernel. Relu and Clip never do, because convolutions include them."""
 
 INSIDE_ALONE = frozenset({"Sigmoid", "Tanh"})
-"""Activations that convolutions have inside as well, unless the convolution's output is also needed itself."""
+"""Activations that convolutions also include, unless another node needs the convolution's output."""
 
 _QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_RESHAPE_OPSET = 5  # from here on Reshape takes its shape as an input
+_RESHAPE_OPSET = 5  # since this version, the shape of Reshape is an input
 
 _Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 
 
 def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
-    """Fold the convolutions for which that is likely to save time, in place. The results stay the same.
+    """Fold the convolutions for which this is likely to save time, in place. The results stay the same.
 
-    Those are convolutions with constant float32 weights, few inputs and outputs, and overlapping windows. The width of
-    the output is known, and only pointwise activations read it, whose results are joined with others. Quantised models
-    stay as they are. Return the names of the folded convolutions, or of their outputs if they have none.
+    Such convolutions have constant float32 weights, few input and output channels, and overlapping windows. The width
+    of the output is known. Only pointwise activations read the output, and their results are joined with others.
+    Quantized models are not changed. Return the names of the folded convolutions. If a convolution has no name, return
+    the name of its output.
     """
     graph = model.graph
     opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
@@ -87,14 +90,14 @@ class _Fold:
     weights: NDArray[np.float32]  # [outputs, inputs, height, width], of one column
     bias: NDArray[np.float32] | None
     strides: tuple[int, int]
-    height: int | None  # of the output; None where it is open
+    height: int | None  # of the output; None if it is open
     width: int  # of the output
 
     def apply(self, node: ir.Node, graph: ir.Graph, names: set[str]) -> None:
-        """Change the convolution, and restore the original layout of its result.
+        """Replace the convolution, and restore the original layout of its result.
 
-        The padding stays as it is. The last of `width` windows ends where the last of `width / factor` wider ones does,
-        and the columns left over after it are fewer than the old stride, and so fewer than the new one.
+        The padding does not change. The last of `width` windows ends at the same column as the last of `width / factor`
+        wider windows. The remaining columns are fewer than the old stride, and therefore fewer than the new one.
         """
         import onnx_ir as ir
 
@@ -124,7 +127,7 @@ class _Fold:
         convolution = ir.Node("", "Conv", inputs, attributes.values(), name=node.name)
         convolution.outputs[0].name = _fresh(f"{label}_folded", names)
         nodes = [convolution]
-        # [batch, column, channel, y, x / factor], and then the last two of [batch, channel, y, x / factor, column]
+        # [batch, column, channel, y, x / factor], then [batch, channel, y, x / factor, column], and join the last two
         split = step("Reshape", [convolution.outputs[0], constant("columns", np.array(columns, np.int64))], "split")
         moved = step("Transpose", [split], "moved", perm=[0, 2, 3, 4, 1])
         whole = step("Reshape", [moved, constant("whole", np.array([0, 0, 0, -1], np.int64))], "whole")
@@ -132,7 +135,7 @@ class _Fold:
 
 
 def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
-    """Return how to fold a node, or None if that is impossible or saves nothing."""
+    """Return the fold of a node, or None if folding is impossible or saves no time."""
     if node.op_type != "Conv" or node.domain or not _is_plain(node):
         return None
     parameters = [_constant(value) for value in node.inputs[1:] if value is not None]
@@ -161,7 +164,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _constant(value: ir.Value) -> NDArray[np.float32] | None:
-    """Return a float32 constant of the file. Inputs with default values are none, and those of other files neither."""
+    """Return a float32 constant, or None. Inputs with default values and external tensors are not constants."""
     import onnx_ir as ir
 
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
@@ -171,9 +174,9 @@ def _constant(value: ir.Value) -> NDArray[np.float32] | None:
 
 
 def _is_activated_and_joined(value: ir.Value) -> bool:
-    """Return True if only activations read a tensor, and a Concat reads their results."""
+    """Return True if only activations use a tensor, and a Concat uses their results."""
     activated = [value]
-    for tensor in activated:  # grows: Mish may be Softplus, Tanh and a product
+    for tensor in activated:  # grows in the loop: Mish can be Softplus, Tanh, and a product
         activated.extend(node.outputs[0] for node in tensor.consumers() if _activates(node))
     readers = value.consumers()
     products = [node for node in readers if node.op_type == "Mul" and set(node.inputs) <= set(activated)]
@@ -186,17 +189,17 @@ def _is_activated_and_joined(value: ir.Value) -> bool:
 
 
 def _activates(node: ir.Node) -> bool:
-    """Return True for a pointwise activation of one tensor; its other inputs are constants."""
+    """Return True for a pointwise activation of one tensor whose other inputs are constants."""
     if node.op_type not in ACTIVATIONS or node.domain:
         return False
-    by_tanh = node.attributes.get_string("approximate", "none") != "none"  # Gelu; this one convolutions have inside
+    by_tanh = node.attributes.get_string("approximate", "none") != "none"  # Gelu; convolutions include this form
     return not by_tanh and all(slope is not None and _constant(slope) is not None for slope in node.inputs[1:])
 
 
 def _is_joined(values: Iterable[ir.Value]) -> bool:
-    """Return True if a Concat reads one of the tensors, directly or after an addition."""
+    """Return True if a Concat uses one of the tensors, directly or after an addition."""
     reached = list(values)
-    for value in reached:  # grows
+    for value in reached:  # grows in the loop
         for node in value.consumers():
             if node.op_type == "Concat":
                 return True
@@ -206,10 +209,10 @@ def _is_joined(values: Iterable[ir.Value]) -> bool:
 
 
 def _factor(shape: Sequence[int], stride: int) -> int:
-    """Return the number of columns that a convolution computes together; 1 if that saves nothing.
+    """Return the number of columns to compute together. 1 means that folding saves no time.
 
-    `shape` is that of the weights, [outputs, inputs, height, width], and `stride` goes along the width. Windows that do
-    not overlap share nothing, as in every 1 x 1 convolution.
+    `shape` is the shape of the weights, [outputs, inputs, height, width]. `stride` is along the width. Windows that do
+    not overlap, as in every 1 x 1 convolution, share no inputs.
     """
     outputs, inputs, _, width = shape
     narrow = LEAST_OUTPUTS <= outputs <= MOST_OUTPUTS and LEAST_INPUTS <= inputs <= MOST_INPUTS
@@ -219,16 +222,16 @@ def _factor(shape: Sequence[int], stride: int) -> int:
 
 
 def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[np.float32]:
-    """Return weights of `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
+    """Return the weights for `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
     last = stride * (factor - 1)
     padding = [((0, 0), (0, 0), (0, 0), (start, last - start)) for start in range(0, last + 1, stride)]
     return np.concatenate([np.pad(weights, sides) for sides in padding])
 
 
 def _shapes_of(model: ir.Model) -> _Shapes:
-    """Return the shapes of node outputs, as far as they follow from the inputs; None for a free side.
+    """Return the shapes of node outputs that follow from the inputs. An open side is None.
 
-    Shapes stored in the file are not used: they may belong to another frame size than the current input.
+    Shapes stored in the file are not used, because they may belong to a frame size that differs from the current input.
     """
     import onnx
     import onnx_ir as ir
@@ -246,7 +249,7 @@ def _shapes_of(model: ir.Model) -> _Shapes:
 
 
 def _names_in(graph: ir.Graph) -> Iterable[str]:
-    """Yield all names of tensors and nodes, in branches too."""
+    """Yield all names of tensors and nodes, including those in branches."""
     import onnx_ir as ir
 
     yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
@@ -256,7 +259,7 @@ def _names_in(graph: ir.Graph) -> Iterable[str]:
 
 
 def _fresh(name: str, names: set[str]) -> str:
-    """Reserve and return an unused name: `name`, or one like it."""
+    """Reserve and return an unused name: `name`, with underscores appended if it is used."""
     while name in names:
         name += "_"
     names.add(name)
@@ -264,7 +267,7 @@ def _fresh(name: str, names: set[str]) -> str:
 
 
 def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
-    """Remove constants that nothing reads."""
+    """Remove constants that no node uses."""
     for value in values:
         if value.uses() or value.is_graph_output():
             continue

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Access to TensorRT: `tensorrt` or `tensorrt_rtx`, whichever is installed, as `trt`.
+"""Access to TensorRT as `trt`: `tensorrt` or `tensorrt_rtx`, depending on which is installed.
 
-Both have the same API except for names that come and go between versions. No code compares version numbers: it uses
-`hasattr`, and it computes the integers of flags, because one bit means different flags in 10.x and 11.x.
+Both have the same API, except for names that differ between versions. Code does not compare version numbers. It uses
+`hasattr`, and computes the integers of flags, because a bit can mean different flags in 10.x and 11.x.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from vision.version import pip_hint
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["trt"]  # type checkers take an imported name for private
+__all__ = ["trt"]  # type checkers treat an imported name as private
 
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""Module names in the order in which they are tried. The last is what TensorRT-RTX's binding wheel holds without its
-empty parent package."""
+"""Module names in the order in which they are tried. The last one is the module in the binding wheel of TensorRT-RTX,
+for an installation without the empty parent package."""
 
 _T = TypeVar("_T")
 
@@ -41,7 +41,7 @@ TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class Gpu(Protocol):
-    """A GPU of this machine (`vision.gpu.cuda.Device`) or of another one (`GpuDescription`)."""
+    """A GPU of this machine (`vision.gpu.cuda.Device`) or of a different one (`GpuDescription`)."""
 
     @property
     def name(self) -> str: ...
@@ -59,7 +59,7 @@ class GpuDescription:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The TensorRT that is installed."""
+    """The installed TensorRT library."""
 
     module: ModuleType
     flavour: Flavour
@@ -71,11 +71,11 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return how to install TensorRT on a platform. Arguments as from `platform.system()` and `platform.machine()`."""
+    """Return instructions to install TensorRT. `system` and `machine` are as from the module `platform`."""
     if tegra:
         return (
-            "on a Jetson TensorRT comes with JetPack: `sudo apt install python3-libnvinfer`, then make the environment "
-            "with the system's own python3 and `--system-site-packages` "
+            "JetPack includes TensorRT: `sudo apt install python3-libnvinfer`, then create the environment with the "
+            "system's python3 and `--system-site-packages` "
             f"(this is Python {python[0]}.{python[1]}; JetPack 6 has 3.10, JetPack 7 has 3.12)"
         )
     if system == "Linux" and machine == "x86_64":
@@ -85,15 +85,15 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
         )
     if system == "Linux" and machine == "aarch64":
         return f"`{pip_hint('tensorrt-cu13')}` (servers with an Arm processor), or `detect: {{backend: onnxruntime}}`"
-    return f"TensorRT is not made for {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
+    return f"TensorRT does not support {system} on {machine}; `detect: {{backend: onnxruntime}}` runs on the CPU"
 
 
 @functools.cache
 def find_library(names: tuple[str, ...] = MODULES) -> Library:
-    """Return the TensorRT of this process: the first of `names` that can be imported. The search runs once.
+    """Return the TensorRT library of this process: the first of `names` that can be imported. The search runs once.
 
     Raises:
-        DeviceMissing: none can; the message lists the reason for each.
+        DeviceMissing: none can be imported. The message lists the reason for each.
     """
     tried: list[str] = []
     for name in names:
@@ -115,7 +115,7 @@ def find_library(names: tuple[str, ...] = MODULES) -> Library:
 if not TYPE_CHECKING:
 
     class _Late:
-        """Stand-in for the module that imports it at the first use, so that this package imports without TensorRT."""
+        """Proxy that imports the module at its first use, so that this package can be imported without TensorRT."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(find_library().module, name)
@@ -163,7 +163,7 @@ _sinks_lock = threading.Lock()
 def take_message(severity: str, text: str) -> None:
     """Pass one message of TensorRT to the log and to all collectors. Any thread can call it."""
     level = _LEVELS.get(severity)
-    if level is None:  # VERBOSE: a hundred thousand lines a build
+    if level is None:  # VERBOSE: a hundred thousand lines per build
         return
     _log.log(level, "%s", text)
     with _sinks_lock:
@@ -174,14 +174,14 @@ def take_message(severity: str, text: str) -> None:
 
 
 def recent_errors() -> str:
-    """Return the last errors of TensorRT in one line, for calls too frequent for `collect_log`."""
+    """Return the last errors of TensorRT in one line, for calls that are too frequent for `collect_log`."""
     with _sinks_lock:
-        return "; ".join(dict.fromkeys(_recent_errors)) or "it gave no reason"
+        return "; ".join(dict.fromkeys(_recent_errors)) or "no reason given"
 
 
 @contextmanager
 def collect_log() -> Iterator[LogLines]:
-    """Collect the messages of TensorRT inside the block: it reports errors nowhere else. Blocks can be nested."""
+    """Collect TensorRT's messages in the block, the only place where it reports errors. Blocks can be nested."""
     sink = LogLines()
     with _sinks_lock:
         _sinks.append(sink)
@@ -194,7 +194,7 @@ def collect_log() -> Iterator[LogLines]:
 
 @functools.cache
 def logger() -> trt.ILogger:
-    """Return the only logger. TensorRT keeps the first one until the process ends, so it is never freed."""
+    """Return the only logger. It is never freed, because TensorRT keeps the first one until the process ends."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -210,10 +210,10 @@ def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
     """Create a ``trt.Runtime`` or ``trt.Builder``. Raises `DeviceMissing` with TensorRT's messages if no GPU works."""
     try:
         return factory(logger())
-    except TypeError as error:  # the bindings' word for a constructor that gave null
+    except TypeError as error:  # the bindings raise this if a constructor returns null
         raise DeviceMissing(
             f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
-            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows whether the driver works; `vision doctor` says more",
+            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows if the driver works; `vision doctor` shows details",
         ) from error
 
 
@@ -221,41 +221,41 @@ def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
 
 
 def or_none(result: _T) -> _T | None:
-    """Return `result` with the type it really has: TensorRT returns None on failure, its types promise an object."""
+    """Return `result` with its real type: TensorRT returns None on failure, but its stubs declare an object."""
     return result
 
 
 def member_of(enumeration: str, name: str) -> Any:
-    """Return a member of an enumeration by both names, or None if this library lacks either."""
+    """Return a member of an enumeration by name, or None if this library lacks the member or the enumeration."""
     return getattr(getattr(trt, enumeration, None), name, None)
 
 
 def keeps_timing() -> bool:
-    """Return True if timings can be kept between builds. TensorRT-RTX measures nothing and ignores the calls."""
+    """Return True if timings can be kept between builds. TensorRT-RTX does not measure, and ignores the calls."""
     return find_library().flavour == "tensorrt"
 
 
 def has_weak_typing() -> bool:
     """Return True if a builder flag can allow lower precision. Otherwise the ONNX file determines the precision.
 
-    TensorRT-RTX 1.4 has the flags and ignores them: it is always strongly typed.
+    TensorRT-RTX 1.4 has the flags but ignores them, because it is always strongly typed.
     """
     return find_library().flavour == "tensorrt" and member_of("BuilderFlag", "FP16") is not None
 
 
 def network_flags(*, strongly_typed: bool) -> int:
-    """Return the bits for `create_network`. A library without the bit is always strongly typed."""
+    """Return the flag bits for `create_network`. A library without this flag is always strongly typed."""
     flag = member_of("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
     return 1 << int(flag) if strongly_typed and flag is not None else 0
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities that ahead-of-time builds can name (TensorRT-RTX), or () without such a list."""
+    """Return the compute capabilities that TensorRT-RTX has names for, or () if the library has no such list."""
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)
 
 
 def capability_names(capabilities: Sequence[tuple[int, int]]) -> str:
-    """Return compute capabilities as a list for messages, such as ``8.6, 8.9``."""
+    """Return compute capabilities as text for messages, such as ``8.6, 8.9``."""
     return ", ".join(f"{major}.{minor}" for major, minor in capabilities)

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
 """GPU memory: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
 
-The pool takes whole segments from the driver and returns parts of them. It uses a `RawMemory`, so that all of it runs,
-and is tested, without a GPU.
+The pool allocates whole segments from the driver, and returns parts of them. It accesses the driver through a
+`RawMemory`, so that tests run without a GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from vision.errors import DeviceError
 _log = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 256
-"""What cudaMalloc guarantees and TensorRT expects; parts of a segment are rounded to it."""
+"""Alignment that cudaMalloc guarantees and TensorRT expects. Parts of a segment are rounded up to it."""
 
 SEGMENT_BYTES = 32 << 20
 _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Source of segments: `vision.gpu.memory.CudaMemory`, or plain numbers in tests."""
+    """Source of segments: `vision.gpu.memory.CudaMemory`, or a simulation in tests."""
 
     def allocate(self, size: int) -> int: ...
     def free(self, address: int) -> None: ...
@@ -37,13 +37,13 @@ class RawMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """Memory that a pool holds, and how often it was asked."""
+    """Memory that a pool holds, and its numbers of allocations and failures."""
 
-    reserved_bytes: int  # taken from the driver
-    used_bytes: int  # handed out, rounding included
-    peak_bytes: int  # most that was handed out at once
+    reserved_bytes: int  # allocated from the driver
+    used_bytes: int  # in use by callers, including rounding
+    peak_bytes: int  # maximum of `used_bytes`
     segments: int
-    allocations: int  # since the pool was created; constant once the program is READY
+    allocations: int  # since the pool was created; constant after the start
     failures: int
 
     def __str__(self) -> str:
@@ -56,14 +56,14 @@ class PoolReport:
 
 @dataclass(slots=True)
 class _Segment:
-    """Memory from the driver. `free` holds the unused parts as (offset, size): sorted, never adjacent."""
+    """Memory from the driver. `free` contains the unused parts as (offset, size), sorted and never adjacent."""
 
     address: int
     size: int
     free: list[tuple[int, int]]
 
     def take(self, size: int, alignment: int) -> int | None:
-        """Return the offset of `size` bytes at a multiple of `alignment`, from the smallest gap that has them."""
+        """Reserve `size` bytes at a multiple of `alignment`, in the smallest gap that fits. Return the offset."""
         best: tuple[int, int, int] | None = None  # gap's size, gap's index, offset
         for index, (start, length) in enumerate(self.free):
             offset = -(-(self.address + start) // alignment) * alignment - self.address
@@ -78,7 +78,7 @@ class _Segment:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Take back the result of `take`, and join it with its neighbours."""
+        """Free a part that was reserved with `take`, and join it with its neighbors."""
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*self.free, (offset, size)]):
             if joined and joined[-1][0] + joined[-1][1] == start:
@@ -103,9 +103,9 @@ class _Part:
 class MemoryPool:
     """Allocator that reuses parts of segments. Thread-safe.
 
-    Each stream has its own segments: later work on a stream can at once use what the stream frees, and no other stream
-    can. Freeing on another stream, or on none, waits for the GPU first. A request above `segment_bytes` gets a segment
-    of its own size.
+    Each stream has separate segments. Memory that is freed on a stream can be reused immediately, but only by later
+    work on that stream. Freeing memory on a different stream, or without a stream, first waits for the GPU. A request
+    for more than `segment_bytes` gets a separate segment of the requested size.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -117,12 +117,12 @@ class MemoryPool:
         self._inside = False
         self._late: list[tuple[int, int | None]] = []
         self._peak = self._used = self._allocations = self._failures = 0
-        self.last_failure = ""  # requested and free memory, for messages; callers clear it before a call of TensorRT
+        self.last_failure = ""  # requested and free memory, for messages; callers clear it before they call TensorRT
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
-        """Return the address of `size` bytes for work on `stream`. 0 if size is 0 or there is no memory.
+        """Return the address of `size` bytes for work on `stream`. Return 0 if size is 0 or there is no memory.
 
-        `alignment` is a power of two, or 0 for any. Every address is aligned to 256 at least.
+        `alignment` is a power of two, or 0 for no requirement. Every address is aligned to at least 256 bytes.
         """
         if size == 0:
             return 0
@@ -131,7 +131,7 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Guard one operation, and afterwards free what finalisers in this thread freed in the middle of it."""
+        """Lock the pool for one operation. Afterwards, free what finalizers in this thread freed during it."""
         with self._lock:
             self._inside = True
             try:
@@ -160,7 +160,7 @@ class MemoryPool:
         return self._hand_out(grown, stream, offset, size)
 
     def _grow(self, size: int, stream: int) -> _Segment | None:
-        """Return a new segment: of the usual size, or no larger than needed, or after freeing unused ones."""
+        """Allocate a segment: of the usual size, or of the size needed, or after freeing unused segments."""
         needed = _round_up(size, _SEGMENT_STEP)
         for segment_bytes in dict.fromkeys((max(needed, self._segment_bytes), needed)):
             address = self._raw.allocate(segment_bytes)
@@ -184,7 +184,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Take memory back that work on `stream`, or any work if None, may still use. False if it is not ours."""
+        """Free memory that work on `stream`, or on any stream if None, may use. Return False if it is not ours."""
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -204,10 +204,10 @@ class MemoryPool:
         return True
 
     def _trim(self) -> int:
-        """Free the segments without anything in use, and return their bytes."""
+        """Free the segments that are not in use. Return their size in bytes."""
         unused = [(stream, segment) for stream, held in self._segments.items() for segment in held if segment.unused]
         if unused:
-            self._raw.synchronize(None)  # freed in the order of a stream, which may not have come so far
+            self._raw.synchronize(None)  # parts were freed in stream order, so earlier work may still use them
         for stream, segment in unused:
             self._segments[stream].remove(segment)
             self._raw.free(segment.address)
@@ -217,7 +217,7 @@ class MemoryPool:
         return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
-        """Return the memory that the pool holds now."""
+        """Return the memory that the pool currently holds."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),
@@ -241,15 +241,15 @@ class MemoryPool:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return `pool` with TensorRT's allocator interface. It must outlive the runtime, engine and contexts."""
+    """Return an adapter from `pool` to TensorRT's allocator interface. It must outlive all TensorRT objects."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
             trt.IGpuAsyncAllocator.__init__(self)  # by name: without it pybind raises TypeError
 
         def allocate_async(self, size: int, alignment: int, one: int, other: int) -> int:  # type: ignore[override,unused-ignore]
-            # Some versions pass (flags, stream) and some (stream, flags). Flags are always 0, and so is the default
-            # stream: what is not 0 is the stream.
+            # Some versions pass (flags, stream), others (stream, flags). Flags are always 0, and so is the default
+            # stream. Therefore, a value that is not 0 is the stream.
             return pool.allocate(size, alignment, one or other)
 
         def deallocate_async(self, memory: int, stream: int) -> bool:  # type: ignore[override,unused-ignore]
@@ -271,7 +271,7 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 
 
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
-    """Return the scratch memory of one stream from that of each of its contexts, which run one after the other."""
+    """Return the scratch memory that one stream needs: the maximum over its contexts, which run one after another."""
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
 
@@ -286,18 +286,18 @@ class BudgetLine:
 
     @property
     def total_bytes(self) -> int:
-        """Return the bytes of all items."""
+        """Size of all items, in bytes."""
         return self.item_bytes * self.count
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Everything that a detector allocates before READY. It allocates nothing afterwards."""
+    """All memory that a detector allocates. It allocates only at the start."""
 
     lines: tuple[BudgetLine, ...]
 
     def total_bytes(self, place: Literal["device", "host"]) -> int:
-        """Return the bytes on the GPU, or the page-locked bytes on the host."""
+        """Return the size of the memory on the GPU, or of the page-locked memory on the host, in bytes."""
         return sum(line.total_bytes for line in self.lines if line.place == place)
 
     def table(self) -> str:
@@ -312,11 +312,11 @@ class MemoryBudget:
         return "\n".join("{:<24} {:<6} {:>12} {:>5} {:>12}".format(*row) for row in rows)
 
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
-        """Refuse a budget that the GPU does not have.
+        """Raise an error if the budget exceeds the memory of the GPU.
 
-        If CPU and GPU have one memory (`shared_with_host`), page-locked buffers count too. There the free memory is an
-        estimate, because the system can reclaim more: only a budget that exceeds the total is refused. The error names
-        the largest line, the requested and the free memory.
+        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too. In that case, the free memory
+        is an estimate, because the system can reclaim more, so only a budget that exceeds the total memory is an error.
+        The error shows the largest line, the requested memory, and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
         if needed <= (total_bytes if shared_with_host else free_bytes):
@@ -325,7 +325,7 @@ class MemoryBudget:
         raise DeviceError(
             f"the detector needs {_mib(needed)} of memory, {_mib(largest.total_bytes)} of it for {largest.kind}; "
             f"{_mib(free_bytes)} of {_mib(total_bytes)} are free",
-            hint="lower `detect: {max_batch: ...}` or `batches_in_flight`, or end what else uses the GPU",
+            hint="lower `detect: {max_batch: ...}` or `batches_in_flight`, or end other programs that use the GPU",
             code="memory-budget",
         )
 

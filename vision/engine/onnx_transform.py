@@ -1,8 +1,8 @@
-"""The ONNX file that TensorRT parses: the same results as the original, with other types and operators.
+"""Rewrite the ONNX file that TensorRT parses: the same results with different types and operators.
 
-TensorRT 11 and TensorRT-RTX take types from the ONNX file alone, so a model in float16 or bfloat16 is a file in float16
-or bfloat16. TensorRT-RTX also takes shapes and the order of channels as given, while TensorRT tries what is fastest:
-see `widen_input` and `conv_folding`.
+TensorRT 11 and TensorRT-RTX read types only from the ONNX file, so a model in float16 or bfloat16 needs a file in
+float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT tests
+which are fastest. See `widen_input` and `conv_folding`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 INTERLEAVED_CHANNELS = 4
-_QDQ_OPSET = 19  # from here on QuantizeLinear takes float16
-# How an entry of TensorProto.external_data begins: its key, and then its value.
+_QDQ_OPSET = 19  # since this version, QuantizeLinear accepts float16
+# Start of an entry of TensorProto.external_data: its key, before its value.
 _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Rewrite an ONNX model in shapes that suit tensor cores, as far as it allows that. Same results.
+    """Rewrite an ONNX model with shapes that suit tensor cores, where possible. The results stay the same.
 
-    Return the model, and True if its input has been widened. Errors as of `load_onnx`.
+    Return the model, and True if its input was widened. Raises the errors of `load_onnx`.
     """
     if not interleave and not fold:
         return model, False
@@ -51,14 +51,15 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
 
 
 def widen_input(model: ir.Model) -> bool:
-    """Give the frame's input a fourth channel, in place. The results stay the same.
+    """Add a fourth channel to the frame's input, in place. The results stay the same.
 
-    Tensor cores take interleaved channels, in groups of at least four. So a network with an input of three planes
-    begins with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox writes every pixel
-    anyway and can write them in this order: the fourth channel gets zero weights, and the kernel is not needed.
+    Tensor cores need interleaved channels, in groups of at least four. So a network with an input of three planes
+    starts with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox kernel writes
+    every pixel in any case, and can write this layout. The fourth channel gets zero weights, and the additional kernel
+    is not needed.
 
-    Return True if that was possible: the model has one input, of three channels, and only convolutions over all three
-    read it, with weights that nothing else uses.
+    Return True if this was possible: the model has one input with three channels, only convolutions over all three use
+    it, and no other node uses their weights.
     """
     import onnx_ir as ir
 
@@ -80,7 +81,7 @@ def widen_input(model: ir.Model) -> bool:
 
 
 def _convolves(node: ir.Node, frame: ir.Value) -> bool:
-    """Return True for a convolution over all channels of the frame with weights that are in the file."""
+    """Return True for a convolution over all channels of the frame whose weights are in the file."""
     if node.op_type != "Conv" or node.inputs[0] is not frame or node.inputs[1] is None:
         return False
     weights = node.inputs[1].const_value
@@ -89,10 +90,10 @@ def _convolves(node: ir.Node, frame: ir.Value) -> bool:
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:
-    """Return an ONNX model with its external weights, in files of `folder`, inside.
+    """Return an ONNX model that includes its external weights from the files in `folder`.
 
-    TensorRT would look for these files in the working folder, and the hash of the model would not cover them. Raises
-    `ModelError` if a package is missing, or such a file is missing, damaged or too large.
+    Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
+    them. Raises `ModelError` if a package is missing, or if such a file is missing, damaged, or too large.
     """
     if _EXTERNAL not in model:
         return model
@@ -102,16 +103,16 @@ def with_weights(model: bytes, folder: Path) -> bytes:
     try:
         load_external_data_for_model(loaded, str(folder))
         return bytes(loaded.SerializeToString())
-    except Exception as error:  # whatever onnx and protobuf raise over a file that is missing, short or too large
+    except Exception as error:  # onnx and protobuf raise many types for a file that is missing, short, or too large
         raise ModelError(
             f"the external weights in {folder} cannot be used: {error}",
-            hint="put all files of the export there; more than 2 GB of weights cannot be taken",
+            hint="put all files of the export there; models with more than 2 GB of weights are not supported",
             code="external-weights",
         ) from error
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:
-    """Return an ONNX file as an object. Raises `ModelError` if a package is missing, or for anything but ONNX."""
+    """Parse an ONNX file. Raises `ModelError` if a package is missing, or if the file is not an ONNX file."""
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
@@ -126,16 +127,17 @@ def load_onnx(model: bytes) -> onnx.ModelProto:
 
 def _package_missing(error: ImportError) -> ModelError:
     return ModelError(
-        f"this TensorRT takes types and shapes from the ONNX file, and rewriting that needs a package: {error}",
-        hint=f"`{install_hint('build')}`, or give a model that is exported in this precision",
+        f"this TensorRT reads types and shapes from the ONNX file, and rewriting the file needs a package: {error}",
+        hint=f"`{install_hint('build')}`, or use a model that is exported in this precision",
     )
 
 
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
-    """Rewrite weights and activations of an ONNX model in float16 or bfloat16.
+    """Convert weights and activations of an ONNX model to float16 or bfloat16.
 
-    A model that already computes in it is returned unchanged. Kept inputs stay float32, each followed by a cast, and
-    kept outputs, each preceded by a cast. Raises `ModelError` if a weight is too large for float16, and as `load_onnx`.
+    A model that already uses the target type is returned unchanged. Kept inputs stay float32 and are followed by a
+    cast. Kept outputs stay float32 and are preceded by a cast. Raises `ModelError` if a package is missing, the file is
+    not an ONNX model, or a weight is too large for float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):
@@ -152,7 +154,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     original = _for_quantisation(original)
     kept = [info.name for info in original.graph.input if keep_inputs]
     kept += [info.name for info in original.graph.output if keep_outputs]
-    with warnings.catch_warnings():  # one for each weight below 6e-8, which is rounded up to that
+    with warnings.catch_warnings():  # one per weight below 6e-8, which is rounded up to that value
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(original, keep_io_types=kept)
     graph = OnnxModel(converted)
@@ -163,7 +165,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
 
 
 def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
-    """Return True if the weights of products have this type; biases and scales can be more exact."""
+    """Return True if the weights of products have this type. Biases and scales can have a higher precision."""
     import onnx
 
     target = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
@@ -173,7 +175,7 @@ def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
 
 
 def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model` at an opset whose QuantizeLinear takes float16, if it has any."""
+    """Convert a model with QuantizeLinear to an opset in which that operator accepts float16."""
     import onnx
 
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), _QDQ_OPSET)
@@ -183,7 +185,7 @@ def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield float32 weights: initializers, and constants under the name of their output."""
+    """Yield float32 weights: initializers, and constants, which get the name of their output."""
     import onnx
 
     for tensor in model.graph.initializer:
@@ -209,14 +211,14 @@ def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
         largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
         if largest > limit:
             raise ModelError(
-                f"weight {name} has the value {largest:g}, and float16 ends at {limit:g}",
-                hint="set `detect: {precision: bf16}`, or fp32",
+                f"weight {name} has the value {largest:g}, but the largest float16 is {limit:g}",
+                hint="set `detect: {precision: bf16}` or `detect: {precision: fp32}`",
                 code="float16-overflow",
             )
 
 
 def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Turn every float16 of a converted model into bfloat16, weights from their float32 originals."""
+    """Change float16 to bfloat16 in a converted model. Weights are converted from their float32 originals."""
     import onnx
 
     half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

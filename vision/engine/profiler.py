@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Times of the layers of an engine, and their description.
+"""Measure the time of each layer of an engine, and describe the layers.
 
-With ``enqueue_emits_profile`` on, a context with a profiler runs synchronously, and the measured program is another
-one. Here it is off, and the times are fetched after each run.
+With ``enqueue_emits_profile``, a context with a profiler runs synchronously, so that the measured program differs from
+the real one. Here, it is off, and the times are fetched after each run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vision.errors import DeviceError, ModelError
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
-    """One layer over all runs, milliseconds."""
+    """Times of one layer over all runs, in milliseconds."""
 
     name: str
     mean_ms: float
@@ -34,7 +34,7 @@ class LayerTime:
 
 
 class LayerTimes:
-    """Collector of TensorRT's profiler reports: one time for each layer and run."""
+    """Collects the reports of TensorRT's profiler: one time for each layer and run."""
 
     def __init__(self) -> None:
         self._runs: list[dict[str, float]] = []
@@ -44,22 +44,22 @@ class LayerTimes:
         self._runs.append({})
 
     def add(self, layer: str, ms: float) -> None:
-        """Add the time of a layer to the current run. Times of one name are summed."""
+        """Add the time of a layer to the current run. Times with the same name are summed."""
         run = self._runs[-1]
         run[layer] = run.get(layer, 0.0) + ms
 
     @property
     def runs(self) -> int:
-        """Return the number of runs with reports."""
+        """Number of runs with reports."""
         return sum(1 for run in self._runs if run)
 
     def total_ms(self) -> float:
-        """Return the mean over the runs of the sum over the layers."""
+        """Return the total time of all layers, averaged over the runs."""
         totals = [sum(run.values()) for run in self._runs if run]
         return statistics.fmean(totals) if totals else 0.0
 
     def layers(self) -> tuple[LayerTime, ...]:
-        """Return every layer in the order of execution."""
+        """Return the times of all layers, in the order of execution."""
         names = dict.fromkeys(name for run in self._runs for name in run)
         times = {name: [run[name] for run in self._runs if name in run] for name in names}
         whole = sum(statistics.fmean(layer_ms) for layer_ms in times.values())
@@ -77,7 +77,7 @@ class LayerTimes:
 
 
 def make_profiler(times: LayerTimes) -> trt.IProfiler:
-    """Return a profiler that fills `times`."""
+    """Return a profiler that adds its reports to `times`."""
 
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
@@ -97,14 +97,14 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Measure each layer over `runs` runs. The context is used for nothing else afterwards.
+    """Measure each layer over `runs` runs. Do not use the context for other work afterwards.
 
-    `launch` enqueues the network once, or launches a graph that was captured with this context's profiler attached;
-    `synchronize` waits until it has ended. Raises `DeviceError` if TensorRT gave no times.
+    `launch` enqueues the network once, or launches a graph that was captured with this context's profiler attached.
+    `synchronize` waits until the run has ended. Raises `DeviceError` if TensorRT reports no times.
     """
     times = LayerTimes()
     profiler = make_profiler(times)
-    context.keep("profiler", profiler)  # TensorRT does not
+    context.keep("profiler", profiler)  # TensorRT does not keep it
     context.raw.profiler = profiler
     context.raw.enqueue_emits_profile = False
     for _ in range(warm_up):
@@ -115,7 +115,7 @@ def profile_layers(
         launch()
         synchronize()
         if not context.raw.report_to_profiler():
-            raise DeviceError("TensorRT gave no layer times for the last run")
+            raise DeviceError("TensorRT reported no layer times for the last run")
     return times
 
 
@@ -128,12 +128,12 @@ class LayerTensor:
 
     name: str
     dimensions: tuple[int, ...]
-    dtype: str  # in the words of the inspector: "Half", or "Row major linear FP16 format"
+    dtype: str  # text of the inspector, such as "Half" or "Row major linear FP16 format"
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an engine, which can hold many nodes of the ONNX file."""
+    """One layer of an engine, which can contain many nodes of the ONNX file."""
 
     name: str
     kind: str
@@ -141,11 +141,11 @@ class Layer:
     outputs: tuple[LayerTensor, ...]
     tactic: str
     onnx_nodes: tuple[str, ...]
-    profile: int  # optimisation profile it belongs to
+    profile: int  # optimization profile that it belongs to
 
     @property
     def dtypes(self) -> str:
-        """Return the types of its outputs, each once."""
+        """Types of the outputs, each once."""
         return ", ".join(dict.fromkeys(tensor.dtype for tensor in self.outputs if tensor.dtype))
 
 
@@ -154,7 +154,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON of the engine inspector, of any version and verbosity. Raises `ModelError` without layers."""
+    """Parse the JSON of the engine inspector, with any version and verbosity. Raises `ModelError` without layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
@@ -217,7 +217,7 @@ class Profile:
         return next((layer for layer in self.layers if layer.name == plain), None)
 
     def table(self, most: int | None = None) -> str:
-        """Return lines of text, slowest layers first, at most `most` of them."""
+        """Return a table as text, with the slowest layers first. It has at most `most` layers."""
         ordered = sorted(self.times, key=lambda time: -time.mean_ms)
         rows = [("ms", "%", "max ms", "kind", "type", "layer")]
         rows += [self._row(time) for time in (ordered if most is None else ordered[:most])]

@@ -1,7 +1,7 @@
-"""Optimisation profiles: ranges of shapes that an engine was tuned for, and which one to run a shape with.
+"""Optimization profiles: the ranges of shapes that an engine is tuned for, and the choice of one to run a shape.
 
-TensorRT does not choose. The first profile that fits is often the widest and slowest; the one tuned nearest to the
-shape is the fast one.
+TensorRT does not choose a profile. The first profile that fits is often the widest and slowest. The fastest is the one
+that is tuned for the nearest shape.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64)
-"""Edges of the batch ranges that get a profile each: kernels tuned for 64 frames lose at 1, and the other way."""
+"""Limits of the batch ranges, each with its own profile: kernels tuned for 64 frames are slow for 1, and vice versa."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Minimum, best and maximum shape of one input, or values of one shape-tensor input, in ascending order."""
+    """Minimum, optimum, and maximum shape of one input, or values of one shape-tensor input."""
 
     min: Shape
     opt: Shape
@@ -46,17 +46,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One optimisation profile of an engine: a range for each input; `values` for shape-tensor inputs."""
+    """One optimization profile of an engine: a range for each input. `values` is for shape-tensor inputs."""
 
     shapes: Mapping[str, Range]
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if every given input lies in its range. Unknown inputs never do."""
+        """Return True if the shape of every given input lies in its range. Return False for unknown inputs."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
-        """Return the distance from the best shapes: sum of ``|log(size / opt)|`` over the dimensions."""
+        """Return the distance from the optimum shapes: the sum of ``|log(size / opt)|`` over the dimensions."""
         return sum(
             abs(math.log(max(size, 1) / max(best, 1)))
             for name, shape in shapes.items()
@@ -64,7 +64,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the elements of all inputs at their largest, and how many fewer they are at their smallest."""
+        """Return the number of elements of all inputs at the maximum shapes, and its difference from the minimum."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -73,17 +73,17 @@ class Profile:
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """Return the index of the profile that contains `shapes` and is tuned nearest to them.
+    """Return the index of the profile that contains `shapes` and is tuned for the nearest shapes.
 
-    Profiles may overlap. Ties go to the smaller largest volume, then to the narrower range, then to the lower index.
-    If none contains `shapes`, the `ModelError` lists what each allows.
+    Profiles can overlap. If several are equally near, the order is: smallest maximum size, narrowest range, lowest
+    index. If no profile contains `shapes`, this raises a `ModelError` that lists the ranges of all profiles.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.contains(shapes)]
     if not fitting:
         listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         allowed = "; ".join(f"{index}: {profile}" for index, profile in enumerate(profiles))
         raise ModelError(
-            f"no profile of the engine takes {listed}; it has {allowed or 'none'}",
+            f"no profile of the engine contains {listed}; its profiles are {allowed or 'none'}",
             hint="raise `detect: {max_batch: ...}` or widen `profiles` in model.yaml; the engine is built again",
             code="no-profile",
         )
@@ -91,10 +91,10 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
 
 
 def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
-    """Return (min, opt, max) of the batch for 1-4, 4-16, 16-64 and so on, as far as `max_batch` needs them.
+    """Return (min, opt, max) of the batch for the bands 1-4, 4-16, 16-64, and so on, up to `max_batch`.
 
-    `opt` is the top of a band and, in the last one, `max_batch`, which busy systems run. Bands share their edges, so
-    that the batch on an edge is served by the profile that was tuned for it.
+    `opt` is the upper limit of a band. In the last band, this is `max_batch`, which busy systems run. Bands share their
+    limits, so that a batch at a limit uses the profile that is tuned for it.
     """
     if max_batch == 1:
         return ((1, 1, 1),)
@@ -103,10 +103,11 @@ def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes that a detector runs; a batch goes into the next larger one, its other rows empty.
+    """Return the batch sizes that a detector runs. Any other batch is padded with empty rows to the next larger size.
 
-    Powers of two: each size costs a context and a graph in every slot, seconds at start, and an empty row costs little,
-    since batches of a camera system are either small, where the GPU is not full, or `max_batch`.
+    The sizes are powers of two, and `max_batch`. Each size needs a context and a graph in every slot, which takes
+    seconds at the start. Empty rows take little time, because in a camera system a batch is either small, so that the
+    GPU is not fully used, or has `max_batch` frames.
     """
     return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
@@ -119,18 +120,18 @@ class NetworkInput:
     """An input as the ONNX file declares it."""
 
     name: str
-    shape: Shape  # -1 where the file leaves a dimension open
+    shape: Shape  # -1 for a dimension that the file leaves open
     is_shape_tensor: bool = False  # its values decide shapes
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """Return the input that takes frames: the first with four dimensions, (batch, channels, height, width)."""
+    """Return the input for frames: the first one with four dimensions, (batch, channels, height, width)."""
     for tensor in inputs:
         if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
             return tensor
     listed = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs) or "none"
     raise ModelError(
-        f"expected an input of shape (batch, channels, height, width), the model's inputs are {listed}",
+        f"expected an input of shape (batch, channels, height, width); the model's inputs are {listed}",
         code="no-frame-input",
     )
 
@@ -138,24 +139,25 @@ def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 def make_profiles(
     inputs: Sequence[NetworkInput], spec: ModelSpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
-    """Return the profiles of a model: those of its spec, or batch bands as far as `plan.max_batch` needs them.
+    """Return the profiles of a model: those of its spec, or batch bands up to `plan.max_batch`.
 
-    A library that chooses kernels by rule (`plan.fixed_batches`) chooses far better ones if the shape is fixed, so each
-    size of `batch_sizes` also gets a profile alone. A DLA takes no layer with a free shape, and gets one batch size.
-    The input of frames must have `channels` channels. Raises `ModelError` if spec, ONNX file and plan do not agree.
+    A library that selects kernels by rules (`plan.fixed_batches`) selects much better ones if the shape is fixed, so
+    each size of `batch_sizes` also gets a separate profile. A DLA supports no layer with an open shape, so it gets only
+    one batch size. The input for frames must have `channels` channels. Raises `ModelError` if spec, ONNX file, and plan
+    contradict each other.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
     specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]
     if plan.on_dla and any(profile.batch[0] != profile.batch[2] for profile in specs):
         raise ModelError(
-            "a DLA takes no open batch, and `profiles` in model.yaml have one",
-            hint=f"write `batch: [{max_batch}, {max_batch}, {max_batch}]` there, or leave `dla_core` out",
+            "a DLA needs a fixed batch size, but `profiles` in model.yaml have a range",
+            hint=f"write `batch: [{max_batch}, {max_batch}, {max_batch}]` there, or remove `dla_core`",
             code="dla-open-batch",
         )
     largest = max(profile.batch[2] for profile in specs)
     if largest < max_batch:
         raise ModelError(
-            f"max_batch is {max_batch}, and the widest of `profiles` in model.yaml ends at {largest}",
+            f"max_batch is {max_batch}, but the largest batch of `profiles` in model.yaml is {largest}",
             hint="lower `detect: {max_batch: ...}` or widen `profiles` in model.yaml",
             code="batch-too-large",
         )
@@ -163,10 +165,10 @@ def make_profiles(
 
 
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
-    """Return the batch bands of a model whose batch is `fixed` in the ONNX file, or negative."""
+    """Return the batch bands of a model. `fixed` is its batch size in the ONNX file, or negative if it is open."""
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
-            f"the model's batch is fixed to {fixed} in the ONNX file, and max_batch is {plan.max_batch}",
+            f"the model's batch is fixed to {fixed} in the ONNX file, but max_batch is {plan.max_batch}",
             hint=f"set `detect: {{max_batch: {fixed}}}`, or export the model with an open batch dimension",
             code="batch-fixed",
         )
@@ -192,7 +194,8 @@ def _profile(
         if name not in shapes and name not in values:
             names = ", ".join(tensor.name for tensor in inputs)
             raise ModelError(
-                f"`profiles` in model.yaml names the input {name}; the model has {names}", code="unknown-input"
+                f"`profiles` in model.yaml contain the unknown input {name}; the model has {names}",
+                code="unknown-input",
             )
     return Profile(shapes, values)
 
@@ -200,7 +203,7 @@ def _profile(
 def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
     if tensor.name not in table:
         raise ModelError(
-            f"the ONNX file leaves {tensor.name} {tensor.shape} open, and model.yaml gives no {key} for it",
+            f"the ONNX file leaves {tensor.name} {tensor.shape} open, but model.yaml has no {key} for it",
             hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` to it",
             code="profile-missing",
         )
@@ -213,7 +216,7 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
     for axis, fixed, extent in zip(("batch", "channels", "height", "width"), frame.shape, extents, strict=True):
         if fixed >= 0 and extent != (fixed,) * 3:
             raise ModelError(
-                f"input {frame.name}: {axis} is fixed to {fixed} in the ONNX file, and the profile asks for "
+                f"input {frame.name}: {axis} is fixed to {fixed} in the ONNX file, but the profile requests "
                 f"{extent[0] if extent[0] == extent[2] else list(extent)}",
                 hint="correct `input` and `profiles` in model.yaml, or export the model with this dimension open",
                 code="dimension-fixed",
@@ -223,7 +226,7 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
 
 
 def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
-    """Return the range of an input that is fixed, follows the batch in its first dimension, or is in the profile."""
+    """Return the range of an input that is fixed, has the batch as its first dimension, or is in the profile."""
     shape = tensor.shape
     if tensor.name not in profile.shapes and all(size >= 0 for size in shape[1:]):
         return Range(*((size if shape[0] < 0 else shape[0], *shape[1:]) for size in profile.batch))
@@ -231,6 +234,6 @@ def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
     ends = zip(shape, given.min, given.max, strict=False)
     if len(given.min) != len(shape) or any(fixed >= 0 and not low == top == fixed for fixed, low, top in ends):
         raise ModelError(
-            f"input {tensor.name} is {shape} in the ONNX file, and the profile asks for {given}", code="dimension-fixed"
+            f"input {tensor.name} is {shape} in the ONNX file, but the profile requests {given}", code="dimension-fixed"
         )
     return given

@@ -1,7 +1,7 @@
 """Progress of a build, as nested phases, and its cancellation.
 
-TensorRT holds the building thread for minutes and runs no Python in it except its callbacks. So the build has its own
-thread: Ctrl-C reaches the waiting one, and the next callback tells TensorRT to stop.
+TensorRT blocks the building thread for minutes, in which only its callbacks run Python code. So the build has a
+separate thread. Ctrl-C reaches the thread that waits, and the next callback tells TensorRT to stop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A running phase of TensorRT. Its next step can consist of other phases."""
+    """A running phase of TensorRT. A step of a phase can contain other phases."""
 
     name: str
     depth: int  # 0 for the build as a whole
@@ -34,17 +34,17 @@ class BuildListener(Protocol):
     """Receiver of a build's progress, called from TensorRT's threads."""
 
     def parsed(self, layers: int) -> None:
-        """Receive the number of layers before fusion, once the ONNX file is parsed."""
+        """Receive the number of layers before fusion, after the ONNX file is parsed."""
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Receive the open phases, outermost first. Their steps have no common measure."""
+        """Receive the open phases, outermost first. Steps of different phases take different times."""
 
     def built(self, plan_bytes: int) -> None:
         """Receive the size of the engine."""
 
 
 class LogListener:
-    """Listener that logs a line from time to time, for services."""
+    """Listener that logs the progress at intervals, for services."""
 
     def __init__(self, label: str, clock: Callable[[], int] = time.monotonic_ns, every_s: float = 15.0) -> None:
         self._label = label
@@ -81,14 +81,14 @@ class Monitor:
         self._lock = threading.Lock()  # phases come from several threads
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Begin a phase as a part of one step of its parent."""
+        """Start a phase as a part of one step of its parent."""
         with self._lock:
             above = self._open.get(parent_phase) if parent_phase else None
             self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps, parent_phase)
             self._report()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Finish step `step`, from 0. Returns False to stop the build."""
+        """Record that step `step` is complete, counted from 0. Return False to stop the build."""
         with self._lock:
             phase = self._open.get(phase_name)
             if phase is not None:
@@ -97,7 +97,7 @@ class Monitor:
         return not self._cancel.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
-        """End a phase, possibly before its last step, with all phases inside it."""
+        """End a phase and all phases inside it, possibly before its last step."""
         with self._lock:
             self._close(phase_name)
             self._report()
@@ -112,9 +112,9 @@ class Monitor:
 
 
 def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
-    """Run `work` in its own thread and wait for it. Raises what `work` raises.
+    """Run `work` in a separate thread, and wait for it. Return its result, or raise its error.
 
-    Ctrl-C sets `cancel`, waits until `work` has ended, and is raised again.
+    Ctrl-C sets `cancel`. `KeyboardInterrupt` is raised when `work` has ended.
     """
     outcome: Future[_T] = Future()
     begun, ended = threading.Event(), threading.Event()
@@ -130,16 +130,16 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
 
     thread = threading.Thread(target=run, name="engine build", daemon=True)
     interrupted: KeyboardInterrupt | None = None
-    starts = [thread.start]  # emptied before the call: Ctrl-C inside of it must not lead to a second one
+    starts = [thread.start]  # emptied before the call, so that Ctrl-C during it cannot cause a second call
     while not ended.is_set():
         try:
             if starts:
                 starts.pop()()
-            ended.wait(timeout=0.2)  # join, interrupted, takes the thread for stopped (bugs.python.org/issue45274)
+            ended.wait(timeout=0.2)  # an interrupted join marks the thread as stopped (bugs.python.org/issue45274)
         except KeyboardInterrupt as error:
             cancel.set()
             if interrupted is not None or not begun.wait(timeout=1.0):
-                raise  # the second one leaves at once; the thread is a daemon
+                raise  # a second Ctrl-C ends the wait immediately; the thread is a daemon
             interrupted = error
     thread.join()
     if interrupted is not None:

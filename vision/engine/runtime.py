@@ -1,7 +1,7 @@
 """An engine in memory, and the execution contexts that run it.
 
-TensorRT reports most failures by returning False or None, with a line in its log. This module raises an exception with
-that line instead. Only calls on a `trt` object need a GPU; the rest is plain data.
+TensorRT reports most failures by returning False or None, and writes a line to its log. This module raises an exception
+with that line instead. Only calls on a `trt` object need a GPU. The rest is plain data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
-    """Return an error with TensorRT's messages and the allocation that failed, if any."""
+    """Return an error with TensorRT's messages and, if an allocation failed, its size."""
     reason = "; ".join(log.errors()) or "it gave no reason"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Yield a check for TensorRT's bool results that raises with the log lines of the block."""
+    """Yield a check for results of TensorRT. It raises an error with the log lines of the block."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -43,15 +43,15 @@ def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
 
         try:
             yield check
-        except RuntimeError as error:  # pybind turns some C++ failures into this
+        except RuntimeError as error:  # pybind raises this for some C++ failures
             raise DeviceError(f"{problem}: {error}; {'; '.join(log.errors())}") from error
 
 
 class Context:
-    """One execution context. Not thread-safe; one per (profile, slot), because a change of profile voids its graphs.
+    """One execution context of a profile and a slot: a change of profile invalidates its graphs. Not thread-safe.
 
-    The caller owns its scratch memory: call `give_memory` before the first `enqueue`. The memory stays in use until the
-    enqueued work has ended on the GPU. Methods raise `DeviceError` if TensorRT refuses.
+    The caller owns the scratch memory. Call `give_memory` before the first `enqueue`. The memory is in use until the
+    enqueued work has ended on the GPU. Methods raise `DeviceError` if TensorRT refuses the call.
     """
 
     def __init__(self, engine: Engine, raw: trt.IExecutionContext, profile: int) -> None:
@@ -62,11 +62,11 @@ class Context:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the scratch memory for the largest shapes of the profile."""
+        """Size of the scratch memory for the largest shapes of the profile, in bytes."""
         return int(self._engine.raw.get_device_memory_size_for_profile_v2(self.profile))
 
     def keep(self, name: str, what: object) -> None:
-        """Keep an object alive as long as the context: TensorRT points to it and does not own it."""
+        """Keep an object alive as long as the context, because TensorRT points to it but does not own it."""
         self._kept[name] = what
 
     def give_memory(self, address: int, size: int) -> None:
@@ -89,25 +89,25 @@ class Context:
             check(self.raw.set_input_shape(name, shape))
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
-        """Set the values of a shape-tensor input, read from host memory that the context keeps."""
+        """Set the values of a shape-tensor input. The context keeps the host memory that contains them."""
         tensor = self._engine.tensor(name)
         array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
         self.keep(f"values of {name}", array)
         self.set_address(name, array.ctypes.data)
 
     def set_address(self, name: str, address: int) -> None:
-        """Set the address of an input or output. A captured graph keeps the old one."""
+        """Set the address of an input or output. A graph that is already captured keeps the old address."""
         with _refusing(f"address of {name} was refused") as check:
             check(self.raw.set_tensor_address(name, address))
 
     def set_output_allocator(self, name: str, allocator: trt.IOutputAllocator) -> None:
-        """Let TensorRT request the memory of an output with a data-dependent size."""
+        """Set the allocator from which TensorRT requests the memory of an output with a data-dependent size."""
         self.keep(f"allocator of {name}", allocator)
         with _refusing(f"output allocator of {name} was refused") as check:
             check(self.raw.set_output_allocator(name, allocator))
 
     def output_sizes(self) -> Mapping[str, OutputSize]:
-        """Return the size of each output at the current shapes. All inputs must have one."""
+        """Return the size of each output for the current input shapes. The shapes of all inputs must be set."""
         inputs = {tensor.name: as_shape(self.raw.get_tensor_shape(tensor.name)) for tensor in self._engine.inputs}
         missing = [name for name, shape in inputs.items() if min(shape, default=0) < 0]
         if missing:  # TensorRT 10.3 crashes in its error path off the main thread
@@ -127,17 +127,17 @@ class Context:
         return OutputSize(None, bound if 0 < bound < 1 << 40 else None)
 
     def enqueue(self, stream: int) -> None:
-        """Put the network on a stream and return."""
+        """Queue one run of the network on a stream. Does not wait."""
         if not self.raw.execute_async_v3(stream):
             raise DeviceError(f"{self._engine.label} could not be started: {recent_errors()}")
 
 
 class Engine:
-    """Tensors and profiles of an engine as plain data, and contexts of it. Thread-safe.
+    """An engine: its tensors and profiles as plain data. Creates execution contexts. Thread-safe.
 
-    `load_engine` creates one from a plan. `owners`, such as the runtime, live as long as `raw`. `pool` serves
-    TensorRT's memory and must outlive the engine. `kernel_file` keeps the kernels that TensorRT-RTX compiles at run
-    time, which are code, like the plan.
+    `load_engine` creates an engine from a plan. `owners`, such as the runtime, live as long as `raw`. `pool` provides
+    TensorRT's memory, and must outlive the engine. `kernel_file` stores the kernels that TensorRT-RTX compiles at run
+    time. They are code, like the plan, so other users must not be able to write to the file.
     """
 
     def __init__(
@@ -164,25 +164,25 @@ class Engine:
 
     @property
     def raw(self) -> trt.ICudaEngine:
-        """Return TensorRT's own object. Raises `DeviceError` after `close`."""
+        """TensorRT's own object. Raises `DeviceError` after `close`."""
         if self._raw is None:
             raise DeviceError(f"{self.label} is closed")
         return self._raw
 
     @property
     def max_batch(self) -> int:
-        """Return the maximum number of frames of one enqueue: the largest first dimension of the first input."""
+        """Maximum number of frames in one run: the largest first dimension of the first input."""
         name = self.inputs[0].name
         return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
 
     @property
     def layers(self) -> int:
-        """Return the number of layers after fusion."""
+        """Number of layers after fusion."""
         return int(self.raw.num_layers)
 
     @property
     def weights_bytes(self) -> int:
-        """Return the bytes of weights on the device, or the slightly larger size of the plan if unknown."""
+        """Size of the weights on the device, in bytes. If unknown, the size of the plan, which is slightly larger."""
         statistic = member_of("EngineStat", "TOTAL_WEIGHTS_SIZE")
         if statistic is None or not hasattr(self.raw, "get_engine_stat"):
             return self.plan_bytes
@@ -190,7 +190,7 @@ class Engine:
         return size if size >= 0 else self.plan_bytes
 
     def tensor(self, name: str) -> Tensor:
-        """Return an input or output by name. Raises `ModelError` if there is none of this name."""
+        """Return an input or output by name. Raises `ModelError` if there is no tensor with this name."""
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
@@ -198,20 +198,20 @@ class Engine:
         raise ModelError(f"{self.label} has no tensor {name}; it has {names}", code="no-tensor")
 
     def choose(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the index of the profile to run `shapes` with; see `choose_profile`."""
+        """Return the index of the profile with which to run `shapes`. See `choose_profile`."""
         return choose_profile(self.profiles, shapes)
 
     def create_context(self, profile: int, stream: int) -> Context:
-        """Create a context on the profile of this index. The caller provides its scratch memory.
+        """Create a context for the profile with this index. The caller provides its scratch memory.
 
-        `stream` carries the copies that a change of profile may need: synchronise it, or use it for the enqueue too.
-        Raises `DeviceError` if TensorRT refuses, for example for lack of memory.
+        `stream` receives the copies that a change of profile may need: synchronize it, or also use it for `enqueue`.
+        Raises `DeviceError` if TensorRT refuses, for example because of a lack of memory.
         """
         with collect_log() as log:
             raw = self._new_context()
             if raw is None:
                 raise _device_error(f"no execution context for {self.label}", log, self._pool)
-        # The engine carries details for `vision profile`; on every enqueue they would slow the tracer down.
+        # The engine contains details for `vision profile`, which would slow down the tracer at every run.
         raw.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         with _refusing(f"profile {profile} of {self.label} was refused") as check:
             check(raw.set_optimization_profile_async(profile, stream))
@@ -220,8 +220,8 @@ class Engine:
     def _new_context(self) -> trt.IExecutionContext | None:
         """Create a context whose caller captures its graphs.
 
-        A captured graph must not hold fallback kernels that TensorRT-RTX replaces later. So that library compiles the
-        kernels of the current shape at once (EAGER) and not in the background (LAZY, the default).
+        A captured graph must not contain fallback kernels that TensorRT-RTX replaces later. Therefore, the library is
+        set to compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the default).
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
@@ -236,17 +236,19 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Return a cache with the kernels of `file`, for all contexts."""
+        """Create a cache for all contexts, and load the kernels of `file` into it."""
         cache = config.create_runtime_cache()
         kernels = read_checked(file)
         if kernels is None:
-            _log.info("%s: its kernels are compiled, once on this machine: some seconds a batch size", self.label)
+            _log.info(
+                "%s: compiling its kernels, once on this machine; this takes several seconds per batch size", self.label
+            )
         elif not cache.deserialize(kernels):
-            _log.info("%s: the saved kernels do not fit this driver or library, compiling again", self.label)
+            _log.info("%s: the saved kernels do not fit this driver or library; compiling again", self.label)
         return cache
 
     def save_kernels(self) -> bool:
-        """Store the kernels compiled so far for the next start. Call it once warm. Returns False without any."""
+        """Store the compiled kernels for the next start. Call it after the warm-up. Return False if there are none."""
         memory = self._compiled.serialize() if self._compiled is not None else None
         if memory is None or not memory.nbytes or self._kernel_file is None:
             return False
@@ -257,15 +259,15 @@ class Engine:
         try:
             write_checked(self._kernel_file, kernels)
         except Unwritable as error:
-            _log.warning("compiled kernels are not kept, so each start takes as long: %s", error.args[0])
+            _log.warning("cannot store the compiled kernels, so the next start compiles them again: %s", error.args[0])
         return True
 
     def information(self) -> str:
-        """Return the layers as JSON. Names only, unless the engine was built with detailed verbosity."""
+        """Return the layers as JSON. It contains only names, unless the engine was built with detailed verbosity."""
         return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Release the engine. Every context must be closed before. Idempotent."""
+        """Release the engine. Every context must already be closed. Idempotent."""
         self._compiled = None
         self._raw = None
         self._owners = ()
@@ -285,21 +287,21 @@ def load_engine(
     label: str = "engine",
     dla_core: int | None = None,
 ) -> Engine:
-    """Deserialize a plan on the GPU that is current in this thread. Arguments: see `Engine`.
+    """Deserialize a plan on the GPU that is current in this thread. See `Engine` for the arguments.
 
-    `dla_core` is the core that the plan was built for: TensorRT takes the first one otherwise.
+    `dla_core` is the core that the plan was built for. Without it, TensorRT uses the first core.
 
     Raises:
-        ModelError: it was not built for this machine and library, or is damaged.
+        ModelError: the plan was not built for this machine and library, or is damaged.
         DeviceMissing: no GPU works.
-        DeviceError: it does not fit into the GPU's memory.
+        DeviceError: the engine does not fit into the GPU's memory.
     """
     allocator = None if pool is None else make_allocator(pool)
     with collect_log() as log:
         runtime = start(trt.Runtime, log)
         if pool is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
-            pool.last_failure = ""  # TensorRT may have done without what it did not get earlier
+            pool.last_failure = ""  # an earlier failure may not have mattered to TensorRT
         aim_at_dla(runtime, dla_core)
         causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
@@ -316,15 +318,15 @@ def load_engine(
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
-    """Let the plans that `runtime` loads run on this accelerator, if the machine has it."""
+    """Select the accelerator on which the plans of `runtime` run, if the machine has it."""
     if core is not None and core < runtime.num_DLA_cores:
         runtime.DLA_core = core
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """Return why TensorRT-RTX finds a plan invalid on this machine, if it can be asked.
+    """Return the reasons why TensorRT-RTX finds a plan invalid on this machine. Empty if the library has no such call.
 
-    That is not a reason to refuse the plan: 1.6.1 reports "unsupported cc" for an H100, and then loads and runs it.
+    They do not justify refusing the plan: version 1.6.1 reports "unsupported cc" on an H100, but loads and runs it.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return []

@@ -1,4 +1,4 @@
-"""Inputs, outputs and profiles of engines and of parsed networks as plain data."""
+"""Inputs, outputs, and profiles of engines and of parsed networks, as plain data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_shape(dims: _Dims) -> Shape:
 
 
 def dtype_name(member: str) -> str:
-    """Return NumPy's or our name of a ``trt.DataType`` member; `trt.nptype` raises for half of them."""
+    """Return the name of a ``trt.DataType`` member, as in `ITEM_BITS`. `trt.nptype` does not support half of them."""
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:
@@ -50,18 +50,18 @@ class Tensor:
     name: str
     mode: Literal["input", "output"]
     dtype: str  # a key of ITEM_BITS
-    shape: Shape  # -1 where it is not fixed
+    shape: Shape  # -1 for a dimension that is not fixed
     location: Literal["device", "host"]
     is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
     interleaved: bool = False  # (B, 4, H, W) that lies in memory as (B, H, W, 4)
 
     @property
     def channels(self) -> int:
-        """Return the channels of an input for frames. A fourth one, always 0, exists for the memory layout."""
+        """Number of channels of an input for frames. A fourth channel, always 0, exists only for the memory layout."""
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Return the bytes of a buffer of `shape`, in which no dimension is free."""
+        """Return the size in bytes of a buffer with the shape `shape`, which must have no open dimension."""
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
         return -(-math.prod(shape) * ITEM_BITS[self.dtype] // 8)
@@ -69,14 +69,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputSize:
-    """Size of one output. `shape` is None if the data decides (NonMaxSuppression, NonZero)."""
+    """Size of one output. `shape` is None if it depends on the data (NonMaxSuppression, NonZero)."""
 
     shape: Shape | None
-    bytes: int | None  # None where not even a bound is known: use an output allocator
+    bytes: int | None  # None if not even a bound is known: use an output allocator
 
 
 def read_tensors(engine: Any) -> tuple[Tensor, ...]:
-    """Return inputs and outputs of an engine as plain data."""
+    """Return the inputs and outputs of an engine as plain data."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return tuple(
         Tensor(
@@ -98,7 +98,7 @@ def _format(engine: Any, name: str) -> Any:
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Return the ranges of every profile. Inputs only: for outputs TensorRT returns shapes that cannot be iterated."""
+    """Return the input ranges of every profile. For outputs, TensorRT returns shapes that cannot be iterated."""
     inputs = [tensor for tensor in tensors if tensor.mode == "input"]
     return tuple(
         Profile(
@@ -131,9 +131,9 @@ def add_profile(
 ) -> trt.IOptimizationProfile:
     """Add a profile to a configuration. The caller keeps the result until the build has ended.
 
-    TensorRT accepts `set_shape_input` for inputs that are not shape tensors, and then the build fails because of a
-    missing range. It also accepts a minimum above the maximum, and reports that only by the truth value of the profile.
-    Both raise `ModelError` here.
+    TensorRT accepts `set_shape_input` for inputs that are not shape tensors, but then the build fails because a range
+    is missing. It also accepts a minimum above the maximum, which only makes the profile false as a bool. This function
+    raises `ModelError` in both cases.
     """
     added = builder.create_optimization_profile()
     try:
@@ -154,7 +154,7 @@ def add_profile(
 
 
 def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
-    """Return the type that the QuantizeLinear nodes of a network have, or "none"."""
+    """Return the type of the QuantizeLinear nodes of a network, or "none" if it has no such nodes."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":
@@ -172,9 +172,9 @@ def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
 
 
 def halve_ends(network: Any, plan: BuildPlan) -> None:
-    """Give a weakly typed network 16-bit inputs or outputs. A strongly typed one has them in its ONNX file.
+    """Set 16-bit inputs or outputs in a weakly typed network. A strongly typed network has them in its ONNX file.
 
-    Also sets the float32 ends, because the type of an output may otherwise follow from that of the input.
+    Also sets float32 inputs or outputs, because the type of an output can otherwise follow from the type of the input.
     """
     half = {"fp16": "HALF", "bf16": "BF16"}.get(plan.precision)
     if half is None or not (plan.half_input or plan.half_outputs):
@@ -184,7 +184,7 @@ def halve_ends(network: Any, plan: BuildPlan) -> None:
     kinds = [(tensor, half if plan.half_input else "FLOAT") for tensor in inputs]
     kinds += [(tensor, half if plan.half_outputs else "FLOAT") for tensor in outputs]
     floats = [(tensor, kind) for tensor, kind in kinds if dtype_name(tensor.dtype.name) == "float32"]
-    with warnings.catch_warnings():  # deprecated since strong typing, and right without it
+    with warnings.catch_warnings():  # deprecated since strong typing, but correct with weak typing
         warnings.simplefilter("ignore", DeprecationWarning)
         for tensor, kind in floats:
             tensor.dtype = getattr(trt.DataType, kind)

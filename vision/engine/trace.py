@@ -1,6 +1,6 @@
-"""Spans on a time line, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
+"""Spans on a timeline, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
 
-The format is "Trace Event Format", JSON object form: complete events (``ph: X``) with microseconds.
+The format is the JSON object form of "Trace Event Format": complete events (``ph: X``), in microseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One span of time. `lane` is the line it is drawn in: a slot, a thread, the copy engine."""
+    """One span of time. `lane` is the row in which it is drawn, such as a slot, a thread, or the copy engine."""
 
     name: str
     lane: str
@@ -30,7 +30,7 @@ class Span:
 
 
 class SpanRecorder:
-    """Ring buffer of the newest `keep` spans. Thread-safe. `clock` returns monotonic ns."""
+    """Ring buffer of the newest `keep` spans. Thread-safe. `clock` returns monotonic nanoseconds."""
 
     def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._spans: deque[Span] = deque(maxlen=keep)
@@ -58,7 +58,7 @@ class SpanRecorder:
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
-    """Return layers one after the other, from (name, milliseconds) in the order of execution."""
+    """Return one span per layer, one after another, from (name, milliseconds) in the order of execution."""
     spans: list[Span] = []
     for name, ms in layers:
         end_ns = start_ns + round(ms * 1e6)
@@ -68,7 +68,7 @@ def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -
 
 
 def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
-    """Return spans as a trace; time 0 is the earliest start. Lanes are sorted by name."""
+    """Convert spans to a trace. Time 0 is the earliest start. Lanes are sorted by name."""
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     origin_ns = ordered[0].start_ns if ordered else 0
     lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}

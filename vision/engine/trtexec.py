@@ -1,7 +1,7 @@
-"""The `nsys`, `trtexec` and `tensorrt_rtx` commands for the installed library.
+"""The `nsys`, `trtexec`, and `tensorrt_rtx` commands for the installed library.
 
-trtexec 11 lost options of 10 and inverted others: CUDA graphs, spinning and no transfers became its defaults. Figures
-of both are comparable only with the options below.
+trtexec 11 removed some options of version 10 and inverted others: CUDA graphs, spinning, and no transfers are now its
+defaults. Results of both versions are comparable only with the options below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.engine.profiles import Profile, Shape
 _TRTEXEC_PLACES = (Path("/usr/src/tensorrt/bin/trtexec"), Path("/opt/tensorrt/bin/trtexec"))
 
 Dialect: TypeAlias = Literal["trtexec-10", "trtexec-11", "tensorrt_rtx"]
-"""The set of options of a tool: `trtexec-10` has precisions (weak typing), `trtexec-11` has none."""
+"""The set of options of a tool. `trtexec-10` has options for precisions (weak typing), `trtexec-11` does not."""
 
 _LIKE_THE_DETECTOR: Mapping[Dialect, tuple[str, ...]] = {
     "trtexec-10": ("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
@@ -37,7 +37,7 @@ _PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """The command-line tool of a library: its set of options, its program, and True if this machine has it."""
+    """The command-line tool of a library. `found` is True if it is installed on this machine."""
 
     dialect: Dialect
     program: str
@@ -45,14 +45,14 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return the options dialect of the tool that comes with a library."""
+    """Return the set of options of the tool that belongs to a library."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """Return the tool on this machine, or its plain name. JetPack installs trtexec outside of PATH."""
+    """Find the tool on this machine. If it is missing, `program` is its name. JetPack installs trtexec outside PATH."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":
@@ -61,12 +61,12 @@ def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Too
 
 
 def installed_tool() -> Tool:
-    """Return the tool that comes with the library of this process."""
+    """Return the tool that belongs to the library of this process."""
     return find_tool(dialect_of(find_library().flavour, weak_typing=has_weak_typing()))
 
 
 def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
-    """Return the Nsight Systems command for `target`, with CUDA graphs resolved into their kernels."""
+    """Return the Nsight Systems command for `target`. It traces each kernel of a CUDA graph."""
     options = ["--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--force-overwrite=true", "--output=vision"]
     command = [shutil.which("nsys") or "nsys", "profile", *options]
     if tegra:  # the GPU's decoder and encoder; needs root
@@ -81,11 +81,11 @@ def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: in
 
 
 def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the command for times and description of every layer."""
+    """Return the command that shows the time and the description of every layer."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
     if tool.dialect == "trtexec-10":
-        options.append("--separateProfileRun")  # always so from 11 on
+        options.append("--separateProfileRun")  # the default since version 11
     return shlex.join([tool.program, *options])
 
 
@@ -98,7 +98,7 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Return the command that builds a similar engine. With strong typing, `onnx` must be in `precision` already."""
+    """Return the command that builds a similar engine. With strong typing, `onnx` must already be in `precision`."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
         options.append("--noTF32")
@@ -115,7 +115,7 @@ def build_line(
 
 
 def _shapes(shapes: Mapping[str, Shape]) -> str:
-    """Return shapes as an option; names with a separator in them are quoted."""
+    """Return shapes as the value of an option. Names that contain a separator are quoted."""
     names = {name: f'"{name}"' if set(name) & {":", ","} else name for name in shapes}
     return ",".join(f"{names[name]}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 

@@ -1,4 +1,4 @@
-"""CUDA: devices, streams, events, graphs, memory and kernels. Importing it needs cuda-python and no GPU."""
+"""CUDA: devices, streams, events, graphs, memory, and kernels. The import needs cuda-python, but no GPU."""
 
 import importlib
 
@@ -11,6 +11,6 @@ except ImportError as error:
     raise DeviceMissing(
         f"cuda-python cannot be imported: {error}",
         hint=f"install the extra of the machine's CUDA version: `{install_hint('cuda13')}`, "
-        "or cuda12 in place of cuda13 (JetPack 6)",
+        "or cuda12 instead of cuda13 (JetPack 6)",
         code="cuda-python-missing",
     ) from error

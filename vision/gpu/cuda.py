@@ -1,11 +1,11 @@
 """Thin wrappers for the CUDA calls that the detector uses: errors, the device, streams, events, and graphs.
 
 They use calls of ``cuda.bindings.runtime`` that are the same from cuda-python 12.6 (JetPack 6) to 13.x (JetPack 7 and
-servers). Memory is in `vision.gpu.memory`, kernels are in `vision.gpu.nvrtc`. See docs/decisions/030-cuda-core.md for
-NVIDIA's own wrappers.
+servers). Memory is in `vision.gpu.memory`, and kernels are in `vision.gpu.nvrtc`. docs/decisions/030-cuda-core.md
+explains why NVIDIA's own wrappers are not used.
 
-Every object has one owner, which calls `close`. `close` is idempotent; an object that was not closed warns. Every CUDA
-error becomes a `DeviceError` that names the action that failed.
+Every object has one owner, which calls `close`. `close` is idempotent. An object that was not closed emits a warning.
+Every CUDA error becomes a `DeviceError` that contains the action that failed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIRST = 0  # CUDA_VISIBLE_DEVICES chooses which one that is
+_FIRST = 0  # CUDA_VISIBLE_DEVICES selects the GPU with this index
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
-_UNLOADING = 4  # cudaErrorCudartUnloading: the process ends
-_OLD_DRIVER = 35  # cudaErrorInsufficientDriver: too old, or none
+_UNLOADING = 4  # cudaErrorCudartUnloading: the process is ending
+_OLD_DRIVER = 35  # cudaErrorInsufficientDriver: the driver is too old or missing
 _NO_DEVICE = 100  # cudaErrorNoDevice
 _INVALID_CONTEXT = 201  # cudaErrorDeviceUninitialized: the thread has not used the GPU yet
 _NOT_READY = 600  # cudaErrorNotReady
@@ -41,7 +41,7 @@ _OTHER_DRIVER = (803, 804)  # cudaErrorSystemDriverMismatch, cudaErrorCompatNotS
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 _RESTART = (
-    "restart the process (systemd does): a CUDA error persists until it ends; "
+    "restart the process (systemd does this), because a CUDA error persists until it ends; "
     "`dmesg | grep -i -e xid -e nvgpu` shows the GPU's reports"
 )
 _MISSING = {  # status of CUDA: message, hint, code
@@ -51,8 +51,8 @@ _MISSING = {  # status of CUDA: message, hint, code
         "no-driver",
     ),
     _NO_DEVICE: (
-        "the NVIDIA driver shows no GPU",
-        "`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
+        "the NVIDIA driver reports no GPU",
+        "`nvidia-smi` lists GPUs; CUDA_VISIBLE_DEVICES may hide them; a container needs `--gpus all`",
         "no-gpu",
     ),
 }
@@ -62,7 +62,7 @@ _MISSING = {  # status of CUDA: message, hint, code
 
 
 def _name_of(status: Any) -> str:
-    """Return the name and the text of a status of any CUDA library."""
+    """Return the name and the description of a status of any CUDA library."""
     try:
         if isinstance(status, nvrtc.nvrtcResult):
             return str(nvrtc.nvrtcGetErrorString(status)[1].decode())
@@ -71,7 +71,12 @@ def _name_of(status: Any) -> str:
         else:
             name, text = runtime.cudaGetErrorName(status)[1], runtime.cudaGetErrorString(status)[1]
         return f"{name.decode()}: {text.decode()}"
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # newer than the library, or no library to ask
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # the status is newer than the library, or there is no library
         return str(getattr(status, "name", status))
 
 
@@ -87,14 +92,14 @@ def failure(status: Any, action: str) -> DeviceError:
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
-    """Return the value of a call of ``cuda.bindings``. Raises `failure` unless the status before it is success."""
+    """Return the value of a call of ``cuda.bindings``. Raises `failure` if the call's status is not success."""
     if result[0] != _SUCCESS:
         raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def queued(status: int, action: str) -> None:
-    """Raise `failure` unless the status of one of `driver_calls` is success."""
+    """Raise `failure` if the status of one of `driver_calls` is not success."""
     if status:
         raise failure(_status(status), action)
 
@@ -107,10 +112,10 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU: `DeviceMissing` if a restart does not help.
+    """Return the error for a missing or unusable GPU. It is `DeviceMissing` if a restart does not help.
 
     `code` is the status of `cudaGetDeviceCount`. The CUDA versions of driver and cuda-python are 1000 * major + 10 *
-    minor, and 0 without a driver.
+    minor, or 0 without a driver.
     """
 
     def dotted(version: int) -> str:
@@ -118,7 +123,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
     if code == _OLD_DRIVER and driver_version:
         return DeviceMissing(
-            f"the NVIDIA driver is too old: it supports CUDA {dotted(driver_version)}, and cuda-python is for "
+            f"the NVIDIA driver is too old: it supports CUDA {dotted(driver_version)}, but cuda-python is for "
             f"CUDA {dotted(runtime_version)}",
             code="old-driver",
             hint=f"update the driver, or {install_hint(f'cuda{driver_version // 1000}')}",
@@ -128,7 +133,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
         return DeviceMissing(message, hint=hint, code=error_code)
     message = f"the GPU cannot be used: {_name_of(_status(code))}"
     if code in _OTHER_DRIVER:
-        hint = "restart the machine: the driver was updated, its old module is still loaded"
+        hint = "restart the machine: the driver was updated, but its old module is still loaded"
         return DeviceMissing(message, hint=hint, code="driver-mismatch")
     return DeviceError(message, hint=_RESTART, code="cuda-error")
 
@@ -138,7 +143,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The GPU that this process works on."""
+    """The GPU that this process uses."""
 
     index: int
     name: str
@@ -146,12 +151,12 @@ class Device:
     integrated: bool  # CPU and GPU share the memory
     total_bytes: int
     shared_bytes: int  # maximum of one block
-    cache_bytes: int  # second-level cache
+    cache_bytes: int  # L2 cache
     driver_version: int  # 1000 * major + 10 * minor
 
     @property
     def arch(self) -> str:
-        """Return the name of the architecture for compilers, such as ``sm_87``."""
+        """Name of the architecture for compilers, such as ``sm_87``."""
         return "sm_{}{}".format(*self.compute_capability)
 
 
@@ -160,7 +165,7 @@ def open_device() -> Device:
     """Open the first GPU and make it current in the calling thread. Later calls return the same object.
 
     Raises:
-        DeviceMissing: no driver, an old driver, or no GPU.
+        DeviceMissing: the driver is missing or too old, or there is no GPU.
         DeviceError: the GPU does not work, or another process uses it exclusively.
     """
     try:
@@ -193,12 +198,12 @@ def open_device() -> Device:
 
 
 def use_device(device: Device) -> None:
-    """Make the GPU current in the calling thread. A new thread has none."""
+    """Make the GPU current in the calling thread. In a new thread, no GPU is current."""
     check(runtime.cudaSetDevice(device.index), "choosing the GPU")
 
 
 def memory_info() -> tuple[int, int]:
-    """Return free and total device memory, bytes. On a Jetson, free excludes what the system could reclaim."""
+    """Return free and total device memory, in bytes. On a Jetson, free excludes memory that the system can reclaim."""
     free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "reading the free device memory")
     return int(free_bytes), int(total_bytes)
 
@@ -207,14 +212,15 @@ def memory_info() -> tuple[int, int]:
 
 
 class DriverCalls(NamedTuple):
-    """CUDA calls that queue work or query its progress, made without releasing the GIL.
+    """CUDA calls that queue work or query its progress, without releasing the GIL.
 
-    cuda-python releases the GIL in every call, which is right for calls that wait. These calls take a few microseconds,
-    but acquiring the GIL again takes milliseconds each time if the threads of thirty cameras wait for it, and a batch
-    makes one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to 80 ms.
+    cuda-python releases the GIL in every call, which is right for calls that wait. These calls take only a few
+    microseconds, but acquiring the GIL again takes milliseconds if the threads of thirty cameras wait for it, and a
+    batch makes one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to
+    80 ms.
 
-    The functions are the driver's, at the addresses that CUDA returns for them. They take the runtime's handles and
-    return a CUresult, which has the numbers of cudaError_t.
+    The functions are those of the driver, at the addresses that CUDA returns. They accept the runtime's handles, and
+    return a CUresult, whose numbers are those of cudaError_t.
     """
 
     copy_to_device: Callable[..., int]  # target, source, bytes, stream; waits unless the source is page-locked
@@ -226,7 +232,7 @@ class DriverCalls(NamedTuple):
 
 @functools.cache
 def driver_calls() -> DriverCalls:
-    """Return the functions of this process's driver. Raises `DeviceMissing` if it lacks one of them."""
+    """Return the functions of the driver. Raises `DeviceMissing` if it lacks one of them."""
     address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     return DriverCalls(
         _driver_call("cuMemcpyHtoDAsync", address, address, nbytes, address),
@@ -249,7 +255,7 @@ def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
 
     def call(*arguments: int) -> int:
         status = int(function(*arguments))
-        if status == _INVALID_CONTEXT:  # calls of the runtime handle that by themselves
+        if status == _INVALID_CONTEXT:  # calls of the runtime handle this automatically
             runtime.cudaSetDevice(runtime.cudaGetDevice()[1])
             status = int(function(*arguments))
         return status
@@ -266,7 +272,7 @@ class Resource(ABC):
     _closed = False
 
     def close(self) -> None:
-        """Release it. Idempotent."""
+        """Release the resource. Idempotent."""
         if not self._closed:
             self._closed = True
             self._release()
@@ -286,18 +292,18 @@ class Resource(ABC):
 
 
 def released(result: tuple[Any, ...], resource: str) -> None:
-    """Log a failed release. Do not raise: if the device is lost, another call raises that error."""
+    """Log a failed release. Does not raise an error: if the device is lost, a later call raises it."""
     if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
         _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
 
 class Stream(Resource):
-    """A queue of work on the GPU. Not the default stream, which cannot be captured and waits for all others."""
+    """A queue of work on the GPU. Never the default stream, which cannot be captured and waits for all others."""
 
     def __init__(self) -> None:
         flag = runtime.cudaStreamNonBlocking
         self.handle = check(runtime.cudaStreamCreateWithFlags(flag), "creating a stream")
-        self.address = int(self.handle)  # the form that TensorRT takes
+        self.address = int(self.handle)  # the form that TensorRT accepts
         self._opened = True
 
     def synchronize(self) -> None:
@@ -313,7 +319,7 @@ class Stream(Resource):
 
 
 class Event(Resource):
-    """A point in a stream. An event that was never recorded counts as reached."""
+    """A position in a stream. An event that was never recorded counts as reached."""
 
     def __init__(self, *, timing: bool = False) -> None:
         flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
@@ -322,11 +328,11 @@ class Event(Resource):
         self._opened = True
 
     def record(self, stream: Stream) -> None:
-        """Record the event behind the work that is queued on `stream`."""
+        """Record the event after the work that is queued on `stream`."""
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return True if the GPU has reached the event, without waiting. Raises if work before the event failed."""
+        """Return True if the GPU has reached the event. Does not wait. Raises an error if work before it failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False
@@ -338,7 +344,7 @@ class Event(Resource):
         check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
 
     def ms_since(self, earlier: Event) -> float:
-        """Return the time since `earlier`, milliseconds. Both events need `timing`."""
+        """Return the time since the event `earlier`, in milliseconds. Both events need `timing`."""
         return float(check(runtime.cudaEventElapsedTime(earlier.handle, self.handle), "timing"))
 
     def _release(self) -> None:
@@ -346,11 +352,11 @@ class Event(Resource):
 
 
 _CAPTURING = threading.Lock()
-"""One capture at a time in the process: TensorRT's allocations in other threads would invalidate a capture."""
+"""Held during a capture: only one at a time, because TensorRT's allocations in other threads would invalidate it."""
 
 
 class Graph(Resource):
-    """Work that was captured once and is launched as a whole. Memory that it uses must outlive it."""
+    """Work that was captured once and is launched as a whole. The memory that it uses must outlive it."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -359,9 +365,9 @@ class Graph(Resource):
 
     @classmethod
     def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
-        """Run `enqueue` once as a warm-up, since libraries allocate at their first call, then capture it.
+        """Run `enqueue` once as a warm-up, because libraries allocate at their first call, then capture it.
 
-        `enqueue` queues work on `stream`; it must not wait or allocate. Errors name the work by `label`.
+        `enqueue` queues work on `stream`. It must not wait or allocate. Errors contain `label` to identify the work.
         """
         enqueue()
         stream.synchronize()
@@ -382,7 +388,7 @@ class Graph(Resource):
                 cause = str(problem).splitlines()[0] if problem is not None and str(problem) else _name_of(status)
                 raise DeviceError(
                     f"the CUDA graph of {label} could not be captured: {cause}",
-                    hint="set `detect: {graphs: off}`: slower, but without graphs",
+                    hint="set `detect: {graphs: off}` to run without graphs, which is slower",
                     code="graph-not-captured",
                 ) from problem
             executable = check(runtime.cudaGraphInstantiate(template, 0), f"creating the CUDA graph of {label}")

@@ -1,6 +1,6 @@
-"""GPU memory and page-locked host memory: allocations, the total of them, copies, and buffers of frames.
+"""GPU memory and page-locked host memory: allocations and their total size, copies, and buffers for frames.
 
-As in `vision.gpu.cuda`, every object has one owner, which closes it. Every error names the purpose of the memory.
+As in `vision.gpu.cuda`, every object has one owner, which closes it. Every error contains the purpose of the memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """Memory that the process holds through this module, and the number of allocations. None may follow READY."""
+    """Memory that the process holds through this module, and the number of allocations."""
 
     device_bytes: int
     host_bytes: int  # page-locked
@@ -41,7 +41,7 @@ class Allocated:
 
 class _Ledger:
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finaliser can run while the lock is held
+        self._lock = threading.RLock()  # a finalizer can run while the lock is held
         self.now = Allocated(0, 0, 0)
 
     def add(self, *, device_bytes: int = 0, host_bytes: int = 0, calls: int = 1) -> None:
@@ -54,7 +54,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """Return the memory held now."""
+    """Return the memory that is currently held."""
     return _ledger.now
 
 
@@ -69,7 +69,7 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
     runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
     free_bytes, total_bytes = memory_info()
     return OutOfMemory(
-        f"{purpose}: {_mib(nbytes)} of {kind} memory were asked for; {_mib(free_bytes)} of "
+        f"{purpose}: {_mib(nbytes)} of {kind} memory were requested; {_mib(free_bytes)} of "
         f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
         hint="lower detect.max_batch or detect.batches_in_flight, use a smaller model, or end other GPU programs",
         code="out-of-memory",
@@ -77,7 +77,7 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
 
 
 class DeviceBuffer(Resource):
-    """GPU memory, aligned to 256 bytes. Not initialised. `OutOfMemory` names the requested and the free memory."""
+    """GPU memory, aligned to 256 bytes, not initialized. Raises `OutOfMemory` with the requested and free memory."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         self.nbytes = max(nbytes, 1)
@@ -89,17 +89,17 @@ class DeviceBuffer(Resource):
         _ledger.add(device_bytes=self.nbytes)
 
     def fill(self, byte: int, stream: Stream) -> None:
-        """Set every byte."""
+        """Queue an operation on `stream` that sets every byte to `byte`."""
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the start of the memory, and wait until it is there."""
+        """Copy a contiguous array to the start of the memory, and wait for the copy."""
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Return a copy of the content. Streams that write to it must be done."""
+        """Return a copy of the contents. Work that writes to the memory must have ended."""
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes from {offset} of {self.nbytes}")
@@ -113,13 +113,13 @@ class DeviceBuffer(Resource):
 
 
 class CudaMemory:
-    """Segments of a `vision.engine.memory.MemoryPool`, counted like all other memory."""
+    """Allocates segments for a `vision.engine.memory.MemoryPool`, and counts them like all other memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` new bytes, aligned to 256; 0 if there is not enough memory."""
+        """Allocate `size` bytes. Return the address, aligned to 256 bytes, or 0 if there is too little memory."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -129,24 +129,25 @@ class CudaMemory:
         return buffer.address
 
     def free(self, address: int) -> None:
-        """Free the result of `allocate`. Nothing may be using it."""
+        """Free memory from `allocate`. It must no longer be in use."""
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait for a stream by its handle, or for the whole GPU if None."""
+        """Wait for the stream with this handle. If None, wait for all work on the GPU."""
         done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
         check(done, "waiting for TensorRT")
 
     def free_and_total_bytes(self) -> tuple[int, int]:
-        """Return free and total memory of the GPU."""
+        """Return the free and the total memory of the GPU, in bytes."""
         return memory_info()
 
 
 class HostBuffer(Resource):
-    """Page-locked host memory, which the GPU copies from at full speed, or reads and writes in place.
+    """Page-locked host memory. The GPU copies from it at full speed, or reads and writes it in place.
 
-    After `close`, it gives no new arrays. The memory is freed with the last array on it, so that a camera's thread can
-    still write to its frame while the detector closes. `OutOfMemory` names the requested and the free memory.
+    After `close`, it returns no new arrays. The memory is freed with the last array that uses it, so that a camera's
+    thread can still write to its frame while the detector closes. Raises `OutOfMemory` with the requested and free
+    memory.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
@@ -157,7 +158,7 @@ class HostBuffer(Resource):
             raise _refuse(status, self.nbytes, purpose, "page-locked")
         self.address = int(pointer)
         _ledger.add(host_bytes=self.nbytes)
-        owner = (ctypes.c_uint8 * self.nbytes).from_address(self.address)  # the base of all arrays on the memory
+        owner = (ctypes.c_uint8 * self.nbytes).from_address(self.address)  # the base of all arrays that use the memory
         weakref.finalize(owner, _free_host, self.address, self.nbytes).atexit = False
         self._bytes: NDArray[np.uint8] | None = np.frombuffer(memoryview(owner), np.uint8)
         mapped = runtime.cudaHostGetDevicePointer(self.address, 0)
@@ -165,7 +166,7 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return a view of `shape` that keeps the memory alive. Raises ValueError if closed or too small."""
+        """Return an array that keeps the memory alive. Raises ValueError if the buffer is closed or too small."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
             raise ValueError(f"{nbytes} bytes from {offset} of a buffer of {0 if self._bytes is None else self.nbytes}")
@@ -179,7 +180,7 @@ _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """Never free memory again: the GPU hangs, so freeing it would wait. The process is about to end."""
+    """Never free memory again, because the GPU hangs and freeing would wait for it. The process is about to end."""
     _abandoned.set()
 
 
@@ -195,13 +196,13 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked memory. Keeps the GIL: do not use it for other memory, where the call waits."""
+    """Queue a copy from page-locked memory. Keeps the GIL, so do not use it for other memory: the call would wait."""
     status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
     queued(status, f"copying {nbytes} bytes to the device")
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy. Returns at once for page-locked memory, and after reading for pageable memory."""
+    """Queue a copy. Returns immediately for page-locked memory, but waits until pageable memory has been read."""
     (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
     if status != _SUCCESS:
         raise failure(status, f"copying {nbytes} bytes to the device")
@@ -213,18 +214,18 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
 
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
-    """Queue a copy of `rows` rows that are `pitch_bytes` apart at `source`, in any direction between GPU and host."""
+    """Queue a copy of rows that are `pitch_bytes` apart at `source`. Copies in any direction between GPU and host."""
     shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
     check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
 
 
 # ------------------------------------------------------------------------------------------------ frame buffers
 
-_WORD_BYTES: Final = 16  # kernels read whole words, so a frame is padded to them
+_WORD_BYTES: Final = 16  # kernels read whole words, so a frame's size is a multiple of this
 
 
 class DeviceFrameMemory:
-    """GPU memory of one frame. Freed when the last reference to it goes. Satisfies `vision.types.DeviceMemory`."""
+    """GPU memory of one frame, freed with the last reference to it. Implements `vision.types.DeviceMemory`."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         buffer = DeviceBuffer(nbytes, purpose)
@@ -233,7 +234,7 @@ class DeviceFrameMemory:
         self.free.atexit = False
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a copy of rows that are `pitch_bytes` apart, (rows, row_bytes)."""
+        """Return a host copy (rows, row_bytes) of rows that are `pitch_bytes` apart."""
         pixels = np.empty((rows, row_bytes), np.uint8)
         source = (self.address + first_byte, max(pitch_bytes, row_bytes))
         copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
@@ -242,7 +243,7 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return a buffer in GPU memory only, with undefined content. Errors as of `page_locked_frame_buffer`."""
+    """Return a buffer in GPU memory only, not initialized. Raises the errors of `page_locked_frame_buffer`."""
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 
@@ -250,18 +251,18 @@ def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat
 def page_locked_frame_buffer(
     height_px: int, width_px: int, pixel_format: PixelFormat, *, integrated: bool
 ) -> FrameBuffer:
-    """Return a buffer in page-locked host memory, and, unless CPU and GPU share it, in GPU memory to copy to.
+    """Return a buffer in page-locked host memory. Adds GPU memory to copy to, unless CPU and GPU share their memory.
 
-    Raises ValueError if the format does not allow this size, and `OutOfMemory`: then nothing stays allocated.
+    Raises ValueError if the format does not allow this size. Raises `OutOfMemory` and frees all parts if one fails.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if integrated else DeviceFrameMemory(nbytes, purpose)
     try:
-        with HostBuffer(nbytes, purpose) as host:  # closed, but the array keeps the memory
+        with HostBuffer(nbytes, purpose) as host:  # closed at the end, but the array keeps the memory
             array = host.array(frame_shape(height_px, width_px, pixel_format))
     except BaseException:
         if memory is not None:
-            memory.free()  # the error's traceback would hold it
+            memory.free()  # otherwise, the error's traceback would keep it
         raise
     if memory is None:
         return FrameBuffer(pixel_format, height_px, width_px, array, host.device_address)
@@ -269,6 +270,6 @@ def page_locked_frame_buffer(
 
 
 def _size(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, str]:
-    """Return the padded size in bytes and the purpose that an error names."""
+    """Return the padded size of a frame in bytes, and the purpose of its memory for error messages."""
     nbytes = math.prod(frame_shape(height_px, width_px, pixel_format))
     return -(-nbytes // _WORD_BYTES) * _WORD_BYTES, f"a camera's frame of {width_px}x{height_px}"

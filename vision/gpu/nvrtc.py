@@ -1,7 +1,7 @@
 """Kernels: CUDA source that NVRTC compiles for this machine's GPU at the first start, and a cache of the results.
 
-The package has no compiled kernels, because sizes and types of the model are constants in the source, and because one
-package then supports every GPU that the installed CUDA supports.
+The package contains no compiled kernels for two reasons. Sizes and types of the model are constants in the source, and
+one package supports every GPU that the installed CUDA supports.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Source:
 
     @classmethod
     def read(cls, path: Path, definitions: Mapping[str, int | float | str]) -> Source:
-        """Read a file and all headers in its folder."""
+        """Read a ``.cu`` file and all headers in its folder."""
         headers = {header.name: header.read_text("utf-8") for header in sorted(path.parent.glob("*.cuh"))}
         return cls(path.name, path.read_text("utf-8"), headers, definitions)
 
@@ -47,12 +47,12 @@ class Source:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Return the version of NVRTC: major, minor. Raises `DeviceMissing` if the library is not installed."""
+    """Return the version of NVRTC as (major, minor). Raises `DeviceMissing` if the library is not installed."""
     try:
         major, minor = check(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
     except RuntimeError as error:  # cuda-python loads the library at its first use
         raise DeviceMissing(
-            f"NVRTC, CUDA's run-time compiler, was not found: {error}",
+            f"NVRTC, CUDA's runtime compiler, was not found: {error}",
             hint="Jetson: `sudo apt install cuda-nvrtc-12-6` (JetPack 7: 13-x); "
             f"elsewhere: {pip_hint('nvidia-cuda-nvrtc')}",
         ) from error
@@ -60,11 +60,11 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
-    """Return machine code for `arch`: from the folder `cache` if it was compiled before.
+    """Return the machine code for `arch`. Read it from the folder `cache` if possible, otherwise compile it.
 
     Raises:
-        DeviceMissing: no NVRTC.
-        DeviceError: it does not compile. The message contains the compiler's.
+        DeviceMissing: NVRTC is not installed.
+        DeviceError: the source does not compile. The error contains the compiler's messages.
         ModelError: other users can write to the cache, or it cannot be created.
     """
     major, minor = nvrtc_version()
@@ -81,7 +81,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     try:
         write_checked(path, cubin)
     except Unwritable as error:
-        _log.warning("compiled kernels cannot be saved, so the next start compiles them again: %s", error.args[0])
+        _log.warning("cannot store the compiled kernels, so the next start compiles them again: %s", error.args[0])
     return cubin
 
 
@@ -118,15 +118,15 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Compile the source, or read it from the cache, and load it."""
+        """Compile the source, or read the result from the cache, and load it."""
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
-        """Return a kernel by name, with `shared_bytes` of dynamic shared memory."""
+        """Return the kernel `name` with `shared_bytes` of dynamic shared memory."""
         function = check(driver.cuModuleGetFunction(self.handle, name.encode()), f"looking for {name} in {self._name}")
         if shared_bytes > 48 << 10:  # the limit without a request
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            check(driver.cuFuncSetAttribute(function, attribute, shared_bytes), f"asking for shared memory for {name}")
+            check(driver.cuFuncSetAttribute(function, attribute, shared_bytes), f"requesting shared memory for {name}")
         return Kernel(function, name, shared_bytes)
 
     def _release(self) -> None:
@@ -142,12 +142,12 @@ class Kernel:
     shared_bytes: int
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
-        """Return a launch of `grid` blocks of `block` threads. Arguments: see `pack`."""
+        """Return a launch of `grid` blocks of `block` threads. See `pack` for the arguments."""
         return Launch(self, (*grid, *block, self.shared_bytes), arguments)
 
 
 class Launch:
-    """A kernel with its arguments. Memory that they point to must outlive it."""
+    """A kernel with its arguments. The memory that they point to must outlive it."""
 
     def __init__(self, kernel: Kernel, geometry: tuple[int, ...], arguments: Sequence[object]) -> None:
         self._kernel = kernel
@@ -164,13 +164,13 @@ class Launch:
 
 
 def pack(argument: object) -> NDArray[Any]:
-    """Return an argument in memory of its own, in the size that the kernel takes.
+    """Return an argument in separate memory, with the size that the kernel expects.
 
-    NumPy scalars and structures (zero-dimensional arrays) keep their size; Python integers are addresses. Raises
-    `ModelError` for anything else.
+    NumPy scalars and structures (zero-dimensional arrays) keep their size. Python integers are addresses. Raises
+    `ModelError` for other types.
     """
     if isinstance(argument, int) and not isinstance(argument, bool):
         return np.array(argument, np.uint64)
     if isinstance(argument, (np.generic, np.ndarray)) and argument.ndim == 0:
         return np.array(argument)
-    raise ModelError(f"kernel arguments are NumPy scalars, structures or addresses, got {type(argument).__name__}")
+    raise ModelError(f"a kernel argument is a NumPy scalar, structure, or address, got {type(argument).__name__}")

@@ -124,19 +124,19 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda plan: plan.write_bytes(b"a pl"), "it is truncated: 4 bytes, 6 were written"),
-        (lambda plan: plan.write_bytes(b""), "it is truncated: 0 bytes, 6 were written"),
-        (lambda plan: plan.write_bytes(b"b plan"), "its contents changed since it was written"),
-        (lambda plan: plan.unlink(), "the plan is gone"),
-        (lambda plan: plan.with_suffix(".json").unlink(), "it was not built yet"),
-        (lambda plan: plan.with_suffix(".json").write_text("{"), "its JSON is damaged or of another version"),
-        (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), "its JSON is damaged or of another version"),
-        (lambda plan: plan.with_suffix(".json").write_text("[]"), "its JSON is damaged or of another version"),
-        (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), "its JSON is damaged or of another version"),
-        (lambda plan: rewrite(plan.with_suffix(".json"), {"key": None}), "its JSON is damaged or of another version"),
+        (lambda plan: plan.write_bytes(b"a pl"), "it is truncated: 4 of 6 bytes"),
+        (lambda plan: plan.write_bytes(b""), "it is truncated: 0 of 6 bytes"),
+        (lambda plan: plan.write_bytes(b"b plan"), "its contents have changed since it was written"),
+        (lambda plan: plan.unlink(), "the plan is missing"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "not built yet"),
+        (lambda plan: plan.with_suffix(".json").write_text("{"), "its JSON is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), "its JSON is damaged"),
+        (lambda plan: plan.with_suffix(".json").write_text("[]"), "its JSON is damaged"),
+        (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), "its JSON is damaged"),
+        (lambda plan: rewrite(plan.with_suffix(".json"), {"key": None}), "its JSON is damaged"),
         (
             lambda plan: rewrite(plan.with_suffix(".json"), {"key": key(gpu_name="Thor").as_json()}),
-            "it is foreign: gpu_name 'Thor' instead of 'Orin'",
+            "its key differs: gpu_name 'Thor' instead of 'Orin'",
         ),
     ],
 )
@@ -279,7 +279,7 @@ def test_entries_have_model_key_and_build_time(cache: EngineCache) -> None:
     [
         (lambda plan: plan.write_bytes(b"x"), "truncated"),
         (lambda plan: plan.with_suffix(".json").unlink(), "its JSON is missing"),
-        (lambda plan: plan.with_suffix(".json").write_text("{}"), "its JSON is damaged or of another version"),
+        (lambda plan: plan.with_suffix(".json").write_text("{}"), "its JSON is damaged"),
         pytest.param(lambda plan: plan.chmod(0o666), "can be written by everyone", marks=posix),
     ],
 )
@@ -317,7 +317,7 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
         unused.name: "100 days",
         orphan.with_suffix(".json").name: "engine",
         orphan.with_suffix(".kernels").name: "engine",
-        cut_short.name: "cut short",
+        cut_short.name: "write",
         timings.name: "90 days",
     }
     assert gone.keys() == parts.keys()

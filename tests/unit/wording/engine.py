@@ -28,7 +28,7 @@ ROWS = [
         "a precision that the GPU does not have",
         _precision_text,
         (
-            "Orin (compute capability 8.7) has no fp8; it has fp32, fp16, int8, tf32, bf16\n"
+            "Orin (compute capability 8.7) does not support fp8, only fp32, fp16, int8, tf32, bf16\n"
             "  hint: set `detect: {precision: fp16}`"
         ),
     ),
@@ -36,8 +36,8 @@ ROWS = [
         "int8 without a quantised model",
         _quantisation_text,
         (
-            "precision int8 needs a model with int8 QuantizeLinear nodes, this one has none\n"
-            "  hint: NVIDIA ModelOpt writes one from the model and some frames; or set `detect: {precision: fp16}`"
+            "precision int8 needs a model with int8 QuantizeLinear nodes; this model has none\n"
+            "  hint: NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`"
         ),
     ),
 ]

@@ -37,14 +37,14 @@ ROWS = [
         (
             "the detector needs 157.0 MiB of memory, 150.0 MiB of it for activations, a slot; "
             "100.0 MiB of 8192.0 MiB are free\n"
-            "  hint: lower `detect: {max_batch: ...}` or `batches_in_flight`, or end what else uses the GPU"
+            "  hint: lower `detect: {max_batch: ...}` or `batches_in_flight`, or end other programs that use the GPU"
         ),
     ),
     (
         "a batch size that the ONNX file does not allow",
         _batch_text,
         (
-            "the model's batch is fixed to 4 in the ONNX file, and max_batch is 8\n"
+            "the model's batch is fixed to 4 in the ONNX file, but max_batch is 8\n"
             "  hint: set `detect: {max_batch: 4}`, or export the model with an open batch dimension"
         ),
     ),
