@@ -218,8 +218,8 @@ class Overlay:
                 shares = np.array([[along_px], [min(along_px + dash_px, length_px)]]) / length_px
                 self._path(start + shares * (end - start), color, closed=False)
 
-    def _disc(self, centre: NDArray[np.float64], radius_px: int, color: Color) -> None:
-        at = _fixed(centre[None])[0]
+    def _disc(self, center: NDArray[np.float64], radius_px: int, color: Color) -> None:
+        at = _fixed(center[None])[0]
         cv2.circle(self.frame, at, (radius_px + 1) << _SHIFT, RIM, -1, cv2.LINE_AA, _SHIFT)
         cv2.circle(self.frame, at, radius_px << _SHIFT, color, -1, cv2.LINE_AA, _SHIFT)
 

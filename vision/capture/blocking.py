@@ -1,7 +1,7 @@
 """Reading from libraries that block, on a thread that can be abandoned.
 
 FFmpeg and V4L2 block until their own timeouts, longer during a host name lookup, and nothing can wake them. A camera's
-thread makes these calls here, so that it can notice a stop or a timeout of its own. The cost is one exchange between
+thread makes these calls here, so that it can react to a stop or its own timeout. The cost is one exchange between
 two threads per frame.
 """
 

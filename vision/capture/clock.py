@@ -1,7 +1,7 @@
 """The capture time of a frame, from the camera's own clock if that is trustworthy.
 
 A camera's sender reports contain UTC, and thereby the delay of encoder and network. But a camera whose clock was never
-set reports 1970 or 1900, and all frames of a camera that is a minute slow would be dropped as stale. The camera's clock
+set reports 1970 or 1900, and all frames of a camera whose clock is a minute slow would be dropped. The camera's clock
 is therefore trusted once it agrees with this machine's. The time on the monotonic clock, which determines staleness and
 latency, is valid in every case.
 """
@@ -52,7 +52,7 @@ def utc_minus_running_time(
 class CaptureClock:
     """Capture times of one camera: never in the future, always increasing.
 
-    The camera's clock is trusted from the first frame within `trust_ns` of its arrival. From then on a frame may be
+    The camera's clock is trusted from the first frame within `trust_ns` of its arrival. From then on, a frame can be
     later, so that a slow network is visible. The clock is no longer trusted if a frame is more than `trust_ns` in the
     future or an hour in the past, or if all frames are late for 30 s.
     """

@@ -1,8 +1,8 @@
 """Detection of silent and frozen cameras, with timeouts that adapt to each camera.
 
-No fixed timeout suits all cameras: one that detects a dead 25 frames/s camera within seconds is too short for a camera
-that sends one frame every ten seconds. And a camera whose sensor hangs keeps sending: the stream is alive, the frame is
-not. This module decides from times and pixels alone, without a thread or a clock.
+No fixed timeout suits all cameras: one that detects the failure of a 25 frames/s camera within seconds is too short for
+a camera that sends one frame every ten seconds. A camera with a failed sensor continues to send the same frame. This
+module uses only times and pixels, without a thread or a clock.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class FrozenFrameDetector:
     64 whole rows: a clock that the camera draws into its frame is higher than the gaps between them. This takes 30 to
     100 us for 1080p; the whole frame would take twenty times that.
 
-    A frozen camera stays `frozen` over reconnections until another frame arrives.
+    A frozen camera stays `frozen` over reconnections until a different frame arrives.
     """
 
     def __init__(self, frozen_after_s: float | None) -> None:
@@ -137,7 +137,7 @@ class Backoff:
     """Exponential back-off with full jitter, so that cameras that were lost together do not reconnect together.
 
     Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The jitter has a minimum here,
-    because a camera that refuses connections answers at once.
+    because a camera that refuses connections answers immediately.
     """
 
     first_s: float = 0.5

@@ -175,7 +175,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
     NVDEC is not chosen:
 
-    * where GStreamer reads, which delivers frames earlier and reports every lost packet;
+    * if GStreamer reads, which delivers frames earlier and reports every lost packet;
     * over UDP, because NVDEC does not report the frames that lost packets have damaged;
     * for looped files, because each pass would begin with 0.25 s without a frame (H100).
     """

@@ -1,7 +1,7 @@
 """The pace of recordings and synthetic cameras: at their own rate or, offline, as fast as they are read.
 
-At its own rate, a recording stands for a camera. The time of a frame is when it is due, however late the waiting
-thread runs, so that a machine that is too slow shows as latency. Offline, no frame is late. The time of a frame is its
+At its own rate, a recording replaces a camera. The time of a frame is its due time, even if the waiting thread runs
+later, so that a slow machine is visible as latency. Offline, no frame is late. The time of a frame is its
 position in the recording, so that results do not depend on the machine.
 """
 

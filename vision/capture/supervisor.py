@@ -1,8 +1,8 @@
 """One camera's thread: connect, read, detect that the camera failed, wait, and reconnect.
 
 Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
-frame, or come back with another frame size. The supervisor works on the `Source` protocol alone, so that the same
-rules apply to every kind of camera. No fault of a camera ends the program or delays another camera.
+frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that the same
+rules apply to every kind of camera. No camera failure ends the program or delays a different camera.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class SupervisorPolicy:
 
 
 class CameraSupervisor:
-    """Runs one camera: `run` in a thread of its own; `status` and `stop` from any other thread.
+    """Runs one camera: `run` in a separate thread; `status` and `stop` from any other thread.
 
     `factory` returns a new source for every connection. Only this thread writes to `sink`.
 
     A live source is frozen if no frame arrives for longer than its frame rate explains (`StallTimeouts`), or if the
     frame or the stream's time does not change for `frozen_after_s`. The supervisor then closes the connection and
     reconnects, with back-off. It publishes frames until the camera is declared frozen. After that it drops the same
-    frame as stale, also over a new connection, because the frame shows nothing current. Sources that are not live
+    frame as stale, even in a new connection, because the frame is not current. Sources that are not live
     (files, folders) wait for their reader, so none of this applies to them.
     """
 

@@ -84,7 +84,7 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
 
 
 def check_configuration(name: str) -> tuple[Path, AppConfig]:
-    """Validate a configuration, its pipeline and its models, as far as that is possible without building an engine.
+    """Validate a configuration, its pipeline and its models, where possible without building an engine.
 
     Raises:
         VisionError: `vision run` would refuse to start, with this error.

@@ -1,4 +1,4 @@
-"""camera.yaml as frozen typed objects. `analytics:` and `rules:` have modules of their own."""
+"""camera.yaml as frozen typed objects. `analytics:` and `rules:` have separate modules."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class CameraConfig(ConfigSection):
 class TrackConfig(ConfigSection):
     """Scores that extend and start tracks, and the duration of tracks.
 
-    The detector must report down to `low_score`: its threshold is the lower one of `low_score` and the score from
-    which objects are published.
+    The detector must report detections down to `low_score`, so its threshold is the lower of `low_score` and the score
+    from which objects are published.
     """
 
     low_score: Fraction = TRACK_SCORES["low_score"]

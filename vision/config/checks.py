@@ -276,7 +276,7 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
     ]
     for key, pipelines, problem in unused:
         if config.get(key) and pipeline in pipelines:
-            yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or a file of your own")
+            yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or your own file")
     event_kinds = (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
     kinds = _mapping(config, "snapshots").get("kinds")
     for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):

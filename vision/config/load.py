@@ -38,7 +38,7 @@ _S = TypeVar("_S", bound=ConfigSection)
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
     """Read and check camera.yaml, and make its paths absolute. `ConfigError` lists every fault of the file.
 
-    `environ` holds the values of ``${NAME}``.
+    `environ` contains the values of ``${NAME}``.
     """
     config = _validate_config(read_document(path, environ))
     return _resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links

@@ -1,6 +1,6 @@
 """The address of a camera's source, parsed into one type for each kind of source.
 
-The syntax alone decides: parsing opens no device, looks up no host and reads no file. `CameraConfig.address` is the
+Parsing uses only the syntax: it opens no device, looks up no host and reads no file. `CameraConfig.address` is the
 address that a reader opens; it also tells a folder from a file, and holds the camera's user and password.
 """
 

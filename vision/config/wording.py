@@ -97,8 +97,8 @@ def dotted(loc: Loc) -> str:
 def quoted(text: str) -> str:
     """Return `text` in quotes on one line, shortened and escaped, without the account of a URL.
 
-    Everything up to the last ``@`` is removed: a password with a ``/`` or a quote ends the user part of the URL too
-    early for `vision.errors.redact`.
+    Everything up to the last ``@`` is removed, because `vision.errors.redact` would take a ``/`` or a quote in a
+    password for the end of the user part.
     """
     concealed = redact(_URL_USER.sub("://***@", text))
     short = concealed if len(concealed) <= _SHOWN_CHARACTERS else concealed[: _SHOWN_CHARACTERS - 1] + "…"

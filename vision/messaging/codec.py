@@ -49,7 +49,7 @@ _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
 class Numbering:
-    """Sequence numbers of one publisher, per topic. One thread at a time."""
+    """Sequence numbers of one publisher, per topic. Not thread-safe."""
 
     def __init__(self, node: str) -> None:
         self.node = node

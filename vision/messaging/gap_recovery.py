@@ -1,7 +1,7 @@
 """`GapRecovery` delivers stored events in order, each once. `ReplayClient` sends its requests for missing ones.
 
 Messages over PUB and SUB get lost while a subscriber is slow, not running, or connecting. Events are numbered over all
-cameras and restarts, so a missing number is noticed. The subscriber then holds back later events, sends a request to
+cameras and restarts, so a missing number is detected. The subscriber then holds back later events, sends a request to
 the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and every few
 seconds: nothing else shows that the last event before a quiet period was lost.
 """
@@ -32,7 +32,7 @@ class Gap:
     """Report of `lost` messages: this subscriber or the network was too slow, or the connection broke.
 
     With `since`, a gap in ``events/`` (all cameras) means that the publisher no longer stores these events. After a
-    power cut of its machine, `lost` is an upper bound.
+    power failure of its machine, `lost` is an upper bound.
     """
 
     topic: str
@@ -150,7 +150,7 @@ class GapRecovery:
 
 
 class ReplayClient:
-    """Connection to the replay server of a publisher. One thread at a time.
+    """Connection to the replay server of a publisher. Not thread-safe.
 
     `socket`, for a poller, is not connected until the address is known.
     """

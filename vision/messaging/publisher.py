@@ -72,7 +72,7 @@ class Publisher:
             queue: maximum number of messages that wait for one slow subscriber. It loses further messages.
             recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
-            replay: address where subscribers ask for events of `event_log`; as `bind`.
+            replay: address where subscribers request events of `event_log`, in the form of `bind`.
             linger_s: longest time that `close` waits for messages to be sent.
             keepalive_s: time after which an idle connection is probed; three lost probes close it.
 
@@ -261,10 +261,10 @@ class StatusSocket:
 class Recorder:
     """File of messages, one line of JSON each. Not thread-safe.
 
-    Each line is one `write` call, so a killed process leaves no torn line. A buffer would not help: a call takes 3 µs.
+    Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
     A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
     When the disk is full, publishing continues: the error is logged once, lost lines are counted, and recording resumes
-    when there is room again.
+    when space is available again.
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -2,8 +2,8 @@
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
 killed loses nothing. `BackgroundSync` forces the log to disk about once a second: forcing it for every event would wear
-out a memory card and delay results. A power cut can therefore lose the last second, and numbers of lost events are not
-given again: after a power cut numbers continue `NUMBERS_SKIPPED` higher.
+out a memory card and delay results. A power failure can therefore lose the last second. Numbers of lost events are not
+used again: after a power failure, numbers continue `NUMBERS_SKIPPED` higher.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -81,7 +81,7 @@ class StateDatabase:
         Args:
             max_events: number of newest events that are stored, unless they exceed `max_bytes`.
             max_bytes: size limit of the stored events.
-            boot: identifier of the machine's current boot. An empty one is unlike any other.
+            boot: identifier of the machine's current boot. An empty one differs from all others.
             sync_s: longest time until a commit is forced to disk.
             sync: forces the file with this descriptor to disk.
 

@@ -22,7 +22,7 @@ def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport:
         (RESOURCE, 5, "", "nothing listens"),
         (RESOURCE, 7, "Failed to connect. (Generic error)", "nothing listens"),
         (RESOURCE, 9, "", "open_timeout_s"),
-        (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "leave out width"),
+        (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "remove width"),
         (STREAM, 7, "", ""),
         ("gst-core-error-quark", 1, "", ""),
     ],

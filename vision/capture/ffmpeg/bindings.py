@@ -1,6 +1,6 @@
 """PyAV: containers, times and frames. Importing this module disables FFmpeg's log.
 
-FFmpeg's log prints URLs with passwords, and calls into Python from threads of its own, which can deadlock.
+FFmpeg's log prints URLs with passwords, and calls Python code from FFmpeg's threads, which can deadlock.
 
 H.264 and H.265 are decoded to I420. Detectors on a GPU accept it: planes are copied, and no color is computed on the
 CPU. For a detector on the CPU, FFmpeg converts the frames to BGR. Motion JPEG of most cameras is 4:2:2, which is not

@@ -79,7 +79,7 @@ class FFmpegDecoder:
     ) -> None:
         """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
-        "recorded" rotates frames as the recording requires, and any failure costs one packet only, because recordings
+        "recorded" rotates frames as the recording requires, and a failure affects only one packet, because recordings
         are read to their end. "offline" also decodes ahead, on more cores.
         """
         stream.codec_context.thread_count = 1  # each further thread delays the output by one frame

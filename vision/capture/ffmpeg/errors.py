@@ -1,6 +1,6 @@
 """Diagnosis of a camera that could not be opened, by a request to the camera itself.
 
-The request follows the failure: many cameras serve few connections, and a request must not disturb a working one.
+The request is sent only after the failure, because many cameras serve few connections.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _request(url: SplitResult, host: str, port: int) -> bytes:
 
 
 _VIEWERS: Final = "close other viewers, or use the camera's second stream"
-_NO_USER: Final = ("unauthorized", "it asks for user and password", "write them as user:${PASSWORD}@ before the host")
+_NO_USER: Final = ("unauthorized", "it needs a user and password", "set `user` and `password` for this camera")
 _NO_FRAME: Final = (
     "no-frame",
     "it answers, but no frame came in time",

@@ -1,9 +1,9 @@
 """Missing frames in an H.264 stream, found by the frames' numbers.
 
-FFmpeg does not detect a frame that is missing entirely. Over UDP, the loss of one packet does that to a small frame.
+FFmpeg does not detect a frame that is missing entirely. Over UDP, the loss of one packet can remove a small frame.
 All frames after it, up to the next key frame, are decoded from the wrong reference. H.264 numbers reference frames
-(Rec. ITU-T H.264, 7.4.3, `frame_num`), so that a missing one is known for certain. A missing frame that is not a
-reference does no harm. Only the first bytes of a frame are read.
+(Rec. ITU-T H.264, 7.4.3, `frame_num`), so that a missing one is always detected. A missing frame that is not a
+reference has no effect on others. Only the first bytes of a frame are read.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 FFmpeg reads the stream. It also decodes it, unless a different decoder is passed (`vision.capture.ffmpeg.decoder`).
 GStreamer is better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV is a wheel,
-where GStreamer is Debian packages.
+while GStreamer needs Debian packages.
 
 FFmpeg reports as damaged: a frame with a slice that could not be decoded (``Frame.is_corrupt``), data that is not a
 frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; never for RTP). It does not
-report a missing frame. The frames after it, up to the next key frame, look intact and are not. For H.264,
+report a missing frame. The frames after it, up to the next key frame, look intact but are damaged. For H.264,
 `vision.capture.ffmpeg.h264` finds the gap.
 
-Calls that may block run on a thread of their own (`BlockingReader`), one packet each. So none outlasts the library's
+Calls that can block run on a separate thread (`BlockingReader`), one packet each. So none outlasts the library's
 own timeouts, and a stream with packets but no frames cannot occupy that thread.
 """
 
@@ -53,7 +53,7 @@ _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "1000
 class FFmpegSource:
     """One RTSP or HTTP camera through PyAV. Satisfies `vision.capture.source.Source`.
 
-    `pixel_formats` are the formats that the detector accepts. `open_decoder` makes the decoder of each connection.
+    `pixel_formats` are the formats that the detector accepts. `open_decoder` creates the decoder of each connection.
     """
 
     live = True

@@ -31,7 +31,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
-        return "the camera does not support this size, rate or format; leave out width, height and fps"
+        return "the camera does not support this size, rate or format; remove width, height and fps"
     if domain != "gst-resource-error-quark":
         return ""
     if isinstance(camera.address, Csi):

@@ -74,7 +74,7 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     """Return ``rtspsrc`` for this camera. User and password are properties, so that no error text can repeat them.
 
     ``drop-on-latency`` stays off: after a stall of the network or of this machine it would drop packets of a stream
-    that lost none, and damage every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
+    that is complete, and damage every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
     the backlog, at key frames.
     """
     address = camera.address

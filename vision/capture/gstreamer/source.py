@@ -143,7 +143,7 @@ class Player:
     """One pipeline, from `start` to `stop`.
 
     GStreamer's threads call the ``_on_`` methods; the camera's thread calls the others. Waiting is cut into short
-    slices, so that an interrupt or a fault is noticed without changing the pipeline's state from a second thread.
+    slices, so that an interrupt or an error is detected without changing the pipeline's state from a second thread.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """H.264 and H.265 for hardware decoders (Annex B): units after start codes, with parameter sets in the stream.
 
-Files store units after lengths, and parameter sets apart (ISO/IEC 14496-15). Cameras may send parameter sets only once,
-when the connection is made (RFC 6184, ``sprop-parameter-sets``).
+Files store units after lengths, and parameter sets separately (ISO/IEC 14496-15). Cameras can send parameter sets only
+once, when the connection is made (RFC 6184, ``sprop-parameter-sets``).
 
 FFmpeg's bitstream filters convert the packets. They cannot report new parameter sets: ``extract_extradata`` attaches
 these as side data, which older supported versions of PyAV do not expose. So `parameter_sets` finds them.

@@ -118,8 +118,8 @@ class Session:
     def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
         """Create the decoder. Its copies are queued on `stream`, and its frames have the encoding `yuv`.
 
-        With `at_once`, every frame is returned by the call that decodes it. Not for streams whose frames are sent in
-        another order than they are displayed in.
+        With `at_once`, every frame is returned by the call that decodes it. Not for streams whose frames are sent
+        in an order different from the display order.
 
         Raises:
             SourceError: NVDEC cannot decode this stream, or has no memory for it.

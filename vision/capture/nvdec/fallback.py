@@ -44,7 +44,7 @@ class NvdecOrFFmpeg:
     ) -> None:
         """Create the decoder.
 
-        `nvdec` opens the preferred decoder. It may refuse a stream, and so may the decoder up to its first frame, with
+        `nvdec` opens the preferred decoder. It can refuse a stream, and so can the decoder until its first frame, with
         `SourceError` or `OutOfMemory`. `warn` then logs the reason, and `ffmpeg` opens the other decoder.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)

@@ -28,7 +28,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
     """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated according to EXIF.
 
     An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
-    error. Files that are added later are seen when the folder is opened again.
+    error. Files that are added later are read when the folder is reopened.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """USB and other V4L2 cameras through OpenCV, for machines without GStreamer.
 
-Every call into the library that may block runs on a thread of its own (`BlockingReader`). So `open` and `grab` return
+Every library call that can block runs on a separate thread (`BlockingReader`). So `open` and `grab` return
 in time, and `close` does not wait for a device that hangs.
 """
 
@@ -69,7 +69,7 @@ def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     """Request a frame size and rate. Return one sentence for each value that the device does not accept.
 
     The request is for motion JPEG: raw frames of 1280x720 and more exceed the bandwidth of USB 2 at full rate. One
-    buffer is requested, because each further buffer can hold an older frame. Drivers may choose the nearest mode.
+    buffer is requested, because each further buffer can hold an older frame. Drivers can choose the nearest mode.
     """
     width_px, height_px, fps = camera.width, camera.height, camera.fps
     if width_px is not None and height_px is not None:
