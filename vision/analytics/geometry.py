@@ -166,3 +166,23 @@ class GroundPlane:
         if depth * self._in_front <= 1e-9:
             return math.nan, math.nan
         return (a * u + b * v + c) / depth, (d * u + e * v + f) / depth
+
+
+def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
+    """Return (M, N) intersection over union."""
+    ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
+    bx1, by1, bx2, by2 = b_xyxy.T
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    common: FloatArray = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    union: FloatArray = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    return common / union
+
+
+def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
+    """Return (N,): True for boxes (N, 4) that come within `margin_px` of the edge of the frame."""
+    if edges_px is None:
+        return np.zeros(len(boxes_xyxy), np.bool_)
+    corners = boxes_xyxy.reshape(-1, 2, 2)
+    room_px: FloatArray = np.minimum(corners, edges_px - corners).min(axis=(1, 2))
+    return room_px <= margin_px

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Final, TypeAlias
+from typing import Final
 
 import lap
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou, reach_edge
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
-
-FloatArray: TypeAlias = NDArray[np.float64]
-IndexArray: TypeAlias = NDArray[np.intp]
 
 # The motion model. Lengths are in object sizes (the longer side of the box), so that near and far objects are alike.
 # The values fit people on foot, with room for faster objects: the filter adapts through acceleration.
@@ -349,7 +347,7 @@ class Tracker:
         if not len(new):
             return
         if len(matched):
-            overlap = _iou(frame.boxes[new], frame.boxes[matched])
+            overlap = iou(frame.boxes[new], frame.boxes[matched])
             overlap[frame.classes[new][:, None] != frame.classes[matched]] = 0.0
             new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
         if not len(new):
@@ -411,19 +409,10 @@ class _Frame:
         self.scores: FloatArray = scores
         self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
         self.classes: NDArray[np.int32] = classes
-        self.cut: NDArray[np.bool_] = _cut(boxes, edges_px)
+        self.cut: BoolArray = reach_edge(boxes, edges_px, _EDGE_PX)
         self.at: FloatArray = at  # (4, N) centre x, centre y, width, height
         relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
         self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the centre
-
-
-def _cut(boxes_xyxy: FloatArray, edges_px: FloatArray | None) -> NDArray[np.bool_]:
-    """Return (N,): True for boxes (N, 4) that reach the edge of the frame."""
-    if edges_px is None:
-        return np.zeros(len(boxes_xyxy), np.bool_)
-    corners = boxes_xyxy.reshape(-1, 2, 2)
-    room_px: FloatArray = np.minimum(corners, edges_px - corners).min(axis=(1, 2))
-    return room_px <= _EDGE_PX
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
@@ -482,17 +471,6 @@ def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
 
 
 _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
-
-
-def _iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
-    """Return (M, N) intersection over union."""
-    ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
-    bx1, by1, bx2, by2 = b_xyxy.T
-    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
-    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
-    common: FloatArray = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-    union: FloatArray = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
-    return common / union
 
 
 def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
