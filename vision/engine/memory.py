@@ -152,7 +152,7 @@ class MemoryPool:
             free_bytes, total_bytes = self._raw.free_and_total_bytes()
             self._failures += 1
             self.last_failure = (
-                f"TensorRT asked for {_mib(size)}; {_mib(free_bytes)} of {_mib(total_bytes)} are free, the pool holds "
+                f"TensorRT requested {_mib(size)}; {_mib(free_bytes)} of {_mib(total_bytes)} are free, the pool holds "
                 f"{_mib(self._reserved())} with {_mib(self._used)} in use"
             )
             _log.warning("out of device memory: %s", self.last_failure)

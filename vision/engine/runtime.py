@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
     """Return an error with TensorRT's messages and, if an allocation failed, its size."""
-    reason = "; ".join(log.errors()) or "it gave no reason"
+    reason = "; ".join(log.errors()) or "no reason given"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
 

@@ -252,7 +252,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert address not in self.parts
             self.parts[address] = (size, stream)
         else:
-            assert "asked for" in self.pool.last_failure
+            assert "requested" in self.pool.last_failure
 
     @precondition(lambda self: bool(self.parts))
     @rule(data=st.data(), same_stream=st.booleans())

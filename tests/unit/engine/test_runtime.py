@@ -256,7 +256,7 @@ def test_failed_context_creation_is_reported_with_the_reason() -> None:
         engine(RawEngine(None)).create_context(0, 5)
     assert "refused: context" in caught.value.args[0]
     with pytest.raises(DeviceError) as caught:
-        engine(RawEngine(None), pool=SimpleNamespace(last_failure="TensorRT asked for 5 GiB")).create_context(0, 5)
+        engine(RawEngine(None), pool=SimpleNamespace(last_failure="TensorRT requested 5 GiB")).create_context(0, 5)
     assert "5 GiB" in caught.value.args[0]
 
 
