@@ -69,4 +69,4 @@ def test_open_failure_without_an_account_asks_for_one() -> None:
     with answering(b"RTSP/1.0 401 Unauthorized\r\n\r\n") as port:
         error = explain_open(f"rtsp://127.0.0.1:{port}/live", open_timeout_s=5.0, took_s=0.1)
     assert error.code == "unauthorized"
-    assert "${PASSWORD}" in error.hint
+    assert "`password`" in error.hint
