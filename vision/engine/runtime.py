@@ -229,7 +229,9 @@ class Engine:
         config: Any = self.raw.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        specialization = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # TensorRT-RTX only
+        if specialization is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         if self._kernel_file is not None:
             self._compiled = self._compiled or self._load_kernels(config, self._kernel_file)
             config.set_runtime_cache(self._compiled)

@@ -46,21 +46,21 @@ class Preprocessor:
 
 
 class _Scaler:
-    """Bilinear scaling of frames of one size. The weights of the columns include the normalization."""
+    """Scales frames of one size, bilinearly. Levels are rounded to integers, as in the GPU kernel and 8-bit images."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         height_px, width_px, channels = shape
         self.letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
         width, height = self.letterbox.content(width_px, height_px)
         gain, offset = (values[:, None] for values in gain_and_offset(spec.scale, spec.mean, spec.std))
-        self._offset = offset[:, :, None]
-        self.background = spec.fill * gain[:, :, None] + self._offset
+        self._gain, self._offset = gain[:, :, None], offset[:, :, None]
+        self.background = spec.fill * self._gain + self._offset
         x, y = self.letterbox.pad_x_px, self.letterbox.pad_y_px
         self._region = (slice(None), slice(y, y + height), slice(x, x + width))
         order = np.array([[0], [1], [2]] if spec.color == "bgr" else [[2], [1], [0]])
         columns, rows = taps(width, width_px), taps(height, height_px)
         self._columns = [(tap.pixels * channels + order).ravel() for tap in columns]
-        self._column_weights = [(tap.weight * gain / _ROW_WEIGHTS).astype(np.float32).ravel() for tap in columns]
+        self._column_weights = [np.tile(tap.weight / _ROW_WEIGHTS, 3).astype(np.float32) for tap in columns]
         self._rows = [tap.pixels for tap in rows]
         lower = np.rint(rows[1].weight * _ROW_WEIGHTS).astype(np.uint16)[:, None]
         self._row_weights = [_ROW_WEIGHTS - lower, lower]
@@ -87,5 +87,7 @@ class _Scaler:
                 np.take(sums[0], index, 1, gathered, "clip")
                 np.multiply(gathered, column_weights, scaled)
             np.add(levels[0], levels[1], levels[0])
-            planes = levels[0].reshape(count, 3, -1).swapaxes(0, 1)
-            np.add(planes, self._offset, region[:, block])
+            np.rint(levels[0], levels[0])
+            planes, output = levels[0].reshape(count, 3, -1).swapaxes(0, 1), region[:, block]
+            np.multiply(planes, self._gain, output)
+            np.add(output, self._offset, output)
