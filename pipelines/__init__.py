@@ -1,7 +1,7 @@
-"""Pipelines: which stages run between detector and publisher. One file a pipeline.
+"""Pipelines define the stages between the detector and the publisher, one file per pipeline.
 
-A pipeline file has one function, `build(config, options, resources) -> Runtime`. `pipeline_with` makes it from a list
-of stages (docs/pipelines.md).
+A pipeline file contains one function, `build(config, options, resources) -> Runtime`. `pipeline_with` creates it from a
+list of stages (docs/pipelines.md).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from vision.stages.stage import Sink, Stage
 def pipeline_with(
     stages: Sequence[Stage], *, after: Literal["detect", "track", "count"] = "detect", sinks: Sequence[Sink] = ()
 ) -> Build:
-    """Return the `build` function of a shipped pipeline with more stages.
+    """Return the `build` function of a shipped pipeline with additional stages.
 
     Args:
-        stages: run in this order after the stages of `after`, but before the snapshots, so that the events of these
-            stages get snapshots too.
-        after: the shipped pipeline.
-        sinks: receive the results in addition to the publisher.
+        stages: stages that run in this order, after those of `after` but before the snapshots, so that their events
+            get snapshots too.
+        after: name of the shipped pipeline.
+        sinks: sinks that receive the results in addition to the publisher.
     """
 
     def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
@@ -44,9 +44,9 @@ def pipeline_with(
 
 
 def load_pipeline(name: str) -> Build:
-    """Return the `build` function of a shipped pipeline, or of the user's Python file if `name` ends in .py.
+    """Return the `build` function of a shipped pipeline or, if `name` ends in .py, of the Python file of the user.
 
-    The runtime that it builds also writes or shows the annotated video, if the run asks for that.
+    The runtime also writes or shows the annotated video, if requested.
 
     Raises:
         ConfigError: there is no such pipeline, the file cannot be imported, or it has no `build`.
@@ -79,7 +79,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # any exception in the user's file is an error of the configuration
+    except Exception as error:  # any exception in the file of the user is a configuration error
         raise ConfigError(
             f"pipeline: {path} cannot be imported: {type(error).__name__}: {error}", code="pipeline-import"
         ) from error

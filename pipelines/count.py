@@ -1,4 +1,4 @@
-"""Pipeline `count`: as `track`, then analytics -> rules -> snapshots. Publishes tracks, events and counts."""
+"""Pipeline `count`: the stages of `track` -> analytics -> rules -> snapshots. Publishes tracks, events and counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open every shipped stage, in an order that finds errors early."""
+    """Open all shipped stages, in an order that reports errors early."""
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)

@@ -1,6 +1,6 @@
-"""`Analytics`: tracks of one camera become events and counts.
+"""`Analytics` turns the tracks of one camera into events and counts.
 
-`LineWatch`, `ZoneWatch` and `CrowdDetector` find what happened. `Analytics` turns it into events and counts.
+`LineWatch`, `ZoneWatch` and `CrowdDetector` detect crossings, passages and crowding. `Analytics` reports them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUND_ANCHOR: Final = "bottom-center"
 
 
 class Analytics:
-    """Lines, zones and speeds of one camera. Not thread-safe."""
+    """Evaluates lines, zones and speeds for one camera. Not thread-safe."""
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class Analytics:
     ) -> None:
         """
         Args:
-            class_names: classes of the model, by class id. `config` names only classes among them.
+            class_names: classes of the model, by class id. `config` must not name other classes.
             width_px: width of the frame that boxes refer to.
             height_px: height of the same frame.
-            forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
-            counters: stores the counters. None: they are kept in memory only.
+            forget_s: time in seconds after which an undetected object counts as gone; the `lost_s` of the tracker.
+            counters: persistent storage of the counters. If None, they are in memory only.
         """
         self._config = config
         self._camera_id = camera_id
@@ -60,7 +60,7 @@ class Analytics:
     # --- the interface ------------------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Take one frame's tracks. Return the events, in the order of the configuration."""
+        """Process the tracks of one frame. Return the events, in the order of the configuration."""
         objects, clock = self._objects, self._objects.clock
         step_s = clock.advance(captured_ns)
         now_s, memory_s = clock.now_s, clock.memory_s(self._forget_s)
@@ -82,7 +82,7 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Begin a new epoch, possibly with another frame size. Return the ends of all states. Counters continue."""
+        """Start a new epoch, possibly with a different frame size. Return the end events of all states."""
         self._facts.clear()
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._objects.clock.now_s):
@@ -94,7 +94,7 @@ class Analytics:
     def counts(self) -> Counts:
         """Return a copy of all counters.
 
-        The objects in each zone include those that were lost less than `forget_s` ago.
+        The occupancy of a zone includes objects that were last detected less than `forget_s` ago.
         """
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))
@@ -128,7 +128,7 @@ class Analytics:
             for zone in table["inside"][row].nonzero()[0].tolist():
                 yield from self._left(row, zone, "lost", float(seen_s[row]), at_ns)
         self._objects.keep(kept)
-        self._facts.clear()  # the rows are other objects now
+        self._facts.clear()  # the rows now belong to different objects
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Analytics:
         yield self._event("zone_left", shape, row, at_ns, {"phase": "instant", "how": how, **about, **figures})
 
     def _about(self, row: int) -> dict[str, Any]:
-        """Return the data that every event of an object carries."""
+        """Return the data that every event of an object contains."""
         about = self._facts.get(row)
         if about is not None:
             return about
@@ -193,12 +193,12 @@ class Analytics:
 
 
 class _ShapeCounters:
-    """How often each line and zone was crossed, entered and left: in total and, as ``in:person``, by class."""
+    """Counts of crossings, entries and exits of each line and zone: in total and by class, such as ``in:person``."""
 
     def __init__(self, config: CameraAnalytics, stored: CameraCounters | None) -> None:
         """
         Args:
-            stored: stores the counters and has their values at the start. None: they start at 0.
+            stored: persistent storage, which also supplies the initial values. If None, the counters start at 0.
         """
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
@@ -219,7 +219,7 @@ class _ShapeCounters:
         return counts
 
     def flush(self) -> None:
-        """Store what was counted since the last call."""
+        """Store the counts since the last call."""
         if self._stored is not None:
             self._stored.flush()
 

@@ -1,7 +1,7 @@
-"""`FrameClock`: time that only goes forward, from capture times that sometimes do not.
+"""`FrameClock` derives a time that never goes back from capture times that sometimes do.
 
-Capture times come from cameras' own clocks, from files that loop, and from machines whose clocks are set. State that is
-kept for some seconds, such as a track or a stay in a zone, must not live without limit or grow younger because of that.
+Capture times come from the clocks of cameras, from files that loop, and from machines whose clocks are adjusted. State
+with a limited lifetime, such as a track or a stay in a zone, must nevertheless expire, and its age must not decrease.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 CLOCK_GRAIN_S: Final = 1e-3
-"""Capture times are no more exact than this."""
+"""Precision of capture times."""
 
 _FASTEST_CHANGE: Final = 2.0  # a single long gap is weak evidence of a lower frame rate
 _WEIGHT_OF_NEW: Final = 0.2
@@ -18,7 +18,7 @@ _FRAMES_REMEMBERED: Final = 2.5
 
 
 class FrameClock:
-    """Seconds since the first frame. A capture time before the last one counts as one usual interval later."""
+    """Time since the first frame, in seconds. If a capture time goes back, the clock advances by the usual interval."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -26,7 +26,7 @@ class FrameClock:
         self._last_ns: int | None = None
 
     def advance(self, captured_ns: int) -> float:
-        """Take a frame's capture time. Return the seconds since the frame before, never negative."""
+        """Advance to the capture time of a frame. Return the seconds since the previous frame, never negative."""
         step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
         self._last_ns = captured_ns
         if step_s < 0:
@@ -37,7 +37,7 @@ class FrameClock:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """Return the time to keep state: `wanted_s`, or two frames of a camera that is slower than that."""
+        """Return the time to keep state: `wanted_s`, or more than two frame intervals if the camera is slow."""
         return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:

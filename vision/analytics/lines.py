@@ -1,9 +1,9 @@
-"""`LineWatch`: which objects have crossed which lines.
+"""`LineWatch` detects crossings of lines by objects.
 
 Boxes jitter, so a crossing needs a margin in space and in time: an object has crossed when its anchor is clearly beyond
-the line, or slightly beyond it for some time. The side of each object is stored. Whether the object passed between the
-line's ends is decided where its path met the line. So neither a jump over the line between two frames nor a path around
-its end is miscounted.
+the line, or slightly beyond it for some time. The side of each object is stored. Where the path meets the line, the
+position between its ends is checked. So a jump across the line between two frames counts, but a path around its end
+does not.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LineWatch:
         self._classes = ClassFilter(lines, class_names)
 
     def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
-        """Set the pixels of the first and second point of each line."""
+        """Set the pixel coordinates of the end points of each line. Return the lines."""
         self._set = LineSet(points, self._anchors)
         return self._set
 
@@ -85,7 +85,7 @@ class LineWatch:
         return crossings
 
     def lost(self, memory: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of an object that is forgotten: every line that it was slightly beyond at the end."""
+        """Return the crossings of an object that is no longer tracked: the lines that it was last slightly beyond."""
         lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
         ended = [(line, bool(memory["right"][row, line])) for line in lines]
         return [
@@ -95,7 +95,7 @@ class LineWatch:
         ]
 
     def _meet(self, memory: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Store whether a path that has met the infinite line met it between the line's ends."""
+        """Record the meeting of a path and the infinite line, and if it lies between the ends of the line."""
         anchor = self._set.anchors[line]
         before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
         memory["passed"][row, line] = self._set.is_passed(before, now, line)
@@ -138,7 +138,7 @@ class ClassFilter:
         return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
 
     def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
-        """Return (M, S): True where the objects of `rows`, (M,), count. None: all count."""
+        """Return a mask, (M, S), of the objects in `rows`, (M,), that each shape counts; None if all count."""
         if self._allowed is None:
             return None
         return self._allowed[np.minimum(class_ids[rows].view(np.uint32), len(self._allowed) - 1)]

@@ -1,6 +1,6 @@
-"""`TrackedObjects`: the objects of one camera within one epoch, their time and their motion.
+"""`TrackedObjects` stores the objects of one camera within one epoch, with their motion.
 
-`TrackTable` has the state of each object between two frames, `TrackSnapshot` the objects of one frame.
+`TrackTable` contains the state of each object between two frames. `TrackSnapshot` contains the objects of one frame.
 
 Speed and direction come from a straight line fitted to about the last second: the difference of two positions at 30
 frames/s is mostly noise. Positions are kept about an eighth of a second apart. The line is fitted only for an object
@@ -35,17 +35,17 @@ _MOVING: Final = 0.1  # object sizes per second from which a direction of travel
 _SAMPLES: Final = 9  # positions kept per object; NaN where it was not detected
 _SPACING_S: Final = 0.125
 _WINDOW_S: Final = 1.05
-_LEAST_SPAN_S: Final = 0.35  # shorter histories give no velocity
+_LEAST_SPAN_S: Final = 0.35  # a shorter history is too short for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
 class TrackSnapshot:
-    """The M objects of one frame."""
+    """The M objects of one frame, with A anchors and L lines."""
 
     now_s: float
     rows: IndexArray  # (M,) in the track table, which still has the `points` of the frame before
-    fresh: BoolArray | None  # (M,) True for new objects; None: no object is new
+    fresh: BoolArray | None  # (M,) True for new objects; None if no object is new
     points: Points  # (M, A) of each anchor
     distances: FloatArray  # (M, 2 L) signed, from each line, twice
     margin: FloatArray  # (M,) pixels by which a border must be passed
@@ -60,7 +60,7 @@ class TrackColumn:
     blank: float = 0
 
     def rows(self, number: int) -> NDArray[Any]:
-        """Return the column of new objects, (number, *shape)."""
+        """Return initial values for `number` new objects, (number, *shape)."""
         return np.full((number, *self.shape), self.blank, self.dtype)
 
 
@@ -131,7 +131,7 @@ class TrackedObjects:
         self._sample = 0
 
     def see(self, tracks: Tracks) -> TrackSnapshot:
-        """Store the present state of each object. `points` keeps the last state until lines and zones have used it."""
+        """Store the present state of each object, except `points`: lines and zones still need the previous ones."""
         table, now_s, end = self.table, self.clock.now_s, self._end
         rows, fresh = table.rows_of(tracks.track_ids)
         if fresh is not None:
@@ -182,7 +182,7 @@ class TrackedObjects:
 
 
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:
-    """Return one matrix, (4, 2 A + 2 + 2 L), and offset that give all that lines and zones need of the boxes.
+    """Return one matrix, (4, 2 A + 2 + 2 L), and offset that convert boxes to the inputs of lines and zones.
 
     The columns are x and y of each of A anchors, width and height, then the distances from each of L lines twice.
     """
@@ -194,7 +194,7 @@ def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, 
 
 
 def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
-    """Return x + iy per second by least squares; None if there are too few positions."""
+    """Return the velocity as x + iy per second, from a least-squares fit; None if there are too few positions."""
     if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
         return None
     number, sum_t = len(times_s), sum(times_s)

@@ -1,4 +1,4 @@
-"""`Tracker`: detections of one camera become tracks.
+"""`Tracker` turns the detections of one camera into tracks.
 
 Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
 size. The same rules apply to the same objects at 30, 10 or 3 frames/s.
@@ -65,11 +65,11 @@ _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this
 _SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
 
 _CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
-"""Corners x1, y1, x2, y2 to centre x, centre y, width, height."""
+"""Corners x1, y1, x2, y2 to center x, center y, width, height."""
 _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
 """Logarithms of the ratios of width and height to their mean and half their difference."""
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
-"""And back."""
+"""Center x, center y, width, height to corners x1, y1, x2, y2."""
 
 # Rows of the state. Four rows each: centre x, centre y, width, height.
 _AT: Final = slice(0, 4)
@@ -118,7 +118,7 @@ class Tracker:
         self._trend_share = 1.0  # weight of a new box in the mean growth of a track
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
-        """Take one frame's detections.
+        """Process the detections of one frame.
 
         Args:
             detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are ignored.
@@ -158,9 +158,9 @@ class Tracker:
             self._predict(step_s)
 
     def _predict(self, step_s: float) -> None:
-        """Ornstein-Uhlenbeck speed, integrated exactly: any two steps give what their sum gives.
+        """Advance the filter by an Ornstein-Uhlenbeck speed, integrated exactly for steps of any length.
 
-        Centre and size do not depend on each other in this model, so the 8×8 filter of the literature separates into
+        Center and size do not depend on each other in this model, so the 8×8 filter of the literature separates into
         four filters of 2×2. Their means and covariances are the state's first 20 rows: one matrix updates them all.
         """
         if step_s != self._step_s:
@@ -175,7 +175,7 @@ class Tracker:
     # --- association --------------------------------------------------------------------------------------------------
 
     def _associate(self, frame: _Frame) -> IndexArray:
-        """Return the detection of each track, or -1."""
+        """Return the index of the detection matched to each track; -1 if there is none."""
         config = self._config
         matches = np.full(len(self._ids), -1, np.intp)
         if not len(matches) or not len(frame.scores):
@@ -197,10 +197,10 @@ class Tracker:
         return matches
 
     def _similarity(self, frame: _Frame) -> FloatArray:
-        """Return (M, N): half overlap, half nearness in standard deviations and similarity of size, and direction.
+        """Return the similarity, (M, N), from overlap, distance in standard deviations, size and direction.
 
-        Overlap alone fails where frames are far apart in time, nearness alone where objects are close together. Only
-        pairs within reach are computed, which are few: the rest is 0.
+        Overlap alone fails if frames are far apart in time, and distance alone if objects are close together. Only the
+        few pairs within reach are computed; the others are 0.
         """
         state, at = self._state, frame.at
         similarity = np.zeros((state.shape[1], len(frame.scores)))
@@ -226,7 +226,7 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Return pairs (K,), (K,) of one class that are near enough. In float32, because M·N pairs are compared."""
+        """Return rows and columns, (K,) each, of near pairs of one class. Use float32 to compare M·N pairs fast."""
         x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
         seen_x, seen_y = frame.at[_PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
@@ -314,7 +314,7 @@ class Tracker:
     def _adopt_changes(
         self, state: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
     ) -> None:
-        """Believe changes of size that last.
+        """Adopt changes of size that last.
 
         A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: the
         object turns, or a part of it stays hidden. The edge of the frame changes the size of the boxes that it cuts

@@ -1,4 +1,4 @@
-"""`ZoneWatch`: which objects are in which zones, and for how long. `CrowdDetector`: zones with too many of them.
+"""`ZoneWatch` tracks stays of objects in zones. `CrowdDetector` detects zones with too many objects.
 
 An object enters or leaves when its anchor is a margin beyond the border. It also enters by appearing inside.
 """
@@ -48,7 +48,7 @@ class ZoneWatch:
         self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this
 
     def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
-        """Set the pixels of the corners of each zone."""
+        """Set the pixel coordinates of the corners of each zone."""
         self._set = ZoneSet(polygons)
         self._next_dwell_s = math.inf
 
@@ -113,7 +113,7 @@ class _Crowd:
 
 
 class CrowdDetector:
-    """Detects the begin and end of crowding, each after `crowded_for_s` without a break."""
+    """Detects the start and end of crowding, each after `crowded_for_s` without a break."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
         self.occupants = [0] * len(zones)  # of each zone
@@ -124,7 +124,7 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield zone and data of each event. `unobserved`: the camera was away for so long that no state has lasted."""
+        """Yield zone and data of each event. `unobserved`: the camera was away for too long, so no state has lasted."""
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:

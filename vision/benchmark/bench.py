@@ -1,4 +1,4 @@
-"""`vision bench MODEL`: the network alone, the whole stage, the whole program, in one run on one machine."""
+"""`vision bench MODEL` measures the network alone, the detection stage and the whole program in one run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`; or None, and why, if the back-end is not TensorRT.
+    """Return the module `vision.benchmark.gpu`, or None and the reason if the back-end is not TensorRT.
 
     Raises:
         DeviceMissing: `backend` is tensorrt, and there is no GPU, no driver or no TensorRT.
@@ -116,7 +116,7 @@ def load_gpu(backend: str) -> tuple[Any, str]:
 
 
 class _Benchmark:
-    """One run. `rows` and `notes` grow meanwhile."""
+    """One run of the benchmark, which appends to `rows` and `notes`."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class _Benchmark:
         return [ThreadLane(OnnxNetwork(path, self._spec, case.batch, threads=threads).run) for _ in range(case.lanes)]
 
     def _engine(self, case: Case, open_lanes: Callable[[Case], list[Lane]]) -> None:
-        """Measure one case; note a model error, such as one fixed batch size."""
+        """Measure one case. If the model refuses it, for example due to a fixed batch size, add a note instead."""
         self._say(str(case))
         try:
             with ExitStack() as resources:
@@ -204,8 +204,8 @@ class _Benchmark:
     def _stages(self, precision: str) -> DetectorSpec:
         """Measure stage and pipeline, which share a detector.
 
-        The slots of a GPU are independent, so one detector serves for every number of them. On the CPU they share the
-        cores, so each number of slots has its detector.
+        The slots of a GPU are independent, so one detector serves for any number of slots. On the CPU, slots share
+        the cores, so each number of slots needs its own detector.
         """
         counts: Sequence[int] = self._settings.batches_in_flight
         if self._gpu:
@@ -238,7 +238,7 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Add the rows of the stage. Return the frames/s of each batch size with the most slots."""
+        """Measure the stage and add its rows. Return the frames/s by batch size, with the most slots."""
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
@@ -303,7 +303,7 @@ class _Benchmark:
     ) -> Row:
         """Find the camera rate with the highest throughput.
 
-        Higher rates publish less, because the camera threads take Python's time from the others.
+        At higher rates, fewer results are published, because the camera threads compete with the others for the GIL.
         """
         rows: list[Row] = []
         for part in _PARTS_OF_MAX:
@@ -314,7 +314,7 @@ class _Benchmark:
         return max(rows, key=lambda row: row.frames_per_s)
 
     def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
-        """Run synthetic cameras. The detector gets the frames `shown` in place of theirs."""
+        """Run synthetic cameras. The detector receives the frames `shown` instead of theirs."""
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)
@@ -328,7 +328,7 @@ class _Benchmark:
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
-    """Return the frames/s of each camera, and how many seconds to run: a quarter is warm-up, slow cameras need more."""
+    """Return the frames/s of each camera, and the duration of the run in seconds, of which a quarter is warm-up."""
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)

@@ -1,4 +1,4 @@
-"""Commands of other tools for a closer look than `vision profile`: Nsight Systems, trtexec."""
+"""Commands of Nsight Systems and trtexec, which show more details than `vision profile`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
         named: the model as arguments of `vision build`.
 
     Raises:
-        DeviceMissing: no TensorRT, or one that does not start here.
-        ModelError: the model has no such profile, or TensorRT does not take the model.
+        DeviceMissing: TensorRT is missing or does not start.
+        ModelError: the model has no such profile, or TensorRT does not accept the model.
     """
     onnx = read_onnx(folder, spec)
     settings = resolve(detect, spec)
@@ -68,7 +68,7 @@ def _how_to_build(
 ) -> str:
     """Return the command of `vision build`, and that of the tool if it builds the same engine.
 
-    It does not if the ONNX file has the types: that file is rewritten before the build.
+    It builds a different one if the ONNX file defines the types, because that file is rewritten before the build.
     """
     options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"

@@ -1,7 +1,7 @@
-"""Comparison of two benchmarks: whether they can be compared, and what is faster.
+"""Comparison of two benchmarks. It checks first that they are comparable.
 
-A ratio of figures from two machines, two clocks or two models does not describe the code. So that is checked first, and
-is part of the verdict.
+A ratio of measurements from different machines, clocks or models does not describe the code. So the verdict includes
+the result of that check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ: the su
 
 @dataclass(frozen=True, slots=True)
 class Comparability:
-    """`faults`: not comparable, because. `doubts`: comparable, but."""
+    """Reasons that prevent a comparison (`faults`), or that limit its validity (`doubts`)."""
 
     faults: tuple[str, ...]
     doubts: tuple[str, ...]
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Check whether the figures of two files can be compared."""
+    """Check if the measurements of two files are comparable."""
     faults = [
         f"{name}: {first!r} and {second!r}"
         for name, first, second in (
@@ -118,7 +118,7 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """Return how far the ratio of two throughputs may be from 1 by chance."""
+    """Return the maximum deviation from 1 that chance explains for a ratio of throughputs."""
     return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 

@@ -1,9 +1,9 @@
 """Conditions of a measurement: the machine, the versions, and the clocks while it ran.
 
-A GPU at another clock, a Jetson in another power mode, a CPU that others use: each changes every figure by more than
-most improvements do. So every row of a benchmark has the state of the machine while it ran.
+A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change every measurement by more
+than most improvements do. So every row of a benchmark includes the state of the machine during the measurement.
 
-NVML has the figures of an NVIDIA GPU, tegrastats those of a Jetson: docs/decisions/070-machine-conditions.md.
+NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson: docs/decisions/070-machine-conditions.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _output(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Hardware and its settings. Figures with different values here are of different machines."""
+    """Hardware and its settings. If any value differs, measurements are not comparable."""
 
     cpu: str
     cores: int  # that this process may use
@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """State of the machine at one moment under load. None: not known."""
+    """State of the machine at one moment under load. None if a value is unknown."""
 
     cpu_mhz: float | None = None
     gpu_mhz: float | None = None
@@ -189,7 +189,7 @@ _GPU_FACTS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def query_gpu() -> dict[str, Any]:
-    """Return the facts that NVML has about the first GPU; empty without an NVIDIA driver."""
+    """Return the values that NVML reports for the first GPU; empty without an NVIDIA driver."""
     facts: dict[str, Any] = {}
     with suppress(nvml.NVMLError):  # no driver, or no GPU
         nvml.nvmlInit()
@@ -255,7 +255,7 @@ def _cpu_times() -> tuple[float, float, float]:
 
 
 def available_cores(seconds: float = 0.25) -> float:
-    """Return the CPU cores that this process gets if it wants all. Other programs lower it."""
+    """Measure how many CPU cores this process gets when it tries to use all of them."""
     block = bytes(1 << 20)
     end_s = time.monotonic() + seconds
 

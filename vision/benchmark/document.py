@@ -1,4 +1,4 @@
-"""File format of a benchmark: what was measured, on what, under which conditions. `vision bench --json` writes it.
+"""File format of a benchmark: measurements, hardware and conditions. `vision bench --json` writes it.
 
 One format for the options that read it (`--compare`, `--read`) and for committed results.
 """
@@ -19,7 +19,7 @@ from vision.benchmark.loops import Durations
 from vision.errors import ConfigError
 
 BUSY_PART: Final = 0.1
-"""Part of the machine's cores. If other programs use more, the figures are marked."""
+"""Part of the machine's cores. If other programs use more, its measurements are marked."""
 
 Part: TypeAlias = Literal["engine", "stage", "pipeline"]
 """The network alone; frames in to boxes out; cameras in to results out."""
@@ -47,7 +47,7 @@ class Case:
         return f"{self.setup()}, {self.precision}"
 
     def setup(self) -> str:
-        """Return the name without part, precision and batch, which headings have."""
+        """Return the name without part, precision and batch, which headings show."""
         if self.part == "engine":
             return f"{self.lanes} stream{'s' * (self.lanes > 1)}{', graph' * (self.mode == 'graph')}"
         if self.part == "stage":
@@ -106,7 +106,7 @@ class Bench:
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:
-        """Return True if other programs used so much of the CPU during a row that they may have changed its figures."""
+        """Return True if other programs used enough of the CPU during a row to affect its measurements."""
         return row.cores_others > BUSY_PART * self.machine.cores
 
     def rows_of(self, part: Part) -> tuple[Row, ...]:

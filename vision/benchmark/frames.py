@@ -29,10 +29,10 @@ def shipped_clip() -> str:
 
 
 def load_frames(source: str, count: int) -> list[Image]:
-    """Return the first `count` frames of a recording or a synthetic camera, in BGR; fewer if it ends before.
+    """Return the first `count` frames of a recording or a synthetic camera, in BGR; fewer if the source ends earlier.
 
     Raises:
-        SourceError: it cannot be read, or has no frame.
+        SourceError: the source cannot be read, or has no frames.
     """
     camera = CameraConfig.model_validate({"id": "bench", "source": source})
     with closing(read_frames(camera, offline=True)) as frames:
@@ -70,6 +70,6 @@ def make_batches(
 
 
 def size_of(image: Image, pixel_format: PixelFormat) -> tuple[int, int]:
-    """Return height and width of a frame, pixels."""
+    """Return the height and width of a frame, in pixels."""
     height, width = image.shape[:2]
     return (height * 2 // 3, width) if pixel_format in ("nv12", "i420") else (height, width)

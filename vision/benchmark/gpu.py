@@ -1,4 +1,4 @@
-"""The network alone on TensorRT, and the time line of a batch on the GPU. Needs a GPU."""
+"""Measure the network alone on TensorRT, and trace the steps of a batch on the GPU. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GpuLane:
 
         Raises:
             ModelError: no profile has these shapes, or the size of an output depends on the data.
-            DeviceError: not enough memory, or it cannot be captured.
+            DeviceError: memory is too small, or the graph cannot be captured.
         """
         with contextlib.ExitStack() as made:
             self.stream = made.enter_context(Stream())
@@ -113,14 +113,14 @@ def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterat
 
 
 def device_mib() -> float:
-    """Return the GPU memory of this process, TensorRT's included, MiB."""
+    """Return the GPU memory of this process in MiB, including that of TensorRT."""
     return allocated().device_bytes / 2**20
 
 
 class DeviceTimeline:
     """Traces when each step of a batch begins and ends on the GPU, by events between the steps.
 
-    It wraps the graphs of a detector until `close`. Nothing else may use the detector meanwhile. A CUDA graph runs as a
+    It wraps the graphs of a detector until `close`. Nothing else must use it until then. A CUDA graph runs as a
     whole, without events between its steps. So a detector is traced twice: as it runs, where a graph is one span; and
     step by step, where the gaps are those of the launches.
     """
@@ -170,7 +170,7 @@ class DeviceTimeline:
             recorder.add(Span(name, lane, start_ns, end_ns))
 
     def close(self) -> None:
-        """Restore the graphs of the detector."""
+        """Restore the original graphs of the detector."""
         for slot, graphs in zip(self._slots, self._graphs, strict=False):
             slot.graphs.update(graphs)
         self._graphs.clear()  # an engine cannot go before its contexts

@@ -1,8 +1,7 @@
 """Loops that measure the network alone, and the whole detection stage.
 
 The stage is measured through the `Detector` protocol: frames in host memory in, boxes in host memory out. The loop is
-that of the program: wait for the oldest batch, submit the next. So any detector can be measured, and the figures are
-those of the program.
+that of the program: wait for the oldest batch, submit the next. So the results of any detector apply to the program.
 
 The network alone is the limit of everything that is built around it. It runs in lanes: a lane is a stream with a batch
 of its own. Latency and throughput are measured separately, because neither follows from the other.
@@ -133,8 +132,8 @@ def measure_alone(
 ) -> Measured:
     """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
 
-    Without pauses batches are faster than any that a camera sends: nanodet-g-416 on one core takes 37 ms in a row and
-    45 ms with pauses of 60 ms, because the caches have lost the weights by then.
+    Without pauses, batches run faster than with a real camera: on one core, nanodet-g-416 takes 37 ms back to back and
+    45 ms with pauses of 60 ms, because the weights have left the caches by then.
     """
 
     def run() -> Iterator[_Batch]:
@@ -253,7 +252,7 @@ def _waited(lanes: Sequence[Lane], seconds: float) -> list[int]:
 
 
 def _free_running(lanes: Sequence[Lane], seconds: float) -> tuple[int, list[int]]:
-    """Return the batches per lane and burst, and the nanoseconds of each burst."""
+    """Run bursts of batches. Return the batches per lane and burst, and the duration of each burst in ns."""
     count = 1
     while (took_ns := _burst(lanes, count)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
         count *= 2  # lanes run dry at the end of a burst: that must not weigh
@@ -264,7 +263,7 @@ def _free_running(lanes: Sequence[Lane], seconds: float) -> tuple[int, list[int]
 
 
 def _burst(lanes: Sequence[Lane], count: int) -> int:
-    """Return the nanoseconds of `count` batches on each lane."""
+    """Run `count` batches on each lane. Return the elapsed time in nanoseconds."""
     began_ns = time.monotonic_ns()
     for _ in range(count):
         for lane in lanes:

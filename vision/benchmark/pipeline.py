@@ -1,4 +1,4 @@
-"""Run a deployment's own pipeline for some seconds with a sink that counts.
+"""Run the pipeline of a deployment for several seconds, with a sink that only counts the results.
 
 `vision plan` runs a configuration this way, and `vision bench` runs synthetic cameras.
 """
@@ -67,7 +67,7 @@ class CountingSink:
 
 @dataclass(frozen=True, slots=True)
 class CameraRun:
-    """Figures of one camera."""
+    """Measurements of one camera."""
 
     grabbed_per_s: float
     published_per_s: float
@@ -77,7 +77,7 @@ class CameraRun:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRun:
-    """Figures of a run without its warm-up."""
+    """Measurements of a run without its warm-up."""
 
     seconds: float
     cameras: Mapping[str, CameraRun]
@@ -128,7 +128,7 @@ def run_deployment(
     publish: bool = False,
     open_source: Callable[..., Source] | None = None,
 ) -> DeploymentRun:
-    """Run a deployment's pipeline for `seconds` and measure about the last three quarters.
+    """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
 
     The run neither reads nor writes `state` and snapshots.
 
@@ -158,7 +158,7 @@ def run_deployment(
 class NonClosingDetector:
     """A `Detector` that stays open when a pipeline closes it, with its own maximum batch size.
 
-    It can take `images` in place of the frames of synthetic cameras, in which a network finds next to nothing. NMS
+    It can process `images` instead of the frames of synthetic cameras, in which a network finds next to nothing. NMS
     and the results thread then have as much to do as with real cameras, and the camera threads do the same work.
     """
 

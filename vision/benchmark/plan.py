@@ -237,9 +237,9 @@ def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, 
 
 
 def busiest_part(loads: Sequence[Load]) -> Load:
-    """Return the fullest part.
+    """Return the part with the highest load.
 
-    A detector that computes on the CPU fills both, so the CPU comes first only if it is clearly fuller.
+    A detector on the CPU loads both, so the CPU is returned only if its load is clearly higher.
     """
     fullest = max(load.share for load in loads)
     detector = next(load for load in loads if load.part == "detector")
@@ -247,7 +247,7 @@ def busiest_part(loads: Sequence[Load]) -> Load:
 
 
 def verdict(loads: Sequence[Load], *, fits: bool) -> str:
-    """Return one or two sentences: which part limits, and what helps."""
+    """Describe the part that limits throughput, and the remedy, in one or two sentences."""
     busiest = busiest_part(loads)
     if fits:
         return f"All cameras fit. The {busiest.part} is the busiest part, at {busiest.share:.0%}."
@@ -264,11 +264,12 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Double or halve the number of cameras until the limit lies between two numbers, then bisect.
+    """Find the largest number of cameras that fits: double or halve it to bracket the limit, then bisect.
 
     Args:
-        fits: runs that number of cameras, and returns True if every camera gets what it asks for.
-        tried: a number of cameras whose result, `tried_fits`, is known.
+        fits: runs that number of cameras, and returns True if every camera reaches its requested rate.
+        tried: a number of cameras that was tried.
+        tried_fits: True if `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)

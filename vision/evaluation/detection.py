@@ -47,7 +47,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class DetectionScores:
-    """Figures of the detector."""
+    """Metrics of the detector."""
 
     ap50: float
     ap: float  # AP@[.5:.95]
@@ -68,7 +68,7 @@ class DetectionScores:
 
 
 def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: float) -> DetectionScores:
-    """Compare all detections with the truth.
+    """Compare all detections with the ground truth.
 
     Args:
         found: detections from `lowest_score` on, which should be low: AP lacks those below it.

@@ -116,7 +116,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
 
 
 def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: float) -> tuple[Evaluation, Scene]:
-    """Return all figures, and the data for the video."""
+    """Compute all metrics. Return them and the data for the video."""
     config, video, truth = subject.config, subject.video, subject.truth.boxes
     camera = config.cameras[0]
     published = boxes_of_class(findings.objects, subject.class_id)
@@ -146,7 +146,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
-    """Yield limits of the figures."""
+    """Yield notes on the validity of the metrics."""
     truth, frames = subject.truth, subject.video.frames
     empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:

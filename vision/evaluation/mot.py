@@ -1,7 +1,7 @@
-"""MOTChallenge's text files: the true objects in each frame of a video, and the results.
+"""Text files of MOTChallenge: the ground truth of a video, and results.
 
-A wrong truth makes every figure wrong without notice. So a file is checked as a whole, and every fault is reported with
-its line, before the pipeline runs.
+An error in the ground truth silently distorts every metric, so the whole file is checked before the pipeline runs, and
+every fault is reported with its line.
 """
 
 from __future__ import annotations

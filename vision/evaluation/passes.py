@@ -1,8 +1,8 @@
 """The two passes over the labelled video: one for its length, and one through the pipeline of the configuration.
 
-With the length, a truth that does not fit is refused before the pipeline runs. The second pass runs the pipeline as
-`vision run --offline` does. Only the detector reports more, because average precision covers all scores: everything
-from `LOWEST_SCORE` on is recorded, and what the configuration asks for is passed on.
+The first pass gives the length, so ground truth that does not fit the video is refused early. The second works like
+`vision run --offline`, except that all detections from `LOWEST_SCORE` on are also recorded, because average precision
+needs low scores.
 """
 
 from __future__ import annotations

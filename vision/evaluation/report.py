@@ -27,7 +27,7 @@ _CURVE_STEP: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All figures of one evaluation."""
+    """All metrics of one evaluation."""
 
     config: str
     camera: str

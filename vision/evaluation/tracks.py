@@ -30,7 +30,7 @@ INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=
 
 @dataclass(frozen=True, slots=True)
 class TrackingScores:
-    """Figures of the tracks. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
+    """Metrics of the tracks. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
 
     mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
     idf1: float  # Ristani et al. 2016

@@ -1,7 +1,7 @@
-"""`Batcher`: forms a batch from the newest frame of each camera. `SubmitScheduler`: when to form the next one.
+"""`Batcher` forms a batch from the newest frame of each camera. `SubmitScheduler` decides when to form the next batch.
 
-A batch takes whatever waits. Waiting for all cameras would make every batch wait for the slowest one: encoders pause
-for 400 ms and more at key frames.
+A batch contains the frames that are ready. If it waited for all cameras, the slowest one would delay every batch:
+encoders pause for 400 ms or more at key frames.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 
 from vision.runtime.latest_slot import Clock, LatestSlot, Lease
 
-_MARGIN_NS: Final = 1_000_000  # host work between forming and submitting a batch, and the error of the estimates
-_WEIGHT_OF_NEW: Final = 0.2  # of a new sample in the moving averages
+_MARGIN_NS: Final = 1_000_000  # covers host work before `submit`, and errors of the estimates
+_WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 
 
 class Batcher:
-    """Forms batches: at most one frame a camera, the camera that has waited longest for its turn first."""
+    """Forms batches with at most one frame per camera. The camera that was served longest ago comes first."""
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
         if (conditions := len({id(slot.changed) for slot in slots})) != 1:
@@ -30,17 +30,17 @@ class Batcher:
 
     @property
     def finished(self) -> bool:
-        """True once no slot will have another frame."""
+        """True once no slot will receive another frame."""
         return all(slot.finished for slot in self._slots)
 
     def form_batch(self) -> list[Lease]:
-        """Return the next batch of 0 to `max_batch` frames, without waiting for one.
+        """Return the next batch of 0 to `max_batch` frames, without waiting for frames.
 
-        Each acquisition of the lock can take milliseconds while many cameras work, so it is taken once for all slots.
+        With many busy cameras, acquiring the lock can take milliseconds, so it is acquired once for all slots.
         """
         batch: list[Lease] = []
         with self._changed:
-            # Called every millisecond while a batch is in flight, mostly without result: looking first is 10 x faster.
+            # Runs every millisecond while a batch is in flight, usually without result. The check makes it 10x faster.
             fresh = [slot for slot in self._slots if slot.has_frame]
             for slot in sorted(fresh, key=lambda slot: slot.served_ns):
                 if len(batch) == self._max_batch:
@@ -51,7 +51,7 @@ class Batcher:
         return batch
 
     def wait_frame(self, timeout_s: float) -> bool:
-        """Wait for a frame. Return False if all slots are finished or `timeout_s` has passed."""
+        """Wait for a frame. Return False if all slots have finished or `timeout_s` has passed."""
         deadline_ns = self._clock() + int(timeout_s * 1e9)
         with self._changed:
             while True:
@@ -75,15 +75,15 @@ class _Running:
 class SubmitScheduler:
     """Decides when to form the next batch: just before the detector can start on it.
 
-    Frames that are batched while the detector is busy only grow old in its queue. The scheduler learns, per batch size,
-    how long a batch takes alone (`latency`) and how far apart batches come out when the detector never idles
-    (`interval`). From these it predicts when the running batches will be done, and subtracts the time that a new batch
-    needs before it reaches the point where it would have to wait. Simulated with batches of 50 ms in two slots, this
-    keeps the throughput of submitting at once and reduces the median age of a frame when its result is back from
-    100 ms to 51 ms (tests/unit/runtime/test_batcher.py).
+    Frames that are batched while the detector is busy become stale in its queue. For each batch size, the scheduler
+    learns how long a single batch takes (`latency`) and the time between results when the detector is never idle
+    (`interval`). From these it predicts when the running batches finish, and subtracts the time that a new batch takes
+    to reach the point where it would have to wait. In a simulation with batches of 50 ms in two slots, the throughput
+    is the same as with immediate submission, but the median age of a frame when its result arrives drops from 100 ms
+    to 51 ms (tests/unit/runtime/test_batcher.py).
     """
 
-    parallel: int  # batches that the detector works on at the same time
+    parallel: int  # number of batches that the detector computes at the same time
     _running: list[_Running] = field(default_factory=list)
     _latency_ns: dict[int, float] = field(default_factory=dict)
     _interval_ns: dict[int, float] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class SubmitScheduler:
         self._running.append(_Running(size, now_ns))
 
     def done(self, now_ns: int) -> None:
-        """Record that the oldest batch came back."""
+        """Record that the oldest batch has finished."""
         batch = self._running.pop(0)
         if batch.submitted_ns >= self._last_done_ns:
             self._learn(self._latency_ns, batch.size, now_ns - batch.submitted_ns)
@@ -103,7 +103,7 @@ class SubmitScheduler:
         self._last_done_ns = now_ns
 
     def form_at_ns(self, size: int) -> int:
-        """Return the earliest useful time to form a batch of about `size` frames; 0 for at once."""
+        """Return the earliest useful time to form a batch of about `size` frames; 0 means immediately."""
         ahead = len(self._running) - self.parallel
         if ahead < 0:
             return 0
@@ -119,7 +119,7 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return the time of a batch in the detector beyond the interval between batches: work that overlaps."""
+        """Return how much longer a batch takes than the interval: its work that overlaps with other batches."""
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
 

@@ -1,8 +1,8 @@
-"""The parts of a pipeline, opened as configured, and `pipeline`, which composes them into a runtime.
+"""Functions that open the parts of a pipeline as configured, and `pipeline`, which assembles them into a runtime.
 
-Functions named `open_*` open something that must be closed and give it to the `ExitStack` that they take. They raise
-`ConfigError` if this machine does not have what the configuration asks for, `ModelError` if a model is missing, damaged
-or not as its model.yaml describes, and `Closed` if the run was stopped meanwhile.
+Functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They raise
+`ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
+damaged or different from its model.yaml, and `Closed` if the run was stopped while it was starting.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ASSUMED_HW = (1080, 1920)  # of a camera that has not answered yet
+_ASSUMED_HW = (1080, 1920)  # frame size assumed for a camera that has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """Options of one run, in addition to the configuration."""
 
-    stop: threading.Event  # ends the run, also while it starts
+    stop: threading.Event  # ends the run, even while it is starting
     offline: bool = False  # process every frame of files, as fast as possible
     record: Path | None = None  # file to record the results in
-    video: Path | None = None  # file for the annotated video, ends in .mp4; each of several cameras has its own
+    video: Path | None = None  # annotated video, ends in .mp4; with several cameras, one file for each
     show: bool = False  # show the annotated frames in a window
     sink: Sink | None = None  # receives the results instead of the socket
-    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # in place of vision.detect.open
-    open_source: Callable[..., Source] | None = None  # in place of vision.capture.open
+    open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
+    open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
     state: StateDatabase | None = None  # keeps events and counters after the run (`open_state`)
 
     @property
@@ -91,10 +91,10 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 
 
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
-    """Return a `build` function: cameras, detector, the stages of `open_stages`, the publisher and other `sinks`.
+    """Return a `build` function for cameras, detector, the stages of `open_stages`, the publisher and other `sinks`.
 
-    Everything is opened in an order that finds errors early: libraries, stages, sockets, then the detector. The
-    `ExitStack` that `build` takes closes it.
+    To report errors early, it opens the detector last, after libraries, stages and sockets. The `ExitStack` argument
+    of `build` closes everything.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -102,7 +102,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
             require_library(camera)
         stages = open_stages(config, options, resources)
         publisher = open_publisher(config, options, resources)
-        # A weak detection can continue a track, so the tracker takes more detections than are published.
+        # A weak detection can continue a track, so the tracker needs detections with scores too low to be published.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
         return Runtime(
@@ -119,7 +119,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
 
 
 def with_video(build: Build) -> Build:
-    """Return `build` with the annotated video that a run may ask for, after all stages of the pipeline."""
+    """Return `build`, extended by the annotated video, if requested, after all stages of the pipeline."""
 
     def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         video = open_video(config, options, resources)
@@ -132,7 +132,7 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return folder and spec of a model, shipped or in a folder. `ModelError` if it is missing or invalid."""
+    """Return the folder and the spec of a model, which is a shipped name or a path. `ModelError` if it is invalid."""
     folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
@@ -143,14 +143,14 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
-    """Return the class names of the configured model, by class id. `ConfigError` if the configuration has others."""
+    """Return the class names of the model, by class id. `ConfigError` if the configuration names unknown classes."""
     names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names)
     return names
 
 
 def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
-    """Open the second model."""
+    """Open the second model, which classifies tracked objects."""
     require_cv2("cascade")
     folder = folder_of_model(cascade.model, shipped_models())
     spec = load_classifier_spec(folder)
@@ -182,7 +182,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """Close the recording. `VisionError` if lines are missing: a script must not take the file for complete."""
+    """Close the recording. `VisionError` if results are missing, so that a script does not use an incomplete file."""
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
@@ -204,9 +204,9 @@ def open_configured_detector(
 
 
 def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
-    """Open the events and counters that continue after a restart, for `RunOptions.state`.
+    """Open the database of events and counters that persist across restarts, for `RunOptions.state`.
 
-    An offline run has none, so that it is repeatable.
+    An offline run must not use it, so that its results are repeatable.
     """
     if config.state_dir is None:
         return None
@@ -215,7 +215,7 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Open the lines and zones of all cameras, with their stored counters."""
+    """Create the stage that evaluates the lines and zones of all cameras, with their stored counters."""
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
     return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
@@ -235,7 +235,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that writes frames of events, if snapshots are configured and events are published."""
+    """Open the stage that saves the frames of events, if snapshots are configured and events are published."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
@@ -253,7 +253,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:
-    """Open the stage that writes or shows the annotated video, if the run has one. It belongs after all others."""
+    """Open the stage that writes or shows the annotated video, if requested. Add it after all other stages."""
     if not options.has_video:
         return []
     require_cv2("--show" if options.video is None else "--video")
@@ -272,7 +272,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Build a slot and a supervisor for each camera. A stage of `stages` that looks at pixels holds frames longer."""
+    """Build a slot and a supervisor for each camera. If a stage reads pixels, each slot gets more buffers."""
     options.check_stop()
     changed = threading.Condition()
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
@@ -283,7 +283,7 @@ def build_cameras(
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """Describe the memory that the frames will need. Their size is known only once the cameras answer."""
+    """Describe the memory that the frame buffers need. Frame sizes are assumptions until the cameras answer."""
     height_px, width_px = _ASSUMED_HW
     sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
     mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
@@ -300,7 +300,7 @@ def _camera(
 ) -> Camera:
     policy = supervisor_policy(config)
     if options.offline:
-        config = config.model_copy(update={"loop": False})  # play each file once, or the run would never end
+        config = config.model_copy(update={"loop": False})  # play each file once, because otherwise the run never ends
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
@@ -317,7 +317,7 @@ def _camera(
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Return the allocator of the camera's frames: GPU memory if they are decoded there and the detector reads it."""
+    """Return the allocator of frame buffers: on the GPU if frames are decoded there and the detector can read them."""
     if nvdec and isinstance(detector, ReadsDevice):
         return detector.device_buffer
     if nvdec:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Longest time between two looks that counts. Usually 50 ms and a report lie between them."""
+"""Maximum time that counts between two calls of `look`, which are usually 50 ms and a report apart."""
 
 _STANDARD_ERROR: Final = 2
 
 
 @dataclass(slots=True)
 class ProgressMonitor:
-    """Time for which something has made no progress while the monitor looked at it.
+    """Measures how long a thread has made no progress.
 
-    Only time between looks counts, because the whole process may have been suspended.
+    A long interval between two calls of `look` counts only in part: the whole process may have been suspended.
     """
 
     looked_ns: int
@@ -29,7 +29,7 @@ class ProgressMonitor:
     still_ns: int = 0
 
     def look(self, progress_ns: int, now_ns: int) -> int:
-        """Return the nanoseconds without progress. Progress shows as a `progress_ns` that differs from the last one."""
+        """Return the time without progress in ns. A thread makes progress if its `progress_ns` changes."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
         self.progress_ns, self.looked_ns = progress_ns, now_ns
@@ -49,10 +49,10 @@ def thread_stacks() -> str:
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
     """End the process if no thread runs Python for `limit_s`: exit code 1, all stacks on standard error.
 
-    Calls that queue work for the GPU keep the GIL (`cuda.driver_calls`). If one never returned, it would stop
-    every thread, including those that monitor the others. Only a thread of faulthandler, which needs no GIL, can end
-    that. A thread that does nothing else postpones it: the main thread may wait for a terminal or for a long stop.
-    A process that is suspended (Ctrl-Z) or frozen for `limit_s` also ends when it continues.
+    Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). If one never returns, it blocks every thread,
+    including those that monitor the others. Only faulthandler can then end the process, because its thread needs no
+    GIL. A dedicated thread postpones that end, because the main thread may wait for a terminal or for a long stop.
+    A process that is suspended (Ctrl-Z) or frozen for `limit_s` also ends when it resumes.
     """
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""`InferenceLoop`: keeps the detector busy with batches of the newest frames. Runs in the inference thread."""
+"""`InferenceLoop` keeps the detector busy with batches of the newest frames. It runs in the inference thread."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vision.runtime.latest_slot import Clock, Lease, release_together
 from vision.types import Detections, Result, Timing
 
 POLL_S: Final = 0.001
-"""Longest delay until the loop sees a new frame or a finished batch while a slot is free and another one runs."""
+"""Maximum delay until the loop notices a new frame or a finished batch, while one slot is free and another runs."""
 
 IDLE_S: Final = 0.1
-"""Longest delay until an idle loop sees that it should stop."""
+"""Maximum delay until an idle loop notices that it must stop."""
 
 HANG_HINT: Final = "the device hangs: `dmesg` may say why; restart the program (systemd does)"
 
@@ -41,13 +41,13 @@ class _Batch:
 
 @dataclass(slots=True)
 class InferenceLoop:
-    """Keeps the detector's slots full: forms batches late, submits, waits for the oldest, delivers results in order."""
+    """Forms batches as late as possible, keeps the slots of the detector full, and delivers results in order."""
 
     detector: Detector
     batcher: Batcher
     deliver: Callable[[list[InferredFrame]], None]
     clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0  # longer than any inference: a batch older than this means that the device hangs
+    hang_s: float = 30.0  # longer than any inference; if a batch takes longer, the device hangs
     progress_ns: int = 0  # time at which the loop last made progress, or had nothing to do
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
@@ -60,7 +60,7 @@ class InferenceLoop:
         self._scheduler = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
-        """Run until all cameras have ended and every batch has come back. `DeviceError` if the detector fails."""
+        """Run until all cameras have ended and every batch has finished. `DeviceError` if the detector fails."""
         try:
             while self._step():
                 pass

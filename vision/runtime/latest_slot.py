@@ -1,9 +1,9 @@
-"""`LatestSlot`: the newest frame of one camera, between the camera's thread and the inference thread.
+"""`LatestSlot` holds the newest frame of one camera, between the camera thread and the inference thread.
 
-A queue in front of a detector that is slower than the cameras grows without limit. So there is no queue: each camera
-has one waiting frame, the newest.
+If the detector is slower than the cameras, a queue in front of it grows without limit. So there is no queue: only the
+newest frame of each camera waits.
 
-Every grabbed frame is accounted for: ``grabbed = taken + dropped + waiting``, and drops carry their reason.
+Every grabbed frame is counted: ``grabbed = taken + dropped + waiting``. Drops are counted by reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
 
 EXTRA_BUFFERS: Final = 2
-"""Buffers of a slot beyond the frames that its reader may hold: one is written, one waits."""
+"""Buffers of a slot in addition to those that its reader may lease: one is being written, one waits."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class SlotCounts:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A frame that the reader may use until `release`, with the drops since the camera's previous lease."""
+    """A frame that the reader may use until `release`, with the number of drops since the camera's last lease."""
 
     frame: Frame
     dropped_before: Mapping[str, int]
@@ -46,14 +46,14 @@ class Lease:
     _is_released: bool = False
 
     def release(self) -> None:
-        """Release the buffer to the camera. Idempotent."""
+        """Return the buffer to the camera. Idempotent."""
         if not self._is_released:
             self._is_released = True
             self.slot.release(self.frame.buffer)
 
 
 def release_together(leases: Sequence[Lease]) -> None:
-    """Release the leases of a batch while holding the cameras' shared lock once: each acquisition may wait long."""
+    """Release all leases of a batch. Acquire the cameras' shared lock only once, because that can take long."""
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
@@ -62,7 +62,7 @@ def release_together(leases: Sequence[Lease]) -> None:
 
 @dataclass(slots=True)
 class _Buffers:
-    """The frame buffers of one slot, all of one layout. Leases may hold buffers of an earlier layout too."""
+    """The frame buffers of one slot, all of one layout. Leases can also hold buffers of an earlier layout."""
 
     layout: tuple[int, int, PixelFormat] | None = None
     all: list[FrameBuffer] = field(default_factory=list)
@@ -72,7 +72,7 @@ class _Buffers:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """When the reader may take the next frame of a camera, and when it took the last one."""
+    """The time from which the reader may take the next frame of a camera, and the time at which it took the last."""
 
     interval_ns: int
     due_ns: int = 0
@@ -82,9 +82,9 @@ class _RateLimit:
 class LatestSlot:
     """The newest frame of one camera, written by its thread and read by the inference thread.
 
-    The writer owns one buffer, one whole frame waits, the reader leases as many as it has batches in flight.
-    Overwriting a waiting frame drops it. A lossless slot makes the writer wait instead. The writer's side implements
-    `vision.capture.source.FrameSink`, which lists the errors.
+    The writer owns one buffer, one complete frame waits, and the reader leases one frame per batch in flight. A new
+    frame replaces the waiting one, which is dropped. In a lossless slot, the writer waits instead. The methods for the
+    writer implement `vision.capture.source.FrameSink`, which lists the errors.
     """
 
     def __init__(
@@ -101,12 +101,13 @@ class LatestSlot:
     ) -> None:
         """
         Args:
-            allocate: the detector's `frame_buffer`, or another allocator of one frame.
-            leases: frames that the reader may hold at once. The slot has `EXTRA_BUFFERS` more buffers, so that the
-                writer never waits for the reader.
-            lossless: no frame is dropped for lack of time; `max_fps` and `max_frame_age_s` do not apply.
-            max_frame_age_s: a frame older than this when its turn comes is dropped.
-            changed: shared by the slots of one `Batcher`.
+            allocate: function that allocates one frame buffer, such as the `frame_buffer` of the detector.
+            leases: maximum number of frames that the reader holds at the same time. The slot has `EXTRA_BUFFERS` more
+                buffers, so that the writer never waits for the reader.
+            lossless: the writer waits for the reader instead of dropping frames; `max_fps` and `max_frame_age_s` do
+                not apply.
+            max_frame_age_s: drop a frame that is older than this when it could be taken.
+            changed: condition that all slots of one `Batcher` share.
         """
         self.camera_id = camera_id
         self.changed = changed or threading.Condition()
@@ -127,10 +128,10 @@ class LatestSlot:
     # the camera's side
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Allocate the buffers for frames of this size and format, unless the slot has them already.
+        """Allocate buffers for frames of this size and format, unless the slot already has them.
 
-        Leased frames stay valid until they are released. The old buffers are freed first, since memory may not hold
-        both. With an impossible size (`ValueError`) nothing changes.
+        Leased frames stay valid until they are released. The old buffers are freed first, because memory may be too
+        small for both. If the size is impossible, raise `ValueError` and change nothing.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -144,12 +145,12 @@ class LatestSlot:
         with self.changed:
             self._drop_waiting(DropReason.EPOCH)
             old, self._buffers = self._buffers, buffers
-        del old  # not while the lock is held: freeing memory that the GPU reads waits for the GPU
+        del old  # after releasing the lock, because freeing memory that the GPU reads waits for the GPU
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
-        """Return the buffer for the next frame; the same one again until it is committed.
+        """Return the buffer for the next frame. Until `commit`, every call returns the same buffer.
 
-        None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
+        Return None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)
@@ -171,7 +172,7 @@ class LatestSlot:
         return has_buffer or self._waiting is not None
 
     def commit(self, meta: FrameMeta) -> None:
-        """Make the buffer from `write_buffer` the newest frame. It holds the whole frame that `meta` describes."""
+        """Make the buffer from `write_buffer` the newest frame. It must contain the complete frame of `meta`."""
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
@@ -201,7 +202,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Wake the writer with `Closed` and drop the waiting frame. Leases stay valid. Idempotent."""
+        """Close the slot and drop the waiting frame. The writer gets `Closed`. Leases stay valid. Idempotent."""
         with self.changed:
             self._closed = True
             self._drop_waiting(DropReason.STOPPED)
@@ -211,7 +212,7 @@ class LatestSlot:
 
     @property
     def finished(self) -> bool:
-        """True once no more frames will come."""
+        """True once no more frames will arrive."""
         return self._closed or (self._ended and self._waiting is None)
 
     @property
@@ -230,9 +231,9 @@ class LatestSlot:
             return replace(self._counts, dropped=self._counts.dropped.copy(), waiting=int(self._waiting is not None))
 
     def ready_ns(self, now_ns: int) -> int | None:
-        """Return the time from which the waiting frame may be taken. Drop a stale frame.
+        """Drop a stale frame. Return the time from which the waiting frame may be taken.
 
-        None if no frame waits or the reader holds all its leases.
+        Return None if no frame waits or the reader holds all its leases.
         """
         if self._waiting is None or self._leased >= self._leases:
             return None
@@ -242,15 +243,15 @@ class LatestSlot:
         return self._rate.due_ns
 
     def take(self) -> Lease | None:
-        """Lease the waiting frame if it is fresh and the camera's rate allows it."""
+        """Lease the waiting frame. Return None if there is none, or it is stale or too early for `max_fps`."""
         with self.changed:
             now_ns = self._clock()
             ready_ns = self.ready_ns(now_ns)
             if ready_ns is None or ready_ns > now_ns or self._waiting is None:
                 return None
             frame, self._waiting = self._waiting, None
-            # The schedule follows the last turn, not the moment it was served, so that jitter does not lower the rate.
-            # A camera that fell behind by more than a turn starts a new schedule.
+            # The next due time follows from the last due time, not from now, so that jitter does not lower the rate.
+            # A camera that is late by more than one interval starts a new schedule.
             rate = self._rate
             rate.due_ns = max(rate.due_ns, now_ns - rate.interval_ns) + rate.interval_ns
             rate.served_ns = now_ns
@@ -261,7 +262,7 @@ class LatestSlot:
             return Lease(frame, dropped_before, now_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
-        """Take a leased buffer back. One of an earlier `configure` is freed with its lease."""
+        """Take back a leased buffer. A buffer from before the last `configure` is not reused."""
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):
@@ -273,7 +274,7 @@ class LatestSlot:
         if frame is None:
             return
         self._count_drop(reason)
-        self._buffers.free.append(frame.buffer)  # no frame waits across a `configure`
+        self._buffers.free.append(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         self.changed.notify_all()
 
     def _count_drop(self, reason: DropReason) -> None:

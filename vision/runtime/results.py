@@ -1,4 +1,4 @@
-"""`ResultHandler`: runs the stages on each result and passes it to the sinks. Runs in the results thread."""
+"""`ResultHandler` runs the stages on each result and passes it to the sinks, in the results thread."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vision.types import Frame, Result
 RESULT_QUEUE_SIZE: Final = 2048
 """Maximum number of results that wait for the results thread, not counting the last batch.
 
-Two seconds of what one interpreter can publish, in frames, because many cameras make many batches of one frame. Leases
-bound a pipeline with a pixel stage long before this limit."""
+One interpreter publishes this number of results in two seconds. The limit counts frames, because many cameras produce
+many batches of one frame. In a pipeline with a pixel stage, the leases are a far lower limit."""
 
 
 class ResultQueue(queue.Queue[list[InferredFrame] | None]):
-    """Batches for the results thread, counted and bounded by their frames. None marks the end."""
+    """Batches for the results thread. The size of the queue counts frames. None marks the end."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -42,11 +42,11 @@ class ResultQueue(queue.Queue[list[InferredFrame] | None]):
 
     @staticmethod
     def _weight(item: list[InferredFrame] | None) -> int:
-        return max(1, len(item or ()))  # an item of weight 0 would make the queue look empty
+        return max(1, len(item or ()))  # the queue would appear empty with an item of weight 0
 
 
 class ResultHandler:
-    """The queue between the inference thread, which calls `put`, and the results thread, which calls `run`."""
+    """Handles the results that the inference thread adds with `put`. The results thread calls `run`."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
@@ -63,7 +63,7 @@ class ResultHandler:
         self._aborted = False
 
     def add_stage(self, stage: Stage) -> None:
-        """Add a stage after all others, before `run`."""
+        """Append a stage. Call this before `run`."""
         self.stages.append(stage)
         name = type(stage).__name__
         if isinstance(stage, PixelStage):
@@ -80,7 +80,7 @@ class ResultHandler:
     def put(self, batch: list[InferredFrame] | None) -> bool:
         """Queue a batch; None marks the end. Return False if the queue stayed full for `IDLE_S`.
 
-        Without a stage that reads pixels, the leases end now.
+        If no stage reads pixels, the leases end now.
         """
         if self._aborted or not self._reads_pixels:
             release_together([frame.lease for frame in batch or ()])
@@ -93,7 +93,7 @@ class ResultHandler:
         return True
 
     def abort(self) -> None:
-        """End `run` without handling what is queued, and make `put` discard batches."""
+        """End `run` without handling the queued batches, and make `put` discard new ones."""
         self._aborted = True
 
     def run(self) -> None:
@@ -139,7 +139,7 @@ class ResultHandler:
         metrics.objects = len(result.objects)
         metrics.counts = result.counts
         metrics.rate.tick()
-        if result.meta.clock != "media":  # the times of a recording do not measure this program
+        if result.meta.clock != "media":  # the timestamps of a recording say nothing about latency
             metrics.latency.observe(published_ns - result.meta.captured_ns)
             self.latency["queue"].observe(timing.submitted_ns - result.meta.captured_ns)
         self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)

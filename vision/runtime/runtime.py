@@ -1,16 +1,16 @@
-"""`Runtime`: starts the threads, joins them, reports the status, stops.
+"""`Runtime` starts the threads, reports the status, and stops and joins the threads.
 
 A thread for each camera runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
-`InferenceLoop.run`: `Batcher` -> detector -> result queue, and the results thread `ResultHandler.run`: result queue ->
-stages -> sinks. docs/architecture.md lists all threads.
+`InferenceLoop.run`: `Batcher` -> detector -> result queue. The results thread runs `ResultHandler.run`: result queue
+-> stages -> sinks. docs/architecture.md lists all threads.
 
-A frame's lease ends when the detector has finished with the frame. In a pipeline with a stage that looks at pixels, it
-ends when the results thread has run the stages of that frame
+The lease of a frame ends when the detector has finished with the frame. In a pipeline with a stage that reads pixels,
+it ends when the results thread has run the stages of that frame
 (docs/decisions/004-leases-for-stages-that-read-pixels.md).
 
-All threads are children of `Runtime.run`. The first that fails stops the others, and `run` raises its exception once
-they have ended. Stopping follows the data: cameras and slots close, the batches in flight come back, the results are
-published. The caller closes what it opened (sockets, files, detector) after that.
+`Runtime.run` starts and joins all threads. If a thread fails, the others stop, and `run` raises the exception once they
+have ended. A stop follows the path of the data: cameras and slots close, the batches in flight finish, their results
+are published. After that, the caller closes what it opened (sockets, files, detector).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from vision.version import version
 log = logging.getLogger(__name__)
 
 FRAMES_HELD_BY_STAGES: Final = 2
-"""Frames of a camera that wait for the results thread, or are in it, while the detector holds its full number."""
+"""Number of frames of a camera that the results thread may hold in addition to those that the detector holds."""
 
 _STUCK_AFTER_HANGS: Final = 1.5
-"""The loop knows its batches and reports a hang after `hang_s`. It can't while it is stuck inside a call, so the main
-thread reports after this many times `hang_s`."""
+"""The inference loop reports a batch that takes longer than `hang_s`. While it is stuck inside a call it can't, so the
+main thread reports the hang after this multiple of `hang_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Camera:
 
 
 class Runtime:
-    """Cameras, one detector, stages and sinks, run until stopped."""
+    """Runs cameras, one detector, stages and sinks until stopped."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class Runtime:
     ) -> None:
         """
         Args:
-            stages: applied to each result in turn. If one is a `PixelStage`, the slots of `cameras` need
+            stages: applied to each result in order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             stop_timeout_s: maximum duration of an orderly stop. Threads that have not ended by then are abandoned.
-            hang_s: longer than any inference. A device that takes longer for a batch, or for a call, hangs.
+            hang_s: time after which an unfinished batch or call means that the device hangs; longer than any inference.
         """
         self._detector = detector
         self._model = model
@@ -94,7 +94,7 @@ class Runtime:
         self._started_ns = clock()
 
     def add_stage(self, stage: Stage) -> None:
-        """Add a stage after all others, before `run`."""
+        """Append a stage. Call this before `run`."""
         self._results.add_stage(stage)
 
     def run(
@@ -103,8 +103,8 @@ class Runtime:
         """Run until `stop` is set, `for_s` has passed, or every camera has ended. Return the last report.
 
         Raises:
-            VisionError: raised by the first thread that failed; all threads have ended by then.
-            DeviceError: the inference thread does not return from a call. The thread is abandoned.
+            VisionError: a thread failed. This is its error; all threads have ended.
+            DeviceError: the inference thread does not return from a call, so it is abandoned.
         """
         threads = self._start()
         try:
@@ -121,7 +121,7 @@ class Runtime:
         self._started_ns = self._clock()
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
         jobs += [(f"camera-{camera_id}", camera.supervisor.run) for camera_id, camera in self._cameras.items()]
-        # Daemons, because a camera's library may hang in a call that nothing can interrupt. All others are joined.
+        # Daemon threads, because the library of a camera can hang in a call that nothing can interrupt.
         threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
         for thread in threads:
             thread.start()
@@ -142,7 +142,7 @@ class Runtime:
             self._ended.wait(0.05)
 
     def _check_progress(self, still_ns: int) -> None:
-        """Fail if the loop is inside a device call that does not return: the loop can't report that itself."""
+        """Stop with an error if the inference loop is stuck in a device call, which it can't report itself."""
         if still_ns <= self._stuck_ns or self._loop.ended:
             return
         log.error("the inference thread is stuck; stack of every thread:\n%s", thread_stacks())
@@ -155,7 +155,7 @@ class Runtime:
         for camera in self._cameras.values():
             camera.slot.close()
         deadline = time.monotonic() + self._stop_timeout_s
-        # The camera threads come last: one that hangs in its library must not use up the time of the others.
+        # The camera threads come last, so that one that hangs in its library does not use up the time of the others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         blocked = {f"camera-{camera_id}": camera.supervisor.blocked_in() for camera_id, camera in self._cameras.items()}
@@ -176,7 +176,7 @@ class Runtime:
     def _guard(self, name: str, target: Callable[[], None]) -> None:
         try:
             target()
-        except BaseException as error:  # noqa: BLE001 - kept; run() raises it
+        except BaseException as error:  # noqa: BLE001 - stored; `run` raises it
             log.error("%s failed: %s", name, error)
             self._fail(error)
 
@@ -188,7 +188,7 @@ class Runtime:
 
     def _put(self, batch: list[InferredFrame] | None) -> None:
         while not self._results.put(batch):
-            self._loop.progress_ns = self._clock()  # a slow sink is not a device that hangs
+            self._loop.progress_ns = self._clock()  # waiting for a slow sink is not a hang of the device
 
     def _handle_results(self) -> None:
         self._results.run()

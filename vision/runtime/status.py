@@ -1,6 +1,6 @@
-"""The figures of the program and of its cameras, as `Report` holds them.
+"""Metrics of the program and its cameras, in the form of a `Report`.
 
-The runtime builds each report once per interval, from its own counters. The terminal shows these reports, and the
+Once per interval, the runtime builds a report from its counters. The terminal shows these reports, and the
 publisher sends them as messages.
 """
 
@@ -28,16 +28,16 @@ from vision.types import Counts
 class CameraMetrics:
     """Measurements of one camera's published results."""
 
-    latency: LatencyHistogram  # capture to publish
+    latency: LatencyHistogram  # from capture to publication
     rate: Rate
     published: int = 0
-    objects: int = 0  # in the last frame
+    objects: int = 0  # number in the last frame
     counts: Counts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One moment on both clocks, nanoseconds."""
+    """One moment on both clocks, in nanoseconds."""
 
     monotonic_ns: int
     utc_ns: int
@@ -89,12 +89,12 @@ def detector_status(detector: Detector) -> DetectorStatus:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def percentiles(latency: Percentiles) -> LatencyPercentiles:
-    """Return latencies as they are published, in milliseconds."""
+    """Return latencies in the published form, in milliseconds."""
     return LatencyPercentiles(p50=round(latency.p50_ms, 3), p99=round(latency.p99_ms, 3), max=round(latency.max_ms, 3))
 
 

@@ -1,7 +1,7 @@
-"""`TrackStage`: detections become tracks. `AnalyticsStage`: tracks become events and counts.
+"""`TrackStage` turns detections into tracks. `AnalyticsStage` turns tracks into events and counts.
 
-`Tracker` and `Analytics` know one camera. The stages keep one for each camera and restart it with each epoch: after a
-reconnection the frame may show something else.
+A `Tracker` or `Analytics` serves one camera. The stages have one for each camera and restart it with each epoch,
+because after a reconnection the frame can show a different scene.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class TrackStage:
-    """Detections become tracks, with a tracker for each camera and epoch.
+    """Turns detections into tracks, with a tracker for each camera and epoch.
 
-    An object is published once it was detected with `score` (`detect.score_threshold` in camera.yaml) and
+    An object is published once a detection reaches both `score` (`detect.score_threshold` in camera.yaml) and
     `TrackConfig.new_score`. From then on it is published while it is tracked, even with lower scores. So the detector
-    before this stage reports detections down to `detector_score`.
+    must report detections down to `detector_score`.
     """
 
     def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
@@ -49,7 +49,7 @@ class TrackStage:
 
 @dataclass(slots=True)
 class _Watched:
-    """One camera's analytics and its counts so far."""
+    """The analytics of one camera and its present counts."""
 
     analytics: Analytics
     epoch: int
@@ -58,9 +58,9 @@ class _Watched:
 
 
 class AnalyticsStage:
-    """Tracks become events and counts, on every camera with lines or zones.
+    """Turns tracks into events and counts, for every camera with lines or zones.
 
-    With a `state`, counters continue after a restart. Without one they start at 0.
+    With `state`, counters continue after a restart. Without it, they start at 0.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class AnalyticsStage:
     ) -> None:
         """
         Args:
-            class_names: classes of the model, by class id; `sections` names only classes among them.
-            forget_s: seconds after which an object that is no longer detected has left; the tracker's `lost_s`.
-            state: stores the counters; the caller closes it.
+            class_names: classes of the model, by class id. `sections` must not name other classes.
+            forget_s: time in seconds after which an undetected object counts as gone; the `lost_s` of the tracker.
+            state: database of the counters. The caller closes it.
         """
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
@@ -95,7 +95,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return the analytics of a camera, started or restarted for a new epoch, and the ends of its states."""
+        """Start or restart the analytics if the epoch is new. Return them and the end events of their states."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
@@ -121,7 +121,7 @@ class AnalyticsStage:
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:
-    """Return the names of lines and zones with no part in the frame, as if configured for another resolution."""
+    """Return the names of lines and zones that lie entirely outside the frame, as with a wrong resolution."""
     scale_x, scale_y = pixels_per_unit(section.units, width_px, height_px)
     corners: list[tuple[str, Sequence[tuple[float, float]]]] = [(line.name, line.points) for line in section.lines]
     corners += [(zone.name, zone.polygon) for zone in section.zones]

@@ -1,4 +1,4 @@
-"""`draw_events` draws events on their snapshot, `FrameAnnotator` a whole result on its frame."""
+"""`draw_events` draws events on their snapshot. `FrameAnnotator` draws a complete result on its frame."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vision.types import Event, FrameMeta, Result, Tracks
 
 
 def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
-    """Draw the object, the line or zone, the kind and the time of each event of `result`.
+    """Draw the object, the line or zone, the kind and the time of each event in `result`.
 
-    An event of a whole zone shows the boxes of all objects. `image` is as in `FrameAnnotator.draw`.
+    For an event of a zone, such as crowding, draw the boxes of all objects. `image` is (H, W, 3) BGR.
     """
     overlay = Overlay(image)
     section = sections.get(result.meta.camera_id)
@@ -28,18 +28,18 @@ def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str,
 
 
 class FrameAnnotator:
-    """Draws all objects, lines and zones with their counts, and the time."""
+    """Draws all objects, all lines and zones with their counts, and the time."""
 
     def __init__(self, sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
-        # The ground points are needed to set up a camera, not to follow what it shows.
+        # The ground points matter only during the setup of a camera.
         without_ground = {"ground": None}
         self._sections = {name: section.model_copy(update=without_ground) for name, section in sections.items()}
         self._class_names = tuple(class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Draw `result` on `image`: (H, W, 3) BGR in the size of the source frame."""
+        """Draw `result` on `image`, (H, W, 3) BGR with the size of the source frame."""
         overlay = Overlay(image)
-        # The banner comes first, so that names and labels keep clear of it.
+        # The banner comes first, so that names and labels do not cover it.
         overlay.banner(_time(result.meta), f"{len(result.objects)} objects")
         section, objects = self._sections.get(result.meta.camera_id), result.objects
         if section is not None:
@@ -60,7 +60,7 @@ class FrameAnnotator:
 
 
 def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:
-    """Return the lines and zones that the events are about."""
+    """Return a section with only the lines and zones of the events."""
     names = {str(event.data.get("place", event.name)) for event in events}
     lines = tuple(line for line in section.lines if line.name in names)
     zones = tuple(zone for zone in section.zones if zone.name in names)

@@ -1,4 +1,4 @@
-"""`FrameWorker`: a thread that works on copies of frames, for stages that draw, encode or write."""
+"""`FrameWorker` processes copies of frames in a thread, for stages that draw, encode or write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Copy:
-    """A copy of one frame and its result, in memory that is reused and grows to the largest frame."""
+    """A copy of one frame, and its result. The memory is reused and grows to the size of the largest frame."""
 
     memory: NDArray[np.uint8]
     content: tuple[Frame, Result] | None = None
@@ -35,10 +35,10 @@ class _Copy:
 
 
 class FrameWorker:
-    """The thread, and the copies that wait for it.
+    """Processes copies of frames in a thread of its own.
 
-    The results thread only copies the frame, while its lease lasts. When no copy is free, the frame is skipped and
-    counted, or the results thread waits if the worker is lossless.
+    The results thread only copies the frame, while it holds the lease. If no buffer is free, it skips and counts the
+    frame or, if the worker is lossless, waits.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FrameWorker:
     ) -> None:
         """Start the thread, which calls `work` once. Up to `buffers` copies can wait.
 
-        `work` takes the copies in order, each valid until the next one is taken.
+        `work` iterates over the copies in order. Each copy is valid until the next iteration.
         """
         self.skipped = 0
         self._name = name
@@ -61,7 +61,7 @@ class FrameWorker:
         self._thread.start()
 
     def add(self, frame: Frame, result: Result) -> bool:
-        """Copy the frame for the thread. Return False if it was skipped."""
+        """Copy the frame for the thread. Return False if the frame was skipped."""
         try:
             copy = self._free.get(block=self._lossless)
         except queue.Empty:
@@ -79,18 +79,18 @@ class FrameWorker:
             raise VisionError(f"{self._name} failed: {self._error}") from self._error
 
     def finish(self) -> None:
-        """End the thread after the copies that wait. Idempotent."""
+        """End the thread once it has processed the waiting copies. Idempotent."""
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait for the end of the thread, after `finish`."""
+        """Wait for the end of the thread. Call `finish` first."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
             with closing(self._copies()) as copies:
                 self._work(copies)
-        except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
+        except Exception as error:  # noqa: BLE001 - `check` raises it
             self._error = error
             log.error("%s failed: %s", self._name, error)
             for _ in self._copies():  # a lossless caller waits for a free copy

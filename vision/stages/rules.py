@@ -1,7 +1,7 @@
-"""`RuleStage`: events of lines and zones become fewer events, such as "a queue has been crowded for ten seconds".
+"""`RuleStage` derives events such as "a queue has been crowded for ten seconds" from events of lines and zones.
 
-`vision.config.rules` defines the configuration and its grammar. Rules use the time of the frames, so a rule reports the
-same in a recording as in front of the camera.
+`vision.config.rules` defines the configuration and its grammar. Rules use the timestamps of the frames, so a rule
+reports the same events for a live camera and for its recording.
 
 To add a kind of rule, add its condition to `vision.config.rules` and evaluate it in `_Rule`.
 """
@@ -24,13 +24,13 @@ _MOTION: Final = ("speed_kmh", "heading_deg")
 class RuleStage:
     """Adds the events of rules to those of lines and zones.
 
-    A rule about a state begins when the state has lasted long enough, and ends with it. A rule about an instant is an
-    instant. Within its cooldown a rule reports nothing. A state is reported after the cooldown if it still lasts then.
-    `suppressed` in the next event is the number of reports that the cooldown prevented.
+    A rule about a state reports its start once the state has lasted long enough, and later its end. A rule about an
+    instant reports that instant. During its cooldown, a rule reports nothing, but it reports a state that still lasts
+    after the cooldown. `suppressed` in its next event is the number of suppressed reports.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
-        """Create the stage. `sections` has the lines and zones that rules refer to, by camera id."""
+        """Create the stage. `sections` contains the lines and zones that rules refer to, by camera id."""
         cameras = {camera_id: _Camera(camera_id, rules, section) for camera_id, section in sections.items()}
         self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
@@ -63,14 +63,14 @@ class _Camera:
             for event in result.events:
                 yield from rule.take(event, now)
                 unended.discard(event.track_id)
-            for track_id in unended:  # the stage that began it did not end it
+            for track_id in unended:  # the analytics restarted without an end event for this state
                 rule.states.pop(track_id, None)
             yield from rule.look(now)
 
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """The instant of one frame, and the number of objects in each zone at that instant."""
+    """The time of one frame, and the number of objects in each zone at that time."""
 
     time_s: float
     at_ns: int
@@ -79,7 +79,7 @@ class _Now:
 
 @dataclass(slots=True)
 class _State:
-    """A state that lasts: a crowd, or one object's stay."""
+    """A state in progress: a crowded zone, or the stay of an object."""
 
     since_s: float
     begin: Event
@@ -90,8 +90,8 @@ class _Rule:
     """One rule on one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
-        """Create the rule. A crowd begins `crowded_for_s` seconds before its event."""
-        self.states: dict[int | None, _State] = {}  # by track id; a crowd's is None
+        """Create the rule. Crowding starts `crowded_for_s` seconds before its event."""
+        self.states: dict[int | None, _State] = {}  # by track id; None for a crowded zone
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())
         self._condition, self._cooldown_s = config.condition, config.cooldown_s
@@ -100,7 +100,7 @@ class _Rule:
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
-        """Take an event of this frame."""
+        """Process an event of this frame. Yield the reports that it causes."""
         if (event.kind, event.name) != (self._condition.kind, self._condition.name):
             return
         if event.kind not in LASTING:
@@ -118,14 +118,14 @@ class _Rule:
                 self._suppressed += 1
 
     def look(self, now: _Now) -> Iterator[Event]:
-        """Report every state that has now lasted long enough."""
+        """Yield a report for every state that has now lasted long enough."""
         for state in self.states.values():
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
                 yield self._report("begin", state.begin, self._figures(state, now), now)
 
     def _figures(self, state: _State, now: _Now) -> dict[str, Any]:
-        """Return the state's data with the figures of this instant, which can be long after its own event."""
+        """Return the data of the state with the values of this frame, which can come long after its event."""
         lasted_s, data = _since(state, now), dict(state.begin.data)
         if "stayed_s" in data:
             data["stayed_s"] = lasted_s

@@ -1,11 +1,10 @@
-"""`CascadeStage`: a second model classifies tracked objects, each once and again on a schedule.
+"""`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
-Two threads share the work. While the lease of a frame lasts, the results thread copies the crops of objects that are
-due, and only those few pixels. A thread of the stage classifies them. The messages of an object contain the result
-from then on.
+Two threads share the work. While the results thread holds the lease of a frame, it copies the crops of the objects that
+are due. A thread of the stage classifies the crops. From then on, the messages of an object contain the result.
 
-When more objects are due than there is room for, the others are counted as skipped and tried again with their next
-frame: first those that were never classified, then those that were classified longest ago.
+If more objects are due than buffers are free, the stage counts the others as skipped and retries them with their next
+frame. Objects that were never classified come first, then those that were classified longest ago.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
+"""Left, top, right and bottom in whole pixels. Right and bottom are exclusive."""
 
-_UNSURE_S: Final = 1.0  # until an object without a sure result is classified again
-_FORGET_S: Final = 10.0  # without a detection of an object; trackers forget sooner
+_UNSURE_S: Final = 1.0  # time until an object without a clear result is classified again
+_FORGET_S: Final = 10.0  # time without a detection until an object is forgotten; longer than that of a tracker
 
 
 class Classifier(Protocol):
-    """Classifies crops of objects. One thread calls `crop`, one other thread calls `classify`."""
+    """Classifies crops of objects. One thread calls `crop`, and a second thread calls `classify`."""
 
-    name: str  # in messages
+    name: str  # as in messages
     class_names: tuple[str, ...]  # of the columns that `classify` returns
     exclusive: bool  # at most one class applies to an object
     crop_shape: tuple[int, int, int]  # height, width and 3
-    max_batch: int  # maximum number of crops of one `classify`
+    max_batch: int  # maximum number of crops in one call of `classify`
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Write the box of the frame to `out`, an array of `crop_shape`."""
+        """Scale the part of the frame in `box` to `crop_shape`, and write it to `out`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Return scores (N, classes) from 0 to 1. `DeviceError` if the model failed."""
+        """Return the scores, (N, classes), from 0 to 1. `DeviceError` if the model fails."""
 
     def close(self) -> None:
         """Free all resources. Idempotent."""
@@ -53,16 +52,16 @@ class Classifier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _ObjectState:
-    """The state of one object. The worker writes all fields but `seen_ns`, while `waits` is True."""
+    """The state of one object. While `waits` is True, the worker writes all fields except `seen_ns`."""
 
     seen_ns: int
     attributes: tuple[Attribute, ...] = ()
-    due_ns: int | None = 0  # None: never again
-    looked_ns: int = -1  # -1: never
+    due_ns: int | None = 0  # None if it is not classified again
+    looked_ns: int = -1  # time of the last classification; -1 if there is none
     waits: bool = False
 
     def is_due(self, now_ns: int) -> bool:
-        """Return True if the object is due. A clock that was set back does not postpone it."""
+        """Return True if the object is due, even if the clock was set back."""
         return not self.waits and self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
 
@@ -81,9 +80,9 @@ class CascadeStage:
     ) -> None:
         """
         Args:
-            classifier: the stage closes it.
-            class_names: classes of the detector, by class id; `config.classes` are among them.
-            lossless: wait for room and for the result of each frame, so that recordings are repeatable.
+            classifier: the second model. The stage closes it.
+            class_names: classes of the detector, by class id. `config.classes` must be among them.
+            lossless: wait for a free buffer and for the results of each frame, so that offline runs are repeatable.
         """
         self._config = config
         names = class_names if config.classes is None else config.classes
@@ -93,7 +92,7 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the crops that are due, and add the attributes known so far. `DeviceError` if the model failed."""
+        """Copy the crops of objects that are due, and add all known attributes. `DeviceError` if the model failed."""
         tracks = result.objects
         if not isinstance(tracks, Tracks):
             raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before")
@@ -104,7 +103,7 @@ class CascadeStage:
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
-        """Return the number of objects classified, skipped and waiting."""
+        """Return the numbers of classified, skipped and waiting objects."""
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
@@ -113,7 +112,7 @@ class CascadeStage:
         self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
-        """Return the state of the camera's objects. Forget those that were not detected for long."""
+        """Forget objects that were not detected for `_FORGET_S`. Return the state of the others, by track id."""
         epoch, objects = self._cameras.get(meta.camera_id, (None, {}))
         if epoch != meta.epoch:
             objects = {}
@@ -123,13 +122,13 @@ class CascadeStage:
             if (state := objects.get(track_id)) is not None:
                 state.seen_ns = now_ns
         since_ns = now_ns - round(_FORGET_S * 1e9)
-        # A time after now: the clock was set back.
+        # If `seen_ns` is after `now_ns`, the clock was set back.
         for track_id in [track_id for track_id, state in objects.items() if not since_ns <= state.seen_ns <= now_ns]:
             del objects[track_id]
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the objects to classify in this frame, the most urgent first."""
+        """Return the objects to classify in this frame. The object that was classified longest ago comes first."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
@@ -154,7 +153,7 @@ class CascadeStage:
 
 
 class _ClassifierThread:
-    """The thread that passes the waiting crops of all cameras to the model, in arrays allocated at the start."""
+    """Passes the waiting crops of all cameras to the model. Allocates the memory for crops only once."""
 
     def __init__(self, classifier: Classifier, config: CascadeConfig, *, lossless: bool) -> None:
         self.looked = self.waiting = 0
@@ -176,7 +175,7 @@ class _ClassifierThread:
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Copy a crop for the thread. Return False if there is no room."""
+        """Copy a crop for the thread. Return False if no buffer is free."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
@@ -189,7 +188,7 @@ class _ClassifierThread:
         return True
 
     def check(self) -> None:
-        """Raise `DeviceError` if the model has failed. If lossless, wait first until every crop is classified."""
+        """Raise `DeviceError` if the model has failed. If lossless, first wait until every crop is classified."""
         if self._lossless:
             with self._progress:
                 self._progress.wait_for(lambda: self.waiting == 0)
@@ -209,7 +208,7 @@ class _ClassifierThread:
             if self._error is None and not self._closing:
                 try:
                     self._classify(batch)
-                except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
+                except Exception as error:  # noqa: BLE001 - `check` raises it
                     self._error = error
             for job in batch:
                 job.state.waits = False
@@ -219,20 +218,20 @@ class _ClassifierThread:
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job]:
-        """Return the waiting jobs; none at the end."""
+        """Wait for jobs. Return up to `max_batch` of them; an empty list at the end."""
         batch: list[_Job] = []
         with suppress(queue.Empty):
             while len(batch) < self._classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
                 batch.append(job)
         if batch and self._closing:
-            self._jobs.put(None)  # in case this batch took the end mark
+            self._jobs.put(None)  # in case `get` has removed the end mark
         return batch
 
     def _classify(self, batch: Sequence[_Job]) -> None:
         scores = self._classifier.classify([job.crop for job in batch])
         for job, of_object in zip(batch, scores, strict=True):
             attributes = tuple(self._attributes(of_object, job.captured_ns))
-            # If exactly one class applies, no result means an unsure one: keep the old result, which has its own time.
+            # With exclusive classes, an empty result means that the model is unsure: keep the old, timestamped result.
             is_sure = bool(attributes) or not self._classifier.exclusive
             if is_sure:
                 job.state.attributes = attributes
@@ -242,7 +241,7 @@ class _ClassifierThread:
         self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """Yield the attributes that reach the score threshold, the best first."""
+        """Yield the attributes that reach the score threshold, highest score first."""
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self._classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:
@@ -251,7 +250,7 @@ class _ClassifierThread:
 
 
 def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _ObjectState]) -> Result:
-    """Return the result with the attributes of this stage in addition to those of stages before."""
+    """Return the result with the attributes of this stage in addition to those of earlier stages."""
     attributes = dict(result.attributes)
     for track_id in tracks.track_ids.tolist():
         state = objects.get(track_id)

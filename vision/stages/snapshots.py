@@ -1,8 +1,8 @@
-"""`SnapshotStage`: frames of events, as JPEGs in a folder of limited size.
+"""`SnapshotStage` saves the frames of events as JPEG files in a folder of limited size.
 
-A thread of the stage encodes and writes the JPEG. So an event contains the path of a file that exists a moment later,
-and never exists incomplete. When events come faster than frames can be written, some events get no snapshot and no
-path. They are counted.
+A thread of the stage encodes and writes the file, so an event is published a moment before the file at its path exists.
+The file is always complete. If events occur faster than frames can be written, some events have neither a snapshot nor
+a path. The stage counts them.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from vision.types import Event, Frame, FrameMeta, Result
 log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 4  # frames that wait for the disk
-_STOP_S: Final = 1.0  # to write them at the end
+_STOP_S: Final = 1.0  # maximum time to write them at the end
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
 _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Adds the path of a snapshot to events, and writes the snapshot."""
+    """Writes a snapshot of each selected event, and adds its path to the event."""
 
     def __init__(
         self, config: SnapshotConfig, encode: Callable[[Frame, Result], bytes], *, lossless: bool = False
     ) -> None:
         """
         Args:
-            encode: returns the content of the file for a frame (a private copy) and its result, whose events are those
-                that get the snapshot. One thread calls it.
+            encode: function that returns the content of the file. Its arguments are a private copy of the frame, and a
+                result with only the events of the snapshot. One thread calls it.
             lossless: wait for the disk instead of skipping a snapshot.
 
         Raises:
-            ConfigError: the folder cannot be created or is not writable.
+            ConfigError: the folder cannot be created, or is not writable.
         """
         self._encode = encode
         self._kinds = config.kinds
@@ -50,7 +50,7 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame if one of the events needs a snapshot. `VisionError` if the writing thread has failed."""
+        """Copy the frame if an event needs a snapshot. `VisionError` if the thread that writes files has failed."""
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
         if not chosen or not self._worker.add(frame, replace(result, events=chosen)):
@@ -60,7 +60,7 @@ class SnapshotStage:
         return replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
-        """Return the number of snapshots written, skipped, failed, and in the folder."""
+        """Return the numbers of snapshots that were written, skipped or failed, and of files in the folder."""
         return {
             "snapshots.written": self._folder.written,
             "snapshots.skipped": self._worker.skipped,
@@ -69,7 +69,7 @@ class SnapshotStage:
         }
 
     def close(self) -> None:
-        """Write the waiting snapshots, for a second at most. Idempotent."""
+        """Write the waiting snapshots, for at most one second. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 
@@ -82,7 +82,7 @@ class SnapshotStage:
 
 
 class _SnapshotFolder:
-    """The files. Those with names of another form are left alone."""
+    """The folder of snapshots. Files with names of a different form stay untouched."""
 
     def __init__(self, config: SnapshotConfig) -> None:
         self.path = Path(config.folder)
@@ -94,7 +94,7 @@ class _SnapshotFolder:
         self._prune()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write one file, and delete the oldest ones beyond the limits. Log the first failure of several."""
+        """Write one file, and delete the oldest files beyond the limits. Log only the first of several failures."""
         partial = self.path / f".{name}{_PARTIAL}"
         try:
             partial.write_bytes(content)
@@ -124,7 +124,7 @@ class _SnapshotFolder:
 
 
 def _existing_snapshots(folder: Path) -> dict[str, int]:
-    """Return the sizes of the snapshots, oldest first. Remove incomplete files. `ConfigError` if not writable."""
+    """Remove incomplete files that a crash left behind. Return the size of each snapshot, oldest first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PARTIAL}"):

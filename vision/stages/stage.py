@@ -1,7 +1,7 @@
-"""The protocols of what follows the detector: the stages that a pipeline applies to each result, and the sinks.
+"""Protocols of the stages that a pipeline applies to each result of the detector, and of the sinks.
 
-A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
-`with_frame` instead. The results thread calls both, in order per camera, and then `publish` of each sink.
+A stage is a function from `Result` to `Result`, or, if it also needs the frame, an object with the method `with_frame`.
+The results thread calls the stages, in order per camera, and then `publish` of each sink.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vision.types import Frame, Result
 
 @runtime_checkable
 class PixelStage(Protocol):
-    """A stage that also looks at the frame."""
+    """A stage that also reads the pixels of the frame."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Return the result with the stage's additions. `frame` is valid until then: copy what must last longer."""
+        """Return the extended result. `frame` is valid only during the call: copy everything that is needed later."""
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
@@ -27,7 +27,7 @@ Stage: TypeAlias = Callable[[Result], Result] | PixelStage
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The reports of one interval. Iterating yields one or two per camera, then the one about the program."""
+    """The reports of one interval. Iteration yields one or two reports per camera, then that of the program."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]
@@ -42,18 +42,18 @@ class Report:
 
 
 class Sink(Protocol):
-    """Receiver of results and reports: `Publisher`, or one of a pipeline file (docs/pipelines.md)."""
+    """Receiver of results and reports: the `Publisher`, or a sink from a pipeline file (docs/pipelines.md)."""
 
     def publish(self, result: Result) -> None:
-        """Take one result. The results thread calls this, in order per camera."""
+        """Process one result. The results thread calls this, in order per camera."""
 
     def report(self, report: Report) -> None:
-        """Take the status of the program. The main thread calls this once an interval and at the end."""
+        """Process a status report. The main thread calls this once per interval and at the end."""
 
 
 @runtime_checkable
 class HasCounters(Protocol):
-    """A detector, stage or sink that counts something that an operator needs to see."""
+    """A detector, stage or sink with counters that operators need."""
 
     def counters(self) -> Mapping[str, int]:
-        """Return counters since the start by name, such as ``cascade.skipped``. The main thread calls this."""
+        """Return counts since the start, by a name such as ``cascade.skipped``. The main thread calls this."""

@@ -1,7 +1,7 @@
-"""`VideoStage`: what is detected, drawn on the frames, as a video file for each camera and in a window.
+"""`VideoStage` draws results on frames, writes them to a video file for each camera, and shows them in a window.
 
-A thread for each camera draws and encodes. When frames come faster than that, some are missing in the video. They are
-counted. Each frame is shown at its capture time, so the video plays as fast as the camera saw it.
+A thread for each camera draws and encodes. If frames arrive faster than the thread can encode them, the video lacks
+some, which are counted. Each frame is shown at its capture time, so the video plays in real time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Draw: TypeAlias = Callable[[Image, Result], None]
 """Draws a result on its frame, (H, W, 3) BGR."""
 
 _BUFFERS: Final = 8  # frames of a camera that wait for its thread
-_WINDOW_MS: Final = 30  # for the window's own events between two frames
+_WINDOW_MS: Final = 30  # time to process the events of the window system between two frames
 
 
 class VideoStage:
@@ -49,9 +49,9 @@ class VideoStage:
         show: bool = False,
         lossless: bool = False,
     ) -> None:
-        """Open the window and start the threads, which call `draw`. A camera without an entry in `paths` is only shown.
+        """Open the window, and start the threads, which call `draw`. Show a camera that is not in `paths` only there.
 
-        If lossless, `with_frame` waits for the encoder instead of leaving frames out.
+        If lossless, `with_frame` waits for the encoder instead of skipping frames.
         """
         self._lossless = lossless
         self._window = _Window() if show else None
@@ -62,7 +62,7 @@ class VideoStage:
         }
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame for its camera's thread. `VisionError` if a lossless video cannot be written."""
+        """Copy the frame for the thread of its camera. `VisionError` if a lossless video cannot be written."""
         worker = self._workers[frame.meta.camera_id]
         if self._lossless:
             worker.check()
@@ -70,7 +70,7 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the number of frames drawn, and of those left out."""
+        """Return the numbers of frames that were drawn and skipped."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values()),
@@ -89,7 +89,7 @@ class VideoStage:
 
 
 class _CameraVideo:
-    """Draws and encodes the frames of one camera, in that camera's thread."""
+    """Draws and encodes the frames of one camera, in the thread of that camera."""
 
     def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
         self.written = 0
@@ -99,7 +99,7 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Write all frames. There is no file without a frame. `VisionError` if the file cannot be written."""
+        """Write all frames. Without frames, create no file. `VisionError` if the file cannot be written."""
         first = next(copies, None)
         if first is None:
             return
@@ -115,7 +115,7 @@ class _CameraVideo:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
-        """Draw on the copy of the frame, and show it; the image is valid as long as the copy."""
+        """Draw on the copy of the frame, and show it. The returned image is valid as long as the copy."""
         meta = frame.meta
         image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
         self._draw(image, result)
@@ -126,7 +126,7 @@ class _CameraVideo:
 
 
 class _Window:
-    """A window for each camera, with its newest image. One thread calls the window system."""
+    """A window for each camera that shows its newest frame. Only one thread calls the window system."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Image] = {}
@@ -136,7 +136,7 @@ class _Window:
         self._thread.start()
 
     def put(self, camera_id: str, image: Image) -> None:
-        """Replace the camera's image."""
+        """Replace the image that the window of the camera shows."""
         copy = image.copy()
         with self._lock:
             self._newest[camera_id] = copy
@@ -152,16 +152,16 @@ class _Window:
                     newest, self._newest = self._newest, {}
                 for camera_id, image in newest.items():
                     cv2.imshow(f"vision {camera_id}", image)
-                # Without a window, `waitKey` returns at once.
+                # Without a window, `waitKey` returns immediately.
                 if cv2.waitKey(_WINDOW_MS) < 0 and not newest:
                     self._closing.wait(_WINDOW_MS / 1000)
             cv2.destroyAllWindows()
         except cv2.error as error:
-            log.error("the window is closed: %s", str(error).strip().splitlines()[-1])
+            log.error("closing the window after an OpenCV error: %s", str(error).strip().splitlines()[-1])
 
 
 def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
-    """Return the file of each camera: `path`, or for several cameras ``NAME-CAMERA.mp4``.
+    """Return the video file of each camera: `path` for one camera, ``NAME-CAMERA.mp4`` for several.
 
     Raises:
         ConfigError: the name does not end in .mp4, or the folder is missing or not writable.
@@ -177,13 +177,13 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
 
 
 def check_window() -> None:
-    """Raise `ConfigError` if OpenCV was built without windows, or there is no display."""
+    """Raise `ConfigError` if OpenCV was built without support for windows, or there is no display."""
     if not has_windows(cv2.getBuildInformation()):
         text = "--show: this OpenCV was built without windows (a headless build)"
-        hint = "use --video OUT.mp4, or install opencv-python in place of opencv-python-headless"
+        hint = "use --video OUT.mp4, or install opencv-python instead of opencv-python-headless"
         raise ConfigError(text, hint=hint, code="no-window")
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        # Qt would end the process.
+        # Without a display, Qt ends the process.
         text = "--show: there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set"
         hint = "use --video OUT.mp4, or start the command in a desktop session"
         raise ConfigError(text, hint=hint, code="no-display")
