@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tests.letterbox_reference import normalised, sample, to_bgr
 from vision.config import InputSpec
+from vision.detect.reference import preprocess
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.detect.reference.preprocess import Preprocessor
 from vision.types import PixelFormat, YuvEncoding, frame_shape
@@ -20,6 +21,12 @@ from vision.types import PixelFormat, YuvEncoding, frame_shape
 SIZES = [(1, 1), (2, 2), (768, 576), (640, 480), (800, 2), (2, 800), (98, 58), (416, 320), (1, 1000)]  # width, height
 
 Placement = Literal["top-left", "center"]
+
+
+@pytest.fixture(params=["opencv", "numpy"], autouse=True)
+def scaler_of_both_kinds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numpy":
+        monkeypatch.setattr(preprocess, "cv2", None)
 
 
 def noise(width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:

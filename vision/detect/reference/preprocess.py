@@ -11,6 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+try:
+    import cv2
+except ImportError:  # the demo runs without OpenCV
+    cv2 = None  # type: ignore[assignment]
+
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset, taps
 
@@ -37,7 +42,8 @@ class Preprocessor:
         if scaler is None:  # rare: cameras seldom change their frame size
             if len(self._scalers) >= _MAX_SIZES:
                 self._scalers.clear()
-            scaler = self._scalers[pixels.shape] = _Scaler(self._spec, pixels.shape)
+            build = _Scaler if cv2 is None else _OpenCVScaler
+            scaler = self._scalers[pixels.shape] = build(self._spec, pixels.shape)
         if self._drawn[index] is not scaler:  # the previous frame may have covered a different part
             self._drawn[index] = scaler
             self._tensor[index] = scaler.background
@@ -91,3 +97,23 @@ class _Scaler:
             planes, output = levels[0].reshape(count, 3, -1).swapaxes(0, 1), region[:, block]
             np.multiply(planes, self._gain, output)
             np.add(output, self._offset, output)
+
+
+class _OpenCVScaler(_Scaler):
+    """Scales with OpenCV, in half the time. The result differs by at most one level."""
+
+    def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
+        super().__init__(spec, shape)
+        width, height = self.letterbox.content(shape[1], shape[0])
+        self._scaled = np.empty((height, width, shape[2]), np.uint8)
+        self._order = (0, 1, 2) if spec.color == "bgr" else (2, 1, 0)
+        # A pool of OpenCV threads would spin on the cores that the network computes on. This applies to the process.
+        cv2.setNumThreads(1)
+
+    def write(self, pixels: NDArray[np.uint8], tensor: NDArray[np.float32]) -> None:
+        """Scale a frame into its part of `tensor` (3, H, W)."""
+        cv2.resize(pixels, self._scaled.shape[1::-1], self._scaled, interpolation=cv2.INTER_LINEAR)
+        planes, region = cv2.split(self._scaled), tensor[self._region]
+        for target, source in enumerate(self._order):
+            np.multiply(planes[source], self._gain[target], region[target])
+            np.add(region[target], self._offset[target], region[target])
