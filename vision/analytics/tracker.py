@@ -68,6 +68,7 @@ _CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [
 """Corners x1, y1, x2, y2 to center x, center y, width, height."""
 _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
 """Logarithms of the ratios of width and height to their mean and half their difference."""
+_QUARTERS: Final = np.array([0.25, 0.25])
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Center x, center y, width, height to corners x1, y1, x2, y2."""
 
@@ -84,6 +85,7 @@ _EXTENT: Final = slice(2, 4)
 _SEEN_AT: Final = slice(20, 22)  # centre of its last detection
 _SEEN_S: Final = 22  # when that was
 _STRONG_S: Final = 23  # when it was last detected with at least high_score
+_DOUBTED: Final = slice(24, 26)
 _DOUBTED_S: Final = 24  # since when its boxes have been doubted; infinite if they are not
 _MISFIT: Final = 25  # of its last doubted box, as the logarithm of a ratio of sizes; infinite if it was not doubted
 _TREND: Final = 26  # mean growth of its last boxes, over `_TREND_S`
@@ -116,6 +118,7 @@ class Tracker:
         self._time = FrameClock()
         self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
         self._trend_share = 1.0  # weight of a new box in the mean growth of a track
+        self._growth_variance = 0.0  # of the growth that is expected between two frames
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame.
@@ -166,6 +169,7 @@ class Tracker:
         if step_s != self._step_s:
             self._step_s, self._step = step_s, _motion(step_s)
             self._trend_share = min(step_s / _TREND_S, 1.0)
+            self._growth_variance = (_GROWTH * step_s) ** 2
         transition, growth = self._step
         state = self._state
         scale2 = np.maximum(state[2], state[3]) ** 2
@@ -289,26 +293,27 @@ class Tracker:
         instead of Gauss's. Growth in one direction over several boxes is real, so the filter's gain rises.
         """
         extent = state[_EXTENT]
-        growing = _GROWTH * (self._time.now_s - state[_SEEN_S])
         changes = _GROWTH_AND_SHAPE @ np.log(at[_EXTENT] / extent)
         variances = state[_VAR_EXTENT] + noise[_EXTENT]
         variances /= extent * extent
-        variance = (variances[0] + variances[1]) * 0.25
+        variance = _QUARTERS @ variances
         unlikely, of_shape = changes * changes
-        unlikely /= variance + growing * growing
+        unlikely /= variance + self._growth_variance
         unlikely += of_shape / variance
         belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
         doubted = belief < _DOUBT
-        if cut.any() or doubted.any():
+        if doubted.any() or cut.any():
             self._adopt_changes(state, changes, cut, belief)
         else:
-            state[_DOUBTED_S] = state[_MISFIT] = math.inf
+            state[_DOUBTED] = math.inf
         share, trend = self._trend_share, state[_TREND]
         trend += share * (changes[0] - trend)
         grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
         if grows.any():
             grows &= ~doubted
-            state[_VAR_EXTENT, grows] += (changes[0, grows] * extent[:, grows]) ** 2
+            change_px = changes[0] * grows * extent
+            change_px *= change_px
+            state[_VAR_EXTENT] += change_px
         return belief
 
     def _adopt_changes(
@@ -334,8 +339,10 @@ class Tracker:
         adopted = cut | (doubted & lasts)
         belief[adopted] = 1.0
         doubted &= ~adopted
-        wide = (_ADOPTED * state[_EXTENT][:, adopted]) ** 2
-        state[_VAR_EXTENT, adopted] = np.maximum(state[_VAR_EXTENT, adopted], wide)
+        if adopted.any():
+            wide = _ADOPTED * adopted * state[_EXTENT]
+            wide *= wide
+            np.maximum(state[_VAR_EXTENT], wide, out=state[_VAR_EXTENT])
         state[_DOUBTED_S] = np.where(doubted, doubted_s, math.inf)
         state[_MISFIT] = np.where(doubted, misfit, math.inf)
 
