@@ -323,13 +323,7 @@ class Tracker:
 
         A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: the
         object turns, or a part of it stays hidden. The edge of the frame changes the size of the boxes that it cuts
-        off at any rate, so these are always adopted.
-
-        Args:
-            state: columns of the matched tracks; changed in place.
-            changes: (2, M) growth and change of shape, logarithms of ratios.
-            cut: (M,) True for boxes at the edge of the frame.
-            belief: (M,) changed in place.
+        off at any rate, so these are always adopted. `changes`, (2, M), holds logarithms of ratios: growth and shape.
         """
         now_s = self._time.now_s
         doubted = belief < _DOUBT
