@@ -309,7 +309,7 @@ def test_default_level_equals_that_of_the_library() -> None:
 
 def test_missing_dla_falls_back_to_the_gpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert build(convolution(), plan("fp16", 4, on_dla=True, fixed_batches=False)).plan
-    assert log_args(caplog, "vision.engine.build") == [(0, 0)]
+    assert (0, 0) in log_args(caplog, "vision.engine.build")
 
 
 def test_dla_gets_one_batch_size() -> None:
