@@ -1,4 +1,4 @@
-"""What is truly in each frame of a scene, and what truly crosses its lines and is in its zones."""
+"""Ground truth of a scene: visible objects in each frame, crossings of lines, and objects in zones."""
 
 from __future__ import annotations
 

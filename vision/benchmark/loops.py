@@ -33,7 +33,7 @@ _MIN_BURSTS: Final = 5  # for an error of their rate
 Ready = Callable[[], bool]
 
 FEWEST_FOR_P99: Final = 200
-"""With fewer samples p99 is the slowest one or nearly so, and does not repeat."""
+"""Minimum number of samples for a p99. With fewer, p99 is almost the slowest sample and not repeatable."""
 
 _P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part below p99, for one sample
 _PARTS: Final = 10

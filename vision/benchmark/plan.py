@@ -46,7 +46,7 @@ _SEARCH_LIMIT: Final = 6.0  # times `seconds`: no further step starts later than
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy one part was. `share`: 0 is idle, 1 is full."""
+    """Load of one part. `share` is 0 if the part was idle, and 1 if it was always busy."""
 
     part: Part
     share: float

@@ -225,7 +225,7 @@ def boot_id() -> str:
 def _plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise NotImplementedError(f"expected numbers, texts, lists and mappings in a message, got {type(value).__name__}")
+    raise TypeError(f"expected numbers, texts, lists and mappings in a message, got {type(value).__name__}")
 
 
 _TO_JSON = msgspec.json.Encoder(enc_hook=_plain)
@@ -241,7 +241,7 @@ _TYPES: dict[str, type[AnyMessage]] = {
 
 
 def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """Return the payload. Raise `NotImplementedError` if event `data` contains unsupported types."""
+    """Return the payload. Raise `TypeError` if event `data` contains unsupported types."""
     return _TO_MSGPACK.encode(message) if encoding == "msgpack" else _TO_JSON.encode(message)
 
 

@@ -99,7 +99,7 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
     """Set the options that all sockets share, for publishers and subscribers.
 
     TCP probes replace ZeroMQ heartbeats: heartbeats close the connection of a subscriber that is only slow, and libzmq
-    (4.3.5, its issue 3937) then aborts the subscriber's process, in 6 of 16 attempts.
+    4.3.5 then aborts the subscriber's process, in 6 of 16 attempts.
 
     Args:
         keepalive_s: time after which an idle connection is probed, and between probes. Three lost probes close it.

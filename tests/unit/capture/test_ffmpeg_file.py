@@ -452,7 +452,7 @@ def test_variable_frame_rate_keeps_the_times(play: Player, container: str, tmp_p
 
 
 def test_reordered_frames_are_delivered_in_display_order(play: Player, tmp_path: Path) -> None:
-    """With x264 B-frames, a frame follows the later frame that it refers to."""
+    """B-frames are stored after the later frames that they refer to."""
     images = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(24)]
     source = play(encoded(tmp_path / "a.mp4", images, "libx264", "yuv420p"))
     assert read_all(source, source.open()) == list(range(24))

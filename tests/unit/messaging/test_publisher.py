@@ -258,7 +258,7 @@ def test_killed_subscriber_does_not_affect_others() -> None:
 
 @pytest.mark.integration
 def test_slow_subscriber_stays_connected() -> None:
-    """Heartbeats would disconnect or abort it (libzmq issue 3937): a subscriber with a full queue does not answer."""
+    """ZeroMQ heartbeats would disconnect or abort it, because a subscriber with a full queue does not answer."""
     with (
         Publisher(ANY_PORT, node="n", queue=10, keepalive_s=1) as publisher,
         python("-m", "tests.messages.subscriber", publisher.address, "10", "--pause", "6") as slow,
