@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Final, TypeVar
@@ -24,6 +25,10 @@ _CHATTY: Final = (
     "vision.detect.tensorrt.detector",
     "matplotlib",
 )
+
+# Rich computes how far a drawing must move the cursor up before it writes the drawing. Another thread must not write in
+# between: if the height of the drawing changes, part of the old drawing would stay on the screen.
+_WRITING: Final = threading.RLock()
 
 _Value = TypeVar("_Value")
 
@@ -48,12 +53,19 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
+def terminal_handler(console: Console) -> logging.Handler:
+    """Return a log handler that writes above the live drawing of `console`."""
+    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)
+    handler.lock = _WRITING
+    return handler
+
+
 def start_logging(level: str) -> None:
     """Write log records of this level and above to standard error, with the date if it is not a terminal."""
     console = terminal()
     handler: logging.Handler
     if console is not None:
-        handler = RichHandler(console=console, show_path=False, rich_tracebacks=False, markup=False)
+        handler = terminal_handler(console)
         handler.setFormatter(RedactingFormatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
@@ -82,20 +94,23 @@ class LiveDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live = Live(console=console, auto_refresh=False)
-        self._live.start()
+        with _WRITING:
+            self._live.start()
         self._width = console.width
 
     def stop(self) -> None:
         """Leave the last drawing on the screen, and show the cursor."""
-        self._live.stop()
+        with _WRITING:
+            self._live.stop()
 
     def update(self, renderable: RenderableType) -> None:
         """Replace the previous drawing by `renderable`."""
         width = self.console.width
-        if width < self._width:
-            self._scroll_away()
-        self._width = width
-        self._live.update(renderable, refresh=True)
+        with _WRITING:
+            if width < self._width:
+                self._scroll_away()
+            self._width = width
+            self._live.update(renderable, refresh=True)
 
     def _scroll_away(self) -> None:
         """Move the screen's lines into the scroll-back.

@@ -34,9 +34,7 @@ class PseudoTerminal:
     @property
     def lines(self) -> list[str]:
         """The scroll-back and the screen, without blank lines."""
-        columns = self._screen.columns
-        history = ["".join(row[x].data for x in range(columns)) for row in self._screen.history.top]
-        return [line.rstrip() for line in [*history, *self._screen.display] if line.strip()]
+        return screen_lines(self._screen)
 
     @property
     def screen(self) -> list[str]:
@@ -87,6 +85,12 @@ class PseudoTerminal:
         self.process.kill()
         self.process.wait()
         os.close(self._master)
+
+
+def screen_lines(screen: pyte.HistoryScreen) -> list[str]:
+    """Return the lines of the scroll-back and the screen, without blank lines."""
+    history = ["".join(row[x].data for x in range(screen.columns)) for row in screen.history.top]
+    return [line.rstrip() for line in [*history, *screen.display] if line.strip()]
 
 
 def _set_size(descriptor: int, columns: int, rows: int) -> None:
