@@ -182,7 +182,8 @@ class Tracker:
     def _associate(self, frame: _Frame) -> IndexArray:
         """Return the index of the detection matched to each track; -1 if there is none."""
         config = self._config
-        matches = np.full(len(self._ids), -1, np.intp)
+        matches = np.empty(len(self._ids), np.intp)
+        matches.fill(-1)
         if not len(matches) or not len(frame.scores):
             return matches
         similarity = self._similarity(frame)
@@ -383,7 +384,7 @@ class Tracker:
             scores=scores.astype(np.float32),
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
-            age_ms=np.rint((self._time.now_s - self._state[_BORN_S, tracks]) * 1e3).astype(np.int64),
+            age_ms=np.rint((self._time.now_s - self._state[_BORN_S].take(tracks)) * 1e3).astype(np.int64),
             truncated_candidates=frame.truncated_candidates,
         )
 
@@ -490,7 +491,7 @@ def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least:
         if not len(rows):
             return
     # If no two tracks share their best detection, each has its best, which is optimal.
-    if np.bincount(best).max() > 1:
+    if len(set(best.tolist())) < len(best):
         _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
         worth = best >= 0
         worth &= gain[np.arange(len(rows)), best] > 0
