@@ -54,7 +54,7 @@ def sample(
     fill: int,
     encoding: YuvEncoding = "bt601",
 ) -> NDArray[np.float32]:
-    """Letterbox a frame to BGR levels 0..255, float32 (3, H, W), without colour order and normalisation.
+    """Letterbox a frame to BGR levels 0..255, float32 (3, H, W), without colour order and normalization.
 
     Bilinear (`taps`). YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is not rounded, so
     implementations in 8 bits differ by up to one level.
@@ -71,14 +71,14 @@ def sample(
     return canvas
 
 
-def normalised(
+def normalized(
     bgr_levels: NDArray[np.float32],
     color: Literal["bgr", "rgb"],
     scale: float,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> NDArray[np.float32]:
-    """Normalise BGR levels (3, H, W): ``(level * scale - mean) / std``, channels in order `color`."""
+    """Normalize BGR levels (3, H, W): ``(level * scale - mean) / std``, channels in order `color`."""
     ordered = bgr_levels if color == "bgr" else bgr_levels[::-1]
     column = (slice(None), None, None)
     levels = ordered.astype(np.float64) * scale

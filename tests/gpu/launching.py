@@ -21,7 +21,7 @@ from vision.detect.tensorrt.kernels import (
     Output,
     PostprocessProgram,
     describe_frame,
-    describe_normalisation,
+    describe_normalization,
     kept_classes,
     threshold,
 )
@@ -86,7 +86,7 @@ def letterbox(
         tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         counts = bench.buffer(4 * batch)
         kernel = bench.module(program.file, program.definitions).kernel("letterbox")
-        bound = LetterboxKernel(kernel, program, describe_normalisation(spec))
+        bound = LetterboxKernel(kernel, program, describe_normalization(spec))
         bound.bind(batch, frames, tensor.address, counts.address).enqueue(bench.stream)
         bench.stream.synchronize()
         written = tensor.read(shape, dtype)

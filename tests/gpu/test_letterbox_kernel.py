@@ -1,4 +1,4 @@
-"""``letterbox.cu`` against `sample` and `normalised` of `tests.letterbox_reference`."""
+"""``letterbox.cu`` against `sample` and `normalized` of `tests.letterbox_reference`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.launching import letterbox
-from tests.letterbox_reference import normalised, sample
+from tests.letterbox_reference import normalized, sample
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.tensorrt.kernels import FrameLayout
@@ -44,10 +44,10 @@ def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
 
 
 def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
-    """Check that `given` is the normalised tensor of the rounded levels `wanted`. Halves may round either way."""
+    """Check that `given` is the normalized tensor of the rounded levels `wanted`. Halves may round either way."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
-        normalised(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
+        normalized(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
     )
     nearest = np.minimum(np.abs(given - below), np.abs(given - above))
     assert nearest.max() <= spread * (1e-3 if half else 2e-6), said

@@ -1,4 +1,4 @@
-"""Descriptions of the available models, for `vision models`."""
+"""Descriptions of the available models, which `vision models` prints."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vision.detect.open import check_model, open_classifier
 from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
 
 EXPLANATION = """\
-In camera.yaml, `model: NAME` selects one of these models. `model: path/to/folder` selects your own: a folder with an
-ONNX file and a model.yaml, for example:
+To use one of these models, write `model: NAME` in camera.yaml. To use your own model, write `model: path/to/folder`.
+The folder must contain an ONNX file and a model.yaml, for example:
 
     name: my-model
     file: my-model.onnx
@@ -36,20 +36,20 @@ ONNX file and a model.yaml, for example:
     nms: {iou_threshold: 0.6}
     licence: AGPL-3.0
 
-The kind of head selects the layout of the model's outputs:
+Choose the kind of head that fits the layout of the model's outputs:
 
     nanodet      (batch, cells, classes) scores and (batch, cells, 4 x bins) distances
     yolov5       (batch, boxes, 5 + classes)
     yolov8       (batch, 4 + classes, boxes): YOLOv8, v9, 11, 12
-    end-to-end   (batch, objects, 6): YOLOv10, YOLO26, exports with NMS inside
+    end-to-end   (batch, objects, 6): YOLOv10, YOLO26, exports that include NMS
     rt-detr      (batch, queries, 4) boxes and (batch, queries, classes) scores: RT-DETR, D-FINE
 
-docs/models.md contains a complete example of each."""
+For a complete example of each kind, see docs/models.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """Description of one model. What its files do not show stays empty."""
+    """Description of one model. Properties that its files do not contain are empty."""
 
     name: str
     folder: Path
@@ -59,17 +59,17 @@ class ModelRow:
     licence: str = ""
     provenance: str = ""
     fault: str = ""
-    """Reason why the model cannot be used. Empty if the file is valid and the head fits its outputs."""
+    """Reason why the model cannot be used. Empty if the file is valid and its outputs fit the head."""
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Describe every folder with a model.yaml in `models`, by default the shipped ones. Loads each model once."""
+    """Return a description of each model in the folder `models` (None: the shipped models). Load each model once."""
     root = shipped_models() if models is None else models
     return [_describe(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
 
 
 def _describe(folder: Path) -> ModelRow:
-    """Describe the detector or second model of `folder`. Reports every problem in `fault` instead of raising."""
+    """Describe the detector or second model in `folder`. If it cannot be used, set `fault` instead of raising."""
     config = DetectConfig(backend="onnxruntime")
     try:
         spec = load_model_spec(folder)
@@ -84,7 +84,7 @@ def _describe(folder: Path) -> ModelRow:
 def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], None]) -> ModelRow:
     fault = ""
     try:
-        with suppress(DeviceMissing):  # a GPU machine without ONNX Runtime or OpenCV
+        with suppress(DeviceMissing):  # a GPU machine may lack ONNX Runtime and OpenCV
             check()
     except VisionError as error:
         fault = str(error)
@@ -101,7 +101,7 @@ def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...],
 
 
 def print_models(rows: Sequence[ModelRow], console: Console) -> int:
-    """Print a table of the models, and how to add one. Return the exit code: 0 if no model has a fault."""
+    """Print a table of the models and how to add a model. Return the exit code: 0 if every model can be used."""
     table = Table("model", "input", "head", "classes", "licence")
     for column in table.columns:
         column.overflow = "fold"

@@ -1,4 +1,4 @@
-"""Class names: the list ``coco80``, and the conversion of configured names to the model's ids."""
+"""Names of the classes that models detect, and the conversion of configured names to class ids."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ COCO80: Final[tuple[str, ...]] = (
     "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
     "hair drier", "toothbrush",
 )  # fmt: skip
-"""The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), in the order that models use."""
+"""The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), sorted by class id."""
 
 
 def class_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the class names in the model's order."""
+    """Return the names of the classes that a model detects, sorted by class id."""
     return COCO80 if isinstance(spec.classes, str) else spec.classes
 
 
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
-    """Return the ids of the `wanted` names in ascending order. Return all ids if `wanted` is None.
+    """Return the class ids of the `wanted` names, or all class ids if `wanted` is None, in ascending order.
 
     Raises:
-        ConfigError: the model lacks some of the names. The hint suggests similar names.
+        ConfigError: the model has no class with one of the names. The hint suggests a similar name.
     """
     if wanted is None:
         return tuple(range(len(names)))

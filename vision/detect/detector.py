@@ -1,6 +1,7 @@
-"""Interface between the inference loop and a detector: frames in, detections out.
+"""Interface between the inference loop and a detector, which finds the objects in batches of frames.
 
-The detector includes pre-processing, decoding, and NMS: on a GPU, they are part of the same graph as the network.
+A detector also performs pre-processing, decoding, and non-maximum suppression (NMS), because on a GPU these steps are
+part of the same CUDA graph as the network.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 IN_FLIGHT_CPU: Final = 3
-"""Number of slots on a CPU. The device computes two batches at the same time, and one waits. On two busy cores, the
+"""Default number of slots on a CPU: two batches are computed at the same time, and a third waits. On two busy cores, a
 waiting batch increases the throughput by 5 %."""
 
 IN_FLIGHT_GPU: Final = 4
-"""Number of slots on a GPU: copies, computation, and work of the host overlap. On an H100, a batch of 1 and a batch of
-32 take 0.33 and 1.56 ms with two slots, 0.25 and 1.19 ms with three, and 0.19 and 1.10 ms with four."""
+"""Default number of slots on a GPU, so that copies, computation, and work of the host overlap. On an H100, a batch of 1
+takes 0.33, 0.25, and 0.19 ms with two, three, and four slots, and a batch of 32 takes 1.56, 1.19, and 1.10 ms."""
 
 IN_FLIGHT_INTEGRATED: Final = 3
-"""Number of slots if CPU and GPU share their memory. In that case, nothing is copied, and memory is scarce."""
+"""Default number of slots if CPU and GPU share their memory: then no copies have to overlap, and memory is scarce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,80 +35,79 @@ class GpuSpec:
 
     @property
     def graphs(self) -> bool:
-        """True if every batch is one CUDA graph."""
+        """True if every batch runs as one CUDA graph."""
         return not self.graphs_off
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorSpec:
-    """Fixed properties of an open detector."""
+    """Properties of an open detector. They do not change."""
 
     name: str
-    """Back-end, device, and precision for status messages, such as ``onnxruntime cpu fp32``."""
+    """Back-end, device, and precision as text, such as ``onnxruntime cpu fp32``, for status messages."""
     class_names: tuple[str, ...]
-    """Names of the classes. `Detections.class_ids` contains indices into this tuple."""
+    """Names of the classes. `Detections.class_ids` contains indices of this tuple."""
     batches_in_flight: int
-    """Number of slots, that is, of batches that can be submitted at the same time. 2 is double buffering."""
+    """Number of slots: the maximum number of batches in flight at the same time. 2 means double buffering."""
     parallel: int
-    """Number of batches that the device computes at the same time. The others wait in the device's queue."""
+    """Number of batches that the device computes at the same time. Further batches wait in its queue."""
     max_batch: int
     """Maximum number of frames in one `submit`."""
     pixel_formats: tuple[PixelFormat, ...]
-    """Formats that `submit` accepts, the cheapest first."""
+    """Pixel formats that `submit` accepts, in order of ascending cost."""
     gpu: GpuSpec | None = None
-    """None for a detector that runs on the CPU."""
+    """Properties of a detector on a GPU. None if the detector runs on the CPU."""
 
 
 class Detector(Protocol):
-    """One model with several batches in flight.
+    """Finds objects with one model, in several batches of frames at the same time. Each batch in flight uses one slot.
 
-    A slot is free, then submitted, then free again after `wait`. One thread at a time calls `submit` and `wait`.
-    Any thread can call `close` after the others have returned. Every implementation passes
-    ``tests/contract/test_detector.py``.
+    `submit` occupies a slot, and `wait` frees it. Only one thread at a time can call `submit` and `wait`. Any thread
+    can call `close` after these calls have returned. Every implementation passes ``tests/contract/test_detector.py``.
     """
 
     @property
     def spec(self) -> DetectorSpec:
-        """Fixed properties. Always the same object."""
+        """Properties of the detector. Every access returns the same object."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer for one frame, page-locked if that helps. The buffer keeps its memory alive.
+        """Return a buffer for one frame, in page-locked memory if that makes detection faster.
 
         Raises:
-            ValueError: the format does not allow this size.
+            ValueError: the pixel format does not allow this frame size.
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Start detection in 1 to `max_batch` frames. Does not wait. Keeps the frames' leases until `wait` returns.
+        """Start detection in a batch of 1 to `max_batch` frames. Keep their leases until `wait` returns.
 
         Raises:
-            ValueError: the slot does not exist or is still submitted, or the number of frames is out of range.
+            ValueError: the slot does not exist or is occupied, or the number of frames is out of range.
             Closed: the detector is closed.
             DeviceError: the device failed.
         """
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        """Return the detections of each submitted frame, in order, in new arrays. Releases the GIL while it waits.
+        """Wait for a batch. Return the detections of each frame, in order, in new arrays. Waiting releases the GIL.
 
         Raises:
-            TimeoutError: the batch is not ready. The slot stays submitted, so call `wait` again.
-            ValueError: nothing was submitted to this slot.
+            TimeoutError: the batch is not ready after `timeout_s` seconds. The slot stays occupied: call `wait` again.
+            ValueError: the slot is free.
             Closed: the detector is closed.
             DeviceError: the device failed.
         """
 
     def close(self) -> None:
-        """Wait for running batches and free everything. Idempotent."""
+        """Wait for running batches, then free all resources. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Memory that the process holds for a detector and for the cameras' frames."""
+    """Amount of memory that the process holds for a detector and for the frames of the cameras."""
 
     device_bytes: int
     """GPU memory, including the memory of the inference library."""
     page_locked_bytes: int
-    """Host memory that the GPU reads and writes."""
+    """Page-locked host memory, which the GPU reads and writes directly."""
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class ReportsMemory(Protocol):
     """A detector that reports the GPU memory it holds."""
 
     def memory(self) -> GpuMemory:
-        """Return the memory that is currently held."""
+        """Return the amount of memory that the process currently holds."""
 
 
 @runtime_checkable
@@ -123,11 +123,11 @@ class ReadsDevice(Protocol):
     """A detector that also accepts frames in GPU memory."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer for one frame in GPU memory only.
+        """Return a buffer for one frame that is only in GPU memory.
 
         Raises:
-            ValueError: the format does not allow this size.
-            OutOfMemory: the GPU has too little free memory. The error contains the requested and the free memory.
+            ValueError: the pixel format does not allow this frame size.
+            OutOfMemory: the GPU has too little free memory. The error states the requested and the free size.
         """
 
 
@@ -135,26 +135,26 @@ Batch = TypeVar("Batch")
 
 
 class InFlight(Generic[Batch]):
-    """The batch in each slot, and the checks of arguments that the `Detector` protocol requires."""
+    """Tracks the batch in each slot, and checks arguments as the `Detector` protocol requires."""
 
     def __init__(self, spec: DetectorSpec) -> None:
-        self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None: the slot is free
+        self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None if the slot is free
         self.closed = False
         self._max_batch = spec.max_batch
 
     def require_free(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Check the arguments of `Detector.submit`. Raises the errors that are documented there."""
+        """Check the arguments of `Detector.submit`, and raise the errors that it documents."""
         if self.closed:
             raise Closed("the detector is closed")
         if not 0 <= slot < len(self.batches):
-            raise ValueError(f"slots are 0 to {len(self.batches) - 1}, got {slot}")
+            raise ValueError(f"expected a slot from 0 to {len(self.batches) - 1}, got {slot}")
         if not 1 <= len(frames) <= self._max_batch:
-            raise ValueError(f"a batch has 1 to {self._max_batch} frames, got {len(frames)}")
+            raise ValueError(f"expected a batch of 1 to {self._max_batch} frames, got {len(frames)}")
         if self.batches[slot] is not None:
-            raise ValueError(f"slot {slot} is still submitted: wait for it first")
+            raise ValueError(f"slot {slot} is occupied: call `wait` for it first")
 
     def submitted(self, slot: int) -> Batch:
-        """Return the batch in a slot for `Detector.wait`. Raises the errors that are documented there."""
+        """Return the batch in a slot for `Detector.wait`, or raise the errors that it documents."""
         if self.closed:
             raise Closed("the detector is closed")
         batch = self.batches[slot] if 0 <= slot < len(self.batches) else None
@@ -163,6 +163,6 @@ class InFlight(Generic[Batch]):
         return batch
 
     def close(self) -> None:
-        """Refuse further calls, and drop the batches."""
+        """Drop the batches, and let all further calls raise `Closed`."""
         self.closed = True
         self.batches = [None] * len(self.batches)

@@ -1,7 +1,7 @@
-"""Detector with known results: finds the rectangles of the synthetic source in the pixels of each frame.
+"""Detector for tests that finds the rectangles of the synthetic source in the pixels of each frame.
 
-A test of the whole program therefore notices every wrong pixel, without a neural network. Time is simulated with the
-injected clock: each batch takes `service_ns` on one of `parallel` devices.
+Its results are known in advance, so a test of the whole program detects every wrong pixel without a neural network. The
+duration of detection is simulated: each batch takes `service_ns` on one of `parallel` devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vision.errors import DeviceError
 from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
-_SATURATION = 128  # of 255: far from gray, and still reached after a video is encoded and decoded
+_SATURATION = 128  # minimum difference between color levels; gray stays below it, and a video codec preserves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Batch:
 
 
 class FakeDetector:
-    """`Detector` for rectangles of `FAKE_COLORS`. The score is the part of its bounding box that an object fills."""
+    """Detector of rectangles in `FAKE_COLORS`. The score is the fraction of the bounding box that an object fills."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class FakeDetector:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Create the detector with `batches_in_flight` batches on `parallel` simulated devices.
+        """Create a detector with `batches_in_flight` slots that runs on `parallel` simulated devices.
 
         Args:
             score: minimum score of an object.
-            classes: ids to keep; all if None.
-            service_ns: simulated duration of a batch.
-            fail_at: number of the batch for which `wait` raises an error, counted from 0.
-            sleep: function that takes seconds and advances `clock`, which returns nanoseconds.
+            classes: ids of the classes to report. None reports all classes.
+            service_ns: simulated duration of a batch, in ns.
+            fail_at: index, from 0, of the batch for which `wait` raises an error. None lets no batch fail.
+            sleep: function that sleeps for a duration in seconds. It advances `clock`, which returns the time in ns.
         """
         self._score = np.float32(score)
         self._classes = tuple(range(len(FAKE_CLASSES)) if classes is None else sorted(set(classes)))
@@ -98,7 +98,7 @@ class FakeDetector:
         deadline_ns = self._clock() + int(max(timeout_s, 0.0) * 1e9)
         while (now_ns := self._clock()) < ready_ns:
             if now_ns >= deadline_ns:
-                raise TimeoutError(f"not ready after {timeout_s} s")
+                raise TimeoutError(f"the batch is not ready after {timeout_s} s")
             self._sleep((min(ready_ns, deadline_ns) - now_ns) / 1e9)
 
     def _detect(self, frame: Frame) -> Detections:
@@ -113,7 +113,7 @@ class FakeDetector:
 
 
 def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
-    """Convert any format to BGR. Reads all YUV encodings as BT.601, which still keeps pure colors far apart."""
+    """Convert a frame to BGR (H, W, 3). Every YUV encoding is read as BT.601, which suffices for pure colors."""
     match frame.pixel_format:
         case "bgr":
             return frame.pixels
@@ -127,11 +127,11 @@ def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
-    """Return the objects of one class, from top to bottom: connected pixels whose color exceeds both other colors.
+    """Find the objects of one class: connected areas in its color. Return them sorted from top to bottom.
 
     Args:
-        planes: blue, green and red, (H, W) each.
-        class_id: class to find.
+        planes: levels of blue, green, and red, each (H, W).
+        class_id: id of the class.
     """
     channel = FAKE_COLORS[class_id].index(255)
     others = np.maximum(planes[channel - 1], planes[channel - 2])

@@ -1,4 +1,4 @@
-"""Choose and open the detector back-end of a configuration."""
+"""Open the detector or second model that a configuration selects."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ log = logging.getLogger(__name__)
 def open_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> Detector:
-    """Open the configured detector with the model in `folder`.
+    """Open the detector for the model in `folder` with the configured back-end.
 
-    If the configured back-end is not available, this raises an error. ``auto`` uses TensorRT if it and a GPU are
-    present, otherwise ONNX Runtime, and logs the reason. Set `stop` to cancel: TensorRT can take minutes to build an
-    engine.
+    The back-end ``auto`` means TensorRT if the library and a GPU are present. Otherwise it means ONNX Runtime, and the
+    reason is logged. Set `stop` to cancel the call, because TensorRT can take minutes to build an engine.
 
     Raises:
         Closed: `stop` was set.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the file is not the model that the spec describes.
-        DeviceMissing: the named back-end is not available.
+        DeviceMissing: the configured back-end is not available.
         DeviceError: the device failed.
     """
     if detect.backend == "fake":
         return _open_fake(detect)
     if detect.backend != "onnxruntime":
-        class_ids(class_names(spec), detect.classes, spec.name)  # reports an unknown name before the engine is built
+        class_ids(class_names(spec), detect.classes, spec.name)  # refuses an unknown name before an engine is built
         try:
             detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
         except DeviceMissing as missing:
@@ -55,7 +54,7 @@ def open_detector(
 
 
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
-    """Raise the errors of `open_detector` that can be found without building an engine.
+    """Check a model. Raise those errors of `open_detector` that can be detected without building an engine.
 
     The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. For TensorRT, the
     library, the driver, and the GPU must be present, and the GPU must support the precision.
@@ -63,7 +62,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     Raises:
         ConfigError: `classes` names a class that the model does not have.
         ModelError: the file is missing, damaged, or not the model that the spec describes.
-        DeviceMissing: the named back-end is not available.
+        DeviceMissing: the configured back-end is not available.
     """
     if config.backend == "fake":
         _open_fake(config).close()
@@ -75,7 +74,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
         try:
             network = importlib.import_module("vision.detect.onnxruntime.network")
         except ImportError:
-            return  # the engine builder checks the outputs
+            return  # without ONNX Runtime, only the engine builder checks the outputs
         network.check_network(path, spec, head)
         return
     one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
@@ -86,7 +85,7 @@ def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
     """Return True if TensorRT and a GPU that supports the precision are available.
 
     Raises:
-        DeviceMissing: they are required but not available.
+        DeviceMissing: TensorRT or the GPU is not available, although `required` is True.
         ModelError: the GPU does not support the precision.
     """
     try:
@@ -113,7 +112,7 @@ def _report_no_gpu(missing: DeviceMissing) -> None:
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Return True if the kernel lists an NVIDIA GPU, integrated or discrete, even if it cannot be used."""
+    """Return True if the operating system lists an NVIDIA GPU, integrated or discrete, even if it cannot be used."""
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
@@ -129,7 +128,7 @@ def _tensorrt_module() -> ModuleType:
 
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """Open the CPU detector. `detect.max_batch` has no effect here: see `OnnxRuntimeDetector` for the reason."""
+    """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`."""
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -150,7 +149,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
 def open_classifier(
     folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
-    """Open the second model in `folder` on the CPU. `threads` threads compute each batch of up to `max_batch` crops.
+    """Open the second model in `folder` on the CPU. `threads` threads compute each batch of at most `max_batch` crops.
 
     Raises:
         ModelError: the file is not the model that the spec describes.

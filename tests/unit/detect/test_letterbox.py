@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.letterbox_reference import normalised, sample, to_bgr
+from tests.letterbox_reference import normalized, sample, to_bgr
 from vision.config import InputSpec
 from vision.detect.reference import preprocess
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
@@ -160,7 +160,7 @@ def test_preprocessing_agrees_with_the_reference(
     assert letterbox == Letterbox.fit(width_px, height_px, 416, 320, placement)
     levels = sample(pixels, pixel_format, letterbox, model_width_px=416, model_height_px=320, fill=33)
     one_level = 1 / 255 / min(std)
-    np.testing.assert_allclose(tensor[1], normalised(levels, color, 1 / 255, mean, std), atol=one_level)
+    np.testing.assert_allclose(tensor[1], normalized(levels, color, 1 / 255, mean, std), atol=one_level)
     assert np.isnan(tensor[0]).all()
 
 
@@ -188,5 +188,5 @@ def test_gain_and_offset_equal_the_normalisation() -> None:
     mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
     gain, offset = gain_and_offset(1.0, mean, std)
     levels = np.arange(256, dtype=np.float32).reshape(1, 1, 256).repeat(3, 0)
-    expected = normalised(levels, "bgr", 1.0, mean, std)
+    expected = normalized(levels, "bgr", 1.0, mean, std)
     np.testing.assert_allclose(levels * gain[:, None, None] + offset[:, None, None], expected, atol=1e-6)

@@ -364,9 +364,9 @@ def budget() -> MemoryBudget:
     return MemoryBudget(
         (
             BudgetLine("weights", "device", 7 * MIB),
-            BudgetLine("activations, a slot", "device", 50 * MIB, 3),
-            BudgetLine("other, a slot", "device", 24 * MIB, 3),
-            BudgetLine("results, a slot", "host", MIB, 3),
+            BudgetLine("activations per slot", "device", 50 * MIB, 3),
+            BudgetLine("other per slot", "device", 24 * MIB, 3),
+            BudgetLine("results per slot", "host", MIB, 3),
         )
     )
 
@@ -380,7 +380,7 @@ def test_budget_table_has_aligned_columns_and_totals() -> None:
     lines = budget().table().splitlines()
     assert lines[0].split() == ["memory", "where", "each", "count", "total"]
     assert any(
-        line.split() == ["activations,", "a", "slot", "device", "50.0", "MiB", "3", "150.0", "MiB"] for line in lines
+        line.split() == ["activations", "per", "slot", "device", "50.0", "MiB", "3", "150.0", "MiB"] for line in lines
     )
     assert lines[-2].split() == ["total", "device", "229.0", "MiB"]
     assert lines[-1].split() == ["total", "host", "3.0", "MiB"]

@@ -10,7 +10,7 @@ from vision.errors import VisionError
 
 
 def _budget_text() -> str:
-    lines = (BudgetLine("weights", "device", 7 << 20), BudgetLine("activations, a slot", "device", 50 << 20, 3))
+    lines = (BudgetLine("weights", "device", 7 << 20), BudgetLine("activations per slot", "device", 50 << 20, 3))
     try:
         MemoryBudget(lines).require(100 << 20, 8192 << 20)
     except VisionError as error:
@@ -35,7 +35,7 @@ ROWS = [
         "a detector that does not fit into the GPU",
         _budget_text,
         (
-            "the detector needs 157.0 MiB of memory, 150.0 MiB of it for activations, a slot; "
+            "the detector needs 157.0 MiB of memory, 150.0 MiB of it for activations per slot; "
             "100.0 MiB of 8192.0 MiB are free\n"
             "  hint: lower `detect: {max_batch: ...}` or `batches_in_flight`, or end other programs that use the GPU"
         ),

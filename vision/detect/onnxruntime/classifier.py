@@ -1,7 +1,7 @@
 """Classifier of objects on the CPU with ONNX Runtime. Implements `vision.stages.secondary_model.Classifier`.
 
-Objects are cut out and scaled immediately, as 8-bit BGR, and converted to a tensor when the network runs. A waiting
-crop needs a sixteenth of a frame's memory, and no frame has to be kept for it.
+Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus no
+frame is kept for a waiting crop, which needs a sixteenth of the memory of a frame.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
-    """Second model on the CPU. One thread calls `crop`, and one other thread calls `classify` and `close`."""
+    """Second model on the CPU. Call `crop` from one thread, and `classify` and `close` from one other thread."""
 
     def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
-        """Load the model and run it once.
+        """Load the model, and run it once to check its output. `threads` threads compute each batch.
 
         Raises:
             ModelError: the file is not a model, or its input or output differs from the spec.
@@ -42,7 +42,7 @@ class OnnxRuntimeClassifier:
         self._session: Any = open_session(path, spec, threads)
         inputs = self._session.get_inputs()
         self._input_name, batch = checked_input(inputs, spec)
-        self._fixed = isinstance(inputs[0].shape[0], int)  # the network accepts only batches of this size
+        self._fixed = isinstance(inputs[0].shape[0], int)  # True if the network accepts only one batch size
         size = batch if self._fixed else max_batch
         self._tensor = np.zeros((size, 3, spec.input.height, spec.input.width), np.float32)
         self._gain, self._offset = gain_and_offset(spec.input.scale, spec.input.mean, spec.input.std)
@@ -51,10 +51,10 @@ class OnnxRuntimeClassifier:
         self._check_output()
 
     def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
-        """Scale the part `box` (left, top, right, bottom) of a frame to `out`, BGR with the shape `crop_shape`.
+        """Scale the part `box` (left, top, right, bottom) of a frame into `out`, a BGR array of shape `crop_shape`.
 
         Raises:
-            ValueError: the part is empty or not within the frame, or the frame is not in this machine's memory.
+            ValueError: the part is empty, or is not completely within the frame.
         """
         part = self._parts.read(frame, *box)
         height_px, width_px = part.shape[:2]
@@ -69,15 +69,15 @@ class OnnxRuntimeClassifier:
         cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
-        """Return the scores (N, classes), from 0 to 1, of 1 to `max_batch` crops.
+        """Classify 1 to `max_batch` crops. Return their scores from 0 to 1, float32 (N, classes).
 
         Raises:
-            ValueError: there are no crops, or too many.
+            ValueError: there are no crops, or more than `max_batch`.
             Closed: the classifier is closed.
             DeviceError: the network failed.
         """
         if not 1 <= len(crops) <= self.max_batch:
-            raise ValueError(f"a batch has 1 to {self.max_batch} crops, got {len(crops)}")
+            raise ValueError(f"expected a batch of 1 to {self.max_batch} crops, got {len(crops)}")
         if self._session is None:
             raise Closed("the classifier is closed")
         size = len(self._tensor)

@@ -1,8 +1,8 @@
-"""Detector on the CPU with ONNX Runtime, for laptops and as the reference for the GPU.
+"""Detector that runs on the CPU with ONNX Runtime, for laptops and as the reference for the GPU.
 
 One worker thread performs all steps of a batch: letterbox, network, decoding, and NMS. A second core therefore computes
 a second batch instead of waiting for the serial steps of the first. On two cores of a Xeon at 2.1 GHz, the network
-nanodet-g-416 reaches 44 frames/s in two single-threaded runs at the same time, and 31 in one run with two threads.
+nanodet-g-416 reaches 44 frames/s if two threads each compute a batch, but only 31 if they compute one together.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 PIXEL_FORMATS: tuple[PixelFormat, ...] = ("bgr", "bgrx")
 
-_WORKERS: Final = 2  # batches computed at the same time
+_WORKERS: Final = 2  # maximum number of batches that are computed at the same time
 
 _Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeDetector:
-    """`Detector` on the CPU. See `vision.detect.detector.Detector` for the contract."""
+    """`Detector` that runs on the CPU. For the contract, see `vision.detect.detector.Detector`."""
 
     def __init__(
         self,
@@ -52,18 +52,18 @@ class OnnxRuntimeDetector:
         threads: int | None = None,
         max_batch: int = 1,
     ) -> None:
-        """Load the model and run it once.
+        """Load the model, run it once to check its outputs, and start the worker threads.
 
         On a CPU, larger batches do not increase the throughput, and the first frame waits for the last. On one core of
         a Xeon at 2.1 GHz, nanodet-g-416 takes 31.3 ms per frame in batches of 1, 31.6 ms in batches of 2, and 31.4 ms
-        in batches of 4. So the network runs on one frame at a time, or on batches of the size that the file fixes.
+        in batches of 4. Therefore the network computes one frame at a time, unless the model file fixes the batch size.
 
         Args:
             score: minimum score of an object.
-            iou: NMS threshold; the threshold of the spec if None.
-            classes: ids to keep; all if None.
-            batches_in_flight: one more than is computed at a time, so that a worker never waits for the next one.
-            threads: total number of threads; one per core of this process if None.
+            iou: IoU threshold of NMS. None uses the threshold in `spec`.
+            classes: ids of the classes to report. None reports all classes.
+            batches_in_flight: number of slots. With more slots than workers, no worker waits for the next batch.
+            threads: total number of threads. None uses one thread per core that the process may use.
             max_batch: maximum number of frames in one `submit`.
 
         Raises:
@@ -86,7 +86,7 @@ class OnnxRuntimeDetector:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._threads = [
-            # daemon: a program that fails before `close` must not hang when the interpreter ends
+            # daemon threads, because a program that fails before `close` must not hang when it exits
             threading.Thread(target=worker.work, args=(self._jobs, self._in_flight), name=f"detect-{i}", daemon=True)
             for i, worker in enumerate(workers)
         ]
@@ -127,7 +127,7 @@ class OnnxRuntimeDetector:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One batch in flight. Its worker writes to it until `done` is set."""
+    """One batch in flight. A worker stores the detections or the error, then sets `done`."""
 
     frames: tuple[Frame, ...]
     done: threading.Event = field(default_factory=threading.Event)
@@ -136,7 +136,7 @@ class _Job:
 
 
 class _Worker:
-    """Work of one thread, with all memory that a batch needs. Allocates it at the start."""
+    """Processes batches in one thread, with memory that is allocated once, at the start."""
 
     def __init__(self, network: Network, head: Head, outputs: Sequence[str], limits: NmsSpec) -> None:
         self.batch = network.batch
@@ -147,10 +147,10 @@ class _Worker:
         self._preprocessor = Preprocessor(network.spec.input, self._tensor)
         self._binding = network.session.io_binding()
         self._binding.bind_input(network.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
-        self._outputs = self._bind_outputs(outputs)  # empty if a size depends on the frame
+        self._outputs = self._bind_outputs(outputs)  # empty if the size of an output depends on the frame
 
     def _bind_outputs(self, names: Sequence[str]) -> list[_Floats]:
-        """Bind these outputs to memory, and return it. Empty if ONNX Runtime has to allocate it for each batch."""
+        """Bind the outputs to arrays, and return these. Return none if the size of an output depends on the frame."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
         if any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)
@@ -164,12 +164,12 @@ class _Worker:
         return outputs
 
     def work(self, jobs: queue.SimpleQueue[_Job | None], in_flight: InFlight[_Job]) -> None:
-        """Run the batches from `jobs` until it delivers None."""
+        """Process batches from the queue `jobs` until it delivers None."""
         while (job := jobs.get()) is not None:
             try:
                 if not in_flight.closed:
                     job.detections = self._detect(job.frames)
-            except Exception as error:  # noqa: BLE001 - `wait` raises every error again
+            except Exception as error:  # noqa: BLE001 - `wait` raises the error to its caller
                 job.error = error
             job.frames = ()
             job.done.set()
@@ -201,18 +201,18 @@ class _Worker:
 
 
 def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
-    """Open one worker per share of the threads.
+    """Open one worker for each number of threads in `shares`.
 
-    Workers with one thread each share a session. That is as fast as one session per worker (39.3 and 38.8 frames/s on
-    two cores, standard error 0.8), and the weights are in memory only once: 33 MB less for nanodet-g-416. Workers with
-    several threads have a session each, because two runs in one session would wait for each other in its thread pool.
+    Single-threaded workers share a session. This is as fast as one session per worker (39.3 and 38.8 frames/s on two
+    cores, standard error 0.8), but the weights are in memory only once, which saves 33 MB for nanodet-g-416. Other
+    workers have a session each, because two runs in one session would wait for each other in its thread pool.
     """
     network = Network(path, spec, shares[0])
     sample = network.sample(head)
     for name, output in sample.items():
         _check_output(spec, name, output, network.batch)
-    alone = max(shares) == 1
-    others = [network if alone else Network(path, spec, share) for share in shares[1:]]
+    single_threaded = max(shares) == 1
+    others = [network if single_threaded else Network(path, spec, share) for share in shares[1:]]
     return [_Worker(network, head, list(sample), limits) for network in (network, *others)]
 
 
@@ -225,7 +225,7 @@ def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) 
         )
     if len(output) != batch:
         raise ModelError(
-            f"{spec.name}: expected the batch, {batch}, as the first axis of output {name}; its shape is "
+            f"{spec.name}: expected the batch size {batch} as the first axis of output {name}; its shape is "
             f"{output.shape}",
             hint="export the model with one batch axis for its input and all outputs",
             code="output-without-batch",
@@ -233,6 +233,6 @@ def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) 
 
 
 def _split(threads: int, workers: int) -> list[int]:
-    """Return the number of threads of each worker, at least one each."""
+    """Divide the threads among up to `workers` workers. Return the number of threads of each worker, at least 1."""
     workers = min(threads, workers)
     return [threads // workers + (index < threads % workers) for index in range(workers)]

@@ -21,10 +21,10 @@ _DTYPES: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "t
 
 
 class Network:
-    """A session of ONNX Runtime, and the shapes of its tensors."""
+    """ONNX Runtime session of a model, with the names and shapes of its tensors."""
 
     def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
-        """Load the model. `threads` threads compute each batch. `allow_half` also accepts a float16 input.
+        """Load the model. `threads` threads compute each batch. If `allow_half` is True, the input can also be float16.
 
         Raises:
             ModelError: the file cannot be loaded, or its input differs from the spec.
@@ -39,13 +39,13 @@ class Network:
         }
 
     def sample(self, head: Head) -> dict[str, NDArray[Any]]:
-        """Run the network with zeros as input, choose the outputs that `head` reads, and check the scores in them.
+        """Run the network on zeros, choose the outputs that `head` reads, and check their scores.
 
         Returns:
             The chosen outputs by name, in the order of `head.decode`.
 
         Raises:
-            ModelError: the network fails, its output sizes differ from the declared ones, or the head does not fit.
+            ModelError: the network fails, an output does not have its declared size, or the head does not fit.
         """
         (tensor,) = self.session.get_inputs()
         any_size = has_free_size(tensor.shape)
@@ -62,8 +62,8 @@ class Network:
             actual = by_name[name].shape
             if any_size and not _same_sizes(declared, actual):
                 raise ModelError(
-                    f"{self.spec.name}: at {size.width}x{size.height} output {name} has the shape {actual}; "
-                    f"the file declares {declared}",
+                    f"{self.spec.name}: with an input of {size.width}x{size.height}, output {name} has the shape "
+                    f"{actual}, but the file declares {declared}",
                     hint=hint,
                     code="input-size",
                 )
@@ -80,14 +80,14 @@ def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
 
 
 def has_free_size(shape: Sequence[int | str | None]) -> bool:
-    """Return True if an input of this shape (batch, channels, height, width) accepts frames of several sizes."""
+    """Return True if an input of this shape (batch, channels, height, width) has a variable height or width."""
     return any(not isinstance(side, int) for side in shape[2:])
 
 
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
     """Check that `head` can read the outputs of a model that a different back-end will run.
 
-    A model with an operator that ONNX Runtime lacks passes, because the other back-end can have it.
+    A model that ONNX Runtime cannot load or run passes, because the other back-end may support its operators.
 
     Raises:
         ModelError: the file is damaged, its input differs from the spec, or the head does not fit.
@@ -103,11 +103,11 @@ def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
 def open_session(
     path: Path, spec: ModelSpec | ClassifierSpec, threads: int, *, profile: Path | None = None
 ) -> ort.InferenceSession:
-    """Load a model in a new session.
+    """Load a model into a new ONNX Runtime session.
 
     Args:
         threads: number of threads that compute each batch.
-        profile: prefix of the file that ONNX Runtime's profiler writes; `end_profiling` returns its name.
+        profile: prefix of the path to which ONNX Runtime writes a profile. None disables the profiler.
 
     Raises:
         ModelError: the file cannot be loaded.
@@ -119,8 +119,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only, which are also raised as exceptions
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores also decode video
+    options.log_severity_level = 3  # log only errors, which are also raised as exceptions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning would slow down video decoding
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -143,7 +143,7 @@ def checked_input(
     """Check the inputs of a session against the spec.
 
     Returns:
-        The name of the input, and its batch size: 1 if the file leaves it open.
+        The name of the input, and its batch size, which is 1 if the file does not fix it.
 
     Raises:
         ModelError: the input differs from the spec.
@@ -170,13 +170,13 @@ def checked_input(
 
 
 class OnnxNetwork:
-    """A network with random input, for any batch size. For measurements only."""
+    """Network that computes batches of any size from random input. For measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
-        """Open a session (see `open_session`), and bind its input and outputs once.
+        """Open a session (see `open_session`), and bind its input and outputs.
 
         Raises:
-            ModelError: the model cannot be loaded, or has a different fixed batch size.
+            ModelError: the model cannot be loaded, or accepts only batches of a different size.
         """
         self._session = open_session(path, spec, threads, profile=profile)
         name, fixed = checked_input(self._session.get_inputs(), spec)
@@ -194,7 +194,7 @@ class OnnxNetwork:
             self._binding.bind_output(output.name, "cpu")
 
     def run(self) -> None:
-        """Compute one batch. Releases the GIL."""
+        """Compute one batch. The GIL is released during the computation."""
         self._session.run_with_iobinding(self._binding)
 
     def end_profiling(self) -> Path:

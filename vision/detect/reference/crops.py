@@ -15,7 +15,7 @@ from vision.types import Frame, YuvEncoding
 
 
 class _Scratch:
-    """Memory that grows on demand, returned as contiguous arrays of any shape."""
+    """Memory for one temporary array at a time. It grows when a larger array is requested."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -28,7 +28,7 @@ class _Scratch:
 
 
 class PartReader:
-    """Reads parts of frames of any format. Not thread-safe. Its memory grows to the size of the largest part."""
+    """Reads rectangular parts of frames of any format as BGR, in reused memory. Not thread-safe."""
 
     def __init__(self) -> None:
         self._planes = _Scratch()
@@ -36,7 +36,7 @@ class PartReader:
         self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return a part of a frame, BGR (bottom - top, right - left, 3). Valid until the next call or the frame's end.
+        """Return a part of a frame as BGR (rows, columns, 3), valid until the next call or the end of its lease.
 
         Raises:
             ValueError: the part is empty or not within the frame.
@@ -57,7 +57,7 @@ class PartReader:
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Copy the part to a small frame of the same YUV format, and return its planes."""
+        """Copy a part of a YUV frame to contiguous planes of the same format, and return these."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
         out = self._planes.array(rows * 3 // 2, columns)
         out[:rows] = frame.pixels[top:bottom, left:right]
@@ -70,7 +70,7 @@ class PartReader:
         return out
 
     def _converted(self, planes: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
-        """Convert the Y, U, and V planes of a frame's part to BGR."""
+        """Convert the YUV planes of a part of `frame` to BGR (H, W, 3)."""
         height_px, width_px = len(planes) * 2 // 3, planes.shape[1]
         bgr = self._bgr.array(height_px, width_px, 3)
         interleaved, encoding = frame.pixel_format == "nv12", frame.meta.yuv
@@ -102,16 +102,16 @@ class JpegEncoder:
     """Encodes whole frames of any format as JPEG images. Not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
-        """Create the encoder. It scales frames down to `max_side_px` on the longer side. `quality` is 1 to 100."""
+        """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100."""
         self._max_side_px = max_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
 
     def encode(self, frame: Frame, draw: Callable[[NDArray[np.uint8]], None] | None = None) -> bytes:
-        """Return the frame as a JPEG.
+        """Encode a frame. Return the contents of a JPEG file.
 
         Args:
-            draw: function that draws on a copy of the frame, (H, W, 3) BGR in full size.
+            draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None draws nothing.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)

@@ -1,9 +1,8 @@
-"""Decoders of raw network outputs: one class per family of detectors, each the reference for its GPU kernel.
+"""Decoders of network outputs, one class per family of models. Each is the reference for the GPU kernel of its family.
 
-All follow one rule: every pair of box and class whose score reaches the threshold is a candidate, with the index
-``box * classes + class``. A box can be a candidate for several classes, as in COCO's evaluation. Boxes take the most
-time to decode and few are needed, so they are decoded last: after the threshold, and after the selection of the best
-`max_candidates` (equal scores: lowest index first).
+Every pair of box and class whose score reaches the threshold is a candidate. Its index is ``box * classes + class``. A
+box can be a candidate for several classes, as in COCO's evaluation. Decoding boxes takes the most time, and few boxes
+are needed. Therefore only the boxes of the best `max_candidates` pairs are decoded. Equal scores are sorted by index.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vision.detect.reference.postprocess import Candidates, best_first
 from vision.errors import ModelError
 
 Shape: TypeAlias = tuple[int | None, ...]
-"""Shape of a whole output, batch axis first. An axis that the model leaves open is None."""
+"""Shape of an output, batch axis first. The size of an axis is None if the model does not fix it."""
 
 Floats: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.intp]
@@ -31,25 +30,25 @@ Indices: TypeAlias = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One way in which a head can read the outputs of a model."""
+    """Way in which a head can read the outputs of a model."""
 
-    outputs: tuple[str, ...]  # names, in the order of the head's `decode`
+    outputs: tuple[str, ...]  # names of the outputs, in the order that `Head.decode` expects
     classes: int | None  # number of classes; None if the shapes do not show it
 
 
 class Head(ABC):
-    """Decoder of one model. Stateless, so any thread can call it."""
+    """Decodes the outputs of one model. Has no state, so that several threads can call it at the same time."""
 
     needs_nms = True
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create the decoder for candidates with at least `score`. `classes` are the ids to keep; None keeps all."""
+        """Create a decoder for scores of at least `score` and for the class ids in `classes` (None: all classes)."""
         self._spec = spec
         self._class_count = class_count
         self.score = np.float32(score)
         self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
         self._sigmoid = spec.head.activation == "sigmoid"
-        # A raw score below this cannot reach `score`, so the activation is computed for few pairs only.
+        # A raw score below `floor` cannot reach `score`, so the activation is computed only for few pairs.
         self.floor = np.float32(_logit_floor(score)) if self._sigmoid else self.score
         self._limit = spec.nms.max_candidates if self.needs_nms else spec.nms.max_objects
         sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
@@ -58,21 +57,21 @@ class Head(ABC):
     @property
     @abstractmethod
     def expected(self) -> str:
-        """Shapes of the outputs that this head reads, as text."""
+        """Text that describes the shapes of the outputs that this head reads."""
 
     @abstractmethod
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        """Yield every way to read outputs of these shapes, the most likely first, with any number of classes."""
+        """Yield every way to read outputs of these shapes, for any number of classes, the most likely way first."""
 
     def fits(self, shapes: Mapping[str, Shape]) -> Fit | None:
-        """Return the way in which this head reads outputs of these shapes with its number of classes; None if none."""
+        """Return how this head, with its number of classes, reads outputs of these shapes; None if it cannot."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
     def choose_outputs(self, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
         """Return the names of the model's outputs to read, in the order of `decode`.
 
         Raises:
-            ModelError: the head cannot read them.
+            ModelError: the head cannot read the outputs.
         """
         fit = self.fits(shapes)
         if fit is None:
@@ -96,10 +95,10 @@ class Head(ABC):
 
     @abstractmethod
     def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        """Return the part of the outputs that contains scores, before the activation, in any shape."""
+        """Return the scores in the outputs of one frame, before the activation. Their shape depends on the head."""
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return box, class, and score of every pair that reaches the threshold, in ascending order of their indices.
+        """Return the box indices, class ids, and scores of all pairs that reach the threshold, sorted by pair index.
 
         This implementation expects raw scores of shape (boxes, classes).
         """
@@ -111,10 +110,10 @@ class Head(ABC):
 
     @abstractmethod
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return the boxes with these indices, xyxy (N, 4), in the unit of the model."""
+        """Decode the boxes with these indices. Return them as xyxy (N, 4), in the unit that the model uses."""
 
     def decode(self, outputs: Sequence[Floats]) -> Candidates:
-        """Return the candidates of one frame.
+        """Decode the outputs of one frame. Return the candidates.
 
         Args:
             outputs: outputs of one frame in the order of `choose_outputs`, float32 without the batch axis.
@@ -128,10 +127,10 @@ class Head(ABC):
         return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), truncated_candidates)
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Check that the outputs of one frame, whatever it shows, can be scores.
+        """Check that the outputs of one frame contain possible scores.
 
         Raises:
-            ModelError: there is no activation, and a score is outside [0, 1].
+            ModelError: the head applies no activation, and a score is outside [0, 1].
         """
         scores = self.raw_scores(outputs)
         if self._sigmoid or not scores.size or (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
@@ -144,7 +143,7 @@ class Head(ABC):
         )
 
     def _activated(self, index: Indices, column: Indices, scores: Floats) -> tuple[Indices, Indices, Floats]:
-        """Apply the activation to pairs that were selected by raw score, then apply the threshold to the result."""
+        """Apply the activation to pairs. Return box indices, class ids, and scores of pairs that reach `score`."""
         if self._sigmoid:
             scores = sigmoid(scores)
             sure = scores >= self.score
@@ -158,7 +157,7 @@ class NanoDet(Head):
     The distance is the expectation of the softmax over `bins` (Generalized Focal Loss, Li et al., NeurIPS 2020), in
     units of the stride. Cells are ordered by stride, then row by row. The center of cell x is at
     ``x * stride + (stride - 1) / 2``.
-    The model has separate outputs for scores and distances, or one with the scores first.
+    The model has separate outputs for scores and distances, or one output with the scores in the first columns.
     """
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
@@ -190,7 +189,7 @@ class NanoDet(Head):
         return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        # One row per side, and few operations: with cold caches, each takes several microseconds even if it is small.
+        # Each row is one side. With cold caches, even a small operation takes several microseconds, so use few of them.
         logits = outputs[-1][index, -self._sides :].reshape(-1, len(self._bins))
         logits -= logits.max(axis=1, keepdims=True)
         weights = np.exp(logits, out=logits)
@@ -203,7 +202,10 @@ class NanoDet(Head):
 
 
 class YoloV5(Head):
-    """Head with one row per box: center x and y, width, height, objectness, and class scores to multiply with it."""
+    """Head with one row per box: center x and y, width, height, objectness, and class scores (YOLOv5).
+
+    The score of a pair is the product of the objectness and the class score.
+    """
 
     @property
     def expected(self) -> str:
@@ -217,7 +219,7 @@ class YoloV5(Head):
 
     def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
         rows = outputs[0]
-        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is not larger than its factors
+        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is not larger than any factor
         objectness, scores = rows[likely, 4:5], rows[likely[:, None], 5 + self.classes]
         if self._sigmoid:
             objectness, scores = sigmoid(objectness), sigmoid(scores)
@@ -258,7 +260,7 @@ class YoloV8(Head):
 class EndToEnd(Head):
     """Head with one row per object: x1, y1, x2, y2, score, class (YOLOv10, YOLO26, exports that include NMS).
 
-    The four outputs of TensorRT's plugin EfficientNMS_TRT contain the same values: count, boxes, scores, classes.
+    The head also reads the four outputs of TensorRT's plugin EfficientNMS_TRT: count, boxes, scores, and classes.
     """
 
     needs_nms = False
@@ -300,9 +302,10 @@ def _rows(outputs: Sequence[Floats]) -> Floats:
 
 
 class RtDetr(Head):
-    """Head with a box (center x and y, width, height) and class scores per query. The best pairs are the objects.
+    """Head with a box (center x and y, width, height) and class scores for each query (RT-DETR, D-FINE).
 
-    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024): top-K over queries x classes, without NMS.
+    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024), the objects are the pairs of query and class with the
+    highest scores, without NMS.
     """
 
     needs_nms = False
@@ -335,7 +338,7 @@ HEADS: Mapping[str, type[Head]] = {
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """Create the head that the spec names."""
+    """Create the head of the kind that `spec` selects. For the arguments, see `Head`."""
     return HEADS[spec.head.kind](spec, class_count, score, classes)
 
 
@@ -351,7 +354,7 @@ def _is(axis: int | None, size: int) -> bool:
 
 
 def _joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[Fit]:
-    """Yield each output with three axes if its axis number `axis` has space for `others` columns and the classes."""
+    """Yield each output with three axes whose axis `axis` is longer than `others`. The rest of the axis is classes."""
     for name, shape in shapes.items():
         if len(shape) == 3:
             columns = shape[axis]
@@ -380,20 +383,20 @@ def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
 
 
 def _logit_floor(score: float) -> float:
-    """Return a logit that is lower than every logit whose float32 sigmoid reaches `score`."""
+    """Return a logit that is lower than any logit whose sigmoid, in float32, reaches `score`."""
     if score <= 0:
         return -math.inf
     return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Return ``1 / (1 + exp(-x))`` in float32."""
+    """Return the sigmoid ``1 / (1 + exp(-x))`` of each logit x, in float32."""
     with np.errstate(over="ignore"):
         result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
     return result
 
 
 def to_xyxy(boxes_cxcywh: Floats) -> Floats:
-    """Convert boxes (N, 4) from center, width, and height to corners."""
+    """Convert boxes (N, 4) from center x and y, width, and height to the corners x1, y1, x2, and y2."""
     half = boxes_cxcywh[:, 2:] * np.float32(0.5)
     return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

@@ -1,6 +1,6 @@
-"""Geometry of a frame of any size on the model's fixed canvas, and the conversion of boxes back to the frame.
+"""Geometry of a frame that is scaled to the model's canvas, and the conversion of boxes back to the source frame.
 
-All back-ends use this geometry, which is in whole pixels, so that the boxes of CPU and GPU can be compared.
+All back-ends use this geometry, in whole pixels, so that the boxes of CPU and GPU can be compared.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """A frame scaled by `scale`, with its top left corner at (`pad_x_px`, `pad_y_px`) of the canvas.
+    """Position of a frame on the canvas: scaled by `scale`, with its top left corner at (`pad_x_px`, `pad_y_px`).
 
-    The scaled frame covers whole model pixels (`content`), so the length of each side differs from the exact product
-    by up to half a model pixel. `to_source` and `taps` use the exact ratio of each side.
+    The sides of the scaled frame are rounded to whole model pixels (`content`). Therefore the ratio of each side can
+    differ slightly from `scale`. `to_source` and `taps` use the exact ratio.
     """
 
     scale: float  # model pixels per source pixel
@@ -33,7 +33,7 @@ class Letterbox:
         model_height_px: int,
         placement: Literal["top-left", "center"],
     ) -> Letterbox:
-        """Return the geometry with the largest scale at which the whole source fits. Enlarges small frames."""
+        """Return the geometry with the largest scale at which the whole frame fits. Small frames are enlarged."""
         scale = min(model_width_px / source_width_px, model_height_px / source_height_px)
         if placement == "top-left":
             return Letterbox(scale, 0, 0)
@@ -47,7 +47,7 @@ class Letterbox:
     def to_source(
         self, boxes_xyxy: NDArray[np.float32], source_width_px: int, source_height_px: int
     ) -> NDArray[np.float32]:
-        """Convert boxes (N, 4) float32 from the canvas to the source frame, clipped to it. Return a new array."""
+        """Convert boxes (N, 4) from model pixels to source pixels, and clip them to the frame. Return a new array."""
         width_px, height_px = self.content(source_width_px, source_height_px)
         ratio_x, ratio_y = source_width_px / width_px, source_height_px / height_px
         pad = np.array([self.pad_x_px, self.pad_y_px] * 2, np.float32)
@@ -62,17 +62,17 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 class Tap(NamedTuple):
-    """The source pixel before or after each scaled pixel of an axis, and its weight."""
+    """One of the two source pixels from which each scaled pixel of an axis is interpolated, and its weight."""
 
     pixels: NDArray[np.intp]
     weight: NDArray[np.float64]
 
 
 def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
-    """Return the taps of bilinear scaling along one axis.
+    """Return the source pixels before and after each scaled pixel of one axis, for bilinear interpolation.
 
-    The convention for pixel centers is that of `cv2.INTER_LINEAR`: scaled pixel x samples the source at
-    ``(x + 0.5) * source_px / scaled_px - 0.5``. Positions outside the outermost centers use the outermost pixel.
+    Pixel centers follow the convention of `cv2.INTER_LINEAR`: scaled pixel x samples the source at
+    ``(x + 0.5) * source_px / scaled_px - 0.5``. Positions beyond the outermost centers use the outermost pixel.
     """
     position = (np.arange(scaled_px) + 0.5) * (source_px / scaled_px) - 0.5
     position = np.clip(position, 0, source_px - 1)
@@ -84,7 +84,7 @@ def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
 def gain_and_offset(
     scale: float, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return gain and offset, so that ``level * gain + offset`` equals ``(level * scale - mean) / std``.
+    """Return the gain and offset with which ``level * gain + offset`` equals ``(level * scale - mean) / std``.
 
     Both are float32 (3,), in the model's channel order.
     """

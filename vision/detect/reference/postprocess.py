@@ -1,11 +1,11 @@
-"""Non-maximum suppression, and the conversion of boxes to the source frame: inverse letterbox and clipping.
+"""Reference implementation of non-maximum suppression (NMS), and the conversion of boxes to the source frame.
 
 Every back-end follows the same rules of suppression:
 
 1. Candidates are sorted by score, highest first. Equal scores are sorted by index, lowest first.
-2. The first `max_candidates` are used. The others are truncated.
-3. In this order, a candidate is kept unless a candidate that was kept before *suppresses* it. The two must be of the
-   same class (of any class if `class_aware` is false), and ``intersection > iou * union``.
+2. Only the first `max_candidates` are used. The others are dropped, and counted as truncated.
+3. In this order, each candidate is kept unless an earlier kept candidate suppresses it. A candidate suppresses another
+   if ``intersection > iou * union`` and, if `class_aware` is true, both are of the same class.
 4. All arithmetic is IEEE float32 with one rounding per operation (no fused multiply-add), in this order::
 
        width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      same for height
@@ -15,12 +15,12 @@ Every back-end follows the same rules of suppression:
        suppressed   = intersection > iou * union                     false if a side is NaN
 
    A box without area therefore neither suppresses a box nor is suppressed. With ``iou = 1``, no box is suppressed.
-5. The first `max_objects` of the kept candidates are the result, best first. The others are truncated too.
+5. The first `max_objects` kept candidates are the result, best first. The others are also counted as truncated.
 
-Greedy suppression originates from R-CNN (Girshick et al., CVPR 2014). It is inherently serial. Here it works on blocks.
-The result of a block is the fixed point of "kept = not suppressed by a kept candidate". The order makes it unique, and
-a few rounds find it. One core of a Xeon at 2.1 GHz takes 0.05 ms for 30 candidates, 0.1 ms for 100, and 1.8 ms for
-1024.
+Greedy suppression originates from R-CNN (Girshick et al., CVPR 2014), and is inherently serial. This implementation
+processes blocks of candidates. In a block, it computes "kept = not suppressed by a kept candidate" repeatedly until
+nothing changes, which takes a few rounds. Because of the order, only one result is possible. One core of a Xeon at
+2.1 GHz takes 0.05 ms for 30 candidates, 0.1 ms for 100, and 1.8 ms for 1024.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ from vision.config import NmsSpec
 from vision.detect.reference.letterbox import Letterbox
 from vision.types import Detections
 
-_BLOCK = 128  # candidates whose pairs are computed together; the matrices fit into the core's cache
-_EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), np.bool_), 1)  # [i, j]: i comes before j
+_BLOCK = 128  # candidates that are compared with each other at once; the matrices fit into the core's cache
+_EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), np.bool_), 1)  # [i, j] is True if i comes before j
 _ZERO = np.float32(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """N pairs of box and class, sorted by score, best first. Equal scores are sorted by index."""
+    """N possible objects (a box with a class each), sorted by score, best first. Equal scores are sorted by index."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) model pixels, finite
     scores: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int32]  # (N,)
-    truncated_candidates: int = 0  # number of pairs over the threshold that exceeded the capacity
+    truncated_candidates: int = 0  # number of further candidates, dropped because of the maximum number
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp], int]:
-    """Return the indices of the `limit` highest scores, and the number of the others. Equal scores: lowest index first.
+    """Return the indices of the `limit` highest scores, best first, and the number of remaining scores.
 
-    `scores` is (N,) float32 without NaN. Takes O(N + limit log limit), so that a threshold of zero stays affordable.
+    `scores` is (N,) float32 without NaN. Equal scores are sorted by index. The time is O(N + limit log limit), so that
+    a threshold of zero is affordable.
     """
     truncated_candidates = len(scores) - limit
     if truncated_candidates <= 0:
@@ -67,9 +68,9 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 def kept_in_order(
     boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
 ) -> NDArray[np.bool_]:
-    """Apply rule 3 to sorted candidates. Return a mask (N,) of the candidates that are kept.
+    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep.
 
-    Without `class_ids`, all candidates are of the same class.
+    If `class_ids` is None, candidates of different classes suppress each other too.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         rows = _Rows.of(boxes_xyxy, class_ids)
@@ -89,12 +90,12 @@ def kept_in_order(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Candidates in order, one array per side, so that pairs are computed along contiguous memory."""
+    """Sorted candidates, with one row per coordinate, so that comparisons of pairs read contiguous memory."""
 
     low: NDArray[np.float32]  # (2, N) x1, y1
     high: NDArray[np.float32]  # (2, N) x2, y2
     area: NDArray[np.float32]  # (N,)
-    class_ids: NDArray[np.int32] | None  # (N,); None if all are of the same class
+    class_ids: NDArray[np.int32] | None  # (N,); None if classes are ignored
 
     @staticmethod
     def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None) -> _Rows:
@@ -108,7 +109,7 @@ class _Rows:
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids)
 
     def suppress(self, others: _Rows, iou: float) -> NDArray[np.bool_]:
-        """Return a mask (K, M) by rule 4: [k, m] is True if candidate k of these K suppresses m of the M others."""
+        """Return a mask (K, M): [k, m] is True if candidate k suppresses candidate m of `others` (rules 3 and 4)."""
         intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
         intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
         union = self.area[:, None] + others.area
@@ -123,7 +124,7 @@ class _Rows:
 def _overlap(
     low_a: NDArray[np.float32], high_a: NDArray[np.float32], low_b: NDArray[np.float32], high_b: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the length (K, M) that each interval of `a` (K,) shares with each interval of `b` (M,)."""
+    """Return the overlap lengths (K, M) of each of K intervals `a` with each of M intervals `b`."""
     shared = np.minimum(high_a[:, None], high_b)
     shared -= np.maximum(low_a[:, None], low_b)
     np.maximum(shared, _ZERO, out=shared)
@@ -153,9 +154,9 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Return the detections of one frame in new arrays. Drops boxes that have no area after clipping.
+    """Convert the candidates of one frame to detections in new arrays. Drop boxes that have no area after clipping.
 
-    `limits` is None for heads that need no NMS. All their candidates are objects.
+    If `limits` is None, because the head needs no NMS, every candidate is an object.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     truncated_candidates = candidates.truncated_candidates

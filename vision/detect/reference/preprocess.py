@@ -1,7 +1,7 @@
-"""Pre-processing of BGR frames with NumPy, on one core and without allocation.
+"""Pre-processing of BGR frames on one core: with OpenCV if it is installed, otherwise with NumPy.
 
-Apart from the network, this takes most of the CPU time of a frame. `docs/decisions/060-letterbox-in-numpy.md` contains
-measurements and the reasons against an image library.
+After the network, pre-processing takes the most CPU time per frame. Therefore all memory is allocated once per frame
+size. Decision 060 (``docs/decisions/060-letterbox-in-numpy.md``) contains measurements.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ except ImportError:  # the demo runs without OpenCV
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset, taps
 
-_MAX_SIZES: Final = 32  # 2 MB each
-_BLOCK_BYTES: Final = 1 << 17  # source rows scaled together; the intermediate results fit into the core's cache
-_ROW_WEIGHTS: Final = 256  # the weighted sum of two rows fits into 16 bits
+_MAX_SIZES: Final = 32  # of scalers to keep; each uses 2 MB
+_BLOCK_BYTES: Final = 1 << 17  # source rows that are scaled together; intermediate results fit into the core's cache
+_ROW_WEIGHTS: Final = 256  # sum of the weights of two rows, so that a weighted sum of levels fits into 16 bits
 
 
 class Preprocessor:
-    """Writes frames into one float32 tensor (B, 3, H, W) that the caller owns. Not thread-safe.
+    """Scales frames into the network's input, a float32 tensor (B, 3, H, W) of the caller. Not thread-safe.
 
-    The result differs from `sample` and `normalised` of ``tests/letterbox_reference.py`` by at most one of 255 levels.
+    The result differs from that of ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 
     def __init__(self, spec: InputSpec, tensor: NDArray[np.float32]) -> None:
@@ -37,9 +37,9 @@ class Preprocessor:
         self._drawn: list[_Scaler | None] = [None] * len(tensor)
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Letterbox:
-        """Letterbox one frame, (H, W, 3) or (H, W, 4), into ``tensor[index]``. Return the geometry."""
+        """Scale one frame, (H, W, 3) or (H, W, 4), into ``tensor[index]``. Return its position on the canvas."""
         scaler = self._scalers.get(pixels.shape)
-        if scaler is None:  # rare: cameras seldom change their frame size
+        if scaler is None:  # this is rare, because cameras seldom change their frame size
             if len(self._scalers) >= _MAX_SIZES:
                 self._scalers.clear()
             build = _Scaler if cv2 is None else _OpenCVScaler
@@ -52,7 +52,7 @@ class Preprocessor:
 
 
 class _Scaler:
-    """Scales frames of one size, bilinearly. Levels are rounded to integers, as in the GPU kernel and 8-bit images."""
+    """Scales frames of one size with bilinear interpolation. Levels are rounded to integers, as in the GPU kernel."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         height_px, width_px, channels = shape
@@ -86,7 +86,7 @@ class _Scaler:
             source, sums = self._source[:count], self._sums[:, :count]
             gathered, levels = self._gathered[:count], self._levels[:, :count]
             for index, row_weights, weighted in zip(self._rows, self._row_weights, sums, strict=True):
-                np.take(frame, index[block], 0, source, "clip")  # "raise" would copy the output
+                np.take(frame, index[block], 0, source, "clip")  # the mode "raise" would copy the output
                 np.multiply(source, row_weights[block], weighted)
             np.add(sums[0], sums[1], sums[0])
             for index, column_weights, scaled in zip(self._columns, self._column_weights, levels, strict=True):
@@ -100,14 +100,14 @@ class _Scaler:
 
 
 class _OpenCVScaler(_Scaler):
-    """Scales with OpenCV, in half the time. The result differs by at most one level."""
+    """Scales frames with OpenCV, in half the time of `_Scaler`. The results differ by at most one level."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         super().__init__(spec, shape)
         width, height = self.letterbox.content(shape[1], shape[0])
         self._scaled = np.empty((height, width, shape[2]), np.uint8)
         self._order = (0, 1, 2) if spec.color == "bgr" else (2, 1, 0)
-        # A pool of OpenCV threads would spin on the cores that the network computes on. This applies to the process.
+        # OpenCV's own threads would spin on the cores that compute the network. The setting applies to the process.
         cv2.setNumThreads(1)
 
     def write(self, pixels: NDArray[np.uint8], tensor: NDArray[np.float32]) -> None:

@@ -1,6 +1,6 @@
-"""Coefficients of the conversion from YUV to BGR, for the CPU, the GPU kernels, and the reference in the tests.
+"""Coefficients for the conversion from YUV to BGR, for the CPU, the GPU kernels, and the reference in the tests.
 
-Does not need OpenCV, because a GPU machine may lack it.
+This module does not import OpenCV, because OpenCV may be missing on a GPU machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _KR_KB: Final = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 @functools.cache
 def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, int]:
-    """Return the black level, and the factors of luma, U for blue, U for green, V for green, and V for red.
+    """Return the black level, and the factors from luma, U to blue, U to green, V to green, and V to red.
 
     The factors are in units of ``2**-FRACTION_BITS``. ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, and
-    similarly for green and red. The sources are ITU-R BT.601-7 and BT.709-6. For ``bt601``, the factors are those of
-    OpenCV's `cvtColor`, which are rounded, so that all implementations agree to the bit.
+    similarly for green and red. The sources are ITU-R BT.601-7 and BT.709-6. For ``bt601``, the factors are the rounded
+    ones of OpenCV's `cvtColor`, so that all implementations give identical results.
     """
     if encoding == "bt601":
         return (16, 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527)

@@ -1,7 +1,7 @@
 """Wait for the GPU with a time limit, without busy waiting and without oversleeping.
 
-CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep makes every batch later.
-Batches of the same size take nearly the same time, so the first poll is shortly before the expected end.
+CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch. As
+batches of the same size take nearly the same time, the first poll is shortly before the expected end.
 
 The estimate is the shorter of the last two batch times, because a stall can delay a batch by 100 ms or more. With a
 moving average, the waits after a stall stayed too long for more than a second, and the cameras dropped frames.
@@ -30,7 +30,7 @@ _precise = threading.local()  # has the attribute `is_set` after the thread's ti
 
 
 def _sleep_precisely(seconds: float) -> None:
-    """Sleep without timer slack. By default Linux adds 50 µs to each sleep, a fifth of a small batch."""
+    """Sleep without the timer slack of 50 µs that Linux adds by default, a fifth of the time of a small batch."""
     if not hasattr(_precise, "is_set"):
         _precise.is_set = True
         if sys.platform == "linux":
@@ -39,7 +39,7 @@ def _sleep_precisely(seconds: float) -> None:
 
 
 class Completion(Resource):
-    """End of a batch on a stream, with the time that batches of each size take."""
+    """Waits for the end of a batch on a stream. Measures batches to predict the end of the next batch of their size."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Completion(Resource):
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = _sleep_precisely,
     ) -> None:
-        """Create the event. `sleep` takes seconds and advances `clock`, which returns nanoseconds."""
+        """Create the event. `sleep` takes a duration in seconds, and advances `clock`, which returns ns."""
         self._event = make_event()
         self._clock = clock
         self._sleep = sleep
@@ -59,18 +59,18 @@ class Completion(Resource):
         self._opened = True
 
     def record(self, stream: Stream, size: int) -> None:
-        """Mark the end of a batch of `size` frames that was just queued on `stream`."""
+        """Record the event after a batch of `size` frames, whose work was just queued on `stream`."""
         self._event.record(stream)
         self._size = size
         self._recorded_ns = self._clock()
         self._running_ns = None
 
     def before(self, stream: Stream) -> None:
-        """Make later work on `stream` start after the batch. The host does not wait."""
+        """Make `stream` start its later work only after the batch has ended. The host does not wait."""
         stream.wait(self._event)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for at most `timeout_s`. Return True if the batch is done. Releases the GIL.
+        """Wait for the batch for at most `timeout_s` seconds. Return True if it has ended. Waiting releases the GIL.
 
         Raises:
             DeviceError: the work failed.
@@ -91,11 +91,12 @@ class Completion(Resource):
         if not done:
             self._running_ns = now_ns
         elif self._running_ns is not None:  # otherwise, the batch may have ended much earlier
+            # The midpoint between two polls halves the next sleep if this sleep was too long.
             self._learn((self._running_ns + now_ns) / 2 - self._recorded_ns)
         return done
 
     def _learn(self, took_ns: float) -> None:
-        """Store the midpoint between two polls, so that the next sleep after one that was too long is half as long."""
+        """Store the duration of the batch in ns. Keep only the last two durations for each batch size."""
         _, last_ns = self._last_two_ns.get(self._size, _UNKNOWN)
         self._last_two_ns[self._size] = last_ns, took_ns
 
@@ -104,36 +105,36 @@ class Completion(Resource):
 
 
 class ConcurrencyLimit:
-    """Orders the batches of all slots to limit the number that compute at the same time. For use by one thread.
+    """Limits the number of batches that the GPU computes at the same time. Must be used by one thread only.
 
-    Batches in flight overlap: one is copied while others compute. Each layer reads the results of the previous layer.
-    Batches that compute at the same time evict each other's data from the GPU's cache, so beyond a few, each batch gets
-    slower. On an H100 (50 MB of cache), batches of 32 with six in flight take 0.81 ms each if all compute at the same
-    time, and 0.78 ms if three do. Batches of 1, of which many fit into the cache, are fastest without a limit.
+    Batches in flight overlap: one is copied while others are computed. Each layer reads the results of the previous
+    layer. If too many batches are computed at the same time, they evict each other's results from the GPU's cache, and
+    become slower. On an H100 (50 MB of cache) with six batches of 32 in flight, each takes 0.81 ms if all are computed
+    at the same time, and 0.78 ms if three are. Many batches of 1 fit into the cache; they are fastest without a limit.
     """
 
     def __init__(self, cache_bytes: int, frame_bytes: int) -> None:
         """Create the limit for a GPU.
 
         Args:
-            cache_bytes: size of the GPU's last-level cache.
-            frame_bytes: size of the network's input for one frame.
+            cache_bytes: size of the GPU's last-level cache, in bytes.
+            frame_bytes: size of the network's input for one frame, in bytes.
         """
         self._frames = cache_bytes // max(frame_bytes, 1)
-        self._order: list[Completion] = []  # one per slot, for its newest batch, in the order of queueing
+        self._order: list[Completion] = []  # ends of the newest batch of each slot, in the order of queueing
 
     def at_once(self, batch: int) -> int:
-        """Return the maximum number of batches of this size that compute at the same time."""
+        """Return the maximum number of batches of this size that are computed at the same time."""
         return max(_MIN_BATCHES, self._frames // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
-        """Make the next batch on `stream` wait for its turn on the GPU. The host does not wait."""
+        """Make the next batch on `stream` wait until few enough batches are computed. The host does not wait."""
         count = self.at_once(batch)
         if len(self._order) >= count:
             self._order[-count].before(stream)
 
     def queued(self, end: Completion) -> None:
-        """Add the batch that was queued last. `end` is recorded after it."""
+        """Add the batch that was queued last. `end` was recorded after its work."""
         if end in self._order:
             self._order.remove(end)
         self._order.append(end)

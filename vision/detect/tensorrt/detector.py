@@ -1,9 +1,9 @@
-"""Detection on an NVIDIA GPU with TensorRT or TensorRT-RTX: one CUDA graph per batch, from pixels to boxes.
+"""Detector that runs on an NVIDIA GPU with TensorRT or TensorRT-RTX. One CUDA graph per batch does all the work.
 
-A detector on a GPU spends more time on waiting than on arithmetic: it waits for copies of frames, for the launches of a
-hundred small kernels, and for the host. So several batches are in flight, each in a slot with its own memory, and each
-batch is one launch (`vision.detect.tensorrt.slot`). All memory is allocated, and all graphs are checked, before the
-program reports that it is ready.
+If the GPU ran one batch after the other, it would wait for copies of frames, launches of a hundred small kernels, and
+the host for more time than it computes. Therefore several batches are in flight, each in a slot with its own memory,
+and each batch needs only one launch (`vision.detect.tensorrt.slot`). Before the program reports that it is ready, all
+memory is allocated and all graphs are checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vision.detect.tensorrt.kernels import (
     LetterboxProgram,
     Output,
     PostprocessProgram,
-    describe_normalisation,
+    describe_normalization,
     kept_classes,
     threshold,
 )
@@ -71,23 +71,23 @@ from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 _log = logging.getLogger(__name__)
 
 _CLOSE_S: Final = 5.0
-"""Time limit of `close`. Longer than batches in flight take, and short enough for systemd's stop timeout."""
+"""Time limit of `close` in seconds: longer than batches in flight take, but shorter than systemd's stop timeout."""
 
 
 def open_tensorrt_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> TensorRTDetector:
-    """Open the detector for a model on this machine's GPU. Build the engine if there is none yet.
+    """Open the detector for a model on the GPU of this machine. If no engine is cached, build it.
 
     Args:
-        stop: event that cancels the start, during an engine build or before the next context is created.
+        stop: event that cancels the call while an engine is built, or before the next context is created.
 
     Raises:
         Closed: `stop` was set.
         DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built, or does not match its specification.
-        DeviceError: there is too little memory, or a graph cannot be captured or differs from its steps.
+        DeviceError: there is too little memory, a graph cannot be captured, or its results differ from its steps.
     """
     timer = StartupTimer()
     device = open_device()
@@ -128,17 +128,17 @@ def build_detector(
     *,
     stop: threading.Event | None = None,
 ) -> TensorRTDetector:
-    """Build a detector from an open engine. The detector becomes the owner of what `resources` holds.
+    """Build a detector from an open engine. The detector becomes the owner of all `resources`.
 
     Raises:
-        Closed: `stop` was set. It is needed because TensorRT-RTX can compile kernels for seconds per context.
+        Closed: `stop` was set. TensorRT-RTX can compile kernels for several seconds per context.
     """
     use_device(device)
     return _Builder(device, model, timer, resources).build(stop)
 
 
 def _close_quietly(pool: MemoryPool) -> None:
-    """Close the pool after a failed start. Errors are only logged, because the first error matters more."""
+    """Close the pool. Log errors instead of raising them, so that they do not replace the error of a failed start."""
     try:
         pool.close()
     except DeviceError as error:
@@ -146,7 +146,7 @@ def _close_quietly(pool: MemoryPool) -> None:
 
 
 class TensorRTDetector:
-    """Detector on a GPU. Implements `vision.detect.detector.Detector`."""
+    """`Detector` that runs on an NVIDIA GPU. For the contract, see `vision.detect.detector.Detector`."""
 
     def __init__(
         self,
@@ -173,12 +173,12 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """Return the number of times that the memory of data-dependent outputs grew, for status messages."""
+        """Return counters for status messages: how often the memory of outputs of variable size was enlarged."""
         dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
         return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
 
     def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
-        """Return the slots and their copy stream. For benchmarks only."""
+        """Return the slots, and the stream that copies frames to the GPU. For benchmarks only."""
         return self._slots, self._uploads.copies
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
@@ -220,21 +220,22 @@ class TensorRTDetector:
 
 
 def _drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work before its memory is freed. Errors are only logged, because `wait` raises them."""
+    """Wait for all work on the streams. Log errors instead of raising them, because `wait` raises them."""
     try:
         use_device(device)  # any thread can call `close`
         for stream in streams:
             stream.synchronize()
     except DeviceError as error:
-        _log.warning("while closing: %s", error.args[0])
+        _log.warning("closing the detector after a GPU error: %s", error.args[0])
 
 
 def release_in_time(
     device: Device, streams: Sequence[Stream], resources: contextlib.ExitStack, limit_s: float
 ) -> threading.Thread:
-    """Wait for all work, then free everything, in a thread, because neither call returns on a GPU that hangs.
+    """Wait for all work on the streams, then close `resources`, in a new thread. Return the thread.
 
-    After `limit_s`, the thread is abandoned. `vision.cli.main` ends such a process without waiting for the thread.
+    If the GPU hangs, the thread never ends, and is abandoned after `limit_s` seconds. In this case, `vision.cli.main`
+    ends the process without waiting for the thread.
     """
     failed: list[BaseException] = []
 
@@ -250,7 +251,7 @@ def release_in_time(
     thread.join(limit_s)
     if thread.is_alive():
         abandon()
-        _log.error("%s does not respond: its memory is freed when the process ends", device.name)
+        _log.error("%s does not respond; its memory is freed when the process ends", device.name)
     elif failed:
         raise failed[0]
     return thread
@@ -279,7 +280,7 @@ def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds the parts of a detector. `resources` owns them."""
+    """Builds a detector and its parts. `resources` owns the parts."""
 
     device: Device
     model: LoadedEngine
@@ -296,11 +297,11 @@ class _Builder:
         dynamic = any(size.shape is None for size in lanes[0].greatest.output_sizes().values())
         slots = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
         if model.engine.save_kernels():
-            _log.debug("saved the kernels that the library compiled for the next start")
+            _log.debug("for the next start, saved the kernels that the library compiled")
         return TensorRTDetector(device, model, timer=self.timer, uploads=uploads, slots=slots, resources=self.resources)
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
-        """Create a context for every batch size on every stream, one by one, because each call holds the GIL."""
+        """Create one lane per slot, each with a context for every batch size."""
         count = self.model.detect.batches_in_flight or (
             IN_FLIGHT_INTEGRATED if self.device.integrated else IN_FLIGHT_GPU
         )
@@ -309,14 +310,14 @@ class _Builder:
             contexts: dict[int, Context] = {}
             for batch in self.model.batches():
                 if stop is not None and stop.is_set():
-                    raise Closed("stopped while kernels were compiled")
+                    raise Closed("the start was canceled while kernels were compiled")
                 contexts[batch] = self.model.context(batch, stream)
-                time.sleep(0)  # let other threads run, for signals and for subscribers that join
+                time.sleep(0)  # creating a context holds the GIL; let other threads handle signals and new subscribers
             lanes.append(ExecutionLane(stream, contexts))
         return lanes
 
     def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
-        """Build slots that run as CUDA graphs, warmed up and checked."""
+        """Build the slots of a model that runs as CUDA graphs. Warm them up, and check the graphs."""
         device, model = self.device, self.model
         outputs, sizes = self._measure_tensors(lanes[0])
         with self.timer.phase("kernels"):
@@ -334,7 +335,7 @@ class _Builder:
         return slots
 
     def _dynamic_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
-        """Build slots for an engine with data-dependent outputs, warmed up."""
+        """Build the slots of a model whose output sizes depend on the frame. Warm them up."""
         model = self.model
         _log.warning(
             "%s has outputs whose size depends on the frame, because it contains NonMaxSuppression or NonZero; it runs "
@@ -356,7 +357,7 @@ class _Builder:
         spec, tensor = self.model.spec.input, self.model.engine.tensor(self.model.input_name)
         program = LetterboxProgram(spec, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved)
         module = self._load_module(program.file, program.definitions)
-        return LetterboxKernel(module.kernel("letterbox"), program, describe_normalisation(spec))
+        return LetterboxKernel(module.kernel("letterbox"), program, describe_normalization(spec))
 
     def _load_module(self, file: str, definitions: Definitions) -> Module:
         source = Source.read(KERNELS / file, definitions)
@@ -378,13 +379,13 @@ class _Builder:
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-        """Return the outputs of one frame, and the sizes of all tensors of one slot for the largest batch, in bytes."""
+        """Return the outputs of one frame by name, and the sizes of all tensors of one slot for the largest batch."""
         model = self.model
         outputs: dict[str, Output] = {}
         bytes_of: dict[str, int] = {}
         for name, size in lane.greatest.output_sizes().items():
             if size.shape is None or size.bytes is None:
-                raise ModelError(f"{model.spec.name}: the size of output {name} depends on the data")
+                raise ModelError(f"{model.spec.name}: the size of output {name} depends on the frame")
             outputs[name] = Output(size.shape[1:], model.engine.tensor(name).dtype)
             bytes_of[name] = size.bytes
         batch = max(lane.contexts)
@@ -394,22 +395,22 @@ class _Builder:
         return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch_bytes)
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return the memory to allocate at the start. Memory for frames follows when the cameras' sizes are known."""
+        """Return the sizes of all memory to allocate at the start. The sizes of frames are not known yet."""
         device_bytes, host_bytes = slot_bytes(sizes.batch, program)
         lines = (
             BudgetLine("weights", "device", self.model.engine.weights_bytes),
-            BudgetLine("activations, a slot", "device", sizes.scratch_bytes, slots),
-            BudgetLine("network input, a slot", "device", sizes.input_bytes, slots),
-            BudgetLine("network outputs, a slot", "device", sum(sizes.outputs.values()), slots),
-            BudgetLine("decoding and NMS, a slot", "device", device_bytes, slots),
-            BudgetLine("results, a slot", "host", host_bytes, slots),
+            BudgetLine("activations per slot", "device", sizes.scratch_bytes, slots),
+            BudgetLine("network input per slot", "device", sizes.input_bytes, slots),
+            BudgetLine("network outputs per slot", "device", sum(sizes.outputs.values()), slots),
+            BudgetLine("decoding, NMS per slot", "device", device_bytes, slots),
+            BudgetLine("results per slot", "host", host_bytes, slots),
         )
         return MemoryBudget(lines)
 
     def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> None:
-        """Run the steps of every batch size once and capture them, then compare each graph with its steps.
+        """Run the steps of every batch size once and capture them as a graph. Then compare each graph with its steps.
 
-        The comparison comes last, so that it detects a context that overwrites memory that it shares with others.
+        The comparison comes last, to detect contexts that overwrite memory that they share.
         """
         model = self.model
         checked: list[tuple[GraphCheck, Snapshot]] = []

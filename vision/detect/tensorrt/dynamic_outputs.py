@@ -1,9 +1,9 @@
 # mypy: allow-subclassing-any
-"""Engines whose output sizes depend on the data, because they contain NonMaxSuppression or NonZero.
+"""Detection with engines whose output sizes depend on the frame, because they contain NonMaxSuppression or NonZero.
 
-TensorRT requests the memory for such outputs during the run, and determines their size on the host. So there is no CUDA
-graph, and the host waits for each batch. If possible, export the model without these layers. The CPU reference decodes
-the outputs, because such an engine returns few rows.
+TensorRT requests the memory for such outputs during the run, and determines their size on the host. Therefore a CUDA
+graph is not possible, and the host waits for each batch. If possible, export the model without these layers. Such an
+engine returns few rows, so the reference implementation decodes them on the CPU.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class GrowingOutput(Resource):
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
-        self.grown = 0  # number of times
-        self.shape: tuple[int, ...] = (0,)  # of the last run's output
-        self.refused: DeviceError | None = None  # error of a request that failed
+        self.grown = 0  # number of times that the device memory was enlarged
+        self.shape: tuple[int, ...] = (0,)  # shape of the output of the last run
+        self.refused: DeviceError | None = None  # error of the last request that failed; None if none failed
         self._purpose = f"output {name}"
         self._device = DeviceBuffer(_LEAST_BYTES, self._purpose)
         self._host = HostBuffer(_LEAST_BYTES, self._purpose)
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Return the device address of at least `nbytes`, or 0 if there is too little memory, so that the run fails.
+        """Return the address of at least `nbytes` of device memory; 0 if there is too little, so that the run fails.
 
         TensorRT calls this during the run, where an exception would be lost.
         """
@@ -58,14 +58,14 @@ class GrowingOutput(Resource):
                 self._device.close()
                 self._device = larger
                 self.grown += 1
-                _log.debug("output %s has room for %d bytes now", self.name, self._device.nbytes)
+                _log.debug("the memory of output %s was enlarged to %d bytes", self.name, self._device.nbytes)
         except DeviceError as error:
             self.refused = error
             return 0
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
-        """Queue the copy of the last run's output to the host."""
+        """Queue the copy of the output of the last run to the host."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._host.nbytes < nbytes:
             larger = HostBuffer(nbytes * 3 // 2, self._purpose)
@@ -75,7 +75,7 @@ class GrowingOutput(Resource):
             copy_to_host(self._host.address, self._device.address, nbytes, stream)
 
     def read(self) -> NDArray[np.float32]:
-        """Return the fetched output as float32."""
+        """Return the output that `fetch` copied, as float32."""
         return self._host.array(self.shape, self.dtype).astype(np.float32)
 
     def _release(self) -> None:
@@ -84,7 +84,7 @@ class GrowingOutput(Resource):
 
 
 def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
-    """Return an adapter that gives TensorRT the memory of `output`."""
+    """Return an allocator through which TensorRT requests the memory of `output`."""
 
     class Allocator(trt.IOutputAllocator):
         def __init__(self) -> None:
@@ -103,7 +103,7 @@ def make_output_allocator(output: GrowingOutput) -> trt.IOutputAllocator:
 
 
 class DynamicSlot(DetectorSlot):
-    """One batch in flight, run step by step without a CUDA graph."""
+    """Slot that runs its batch step by step, without a CUDA graph."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class DynamicSlot(DetectorSlot):
 
     @property
     def grown(self) -> int:
-        """Number of times that the memory of an output grew."""
+        """Number of times that the memory of an output was enlarged."""
         return sum(output.grown for output in self.outputs.values())
 
     def submit(self, frames: Sequence[Frame]) -> None:
@@ -164,8 +164,8 @@ class DynamicSlot(DetectorSlot):
         """Run every batch size once without frames, so that errors appear before the first camera opens.
 
         Raises:
-            DeviceError: see `submit`.
-            ModelError: the outputs cannot be scores.
+            DeviceError: TensorRT refuses the batch, or there is too little memory for an output.
+            ModelError: the outputs do not contain possible scores.
         """
         for batch in self._contexts:
             self._queue(batch, ())
@@ -214,10 +214,10 @@ class DynamicSlot(DetectorSlot):
 
 
 def choose_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> tuple[str, ...]:
-    """Return the names of the outputs that the head reads. Axes that are not known before a run stay open.
+    """Return the names of the outputs that the head reads. An axis fits any size if its size is known only after a run.
 
     Raises:
-        ModelError: the outputs do not fit the head, or their first axis is not the batch.
+        ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.
     """
     shapes: dict[str, tuple[int | None, ...]] = {}
     for name in lane.greatest.output_sizes():

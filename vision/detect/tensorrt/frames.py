@@ -1,8 +1,8 @@
 """Prepare the frames of a batch for the letterbox kernel: describe them, and copy them to GPU memory if necessary.
 
-For a frame in a buffer of the detector (`vision.gpu.memory`), the host copies 112 bytes and starts one asynchronous
-copy over the bus. The copy over the bus is not needed if CPU and GPU share their memory, or if the frame was decoded on
-the GPU.
+For a frame in a buffer of the detector (`vision.gpu.memory`), the host writes a description of 112 bytes and starts one
+asynchronous copy of the pixels over the bus. The pixels are not copied if CPU and GPU share their memory, or if the
+frame was decoded on the GPU.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vision.types import Frame, PixelFormat, YuvEncoding, frame_shape
 _log = logging.getLogger(__name__)
 
 PIXEL_FORMATS: Final[tuple[PixelFormat, ...]] = ("nv12", "i420", "bgrx", "bgr")
-"""Formats that the letterbox kernel reads, the fewest bytes first."""
+"""Pixel formats that the letterbox kernel reads, in order of ascending cost."""
 
 DESCRIPTION_BYTES: Final = FRAME.itemsize
-_WORD_BYTES: Final = 16  # kernels read whole words, so the buffer is a multiple of this size
-_DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one takes 12 us, a lookup 0.2 us
+_WORD_BYTES: Final = 16  # buffer sizes are multiples of this, because kernels read whole words
+_DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one takes 12 µs, a lookup 0.2 µs
 
 
 class FrameUploader:
-    """Makes the frames of a batch available to the letterbox kernel. For use by one thread."""
+    """Makes the frames of a batch available to the letterbox kernel. Must be used by one thread only."""
 
     def __init__(self, spec: InputSpec) -> None:
         def describe(address: int, height_px: int, width_px: int, pixel_format: PixelFormat, yuv: YuvEncoding) -> bytes:
@@ -42,7 +42,8 @@ class FrameUploader:
         """Write the frame's description to `row` (of `DESCRIPTION_BYTES`), and queue a copy of the frame if necessary.
 
         Args:
-            staging: memory for a frame whose buffer the GPU cannot read.
+            staging: memory for a frame whose own buffer the GPU cannot read.
+            index: position of the frame in the batch.
 
         Raises:
             ValueError: the buffer does not fit the frame's metadata.
@@ -73,15 +74,15 @@ def require_size(frame: Frame) -> None:
     expected = frame_shape(meta.height_px, meta.width_px, buffer.pixel_format)
     if pixels.shape != expected or pixels.dtype != np.uint8 or not pixels.flags.c_contiguous:
         raise ValueError(
-            f"camera {meta.camera_id}: a {buffer.pixel_format} frame of {meta.width_px}x{meta.height_px} has "
-            f"contiguous uint8 {expected}, got {pixels.dtype} {pixels.shape}"
+            f"camera {meta.camera_id}: expected contiguous uint8 {expected} for a {buffer.pixel_format} frame of "
+            f"{meta.width_px}x{meta.height_px}, got {pixels.dtype} {pixels.shape}"
         )
 
 
 class StagingBuffers:
     """GPU memory for frames whose own buffers the GPU cannot read, by position in the batch.
 
-    This is slower, because the frames' memory is not page-locked. It serves frames from files, and tests.
+    Such frames are copied more slowly, because their memory is not page-locked. They come from image files and tests.
     """
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class StagingBuffers:
                 buffer.close()
             nbytes = -(-pixels.nbytes // _WORD_BYTES) * _WORD_BYTES
             _log.debug("a frame of camera %s is not in a buffer of the detector", frame.meta.camera_id)
-            buffer = self._buffers[index] = DeviceBuffer(nbytes, "frames that are in no buffer of the detector")
+            buffer = self._buffers[index] = DeviceBuffer(nbytes, "copies of frames")
         copy_to_device(buffer.address, pixels.ctypes.data, pixels.nbytes, stream)
         return buffer.address
 

@@ -1,7 +1,7 @@
-"""Check at every start that each CUDA graph gives the same results as the steps that it was captured from.
+"""Check, at every start, that each CUDA graph produces the same results as the steps from which it was captured.
 
 A graph stores addresses and shapes. If a library replaces a kernel, a shape, or a buffer after the capture, the graph
-gives different results without an error. So each graph is compared with the same work, run step by step.
+silently produces wrong results. Therefore each graph is compared with the same work, run step by step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.errors import DeviceError
 from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer
 
-_TOLERANCE = 1e-3  # relative to the largest value; no graph has differed in a single bit so far
+_TOLERANCE = 1e-3  # relative to the largest value; so far, the results of all graphs have been identical
 
 
 class Noise(Resource):
@@ -34,7 +34,7 @@ class Noise(Resource):
         self._opened = True
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Use this frame for each of the first `batch` frames of a slot."""
+        """Describe this frame in each of the first `batch` rows of a slot's input, and queue the copy to the GPU."""
         for index in range(batch):
             memory.row(index)[:] = self._description
         memory.upload_rows(batch, stream)
@@ -58,7 +58,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Runs the work of one batch size, and reads the results."""
+    """Runs the work of one slot for one batch size, and compares results."""
 
     slot: Slot
     graph: BatchGraph
@@ -85,7 +85,7 @@ class GraphCheck:
         return first, buffer.read(output.shape, output.dtype, (self.graph.batch - 1) * nbytes)
 
     def require_same(self, eager: Snapshot) -> None:
-        """Run the graph, and compare its results with those of the steps.
+        """Run the graph, and compare its results with `eager`, those of the separate steps.
 
         Raises:
             DeviceError: the results differ.
@@ -113,7 +113,7 @@ class GraphCheck:
 
 
 def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
-    """Return the largest difference, relative to the largest expected magnitude.
+    """Return the largest absolute difference divided by the largest absolute expected value.
 
     The result is infinite if a value is finite in only one of the two arrays.
     """

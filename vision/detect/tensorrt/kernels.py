@@ -1,6 +1,6 @@
-"""The kernels of one model: the constants that they are compiled with, their launch sizes, the memory that they need.
+"""Compile-time constants, launch sizes, and memory sizes of the CUDA kernels for one model.
 
-The NumPy dtypes describe the structures that host and kernels exchange, as in ``cuda/*.cu``. Values that depend on the
+The NumPy dtypes equal the structures in ``cuda/`` that the host and the kernels exchange. Values that depend on the
 size of a frame are computed once per buffer, so that the host copies only 112 bytes per frame for a launch.
 
 This module needs no GPU, so that tests can compare the kernels with `vision.detect.reference` on a CPU.
@@ -54,24 +54,24 @@ FRAME: Final = np.dtype(
         ("reserved", np.int32),
     ]
 )
-"""``struct Frame`` of ``device.cuh``. All zeros mean that the row has no frame."""
+"""Memory layout of ``struct Frame`` in ``device.cuh``. All zeros mean that this row of the batch has no frame."""
 
-NORMALISE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
-"""``struct Normalise`` of ``letterbox.cu``."""
+NORMALIZE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
+"""Memory layout of ``struct Normalize`` in ``letterbox.cu``."""
 
 _FORMATS: Final[dict[PixelFormat, int]] = {"bgr": 0, "bgrx": 1, "nv12": 2, "i420": 3}
 
 THRESHOLD: Final = np.dtype([("score", np.float32), ("floor", np.float32), ("keep", np.uint64)])
-"""``struct Threshold`` of ``heads.cuh``."""
+"""Memory layout of ``struct Threshold`` in ``heads.cuh``."""
 
 RESULT: Final = np.dtype(
     [("count", np.uint32), ("truncated", np.uint32), ("candidates", np.uint32), ("reserved", np.uint32)]
 )
-"""``struct Result`` of ``postprocess.cu``."""
+"""Memory layout of ``struct Result`` in ``postprocess.cu``."""
 
 _PAIR_CAPACITY: Final = 16384
-"""Maximum number of pairs over the threshold that are stored. Typical numbers are a hundred at a threshold of 0.35, and
-a few thousand at 0.05. If there are more, the kernel reads the scores again, which is slower but correct."""
+"""Maximum number of pairs per frame that are stored. Typically, a hundred pairs reach a threshold of 0.35, and a few
+thousand reach 0.05. If there are more pairs, the kernel reads the scores again, which is slower but correct."""
 
 _HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
 _EFFICIENT_NMS: Final = 5
@@ -83,7 +83,7 @@ class LetterboxProgram:
 
     spec: InputSpec
     half_input: bool
-    interleaved: bool = False  # (B, H, W, 4) instead of (B, 3, H, W)
+    interleaved: bool = False  # True if the tensor is (B, H, W, 4) instead of (B, 3, H, W)
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
@@ -109,10 +109,10 @@ class LetterboxProgram:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output of the engine, for one frame."""
+    """Shape and type of one output of the engine, for one frame."""
 
-    shape: tuple[int, ...]  # without the batch
-    dtype: str  # NumPy's name
+    shape: tuple[int, ...]  # without the batch axis
+    dtype: str  # name of the NumPy type
 
     @property
     def half(self) -> bool:
@@ -128,14 +128,14 @@ class PostprocessProgram:
     """Constants and launch sizes of ``postprocess.cu`` for one head."""
 
     definitions: Definitions
-    outputs: tuple[str, ...]  # names of the engine's outputs, in the order of `Head.decode`
-    scores: str  # name of the engine's output; scores and boxes can be in the same one
-    boxes: str
-    extra: tuple[str, str]  # EfficientNMS_TRT: names of the outputs with classes and counts; otherwise empty
-    candidates: int  # maximum number for NMS
-    objects: int  # maximum number per frame
-    work_bytes: int  # per frame, in shared or in global memory
-    shared_work: bool
+    outputs: tuple[str, ...]  # names of the outputs to read, in the order of `Head.decode`
+    scores: str  # name of the output with scores
+    boxes: str  # name of the output with boxes, which can be the same output
+    extra: tuple[str, str]  # names of the outputs with classes and counts of EfficientNMS_TRT; otherwise empty
+    candidates: int  # maximum number of candidates per frame
+    objects: int  # maximum number of objects per frame
+    work_bytes: int  # size of the work memory per frame
+    shared_work: bool  # True if the work memory is shared memory, not global memory
     _pairs_blocks: int
 
     file: ClassVar[str] = "postprocess.cu"
@@ -146,10 +146,10 @@ class PostprocessProgram:
     def of(
         cls, spec: ModelSpec, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
     ) -> PostprocessProgram:
-        """Return the program for the outputs that `head` reads.
+        """Create the program for the outputs that `head` reads.
 
         Args:
-            shared_bytes: shared memory that one block can use on the GPU.
+            shared_bytes: size of the shared memory that one block can use on the GPU.
 
         Raises:
             ModelError: the outputs do not fit the head, or the kernels cannot read them.
@@ -199,12 +199,12 @@ class PostprocessProgram:
 
     @property
     def keys_bytes(self) -> int:
-        """Size of the memory for the pairs of one frame, in bytes."""
+        """Size in bytes of the memory that stores the pairs of one frame."""
         return 8 * int(self.definitions["PAIR_CAPACITY"])
 
 
 _STATIC_SHARED: Final = 4096
-"""Shared memory that a block needs in addition to `struct Work`, rounded up: histogram, masks, and ranks. In bytes."""
+"""Size in bytes, rounded up, of the shared memory that a block needs in addition to ``struct Work``."""
 
 
 def _work_bytes(candidates: int) -> int:
@@ -214,7 +214,7 @@ def _work_bytes(candidates: int) -> int:
 
 
 def _require(spec: ModelSpec, name: str, dtype: str, dtypes: tuple[str, ...]) -> None:
-    """Check the type of an output.
+    """Check that an output has one of the types `dtypes`.
 
     Raises:
         ModelError: the kernels cannot read this output.
@@ -227,7 +227,7 @@ def _require(spec: ModelSpec, name: str, dtype: str, dtypes: tuple[str, ...]) ->
 
 
 def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
-    """Return the names of the outputs with scores and with boxes, and of the other two outputs of EfficientNMS_TRT."""
+    """Return the names of the outputs with scores, with boxes, and (EfficientNMS_TRT only) with classes and counts."""
     if head.kind == "end-to-end" and len(outputs) == 4:
         number, boxes, scores, classes = outputs
         return scores, boxes, (classes, number)
@@ -239,7 +239,7 @@ def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[st
 def _layout(
     head: HeadSpec, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
 ) -> dict[str, int]:
-    """Return the positions of scores and boxes in the tensors of a head."""
+    """Return the kernel constants for the positions of scores and boxes in the outputs."""
     if head.kind == "yolov8":
         return {"BOXES": scores[1], "SCORE_COLUMNS": 0, "BOX_COLUMNS": 0, "BOX_OFFSET": 0}
     if len(scores) == 1:
@@ -249,14 +249,14 @@ def _layout(
 
 
 def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
-    """Return a `THRESHOLD` structure. `keep_address` is the device address of `kept_classes`."""
+    """Return the `THRESHOLD` structure of a head. `keep_address` is the device address of its `kept_classes`."""
     row = np.zeros((), THRESHOLD)
     row["score"], row["floor"], row["keep"] = head.score, head.floor, keep_address
     return row
 
 
 def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
-    """Return one byte per class: 1 if the detector reports it."""
+    """Return one byte per class: 1 if the detector reports the class, otherwise 0."""
     keep = np.zeros(class_count, np.uint8)
     keep[head.classes] = 1
     return keep
@@ -264,7 +264,7 @@ def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """Memory layout of a frame. Its planes follow each other, as in `vision.types.Frame`."""
+    """Memory layout of a frame. Its planes follow one another, as in `vision.types.Frame`."""
 
     height_px: int
     width_px: int
@@ -295,9 +295,9 @@ def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
     return row.tobytes()
 
 
-def describe_normalisation(spec: InputSpec) -> NDArray[np.void]:
-    """Return the `NORMALISE` structure of a model input."""
-    row = np.zeros((), NORMALISE)
+def describe_normalization(spec: InputSpec) -> NDArray[np.void]:
+    """Return the `NORMALIZE` structure of a model input."""
+    row = np.zeros((), NORMALIZE)
     gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)
     row["gain"], row["offset"], row["fill"] = gain, offset, spec.fill * gain + offset
     return row

@@ -1,4 +1,4 @@
-"""An open engine with the model's specification, from which every TensorRT detector is built."""
+"""Open engine with the specification of its model, from which the detector is built."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StartupTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the duration of the `with` block to a phase."""
+        """Measure the `with` block, and add its duration to the phase `name`."""
         start_ns = time.monotonic_ns()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + (time.monotonic_ns() - start_ns) / 1e9
@@ -42,7 +42,7 @@ class StartupTimer:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An open engine, the model's specification and head, and the detector's configuration."""
+    """Open engine, the specification and the head of its model, and the configuration of the detector."""
 
     engine: Engine
     spec: ModelSpec
@@ -55,7 +55,7 @@ class LoadedEngine:
         """Name of the tensor that holds the frames.
 
         Raises:
-            ModelError: there is no such tensor, or more than one.
+            ModelError: the engine has no such tensor, or several.
         """
         frames = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
         if len(frames) != 1 or len(frames[0].shape) != 4 or frames[0].dtype not in {"float32", "float16"}:
@@ -63,7 +63,7 @@ class LoadedEngine:
             raise ModelError(
                 f"{self.spec.name}: expected one input, (batch, 3, height, width) in fp32 or fp16; "
                 f"the engine has {inputs}",
-                hint="export the model without further inputs",
+                hint="export the model with only this input",
             )
         return frames[0].name
 
@@ -73,14 +73,14 @@ class LoadedEngine:
         return (batch, channels, self.spec.input.height, self.spec.input.width)
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts, or its only one."""
+        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts; if none, its largest."""
         name, profiles = self.input_name, self.engine.profiles
         sizes = batch_sizes(self.detect.max_batch)
         taken = tuple(size for size in sizes if any(p.contains({name: self.input_shape(size)}) for p in profiles))
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
-        """Create a context for one batch size. It has no memory and no addresses yet."""
+        """Create a context for one batch size on a stream. The caller must set its memory and addresses."""
         shapes = {self.input_name: self.input_shape(batch)}
         profile = self.engine.choose(shapes)
         context = self.engine.create_context(profile, stream.address)

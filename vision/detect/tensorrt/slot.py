@@ -1,9 +1,9 @@
-"""One batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
+"""Slot for one batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
 
-A graph contains *letterbox → engine → pairs over the threshold → objects*. The last kernel writes a result of fixed
-capacity directly to page-locked host memory. Every address is fixed, so the whole sequence is one graph, which the host
-starts with one launch. A separate stream copies the frames and their descriptions, because a copy inside the graph
-would wait in the copy engine behind the frames of the next batch.
+A graph runs the letterbox kernel, the engine, and two kernels that find the pairs over the threshold and the objects.
+The last kernel writes a result of fixed capacity directly to page-locked host memory. Every address is fixed, so the
+whole sequence is one graph, which the host starts with one launch. A separate stream copies the frames and their
+descriptions, because a copy inside the graph would wait in the copy engine behind the frames of the next batch.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from vision.types import Detections, Frame
 
 @dataclass(frozen=True, slots=True)
 class LetterboxKernel:
-    """The kernel that fills the network's input."""
+    """Kernel that scales the frames of a batch into the network's input."""
 
     kernel: Kernel
     program: LetterboxProgram
-    normalisation: NDArray[np.void]
+    normalization: NDArray[np.void]
 
     def bind(self, batch: int, frames: int, tensor: int, counts: int) -> Launch:
-        """Return the launch for `batch` descriptions at `frames`. It writes `tensor`, and sets `counts` to zero.
+        """Return a launch that scales the `batch` frames described at `frames` into `tensor`, and sets `counts` to 0.
 
         The last three arguments are device addresses.
         """
         grid = self.program.grid(batch)
-        return self.kernel.bind(grid, self.program.block, frames, tensor, counts, self.normalisation)
+        return self.kernel.bind(grid, self.program.block, frames, tensor, counts, self.normalization)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionLane:
-    """The stream and the TensorRT contexts of one slot."""
+    """Stream and TensorRT contexts of one slot."""
 
     stream: Stream
     contexts: Mapping[int, Context]  # by batch size
 
     @property
     def greatest(self) -> Context:
-        """The context of the largest batch."""
+        """Context for the largest batch size."""
         return self.contexts[max(self.contexts)]
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """Path of frames to the GPU. All slots share it."""
+    """Objects that all slots share to bring frames to the GPU."""
 
     uploader: FrameUploader
     copies: Stream  # a separate stream, so that copies of one batch overlap the work on another
@@ -69,7 +69,7 @@ class UploadPath:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The compiled kernels of a model, and their parameters that do not depend on the batch."""
+    """Compiled kernels of a model, and those of their parameters that do not depend on the batch."""
 
     letterbox: LetterboxKernel
     pairs: Kernel
@@ -86,12 +86,12 @@ class TensorSizes:
     batch: int
     input_name: str
     input_bytes: int
-    outputs: Mapping[str, int]  # bytes by name
-    scratch_bytes: int  # of the largest context, because contexts of a slot run one after another
+    outputs: Mapping[str, int]  # size of each output, by name
+    scratch_bytes: int  # maximum over the contexts, because the contexts of a slot run one after another
 
 
 class ResultMemory(Resource):
-    """Page-locked memory to which the last kernel writes the objects of a batch."""
+    """Page-locked host memory to which the last kernel writes the objects of a batch."""
 
     def __init__(self, max_batch: int, objects: int) -> None:
         *offsets, nbytes = result_offsets(max_batch, objects)
@@ -104,7 +104,7 @@ class ResultMemory(Resource):
         self._opened = True
 
     def detections(self, index: int) -> Detections:
-        """Return a copy of the objects of one frame."""
+        """Return the objects of the frame at `index` in new arrays."""
         count, truncated_candidates, _, _ = self.counts[index].tolist()
         return Detections(
             self.boxes_xyxy[index, :count].copy(),
@@ -118,7 +118,7 @@ class ResultMemory(Resource):
 
 
 class SlotMemory(Resource):
-    """Memory of one slot, allocated once."""
+    """Memory of one slot on host and device. It is allocated only once."""
 
     def __init__(self, sizes: TensorSizes, program: PostprocessProgram) -> None:
         max_batch, objects = sizes.batch, program.objects
@@ -141,15 +141,15 @@ class SlotMemory(Resource):
         self._opened = True
 
     def row(self, index: int) -> memoryview:
-        """Return the memory for the description of frame `index`."""
+        """Return the host memory for the description of the frame at `index`."""
         return self._rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
 
     def clear_rows(self, start: int, stop: int) -> None:
-        """Mark these rows of the batch as rows without a frame."""
+        """Mark rows `start` to `stop` (exclusive) of the batch as rows without a frame."""
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
     def upload_rows(self, count: int, stream: Stream) -> None:
-        """Queue the copy of the first `count` descriptions."""
+        """Queue the copy of the first `count` descriptions to the GPU."""
         nbytes = count * DESCRIPTION_BYTES
         queue_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
 
@@ -164,7 +164,7 @@ def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int, in
 
 
 def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
-    """Return the bytes that `SlotMemory` allocates in addition to the engine's tensors: on the device, page-locked."""
+    """Return the bytes of device and page-locked memory that `SlotMemory` needs in addition to the engine's tensors."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
     device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
@@ -172,7 +172,7 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
 
 
 class BatchGraph(Resource):
-    """The work for one batch size of one slot.
+    """Work of one slot for one batch size.
 
     `run` queues the work: step by step before `capture`, and as a CUDA graph after it.
     """
@@ -209,13 +209,13 @@ class BatchGraph(Resource):
             ("find_pairs", partial(pairs.enqueue, stream)),
             ("objects", partial(objects.enqueue, stream)),
         )
-        # Not a bound method: that would be a cycle, and the context must be freed before the engine.
+        # A bound method would be a reference cycle, and the context could be freed after the engine, which is an error.
         self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
         self.run = self.enqueue
         self._opened = True
 
     def capture(self, label: str) -> None:
-        """Capture the steps in a CUDA graph, which `run` launches from then on.
+        """Capture the steps as a CUDA graph. From then on, `run` launches the graph.
 
         Raises:
             DeviceError: the steps cannot be captured.
@@ -233,29 +233,29 @@ def _enqueue_steps(steps: Sequence[tuple[str, Callable[[], object]]]) -> None:
 
 
 class DetectorSlot(Resource):
-    """One batch in flight. Call `submit`, then `ready` until it returns True, then `detections`."""
+    """Runs one batch at a time. Call `submit`, then `ready` until it returns True, then `detections`."""
 
     def __init__(self, stream: Stream, uploads: UploadPath) -> None:
         self.stream = stream
         self._uploads = uploads
-        self._in_flight: Sequence[Frame] = ()  # keeps the frames' memory
+        self._in_flight: Sequence[Frame] = ()  # keeps the memory of the frames valid
         self._done = Completion()
 
     @abstractmethod
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Queue a batch."""
+        """Queue the work for a batch of frames."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait for the batch in flight, for at most `timeout_s`. Return True if it is done."""
+        """Wait for the batch in flight for at most `timeout_s` seconds. Return True if it is done."""
         return self._done.wait(timeout_s)
 
     @abstractmethod
     def detections(self) -> list[Detections]:
-        """Return the results of the completed batch in new arrays, and free the slot."""
+        """Return the detections of each frame of the completed batch in new arrays, and free the slot."""
 
 
 class Slot(DetectorSlot):
-    """A batch in flight that runs as a CUDA graph, with its stream, memory, and graphs."""
+    """Slot that runs its batch as a CUDA graph."""
 
     def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
         super().__init__(lane.stream, uploads)
@@ -269,7 +269,7 @@ class Slot(DetectorSlot):
             self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
                 context.give_memory(memory.scratch.address, sizes.scratch_bytes)
-                context.set_address(sizes.input_name, memory.input.address)  # once: a graph keeps all addresses
+                context.set_address(sizes.input_name, memory.input.address)  # once: a graph stores addresses
                 for name, buffer in memory.outputs.items():
                     context.set_address(name, buffer.address)
                 graph = BatchGraph(batch, context, memory, stream, kernels)

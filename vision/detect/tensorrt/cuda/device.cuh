@@ -1,5 +1,5 @@
-// Common definitions. CUDA's headers are not used, because NVRTC does not include them, and JetPack has them in a
-// separate package. In the tests, the host compiler reads these files after emulator.h.
+// Common definitions of all kernels. They do not use CUDA's headers, because NVRTC does not contain them, and JetPack
+// ships them in a separate package. In the tests, the host compiler reads these files after emulator.h.
 #pragma once
 
 typedef unsigned char u8;
@@ -23,7 +23,7 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     return bits;
 }
 
-// Packs two numbers into one word, the first one in the low half.
+// Converts two numbers to fp16, and packs them into one word, the first number in the low half.
 __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #if __CUDA_ARCH__ >= 800
     u32 bits;
@@ -34,13 +34,14 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Frames are in global memory and do not change while a kernel reads them. The compiler knows neither fact.
+// Reads one byte of a frame. The compiler cannot know that frames are in global memory and do not change.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
     asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
     return value;
 }
 
+// Reads one aligned word of a frame.
 __device__ __forceinline__ u32 load(const u32* address) {
     u32 value;
     asm("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(address));
@@ -49,30 +50,30 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
-// Stores 16 bytes in one instruction. The compiler might use two, each of which writes half of every sector.
+// Stores 16 bytes in one instruction. The compiler might use two, which would each write half of every memory sector.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Shifts `high` : `low` right by less than 32 bits. Returns the low 32 bits.
+// Shifts the 64 bits of `high` and `low` right by less than 32 bits. Returns the low 32 bits of the result.
 __device__ __forceinline__ u32 funnel(u32 low, u32 high, u32 shift) { return __funnelshift_r(low, high, shift); }
 
 #endif
 
 // One frame of a batch, as `vision.detect.tensorrt.kernels.FRAME` writes it.
 struct Frame {
-    const u8* plane[3];  // bgr, bgrx: one; nv12: Y, UV; i420: Y, U, V
-    int pitch[2];        // bytes from row to row: of the first plane, of the others
-    int width, height;   // source pixels; width 0: this row of the batch holds no frame
-    int format;
+    const u8* plane[3];  // bgr and bgrx use one plane, nv12 uses Y and UV, i420 uses Y, U, and V
+    int pitch[2];        // bytes from row to row in the first plane, and in the other planes
+    int width, height;   // source pixels; a width of 0 means that this row of the batch has no frame
+    int format;          // one of FORMAT_...
     int content_width, content_height;  // model pixels that the scaled frame covers
     int pad_x, pad_y;
-    int luma_offset;                      // 16 for limited range, 0 for full
+    int luma_offset;                      // black level: 16 for limited range, 0 for full range
     int luma, u_blue, u_green, v_green, v_red;  // in units of 2^-FRACTION_BITS, see `vision.detect.reference.yuv`
     float ratio_x, ratio_y;               // source pixels per model pixel
-    int step, step_rest;                  // 2 * height over 2 * content_height, and the remainder: from row to row
-    float per_x, per_y;                   // 1 over 2 * content_width, and over 2 * content_height
+    int step, step_rest;                  // from row to row: quotient, remainder of 2 * height / (2 * content_height)
+    float per_x, per_y;                   // 1 / (2 * content_width) and 1 / (2 * content_height)
     int reserved;
 };
 

@@ -1,8 +1,9 @@
-// Decodes a network's outputs. One head per compilation. Uses the arithmetic of vision/detect/reference/heads.py.
+// Decodes the outputs of a network, for one head per compilation, with the arithmetic of
+// vision/detect/reference/heads.py.
 //
 // Definitions: HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: fp16),
 // SCORE_COLUMNS and BOX_COLUMNS (row lengths of their tensors; both can be in one tensor), BOX_OFFSET (column of the
-// first box value), UNIT_X, UNIT_Y (model pixels per unit of a box); nanodet: BINS, STRIDES, WIDTH, HEIGHT.
+// first box value), UNIT_X, UNIT_Y (model pixels per unit of a box), and, for nanodet, BINS, STRIDES, WIDTH, HEIGHT.
 #pragma once
 #include "device.cuh"
 
@@ -13,7 +14,7 @@
 #define RT_DETR 4
 #define EFFICIENT_NMS 5  // the four outputs of the plugin EfficientNMS_TRT
 
-#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // the index of a pair is that of its box
+#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // the index of a pair is the index of its box
 
 #if HALF_SCORES
 typedef u16 ScoreValue;
@@ -45,9 +46,9 @@ __device__ __forceinline__ float activated(float raw) {
 #endif
 }
 
-// Sort key of a candidate: higher for a higher score, then for a lower index. Never 0.
+// Returns the sort key of a candidate, which is never 0. A higher score or, if equal, a lower index has a higher key.
 __device__ __forceinline__ u64 key_of(float score, u32 index) {
-    return (u64)__float_as_uint(score + 0.0f) << 32 | (0xFFFFFFFFu - index);  // + 0.0f: -0 is 0
+    return (u64)__float_as_uint(score + 0.0f) << 32 | (0xFFFFFFFFu - index);  // adding 0.0f turns -0 into 0
 }
 __device__ __forceinline__ u32 index_of(u64 key) { return 0xFFFFFFFFu - (u32)key; }
 __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32)(key >> 32)); }
@@ -65,11 +66,11 @@ __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32
 #endif
 #define BOXES_OF_A_FRAME (HEAD == YOLOV8 ? SCORES_OF_A_FRAME : BOXES * BOX_COLUMNS)
 
-// The score tensors of one frame. Only EFFICIENT_NMS uses the last two.
+// The score tensors of one frame. Only EFFICIENT_NMS uses `classes` and `number`.
 struct Scores {
     const ScoreValue* values;
     const int* classes;
-    u32 number;  // of valid rows
+    u32 number;  // number of valid rows
 
     __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 frame)
         : values(all + (u64)frame * SCORES_OF_A_FRAME + FIRST_ELEMENT), classes(0), number(0) {
@@ -80,8 +81,8 @@ struct Scores {
     }
 };
 
-// Returns the key of the pair at element `at` of a frame's scores, or 0 if that is not a pair that reaches the
-// threshold. `raw` is the element's value. Most elements are far below the threshold, so that test comes first.
+// Returns the key of the pair at element `at` of a frame's scores; 0 if the element is not a score, or is below the
+// threshold. `raw` is the value of the element. The threshold is tested first, because most elements are far below it.
 __device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
     float score = raw;
 #if HEAD == YOLOV5

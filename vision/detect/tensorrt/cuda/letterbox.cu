@@ -1,26 +1,26 @@
-// Scales frames of any size and format to the model's canvas, a whole batch in one launch.
+// Scales a batch of frames of any size and format to the model's canvas, in one launch.
 //
-// Uses the arithmetic of tests/letterbox_reference.py (`sample`, `normalised`): bilinear interpolation between pixel
-// centers, with positions in exact integers. The result is rounded to integer levels, as in 8-bit libraries. With
-// rounding, the GPU finds 100 % of the objects that the CPU finds in the shipped clip, with an overlap over 0.98;
-// without rounding, 99.6 %.
+// The arithmetic is that of tests/letterbox_reference.py (`sample`, `normalized`): bilinear interpolation between pixel
+// centers, with exact integer positions. The result is rounded to integer levels, as in 8-bit libraries. In the shipped
+// clip, the GPU finds 100 % of the objects that the CPU finds, with an overlap over 0.98. Without rounding, it finds
+// 99.6 %.
 //
-// The instruction rate limits this kernel more than memory does. Therefore, levels become floats without a conversion
-// (`raised`), steps replace divisions, and the branch on the format is outside of all loops.
+// The rate of instructions limits this kernel more than the memory does. Therefore, levels become floats without a
+// conversion (`raised`), additions replace divisions, and the branch on the format is outside of all loops.
 //
 // Definitions: WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: fp16 tensor, 0: fp32), INTERLEAVED (1: the tensor is
 // (B, HEIGHT, WIDTH, 4) with zeros in the fourth channel, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: channels are red,
 // green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`), DOWN (rows per thread).
 #include "device.cuh"
 
-struct Normalise {
+struct Normalize {
     float gain[3], offset[3];  // in the order of the model's channels
-    float fill[3];             // level of the canvas around the frame, normalized
+    float fill[3];             // normalized level of the canvas around the frame
 };
 
 // ---------------------------------------------------------------------------------------------------------- positions
 
-// A position in the source: whole pixels and a remainder in units of 1 / denominator pixels.
+// A position in the source: whole pixels, and a remainder in units of 1 / (2 * scaled) pixels.
 struct Position {
     int whole, rest;
 };
@@ -29,17 +29,17 @@ struct Position {
 // `per_unit` is 1 / (2 * scaled). Positions range from -1/2 (whole part -1) to side - 1/2.
 __device__ __forceinline__ Position position(int at, int scaled, float per_unit, int side) {
     int numerator = (2 * at + 1) * side - scaled, denominator = 2 * scaled;
-    int whole = (int)((float)numerator * per_unit);  // off by at most one, for sides of 15 bits
+    int whole = (int)((float)numerator * per_unit);  // off by at most 1 if sides have at most 15 bits
     int rest = numerator - whole * denominator;
     if (rest < 0) whole--, rest += denominator;
     if (rest >= denominator) whole++, rest -= denominator;
     return Position{whole, rest};
 }
 
-// The two source rows around a model pixel.
+// The two source rows between which a model pixel lies.
 struct Rows {
     int first, second;
-    float weight;  // of the second
+    float weight;  // of `second`
 };
 
 __device__ __forceinline__ Rows rows_at(Position y, const Frame& frame) {
@@ -49,7 +49,7 @@ __device__ __forceinline__ Rows rows_at(Position y, const Frame& frame) {
 // The first of two neighboring source columns. Both can be read, except in a frame with a single column.
 struct Columns {
     int first;
-    float weight;  // of the second
+    float weight;  // of the second column
 };
 
 __device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
@@ -61,11 +61,11 @@ __device__ __forceinline__ Columns columns_at(Position x, const Frame& frame) {
 
 // ------------------------------------------------------------------------------------------------------------- levels
 
-// 2^23: from here on, floats are exactly the integers, so that conversion and rounding are one addition each. The
-// dedicated instructions run at a quarter of the rate of an addition.
+// 2^23. Floats from this value on have no fraction, so that one addition converts or rounds a number. The dedicated
+// instructions run at a quarter of the rate of an addition.
 #define WHOLE 8388608.0f
 
-// Returns WHOLE + whole, for 0 to 2^22.
+// Returns WHOLE + whole, for `whole` from 0 to 2^22.
 __device__ __forceinline__ float raised(u32 whole) { return float_of_bits(0x4b000000u | whole); }
 
 // Returns WHOLE + fixed / 2^FRACTION_BITS, rounded down, in one instruction.
@@ -73,17 +73,17 @@ __device__ __forceinline__ float raised_quotient(u32 fixed) {
     return float_of_bits(funnel(fixed, 0x4b000000u >> (32 - FRACTION_BITS), FRACTION_BITS));
 }
 
-// For 0 to 2^22.
+// Converts an integer from 0 to 2^22.
 __device__ __forceinline__ float float_of(u32 whole) { return raised(whole) - WHOLE; }
 
-// Rounds to the nearest integer, ties to even, for 0 to 2^22.
+// Rounds a value from 0 to 2^22 to the nearest integer, ties to even.
 __device__ __forceinline__ float rounded(float value) { return value + WHOLE - WHOLE; }
 
 struct Levels {
     float blue, green, red;
 };
 
-// Levels plus WHOLE. Setting bits converts an integer to such a float, and differences equal those of the levels.
+// Levels plus WHOLE. Setting bits converts an integer to such a float. Their differences are those of the levels.
 struct Raised {
     float blue, green, red;
 };
@@ -108,7 +108,7 @@ __device__ __forceinline__ Levels mix(Raised a, Raised b, float weight) {
     };
 }
 
-// Returns blue, green, and red from the low three bytes.
+// Returns the levels of blue, green, and red in the low three bytes of a word.
 __device__ __forceinline__ Raised raised_bytes(u32 word) {
     return Raised{raised(word & 255u), raised(word >> 8 & 255u), raised(word >> 16 & 255u)};
 }
@@ -119,11 +119,11 @@ __device__ __forceinline__ float raised_fixed(int fixed) {
 
 // ------------------------------------------------------------------------------------------------------------ sources
 
-// An offset of 32 bits is enough for a plane.
+// Returns an address in a plane. An offset of 32 bits is large enough.
 __device__ __forceinline__ const u8* at(const u8* plane, u32 offset) { return plane + offset; }
 
-// One column of model pixels, for each format. Stores the byte offsets of its two source pixels in a row. `along`
-// returns the interpolated levels in any row.
+// One column of model pixels, for frames of one format. It stores the byte offsets of its two source pixels in a row.
+// `along` interpolates between these two pixels of a source row, and returns the levels.
 template <int FORMAT>
 struct Column;
 
@@ -161,7 +161,7 @@ struct Column<FORMAT_BGRX> : PackedColumn<4> {
     }
 };
 
-// Frames of a single column, in bgr or bgrx.
+// Stands for frames with a single column, in bgr or bgrx.
 enum { ONE_COLUMN = 4 };
 
 template <>
@@ -175,11 +175,11 @@ struct Column<ONE_COLUMN> {
 };
 
 __device__ __forceinline__ Raised from_yuv(const Frame& frame, int luma, int u, int v) {
-    const int half = 1 << (FRACTION_BITS - 1), grey = 128;
+    const int half = 1 << (FRACTION_BITS - 1), gray = 128;
     int y = max(luma - frame.luma_offset, 0);
-    int blue = u * frame.u_blue + (half - grey * frame.u_blue);
-    int green = u * frame.u_green + (v * frame.v_green + (half - grey * (frame.u_green + frame.v_green)));
-    int red = v * frame.v_red + (half - grey * frame.v_red);
+    int blue = u * frame.u_blue + (half - gray * frame.u_blue);
+    int green = u * frame.u_green + (v * frame.v_green + (half - gray * (frame.u_green + frame.v_green)));
+    int red = v * frame.v_red + (half - gray * frame.v_red);
     return Raised{
         raised_fixed(y * frame.luma + blue),
         raised_fixed(y * frame.luma + green),
@@ -223,7 +223,7 @@ struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
 
 // ------------------------------------------------------------------------------------------------------------- tensor
 
-#define ACROSS 2  // pixels of a row per thread, so that an interleaved store has 16 bytes
+#define ACROSS 2  // adjacent pixels per thread, so that an interleaved fp16 store has 16 bytes
 
 #if HALF_INPUT
 typedef u16 Input;
@@ -239,12 +239,12 @@ __device__ __forceinline__ Input to_input(float value) { return value; }
 __device__ __forceinline__ Pair to_pair(float first, float second) { return Pair{first, second}; }
 #endif
 
-// A normalized pixel.
+// A pixel of the tensor: normalized, in the order of the model's channels.
 struct Pixel {
     float channel[3];
 };
 
-__device__ __forceinline__ Pixel normalised(Levels levels, const Normalise& norm) {
+__device__ __forceinline__ Pixel normalized(Levels levels, const Normalize& norm) {
     float first = RED_FIRST ? levels.red : levels.blue, third = RED_FIRST ? levels.blue : levels.red;
     return Pixel{{
         rounded(first) * norm.gain[0] + norm.offset[0],
@@ -290,25 +290,25 @@ __device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a,
 
 #endif
 
-// Writes the pixels of one thread: two columns from `left`, DOWN rows from `top`.
+// Writes the pixels of one thread: two columns from `left` on, and DOWN rows from `top` on.
 template <int FORMAT>
 __device__ __forceinline__ void draw(
-    const Frame& frame, const Columns* x, const bool* inside, int left, int top, Input* tensor, const Normalise& norm
+    const Frame& frame, const Columns* x, const bool* inside, int left, int top, Input* tensor, const Normalize& norm
 ) {
     const Column<FORMAT> columns[] = {Column<FORMAT>(x[0]), Column<FORMAT>(x[1])};
     int inside_y = top - frame.pad_y;
     Position y = position(max(inside_y, 0), frame.content_height, frame.per_y, frame.height);
-#pragma unroll 1  // unrolling needs more registers, so that fewer blocks run at the same time
+#pragma unroll 1  // unrolling would need more registers, so that fewer blocks could run at the same time
     for (int row = top, end = min(top + DOWN, HEIGHT); row < end; row++, inside_y++) {
         Pixel fill = {{norm.fill[0], norm.fill[1], norm.fill[2]}}, pixels[ACROSS] = {fill, fill};
         if (inside_y >= 0 && inside_y < frame.content_height) {
             Rows rows = rows_at(y, frame);
-            y.whole += frame.step, y.rest += frame.step_rest;  // to the next row
+            y.whole += frame.step, y.rest += frame.step_rest;  // go to the next row
             if (y.rest >= 2 * frame.content_height) y.whole++, y.rest -= 2 * frame.content_height;
 #pragma unroll
             for (int i = 0; i < ACROSS; i++) {
                 Levels above = columns[i].along(frame, rows.first), below = columns[i].along(frame, rows.second);
-                Pixel pixel = normalised(mix(above, below, rows.weight), norm);
+                Pixel pixel = normalized(mix(above, below, rows.weight), norm);
 #pragma unroll
                 for (int c = 0; c < 3; c++) pixels[i].channel[c] = inside[i] ? pixel.channel[c] : fill.channel[c];
             }
@@ -317,13 +317,13 @@ __device__ __forceinline__ void draw(
     }
 }
 
-// grid (ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256, rounded up; batch), block 256. Thread numbers run over the
-// whole canvas, so that no thread is idle at its edges.
+// Launch: grid (ceil(ceil(WIDTH / ACROSS) * ceil(HEIGHT / DOWN) / 256), batch), block 256. Threads are numbered across
+// the whole canvas, so that no thread is idle at the edges.
 extern "C" __global__ void __launch_bounds__(256)
-letterbox(const Frame* frames, Input* tensor, u32* counts, Normalise norm) {
+letterbox(const Frame* frames, Input* tensor, u32* counts, Normalize norm) {
     const int across = (WIDTH + ACROSS - 1) / ACROSS;
     int index = blockIdx.x * 256 + threadIdx.x;
-    if (index == 0) counts[blockIdx.y] = 0;  // of pairs, for `find_pairs`
+    if (index == 0) counts[blockIdx.y] = 0;  // number of pairs, which `find_pairs` increases
     const Frame frame = frames[blockIdx.y];
     int left = index % across * ACROSS, top = index / across * DOWN;
     if (frame.width == 0 || top >= HEIGHT) return;

@@ -1,4 +1,4 @@
-// Greedy non-maximum suppression of sorted candidates. Uses the arithmetic of vision/detect/reference/postprocess.py.
+// Greedy non-maximum suppression of sorted candidates, with the arithmetic of vision/detect/reference/postprocess.py.
 #pragma once
 #include "device.cuh"
 
@@ -8,7 +8,7 @@ __device__ __forceinline__ float area_of(float4 box) {
     return __fmul_rn(side_of(box.x, box.z), side_of(box.y, box.w));
 }
 
-// Returns true if `a`, which is kept, suppresses `b`. Rounds after each operation: no fused multiply-add.
+// Returns true if the kept box `a` suppresses box `b`. Each operation is rounded, without fused multiply-add.
 __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, float area_b, float iou) {
     float width = side_of(fmaxf(a.x, b.x), fminf(a.z, b.z));
     float height = side_of(fmaxf(a.y, b.y), fminf(a.w, b.w));
@@ -17,11 +17,11 @@ __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, flo
     return intersection > __fmul_rn(iou, joined);
 }
 
-// Sets gone[i] for every candidate that an earlier one suppresses. Candidates with `gone` set at the start are ignored.
+// Sets gone[i] for every candidate i that an earlier candidate suppresses. Ignores candidates that are already gone.
 // All threads of the block must call this. `classes` is null if a box suppresses boxes of any class.
 //
-// Works on 64 candidates at a time: tests all their pairs in parallel, and stores the results in 64-bit masks. One
-// thread then processes the masks in order. The candidates that it keeps are tested against all later candidates.
+// Processes 64 candidates at a time. All their pairs are tested in parallel, and the results are stored in 64-bit
+// masks. One thread then processes the masks in order. The kept candidates are tested against all later candidates.
 __device__ void suppress(
     const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, float iou) {
     __shared__ u64 rows[64];
@@ -37,7 +37,7 @@ __device__ void suppress(
         }
         __syncthreads();
         u64 alive = (u64)halves[1] << 32 | halves[0];
-        if (alive & (alive - 1)) {  // more than one: they may suppress each other
+        if (alive & (alive - 1)) {  // more than one bit is set, so candidates can suppress each other
             u32* words = (u32*)rows;
             for (u32 pair = threadIdx.x; pair < size * 64; pair += blockDim.x) {
                 u32 i = pair / 64, j = pair % 64;

@@ -1,9 +1,9 @@
-// Converts the network's outputs to objects of the source frames. `find_pairs` gathers the pairs of box and class over
-// the threshold. `objects` selects the best pairs, decodes their boxes, runs NMS, and writes the result, one block per
-// frame.
+// Converts the network's outputs to objects of the source frames. `find_pairs` gathers the pairs of box and class that
+// reach the threshold. `objects` selects the best pairs, decodes their boxes, runs NMS, and writes the result, with one
+// block per frame.
 //
-// The number of objects depends on the data, but the shapes do not: the result has a fixed capacity, and contains the
-// number of objects and the number of objects that did not fit.
+// The number of objects depends on the frame, but the shapes do not: the result has a fixed capacity. It contains the
+// number of objects, and the number of candidates that did not fit.
 //
 // Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
 // `find_pairs` can store; with more, `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
@@ -32,7 +32,7 @@ __device__ __forceinline__ Values load_values(const ScoreValue* values_of_frame,
     return values;
 }
 
-// grid (ceil(ELEMENTS / (256 * LOADS * PER_LOAD)), batch), block 256. `counts` were zeroed by `letterbox`.
+// Launch: grid (ceil(ELEMENTS / (256 * LOADS * PER_LOAD)), batch), block 256. `letterbox` has set `counts` to 0.
 extern "C" __global__ void __launch_bounds__(256)
 find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_classes, const int* numbers, u64* all_keys,
            u32* counts, Threshold limit) {
@@ -92,7 +92,7 @@ __device__ void gather_best(KeyAt key_at, u32 count, u64* best) {
     }
 }
 
-// Returns the number of set flags in the threads of the block before this one. `total` receives the number in all.
+// Returns the number of set flags in the earlier threads of the block. `total` receives the number in the whole block.
 __device__ __forceinline__ u32 rank_in_block(bool flag, u32* total) {
     __shared__ u32 of_warp[32];
     u32 votes = __ballot_sync(FULL_WARP, flag), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -129,8 +129,7 @@ struct Result {
     u32 count, truncated, candidates, reserved;
 };
 
-// grid (batch), block 512. Writes one element of `results` and up to OBJECTS rows per frame, to memory that the host
-// reads.
+// Launch: grid (batch), block 512. Writes one element of `results` and up to OBJECTS rows per frame, to host memory.
 extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
         const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work,
@@ -165,7 +164,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
     __syncthreads();
     sort_descending(work->keys, size);
 
-    for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // one side per thread
+    for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // each thread computes one side of a box
         u32 index = index_of(work->keys[i / 4]);
         ((float*)work->boxes)[i] = coordinate(boxes, box_of(index), i % 4);
     }
@@ -196,7 +195,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
             box.z = to_source(box.z, frame->pad_x, frame->ratio_x, frame->width);
             box.w = to_source(box.w, frame->pad_y, frame->ratio_y, frame->height);
         }
-        bool solid = box.z > box.x && box.w > box.y;  // clipping can leave an empty box
+        bool solid = box.z > box.x && box.w > box.y;  // clipping can leave a box without area
         u32 place = written + rank_in_block(solid, &solid_here);
         written += solid_here;
         if (solid) {

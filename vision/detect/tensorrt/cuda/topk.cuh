@@ -1,4 +1,4 @@
-// Exact selection and sorting of the `limit` greatest keys of many, in one block.
+// Exact selection of the greatest keys, and sorting of keys. Each runs in one block.
 #pragma once
 #include "device.cuh"
 
@@ -6,8 +6,8 @@
 // key_at(count - 1). Keys are unique, except 0, which means that there is no key. There must be more than `limit` keys.
 // All threads of the block must call this.
 //
-// Radix selection from the highest digit: a histogram shows the digit of the border, and the next round counts only
-// keys with the digits found so far. Usually a few of the eight rounds are enough.
+// The method is radix selection, which starts at the highest digit. In each round, a histogram shows the digit of the
+// border, and the next round counts only keys with the digits found so far. Usually, a few of the eight rounds suffice.
 template <typename KeyAt>
 __device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u64* prefix_out) {
     __shared__ u32 histogram[256];
