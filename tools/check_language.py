@@ -1,9 +1,10 @@
-"""Check the words of code, documentation and configuration against the project's glossary.
+"""Check the words of code, documentation, and configuration, and the line length of documentation.
 
-    python tools/check_language.py [FILE ...]    exits with 1 and lists each line that uses a refused word
+    python tools/check_language.py [FILE ...]    exits with 1 and lists each line that breaks a rule
 
-Without arguments it reads every tracked text file. The glossary keeps one word for one thing: a *frame* is a frame of
-a video, an *image* is a file. docs/glossary.md explains the words that the project uses.
+Without arguments, it reads every tracked text file. The glossary keeps one word for one thing: a *frame* is a frame of
+a video, an *image* is a file. docs/glossary.md explains the words that the project uses. Prose in Markdown files is
+wrapped, but tables, code blocks, and the targets of links can be longer.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ REFUSED = {
 }
 """Regular expression of each refused word, and what to write."""
 
+PROSE_COLUMNS = 120
+"""Maximum length of a line of prose in a Markdown file."""
+
+_FENCE = re.compile(r"\s*(```|~~~)")
+_LIST_ITEM = re.compile(r"([-*+]|\d+[.)]) ")
+_LINK_TARGET = re.compile(r"(?<=\])\([^)\s]*\)|<https?://[^>\s]*>")
+
 ALLOWED = {
     "tools/check_language.py",  # names them
-    "docs/glossary.md",  # explains them
 }
 
 
@@ -42,15 +49,38 @@ def _tracked() -> list[Path]:
     return [Path(name) for name in listed.split("\0") if name]
 
 
+def _is_table_or_code(line: str, *, in_list: bool) -> bool:
+    return line.lstrip().startswith("|") or (line.startswith(("    ", "\t")) and not in_list)
+
+
+def long_lines(markdown: str) -> Iterator[tuple[int, int]]:
+    """Yield the number and length of each line of prose that is too long."""
+    in_fence = False
+    in_list = False
+    for number, line in enumerate(markdown.splitlines(), 1):
+        if _FENCE.match(line):
+            in_fence = not in_fence
+        elif line and not in_fence:
+            if not line[0].isspace():
+                in_list = _LIST_ITEM.match(line) is not None
+            length = len(_LINK_TARGET.sub("", line))
+            if length > PROSE_COLUMNS and not _is_table_or_code(line, in_list=in_list):
+                yield number, length
+
+
 def findings(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield ``file:line: word: replacement`` for each refused word."""
+    """Yield ``file:line: word: replacement`` for each refused word, and one entry for each line of prose too long."""
     words = [
         (re.compile(rf"(?<![\w-]){pattern}(?![\w-])", re.IGNORECASE), better) for pattern, better in REFUSED.items()
     ]
     for path in paths:
         if path.suffix not in SUFFIXES or path.as_posix() in ALLOWED or path.is_symlink() or not path.is_file():
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".md":
+            for number, length in long_lines(text):
+                yield f"{path}:{number}: {length} columns: wrap the line at {PROSE_COLUMNS}"
+        for number, line in enumerate(text.splitlines(), 1):
             for pattern, better in words:
                 if match := pattern.search(line):
                     yield f"{path}:{number}: {match.group(0)}: write {better}"

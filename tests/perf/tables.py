@@ -27,13 +27,15 @@ _VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
 
 # A value is {FILE/key.key:format}, or {FILE/key.key*1e-3:format} to change its unit.
 README: Final = """\
-* **32 cameras at 30 frames/s on one NVIDIA H100**: the latency from the time a frame is due until it is published is
-  {program_32_cameras/ms.total.p50:.1f} ms at p50 and {program_32_cameras/ms.total.p99:.1f} ms at p99. None \
-of {program_32_cameras/results:,} frames were dropped. {program_32_cameras/cores_busy:.2f} CPU cores were used.
+* **32 cameras at 30 frames/s on one NVIDIA H100**: the latency is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
+{program_32_cameras/ms.total.p99:.1f} ms at p99, from the time a
+  frame is due until it is published. The program dropped none of {program_32_cameras/results:,} frames, and used \
+{program_32_cameras/cores_busy:.2f} CPU cores.
 """
 README_XEON: Final = """\
 * **On two CPU cores without a GPU**: the throughput is {pipeline/ratios.one_camera_straightforward_loop:.2f} times \
-that of a simple loop of OpenCV, ONNX Runtime and ZeroMQ.
+that of a simple loop with OpenCV, ONNX Runtime,
+  and ZeroMQ.
 * **Tracking on one CPU core** takes {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
 objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
 """
@@ -50,7 +52,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "The same on two freshly started machines, with occasional stalls of up to 0.3 s",
+                "The same on two freshly started machines, which stalled occasionally for up to 0.3 s",
                 (
                     "{program_32_cameras_new_machines/runs.0.dropped.superseded} of "
                     "{program_32_cameras_new_machines/runs.0.results:,} and "
@@ -60,8 +62,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Time of the detection stage (frames in, boxes out) divided by that of its slowest part "
-                    "(network or copy), batch 1, 4, 8, 16, 32, best number of batches in flight"
+                    "Time of the detection stage (frames in, boxes out) divided by the time of its slowest part "
+                    "(network or copy). Batches of 1, 4, 8, 16, and 32, with the best number of batches in flight"
                 ),
                 (
                     "{stage/goals.limit_over_stage_batch_1:.2f}, {stage/goals.limit_over_stage_batch_4:.2f}, "
@@ -70,34 +72,34 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Throughput of the stage with NV12 divided by BGR, and I420 divided by BGR, batch 32",
+                "Throughput of the stage with NV12, and with I420, divided by its throughput with BGR, batches of 32",
                 "{stage/goals.nv12_over_bgr_batch_32:.2f}, {stage/goals.i420_over_bgr_batch_32:.2f}",
             ),
             (
-                "Throughput of the stage with NV12 divided by BGR, frames of 1920x1080, batch 8 and 32",
+                "The same with NV12, for frames of 1920x1080, batches of 8 and 32",
                 "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
             ),
             (
-                "Throughput of the stage at batch 8 divided by that of a simple loop on the same GPU",
+                "Throughput of the stage with batches of 8, divided by that of a simple loop on the same GPU",
                 "{stage/goals.batch_8_over_naive:.0f}",
             ),
             (
-                "Speedup of a CUDA graph over separate launches, network alone, batch 1 and 2",
+                "Speedup of a CUDA graph over separate launches, for the network alone, batches of 1 and 2",
                 "{stage/goals.graph_over_eager_batch_1:.2f}, {stage/goals.graph_over_eager_batch_2:.2f}",
             ),
             (
-                "Time of a batch in the network alone, two streams, batch 1, 8, 32",
+                "Time of a batch in the network alone with two streams, batches of 1, 8, and 32",
                 "{stage/engine_1:.2f} ms, {stage/engine_8:.2f} ms, {stage/engine_32:.2f} ms",
             ),
             (
-                "Start with a cached engine, and first start, which builds the engine",
+                "Duration of a start with a cached engine, and of the first start, which builds the engine",
                 (
                     "{stage/start_as_configured_by_default_second_time_s.together:.1f} s, "
                     "{stage/start_as_configured_by_default_first_time_s.together:.1f} s"
                 ),
             ),
             (
-                "Memory with more cameras than it can serve (64 at 60 frames/s, 55 s)",
+                "Memory with more cameras than the program can serve (64 cameras at 60 frames/s for 55 s)",
                 (
                     "host {program_64_cameras_75_s/memory_mib.resident.last:,.0f} MiB, "
                     "GPU {program_64_cameras_75_s/memory_mib.device.last:,.0f} MiB, both unchanged"
@@ -133,29 +135,29 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "One camera at 10 frames/s, latency from capture to subscriber: p99 minus the detector's p99",
+                "Latency from capture to subscriber with one camera at 10 frames/s: p99 minus the detector's p99",
                 "{latency/one_camera_10_frames_s.p99_less_detector_p99:.1f} ms",
             ),
             (
-                "Four cameras at 30 frames/s, more than the machine can serve: age of a frame when it enters a batch",
+                "Age of a frame when it enters a batch, with more cameras than the CPU can serve (four at 30 frames/s)",
                 (
-                    "p99 {latency/four_cameras_30_frames_s_each.age_when_bound_p99:.0f} ms; frame interval "
+                    "p99 {latency/four_cameras_30_frames_s_each.age_when_bound_p99:.0f} ms, at a frame interval of "
                     "{latency/four_cameras_30_frames_s_each.camera_interval:.0f} ms"
                 ),
             ),
             (
-                "Latency from the publisher to 100 subscribers, p99; with one more subscriber that is stopped",
+                "p99 latency from the publisher to 100 subscribers, without and with one more that is stopped",
                 (
-                    "{publishing/100_subscribers.latency_p99_ms:.1f} ms; "
+                    "{publishing/100_subscribers.latency_p99_ms:.1f} ms, "
                     "{publishing/100_subscribers_and_a_stopped_one.latency_p99_ms:.1f} ms"
                 ),
             ),
             (
-                "Memory over 5 minutes with four cameras",
+                "Memory at the start with four cameras, and its growth over 5 minutes",
                 "{memory/resident_mib_first:.0f} MiB, +{memory/slope_kib_per_minute:.0f} KiB per minute",
             ),
             (
-                "Tracking 10 and 100 objects on one core",
+                "Time to track 10 and 100 objects on one core",
                 (
                     "{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms, "
                     "{tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame"
@@ -169,7 +171,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "20 zones for 100 objects that move at 10 and at 60 pixels/s",
+                "Time to evaluate 20 zones for 100 objects that move at 10 and at 60 pixels/s",
                 (
                     "{tracking/analytics.100_tracks_at_10_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms, "
                     "{tracking/analytics.100_tracks_at_60_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms per frame"
