@@ -1,7 +1,7 @@
-"""Reading from libraries that block, on a thread that can be abandoned.
+"""Reader for libraries whose calls block. It calls them on a separate thread, which can be abandoned.
 
-FFmpeg and V4L2 block until their own timeouts, longer during a host name lookup, and nothing can wake them. A camera's
-thread makes these calls here, so that it can react to a stop or its own timeout. The cost is one exchange between
+Calls to FFmpeg and V4L2 block until their own timeouts, or longer during a host name lookup, and nothing can wake them.
+With this reader, a camera's thread can still react to a stop or to its own timeout. The cost is one exchange between
 two threads per frame.
 """
 
@@ -22,11 +22,11 @@ THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
 _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
-"""The value or the exception of each call. None wakes the reader."""
+"""The value or the exception of each completed call. `interrupt` adds None, to wake the waiting thread."""
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
-    """Opens, reads and closes a resource of a library. One thread calls all methods except `interrupt`."""
+    """Opens, reads and closes a resource on a separate thread. All calls except `interrupt` come from one thread."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         read: Callable[[ResourceT], ValueT],
         close: Callable[[ResourceT], object],
     ) -> None:
-        """Create the reader. `name` is for error texts. The functions run on the reader's own thread."""
+        """Create the reader. `name` appears in errors. The three functions run on the reader's separate thread."""
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
@@ -49,11 +49,11 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return self._thread is not None
 
     def open(self, timeout_s: float, *, hint: str) -> ResourceT:
-        """Open the resource.
+        """Open the resource, and return it.
 
         Raises:
-            SourceError: `timeout_s` has passed (with this `hint`), or `interrupt` was called.
-            Exception: any exception of the library.
+            SourceError: the resource did not open within `timeout_s` (`hint` is advice), or `interrupt` was called.
+            Exception: the library raised it.
         """
         self.close()
         self._requests, self._outcomes, self._busy = SimpleQueue(), SimpleQueue(), True
@@ -71,9 +71,9 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Return or raise the result of the next call to the library; None after the timeout or `interrupt`.
+        """Read once, and return the value; None if `timeout_s` passed or `interrupt` was called.
 
-        A call that outlasts the timeout continues, and a later `read` returns its result.
+        After a timeout, the read continues, and a later call returns its value or raises its exception.
         """
         if self._thread is None or self.interrupted.is_set():
             return None
@@ -87,7 +87,11 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Return the value of the call in progress, or None after `interrupt`. Raise its exception, or `Empty`."""
+        """Wait for the call in progress. Return its value or raise its exception; None if `interrupt` was called.
+
+        Raises:
+            Empty: the call did not return within `timeout_s`.
+        """
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:
             return None
@@ -98,14 +102,14 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make `open` fail and `read` return None from now on. Any thread may call it."""
+        """Make `open` raise an error and `read` return None from now on. Can be called from any thread."""
         self.interrupted.set()
         self._outcomes.put(None)
 
     def close(self) -> None:
-        """Close the resource after the call in progress. Wait at most 0.5 s for it. Idempotent.
+        """Close the resource when the call in progress returns. Wait at most 0.5 s for this. Idempotent.
 
-        The call of a working camera ends with its next frame. A thread that hangs is abandoned.
+        If the camera works, the call returns with its next frame. After 0.5 s, the thread is abandoned.
         """
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -20,10 +20,10 @@ class CameraStatus:
     """A snapshot of one camera's state."""
 
     state: State
-    since_ns: int  # monotonic; when the camera entered this state
+    since_ns: int  # monotonic time at which the camera entered this state
     epoch: int
-    grabbed: int  # frames since the start
-    fps: float  # of arrivals
+    grabbed: int  # frames that have arrived since the start of the program
+    fps: float  # frames that arrive per second
     last_frame_age_s: float | None  # None before the first frame
     reconnects: int  # connections after the first
     last_error: str  # one line without secrets; empty while frames are delivered
@@ -32,12 +32,12 @@ class CameraStatus:
     height_px: int
     decoder: str
     clock: ClockSource | None
-    next_retry_in_s: float | None  # while backing off
+    next_retry_in_s: float | None  # None unless `state` is "backing-off"
 
 
 @dataclass(slots=True)
 class _Stream:
-    """The current connection, the number of connections, and the frames that have arrived."""
+    """The state of the current connection, and the counts of connections and frames so far."""
 
     alive_ns: int  # time of the last connection, frame, or wait for the sink
     live: bool = False
@@ -54,9 +54,9 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The reason for a failed connection, each text on one line.
+    """Why a connection failed. Each text is a single line.
 
-    It replaces the error, whose traceback would keep frame buffers alive.
+    A failure is stored instead of the exception, whose traceback would keep frame buffers alive.
     """
 
     text: str = ""
@@ -65,13 +65,13 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: SourceError, *, was_connected: bool) -> Failure:
-        """Return the texts of an error."""
+        """Return the failure that an error describes, with each line break in its texts replaced by a space."""
         text, hint = (" ".join(str(part).split()) for part in (error.args[0], error.hint))
         return cls(text, hint, was_connected)
 
 
 class StatusTracker:
-    """Collects the state of one camera. The camera's thread writes, any thread calls `snapshot`."""
+    """Collects the state of one camera. The camera's thread updates it, and any thread can call `snapshot`."""
 
     def __init__(self, read_timeout_s: float, clock: Callable[[], int]) -> None:
         self._read_timeout_s = read_timeout_s
@@ -85,7 +85,7 @@ class StatusTracker:
         self._retry_ns = 0
 
     def snapshot(self) -> CameraStatus:
-        """Return a consistent snapshot."""
+        """Return a consistent snapshot of the camera's state."""
         with self._lock:
             now_ns = self._clock()
             state, since_ns = self._visible_state(now_ns)
@@ -108,7 +108,7 @@ class StatusTracker:
             )
 
     def _visible_state(self, now_ns: int) -> tuple[State, int]:
-        """Return the state and its start time. A silent camera is frozen even if its thread hangs in a library."""
+        """Return the state and its start time in ns. A silent camera is frozen, even if its thread is blocked."""
         if self._state != "streaming" or not self._stream.live:
             return self._state, self._since_ns
         if self._frozen:
@@ -125,17 +125,17 @@ class StatusTracker:
 
     @property
     def epoch(self) -> int:
-        """Number of connections and frame sizes before the current one."""
+        """The number of reconnections and changes of frame size so far."""
         return self._stream.epoch
 
     def enter(self, state: State) -> None:
-        """Change the state."""
+        """Set the state of the camera. If it differs from the current one, restart the time in this state."""
         with self._lock:
             if state != self._state:
                 self._state, self._since_ns = state, self._clock()
 
     def connected(self, info: StreamInfo, *, live: bool) -> None:
-        """Record a new connection: a new epoch, unless it is the first."""
+        """Record a new connection. Every connection except the first starts a new epoch."""
         with self._lock:
             stream = self._stream
             stream.epoch += stream.connections > 0
@@ -146,13 +146,13 @@ class StatusTracker:
             stream.rate.clear()
 
     def resized(self, height_px: int, width_px: int) -> None:
-        """Record a new frame size over the same connection: a new epoch."""
+        """Record that the frame size changed within a connection, which starts a new epoch."""
         with self._lock:
             self._stream.epoch += 1
             self._stream.height_px, self._stream.width_px = height_px, width_px
 
     def arrived(self, now_ns: int, clock_source: ClockSource) -> None:
-        """Record a frame."""
+        """Record that a frame arrived at `now_ns` (monotonic), and set the state to "streaming"."""
         with self._lock:
             stream = self._stream
             stream.grabbed += 1
@@ -169,7 +169,7 @@ class StatusTracker:
                 self._failure = Failure()
 
     def waiting_for_sink(self) -> None:
-        """Record that the sink makes the camera wait, which is not a stall."""
+        """Record that the camera waits for its sink, so that this time does not count as silence."""
         with self._lock:
             self._stream.alive_ns = self._clock()
 
@@ -184,12 +184,12 @@ class StatusTracker:
         self.enter("backing-off")
 
     def disconnected(self) -> None:
-        """Record that there is no connection."""
+        """Record that the camera has no connection."""
         with self._lock:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check that the camera has not been silent for too long.
+        """Check that the time since the last frame is within the timeout.
 
         Raises:
             SourceError: no frame arrived within the timeout.

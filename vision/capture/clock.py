@@ -1,9 +1,9 @@
-"""The capture time of a frame, from the camera's own clock if that is trustworthy.
+"""Capture times of frames, from the camera's own clock if it can be trusted.
 
-A camera's sender reports contain UTC, and thereby the delay of encoder and network. But a camera whose clock was never
-set reports 1970 or 1900, and all frames of a camera whose clock is a minute slow would be dropped. The camera's clock
-is therefore trusted once it agrees with this machine's. The time on the monotonic clock, which determines staleness and
-latency, is valid in every case.
+RTCP sender reports contain the camera's time in UTC, which shows the delay of encoder and network. But a camera whose
+clock was never set reports 1970 or 1900, and if a camera's clock is a minute slow, all its frames would be dropped.
+Therefore the camera's clock is trusted only once it agrees with the clock of this machine. The time on the monotonic
+clock, which determines staleness and latency, is valid in every case.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vision.types import ClockSource, YuvEncoding
 log = logging.getLogger(__name__)
 
 LATE_FOR_NS = 30_000_000_000
-"""A clock that makes every frame late for this long was set back, or the network is too slow to be usable."""
+"""If all frames are late for this long, the camera's clock was set back, or the network is too slow to be usable."""
 
 STEP_NS = 3_600_000_000_000
 """A larger delay means that the clock was changed, because no network delays a frame by an hour."""
 
 NTP_TO_UNIX_S = 2_208_988_800
-"""Seconds from 1900 to 1970: RFC 5905."""
+"""Seconds from 1900 to 1970 (RFC 5905)."""
 
 _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 
@@ -34,10 +34,11 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 def utc_minus_running_time(
     report: bytes, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
-    """Return UTC minus running time, in ns, from an RTCP packet that begins with a sender report.
+    """Return the UTC time, in ns, at which the running time of the stream was 0; None if the report does not show it.
 
-    `rtp_time` is the report's, extended to 64 bits; `base_rtp_time` is the RTP time at `base_running_ns`. Return None
-    if the packet is not a sender report, or the sender has no clock (RFC 3550: it then sends zero).
+    `report` is an RTCP packet that must start with a sender report. A camera without a clock reports the time zero (RFC
+    3550), which results in None. `rtp_time` is the RTP time in the report, extended to 64 bits, and `base_rtp_time` is
+    the RTP time at the running time `base_running_ns`.
     """
     if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
         return None
@@ -50,11 +51,11 @@ def utc_minus_running_time(
 
 
 class CaptureClock:
-    """Capture times of one camera: never in the future, always increasing.
+    """Computes the capture times of one camera's frames, which always increase and are never in the future.
 
-    The camera's clock is trusted from the first frame within `trust_ns` of its arrival. From then on, a frame can be
-    later, so that a slow network is visible. The clock is no longer trusted if a frame is more than `trust_ns` in the
-    future or an hour in the past, or if all frames are late for 30 s.
+    The camera's clock is trusted from the first frame that it dates within `trust_ns` of the arrival. After that,
+    frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if it dates a frame
+    more than `trust_ns` in the future or an hour in the past, or if all frames are late for 30 s.
     """
 
     def __init__(
@@ -83,7 +84,10 @@ class CaptureClock:
         corrupt: bool = False,
         yuv: YuvEncoding | None = None,
     ) -> Grab:
-        """Return a frame that arrived at `arrived_ns` (monotonic), with its capture time on both clocks."""
+        """Return the `Grab` of a frame, with its capture time on the monotonic clock and in UTC.
+
+        `arrived_ns` is the arrival (monotonic), and `ntp_utc_ns` the camera's time of the frame; None if unknown.
+        """
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)
@@ -114,8 +118,8 @@ class CaptureClock:
         if not self._trusted and not self._warned:
             self._warned = True
             log.warning(
-                "camera %s: the camera's clock is %s, this machine's %s: using times of arrival instead; "
-                "synchronize both with NTP",
+                "camera %s: the camera's clock shows %s, but this machine's clock shows %s, so arrival times are used "
+                "as capture times; synchronize both clocks with NTP",
                 self._camera_id,
                 _text(now_utc_ns - delay_ns),
                 _text(now_utc_ns),

@@ -1,4 +1,4 @@
-"""Frames of one camera in order, without a pipeline: for `vision draw` and for labeled and annotated videos."""
+"""Reader of a camera's frames without a pipeline, for `vision draw` and for labeled and annotated videos."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vision.types import FrameBuffer
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame. The next frame overwrites `pixels`, (H, W, 3) uint8 BGR."""
+    """One frame. `pixels` is (H, W, 3) uint8 BGR, and is overwritten by the next frame."""
 
-    index: int  # frames before it
+    index: int  # number of frames before this one
     grab: Grab
     pixels: NDArray[np.uint8]
     info: StreamInfo
 
 
 def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFrame, None, None]:
-    """Yield the frames of a camera until it ends. Closing the generator closes the source.
+    """Yield each frame of a camera until its stream ends. To close the source, close the generator.
 
-    With `offline`, every frame of a file is read, as fast as possible. It has no effect on live cameras.
+    If `offline`, every frame of a file is read as fast as possible. Live cameras are not affected by `offline`.
 
     Raises:
         SourceError: the source cannot be opened or read, or no frame arrived for `camera.read_timeout_s`.

@@ -2,7 +2,7 @@
 
 No fixed timeout suits all cameras: one that detects the failure of a 25 frames/s camera within seconds is too short for
 a camera that sends one frame every ten seconds. A camera with a failed sensor continues to send the same frame. This
-module uses only times and pixels, without a thread or a clock.
+module starts no thread and reads no clock; its callers pass times and pixels.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _SAMPLED_ROWS: Final = 64
 class FrameRateEstimator:
     """Estimates the frame rate from the last 32 arrivals.
 
-    It uses the mean and not the median, because many cameras send in bursts.
+    The estimate is a mean and not a median, because many cameras send frames in bursts.
     """
 
     _arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def arrived(self, now_ns: int) -> None:
-        """Record an arrival."""
+        """Record that a frame arrived at `now_ns` (monotonic)."""
         self._arrivals_ns.append(now_ns)
 
     def interval_s(self) -> float | None:
-        """Return the mean time between two frames, or None before a few have arrived."""
+        """Return the mean time between two frames in seconds; None until six frames have arrived."""
         arrivals = self._arrivals_ns
         if len(arrivals) <= _MIN_INTERVALS:
             return None
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Return the frames per second. The value decreases while no frame arrives."""
+        """Return the frame rate in frames/s, which decreases while no frame arrives; 0 before the second frame."""
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0
@@ -55,23 +55,23 @@ class FrameRateEstimator:
         return (len(arrivals) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
 
     def clear(self) -> None:
-        """Forget all arrivals, for a new connection."""
+        """Discard all arrivals, because a new connection starts."""
         self._arrivals_ns.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """The times without a frame after which a camera is frozen, and its connection is lost."""
+    """How long no frame may arrive before a camera counts as frozen, and before its connection counts as lost."""
 
     frozen_s: float
     lost_s: float
 
     @staticmethod
     def from_interval(interval_s: float | None, read_timeout_s: float) -> StallTimeouts:
-        """Return the timeouts for a measured frame interval. The configured timeout is the maximum of both.
+        """Return the timeouts for a measured frame interval. Neither is longer than `read_timeout_s`.
 
-        With an unknown interval, the configured timeout applies. With a known one, the camera is frozen after eight
-        intervals, at least 2 s, and lost after twice that.
+        If the interval is unknown (None), both are `read_timeout_s`. Otherwise, the camera counts as frozen after eight
+        intervals but not before 2 s, and as lost after twice that time.
         """
         if interval_s is None:
             return StallTimeouts(read_timeout_s, read_timeout_s)
@@ -82,15 +82,15 @@ class StallTimeouts:
 class FrozenFrameDetector:
     """Distinguishes a camera that repeats one frame from a camera with a static scene.
 
-    Sensor noise changes every frame, so exact equality over time is the sign of a frozen camera. The detector compares
-    64 whole rows: a clock that the camera draws into its frame is higher than the gaps between them. This takes 30 to
-    100 us for 1080p; the whole frame would take twenty times that.
+    Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares 64
+    whole rows, because a clock that the camera draws into its frames is higher than the gaps between them. This takes
+    30 to 100 µs for a 1080p frame; comparing all rows would take twenty times as long.
 
-    A frozen camera stays `frozen` over reconnections until a different frame arrives.
+    `frozen` stays True over reconnections until a different frame arrives.
     """
 
     def __init__(self, frozen_after_s: float | None) -> None:
-        """Create the detector. If the time is None, no camera counts as frozen."""
+        """Create the detector. If `frozen_after_s` is None, it never reports a frozen camera."""
         self._frozen_after_ns = None if frozen_after_s is None else int(frozen_after_s * 1e9)
         self._rows: NDArray[np.uint8] | None = None
         self._frame_since_ns: int | None = None
@@ -99,11 +99,11 @@ class FrozenFrameDetector:
         self.frozen = False
 
     def connected(self) -> None:
-        """Restart both timers for a new connection. The last frame is kept."""
+        """Restart the timers of the frame and of the stream's time for a new connection. Keep the last frame."""
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Compare the frame with the last one. Return the reason if the camera counts as frozen, else an empty text."""
+        """Compare a frame with the previous one. Return why the camera counts as frozen; empty if it does not."""
         if self._frozen_after_ns is None:
             return ""
         if self._same_rows(buffer):
@@ -122,7 +122,7 @@ class FrozenFrameDetector:
 
     def _same_rows(self, buffer: FrameBuffer) -> bool:
         step = max(1, buffer.shape[0] // _SAMPLED_ROWS)
-        rows = buffer.read_rows(step // 2, step)  # only these are copied from a frame on the GPU
+        rows = buffer.read_rows(step // 2, step)  # if the frame is on the GPU, only these rows are copied
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
@@ -136,8 +136,8 @@ class FrozenFrameDetector:
 class Backoff:
     """Exponential back-off with full jitter, so that cameras that were lost together do not reconnect together.
 
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The jitter has a minimum here,
-    because a camera that refuses connections answers immediately.
+    The method is that of Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. In addition, the
+    delay has a minimum, because a camera that refuses connections answers immediately.
     """
 
     first_s: float = 0.5
@@ -147,11 +147,11 @@ class Backoff:
     failures: int = 0
 
     def next_delay_s(self) -> float:
-        """Count a failure, and return the time until the next attempt."""
+        """Count a failure, and return the time until the next attempt in seconds."""
         ceiling_s = min(self.longest_s, self.first_s * 2.0 ** min(self.failures, 32))
         self.failures += 1
         return max(self.shortest_s, self.random.uniform(0.0, ceiling_s))
 
     def reset(self) -> None:
-        """Reset the failures, because the camera has been healthy for a while."""
+        """Reset the number of failures, because the camera has been healthy for a while."""
         self.failures = 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MIN_INTERVALS = 3  # of a slow camera, before its read times out
+_MIN_INTERVALS = 3  # frame intervals that pass before a read of a slow camera times out
 _MIN_PYAV = 12  # as in pyproject.toml
 
 
@@ -33,12 +33,12 @@ def open_source(
 ) -> Source:
     """Return the source of a camera. It is not open yet.
 
-    With `offline`, files and synthetic cameras are read as fast as possible. It has no effect on live cameras.
-    `pixel_formats` are the formats that the detector accepts, cheapest first. With `nvdec`, NVDEC decodes what it
-    supports, into buffers in GPU or host memory. See `chooses_nvdec`.
+    If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
+    `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
+    that it supports, into buffers in GPU or host memory (see `chooses_nvdec`).
 
     Raises:
-        ConfigError: the required or configured library is missing, as `require_library` reports earlier.
+        ConfigError: the library that this camera needs is missing. `require_library` reports the same earlier.
         SourceError: the library cannot open this kind of source.
     """
     match camera.address:
@@ -60,14 +60,14 @@ def open_source(
         case (Rtsp() | Http() | File()) as address:
             return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=False)
         case address:
-            raise AssertionError(address)  # CSI without GStreamer has raised above, and a folder holds images
+            raise AssertionError(address)  # CSI without GStreamer raises an error above, and a folder contains images
 
 
 def require_library(camera: CameraConfig) -> None:
-    """Check that the library of a camera is installed. A retry would not help.
+    """Check that the library that a camera needs is installed. If it is missing, retries cannot succeed.
 
     Raises:
-        ConfigError: it is missing; the hint shows how to install it.
+        ConfigError: the library is missing. The hint shows how to install it.
     """
     match camera.address:
         case Synthetic():
@@ -83,7 +83,7 @@ def require_library(camera: CameraConfig) -> None:
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
-    """Return the timeouts of a camera. A camera configured to one frame in 10 s is not lost after 5 s."""
+    """Return the timeouts of a camera. If a low `fps` is configured, the read timeout is at least three intervals."""
     slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0
     return SupervisorPolicy(
         read_timeout_s=max(camera.read_timeout_s, slow_s),
@@ -96,9 +96,9 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 
 
 def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
-    """Return True for CSI, for `reader: gstreamer`, and for RTSP if GStreamer is installed.
+    """Return True if GStreamer reads the camera: CSI, `reader: gstreamer`, or RTSP if GStreamer is installed.
 
-    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `ConfigError` if it is required and
+    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `ConfigError` if it is required but
     missing.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
@@ -146,7 +146,7 @@ def _require_pyav() -> None:
 
 @cache
 def missing_pyav() -> str | None:
-    """Return None if PyAV is usable, else the reason. Cached, because a failing import searches every folder."""
+    """Return why PyAV is not usable; None if it is. The result is cached, because a failed import is slow."""
     try:
         import av
     except ImportError as error:
@@ -161,11 +161,12 @@ def missing_pyav() -> str | None:
 
 
 def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Return True for `reader: nvdec`, except for programs that need bgr: drawing and evaluating."""
+    """Return True for `reader: nvdec`, unless only bgr is accepted, as for drawings and evaluations."""
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
-        _warn_once(f"camera {camera.id}: not decoded with NVDEC: it delivers nv12, expected {', '.join(formats)}")
+        accepted = ", ".join(formats)
+        _warn_once(f"camera {camera.id}: not decoded with NVDEC, which delivers nv12; this command expects {accepted}")
         return False
     return True
 
@@ -173,11 +174,11 @@ def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
 def chooses_nvdec(camera: CameraConfig) -> bool:
     """Return True if `reader: auto` decodes a stream with NVDEC, for a detector that reads GPU memory.
 
-    NVDEC is not chosen:
+    NVDEC is not chosen in these cases:
 
-    * if GStreamer reads, which delivers frames earlier and reports every lost packet;
-    * over UDP, because NVDEC does not report the frames that lost packets have damaged;
-    * for looped files, because each pass would begin with 0.25 s without a frame (H100).
+    * GStreamer can read the camera. It delivers frames earlier and reports every lost packet.
+    * The transport is UDP. NVDEC does not report the frames that lost packets have damaged.
+    * A file is looped. Each pass would start with 0.25 s without a frame (measured on an H100).
     """
     if camera.reader != "auto" or missing_pyav() is not None:
         return False
@@ -194,7 +195,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True on a graphics card with NVDEC. A Jetson has different decoders. Cached, because it cannot change."""
+    """Return True if the machine has a graphics card with NVDEC. A Jetson has different decoders. Cached."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -210,7 +211,7 @@ def _has_nvdec() -> bool:
 
 
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return NVDEC's decoder, with a fallback to `ffmpeg` unless the configuration requires NVDEC."""
+    """Return a function that opens NVDEC's decoder, or falls back to `ffmpeg` unless NVDEC is configured."""
     try:
         from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:
@@ -235,11 +236,11 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
 
 
 def _require_bgr(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
-    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that it delivers."""
+    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that OpenCV delivers."""
     require_cv2(f"camera {name}")
     if "bgr" not in pixel_formats:
         raise SourceError(
-            f"{name}: OpenCV delivers bgr frames, the detector accepts {', '.join(pixel_formats)}",
+            f"{name}: OpenCV delivers bgr frames, but the detector accepts only {', '.join(pixel_formats)}",
             hint="open the camera with `reader: gstreamer`",
             code="pixel-format",
         )

@@ -1,8 +1,8 @@
-"""The pace of recordings and synthetic cameras: at their own rate or, offline, as fast as they are read.
+"""Pacing of recordings and synthetic cameras: at their own frame rate or, offline, as fast as they are read.
 
-At its own rate, a recording replaces a camera. The time of a frame is its due time, even if the waiting thread runs
-later, so that a slow machine is visible as latency. Offline, no frame is late. The time of a frame is its
-position in the recording, so that results do not depend on the machine.
+At its own rate, a recording simulates a camera. The capture time of a frame is when the frame is due, even if the
+waiting thread runs later, so that a slow machine is visible as latency. Offline, no frame is late. The capture time of
+a frame is its position in the recording, so that results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LATE_NS: Final = 500_000_000
 
 
 class FramePacer:
-    """Computes the due time and timestamps of each frame of a recording. `media_ns` is its position in it."""
+    """Computes the due time and timestamps of each frame. `media_ns` is the frame's position in the recording."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class FramePacer:
         self._started = False
 
     def start(self) -> None:
-        """Restart the schedule with the next frame."""
+        """Restart the schedule. The next frame is then due immediately."""
         self._started = False
 
     def due(self, media_ns: int, timeout_s: float) -> bool:
-        """Wait until the frame is due, at most `timeout_s`. Return False if it is not yet due."""
+        """Wait until the frame is due, but at most `timeout_s`. Return True if the frame is due."""
         now_ns = self._clock()
         if not self._started:
             self._started = True
@@ -64,7 +64,7 @@ class FramePacer:
         return self._clock() >= due_ns
 
     def stamp(self, media_ns: int) -> Grab:
-        """Return the times of the frame for which `due` returned True."""
+        """Return the `Grab`, with the capture times, of a frame for which `due` returned True."""
         due_ns = self._base_ns + media_ns
         if self.offline:
             return Grab(due_ns, self._base_utc_ns + media_ns, "media", media_ns)
@@ -73,10 +73,10 @@ class FramePacer:
 
 
 class PacedSource(ABC, Generic[FrameT]):
-    """A recording or a synthetic camera. Satisfies `vision.capture.source.Source`."""
+    """Base class of recordings and synthetic cameras. Implements `vision.capture.source.Source`."""
 
     def __init__(self, name: str | Path, pacer: FramePacer | None) -> None:
-        """Create the source. `name` is for error texts; without a `pacer`, frames come at their own rate."""
+        """Create the source. `name` appears in errors. If `pacer` is None, frames come at their own rate."""
         self._name = name
         self._pacer = pacer or FramePacer()
         self.live = False
@@ -119,7 +119,7 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _open(self) -> StreamInfo:
-        """Start with the first frame. If it is read for the stream's properties, store it in `_next`."""
+        """Open the recording at its first frame. If that frame is read already, store it in `_next`."""
 
     @abstractmethod
     def _read(self) -> tuple[int, FrameT]:
@@ -132,10 +132,10 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _write(self, frame: FrameT, out: FrameBuffer) -> None:
-        """Write a frame as `Source.retrieve` does."""
+        """Write a frame into `out`, as `Source.retrieve` does."""
 
     def _mark(self, grab: Grab, _frame: FrameT, /) -> Grab:
-        """Return the grab of a frame with the properties that only its source knows."""
+        """Return `grab` with the properties of the frame that only the subclass knows."""
         return grab
 
     @abstractmethod

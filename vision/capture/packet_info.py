@@ -1,7 +1,7 @@
-"""Facts about coded frames, collected before the decoder: damage, time of arrival, and the camera's time.
+"""Properties of coded frames, recorded before the decoder: damage, arrival time, and the camera's capture time.
 
-Decoders output frames later, in a different order, and without most of these facts. They keep the presentation time,
-which identifies the frame.
+Decoders output frames later, in a different order, and without most of these properties. They keep the presentation
+time, which identifies the frame.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import threading
 from dataclasses import dataclass
 
 BACKLOG_NS = 2_000_000_000
-"""A decoder that is this far behind the camera skips to the next key frame. A smaller value would skip frames that are
-decoded quickly after a short stall. Without a bound, coded frames would fill the memory."""
+"""A decoder that is this far behind the camera skips to the next key frame. A smaller value would also skip frames that
+can be decoded quickly after a short stall. Without a limit, waiting coded frames would fill the memory."""
 
 GIVE_UP_NS = 3_000_000_000
-"""If skipping has not helped for this long, the lag is a property of the stream, and becomes its zero point."""
+"""If skipping does not reduce the lag for this long, the stream itself causes it, and it no longer counts as lag."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacketInfo:
-    """One coded frame."""
+    """The arrival time, capture time and damage of one coded frame."""
 
     arrived_ns: int  # monotonic
-    ntp_utc_ns: int | None  # capture time by the camera's sender reports
+    ntp_utc_ns: int | None  # capture time according to the camera's sender reports; None if unknown
     corrupt: bool
 
 
@@ -30,27 +30,27 @@ class KeyFrameGate:
     """Decides for each coded frame, in decoding order, whether to decode it and whether it is damaged.
 
     After lost packets, all frames count as damaged until an intact key frame. The first frame after a loss may be the
-    frame that lost the packets, so a key frame there does not count.
+    frame that lost the packets, so it counts as damaged even if it is a key frame.
     """
 
     def __init__(self) -> None:
         self._started = False
-        self.damaged = False  # the last decoded frame counts as damaged
-        self._lost = False  # since the last frame
+        self.damaged = False  # whether the last decoded frame counts as damaged
+        self._lost = False  # whether packets were lost since the last frame
         self._skipping_since_ns: int | None = None
         self._own_lag_ns = 0
 
     def lost(self) -> None:
-        """Record that packets are missing at this position."""
+        """Record that packets were lost before the next frame."""
         self._lost = True
         self.damaged = True
 
     def decoding_failed(self) -> None:
-        """Record that the last decoded frame is damaged. Unlike after `lost`, the next key frame is intact."""
+        """Record that the last decoded frame is damaged. Unlike after `lost`, the next key frame counts as intact."""
         self.damaged = True
 
     def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
-        """Return True if the next frame must be decoded. `lag_ns` is its delay compared to reading without delay."""
+        """Return True if the next frame must be decoded. `lag_ns` is the time that the frame waited to be read."""
         intact = not self._lost
         self._lost = False
         if self._skips(key, now_ns, lag_ns) or not (self._started or key):
@@ -77,7 +77,7 @@ class KeyFrameGate:
 
 
 class Timeline:
-    """Packet facts by presentation time. The parser's thread writes, the camera's thread reads."""
+    """The `PacketInfo` of recent frames by presentation time. The parser's thread writes, the camera's thread reads."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
@@ -85,14 +85,14 @@ class Timeline:
         self._frames: dict[int, PacketInfo] = {}
 
     def put(self, pts_ns: int, frame: PacketInfo) -> None:
-        """Store a frame. Discard the oldest if there are too many."""
+        """Store the properties of a frame. If there are more than `capacity` entries, discard the oldest."""
         with self._lock:
             self._frames[pts_ns] = frame
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
 
     def take(self, pts_ns: int | None) -> PacketInfo | None:
-        """Return the frame with this presentation time, or None. Discard all earlier ones."""
+        """Return the properties of the frame with this presentation time; None if unknown. Discard earlier entries."""
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)
             if pts_ns is not None and packet is not None:

@@ -15,7 +15,7 @@ def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, widt
     """Return the formats in `pixel_formats` that allow this size. Only bgr and bgrx allow odd sides.
 
     Raises:
-        SourceError: no format allows it.
+        SourceError: none of the formats allows this size.
     """
     even = height_px % 2 == 0 and width_px % 2 == 0
     allowed = [pixel_format for pixel_format in pixel_formats if even or pixel_format in ("bgr", "bgrx")]
@@ -29,7 +29,7 @@ def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, widt
 
 
 def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:
-    """Return True if `pixels` is a frame of this size; False also if the format does not allow this size."""
+    """Return True if `pixels` has the shape of such a frame; False also if the format does not allow this size."""
     try:
         return pixels.shape == frame_shape(height_px, width_px, pixel_format)
     except ValueError:
@@ -39,7 +39,7 @@ def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_fo
 def split_planes(
     pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Return a view of each plane of a frame, (rows, columns, channels)."""
+    """Return a view of each plane of a frame, with the shape (rows, columns, channels)."""
     if pixel_format in ("bgr", "bgrx"):
         return (pixels,)
     flat, size, half = pixels.reshape(-1), height_px * width_px, (height_px // 2, width_px // 2)
@@ -48,15 +48,15 @@ def split_planes(
 
 
 def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Iterable[NDArray[np.uint8]]) -> None:
-    """Copy planes with rows that can be padded.
+    """Copy the planes of a frame, without the padding of their rows.
 
     Args:
-        sources: the memory of each plane (flat, uint8) from its first row on, and the bytes from row to row. The
-            padding of the last row may be missing. Planes without a target are ignored.
-        targets: planes of `split_planes`.
+        sources: for each plane, its memory (flat, uint8) from the first row on, and the bytes from one row to the
+            next. The padding of the last row may be missing. Planes without a target are ignored.
+        targets: the planes to write, as `split_planes` returns them.
 
     Raises:
-        ValueError: the memory is shorter than the plane.
+        ValueError: the memory of a plane is too short.
     """
     for (memory, stride), target in zip(sources, targets, strict=False):
         rows, row_bytes = target.shape[0], target.shape[1] * target.shape[2]

@@ -1,4 +1,4 @@
-"""One connection of a camera: opens its source, and delivers its frames until it fails or ends.
+"""One connection of a camera, from opening its source until the source fails or ends.
 
 Every frame that `Source.grab` returns is committed to the sink or dropped with a reason, exactly once.
 """
@@ -25,30 +25,30 @@ log = logging.getLogger(__name__)
 MAX_SIDE_PX: Final = 16384
 """The largest frame side that any codec profile in use allows (16K). A larger value is an error in the stream."""
 
-_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the back-off restarts
+_HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the back-off is reset
 _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detected in time
 
 
 class SourceCalls:
-    """The calls of one camera's thread to its source."""
+    """Records the call to the source that a camera's thread makes, and converts exceptions of the source."""
 
     def __init__(self, camera_id: str, clock: Callable[[], int]) -> None:
         self._camera_id = camera_id
         self._clock = clock
-        self._call: tuple[str, int] | None = None  # its name, and its start time (monotonic ns)
+        self._call: tuple[str, int] | None = None  # name and start time (monotonic ns) of the call in progress
 
     def in_progress(self) -> str:
-        """Return the call in progress and its duration; empty if there is none. Any thread may call it."""
+        """Return the call in progress, such as ``in grab for 2.0 s``; empty if there is none. Thread-safe."""
         call = self._call
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
-        """Wrap a call to the source.
+        """Record a call to the source while it is in progress, and convert its exceptions.
 
         Raises:
             SourceError: the source raised it, ran out of memory, or raised an unexpected exception.
-            DeviceError: the device failed.
+            DeviceError: the GPU failed.
         """
         self._call = name, self._clock()
         try:
@@ -59,9 +59,9 @@ class SourceCalls:
         except (SourceError, DeviceError):
             raise
         except Exception as error:
-            # The only place that catches everything. An exception of a library, or a bug in a source, must neither
-            # end this thread silently while its camera looks alive, nor end the program for the other cameras. The
-            # traceback is logged as text, because logging would print a URL that the exception may contain.
+            # Only this place catches every exception. An exception of a library, or a bug in a source, must neither
+            # end this thread silently while its camera seems to work, nor end the program for the other cameras. The
+            # traceback is logged as redacted text, because an exception can contain a URL with a password.
             text = redact("".join(traceback.format_exception(type(error), error, error.__traceback__)))
             log.error("camera %s: unexpected exception in %s of the source\n%s", self._camera_id, name, text)
             raise SourceError(
@@ -86,7 +86,7 @@ class CameraParts:
 
 
 class Session:
-    """One connection. All methods run on the camera's thread."""
+    """One connection of a camera. All methods run on the camera's thread."""
 
     def __init__(self, source: Source, camera: CameraParts) -> None:
         """Open the source and prepare the sink.
@@ -132,7 +132,7 @@ class Session:
                 camera.backoff.reset()
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Either commit the frame or drop it, even on failure."""
+        """Copy the grabbed frame, and commit it to the sink. If this fails, drop the frame with a reason."""
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)
@@ -160,7 +160,7 @@ class Session:
             )
 
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
-        """Return the frame in a buffer of the sink, or None if the program is stopping."""
+        """Copy the grabbed frame into a buffer of the sink. Return the buffer; None if the program is stopping."""
         buffer = self._next_buffer()
         if buffer is None:
             return None
@@ -169,13 +169,14 @@ class Session:
                 self._source.retrieve(buffer)
         except SizeChanged as change:
             if resized:
-                raise SourceError(f"{change} again, within one frame", code="unstable-size") from change
+                text = f"the frame size changed twice within one frame: {change}"
+                raise SourceError(text, code="unstable-size") from change
             self._resize(change)
             return self._retrieve(resized=True)
         return buffer
 
     def _next_buffer(self) -> FrameBuffer | None:
-        """Return a buffer of the sink, after waiting if the sink is lossless; None if the program is stopping."""
+        """Wait until the sink has a free buffer, and return the buffer; None if the program is stopping."""
         camera = self._camera
         while not camera.stopping.is_set():
             buffer = camera.sink.write_buffer(_MAX_CALL_S)
@@ -185,7 +186,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return the reason if the camera counts as frozen, otherwise an empty text."""
+        """Return why the camera counts as frozen; empty if it does not."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames
@@ -207,7 +208,7 @@ class Session:
         )
 
     def _resize(self, change: SizeChanged) -> None:
-        """Start a new epoch in the same connection. The grabbed frame is its first frame."""
+        """Start a new epoch, with a new frame size, in the same connection. The grabbed frame is its first."""
         _check_size(change.height_px, change.width_px)
         self._height_px, self._width_px = change.height_px, change.width_px
         self._index = 0
@@ -220,7 +221,7 @@ class Session:
         try:
             self._camera.sink.configure(height_px, width_px, self._info.pixel_format)
         except ValueError as error:  # the source chooses a different format when it is reopened
-            raise SourceError(f"no buffer for its frames: {error}", code="frame-size") from error
+            raise SourceError(f"no buffer for the camera's frames: {error}", code="frame-size") from error
         except (OutOfMemory, MemoryError) as error:
             raise _out_of_memory(f"no memory for frames of {width_px}x{height_px}", error) from error
 
@@ -234,7 +235,7 @@ def _check_size(height_px: int, width_px: int) -> None:
 
 
 def _out_of_memory(text: str, error: OutOfMemory | MemoryError) -> SourceError:
-    """Return an error of one camera. Unlike other CUDA errors, it leaves the device usable for other cameras."""
+    """Return an error that ends only this connection, because other cameras can continue to use the GPU."""
     return SourceError(
         f"{text}: {error.args[0] if isinstance(error, OutOfMemory) else str(error)}",
         hint="choose a smaller stream of this camera, such as its second one, or free memory for the larger frames",

@@ -1,4 +1,4 @@
-"""The source protocol: cameras, files and synthetic cameras."""
+"""The protocols of frame sources (cameras, files, synthetic cameras) and of the sink that receives their frames."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Grab:
     captured_ns: int  # monotonic
     captured_utc_ns: int
     clock: ClockSource
-    pts_ns: int | None  # presentation time in the stream, if there is one
+    pts_ns: int | None  # presentation time in the stream; None if the stream has no times
     corrupt: bool = False  # decoded after packet loss, before the next key frame
-    yuv: YuvEncoding | None = None  # of this frame, because streams can change it; None means that of `StreamInfo`
+    yuv: YuvEncoding | None = None  # of this frame, because streams can change it; None means `StreamInfo.yuv`
 
 
 class Source(Protocol):
@@ -44,17 +44,17 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Return True if frames arrive at their own rate and old frames are not useful."""
+        """Whether frames arrive at their own rate, so that old frames are not useful."""
 
     def open(self) -> StreamInfo:
-        """Connect, and return the stream's properties. Returns within the source's open timeout.
+        """Connect to the source within its open timeout, and return the properties of the stream.
 
         Raises:
             SourceError: the source cannot be opened.
         """
 
     def grab(self, timeout_s: float) -> Grab | None:
-        """Advance to the next frame. Return None if no frame arrived in time.
+        """Advance to the next frame, and return it; None if no frame arrived within `timeout_s`.
 
         Raises:
             EndOfStream: a finite source has no more frames.
@@ -62,7 +62,7 @@ class Source(Protocol):
         """
 
     def retrieve(self, out: FrameBuffer) -> None:
-        """Write the last grabbed frame into `out`: into its GPU memory if it has no host memory.
+        """Write the last grabbed frame into the host memory of `out`, or into its GPU memory if it has none.
 
         Raises:
             SizeChanged: the frame has a different size; call again with a buffer of that size.
@@ -71,14 +71,14 @@ class Source(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Make a blocked `grab` or `open` return soon if the library allows it. Any thread can call it."""
+        """Make a blocked `grab` or `open` return soon, if the library allows it. Can be called from any thread."""
 
     def close(self) -> None:
         """Release all resources. Idempotent, and allowed before `open`."""
 
 
 class FrameSink(Protocol):
-    """The destination of a camera's frames: the writer's side of `vision.runtime.latest_slot.LatestSlot`."""
+    """The destination of a camera's frames, which `vision.runtime.latest_slot.LatestSlot` implements."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Allocate buffers for this size and format, if they differ from the current ones.
@@ -91,14 +91,14 @@ class FrameSink(Protocol):
         """
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
-        """Return the buffer for the next frame, or None if a lossless sink has no free buffer in time.
+        """Return the buffer for the next frame; None if a lossless sink has no free buffer within `timeout_s`.
 
         Raises:
             Closed: the program is stopping.
         """
 
     def commit(self, meta: FrameMeta) -> None:
-        """Publish the frame in the last buffer."""
+        """Publish the frame that was written into the last buffer from `write_buffer`."""
 
     def drop(self, reason: DropReason) -> None:
         """Count a grabbed frame that is not published."""
@@ -107,19 +107,19 @@ class FrameSink(Protocol):
         """Drop the waiting frame, if any, because it is no longer current."""
 
     def end(self) -> None:
-        """Mark the end of the source. A waiting frame can still be read."""
+        """Record that the source has ended. A waiting frame can still be read."""
 
 
 def plausible_fps(rate: SupportsFloat | None) -> float | None:
-    """Return a frame rate in frames/s, or None if the value cannot be one, such as the time base of a stream."""
+    """Return a frame rate in frames/s; None if it is not plausible, because some streams report their time base."""
     fps = float(rate or 0.0)
     return fps if 0 < fps <= _MAX_FPS else None
 
 
 def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceError:
     """Return the error for a call out of order: `grab` before `open`, or `retrieve` before `grab`."""
-    before = "open" if call == "grab" else "grab"
-    return SourceError(f"{source}: {call} before {before}, or after close", code="not-open")
+    first = "open" if call == "grab" else "grab"
+    return SourceError(f"{source}: `{call}` was called before `{first}`, or after `close`", code="not-open")
 
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})

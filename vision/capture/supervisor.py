@@ -1,8 +1,8 @@
-"""One camera's thread: connect, read, detect that the camera failed, wait, and reconnect.
+"""Supervisor of one camera: connects, reads frames, detects failures, waits and reconnects.
 
 Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
 frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that the same
-rules apply to every kind of camera. No camera failure ends the program or delays a different camera.
+rules apply to every kind of camera. No camera failure ends the program or delays other cameras.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class SupervisorPolicy:
 
 
 class CameraSupervisor:
-    """Runs one camera: `run` in a separate thread; `status` and `stop` from any other thread.
+    """Keeps one camera connected. `run` occupies a thread; other threads call `status`, `stop` and `blocked_in`.
 
-    `factory` returns a new source for every connection. Only this thread writes to `sink`.
+    `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 
-    A live source is frozen if no frame arrives for longer than its frame rate explains (`StallTimeouts`), or if the
-    frame or the stream's time does not change for `frozen_after_s`. The supervisor then closes the connection and
-    reconnects, with back-off. It publishes frames until the camera is declared frozen. After that it drops the same
-    frame as stale, even in a new connection, because the frame is not current. Sources that are not live
-    (files, folders) wait for their reader, so none of this applies to them.
+    A live source counts as frozen if no frame arrives for longer than its frame rate explains (`StallTimeouts`), or if
+    the frame or the stream's time does not change for `frozen_after_s`. The supervisor then closes the connection and
+    reconnects, with back-off. It publishes frames until the camera counts as frozen. After that, it drops the unchanged
+    frame as stale, even in a new connection. Sources that are not live (files, folders) wait for their reader, so none
+    of this applies to them.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class CameraSupervisor:
     # Any thread
 
     def status(self) -> CameraStatus:
-        """Return a consistent snapshot, even while the camera's thread is blocked in its library."""
+        """Return a consistent snapshot of the state, even while the camera's thread is blocked in its library."""
         return self._parts.status.snapshot()
 
     def stop(self) -> None:
-        """Make `run` return soon: wake it from any sleep, and interrupt its source. Does not block."""
+        """Make `run` return soon, by ending its waits and interrupting its source. Do not block."""
         self._stopping.set()
         source = self._source
         if source is not None:
             source.interrupt()
 
     def blocked_in(self) -> str:
-        """Return the call into the source that is in progress, and its duration; empty if there is none."""
+        """Return the call to the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
 
     # The camera's thread
@@ -129,7 +129,7 @@ class CameraSupervisor:
             with self._parts.calls.calling("the constructor"):
                 self._source = source = self._factory()
             try:
-                if self._stopping.is_set():  # `stop` may have looked for a source just before there was one
+                if self._stopping.is_set():  # `stop` may have been called just before there was a source to interrupt
                     return None
                 session = Session(source, self._parts)
                 connected = True
@@ -152,9 +152,9 @@ class CameraSupervisor:
         self._wait(delay_s)
 
     def _log_failure(self, failure: Failure, attempt: int, delay_s: float) -> None:
-        """Log each new reason, and attempts 1, 2, 4, 8, ... of a reason that repeats.
+        """Log each new reason, and a repeated reason only at attempts 1, 2, 4, 8, ...
 
-        A camera that is unreachable for a month must not fill the disk.
+        The log of a camera that is unreachable for a month must not fill the disk.
         """
         reason = _MEASUREMENT.sub("", failure.text)  # different seconds or bytes are not a different reason
         repeated = reason == self._logged

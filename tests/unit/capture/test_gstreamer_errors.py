@@ -19,8 +19,8 @@ def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport:
         (RESOURCE, 15, "Unauthorized (401)", "password"),
         (RESOURCE, 3, "Not Found (404)", "path"),
         (RESOURCE, 4, "", "another program"),
-        (RESOURCE, 5, "", "nothing listens"),
-        (RESOURCE, 7, "Failed to connect. (Generic error)", "nothing listens"),
+        (RESOURCE, 5, "", "no camera listens"),
+        (RESOURCE, 7, "Failed to connect. (Generic error)", "no camera listens"),
         (RESOURCE, 9, "", "open_timeout_s"),
         (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "remove width"),
         (STREAM, 7, "", ""),
@@ -52,7 +52,7 @@ def test_errors_contain_no_secrets() -> None:
         ((True, False, 0), "interrupted", ""),
         ((False, False, 0), "no answer within 5 s", "cable"),
         ((False, True, 0), "connected, but no frame", "cable"),
-        ((False, True, 37), "37 frames but no key frame", "GOP"),
+        ((False, True, 37), "37 frames arrived, but no key frame", "GOP"),
     ],
 )
 def test_missing_frame_names_its_cause(state: tuple[bool, bool, int], said: str, hint: str) -> None:

@@ -138,14 +138,14 @@ def test_mode_request_asks_for_jpeg_and_one_buffer() -> None:
     ("width", "height", "fps", "differences"),
     [
         (None, None, None, []),
-        (1920, 1080, None, ["requested 1920x1080, the device delivers 640x480"]),
-        (640, 480, 60.0, ["requested 60 frames/s, the device delivers 30"]),
+        (1920, 1080, None, ["requested 1920x1080, but the device delivers 640x480"]),
+        (640, 480, 60.0, ["requested 60 frames/s, but the device delivers 30"]),
         (640, 480, 30.1, []),
         (
             320,
             480,
             5.0,
-            ["requested 320x480, the device delivers 640x480", "requested 5 frames/s, the device delivers 30"],
+            ["requested 320x480, but the device delivers 640x480", "requested 5 frames/s, but the device delivers 30"],
         ),
     ],
 )
@@ -166,7 +166,7 @@ def test_unconfigured_camera_keeps_its_mode() -> None:
     ("device", "text"),
     [
         ("/dev/video987", "No such file or directory"),
-        ("/dev/null", "V4L2 cannot open it"),
+        ("/dev/null", "V4L2 cannot open the device"),
         (__file__, "not a video device"),
     ],
 )

@@ -1,10 +1,10 @@
-"""PyAV: containers, times and frames. Importing this module disables FFmpeg's log.
+"""Access to the containers, times and frames of PyAV. Importing this module disables FFmpeg's log.
 
 FFmpeg's log prints URLs with passwords, and calls Python code from FFmpeg's threads, which can deadlock.
 
-H.264 and H.265 are decoded to I420. Detectors on a GPU accept it: planes are copied, and no color is computed on the
-CPU. For a detector on the CPU, FFmpeg converts the frames to BGR. Motion JPEG of most cameras is 4:2:2, which is not
-among the program's formats, and is converted.
+H.264 and H.265 are decoded to I420. Detectors on a GPU accept this format, so the CPU only copies planes. For a
+detector on the CPU, FFmpeg converts the frames to BGR. Most cameras send Motion JPEG in 4:2:2, which is not one of the
+program's formats, so it is always converted.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _OURS: Final[Mapping[str, PixelFormat]] = {
 _THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", "bgr": "bgr24", "bgrx": "bgr0"}
 
 # AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
-_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, to which BT.709 is the nearest that detectors support
-_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not specify it
+_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, which detectors do not support: BT.709 is the nearest
+_UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not specify their matrix
 _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
@@ -53,7 +53,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
     """Open a file or URL for reading.
 
     Raises:
-        av.FFmpegError, ValueError: it cannot be opened. The text contains the address, secrets included.
+        av.FFmpegError, ValueError: it cannot be opened. The error text contains the address with its password.
     """
     if int(av.__version__.partition(".")[0]) < 19:
         options["metadata_errors"] = "replace"  # metadata that is not UTF-8 must not be an error
@@ -62,14 +62,14 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
-    """Return the presentation time, or None if there is none."""
+    """Return the presentation time of a packet or frame in ns; None if it has none."""
     if timed.pts is None or timed.time_base is None:
         return None
     return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """Return the format to deliver for FFmpeg's format `decoded`: the same if the detector accepts it, else bgr.
+    """Return the format to deliver: FFmpeg's format `decoded` if the detector accepts it, otherwise bgr if possible.
 
     Raises:
         SourceError: the sides are odd, and the detector accepts no format that allows them.
@@ -85,26 +85,26 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
     """Return the color encoding of a frame. If the stream does not specify it, derive it from the frame size."""
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
-    numbers = int(frame.color_range)  # a stream that changes to limited range keeps the name
-    full = numbers == _FULL_RANGE or (numbers != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
+    color_range = int(frame.color_range)  # counts more than the format's name, which can keep a previous range
+    full = color_range == _FULL_RANGE or (color_range != _LIMITED_RANGE and frame.format.name.startswith(_FULL))
     return yuv_encoding(bt709=bt709, full=full)
 
 
 class FrameWriter:
-    """Writes frames of one stream into buffers, all in one format, rotated by `turns` quarter turns to the left.
+    """Writes the frames of one stream into buffers in one format, rotated by `turns` quarter turns to the left.
 
-    A phone that is held upright records rotated frames, and a matrix to rotate them back. FFmpeg passes the matrix
-    on with each frame, and leaves the rotation to the application.
+    A phone that is held upright records rotated frames, and a matrix that describes how to rotate them back. FFmpeg
+    passes the matrix on with each frame, and leaves the rotation to the application.
     """
 
     def __init__(self, pixel_format: PixelFormat, turns: int = 0) -> None:
         self._pixel_format = pixel_format
         self._turns = turns
         self._unrotated = np.empty(0, np.uint8)
-        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
+        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, which saves 0.3 ms per frame
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
-        """Return height and width of the frame that `write` delivers."""
+        """Return the height and width, in pixels, of the frame that `write` delivers."""
         return (frame.width, frame.height) if self._turns % 2 else (frame.height, frame.width)
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
@@ -136,25 +136,25 @@ class FrameWriter:
                 turned[...] = np.rot90(plane, self._turns)
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
-        """Convert to the delivered format. YUV to YUV keeps the encoding."""
+        """Convert a frame to the delivered format, and return it. From YUV to YUV, the color encoding is kept."""
         encoding = encoding_of(frame)
         matrix = _BT709 if encoding.startswith("bt709") else _BT601
-        numbers = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
-        if numbers == _LIMITED_RANGE and frame.format.name.startswith(_FULL):
+        color_range = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
+        if color_range == _LIMITED_RANGE and frame.format.name.startswith(_FULL):
             frame = self._renamed(frame)
         planar = self._pixel_format in {"i420", "nv12"}
         return self._reformatter.reformat(
             frame,
             format=_THEIRS[self._pixel_format],
             src_colorspace=matrix,
-            # RGB has no matrix. PyAV 12 passes the source's range to FFmpeg only if this differs from the source's.
+            # RGB has no matrix, but PyAV 12 passes the source's range to FFmpeg only if the two matrices differ.
             dst_colorspace=matrix if planar else _BT709 + _BT601 - matrix,
-            src_color_range=numbers,
-            dst_color_range=numbers if planar else _FULL_RANGE,
+            src_color_range=color_range,
+            dst_color_range=color_range if planar else _FULL_RANGE,
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """Return the same values in the format for limited range, because FFmpeg converts by the name of the format."""
+        """Return the frame in the format for limited range, with the same values: FFmpeg goes by the format's name."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 
@@ -162,11 +162,11 @@ class FrameWriter:
 _MATRIX: Final = "DISPLAYMATRIX"
 _ONE: Final = 1 << 16
 _TURNS: Final = {(0, -_ONE, _ONE, 0): 1, (-_ONE, 0, 0, -_ONE): 2, (0, _ONE, -_ONE, 0): 3}
-"""Quarter turns to the left by a, b, c, d of AV_FRAME_DATA_DISPLAYMATRIX, of 16.16 bits. Other matrices are ignored."""
+"""Quarter turns to the left for the elements (a, b, c, d) of AV_FRAME_DATA_DISPLAYMATRIX, in 16.16 fixed point."""
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """Return the quarter turns to the left from the decoded frame to the frame to show: 0 to 3."""
+    """Return the number of quarter turns to the left, 0 to 3, by which a decoded frame must be rotated for display."""
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
         return 0
@@ -175,7 +175,7 @@ def quarter_turns(frame: VideoFrame) -> int:
 
 
 def require_upright(path: Path, stream: VideoStream) -> None:
-    """Check that a recording needs no rotation, for a decoder that cannot rotate. Other errors are left to the decoder.
+    """Check that a recording needs no rotation, for a decoder that cannot rotate. Ignore other errors in the file.
 
     Raises:
         SourceError: the first frame needs a rotation.
@@ -183,4 +183,4 @@ def require_upright(path: Path, stream: VideoStream) -> None:
     with suppress(av.FFmpegError, StopIteration), open_container(str(path.absolute())) as container:
         frame = next(container.decode(container.streams[stream.index]))
         if isinstance(frame, VideoFrame) and (turns := quarter_turns(frame)):
-            raise SourceError(f"its frames need a rotation by {90 * turns} degrees, which NVDEC does not support")
+            raise SourceError(f"its frames must be rotated by {90 * turns} degrees, which NVDEC does not support")

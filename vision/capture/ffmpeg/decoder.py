@@ -1,7 +1,7 @@
 """The protocol of packet decoders, and FFmpeg's decoder.
 
-Reading a stream is separate from decoding it, because connections, key frames, damage and times are the same for all
-decoders: FFmpeg on the CPU here, NVDEC in `vision.capture.nvdec.decoder`.
+Reading a stream is separate from decoding it, because connections, key frames, damage and times are handled in the same
+way for all decoders: FFmpeg on the CPU in this module, and NVDEC in `vision.capture.nvdec.decoder`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 _OFFLINE_THREADS: Final = 4
-"""361 instead of 310 frames/s for the shipped clip on two cores. More threads would slow down the detector."""
+"""Four threads decode the shipped clip at 361 instead of 310 frames/s on two cores. More would slow the detector."""
 
 
 class PacketDamaged(Exception):
@@ -30,7 +30,7 @@ class PacketDamaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """One frame in its decoder's memory. Valid until the next call of the decoder."""
+    """One frame in the memory of its decoder, valid until the decoder is called again."""
 
     image: Any  # a type that only its decoder knows
     pts_ns: int | None
@@ -42,7 +42,7 @@ class PacketDecoder(Protocol):
     """The decoder of one stream. Calls must not overlap; `write` can be called from a different thread."""
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
-        """Return the frames that this packet completes. An empty packet is the last: it returns the remaining frames.
+        """Decode a packet. Return the frames that it completes; after an empty packet, return all remaining frames.
 
         Raises:
             PacketDamaged: the packet contains no frame.
@@ -64,11 +64,11 @@ class PacketDecoder(Protocol):
 
 
 OpenDecoder: TypeAlias = Callable[[VideoStream, tuple[PixelFormat, ...]], PacketDecoder]
-"""Opens the decoder of a stream, or raises `SourceError` if the decoder does not support it."""
+"""A function that opens the decoder of a stream, or raises `SourceError` if the decoder does not support the stream."""
 
 
 class FFmpegDecoder:
-    """FFmpeg on the CPU. Delivers the decoder's own format if the detector accepts it, otherwise bgr."""
+    """Decodes with FFmpeg on the CPU. Frames keep the format of the stream if the detector accepts it."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class FFmpegDecoder:
     ) -> None:
         """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
-        "recorded" rotates frames as the recording requires, and a failure affects only one packet, because recordings
-        are read to their end. "offline" also decodes ahead, on more cores.
+        If `reading` is "recorded", frames are rotated as the recording requires, and a decoding error skips only one
+        packet, because recordings are read to their end. "offline" also decodes ahead, on more cores.
         """
         stream.codec_context.thread_count = 1  # each further thread delays the output by one frame
         if reading == "offline":
@@ -117,4 +117,4 @@ class FFmpegDecoder:
         self._writer.write(image, out.require_host())
 
     def close(self) -> None:
-        """Do nothing: the codec context belongs to the stream."""
+        """Do nothing, because the codec context belongs to the stream."""

@@ -1,4 +1,4 @@
-"""Diagnosis of a camera that could not be opened, by a request to the camera itself.
+"""Diagnosis of a camera that FFmpeg could not open, by sending a request to the camera.
 
 The request is sent only after the failure, because many cameras serve few connections.
 """
@@ -20,18 +20,19 @@ _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole
 _LINE_BYTES: Final = 512
 
 _Answer: TypeAlias = tuple[str, str, str]
-"""The code of an error, and the text and hint for the operator."""
+"""The code, the text and the hint of an error."""
 
 
 def named(name: str | Path, error: SourceError) -> SourceError:
-    """Return a decoder's error with the name of its source."""
+    """Return a copy of a decoder's error whose text starts with the name of the source."""
     return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
-    """Return the error for a URL (rtsp, rtsps, http, https) that FFmpeg could not open. Asks the camera.
+    """Send a request to a camera that FFmpeg could not open, and return an error with the probable cause.
 
-    Takes at most 2 s, 0.5 s after a timeout, and longer if a host name cannot be looked up.
+    The scheme of `url` is rtsp, rtsps, http or https. The call takes at most 2 s, or 0.5 s if FFmpeg reached its
+    timeout, and longer if the lookup of the host name takes longer.
     """
     code, text, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
     return SourceError(f"{url}: {text}", hint=hint, code=code)
@@ -48,14 +49,14 @@ def _ask(url: SplitResult, *, late: bool) -> _Answer:
     except ConnectionRefusedError:
         return "refused", f"port {port} refuses connections", "check the camera's address, and that it has started"
     except TimeoutError:
-        return "no-answer", "no answer", "check address, cable and the camera's power, or raise `open_timeout_s`"
+        return "no-answer", "no answer", "check the address, cable and power of the camera, or raise `open_timeout_s`"
     except OSError as error:
-        return "network", f"{error.strerror or error}", "check address, cable and the camera's power"
+        return "network", f"{error.strerror or error}", "check the address, cable and power of the camera"
     return _explain_status(line, has_user=url.username is not None, late=late)
 
 
 def _status_line(connection: socket.socket, url: SplitResult, host: str, port: int) -> str:
-    """Return the first line of the camera's answer to a request without user and password."""
+    """Send a request without user and password. Return the first line of the camera's answer."""
     if url.scheme in ("rtsps", "https"):
         context = ssl.create_default_context()  # FFmpeg does not check certificates either; this sends no secret
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -75,31 +76,35 @@ def _request(url: SplitResult, host: str, port: int) -> bytes:
 
 
 _VIEWERS: Final = "close other viewers, or use the camera's second stream"
-_NO_USER: Final = ("unauthorized", "it needs a user and password", "set `user` and `password` for this camera")
+_NO_USER: Final = ("unauthorized", "the camera needs a user and password", "set `user` and `password` for this camera")
 _NO_FRAME: Final = (
     "no-frame",
-    "it answers, but no frame came in time",
-    "raise `open_timeout_s`, or make its key frames more frequent",
+    "the camera answers, but no frame arrived in time",
+    "raise `open_timeout_s`, or make the camera's key frames more frequent",
 )
-_CODEC: Final = ("codec", "it answers, but its stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG")
+_CODEC: Final = (
+    "codec",
+    "the camera answers, but its stream cannot be decoded",
+    "set the camera to H.264, H.265 or MJPEG",
+)
 _BY_STATUS: Final[Mapping[str, _Answer]] = {
     "401": (
         "unauthorized",
-        "it refuses this user or password, or has no such stream",
-        "in the URL write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual",
+        "the camera refuses this user or password, or has no stream at this path",
+        "in the URL, write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual",
     ),
     "403": (
         "forbidden",
-        "this user may not see the stream",
-        "give the user the right to watch, in the camera's web page",
+        "this user has no permission to view the stream",
+        "give the user this permission in the camera's web page",
     ),
     "404": (
         "no-stream",
-        "it has no stream of this path",
+        "the camera has no stream at this path",
         "look the path up in the camera's manual or its web page",
     ),
-    "453": ("busy", "it has no bandwidth left for another client", _VIEWERS),
-    "503": ("busy", "it serves no further client", _VIEWERS),
+    "453": ("busy", "the camera has no bandwidth left for another client", _VIEWERS),
+    "503": ("busy", "the camera accepts no more clients", _VIEWERS),
 }
 
 
@@ -114,4 +119,4 @@ def _explain_status(line: str, *, has_user: bool, late: bool) -> _Answer:
     if status == "200":
         return _CODEC
     text = f"the camera answers {line!r}" if line else "the camera sends an empty answer"
-    return "not-a-camera", text, "is this the camera's address and port?"
+    return "not-a-camera", text, "check that this is the camera's address and port"

@@ -1,4 +1,4 @@
-"""Recorded video through PyAV: read by FFmpeg, and decoded by FFmpeg or by a different decoder of its packets."""
+"""Recorded video, which FFmpeg reads through PyAV, and FFmpeg or a different packet decoder decodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vision.types import FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FPS: Final = 25.0  # of files that specify neither rate nor times
+DEFAULT_FPS: Final = 25.0  # for files that contain neither a frame rate nor times
 _LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is an error in the file
 _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
@@ -40,11 +40,11 @@ class _Frame:
 
 
 class VideoFile(PacedSource[_Frame]):
-    """A file that FFmpeg can read.
+    """A video file that FFmpeg can read.
 
-    A truncated file ends with its last readable frame, and a warning. A looped file restarts without a new
-    epoch: its times and frame numbers continue. Each pass opens the file again, because not every file can be sought
-    and not every decoder restarted.
+    A truncated file ends after its last readable frame, with a warning. A looped file restarts without a new epoch, so
+    its times and frame numbers continue. Each pass opens the file again, because not every file supports seeking, and
+    not every decoder can be restarted.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class VideoFile(PacedSource[_Frame]):
         frame.decoder.write(frame.decoded.image, out)
 
     def _read_passes(self) -> Generator[_Frame, None, None]:
-        """Yield the frames of all passes. Later passes deliver the format of the first, which the reader expects."""
+        """Yield the frames of all passes, in the pixel format of the first pass, because the caller expects it."""
         pixel_formats = self._pixel_formats
         while True:
             with closing(_Pass(self._path, self._open_decoder, pixel_formats)) as current:
@@ -108,7 +108,7 @@ def _require_file(path: Path) -> None:
     """Check that `path` is a readable file, and not empty."""
     try:
         if path.is_dir():
-            raise SourceError(f"{path}: expected a video, this is a folder", code="file")
+            raise SourceError(f"{path}: expected a video, got a folder", code="file")
         with path.open("rb") as file:
             empty = not file.read(1)
     except OSError as error:
@@ -119,7 +119,7 @@ def _require_file(path: Path) -> None:
 
 
 class _Timeline:
-    """Counts and times the frames of one file. Its time continues over all passes of a loop."""
+    """Counts the frames of one file, and computes their times, which continue over all passes of a loop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,13 +132,13 @@ class _Timeline:
         self.frames = 0  # of this pass
 
     def begin_pass(self, fps: float | None, expected: int) -> None:
-        """Start a pass over a file of this rate with `expected` frames; 0 if unknown."""
+        """Start a pass over a file with `fps` frames/s (None if unknown) and `expected` frames (0 if unknown)."""
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
         self._expected = expected
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Return the time of a frame: that of the file if it increases, else one interval after the last frame."""
+        """Count a frame. Return its time in ns: that in the file if it increases, otherwise one interval later."""
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:
@@ -163,7 +163,7 @@ class _Timeline:
 
     @property
     def _cut_short(self) -> bool:
-        """Return True if frames are missing. Estimated lengths can be wrong by one frame, or by 1 %."""
+        """Whether frames are missing. The expected number can be wrong by one frame or by 1 %."""
         return self._expected - self.frames > max(1, self._expected // 100)
 
 
@@ -219,9 +219,9 @@ class _Pass:
 
     def _packets(self) -> Iterator[Packet[Any]]:
         """Yield all packets. The last one is empty, and flushes the decoder."""
-        with suppress(av.FFmpegError, IndexError):  # the rest cannot be read, or a stream appears in mid-file
+        with suppress(av.FFmpegError, IndexError):  # the rest cannot be read, or a new stream starts within the file
             for packet in self._container.demux(self._stream):
-                last = not packet.size  # a decoder can take the data out of the packet
+                last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet
                 yield packet
                 if last:
                     return

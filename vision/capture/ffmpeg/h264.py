@@ -1,9 +1,9 @@
-"""Missing frames in an H.264 stream, found by the frames' numbers.
+"""Detection of missing frames in an H.264 stream, by the numbers that the frames contain.
 
-FFmpeg does not detect a frame that is missing entirely. Over UDP, the loss of one packet can remove a small frame.
-All frames after it, up to the next key frame, are decoded from the wrong reference. H.264 numbers reference frames
-(Rec. ITU-T H.264, 7.4.3, `frame_num`), so that a missing one is always detected. A missing frame that is not a
-reference has no effect on others. Only the first bytes of a frame are read.
+FFmpeg does not detect a frame that is missing entirely, for example because its only UDP packet was lost. All frames
+after it, up to the next key frame, are then decoded from the wrong reference. H.264 numbers reference frames
+(`frame_num`, section 7.4.3), so that a missing one is always detected. A missing frame that is not a reference has no
+effect on others. Only the first bytes of a frame are read. Section numbers are those of Rec. ITU-T H.264.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_HEAD_BYTES: Final = 4096  # parameter sets, messages of the encoder and the beginning of the first slice
+_HEAD_BYTES: Final = 4096  # contain the parameter sets, messages of the encoder and the start of the first slice
 _SLICE, _KEY_SLICE, _PARAMETERS = 1, 5, 7  # nal_unit_type, table 7-1
 _PROFILES_WITH_CHROMA: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 _START_CODE: Final = re.compile(b"\x00\x00\x01")
@@ -20,7 +20,7 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """The part of a sequence parameter set that is needed here."""
+    """The fields of a sequence parameter set that are needed to read frame numbers."""
 
     number_bits: int
     separate_planes: bool
@@ -31,13 +31,13 @@ class FrameGapFinder:
     """Finds gaps between the frames of one stream, in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
-        """Create the finder. `parameter_sets` are those before the first frame, in Annex B format, or None."""
+        """Create the finder. `parameter_sets` precede the first frame, in Annex B format; None if there are none."""
         self._parameters: _Parameters | None = None
         self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
 
     def before(self, frame: bytes | memoryview) -> bool:
-        """Return True if reference frames are missing between the last frame and this one. False if unknown."""
+        """Return True if reference frames are missing between the last frame and `frame`; False if unknown."""
         head = bytes(frame[:_HEAD_BYTES])
         for start in _START_CODE.finditer(head):
             unit = head[start.end() :]
@@ -67,7 +67,7 @@ class FrameGapFinder:
 
 
 class _Bits:
-    """Reads a unit after its first byte, without emulation prevention bytes (7.4.1)."""
+    """Reads the bits of a NAL unit after its first byte, without emulation prevention bytes (section 7.4.1)."""
 
     def __init__(self, unit: bytes) -> None:
         self._bytes = unit[1:_HEAD_BYTES].replace(b"\x00\x00\x03", b"\x00\x00")
@@ -81,20 +81,20 @@ class _Bits:
         return value
 
     def golomb(self) -> int:
-        """Read ue(v), 9.1."""
+        """Read an unsigned Exp-Golomb code, ue(v) in section 9.1."""
         zeros = 0
         while not self.number(1):
             zeros += 1
         return (1 << zeros) - 1 + self.number(zeros)
 
     def signed_golomb(self) -> int:
-        """Read se(v), 9.1.1."""
+        """Read a signed Exp-Golomb code, se(v) in section 9.1.1."""
         code = self.golomb()
         return (code + 1) // 2 if code % 2 else -(code // 2)
 
 
 def _parameters(unit: bytes) -> _Parameters:
-    """Parse a sequence parameter set, 7.3.2.1.1."""
+    """Parse a sequence parameter set (section 7.3.2.1.1)."""
     bits = _Bits(unit)
     profile = bits.number(8)
     bits.number(16)  # constraints, level
@@ -123,7 +123,7 @@ def _parameters(unit: bytes) -> _Parameters:
 
 
 def _skip_scaling_lists(bits: _Bits, count: int) -> None:
-    """Skip scaling lists, 7.3.2.1.1.1."""
+    """Skip `count` scaling lists (section 7.3.2.1.1.1)."""
     for at in range(count):
         if not bits.number(1):
             continue
@@ -135,7 +135,7 @@ def _skip_scaling_lists(bits: _Bits, count: int) -> None:
 
 
 def _frame_number(unit: bytes, parameters: _Parameters) -> int:
-    """Return the frame number of a slice header, 7.3.3."""
+    """Return `frame_num` from the header of a slice (section 7.3.3)."""
     bits = _Bits(unit[:64])
     for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
         bits.golomb()

@@ -1,16 +1,16 @@
-"""Network cameras through PyAV: FFmpeg, with separate options for each connection.
+"""Network cameras (RTSP and HTTP), which FFmpeg reads through PyAV.
 
-FFmpeg reads the stream. It also decodes it, unless a different decoder is passed (`vision.capture.ffmpeg.decoder`).
-GStreamer is better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV is a wheel,
-while GStreamer needs Debian packages.
+FFmpeg also decodes the stream, unless a different decoder is passed (`vision.capture.ffmpeg.decoder`). GStreamer is
+better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV can be installed with pip,
+whereas GStreamer needs Debian packages.
 
-FFmpeg reports as damaged: a frame with a slice that could not be decoded (``Frame.is_corrupt``), data that is not a
-frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; never for RTP). It does not
-report a missing frame. The frames after it, up to the next key frame, look intact but are damaged. For H.264,
-`vision.capture.ffmpeg.h264` finds the gap.
+FFmpeg reports three kinds of damage: a frame with a slice that could not be decoded (``Frame.is_corrupt``), data that
+is not a frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; never for RTP). It
+does not report a missing frame. The frames after it, up to the next key frame, look intact but are damaged. For H.264,
+`vision.capture.ffmpeg.h264` detects the gap.
 
-Calls that can block run on a separate thread (`BlockingReader`), one packet each. So none outlasts the library's
-own timeouts, and a stream with packets but no frames cannot occupy that thread.
+Calls that can block run on a separate thread (`BlockingReader`). Each call reads one packet, so that no call lasts
+longer than the library's own timeouts, even if packets arrive without frames.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
 _DIAGNOSIS_S: Final = 1.0  # `explain_open` after a timeout: connection and request
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
-"""FFmpeg's default is to read 20 frames to measure their rate, which takes seconds, and to deliver them all at once."""
+"""By default, FFmpeg reads 20 frames to measure their rate, which takes seconds, and then delivers all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
-"""Exclude audio, which is not used, and metadata, which may never arrive although FFmpeg waits for it."""
+"""These options exclude audio, which is not used, and metadata, for which FFmpeg waits although it may never arrive."""
 
 
 class FFmpegSource:
-    """One RTSP or HTTP camera through PyAV. Satisfies `vision.capture.source.Source`.
+    """One RTSP or HTTP camera, read through PyAV. Implements `vision.capture.source.Source`.
 
     `pixel_formats` are the formats that the detector accepts. `open_decoder` creates the decoder of each connection.
     """
@@ -85,7 +85,7 @@ class FFmpegSource:
         if first is None:
             raise SourceError(
                 f"{self._name}: the camera answers, but no frame arrived in time",
-                hint="raise `open_timeout_s`, or make its key frames more frequent",
+                hint="raise `open_timeout_s`, or make the camera's key frames more frequent",
                 code="no-frame",
             )
         self._waiting.appendleft(first)
@@ -113,7 +113,7 @@ class FFmpegSource:
         self._frame.decoder.write(self._frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Make `open` fail and `grab` return None from now on."""
+        """Make `open` raise an error and `grab` return None from now on."""
         self._reader.interrupt()
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class FFmpegSource:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """One decoded frame, the facts about its packet, and its decoder."""
+    """One decoded frame, the properties of its packet, and its decoder."""
 
     decoded: DecodedFrame
     packet: PacketInfo
@@ -162,7 +162,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
 
 
 class _Connection:
-    """One connection. Its methods run on the library's thread, which can outlive the source."""
+    """One connection to a camera. Its methods run on the thread of `BlockingReader`, which can outlive the source."""
 
     def __init__(self, name: str, container: InputContainer, stream: VideoStream, decoder: PacketDecoder) -> None:
         self.fps = plausible_fps(stream.average_rate)
@@ -177,7 +177,7 @@ class _Connection:
         self._min_delay_ns = 1 << 63
 
     def step(self) -> list[_Frame]:
-        """Read one packet and decode it."""
+        """Read and decode one packet. Return the frames that it completes."""
         began = time.monotonic()
         try:
             packet = next(self._packets)
@@ -221,7 +221,7 @@ class _Connection:
         return _Frame(decoded, info, self._decoder)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
-        """Return the delay of this packet compared to reading without delay, in ns."""
+        """Return by how many ns this packet's delay exceeds the smallest delay so far; 0 if it has no time."""
         if pts_ns is None:
             return 0
         delay_ns = now_ns - pts_ns
@@ -232,13 +232,14 @@ class _Connection:
         if isinstance(error, av.error.ExitError):  # PyAV's own timeout
             text, hint = f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
         else:
-            text, hint = f"the connection failed: {error.strerror}", "check cable, network and the camera's power"
+            text = f"the connection failed: {error.strerror}"
+            hint = "check the cable, the network and the camera's power"
         return SourceError(f"{self._name}: {text}", hint=hint, code="read")
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:
-    """Return the capture time from RTCP sender reports: FFmpeg's AVProducerReferenceTime, which newer PyAV exposes."""
-    if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):
+    """Return the capture time in UTC, in ns, from RTCP sender reports; None if unknown, or if PyAV is too old."""
+    if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):  # AVProducerReferenceTime
         return None
     (utc_us,) = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))
     return int(utc_us) * 1000

@@ -1,4 +1,4 @@
-"""PyGObject and GStreamer: load them, query their elements, and read their frames.
+"""Access to GStreamer through PyGObject: loading it, querying its elements, and reading its frames.
 
 This is the only module that imports ``gi``. The libraries are Debian packages, not wheels, so nothing is imported
 before a camera needs it.
@@ -34,7 +34,7 @@ _loading = threading.Lock()
 
 
 def library() -> SimpleNamespace:
-    """Return GStreamer. The first call loads it.
+    """Return GStreamer's modules and functions. The first call loads them.
 
     Raises:
         SourceError: GStreamer or PyGObject is not installed.
@@ -44,11 +44,11 @@ def library() -> SimpleNamespace:
 
 
 def _keep_unwinder() -> None:
-    """Make the C++ exceptions of other libraries find GCC's unwinder first, as in a process without GStreamer.
+    """Load GCC's unwinder before GStreamer, so that C++ exceptions of other libraries use it.
 
-    GStreamer depends on libunwind, whose functions have the same names, and PyGObject loads it with global symbols.
-    A library that throws for the first time after that, such as ONNX Runtime or OpenCV for invalid input, would call
-    functions of both, and crash. The linker uses the symbols that were loaded first.
+    GStreamer depends on libunwind, which has functions of the same names, and PyGObject loads it with global symbols.
+    If GCC's unwinder were loaded later, a library that throws an exception, such as ONNX Runtime or OpenCV for invalid
+    input, would call functions of both, and crash. The linker uses the symbols that were loaded first.
     """
     with contextlib.suppress(OSError):  # systems without GCC's library do not need it
         ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
@@ -91,14 +91,14 @@ def _load() -> SimpleNamespace:
 
 
 def _hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure is its address. Undocumented, so compared with its text."""
+    """Return True if PyGObject's hash of a structure is its address, which is not documented, so its text is read."""
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 
 
 @functools.cache
 def installed(factory: str) -> frozenset[str] | None:
-    """Return the properties of an element of this machine's GStreamer, or None if it is not installed."""
+    """Return the names of an element's properties; None if the element is not installed on this machine."""
     factories = library().Gst.ElementFactory
     if factories.find(factory) is None:
         return None
@@ -107,7 +107,7 @@ def installed(factory: str) -> frozenset[str] | None:
 
 
 class _MapInfo(ctypes.Structure):
-    """GstMapInfo of GStreamer's ABI, 1.0 and later."""
+    """The C structure ``GstMapInfo``, which has the same layout in all versions of GStreamer from 1.0 on."""
 
     _fields_ = (
         ("memory", ctypes.c_void_p),
@@ -122,10 +122,10 @@ class _MapInfo(ctypes.Structure):
 
 @contextlib.contextmanager
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    """Map the bytes of a GstBuffer (flat, uint8) without copying them, if PyGObject shows its address.
+    """Yield the bytes of a GstBuffer (flat, uint8), without copying them if PyGObject exposes its address.
 
-    PyGObject's own functions copy them to a `bytes` object first, which takes 0.4 ms more for a 1080p frame. They hold
-    the interpreter's lock during the copy, so no other camera's thread runs.
+    PyGObject's own functions copy the bytes to a `bytes` object, which takes 0.4 ms more for a 1080p frame. They hold
+    the interpreter's lock during the copy, so no other camera's thread can run.
 
     Raises:
         ValueError: GStreamer cannot map the bytes.
@@ -144,7 +144,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
 
 
 def describe(sample: Any, decoder: str) -> StreamInfo:
-    """Return the properties of a sample's frame."""
+    """Return the properties of the stream that a sample belongs to. `decoder` is the name of the decoder."""
     structure = sample.get_caps().get_structure(0)
     width_px, height_px = structure.get_value("width"), structure.get_value("height")
     _, numerator, denominator = structure.get_fraction("framerate")
@@ -159,10 +159,10 @@ def describe(sample: Any, decoder: str) -> StreamInfo:
 
 
 def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
-    """Copy a sample's pixels to `out`, uint8 of the frame's shape.
+    """Copy the pixels of a sample to `out`, a uint8 array of the frame's shape.
 
     Raises:
-        ValueError: GStreamer cannot map its memory, or the memory is shorter than the frame.
+        ValueError: GStreamer cannot map the memory of the sample, or the memory is shorter than the frame.
     """
     buffer, video = sample.get_buffer(), library().GstVideo
     layout = video.buffer_get_video_meta(buffer)
@@ -174,9 +174,9 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
 
 
 def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
-    """Return the encoding from GStreamer's notation, ``range:matrix:transfer:primaries`` or a name.
+    """Return the color encoding that GStreamer writes as ``range:matrix:transfer:primaries`` or as a name.
 
-    If it is missing, derive the encoding from the frame size, as television standards do.
+    If `colorimetry` is None, derive the encoding from the frame size, as television standards do.
     """
     text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
     parts = text.split(":")

@@ -1,6 +1,6 @@
 """Error texts for GStreamer's failures, with hints for the operator.
 
-GStreamer's texts contain a position in its source code and the URL. Its codes identify the cause.
+GStreamer's own texts contain the URL and a position in GStreamer's source code. The error codes identify the cause.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from vision.config.source_address import Csi
 from vision.errors import SourceError
 
 _NOT_LISTENING = (
-    "nothing listens there, or the camera accepts no more clients: check address, port and the camera's power"
+    "no camera listens at this address, or it accepts no more clients: check the address, port and power of the camera"
 )
 _READ = 9
 _HINTS = {  # by GstResourceError
@@ -18,7 +18,7 @@ _HINTS = {  # by GstResourceError
     4: "another program uses the camera",  # BUSY
     5: _NOT_LISTENING,  # OPEN_READ
     7: _NOT_LISTENING,  # OPEN_READ_WRITE
-    15: "the user or password is wrong; in the URL write @ as %40, : as %3A, / as %2F",  # NOT_AUTHORIZED
+    15: "the user or password is wrong; in the URL, write @ as %40, : as %3A, / as %2F",  # NOT_AUTHORIZED
 }
 
 
@@ -40,24 +40,24 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
-    """Return the error for a camera without frames within `open_timeout_s`, if GStreamer reports no error."""
+    """Return the error for a camera that delivered no frame within `open_timeout_s`, without an error of GStreamer."""
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return source_error(camera, "interrupted while opening", code="interrupted")
     if coded_frames:
-        hint = "shorten the camera's key frame interval (GOP) to 1-2 s, or raise open_timeout_s"
-        return source_error(camera, f"{coded_frames} frames but no key frame {timeout}", hint)
+        hint = "shorten the camera's key frame interval (GOP) to 1-2 s, or raise `open_timeout_s`"
+        return source_error(camera, f"{coded_frames} frames arrived, but no key frame {timeout}", hint)
     if connected:
-        return source_error(camera, f"connected, but no frame {timeout}", _no_answer(camera))
+        return source_error(camera, f"connected, but no frame arrived {timeout}", _no_answer(camera))
     return source_error(camera, f"no answer {timeout}", _no_answer(camera))
 
 
 def source_error(camera: CameraConfig, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
-    """Return an error that names the camera's address."""
+    """Return an error whose text starts with the camera's address."""
     return SourceError(f"{camera.source}: {text}", hint=hint, code=code)
 
 
 def _no_answer(camera: CameraConfig) -> str:
     if camera.transport == "udp":
         return "a firewall may block UDP: try `transport: tcp`"
-    return "check address, cable and the camera's power, or raise open_timeout_s"
+    return "check the address, cable and power of the camera, or raise `open_timeout_s`"

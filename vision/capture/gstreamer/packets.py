@@ -1,4 +1,4 @@
-"""The packets of an RTSP stream ahead of the decoder: damage, backlog, and arrival and capture times.
+"""Monitoring of an RTSP stream before the decoder: lost packets, backlog, and arrival and capture times.
 
 GStreamer's threads call the ``on_`` methods; the camera's thread calls the others.
 """
@@ -13,14 +13,14 @@ from vision.capture.gstreamer.bindings import library
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 
 NO_TIME = 2**64 - 1
-"""GST_CLOCK_TIME_NONE, and the jitter buffer's "unknown"."""
+"""The value of GST_CLOCK_TIME_NONE, which the jitter buffer also uses for unknown times."""
 
-_KEY_REQUEST_NS = 1_000_000_000  # between two requests, because cameras answer each with a large frame
+_KEY_REQUEST_NS = 1_000_000_000  # minimum between two requests, because cameras answer each with a large frame
 _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
 
 
 class PacketMonitor:
-    """Decides which coded frames are decoded, and stores the facts that the decoder does not pass on."""
+    """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self) -> None:
         self._base_ns = 0
@@ -31,31 +31,32 @@ class PacketMonitor:
         self.coded_frames = 0
 
     def started(self, base_ns: int) -> None:
-        """Record the monotonic time of running time 0."""
+        """Record the monotonic time, in ns, at which the pipeline's running time is 0."""
         self._base_ns = base_ns
 
     def info(self, pts_ns: int | None) -> PacketInfo:
-        """Return the facts about a decoded frame, found by its presentation time."""
+        """Return the arrival time, capture time and damage of the decoded frame with this presentation time."""
         packet = self._timeline.take(pts_ns)
         if packet is not None:
             return packet
-        now_ns = time.monotonic_ns()  # a camera that sends raw frames, or a decoder that invented a time
+        now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
         return PacketInfo(arrived_ns, None, self._gate.damaged)
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Return the arrival time of the frame. The presentation time is the smoothed arrival time, without waits."""
+        """Return the arrival time of a frame (monotonic). Its presentation time is the smoothed arrival time."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 
     def on_sender_report(self, _jitter_buffer: Any, sync: Any) -> None:
         """Read the camera's clock from an RTCP sender report.
 
-        The jitter buffer reports it. ``add-reference-timestamp-meta`` needs a newer GStreamer than JetPack 6's 1.20.
+        The signal of the jitter buffer is used because the property ``add-reference-timestamp-meta`` does not exist in
+        GStreamer 1.20, which JetPack 6 contains.
         """
         names = ("sr-ext-rtptime", "base-rtptime", "base-time", "clock-rate")
         if not all(sync.has_field(name) for name in (*names, "sr-buffer")):
-            return  # newer versions report times in RTP header extensions here too
+            return  # newer versions also report times in RTP header extensions with this signal
         times = [int(sync.get_value(name)) for name in names]
         if times[0] == NO_TIME:
             return
@@ -64,7 +65,7 @@ class PacketMonitor:
         self._utc_offset_ns = utc_minus_running_time(data, *times)
 
     def on_event(self, _pad: Any, probe: Any) -> Any:
-        """Record lost packets."""
+        """Record the loss if an event reports lost packets."""
         gst = library().Gst
         event = probe.get_event()
         if event.type == gst.EventType.CUSTOM_DOWNSTREAM and event.get_structure().has_name("GstRTPPacketLost"):
@@ -90,7 +91,7 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def _request_key_frame(self, pad: Any, now_ns: int) -> None:
-        """Request a key frame over RTCP from cameras that support it; others ignore the request."""
+        """Request a key frame over RTCP, at most once per second. Cameras that do not support this ignore it."""
         if now_ns - self._key_requested_ns < _KEY_REQUEST_NS:
             return
         self._key_requested_ns = now_ns

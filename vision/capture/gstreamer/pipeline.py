@@ -1,8 +1,8 @@
-"""GStreamer pipelines as data: the elements and their properties on each machine.
+"""GStreamer pipelines as data: which elements, with which properties, each machine uses.
 
-A Jetson's elements exist only on a Jetson, and their properties differ between JetPack releases
-(``enable-max-performance`` left ``nvv4l2decoder`` in JetPack 7). The choice is therefore made here, without
-GStreamer, from a `Registry` of what is installed, so that the choice for each machine can be tested on any machine.
+A Jetson's elements exist only on a Jetson, and their properties differ between JetPack releases (JetPack 7 removed
+``enable-max-performance`` from ``nvv4l2decoder``). Therefore this module chooses elements without calling GStreamer,
+from a `Registry` of the installed elements. The choice for each machine can then be tested on any machine.
 
 User input (a URL, a device) becomes the value of a property, never a part of a pipeline's text.
 """
@@ -23,10 +23,10 @@ from vision.types import PixelFormat
 Codec: TypeAlias = Literal["H264", "H265", "JPEG"]
 
 LATENCY_MS = 200
-"""Longest wait of the jitter buffer for a missing packet. Packets in order do not wait: the appsink does not sync."""
+"""How long the jitter buffer waits for a missing packet. Packets in order do not wait: the appsink does not sync."""
 
 USB_DEFAULT = (640, 480)
-"""Default size of USB cameras. By default, GStreamer chooses the largest size, at a few frames/s."""
+"""Frame size of a USB camera if none is configured. GStreamer would choose the largest, at a few frames/s."""
 
 NAMES: Mapping[PixelFormat, str] = {"bgr": "BGR", "bgrx": "BGRx", "nv12": "NV12", "i420": "I420"}
 
@@ -38,12 +38,12 @@ _ELEMENTS: Mapping[str, tuple[str, ...]] = {
     "nvidia-l4t-gstreamer": ("nvarguscamerasrc", "nvvidconv", "nvv4l2decoder", "nvjpegdec"),
 }
 PACKAGES: Mapping[str, str] = {element: package for package, elements in _ELEMENTS.items() for element in elements}
-"""Debian's and JetPack's package of every element that is used."""
+"""The Debian or JetPack package that contains each element."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serialized:
-    """A property value in GStreamer's notation: caps, or a name of an enumeration. Contains no user input."""
+    """A property value in GStreamer's notation: caps, or a name of an enumeration. Must not contain user input."""
 
     text: str
 
@@ -60,7 +60,7 @@ class Element:
 
 
 Registry: TypeAlias = Callable[[str], AbstractSet[str] | None]
-"""Returns the properties of an element; None if this machine's GStreamer cannot create it."""
+"""A function that returns the property names of an element; None if this machine's GStreamer cannot create it."""
 
 
 def supported(registry: Registry, factory: str, **properties: Value) -> Element:
@@ -73,9 +73,9 @@ def supported(registry: Registry, factory: str, **properties: Value) -> Element:
 def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     """Return ``rtspsrc`` for this camera. User and password are properties, so that no error text can repeat them.
 
-    ``drop-on-latency`` stays off: after a stall of the network or of this machine it would drop packets of a stream
-    that is complete, and damage every frame until the next key frame. `vision.capture.packet_info.KeyFrameGate` bounds
-    the backlog, at key frames.
+    ``drop-on-latency`` stays off, because after a stall of the network or of this machine it would drop packets of a
+    complete stream, and so damage every frame until the next key frame. Instead,
+    `vision.capture.packet_info.KeyFrameGate` limits the backlog by skipping to a key frame.
     """
     address = camera.address
     assert isinstance(address, Rtsp)
@@ -93,7 +93,7 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
         latency=LATENCY_MS,
         drop_on_latency=False,
         do_retransmission=False,
-        timeout=round(max(camera.open_timeout_s, camera.read_timeout_s) * 1e6),  # without any UDP packet
+        timeout=round(max(camera.open_timeout_s, camera.read_timeout_s) * 1e6),  # µs without a UDP packet
         tcp_timeout=round(camera.open_timeout_s * 1e6),
     )
     return Element("rtspsrc", {**properties, **optional.properties})
@@ -110,9 +110,9 @@ def decode_chain(codec: Codec, formats: Sequence[PixelFormat], registry: Registr
 
 
 def decoder(codec: Codec, registry: Registry) -> list[Element]:
-    """Return the decoder: NVIDIA's if its converter is installed too, otherwise that of the CPU.
+    """Return the decoder: NVIDIA's if it and its converter are installed, otherwise a decoder on the CPU.
 
-    Damaged frames must pass, because they are marked and counted later.
+    The decoder must output damaged frames, because they are marked and counted later.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]
@@ -122,12 +122,12 @@ def decoder(codec: Codec, registry: Registry) -> list[Element]:
 
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:
-    """Return True if this decoder can be used: it leaves frames in memory that only ``nvvidconv`` reads."""
+    """Return True if a decoder of NVIDIA can be used, whose frames only ``nvvidconv`` can read."""
     return registry(decoder_factory) is not None and registry("nvvidconv") is not None
 
 
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
-    """Return the elements from a decoder's or CSI camera's output to the appsink. `codec`: None for a CSI camera.
+    """Return the elements from the output of a decoder, or of a CSI camera if `codec` is None, to the appsink.
 
     ``videoconvert`` passes a frame on unchanged if its format is among `formats`, in any order.
     """
@@ -144,14 +144,14 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 
 
 def appsink(caps: Serialized) -> Element:
-    """Return the sink: it keeps the newest two frames, available as soon as they are decoded."""
+    """Return the sink, which keeps the newest two frames, and provides them as soon as they are decoded."""
     return Element(
         "appsink", {"caps": caps, "max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
     )
 
 
 def host_caps(formats: Sequence[PixelFormat]) -> Serialized:
-    """Return raw video in host memory in one of `formats`. Planar formats have even sides (`vision.types`)."""
+    """Return the caps of raw video in host memory in one of `formats`. nv12 and i420 require even sides."""
     even = ",width=[2,16384,2],height=[2,16384,2]"
     return Serialized(
         ";".join(f"video/x-raw,format={NAMES[name]}{even if name in ('nv12', 'i420') else ''}" for name in formats)
@@ -171,7 +171,7 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
 
 
 def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Serialized:
-    """Return the mode to request from a USB camera."""
+    """Return caps that request a mode of a USB camera: its media type, size and rate."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
     return Serialized(media_type + size_and_rate(width, height, camera.fps))
 
@@ -179,7 +179,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """Return the elements for a V4L2 camera. `offers_raw`: it supports the requested mode without JPEG."""
+    """Return the elements for a V4L2 camera. If not `offers_raw`, it supports the requested mode only as JPEG."""
     request = usb_request(camera, "video/x-raw" if offers_raw else "image/jpeg")
     source = [Element("v4l2src", {"device": camera.source}), Element("capsfilter", {"caps": request})]
     if offers_raw:
@@ -200,7 +200,7 @@ def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None
 def unavailable(address: SourceAddress, registry: Registry) -> str | None:
     """Return why this machine cannot open the source, and what to install; None if it can.
 
-    The elements for H.265 and JPEG are not required before a camera sends them.
+    The elements for H.265 and JPEG are not checked, because only cameras that send these codecs require them.
     """
     match address:
         case Rtsp():

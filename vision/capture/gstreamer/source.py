@@ -1,7 +1,7 @@
-"""Cameras through GStreamer: RTSP, CSI and USB, with a Jetson's decoders if available.
+"""Cameras that GStreamer reads: RTSP, CSI and USB, with a Jetson's decoders if available.
 
 GStreamer reports every lost packet and the capture times of a camera, and uses a Jetson's hardware. It needs Debian's
-``python3-gi``, which no package index has as a wheel.
+package ``python3-gi``, which is not available as a wheel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 
 
 def available(camera: CameraConfig) -> str | None:
-    """Return None if GStreamer can open this camera, else what is missing and the package that contains it."""
+    """Return what is missing to open this camera with GStreamer, and what to install; None if nothing is."""
     try:
         return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
@@ -38,9 +38,9 @@ def available(camera: CameraConfig) -> str | None:
 
 
 class GStreamerSource:
-    """One camera through GStreamer. Satisfies `vision.capture.source.Source`.
+    """One camera, read through GStreamer. Implements `vision.capture.source.Source`.
 
-    It delivers the decoder's own format if that is among `pixel_formats`, the formats that the detector accepts.
+    Frames keep the decoder's own format if it is among `pixel_formats`, the formats that the detector accepts.
     """
 
     live = True
@@ -112,7 +112,7 @@ class GStreamerSource:
             raise errors.source_error(self._camera, str(error)) from None
 
     def interrupt(self) -> None:
-        """Make `open` fail and `grab` return None from now on."""
+        """Make `open` raise an error and `grab` return None from now on."""
         self._interrupted.set()
 
     def close(self) -> None:
@@ -140,16 +140,16 @@ _SLICE_S = 0.05  # longest delay until an interrupt or an error is detected
 
 
 class Player:
-    """One pipeline, from `start` to `stop`.
+    """One pipeline of GStreamer, from `start` to `stop`.
 
-    GStreamer's threads call the ``_on_`` methods; the camera's thread calls the others. Waiting is cut into short
+    GStreamer's threads call the ``_on_`` methods; the camera's thread calls the others. Waits are divided into short
     slices, so that an interrupt or an error is detected without changing the pipeline's state from a second thread.
     """
 
     def __init__(
         self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], interrupted: threading.Event
     ) -> None:
-        """Create the pipeline, not yet started. `interrupted` ends every wait."""
+        """Create the pipeline, but do not start it. If `interrupted` is set, every wait ends."""
         self._camera = camera
         self._pixel_formats = pixel_formats
         self.packets = PacketMonitor()
@@ -171,7 +171,7 @@ class Player:
             SourceError: an element is missing, or GStreamer cannot start the pipeline.
         """
         gst = library().Gst
-        # The system's clock is CLOCK_MONOTONIC, as Python's: presentation times are comparable with ours.
+        # GStreamer's system clock is CLOCK_MONOTONIC, like Python's monotonic clock, so their times can be compared.
         self._pipeline.use_clock(gst.SystemClock.obtain())
         match self._camera.address:
             case Rtsp():
@@ -238,8 +238,8 @@ class Player:
         try:
             if probe.set_state(gst.State.READY) == gst.StateChangeReturn.FAILURE:
                 raise self._error(
-                    "it cannot be opened",
-                    hint="is it there (v4l2-ctl --list-devices), in use, or closed to this user (group video)?",
+                    "the device cannot be opened",
+                    hint="check that it exists (v4l2-ctl --list-devices), is free, and that you are in group video",
                 )
             supported = probe.get_static_pad("src").query_caps(None)
             request = pipeline.usb_request(self._camera, "video/x-raw")
@@ -294,7 +294,7 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True only for the first video stream, because audio and metadata need bandwidth."""
+        """Return True, to select the stream, only for the first video: audio and metadata would use bandwidth."""
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select
@@ -314,13 +314,13 @@ class Player:
         codec = _CODECS.get(encoding)
         if codec is None:
             raise self._error(
-                f"expected H.264, H.265 or motion JPEG, the camera sends {encoding}",
+                f"expected H.264, H.265 or Motion JPEG from the camera, got {encoding}",
                 hint="choose a different codec in the camera's settings",
             )
         chain = pipeline.decode_chain(codec, self._pixel_formats, installed)
         reason = pipeline.missing([element.factory for element in chain], installed)
         if reason is not None:
-            raise self._error(f"the camera sends {encoding}, and {reason}")
+            raise self._error(f"the camera sends {encoding}, but {reason}")
         depayloader = self._add_chain(chain)
         entry = depayloader.get_static_pad("sink")
         parser = depayloader.get_static_pad("src").get_peer().get_parent_element()

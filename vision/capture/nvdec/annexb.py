@@ -1,7 +1,8 @@
-"""H.264 and H.265 for hardware decoders (Annex B): units after start codes, with parameter sets in the stream.
+"""Conversion of H.264 and H.265 streams to Annex B, the format that hardware decoders require.
 
-Files store units after lengths, and parameter sets separately (ISO/IEC 14496-15). Cameras can send parameter sets only
-once, when the connection is made (RFC 6184, ``sprop-parameter-sets``).
+In Annex B, each unit follows a start code, and parameter sets are part of the stream. Files store each unit after its
+length, and parameter sets separately (ISO/IEC 14496-15). Cameras may send parameter sets only once, when the connection
+is made (RFC 6184, ``sprop-parameter-sets``).
 
 FFmpeg's bitstream filters convert the packets. They cannot report new parameter sets: ``extract_extradata`` attaches
 these as side data, which older supported versions of PyAV do not expose. So `parameter_sets` finds them.
@@ -25,7 +26,7 @@ _HEVC_PARAMETERS: Final = (32, 33, 34)  # Rec. ITU-T H.265, table 7-1: video, se
 
 
 class AnnexB:
-    """Converts the packets of one stream if necessary. Packets of other codecs pass unchanged."""
+    """Converts the packets of one H.264 or H.265 stream to Annex B. Packets of other codecs are not changed."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._codec = stream.codec_context.name
@@ -46,10 +47,10 @@ class AnnexB:
             yield packet
 
     def with_parameters(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return a key frame with its parameter sets, and the data that changes with the format.
+        """Return a key frame with its parameter sets, and data that differs if the format of the stream has changed.
 
-        The latter is the parameter sets of H.264 and H.265. For other codecs it is the whole frame, which contains the
-        format.
+        For H.264 and H.265, this data is the parameter sets. For other codecs, it is the whole frame, which contains
+        the format.
         """
         if self._codec not in _FILTERS:
             return data, data
@@ -60,7 +61,7 @@ class AnnexB:
 
 
 def parameter_sets(codec: str, data: bytes) -> bytes:
-    """Return the parameter sets in `data`, concatenated."""
+    """Return the parameter sets in `data` (Annex B), with start codes between them."""
     units = []
     starts = [match.end() for match in _START_CODE.finditer(data)]
     for start, end in pairwise([*starts, len(data) + 3]):

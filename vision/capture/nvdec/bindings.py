@@ -1,14 +1,14 @@
-"""NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec: packets in, GPU memory out.
+"""Access to NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec.
 
-This is the only module that calls PyNvVideoCodec. Its source code, but not its documentation, shows that:
+This is the only module that calls PyNvVideoCodec. The following is not documented, but its source code shows it:
 
-* Frames are in a pool that the next `decode` overwrites.
-* The pool is filled by copies on the CUDA stream that is given, so copies out of it belong on the same stream.
-* If the frame size changes, frames are scaled to the first size, so a session is for one size.
-* It conceals damaged frames, and does not report them.
-* With `latency`, it outputs a frame immediately if the end of the frame is marked; otherwise with the next frame.
+* Frames are in a pool, which the next call of `decode` overwrites.
+* Copies on the given CUDA stream fill the pool, so copies from the pool must use the same stream.
+* If the frame size changes, frames are scaled to the first size, so each session decodes only one size.
+* Damaged frames are concealed, and not reported.
+* With low latency, a frame is output immediately if its packet is marked as its end; otherwise with the next frame.
 
-For graphics cards in x86 and Arm servers. A Jetson has different decoders, which GStreamer reaches
+The module supports graphics cards in x86 and Arm servers. A Jetson has different decoders, which GStreamer uses
 (`vision.capture.gstreamer.source`).
 """
 
@@ -41,7 +41,7 @@ CODECS: Final = {
     "libvpx-vp9": "VP9",
     "mpeg2video": "MPEG2",
 }
-"""Members of ``cudaVideoCodec`` by FFmpeg's decoders. Motion JPEG is not among them: CUDA kernels decode it."""
+"""The member of ``cudaVideoCodec`` for each decoder of FFmpeg. NVDEC itself does not decode Motion JPEG."""
 
 _NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
 
@@ -61,7 +61,7 @@ def _library() -> Any:
         raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY, code="nvdec") from error
     except Exception as error:
         raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER, code="nvdec") from error
-    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # it sets INFO, and logs the driver's version
+    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # its default is INFO, for the driver's version
     if not hasattr(library, "DisplayDecodeLatencyType"):
         version = getattr(library, "__version__", "unknown")
         raise SourceError(f"expected PyNvVideoCodec 2.0 or later, got {version}", hint=_NO_LIBRARY, code="nvdec")
@@ -69,7 +69,7 @@ def _library() -> Any:
 
 
 def require_nvdec(codec: str | None = None) -> None:
-    """Check that NVDEC is usable, and supports `codec` (FFmpeg's name).
+    """Check that NVDEC is usable, and that it supports `codec` (FFmpeg's name; None means any).
 
     Raises:
         SourceError: NVDEC is not usable, or does not support the codec.
@@ -89,19 +89,19 @@ def require_nvdec(codec: str | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A decoded frame in GPU memory, nv12; valid until its session is called again."""
+    """A decoded nv12 frame in GPU memory, valid until its session is called again."""
 
     height_px: int
     width_px: int
     time: int  # as passed with the coded frame
-    planes: tuple[tuple[int, int], ...]  # address and bytes from row to row, of luma and chroma
+    planes: tuple[tuple[int, int], ...]  # for luma and chroma: address, and bytes from one row to the next
     yuv: YuvEncoding
 
     def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
-        """Copy to host memory if `out` has any, otherwise to its GPU memory. Returns when the copy is complete.
+        """Copy the frame to the host memory of `out`, or to its GPU memory if it has none. Wait for the copy.
 
         Raises:
-            SizeChanged: `out` has a different size.
+            SizeChanged: `out` has a different size or format.
         """
         if (out.height_px, out.width_px, out.pixel_format) != (self.height_px, self.width_px, "nv12"):
             raise SizeChanged(self.height_px, self.width_px)
@@ -109,7 +109,7 @@ class Surface:
         for (address, pitch_bytes), rows in zip(self.planes, (self.height_px, self.height_px // 2), strict=True):
             copy_rows(target, address, stream, rows=rows, row_bytes=row_bytes, pitch_bytes=pitch_bytes)
             target += rows * row_bytes
-        stream.synchronize()  # the reader starts immediately, and the decoder reuses this memory
+        stream.synchronize()  # the caller reads `out` immediately, and the decoder reuses the memory of the frame
 
 
 class Session:
@@ -118,8 +118,8 @@ class Session:
     def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
         """Create the decoder. Its copies are queued on `stream`, and its frames have the encoding `yuv`.
 
-        With `at_once`, every frame is returned by the call that decodes it. Not for streams whose frames are sent
-        in an order different from the display order.
+        If `at_once`, the call that decodes a frame also returns it. This requires a stream that sends frames in
+        display order.
 
         Raises:
             SourceError: NVDEC cannot decode this stream, or has no memory for it.
@@ -137,7 +137,7 @@ class Session:
             self._decoder: Any = library.CreateDecoder(
                 gpuid=device.index,
                 codec=getattr(library.cudaVideoCodec, CODECS[codec]),
-                cudacontext=0,  # the device's primary context, which the runtime API works in too
+                cudacontext=0,  # the device's primary context, which the CUDA runtime API also uses
                 cudastream=stream.address,
                 usedevicememory=True,
                 latency=latency.LOW if at_once else latency.NATIVE,
@@ -170,7 +170,7 @@ class Session:
 
     def _surface(self, frame: Any) -> Surface:
         if frame.format != self._nv12:
-            raise SourceError(f"expected frames in nv12, NVDEC returned {frame.format}", code="decoding")
+            raise SourceError(f"expected frames in nv12 from NVDEC, got {frame.format}", code="decoding")
         planes = [plane.__cuda_array_interface__ for plane in frame.cuda()]
         height_px, width_px = (int(side) for side in planes[0]["shape"][:2])
         layout = tuple((int(plane["data"][0]), int((plane.get("strides") or [width_px])[0])) for plane in planes)
@@ -178,7 +178,7 @@ class Session:
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(
-            f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)}: {_one_line(error)}",
+            f"NVDEC cannot decode this {CODECS.get(self._codec, self._codec)} stream: {_one_line(error)}",
             hint="`reader: ffmpeg` decodes on the CPU; if GPU memory is low, use fewer cameras or smaller frames",
             code="decoding",
         )

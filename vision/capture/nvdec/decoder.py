@@ -1,8 +1,8 @@
-"""The packets of a stream through NVDEC. FFmpeg reads the stream and its formats, NVDEC decodes it.
+"""Packet decoder that uses NVDEC. FFmpeg reads the stream and determines its format.
 
-An NVDEC session supports one frame size, and reports little about its frames. So FFmpeg decodes the first key frame,
-and each key frame with different parameters, on the CPU to get the format. A new format starts a new session, after the
-remaining frames of the old one.
+An NVDEC session supports one frame size, and reports little about its frames. So FFmpeg also decodes the first key
+frame, and each key frame whose parameters have changed, on the CPU to get the format. A new format starts a new
+session, after the remaining frames of the old one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 
 
 class NvdecDecoder:
-    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; its frames are nv12."""
+    """Decodes packets with NVDEC to nv12 frames. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
         """Create the decoder. If `live`, it outputs every frame immediately.
@@ -44,7 +44,7 @@ class NvdecDecoder:
         require_nvdec(self._codec)
         if "nv12" not in pixel_formats:
             raise SourceError(
-                f"NVDEC delivers nv12 frames, the detector accepts {', '.join(pixel_formats)}",
+                f"NVDEC delivers nv12 frames, but the detector accepts only {', '.join(pixel_formats)}",
                 hint="remove `reader: nvdec`",
                 code="pixel-format",
             )
@@ -56,7 +56,7 @@ class NvdecDecoder:
         self._latest_ns: int | None = None
         self._stream = Stream()
         self._session: Session | None = None
-        self._retired: Session | None = None  # its last frames can still be read
+        self._retired: Session | None = None  # the previous session, whose last frames can still be read
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._retired is not None:
@@ -105,11 +105,11 @@ class NvdecDecoder:
         """Start a session for the format of `frame`, if it is new. Return the remaining frames of the old session."""
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
-                f"expected frames of 8 bits, 4:2:0, for NVDEC, this stream has {frame.format.name}",
+                f"expected frames of 8 bits in 4:2:0 for NVDEC, got {frame.format.name}",
                 hint="change the camera's settings, or remove `reader` so that the CPU decodes the stream",
                 code="nvdec-codec",
             )
-        choose_format("nv12", frame.height, frame.width, ("nv12",))  # its sides are even
+        choose_format("nv12", frame.height, frame.width, ("nv12",))  # raises an error if a side is odd
         encoding = encoding_of(frame)
         stream_format = (frame.height, frame.width, encoding)
         if stream_format == self._format:
@@ -134,11 +134,11 @@ class NvdecDecoder:
         return frame
 
     def _check_order(self, pts_ns: int | None) -> None:
-        """Stop immediate output if frames are not sent in display order, which it requires."""
+        """Disable immediate output if frames are not sent in display order, because it requires this order."""
         if pts_ns is None:
             return
         if self._at_once and self._latest_ns is not None and pts_ns < self._latest_ns:
-            log.info("frames are sent out of order: NVDEC outputs them later from the next key frame on")
+            log.info("frames are not sent in display order, so NVDEC outputs them later from the next key frame on")
             self._at_once = False
             self._format = self._parameters = None
         self._latest_ns = pts_ns

@@ -1,8 +1,8 @@
-"""Decoding with NVDEC if it supports the stream, otherwise with FFmpeg: `reader: auto` on a graphics card.
+"""Packet decoder that uses NVDEC if it supports the stream, otherwise FFmpeg, for `reader: auto` on a graphics card.
 
-The first key frame of a stream shows if the card can decode it, and the settings of a camera may change between two
-connections. So each connection makes the choice again, between decoders that take the same packets, and opens nothing
-twice. The frames are always in GPU memory. FFmpeg's frames are copied there, which the detector would do otherwise.
+Only the first key frame shows whether the card can decode a stream, and the settings of a camera can change between two
+connections. So each connection chooses a decoder again. Both decoders accept the same packets, so the stream is not
+opened twice. Frames are always in GPU memory: those of FFmpeg are copied there, which the detector would do otherwise.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from vision.gpu.memory import copy_to_device
 from vision.types import FrameBuffer, PixelFormat
 
 _RESERVED: Final = 8
-"""If less than this part of the card's memory is free, no decoder is opened, because later cameras need buffers."""
+"""NVDEC is used only if at least 1/8 of the card's memory is free, because later cameras need memory for buffers."""
 
 _MOST_KEPT: Final = 64  # packets; after more packets without a frame, the decoder can no longer be replaced
 
 
 class NvdecOrFFmpeg:
-    """Satisfies `vision.capture.ffmpeg.decoder.PacketDecoder`; FFmpeg's frames are copied to GPU memory."""
+    """Decodes packets with NVDEC or FFmpeg. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class NvdecOrFFmpeg:
     ) -> None:
         """Create the decoder.
 
-        `nvdec` opens the preferred decoder. It can refuse a stream, and so can the decoder until its first frame, with
-        `SourceError` or `OutOfMemory`. `warn` then logs the reason, and `ffmpeg` opens the other decoder.
+        `nvdec` opens the preferred decoder. If it, or that decoder before its first frame, raises `SourceError` or
+        `OutOfMemory`, `warn` is called with the reason, and `ffmpeg` opens the other decoder.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._stream = stream
@@ -104,7 +104,7 @@ class NvdecOrFFmpeg:
         self._decoder.write(frame, self._staged)
         pixels = self._staged.require_host()
         copy_to_device(out.device_address, pixels.ctypes.data, pixels.nbytes, self._copies)
-        self._copies.synchronize()  # the reader starts immediately
+        self._copies.synchronize()  # the caller reads `out` immediately
 
     def close(self) -> None:
         self._decoder.close()
@@ -121,7 +121,7 @@ def _require_room() -> None:
 
 
 def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
-    """Copy a packet, because decoders can take the data out of it."""
+    """Return a copy of a packet, because a decoder can remove the data from the original."""
     copied: Packet[Any] = Packet(bytes(packet)) if packet.size else Packet(0)
     copied.stream = stream
     if packet.size:

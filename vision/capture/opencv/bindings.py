@@ -1,6 +1,6 @@
-"""`cv2.VideoCapture`: the part that the project uses, and the properties that it reports.
+"""Protocol of `cv2.VideoCapture`, and functions that read its properties.
 
-Importing this module silences OpenCV, which prints errors that the supervisor handles.
+Importing this module disables OpenCV's log, which prints errors that the supervisor handles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if "OPENCV_LOG_LEVEL" not in os.environ:  # the operator has not configured it
 
 
 class Capture(Protocol):
-    """The part of ``cv2.VideoCapture`` that is used."""
+    """The methods of ``cv2.VideoCapture`` that the project uses."""
 
     def isOpened(self) -> bool: ...  # noqa: N802 - OpenCV's names
     def grab(self) -> bool: ...
@@ -46,6 +46,6 @@ def describe(capture: Capture) -> StreamInfo:
 
 
 def position_ns(capture: Capture) -> int | None:
-    """Return the presentation time of the last grabbed frame, or None if the stream has none."""
+    """Return the presentation time of the last grabbed frame in ns; None if the stream has no times."""
     position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
     return int(position_ms * 1e6) if math.isfinite(position_ms) and 0 < abs(position_ms) < _MAX_POSITION_MS else None

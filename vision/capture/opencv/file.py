@@ -1,4 +1,4 @@
-"""A folder of images, or one image, as a camera: for test sets, time lapses and archives of a web camera."""
+"""Source that reads a folder of images, or one image, for test sets, time lapses and archives of web cameras."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FPS: Final = 1.0
 
 
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
-    """The images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated according to EXIF.
+    """Delivers the images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as EXIF requires.
 
     An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
     error. Files that are added later are read when the folder is reopened.
@@ -41,7 +41,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
         self._close()
 
     def _close(self) -> None:
-        self._files: deque[Path] = deque()  # in a loop, without those that cannot be read
+        self._files: deque[Path] = deque()  # to read; in a loop, without those that cannot be read
         self._read_count = 0  # images, over all passes
         self.skipped = 0
 
@@ -59,7 +59,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
                     self._files.append(file)
                 self._read_count += 1
                 return (self._read_count - 1) * self._interval_ns, frame
-            log.warning("%s: skipped, not an image that OpenCV can read", file)
+            log.warning("%s: skipped, because OpenCV cannot read it as an image", file)
             self.skipped += 1
         if not self._read_count:
             raise SourceError(f"{self._path}: none of its {self.skipped} images can be read", code="no-images")
@@ -75,10 +75,10 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
 
 
 def list_images(path: Path) -> list[Path]:
-    """Return the images of a folder in natural order, or the one file at `path`.
+    """Return the paths of the images in a folder, in natural order; if `path` is a file, return only `path`.
 
     Raises:
-        SourceError: there are none, or the folder cannot be read.
+        SourceError: the folder contains no images, or cannot be read.
     """
     try:
         if not path.is_dir():
@@ -95,13 +95,13 @@ def list_images(path: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that orders numbers within names by their value."""
+    """Return a sort key that orders the numbers within names by value, so that ``img2`` is before ``img10``."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts)
 
 
 def read_image(file: Path) -> NDArray[np.uint8] | None:
-    """Return an image as (H, W, 3) uint8 bgr, or None if it cannot be read."""
+    """Read an image, and return it as (H, W, 3) uint8 bgr; None if it cannot be read."""
     try:
         frame = cv2.imread(str(file), cv2.IMREAD_COLOR)
     except cv2.error:  # larger than OpenCV's limit of 2**30 pixels

@@ -1,7 +1,7 @@
-"""USB and other V4L2 cameras through OpenCV, for machines without GStreamer.
+"""USB and other V4L2 cameras, read through OpenCV, for machines without GStreamer.
 
-Every library call that can block runs on a separate thread (`BlockingReader`). So `open` and `grab` return
-in time, and `close` does not wait for a device that hangs.
+Every library call that can block runs on a separate thread (`BlockingReader`), so that `open` and `grab` return
+in time, and `close` does not wait for a device that does not respond.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MJPG: Final = int.from_bytes(b"MJPG", "little")
 
 
 def open_device(camera: CameraConfig) -> Capture:
-    """Open a V4L2 device and negotiate its mode. Log every difference between the request and the device's mode.
+    """Open a V4L2 device and request the configured mode. Log every value that the device does not accept.
 
     Raises:
         SourceError: the device is missing, is not a video device, or cannot be opened.
@@ -42,8 +42,8 @@ def open_device(camera: CameraConfig) -> Capture:
     _check_device(device)
     capture = cast(Capture, cv2.VideoCapture(device, cv2.CAP_V4L2))
     if not capture.isOpened():
-        hint = "check that it is a camera (v4l2-ctl --list-devices), and not in use by a different program"
-        raise _device_error(device, "V4L2 cannot open it", hint)
+        hint = "check that it is a camera (v4l2-ctl --list-devices), and that no other program uses it"
+        raise _device_error(device, "V4L2 cannot open the device", hint)
     for difference in request_mode(capture, camera):
         log.warning("%s: %s", device, difference)
     return capture
@@ -53,7 +53,8 @@ def _check_device(device: str) -> None:
     try:
         mode = Path(device).stat().st_mode
     except OSError as error:
-        raise _device_error(device, f"{error.strerror}", "is it plugged in? v4l2-ctl --list-devices") from error
+        hint = "check that the camera is plugged in: v4l2-ctl --list-devices"
+        raise _device_error(device, f"{error.strerror}", hint) from error
     if not stat.S_ISCHR(mode):
         raise _device_error(device, "not a video device", "USB cameras are /dev/video0, /dev/video1, ...")
     if not os.access(device, os.R_OK | os.W_OK):
@@ -68,8 +69,9 @@ def _device_error(device: str, text: str, hint: str) -> SourceError:
 def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     """Request a frame size and rate. Return one sentence for each value that the device does not accept.
 
-    The request is for motion JPEG: raw frames of 1280x720 and more exceed the bandwidth of USB 2 at full rate. One
-    buffer is requested, because each further buffer can hold an older frame. Drivers can choose the nearest mode.
+    If a size is configured, Motion JPEG is requested, because raw frames of 1280x720 and more exceed the bandwidth of
+    USB 2 at full rate. One buffer is requested, because each further buffer can hold an older frame. The driver can
+    choose the nearest mode.
     """
     width_px, height_px, fps = camera.width, camera.height, camera.fps
     if width_px is not None and height_px is not None:
@@ -82,9 +84,10 @@ def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     mode = describe(capture)
     differences = []
     if width_px is not None and (mode.width_px, mode.height_px) != (width_px, height_px):
-        differences.append(f"requested {width_px}x{height_px}, the device delivers {mode.width_px}x{mode.height_px}")
+        got = f"{mode.width_px}x{mode.height_px}"
+        differences.append(f"requested {width_px}x{height_px}, but the device delivers {got}")
     if fps is not None and mode.fps is not None and abs(mode.fps - fps) > 0.01 * fps:
-        differences.append(f"requested {fps:g} frames/s, the device delivers {mode.fps:g}")
+        differences.append(f"requested {fps:g} frames/s, but the device delivers {mode.fps:g}")
     return differences
 
 
@@ -95,12 +98,13 @@ def _grab(device: str, capture: Capture) -> Grab:
     except cv2.error:
         success = False
     if not success:
-        raise _device_error(device, f"no frame for {time.monotonic() - began:.1f} s", "was it unplugged?")
+        text = f"no frame for {time.monotonic() - began:.1f} s"
+        raise _device_error(device, text, "check whether the camera was unplugged")
     return Grab(time.monotonic_ns(), time.time_ns(), "arrival", position_ns(capture))
 
 
 class V4L2Source:
-    """One V4L2 camera through OpenCV. Satisfies `vision.capture.source.Source`."""
+    """One V4L2 camera, read through OpenCV. Implements `vision.capture.source.Source`."""
 
     live = True
 
@@ -117,7 +121,7 @@ class V4L2Source:
     def open(self) -> StreamInfo:
         self.close()
         timeout_s = self._camera.open_timeout_s + _OPEN_MARGIN_S
-        self._capture = self._reader.open(timeout_s, hint="unplug it and plug it in again")
+        self._capture = self._reader.open(timeout_s, hint="unplug the camera, and plug it in again")
         return describe(self._capture)
 
     def grab(self, timeout_s: float) -> Grab | None:
@@ -152,7 +156,7 @@ class V4L2Source:
         np.copyto(pixels, self._kept)
 
     def interrupt(self) -> None:
-        """Make `open` fail and `grab` return None from now on."""
+        """Make `open` raise an error and `grab` return None from now on."""
         self._reader.interrupt()
 
     def close(self) -> None:

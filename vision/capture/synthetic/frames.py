@@ -1,7 +1,7 @@
 """Synthetic frames with known content: colored rectangles that move over gray, at even coordinates.
 
-Frames are drawn directly into the caller's buffer. That costs as much as copying a prepared frame, needs no memory for
-a cycle of frames, and never repeats a frame. Even coordinates make a box the same in every pixel format, because NV12
+Frames are drawn directly into the caller's buffer. This takes as long as copying a prepared frame, needs no memory for
+prepared frames, and never repeats a frame. With even coordinates, a box is the same in every pixel format, because NV12
 and I420 have one color for each 2x2 pixels.
 """
 
@@ -20,13 +20,15 @@ from vision.errors import SourceError
 from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
-GREY: Final = 114
-_LANE_PX: Final = 8  # smallest lane: 2 px of gap on both sides, and a visible object
+GRAY: Final = 114
+_LANE_PX: Final = 8  # height of the smallest lane: a visible object, with a gap of 2 px on both sides
 _SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # per frame
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
+    """A rectangle of one class, and the paths of its left and top coordinates."""
+
     class_id: int
     width_px: int
     height_px: int
@@ -40,7 +42,7 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """A position that moves back and forth between `start` and `start + span` (even numbers)."""
+    """A coordinate, in pixels, that moves back and forth between `start` and `start + span` (even numbers)."""
 
     start: int
     span: int
@@ -79,7 +81,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """Return the number of lanes that fit."""
+        """Return the number of objects for which a frame of this size has lanes."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property
@@ -102,17 +104,20 @@ class Scene:
         return _Object(rng.randrange(len(FAKE_COLORS)), width_px, height_px, x, y)
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return the boxes (N, 4) float32 xyxy in pixels and class ids (N,) int32. Later objects cover earlier ones."""
+        """Return the boxes, (N, 4) float32 xyxy in pixels, and the class ids, (N,) int32, of frame `index`."""
         boxes = [shape.box(index) for shape in self._objects]
         class_ids = [shape.class_id for shape in self._objects]
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
-        """Write frame `index` into `out`, a C-contiguous array of `vision.types.frame_shape`."""
+        """Write frame `index` into `out`, a C-contiguous array with the shape of `vision.types.frame_shape`.
+
+        If objects overlap, later objects cover earlier ones.
+        """
         planes = [
             plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)
         ]
-        for plane, color in zip(planes, _plane_colors((GREY, GREY, GREY), pixel_format), strict=True):
+        for plane, color in zip(planes, _plane_colors((GRAY, GRAY, GRAY), pixel_format), strict=True):
             _fill(plane, color)
         for shape in self._objects:
             x1, y1, x2, y2 = shape.box(index)
@@ -123,11 +128,11 @@ class Scene:
 
 @cache
 def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple[tuple[int, ...], ...]:
-    """Return a color in the channels of each plane. YUV: ITU-R BT.601, 8 bits, 16 to 235 for black to white."""
+    """Return the channels of a color in each plane. YUV is 8-bit ITU-R BT.601, with 16 for black and 235 for white."""
     if pixel_format == "bgr":
         return (bgr,)
     if pixel_format == "bgrx":
-        return ((*bgr, GREY),)
+        return ((*bgr, GRAY),)
     blue, green, red = bgr
     y = round(16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255)
     u = round(128 + (-37.797 * red - 74.203 * green + 112.0 * blue) / 255)
@@ -136,7 +141,7 @@ def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple
 
 
 def _fill(plane: NDArray[np.uint8], color: tuple[int, ...]) -> None:
-    """Fill a rectangle of (rows, bytes) with one color, row by row, which in NumPy is much faster than by pixel."""
+    """Fill a (rows, bytes) rectangle with one color. NumPy writes whole rows much faster than single pixels."""
     if len(set(color)) == 1:
         plane[...] = color[0]
     else:

@@ -1,6 +1,6 @@
-"""Synthetic camera: frames with known content, and every fault of a real camera on demand.
+"""Synthetic camera, which delivers frames with known content and simulates the faults of real cameras.
 
-`vision.capture.synthetic.spec` describes the address.
+`vision.capture.synthetic.spec` describes its address and options.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DEFAULT_OBJECTS: Final = 3
 
 
 class SyntheticSource(PacedSource[int]):
-    """A synthetic camera. Frames are due at the configured rate; offline, they have the same times."""
+    """A synthetic camera. Frames are due at the configured rate; offline, they have the same times but no delay."""
 
     def __init__(
         self, spec: SyntheticSpec, pixel_formats: tuple[PixelFormat, ...] = ("bgr",), pacer: FramePacer | None = None
@@ -45,7 +45,7 @@ class SyntheticSource(PacedSource[int]):
         return first, first if spec.resize is None else _scene(spec, *spec.resize[1:])
 
     def truth(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return the objects of frame `index`: boxes (N, 4) float32 xyxy in pixels, class ids (N,) int32."""
+        """Return the boxes, (N, 4) float32 xyxy in pixels, and the class ids, (N,) int32, of frame `index`."""
         scene, shown = self._shown(index)
         return scene.truth(shown)
 
@@ -77,13 +77,13 @@ class SyntheticSource(PacedSource[int]):
     def _write(self, index: int, out: FrameBuffer) -> None:
         scene, shown = self._shown(index)
         pixels = out.require_host()
-        # Report also a size that this format does not allow: the format changes when the source is opened again.
+        # This includes sizes that the format does not allow, because a reopened source chooses a different format.
         if not has_shape(pixels, scene.height_px, scene.width_px, self._pixel_format):
             raise SizeChanged(scene.height_px, scene.width_px)
         scene.draw(shown, pixels, self._pixel_format)
 
     def _shown(self, index: int) -> tuple[Scene, int]:
-        """Return the scene, and the index within it, of frame `index`."""
+        """Return the scene that frame `index` shows, and the number of the frame in that scene."""
         spec = self._spec
         shown = index if spec.freeze is None else min(index, spec.freeze)
         return self._scenes[spec.resize is not None and index >= spec.resize[0]], shown

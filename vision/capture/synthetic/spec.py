@@ -6,15 +6,15 @@ Size, rate and options are optional:
 option       example                meaning
 ===========  =====================  ==================================================================================
 objects      ``5``                  rectangles in each frame; default: 3, or fewer in a small frame
-seed         ``1``                  seed of their sizes, colors and paths
+seed         ``1``                  random seed for the sizes, colors and paths of the rectangles
 frames       ``100``                number of frames; default: no end
 format       ``nv12``               pixel format; default: the detector's preferred format
 overlap      ``1``                  objects may overlap
-freeze       ``50``                 repeat this frame from here on
-freeze_pts   ``50``                 repeat the presentation time of this frame from here on
+freeze       ``50``                 repeat frame 50 without end
+freeze_pts   ``50``                 repeat the presentation time of frame 50 without end
 resize       ``50:320x240``         change the frame size at frame 50
 stall        ``50:3``               pause for 3 s before frame 50
-hang         ``50:3``               as ``stall``, inside a call that cannot be interrupted
+hang         ``50:3``               like ``stall``, but in a call that cannot be interrupted
 fail         ``50``                 fail at frame 50
 corrupt      ``50:60``              mark frames 50 to 59 as damaged
 ===========  =====================  ==================================================================================
@@ -43,7 +43,7 @@ _FORMATS: Final[tuple[PixelFormat, ...]] = get_args(PixelFormat)
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSpec:
-    """A parsed ``synthetic:`` address. Each simulated fault contains the frame at which it starts."""
+    """A parsed ``synthetic:`` address. Each simulated fault contains the number of the frame at which it starts."""
 
     width_px: int = 768
     height_px: int = 576
@@ -63,10 +63,10 @@ class SyntheticSpec:
 
     @staticmethod
     def parse(source: str) -> SyntheticSpec:
-        """Parse the address in camera.yaml.
+        """Parse the address of a synthetic camera.
 
         Raises:
-            SourceError: the address is invalid. The text names the expected form.
+            SourceError: the address is invalid. The error shows the expected form.
         """
         match = _FORM.fullmatch(source)
         if match is None:
@@ -96,7 +96,7 @@ _OPTIONS: Final[dict[str, tuple[str, str, tuple[Callable[[str], Any], ...]]]] = 
     **dict.fromkeys(("stall", "hang"), (r"(\d+):(\d+(?:\.\d+)?)", "FRAME:SECONDS", (int, float))),
     "corrupt": (r"(\d+):(\d+)", "FIRST:END", (int, int)),
 }
-"""The form of each option as a regular expression and in words, and the types of its groups."""
+"""For each option, its form as a regular expression and in words, and the types of its groups."""
 
 
 def _parse_option(name: str, text: str) -> Any:
