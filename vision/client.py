@@ -1,7 +1,7 @@
-"""Subscription to a publisher: typed messages, and reports of lost messages.
+"""Functions and classes that receive the messages of a publisher, and report lost messages.
 
-ZeroMQ reconnects and drops messages silently. `Subscription` detects this and returns reports between the messages:
-`Gap`, `Restart`, `Silence`. With `since`, a subscription requests all events that it missed, and returns each event
+ZeroMQ reconnects and drops messages silently. `Subscription` detects this, and returns the reports `Gap`, `Restart` and
+`Silence` between the messages. With `since`, a subscription requests all events that it missed, and returns each event
 once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
-_RETRY_NS: Final = 50_000_000  # pause before a request that could not be sent is repeated
+_RETRY_NS: Final = 50_000_000  # time after which a request that could not be sent is repeated
 _NODE_STATUS: Final = f"status/{NODE}"
 
 
@@ -76,7 +76,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Report that no message arrived for `for_s` seconds. It is repeated at this interval."""
+    """Report that no message arrived for `for_s` seconds. While the silence lasts, the report is repeated."""
 
     address: str
     for_s: float
@@ -86,13 +86,13 @@ class Silence:
         text = f"no messages from {self.address} for {self.for_s:.0f} s"
         if self.connected:
             return f"{text}: connected, but no subscribed message is published"
-        return f"{text}: is `vision run` running, and can this machine reach its publish.bind?"
+        return f"{text}: check that `vision run` is running, and that this machine can reach its publish.bind"
 
 
 Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
 
 Since: TypeAlias = int | tuple[str, int]
-"""Number of the last processed event (0 if there is none), or preferably its (`journal`, `number`)."""
+"""The last processed event: preferably its (`journal`, `number`), or only its number; 0 if there is none."""
 
 
 def subscribe(
@@ -106,21 +106,21 @@ def subscribe(
     silence_s: float = 5.0,
     queue: int = 1000,
 ) -> Iterator[Item]:
-    """Yield messages and reports until the caller stops. The socket is closed with the generator.
+    """Yield messages and reports until the caller stops the iteration, which closes the socket.
 
     Args:
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
         cameras: ids of cameras; None means all.
-        kinds: some of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
-        since: start after this event, request every missing event, and return each once and in order. If None,
-                events can be lost, like all other messages.
-        replay: ``publish.replay`` of the publisher; None means the address in its status.
-        timeout_s: maximum time without a message; None means no limit.
-        silence_s: time without a message after which a `Silence` is reported.
+        kinds: one or more of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
+        since: last processed event. All later events are returned once and in order. If None, events can be lost, like
+            all other messages.
+        replay: ``publish.replay`` of the publisher; None means the address in the publisher's status.
+        timeout_s: maximum time in seconds without a message; None means no limit.
+        silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
 
     Raises:
-        ConfigError: the address or a kind is invalid. The call itself raises this error.
+        ConfigError: the address or a kind is invalid. The call itself raises this error, before the iteration.
         TimeoutError: no message arrived for `timeout_s`.
         MessageError: the publisher has a different version, or is not `vision run`.
     """
@@ -136,7 +136,7 @@ def subscribe(
 
 
 class Subscription:
-    """One connected SUB socket that checks sequence numbers. Not thread-safe."""
+    """A connection to a publisher, which checks the sequence numbers of messages. Not thread-safe."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Subscription:
         keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Connect, as `subscribe` does. Probe an idle connection every `keepalive_s`; replace it after three probes."""
+        """Connect to a publisher. `keepalive_s` is the interval of probes on an idle connection; see `subscribe`."""
         _check_arguments(address, cameras, kinds, since, replay)
         self.address = address
         self._topics = _topics(cameras, kinds)
@@ -185,7 +185,7 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """Yield the items of `receive` until `close`. Raise `TimeoutError` after `timeout_s` without a message."""
+        """Yield messages and reports until `close`. Raise `TimeoutError` after `timeout_s` without a message."""
         while True:
             left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
             item = self.receive(None if left_s is None else max(0.0, left_s))
@@ -195,7 +195,7 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next message or report; None if there was none within `timeout_s`.
+        """Return the next message or report; None if there is none within `timeout_s`.
 
         Raises:
             MessageError: the publisher has a different version, or is not `vision run`.
@@ -238,7 +238,7 @@ class Subscription:
             return
         if self._replay is not None:
             self._replay.request_if_due()
-        ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up: 0 would spin in the last ms
+        ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up, because 0 would not wait
         if self._monitor in ready:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -281,14 +281,14 @@ class Subscription:
 
 
 class _Sequences:
-    """The instance of each node, and the last sequence number of each of its topics."""
+    """Checks sequence numbers: the instance of each node, and the last number of each of the node's topics."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # by node
         self._last: dict[str, dict[str, int]] = {}  # by node and topic
 
     def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
-        """Yield reports of a restart and of lost messages, and then the message unless it is a repeated one."""
+        """Yield reports of a restart and of lost messages, then the message itself unless it is a repetition."""
         yield from self.check_instance(message)
         last = self._last[message.node]
         expected = last.get(topic, message.seq - 1) + 1
@@ -300,7 +300,7 @@ class _Sequences:
         yield message
 
     def check_instance(self, message: AnyMessage) -> Iterator[Restart]:
-        """Yield a report if the publisher restarted."""
+        """Yield a report if the publisher of the message has restarted."""
         old_instance = self._instances.get(message.node)
         if old_instance != message.instance:
             if old_instance is not None:
@@ -331,7 +331,7 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 
 
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
-    """Return the topics to subscribe to. For all cameras, the topic is the kind followed by a slash."""
+    """Return the topics to subscribe to. To subscribe to all cameras, the topic is the kind followed by a slash."""
     for name, values in (("cameras", cameras), ("kinds", kinds)):
         if isinstance(values, str):
             text = f"{name}: expected a list of names, got the text {values!r}"
@@ -349,16 +349,17 @@ def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[s
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Time from capture to now, and the clock that measured it."""
+    """The age of a frame in milliseconds, and the clock that measured the age."""
 
     ms: float
     clock: Literal["monotonic", "utc"]
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Return the age of a frame, by the monotonic clock on the publisher's machine, and by UTC on other machines.
+    """Return the time from the capture of a frame until now.
 
-    The accuracy by UTC depends on the synchronization of both clocks.
+    On the publisher's machine, the monotonic clock measures it. On other machines, UTC measures it, so the accuracy
+    depends on the synchronization of both clocks.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
@@ -371,7 +372,7 @@ def read_recording(path: Path | str) -> Iterator[DetectionsMessage]:
     """Yield the messages of a file that ``vision run --record`` wrote.
 
     Raises:
-        MessageError: a line is not a message. The error contains the line number.
+        MessageError: a line is not a valid message. The error contains the line number.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as lines:

@@ -1,20 +1,20 @@
-"""The exceptions of the project, grouped by what the operator has to do.
+"""The exceptions of the project, grouped by what the operator must do.
 
 ::
 
     VisionError
-    ├── ConfigError       fix the configuration            exit 78, systemd does not restart
-    ├── ModelError        fix or rebuild the model          exit 78
-    ├── SourceError       one camera; retried with back-off
-    │   ├── EndOfStream   a file or folder has ended; not an error
-    │   └── SizeChanged   the frame has a new size, which starts a new epoch; not an error
-    ├── DeviceError       CUDA, TensorRT or ONNX Runtime at run time: fatal, systemd restarts
-    │   ├── DeviceMissing the GPU, the driver or TensorRT is missing: exit 78
-    │   └── OutOfMemory   CUDA can continue; for the frames of a camera, it becomes a SourceError
-    ├── MessageError      a message or a recording that this version cannot read
-    └── Closed            a slot or a queue was closed: the normal end of a wait
+    ├── ConfigError       fix the configuration; exit code 78, so systemd does not restart the program
+    ├── ModelError        fix or rebuild the model; exit code 78
+    ├── SourceError       nothing: the camera is opened again after a pause
+    │   ├── EndOfStream   nothing: a file or folder has ended
+    │   └── SizeChanged   nothing: the frame has a new size, which starts a new epoch
+    ├── DeviceError       nothing: CUDA, TensorRT or ONNX Runtime failed, and systemd restarts the program
+    │   ├── DeviceMissing install the GPU, driver or library that is missing; exit code 78
+    │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
+    ├── MessageError      use a program that can read the message or the recording
+    └── Closed            nothing: a slot, queue or database was closed, which ends every wait
 
-A message states what was expected, what was received, and what to do (`hint`).
+The message of an exception states what was expected and what was received; its `hint` states what to do.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in Re
 class Fault:
     """One error in a configuration file."""
 
-    line: int  # from 1; 0 means the whole file, or a configuration without a file
-    column: int
+    line: int  # from 1; 0 means the whole file, or that there is no file
+    column: int  # from 1
     key: str  # path of the key, such as ``cameras[1].transport``; "" at the top level
     code: str  # stable name, such as ``unknown-key``
     message: str
 
 
 class VisionError(Exception):
-    """Base of all errors that the project raises."""
+    """Base class of all errors that the project raises."""
 
     exit_code = EXIT_RUNTIME
 
     def __init__(self, message: str, *, hint: str = "", code: str = "", faults: tuple[Fault, ...] = ()) -> None:
-        """Create the error. User names, passwords and tokens are removed from its texts.
+        """Create the error. `redact` removes user names, passwords and tokens from its texts.
 
         Args:
-            message: Expected and received values.
-            hint: Advice for the operator.
-            code: Stable name of the error for programs and tests, such as ``port-in-use``.
-            faults: The errors in a configuration file, which `message` lists.
+            message: what was expected and what was received.
+            hint: what the operator can do.
+            code: stable name of the error for programs and tests, such as ``port-in-use``.
+            faults: the errors in a configuration file, which `message` lists.
         """
         super().__init__(redact(message))
         self.hint = redact(hint)
@@ -63,7 +63,7 @@ class VisionError(Exception):
 
 
 class ConfigError(VisionError):
-    """The configuration is invalid. The message lists every error with its file and line."""
+    """The configuration is invalid. The message lists every error with the file and the line."""
 
     exit_code = EXIT_CONFIG
 
@@ -79,11 +79,11 @@ class SourceError(VisionError):
 
 
 class EndOfStream(SourceError):
-    """A finite source has no more frames."""
+    """A file or a folder has no more frames."""
 
 
 class SizeChanged(SourceError):
-    """The grabbed frame and its buffer differ in size or format."""
+    """The grabbed frame differs from its buffer in size or format."""
 
     def __init__(self, height_px: int, width_px: int) -> None:
         super().__init__(f"the frame is now {width_px}x{height_px}")
@@ -92,11 +92,11 @@ class SizeChanged(SourceError):
 
 
 class DeviceError(VisionError):
-    """The inference device failed at run time. CUDA errors persist in their context, so the process must end."""
+    """The inference device failed while running. CUDA errors persist in their context, so the process must end."""
 
 
 class DeviceMissing(DeviceError):
-    """A GPU, a driver or a library is missing or too old. A restart does not help."""
+    """A GPU, a driver or a library is missing or too old. Restarting the program does not help."""
 
     exit_code = EXIT_CONFIG
 
@@ -106,11 +106,11 @@ class OutOfMemory(DeviceError):
 
 
 class MessageError(VisionError):
-    """A message or a line of a recording has a schema that this version cannot read."""
+    """A message, or a line of a recording, has a schema that this version cannot read."""
 
 
 class Closed(VisionError):
-    """The other side closed the slot or queue."""
+    """A different thread closed the slot, queue or database."""
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")
@@ -121,5 +121,5 @@ _SECRET_QUERY = re.compile(
 
 
 def redact(text: str) -> str:
-    """Replace the user names, passwords and tokens in every URL of `text` by ``***``."""
+    """Return `text` with the user names, passwords and tokens of every URL replaced by ``***``."""
     return _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", text))

@@ -1,6 +1,6 @@
-"""Latency histograms, rates and stage spans.
+"""Latency histograms, rates, and marks for profilers.
 
-Averages hide slow frames. A histogram records the latency of every frame at low cost, with an error of at most 5 %.
+Averages hide slow frames. Therefore, a histogram counts the latency of every frame, with an error of at most 5 %.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EDGES_NS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Percentiles of one histogram, milliseconds."""
+    """Number of observations, percentiles and maximum of one histogram, in milliseconds."""
 
     count: int
     p50_ms: float
@@ -38,13 +38,13 @@ class LatencyHistogram:
         self._lock = threading.Lock()
 
     def observe(self, duration_ns: int) -> None:
-        """Count one duration, nanoseconds."""
+        """Count one duration in nanoseconds."""
         with self._lock:
             self._counts[bisect.bisect_left(_EDGES_NS, duration_ns)] += 1
             self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
-        """Return the percentiles since the last reset; zeros if there are no observations."""
+        """Return the percentiles of the observations since the last reset; zeros if there are none."""
         with self._lock:
             counts, max_ns = list(self._counts), self._max_ns
             if reset:
@@ -68,7 +68,7 @@ def _quantile_ms(counts: list[int], total: int, q: float, max_ns: int) -> float:
 
 
 class Rate:
-    """Events per second over a sliding window."""
+    """Measures the number of events per second over a sliding window."""
 
     def __init__(self, clock: Callable[[], int], window_s: float = 5.0) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class Rate:
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
-        """Return the events per second in the window, or since the start if that is shorter."""
+        """Return the number of events per second in the window, or since the start if that is shorter."""
         now_ns = self._clock()
         while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
             self._times_ns.popleft()
@@ -96,22 +96,22 @@ _spans: Spans | None = None
 
 
 def enable_nvtx() -> bool:
-    """Make `span` emit NVTX ranges in the domain ``vision``; return False if the package `nvtx` is not installed."""
+    """Make `span` emit NVTX ranges in the domain ``vision``. Return False if the package `nvtx` is not installed."""
     try:
         import nvtx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return False
-    # nvtx stores every name permanently, so use few names.
+    # nvtx stores every name permanently, so the number of different names must be small.
     send_spans(lambda name: nvtx.annotate(name, domain="vision"))
     return True
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span` return the context that `to` returns for the name of a stage; None disables this."""
+    """Make `span` return the context manager that `to` returns for the name of a stage; None disables this."""
     global _spans  # noqa: PLW0603 - one switch for the process, set before the threads start
     _spans = to
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context that marks a stage for Nsight Systems. Without a profiler, it takes almost no time."""
+    """Return a context manager that marks a stage for Nsight Systems. If marks are not enabled, it does nothing."""
     return _spans(name) if _spans is not None else _OFF

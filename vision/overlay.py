@@ -1,7 +1,7 @@
-"""Drawings of lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
+"""`Overlay` draws lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
 
 Sizes are proportional to the frame. Text has a plate and strokes have a dark rim, to be legible on any background.
-Letters are drawn at four times their size and reduced, because OpenCV 4's thin strokes are hard to read in a label.
+Letters are drawn at four times their size and scaled down, because the thin strokes of OpenCV 4 are hard to read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vision.config.analytics import GroundConfig, Units, pixels_per_unit
 
 Frame: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
-"""Blue, green, red, 0 to 255."""
+"""Blue, green and red, from 0 to 255."""
 
 CLASS_COLORS: Final[tuple[Color, ...]] = (
     (247, 195, 79),
@@ -41,18 +41,18 @@ WHITE: Final[Color] = (255, 255, 255)
 FALSE_COLOR: Final[Color] = (90, 90, 255)
 RIM: Final[Color] = (24, 24, 24)
 
-_LETTER_SHARE: Final = 0.016  # height of a capital letter, as a share of the frame's shorter side
+_LETTER_SHARE: Final = 0.016  # height of a capital letter, as a fraction of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
 _STROKE_SHARE: Final = 1 / 360
-_FILL: Final = 0.18  # opacity of a zone's color over its area
-_OVERSIZE: Final = 4
-_SHIFT: Final = 4  # fractional bits of OpenCV's coordinates
+_FILL: Final = 0.18  # opacity of a zone's color inside the zone
+_OVERSIZE: Final = 4  # factor by which letters are drawn larger and scaled down
+_SHIFT: Final = 4  # number of fractional bits of OpenCV's coordinates
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A rectangle in pixels; `right` and `bottom` are exclusive."""
+    """A rectangle in pixels. `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -65,14 +65,14 @@ class Rect:
 
 
 class Overlay:
-    """Draws into one frame, (H, W, 3) uint8 BGR, in place. Later drawings cover earlier ones."""
+    """Draws on one frame in place: (H, W, 3) uint8 BGR. Later drawings cover earlier drawings."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.height_px, self.width_px = frame.shape[:2]
         side_px = min(self.height_px, self.width_px)
         self.letters_px = max(_MIN_LETTERS_PX, round(side_px * _LETTER_SHARE))
-        self._pad_px = max(2, round(0.5 * self.letters_px))  # between a text and the edge of its plate
+        self._pad_px = max(2, round(0.5 * self.letters_px))  # between text and the edge of its plate
         self.stroke_px = max(2, round(side_px * _STROKE_SHARE))
         self._occupied: list[Rect] = []
         self._plates: list[tuple[Rect, str, Color]] = []
@@ -88,7 +88,7 @@ class Overlay:
 
         Args:
             section: configuration of the camera.
-            crossed: crossings by line and direction (``in``, ``out``). If None, no counts are drawn.
+            crossed: number of crossings by line and direction (``in``, ``out``). If None, no counts are drawn.
             inside: number of objects by zone. If None, the limits of each zone are drawn instead.
         """
         colors = itertools.cycle(ZONE_COLORS)
@@ -104,7 +104,7 @@ class Overlay:
             self._name(words, _inner_point(corners), color)
 
     def _to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
-        """Return (N, 2) x, y in pixels of this frame."""
+        """Convert points to pixels of this frame. Return an array (N, 2) of x and y."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
     def _zone(self, corners: NDArray[np.float64], color: Color) -> None:
@@ -139,11 +139,11 @@ class Overlay:
         self._name(line.name, ends[0], LINE_COLOR)
 
     def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colors: Sequence[Color]) -> None:
-        """Draw boxes (N, 4) in pixels with their labels. The first box is on top. Empty labels are not drawn."""
+        """Draw boxes (N, 4) in pixels with their labels, the first box on top. An empty label is not drawn."""
         rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
         for box, _, color in rows:
             self._box(box, color)
-        for rect, words, plate_color in self._plates:  # names and counters of lines stay above the boxes
+        for rect, words, plate_color in self._plates:  # names and counters stay on top of the boxes
             self._draw_plate(rect, words, plate_color)
         for box, label, color in rows:
             if label:
@@ -155,14 +155,14 @@ class Overlay:
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), color, self.stroke_px)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
-        """Draw a dashed box in pixels, for an object that the detector missed."""
+        """Draw a dashed box, (4,) in pixels, for example for an object that the detector missed."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
         if label:
             self._tag(box_xyxy, label, color)
 
     def trail(self, points: NDArray[np.float64], color: Color) -> None:
-        """Draw the previous positions of an object: (N, 2) in pixels, oldest first. The oldest are the faintest."""
+        """Draw a line through the positions of an object, (N, 2) in pixels, oldest first. Older parts are fainter."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
@@ -170,7 +170,7 @@ class Overlay:
             cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def banner(self, words: str, right: str = "") -> None:
-        """Draw a dark strip along the upper edge, with text on the left and on the right."""
+        """Draw a dark strip along the upper edge of the frame, with text on the left and on the right."""
         pad = self.letters_px
         bottom = min(self.height_px, 3 * self.letters_px)
         strip = self.frame[:bottom]
@@ -184,7 +184,7 @@ class Overlay:
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
     def plate(self, words: str, left: int, top: int, color: Color) -> Rect:
-        """Draw one or more lines of text on a plate of `color`, moved into the frame. Return its position."""
+        """Draw lines of text on a plate of `color`. Move the plate into the frame if necessary. Return its position."""
         rect = self._plate_at(words, left, top)
         self._draw_plate(rect, words, color)
         self._occupied.append(rect)
@@ -199,7 +199,7 @@ class Overlay:
             below += letters.shape[0]
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """Return the corners, clipped to the frame so that each side of the box is visible."""
+        """Return the rounded corners of a box, clipped to the frame so that each side of the box is visible."""
         high = np.array([self.width_px, self.height_px] * 2) - 1
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2
@@ -210,7 +210,7 @@ class Overlay:
         cv2.polylines(self.frame, fixed, closed, color, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def _dashes(self, corners: NDArray[np.float64], color: Color) -> None:
-        """Draw the outline of a polygon in dashes."""
+        """Draw the outline of a polygon as a dashed line."""
         dash_px = 4.0 * self.stroke_px
         for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             length_px = float(np.hypot(*(end - start)))
@@ -237,7 +237,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOR)
 
     def _name(self, words: str, point: NDArray[np.float64], color: Color) -> None:
-        """Draw a plate at a point, or above or below it if a different plate is there."""
+        """Draw a plate with text at a point, or above or below the point if a different plate is there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -245,7 +245,7 @@ class Overlay:
         self._place(places, words, color)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, color: Color) -> None:
-        """Draw a plate above, below or inside the box, where it covers no other plate."""
+        """Draw a plate with a label above, below or inside a box, where it covers no other plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
@@ -253,7 +253,7 @@ class Overlay:
         self._place(places, label, color)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
-        """Draw a plate at the first place that is inside the frame and free, or at the first place if none is."""
+        """Draw a plate at the first of `places` that is free and inside the frame, or else at the first one."""
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, color)
 
@@ -262,7 +262,7 @@ class Overlay:
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Return the position of a plate, moved into the frame."""
+        """Return the position of a plate with this text, moved into the frame if necessary."""
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
         height = sum(letters.shape[0] for letters in lines) + self._pad_px
@@ -275,7 +275,7 @@ class Overlay:
 
 
 def zone_words(zone: ZoneConfig) -> str:
-    """Return a zone's name and its limits, one per line."""
+    """Return a text with the name of a zone and its limits, each on its own line."""
     limits = [zone.name]
     if zone.crowd_threshold is not None:
         lasting = f" for {zone.crowded_for_s:g} s" if zone.crowded_for_s else ""
@@ -286,12 +286,12 @@ def zone_words(zone: ZoneConfig) -> str:
 
 
 def class_color(class_id: int) -> Color:
-    """Return the color of a class."""
+    """Return the color in which objects of a class are drawn."""
     return CLASS_COLORS[class_id % len(CLASS_COLORS)]
 
 
 def ink_on(color: Color) -> Color:
-    """Return the text color with the higher contrast (WCAG 2.2): black on a relative luminance over 0.2, else white."""
+    """Return the text color for a background: dark if its relative luminance (WCAG 2.2) exceeds 0.2, else white."""
     shares = [channel / 255 for channel in color]
     blue, green, red = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return RIM if 0.0722 * blue + 0.7152 * green + 0.2126 * red > 0.2 else WHITE
@@ -299,7 +299,7 @@ def ink_on(color: Color) -> Color:
 
 @lru_cache(maxsize=4096)
 def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
-    """Return the opacity mask of a line of text, (height, width) uint8, from the top of capitals to below descenders.
+    """Return the opacity mask of a line of text, (height, width) uint8. It includes ascenders and descenders.
 
     Characters that OpenCV's font lacks become question marks.
     """
@@ -320,7 +320,7 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """Measure OpenCV's scale and thickness for capitals of this height, because fonts differ between versions."""
+    """Return the font scale and thickness for capitals of this height, measured because OpenCV's fonts differ."""
     thickness = max(1, round(capital_px * 0.13))
     scale = capital_px / 22
     for _ in range(3):
@@ -332,7 +332,7 @@ def _font_size(capital_px: int) -> tuple[float, int]:
 
 
 def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, color: Color) -> None:
-    """Draw letters on the frame, clipped at its edges."""
+    """Draw letters, given by their opacity mask, on the frame. Clip them at the edges of the frame."""
     x, y = max(left, 0), max(top, 0)
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
@@ -340,12 +340,12 @@ def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, color: C
 
 
 def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Return points as OpenCV's fixed-point coordinates with `_SHIFT` fractional bits."""
+    """Convert points (N, 2) to OpenCV's fixed-point coordinates, which have `_SHIFT` fractional bits."""
     return [(int(x), int(y)) for x, y in np.rint(points * (1 << _SHIFT))]
 
 
 def _inner_point(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return approximately the point inside a polygon that is farthest from its border. Its name is drawn there."""
+    """Return the point inside a polygon that is approximately farthest from its border, at which to draw its name."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     scale = 200.0 / max(float((high - low).max()), 1.0)
     shape = np.ceil((high - low) * scale).astype(int) + 3

@@ -1,9 +1,8 @@
 """The rectangles that the synthetic source paints and the fake detector finds, defined once so that the two agree.
 
 The background is any gray (R = G = B). An object of class ``i`` is a filled, axis-aligned rectangle with the color
-`FAKE_COLORS[i]`. Boxes are ``[x1, x2) x [y1, y2)`` in pixels, so a rectangle painted with
-``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``. Rectangles of one class do not touch, not
-even at corners; touching ones count as one object.
+`FAKE_COLORS[i]`. A rectangle painted with ``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``.
+Rectangles of one class must not touch, not even at corners, because touching rectangles count as one object.
 """
 
 from __future__ import annotations
@@ -13,4 +12,4 @@ from typing import Final
 FAKE_CLASSES: Final[tuple[str, ...]] = ("red", "green", "blue")
 
 FAKE_COLORS: Final[tuple[tuple[int, int, int], ...]] = ((0, 0, 255), (0, 255, 0), (255, 0, 0))
-"""Blue, green, red of each class of `FAKE_CLASSES`."""
+"""Color of each class of `FAKE_CLASSES`: blue, green and red, from 0 to 255."""

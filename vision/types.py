@@ -1,7 +1,7 @@
-"""The values passed between the stages: frozen, with the shape, dtype and unit of every field.
+"""Immutable types of the values that the parts of the program pass to each other.
 
-Boxes have one format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source frame, ``x2 > x1``.
-Times are nanoseconds of the monotonic clock. UTC times are additional, for people and messages.
+Boxes have the same format everywhere: ``boxes_xyxy``, float32, ``(N, 4)``, pixels of the source frame, ``x2 > x1``.
+Times are nanoseconds of the monotonic clock. Additional UTC times are for people and messages.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from numpy.typing import NDArray
 PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
 YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
-"""Color encoding of NV12 and I420: the matrix (ITU-R BT.601 or BT.709), and the range of luma: 16 to 235, or 0 to 255
-(``full``). BGR frames ignore it."""
+"""Color encoding of NV12 and I420 frames: the matrix of ITU-R BT.601 or BT.709, with luma from 16 to 235, or from 0 to
+255 (``full``). BGR frames ignore the encoding."""
 
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
-"""Source of a capture time: the camera's RTCP sender report, this machine's clock at the arrival of the frame, or the
-position in a recorded file."""
+"""Source of a capture time: the camera's RTCP sender report (``rtcp``), this machine's clock when the frame arrived
+(``arrival``), or the position in a file (``media``)."""
 
 
 class DropReason(str, Enum):
-    """Reason for a grabbed frame that was not published. Per camera: grabbed = published + drops + frames in flight."""
+    """Reason why a grabbed frame was not published. Per camera: grabbed = published + dropped + in flight."""
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the detector was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
-    STALE = "stale"  # older than `max_frame_age_s` when the detector was free
-    CORRUPT = "corrupt"  # decoded after packet loss, before the next key frame
-    EPOCH = "epoch"  # waiting when the source was lost or changed its frame size
-    STOPPED = "stopped"  # waiting or in flight when the program ended
+    STALE = "stale"  # the frame was older than `max_frame_age_s` when the detector was free
+    CORRUPT = "corrupt"  # the frame was decoded after packet loss, before the next key frame
+    EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
+    STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:
     """Return the shape of the uint8 array that holds one frame.
 
     Raises:
-        ValueError: NV12 and I420 need an even width and height.
+        ValueError: the format is NV12 or I420, and the width or height is odd.
     """
     if pixel_format == "bgr":
         return (height_px, width_px, 3)
     if pixel_format == "bgrx":
         return (height_px, width_px, 4)
     if height_px % 2 or width_px % 2:
-        raise ValueError(f"{pixel_format} frames have even sides, got {width_px}x{height_px}")
+        raise ValueError(f"expected an even width and height for {pixel_format}, got {width_px}x{height_px}")
     return (height_px * 3 // 2, width_px)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameMeta:
-    """Description of one frame. `index` counts grabbed frames per camera and epoch: a gap is a drop."""
+    """Description of one frame."""
 
     camera_id: str
-    index: int
-    epoch: int  # +1 at each reconnection or change of frame size
-    captured_ns: int  # monotonic
-    captured_utc_ns: int
+    index: int  # number of the grabbed frame within its epoch; a gap means dropped frames
+    epoch: int  # increases with each reconnection or change of frame size
+    captured_ns: int  # capture time on the monotonic clock
+    captured_utc_ns: int  # capture time in UTC
     width_px: int
     height_px: int
     clock: ClockSource = "arrival"
@@ -69,67 +69,67 @@ class FrameMeta:
 
 
 class DeviceMemory(Protocol):
-    """GPU memory of one frame, freed with the last object that refers to it (`vision.gpu.memory`)."""
+    """GPU memory of one frame. It is freed with the last object that refers to it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a copy of `rows` pieces that begin `pitch_bytes` apart, shape (rows, row_bytes)."""
+        """Return a copy, (rows, row_bytes), of `rows` pieces of the memory that start `pitch_bytes` apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameBuffer:
-    """Memory for one frame: in host memory, in GPU memory, or in both.
+    """Memory for one frame in host memory, GPU memory, or both.
 
-    The memory lives as long as the buffer. A buffer is equal only to itself.
+    The memory exists as long as the buffer. A buffer is equal only to itself.
     """
 
     pixel_format: PixelFormat
     height_px: int
     width_px: int
     host: NDArray[np.uint8] | None
-    """Pixels: uint8, C-contiguous, shape `shape`. None: the frame is in GPU memory only."""
+    """Pixels, C-contiguous, with the shape `shape`; None if the frame is only in GPU memory."""
     device_address: int = 0
-    """Address from which the GPU reads the frame. 0: the frame is in host memory only."""
+    """Address from which the GPU reads the frame; 0 if the frame is only in host memory."""
     upload_address: int = 0
-    """Address of page-locked host memory to copy to `device_address` before the GPU reads it. 0: nothing to copy."""
+    """Address of page-locked host memory to copy to `device_address` before the GPU reads; 0 if there is none."""
     device: DeviceMemory | None = None
 
     @classmethod
     def allocate(cls, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer in ordinary host memory.
+        """Allocate a buffer in ordinary host memory.
 
         Raises:
-            ValueError: The format does not allow this size.
+            ValueError: the format does not allow this size.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
         return cls(pixel_format, height_px, width_px, np.empty(shape, np.uint8))
 
     @classmethod
     def wrap(cls, pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer over pixels in host memory, without copying them."""
+        """Return a buffer that refers to `pixels` in host memory, without copying them."""
         planar = pixel_format in ("nv12", "i420")
         height_px = pixels.shape[0] * 2 // 3 if planar else pixels.shape[0]
         return cls(pixel_format, height_px, pixels.shape[1], pixels)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the frame's array, see `frame_shape`."""
+        """Shape of the frame's uint8 array, as from `frame_shape`."""
         return frame_shape(self.height_px, self.width_px, self.pixel_format)
 
     def require_host(self) -> NDArray[np.uint8]:
-        """Return the pixels in host memory, to write to.
+        """Return the writable pixels in host memory.
 
         Raises:
-            ValueError: The frame is in GPU memory only.
+            ValueError: the frame is only in GPU memory.
         """
         if self.host is None:
             raise ValueError("expected a buffer in host memory, got one in GPU memory only")
         return self.host
 
     def read(self) -> NDArray[np.uint8]:
-        """Return the pixels: the buffer's own if they are in host memory, otherwise a copy.
+        """Return the pixels themselves if they are in host memory; otherwise, a copy.
 
         Raises:
-            DeviceError: The copy from the GPU failed.
+            DeviceError: the copy from the GPU failed.
         """
         if self.host is not None:
             return self.host
@@ -137,10 +137,10 @@ class FrameBuffer:
         return self._device().read_rows(0, 0, 1, math.prod(shape)).reshape(shape)
 
     def read_rows(self, first: int, step: int) -> NDArray[np.uint8]:
-        """Return rows `first`, `first + step`, ... with shape (rows, bytes of a row). Copies only these from the GPU.
+        """Return the rows `first`, `first + step`, ..., of shape (rows, row bytes). Copy only these from a GPU.
 
         Raises:
-            DeviceError: The copy from the GPU failed.
+            DeviceError: the copy from the GPU failed.
         """
         if self.host is not None:
             return self.host.reshape(len(self.host), -1)[first::step]
@@ -156,14 +156,14 @@ class FrameBuffer:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame in a buffer of its camera. Valid only while its lease is held."""
+    """A frame in a buffer of its camera. It is valid only while its lease is held."""
 
     meta: FrameMeta
     buffer: FrameBuffer
 
     @classmethod
     def wrap(cls, meta: FrameMeta, pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> Frame:
-        """Return a frame over pixels in host memory, without copying them."""
+        """Return a frame that refers to `pixels` in host memory, without copying them."""
         return cls(meta, FrameBuffer.wrap(pixels, pixel_format))
 
     @property
@@ -172,9 +172,9 @@ class Frame:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """Return the pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), others (3H/2, W).
+        """Pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), other formats (3H/2, W).
 
-        The first access copies a frame that is in GPU memory only. Later ones return the same array.
+        If the frame is only in GPU memory, the first access copies it. Later accesses return the same array.
         """
         host = self.buffer.host
         return self._copy if host is None else host
@@ -186,12 +186,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """N objects of one frame, best score first."""
+    """N objects detected in one frame, highest score first."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) source pixels
     scores: NDArray[np.float32]  # (N,) in [0, 1]
     class_ids: NDArray[np.int32]  # (N,)
-    truncated_candidates: int = 0  # candidates above the detector's capacity, which it ignored
+    truncated_candidates: int = 0  # number of candidates that exceeded the detector's capacity and were ignored
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -203,14 +203,14 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """M tracks of one frame. The process never uses a track id twice."""
+    """M tracks that were detected in one frame. A process never uses a track id twice."""
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
     scores: NDArray[np.float32]  # (M,)
     class_ids: NDArray[np.int32]  # (M,)
     track_ids: NDArray[np.int64]  # (M,)
-    age_ms: NDArray[np.int64]  # (M,) since the track's first detection
-    truncated_candidates: int = 0  # of the frame's detections
+    age_ms: NDArray[np.int64]  # (M,) time since the track's first detection
+    truncated_candidates: int = 0  # as in the frame's `Detections`
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -218,53 +218,53 @@ class Tracks:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """Result of a second model for one track."""
+    """A class that a second model assigned to one track."""
 
     model: str
     class_name: str
     score: float  # in [0, 1]
-    seen_ns: int  # monotonic; capture time of the classified frame
+    seen_ns: int  # capture time of the classified frame
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counters of the lines and zones of one camera, by name and then by ``in``, ``in:person``, ..."""
+    """Counters of the lines and zones of one camera, by name and then by key, such as ``in`` or ``in:person``."""
 
-    lines: Mapping[str, Mapping[str, int]]  # "in" and "out"
-    zones: Mapping[str, Mapping[str, int]]  # "entered" and "left"
-    occupancy: Mapping[str, int]  # objects in each zone now
+    lines: Mapping[str, Mapping[str, int]]  # with the keys "in" and "out", in total and by class
+    zones: Mapping[str, Mapping[str, int]]  # with the keys "entered" and "left", in total and by class
+    occupancy: Mapping[str, int]  # current number of objects in each zone
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a `kind` ("line_crossed", "crowded", ...) at the line or zone called `name`."""
+    """An event of a kind such as "line_crossed" or "crowded" at the line, zone or rule called `name`."""
 
     kind: str
     name: str
     camera_id: str
-    track_id: int | None
-    at_ns: int  # monotonic
+    track_id: int | None  # None if the event does not belong to a single object
+    at_ns: int  # capture time of the frame
     data: Mapping[str, Any] = field(default_factory=dict)
-    snapshot: str = ""  # path of a JPEG of the frame; empty if there is none
+    snapshot: str = ""  # path of a JPEG file of the frame; empty if there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times at which one frame passed the detector, monotonic ns. `FrameMeta` has the time of its capture."""
+    """Times of the steps of one frame through the detector. `FrameMeta` contains the capture time."""
 
-    batched_ns: int  # assigned to a batch
-    submitted_ns: int  # submitted to the detector
-    inferred_ns: int  # boxes arrived on the host
+    batched_ns: int  # the frame was assigned to a batch
+    submitted_ns: int  # the batch was submitted to the detector
+    inferred_ns: int  # the boxes arrived on the host
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of one frame after the detector. Stages replace `objects` and append `events`."""
+    """The result of one frame. The detector creates it; stages replace `objects` and append `events`."""
 
     meta: FrameMeta
     objects: Detections | Tracks
     timing: Timing
-    dropped_before: Mapping[str, int] = field(default_factory=dict)  # reason -> frames since the last result
+    dropped_before: Mapping[str, int] = field(default_factory=dict)  # frames since the last result, by reason
     events: tuple[Event, ...] = ()
     attributes: Mapping[int, tuple[Attribute, ...]] = field(default_factory=dict)  # by track id
-    counts: Counts | None = None  # None: without analytics
+    counts: Counts | None = None  # None if the camera has no lines or zones

@@ -1,4 +1,4 @@
-"""Name and version of the distribution, and commands that install its optional parts."""
+"""Name and version of the distribution, and commands that install its optional packages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Final
 from vision.errors import ConfigError
 
 DISTRIBUTION: Final = "vision-streams"
-"""Name on package indexes, where `vision` is another project."""
+"""Name on package indexes, where `vision` is a different project."""
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 
 def version() -> str:
-    """Return the version of the installed distribution; ``0+unknown`` in a folder that was not installed."""
+    """Return the version of the installed distribution; ``0+unknown`` if the distribution is not installed."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -30,8 +30,8 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
     """Return the command that installs `extras` into the environment of this process.
 
     Args:
-        extras: Names in pyproject.toml, such as ``eval``.
-        checkout: The folder above the package. It is installed in place if it is a checkout of the project.
+        extras: names of extras in pyproject.toml, such as ``eval``.
+        checkout: folder above the package. If it is a checkout of the project, the command installs it in place.
     """
     listed = f"[{','.join(extras)}]"
     if (checkout / "pyproject.toml").is_file():
@@ -40,15 +40,15 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
 
 
 def pip_hint(*arguments: str) -> str:
-    """Return the command that installs other packages into the environment of this process."""
+    """Return the command that passes `arguments` to ``pip install`` in the environment of this process."""
     return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
 
 
 def require_package(module: str, purpose: str, hint: str, code: str = "package-missing") -> ModuleType:
-    """Import and return a module of an optional package.
+    """Import a module of an optional package, and return it.
 
     Raises:
-        ConfigError: it is missing; its text starts with `purpose`.
+        ConfigError: the module cannot be imported. The text of the error starts with `purpose`.
     """
     try:
         return importlib.import_module(module)
@@ -57,5 +57,5 @@ def require_package(module: str, purpose: str, hint: str, code: str = "package-m
 
 
 def require_cv2(purpose: str) -> None:
-    """Check that OpenCV can be imported. Raise ConfigError if not."""
+    """Raise `ConfigError` if OpenCV cannot be imported. `purpose` is the feature that needs OpenCV."""
     require_package("cv2", f"{purpose} needs OpenCV", install_hint("opencv"), code="opencv-missing")

@@ -1,6 +1,7 @@
 """`Analytics` turns the tracks of one camera into events and counts.
 
-`LineWatch`, `ZoneWatch` and `CrowdDetector` detect crossings, passages and crowding. `Analytics` reports them.
+`LineWatch`, `ZoneWatch` and `CrowdDetector` detect crossings, passages and crowding. `Analytics` reports these as
+events.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ class Analytics:
         forget_s: float = 1.5,
         counters: CameraCounters | None = None,
     ) -> None:
-        """
+        """Create the analytics of one camera, for the first epoch.
+
         Args:
-            class_names: classes of the model, by class id. `config` must not name other classes.
-            width_px: width of the frame that boxes refer to.
-            height_px: height of the same frame.
-            forget_s: time in seconds after which an undetected object counts as gone; the `lost_s` of the tracker.
-            counters: persistent storage of the counters. If None, they are in memory only.
+            class_names: class names of the model, by class id. `config` must use only these names.
+            width_px: width of the source frame in pixels. The boxes refer to this frame.
+            height_px: height of the source frame in pixels.
+            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
+            counters: persistent storage of the counters. If None, the counts exist in memory only.
         """
         self._config = config
         self._camera_id = camera_id
@@ -54,13 +56,13 @@ class Analytics:
         self._line_watch = LineWatch(config.lines, self._anchors, self._class_names)
         self._zone_watch = ZoneWatch(config.zones, self._anchors, self._class_names)
         self._counters = _ShapeCounters(config, counters)
-        self._facts: dict[int, dict[str, Any]] = {}  # by row, of this frame
+        self._facts: dict[int, dict[str, Any]] = {}  # event data of objects in this frame, by row
         self._begin(width_px, height_px)
 
-    # --- the interface ------------------------------------------------------------------------------------------------
+    # --- public methods -----------------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Process the tracks of one frame. Return the events, in the order of the configuration."""
+        """Process the tracks of one frame. Return the events: of lost objects, then of lines, zones and crowds."""
         objects, clock = self._objects, self._objects.clock
         step_s = clock.advance(captured_ns)
         now_s, memory_s = clock.now_s, clock.memory_s(self._forget_s)
@@ -82,7 +84,7 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Start a new epoch, possibly with a different frame size. Return the end events of all states."""
+        """Start a new epoch, possibly with a different frame size. Return the events that end all stays and crowds."""
         self._facts.clear()
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._objects.clock.now_s):
@@ -99,7 +101,7 @@ class Analytics:
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))
 
-    # --- an epoch -----------------------------------------------------------------------------------------------------
+    # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _begin(self, width_px: int, height_px: int) -> None:
         config, (scale_x, scale_y) = self._config, pixels_per_unit(self._config.units, width_px, height_px)
@@ -117,7 +119,7 @@ class Analytics:
         self._crowds = CrowdDetector(config.zones)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
-        """Forget objects last seen before `before_s`. Yield their exits from every zone they were in."""
+        """Forget the objects last detected before `before_s`. Yield their open crossings and their exits from zones."""
         table = self._objects.table
         seen_s = table["seen_s"]
         kept = seen_s >= before_s - CLOCK_GRAIN_S
@@ -168,11 +170,11 @@ class Analytics:
         self._zone_watch.leave(table, row, zone)
         self._crowds.occupants[zone] -= 1
         self._counters.add(shape.name, "left", about["class"])
-        figures = {"stayed_s": stayed_s, "occupancy": self._crowds.occupants[zone]}
-        yield self._event("zone_left", shape, row, at_ns, {"phase": "instant", "how": how, **about, **figures})
+        values = {"stayed_s": stayed_s, "occupancy": self._crowds.occupants[zone]}
+        yield self._event("zone_left", shape, row, at_ns, {"phase": "instant", "how": how, **about, **values})
 
     def _about(self, row: int) -> dict[str, Any]:
-        """Return the data that every event of an object contains."""
+        """Return the event data that describes an object: class and, if known, speed and direction of travel."""
         about = self._facts.get(row)
         if about is not None:
             return about
@@ -193,13 +195,10 @@ class Analytics:
 
 
 class _ShapeCounters:
-    """Counts of crossings, entries and exits of each line and zone: in total and by class, such as ``in:person``."""
+    """Counters of the crossings, entries and exits of each line and zone, in total and by class (``in:person``)."""
 
     def __init__(self, config: CameraAnalytics, stored: CameraCounters | None) -> None:
-        """
-        Args:
-            stored: persistent storage, which also supplies the initial values. If None, the counters start at 0.
-        """
+        """Create the counters. `stored` supplies their initial values and stores them; if None, they start at 0."""
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
         self._zones = {zone.name: {"entered": 0, "left": 0} for zone in config.zones}
@@ -210,7 +209,7 @@ class _ShapeCounters:
                     self._counts[name][key] = value
 
     def add(self, name: str, key: str, class_name: str) -> Mapping[str, int]:
-        """Count one object. Return the counters of the line or zone."""
+        """Count one object under `key`, such as ``in``. Return all counters of the line or zone called `name`."""
         counts, key_of_class = self._counts[name], f"{key}:{class_name}"
         counts[key] += 1
         counts[key_of_class] = counts.get(key_of_class, 0) + 1
@@ -219,7 +218,7 @@ class _ShapeCounters:
         return counts
 
     def flush(self) -> None:
-        """Store the counts since the last call."""
+        """Write the counts added since the last call to the persistent storage, if there is one."""
         if self._stored is not None:
             self._stored.flush()
 

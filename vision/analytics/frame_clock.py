@@ -1,7 +1,7 @@
-"""`FrameClock` derives a time that never goes back from capture times that sometimes do.
+"""`FrameClock` converts capture times, which can go back, to a time that never goes back.
 
-Capture times come from the clocks of cameras, from files that loop, and from machines whose clocks are adjusted. State
-with a limited lifetime, such as a track or a stay in a zone, must nevertheless expire, and its age must not decrease.
+A capture time goes back when a file loops, or when the clock of a camera or machine is set back. Tracks and stays in
+zones must still expire, and their ages must not decrease.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 CLOCK_GRAIN_S: Final = 1e-3
-"""Precision of capture times."""
+"""Precision of capture times in seconds. Comparisons of durations allow for it."""
 
-_FASTEST_CHANGE: Final = 2.0  # a single long gap is weak evidence of a lower frame rate
+_FASTEST_CHANGE: Final = 2.0  # limits the effect of a single long gap, which rarely means a lower frame rate
 _WEIGHT_OF_NEW: Final = 0.2
-_SLOWEST_S: Final = 10.0  # longer intervals do not change the estimate
-_FRAMES_REMEMBERED: Final = 2.5
+_SLOWEST_S: Final = 10.0  # a longer interval counts as this one
+_FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame intervals
 
 
 class FrameClock:
@@ -22,11 +22,11 @@ class FrameClock:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.usual_s = 0.0  # interval between frames, smoothed
+        self.usual_s = 0.0  # smoothed interval between frames; 0 if unknown
         self._last_ns: int | None = None
 
     def advance(self, captured_ns: int) -> float:
-        """Advance to the capture time of a frame. Return the seconds since the previous frame, never negative."""
+        """Advance to the capture time of a frame. Return the time since the previous frame in seconds, at least 0."""
         step_s = 0.0 if self._last_ns is None else (captured_ns - self._last_ns) * 1e-9
         self._last_ns = captured_ns
         if step_s < 0:
@@ -37,7 +37,7 @@ class FrameClock:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """Return the time to keep state: `wanted_s`, or more than two frame intervals if the camera is slow."""
+        """Return how long to keep state, in seconds: `wanted_s`, but at least 2.5 of the usual frame intervals."""
         return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:

@@ -1,8 +1,8 @@
-"""Lines, polygons and the ground plane, computed for all objects and all shapes at once.
+"""Geometry of lines, zones, boxes and the ground plane, computed for all objects and all shapes at once.
 
-All coordinates are pixels of the frame, x to the right and y down. With 200 objects and 20 zones,
-this NumPy code takes a third of the time of shapely 2, because few pairs remain after a test of bounding boxes
-(`python -m tests.perf --only tracking`).
+Coordinates are pixels of the frame: x increases to the right, and y increases downward. With 200 objects and 20 zones,
+this NumPy code takes a third of the time that shapely 2 takes, because a test of bounding boxes leaves few pairs of an
+object and a zone. `python -m tests.perf --only tracking` measures this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
 Points: TypeAlias = NDArray[np.complex128]
-"""Points as x + iy. This halves the number of NumPy calls, which dominate the cost with a hundred objects."""
+"""Points as complex numbers x + iy. This halves the number of NumPy calls, which take most of the time."""
 
 ANCHORS: Final = {
     "bottom-center": (0.5, 1.0),
@@ -27,11 +27,11 @@ ANCHORS: Final = {
     "center-left": (0.0, 0.5),
     "center-right": (1.0, 0.5),
 }
-"""Position of each anchor in a box: fractions of its width and height."""
+"""Position of each anchor in a box, as fractions of the width and height of the box."""
 
 
 def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
-    """Return the (4, 2 A) matrix that converts corners x1, y1, x2, y2 to x and y of each of A anchors."""
+    """Return the (4, 2 A) matrix that converts the corners x1, y1, x2, y2 of a box to x and y of each of A anchors."""
     places = np.zeros((4, 2 * len(anchors)))
     for at, name in enumerate(anchors):
         for axis in (0, 1):
@@ -41,7 +41,7 @@ def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
 
 
 def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
-    """Return rows and columns, (K,) each, of the True elements of `mask`, (M, N). Much faster than 2D `nonzero`."""
+    """Return the rows (K,) and columns (K,) of the True elements of `mask` (M, N). Faster than `mask.nonzero()`."""
     rows, columns = np.divmod(mask.ravel().nonzero()[0], mask.shape[1])
     return rows, columns
 
@@ -56,7 +56,10 @@ class LineSet:
         self._lengths = [abs(along) for along in self._along]
 
     def of_places(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return factors (N, L) and offsets (L,) of the distances from the lines. `places`: factors of the anchors."""
+        """Return the factors (4, L) and offsets (L,) that convert the corners of a box to distances from the lines.
+
+        `places` is the result of `places_of_anchors`.
+        """
         starts = np.array(self._starts, np.complex128)
         directions = np.array(self._along, np.complex128) / np.array(self._lengths)
         columns = 2 * np.array(self.anchors, np.intp)
@@ -64,11 +67,11 @@ class LineSet:
         return factors, directions.imag * starts.real - directions.real * starts.imag
 
     def distance(self, point: complex, line: int) -> float:
-        """Return the signed distance of a point from the infinite line, positive on its right."""
+        """Return the distance in pixels of `point` from the extension of the line; negative on the left of the line."""
         return ((point - self._starts[line]) * self._along[line].conjugate()).imag / self._lengths[line]
 
     def is_passed(self, before: complex, now: complex, line: int) -> bool:
-        """Return True if the straight path between two points crosses the infinite line between the line's ends."""
+        """Return True if the path from `before` to `now` meets the extension of the line between the line's ends."""
         was = self.distance(before, line)
         change = was - self.distance(now, line)
         point = before + (was / change if change else 0.0) * (now - before)
@@ -92,9 +95,9 @@ class ZoneSet:
         next_x, next_y = np.roll(x, -1, axis=1), np.roll(y, -1, axis=1)
         run, rise = next_x - x, next_y - y
         slope = np.divide(run, rise, out=np.zeros_like(rise), where=rise != 0)
-        self._heights = np.ascontiguousarray(np.concatenate([y, y[:, :1]], axis=1).T)  # (sides + 1, Z) of the corners
+        self._heights = np.ascontiguousarray(np.concatenate([y, y[:, :1]], axis=1).T)  # (sides + 1, Z): y of corners
         self._slopes, self._offsets = np.ascontiguousarray(slope.T), np.ascontiguousarray((x - slope * y).T)
-        # (point - corner) * turn: position along the side (real) and distance from it (imaginary), in side lengths.
+        # (point - corner) * turn is the position along the side + i times the distance from the side, in side lengths.
         side = np.ascontiguousarray(_complex(np.stack([run, rise], axis=2)).T)
         self._lengths = np.abs(side)
         self._turns = np.divide(1.0, side, out=np.zeros_like(side), where=side != 0)
@@ -103,7 +106,7 @@ class ZoneSet:
         self._corners[empty], self._turns[empty], self._lengths[empty] = 1e9, 1.0, 1.0
 
     def contain(self, points: Points) -> BoolArray:
-        """Return a mask, (M, Z), of the points, (M, Z) or (M, 1), inside each polygon, by the even-odd rule."""
+        """Return the mask (M, Z) of the points (M, Z) or (M, 1) that are inside each polygon by the even-odd rule."""
         offset = (points - self._middle)[..., None].view(np.float64)
         in_box = np.abs(offset, out=offset) <= self._half
         inside: BoolArray = in_box[..., 0] & in_box[..., 1]
@@ -119,7 +122,7 @@ class ZoneSet:
         return inside
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
-        """Return the distance, (K,), of each point, (K,), from the border of its zone, never negative."""
+        """Return the distance (K,) of each point (K,) from the border of its zone, in pixels; never negative."""
         at = points - self._corners.take(zones, axis=1)
         at *= self._turns.take(zones, axis=1)
         share = at.real
@@ -131,18 +134,18 @@ class ZoneSet:
 
 
 def _complex(places: FloatArray) -> Points:
-    """Return x + iy, (...), from x and y, (..., 2)."""
+    """Convert coordinates x, y of shape (..., 2) to complex numbers x + iy of shape (...)."""
     return places[..., 0] + 1j * places[..., 1]
 
 
 class GroundPlane:
-    """Conversion of points in the frame to metres on the ground, from four points with known positions.
+    """Converts points in the frame to meters on the ground, given four points whose positions are known.
 
-    The homography is solved from its eight equations (Hartley and Zisserman, Multiple View Geometry, 4.1).
+    The constructor solves the eight equations of the homography (Hartley and Zisserman, Multiple View Geometry, 4.1).
 
     Args:
-        points: four (x, y) in the frame, no three of them on one line.
-        metres: the same four points on the ground.
+        points: four points (x, y) in the frame, in pixels. No three of them lie on one line.
+        metres: the positions (x, y) of the same four points on the ground, in meters.
     """
 
     def __init__(self, points: Sequence[tuple[float, float]], metres: Sequence[tuple[float, float]]) -> None:
@@ -159,7 +162,7 @@ class GroundPlane:
         self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
     def to_metres(self, x: float, y: float) -> tuple[float, float]:
-        """Return x and y on the ground in metres; NaN for points at or above the horizon."""
+        """Return the x and y on the ground, in meters, of a point in the frame; NaN at or above the horizon."""
         u, v = x / self._scale, y / self._scale
         (a, b, c), (d, e, f), (g, h, i) = self._rows
         depth = g * u + h * v + i
@@ -169,7 +172,7 @@ class GroundPlane:
 
 
 def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
-    """Return the intersection over union, (M, N), of boxes (M, 4) and (N, 4)."""
+    """Return the intersection over union (M, N) of each pair of boxes from (M, 4) and (N, 4)."""
     ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
     bx1, by1, bx2, by2 = b_xyxy.T
     width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
@@ -180,7 +183,7 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return a mask, (N,), of the boxes, (N, 4), within `margin_px` of the edge of the frame."""
+    """Return the mask (N,) of boxes (N, 4) within `margin_px` of the frame's edge; all False without `edges_px`."""
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)
     corners = boxes_xyxy.reshape(-1, 2, 2)

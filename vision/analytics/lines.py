@@ -1,9 +1,8 @@
-"""`LineWatch` detects crossings of lines by objects.
+"""`LineWatch` detects when objects cross lines.
 
-Boxes jitter, so a crossing needs a margin in space and in time: an object has crossed when its anchor is clearly beyond
-the line, or slightly beyond it for some time. The side of each object is stored. Where the path meets the line, the
-position between its ends is checked. So a jump across the line between two frames counts, but a path around its end
-does not.
+Boxes jitter, so a crossing needs a margin: an object has crossed a line when its anchor is far beyond the line, or
+slightly beyond the line for some time. The crossing counts only if the path of the anchor met the line between the ends
+of the line. So a jump across the line between two frames counts, but a path around an end of the line does not.
 """
 
 from __future__ import annotations
@@ -20,33 +19,30 @@ from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet
 from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import LineConfig, ZoneConfig
 
-_CLEARLY: Final = 2.0  # margins beyond a line: crossed at once
-_STAYS_S: Final = 0.5  # this long more than a margin beyond a line: crossed too
+_CLEARLY: Final = 2.0  # distance beyond a line, in margins, at which an object has crossed
+_STAYS_S: Final = 0.5  # time beyond a line by more than one margin after which an object has crossed
 
 
 class Crossing(NamedTuple):
-    """Crossing of one line by one object."""
+    """The crossing of one line by one object."""
 
     row: int  # in the track table
     line: int
-    direction: str  # "in": from the left to the right
+    direction: str  # "in" (from left to right) or "out"
 
 
 class LineWatch:
-    """The lines of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
+    """Detects crossings of one camera's lines. `columns` defines the state that a `TrackTable` stores per object."""
 
     def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
-        """
-        Args:
-            anchors: names of the columns of `TrackSnapshot.points`.
-        """
+        """Create the detector of crossings. `anchors` are the names of the columns of `TrackSnapshot.points`."""
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
-            # The side of each line that it is on, and the side that it counts on.
+            # True for the right: the side of each line where the object is, then the side where it counts.
             "right": TrackColumn(np.bool_, (2 * number,)),
-            "unknown": TrackColumn(np.bool_, (number,)),  # on the line since it appeared
+            "unknown": TrackColumn(np.bool_, (number,)),  # the object is on the line since it appeared
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
-            # Since when it has been beyond the line without being counted.
+            # When the object went beyond the line, while its crossing is open; otherwise infinite.
             "beyond_s": TrackColumn(np.float64, (number,), math.inf),
         }
         self._anchors = [anchors.index(line.anchor) for line in lines]
@@ -59,9 +55,10 @@ class LineWatch:
         return self._set
 
     def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
-        """Return the crossings in this frame, in the order of objects and then of lines.
+        """Return the crossings in this frame, ordered by object and then by line.
 
-        Few objects are near a line, so they are handled one by one. The columns for paths that meet a line come first.
+        Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
+        L - 1), then its crossings.
         """
         memory_right, is_right = memory["right"], seen.distances > 0
         if seen.fresh is not None:
@@ -85,7 +82,7 @@ class LineWatch:
         return crossings
 
     def lost(self, memory: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of an object that is no longer tracked: the lines that it was last slightly beyond."""
+        """Return the crossings of a lost object, which it made by ending up slightly beyond a line."""
         lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
         ended = [(line, bool(memory["right"][row, line])) for line in lines]
         return [
@@ -95,7 +92,7 @@ class LineWatch:
         ]
 
     def _meet(self, memory: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Record the meeting of a path and the infinite line, and if it lies between the ends of the line."""
+        """Record that an object's path meets the extension of a line, and whether this is between the line's ends."""
         anchor = self._set.anchors[line]
         before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
         memory["passed"][row, line] = self._set.is_passed(before, now, line)
@@ -104,7 +101,7 @@ class LineWatch:
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
-        """Return True if an object is far enough, or has been long enough, beyond the line to have left its side."""
+        """Update `beyond_s`. Return True if an object is far enough beyond the line, or has been for long enough."""
         if margins > 1.0 and beyond_s[line] == math.inf:
             beyond_s[line] = now_s
         if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - CLOCK_GRAIN_S:
@@ -113,14 +110,14 @@ class LineWatch:
         return True
 
     def _counts(self, memory: TrackTable, row: int, line: int, to_right: bool) -> bool:
-        """Return True if a change of side is a crossing to report."""
+        """Return True if an object's change to a side of a line is a crossing to report."""
         if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._reported[line][to_right]:
             return False
         return self._classes.allows(int(memory["class_id"][row]), line)
 
 
 class ClassFilter:
-    """The classes of objects that each of S lines or zones counts."""
+    """Selects the objects that each of S lines or zones counts, by class."""
 
     def __init__(self, shapes: Sequence[LineConfig | ZoneConfig], class_names: Sequence[str]) -> None:
         allowed = np.ones((len(class_names) + 1, len(shapes)), np.bool_)  # the last row is for ids without a name
@@ -131,14 +128,14 @@ class ClassFilter:
         self._allowed = None if allowed.all() else allowed
 
     def allows(self, class_id: int, shape: int) -> bool:
-        """Return True if a line or zone counts objects of this class."""
+        """Return True if the line or zone of index `shape` counts objects of this class."""
         if self._allowed is None:
             return True
         unnamed = len(self._allowed) - 1
         return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
 
     def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
-        """Return a mask, (M, S), of the objects in `rows`, (M,), that each shape counts; None if all count."""
+        """Return the mask (M, S) of the objects in `rows` (M,) that each line or zone counts; None if all count."""
         if self._allowed is None:
             return None
         return self._allowed[np.minimum(class_ids[rows].view(np.uint32), len(self._allowed) - 1)]

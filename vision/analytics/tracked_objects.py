@@ -1,10 +1,10 @@
-"""`TrackedObjects` stores the objects of one camera within one epoch, with their motion.
+"""`TrackedObjects` stores the state and the motion of the objects of one camera within one epoch.
 
 `TrackTable` contains the state of each object between two frames. `TrackSnapshot` contains the objects of one frame.
 
-Speed and direction come from a straight line fitted to about the last second: the difference of two positions at 30
-frames/s is mostly noise. Positions are kept about an eighth of a second apart. The line is fitted only for an object
-that has an event.
+Speed and direction come from a straight line fitted to the positions of about the last second, because the difference
+between two positions at 30 frames/s is mostly noise. A position is stored about every eighth of a second. The line is
+fitted only for an object that has an event.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from vision.analytics.geometry import (
 )
 from vision.types import Tracks
 
-_MARGIN: Final = 0.1  # of the longer side of the object's box: twice the jitter of a detector's boxes
-_MOVING: Final = 0.1  # object sizes per second from which a direction of travel is reported
-_SAMPLES: Final = 9  # positions kept per object; NaN where it was not detected
+_MARGIN: Final = 0.1  # margin as a fraction of the box's longer side: twice the jitter of detected boxes
+_MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
+_SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
 _SPACING_S: Final = 0.125
 _WINDOW_S: Final = 1.05
-_LEAST_SPAN_S: Final = 0.35  # a shorter history is too short for a velocity
+_LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
 
 
@@ -44,45 +44,45 @@ class TrackSnapshot:
     """The M objects of one frame, with A anchors and L lines."""
 
     now_s: float
-    rows: IndexArray  # (M,) in the track table, which still has the `points` of the frame before
+    rows: IndexArray  # (M,) in the track table, which still contains the `points` of the previous frame
     fresh: BoolArray | None  # (M,) True for new objects; None if no object is new
-    points: Points  # (M, A) of each anchor
-    distances: FloatArray  # (M, 2 L) signed, from each line, twice
-    margin: FloatArray  # (M,) pixels by which a border must be passed
+    points: Points  # (M, A) positions of the anchors
+    distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
+    margin: FloatArray  # (M,) distance in pixels by which an object must pass a border
 
 
 @dataclass(frozen=True, slots=True)
 class TrackColumn:
-    """One quantity: its dtype, its shape for one object, and its value for a new object."""
+    """Definition of a column of a `TrackTable`: the dtype, the shape for one object, and the value for a new object."""
 
     dtype: DTypeLike
     shape: tuple[int, ...] = ()
     blank: float = 0
 
     def rows(self, number: int) -> NDArray[Any]:
-        """Return initial values for `number` new objects, (number, *shape)."""
+        """Return the initial values of `number` new objects, of shape (number, *shape)."""
         return np.full((number, *self.shape), self.blank, self.dtype)
 
 
 class TrackTable(dict[str, NDArray[Any]]):
-    """Columns by name, with one row per track, in ascending order of ids."""
+    """Columns by name. Each row belongs to one track, in ascending order of track ids."""
 
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         super().__init__({name: column.rows(0) for name, column in columns.items()})
         self._kinds = columns
-        # One more than there are tracks, so that every search finds a row.
+        # One id more than there are tracks, so that every search finds a row.
         self._ids: NDArray[np.int64] = np.array([_NO_ID])
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """(R,) ascending."""
+        """The R track ids, in ascending order."""
         return self._ids[:-1]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
         """Return the row of each of the M ids. Add a row for each new id.
 
         Returns:
-            The rows (M,), and (M,) True for new ids; None if no id is new.
+            The rows (M,), and a mask (M,) of the new ids; the mask is None if no id is new.
         """
         rows = self._ids.searchsorted(track_ids)
         present = self._ids[rows] == track_ids
@@ -97,22 +97,23 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids.searchsorted(track_ids), ~present
 
     def keep(self, kept: BoolArray) -> None:
-        """Delete all rows that are not `kept`."""
+        """Delete the rows for which the mask `kept` (R,) is False."""
         self._ids = np.append(self.ids[kept], _NO_ID)
         for name, values in self.items():
             self[name] = values[kept]
 
 
 class TrackedObjects:
-    """State of the objects in `table`, and the `clock` of their camera. Anchor 0 is the point on the ground."""
+    """Stores the state of objects in `table`, and the time in `clock`. Anchor 0 is the point on the ground."""
 
     def __init__(
         self, anchors: Sequence[str], lines: LineSet, ground: GroundPlane | None, columns: Mapping[str, TrackColumn]
     ) -> None:
-        """
+        """Create an empty table.
+
         Args:
             anchors: names of the columns of `TrackSnapshot.points`.
-            columns: the state that lines and zones keep of each object.
+            columns: additional columns, for the state that lines and zones store per object.
         """
         own = {
             "class_id": TrackColumn(np.int32),
@@ -123,7 +124,7 @@ class TrackedObjects:
         }
         self.table = TrackTable({**own, **columns})
         self.clock = FrameClock()
-        self.oldest_s = math.inf  # no object was last seen before this
+        self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = ground
         self._end = 2 * len(anchors)
         self._matrix, self._offset = _box_transform(anchors, lines)
@@ -131,7 +132,7 @@ class TrackedObjects:
         self._sample = 0
 
     def see(self, tracks: Tracks) -> TrackSnapshot:
-        """Store the present state of each object, except `points`: lines and zones still need the previous ones."""
+        """Store and return the state of the objects in a frame. The caller stores `points` after using the old ones."""
         table, now_s, end = self.table, self.clock.now_s, self._end
         rows, fresh = table.rows_of(tracks.track_ids)
         if fresh is not None:
@@ -152,15 +153,16 @@ class TrackedObjects:
         return TrackSnapshot(now_s, rows, fresh, points, columns[:, end + 2 :], _MARGIN * size)
 
     def keep(self, kept: BoolArray) -> None:
-        """Forget all objects that are not `kept`, (R,)."""
+        """Forget the objects for which the mask `kept` (R,) is False."""
         self.oldest_s = float(self.table["seen_s"][kept].min(initial=math.inf))
         if not kept.all():
             self.table.keep(kept)
 
     def motion(self, row: int) -> tuple[float, float]:
-        """Return speed in km/h and direction of travel in degrees; NaN if unknown.
+        """Return the speed of an object in km/h and its direction of travel in degrees; NaN if unknown.
 
-        Directions are those of the frame: 0 up, 90 right, 180 down, 270 left. Speeds need a ground plane.
+        Directions refer to the frame: 0 is up, 90 is right, 180 is down, 270 is left. Without a ground plane, the speed
+        is unknown.
         """
         now_s, times_s, points = self.clock.now_s, [], []
         for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
@@ -182,9 +184,10 @@ class TrackedObjects:
 
 
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:
-    """Return one matrix, (4, 2 A + 2 + 2 L), and offset that convert boxes to the inputs of lines and zones.
+    """Return the matrix (4, 2 A + 2 + 2 L) and the offset that convert boxes to the inputs of lines and zones.
 
-    The columns are x and y of each of A anchors, width and height, then the distances from each of L lines twice.
+    The columns are x and y of each of A anchors, width and height, the distances from each of L lines, and again these
+    distances.
     """
     places = places_of_anchors(anchors)
     distances, offset = lines.of_places(places)

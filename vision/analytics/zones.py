@@ -1,6 +1,7 @@
 """`ZoneWatch` tracks stays of objects in zones. `CrowdDetector` detects zones with too many objects.
 
-An object enters or leaves when its anchor is a margin beyond the border. It also enters by appearing inside.
+An object enters or leaves a zone when its anchor is beyond the border by a margin. An object that appears inside a zone
+also enters it.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ from vision.config.analytics import ZoneConfig
 
 
 class Passage(NamedTuple):
-    """Passage of one object over the border of one zone."""
+    """The entry of one object into one zone, or its exit."""
 
     row: int  # in the track table
     zone: int
-    is_inside: bool
-    appeared: bool
+    is_inside: bool  # after the passage
+    appeared: bool  # inside the zone, so the object did not cross the border
 
 
 class ZoneWatch:
-    """The zones of one camera. The state of each object is in the `columns` of the camera's `TrackTable`."""
+    """Detects stays in one camera's zones. `columns` defines the state that a `TrackTable` stores per object."""
 
     def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         number = len(zones)
         self.columns: Mapping[str, TrackColumn] = {
             "inside": TrackColumn(np.bool_, (number,)),
             "entered_s": TrackColumn(np.float64, (number,)),
-            # The time at which it will have been inside for `dwell_s`.
+            # When the object will have been inside for `dwell_s`; infinite if it will not be reported.
             "dwells_s": TrackColumn(np.float64, (number,), math.inf),
             "dwelling": TrackColumn(np.bool_, (number,)),
         }
         places = [anchors.index(zone.anchor) for zone in zones]
-        # Columns of the zones' anchors; an anchor that all zones share is taken once.
+        # Columns of the zones' anchors in `TrackSnapshot.points`: only one column if all zones share an anchor.
         self._places = slice(places[0], places[0] + 1) if len(set(places)) == 1 else np.array(places, np.intp)
         self._dwell_s = [zone.dwell_s or math.inf for zone in zones]
         self._classes = ClassFilter(zones, class_names)
-        self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this
+        self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this time
 
     def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
         """Set the pixel coordinates of the corners of each zone."""
@@ -53,7 +54,7 @@ class ZoneWatch:
         self._next_dwell_s = math.inf
 
     def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Passage]:
-        """Return the passages in this frame, by object and then by zone. `enter` and `leave` store them."""
+        """Return the passages in this frame, ordered by object and then by zone. `enter` and `leave` store them."""
         points = seen.points[:, self._places]
         inside = self._set.contain(points)
         allowed = self._classes.allowed(memory["class_id"], seen.rows)
@@ -85,9 +86,9 @@ class ZoneWatch:
         memory["dwells_s"][row, zone] = math.inf
 
     def dwellers(self, memory: TrackTable, now_s: float) -> list[tuple[int, int]]:
-        """Return row and zone of each object that has now been in a zone for its `dwell_s`.
+        """Return the row and the zone of each object that has now been in a zone for the zone's `dwell_s`.
 
-        An object that is hidden at that time is returned when it is detected again.
+        An object that is not detected at that time is returned when it is detected again.
         """
         if now_s < self._next_dwell_s:
             return []
@@ -102,21 +103,21 @@ class ZoneWatch:
 
 @dataclass(slots=True)
 class _Crowd:
-    """One zone with a threshold."""
+    """The state of one zone that has a threshold."""
 
-    above: int
-    for_s: float
+    above: int  # the threshold
+    for_s: float  # time above the threshold before crowding starts, or below it before crowding ends
     is_crowded: bool = False
-    change_since_s: float | None = None  # since when the state has differed from `is_crowded`
-    from_s: float = 0.0
-    most: int = 0
+    change_since_s: float | None = None  # when the zone last began to differ from `is_crowded`; None if it agrees
+    from_s: float = 0.0  # start of the crowding
+    most: int = 0  # maximum number of objects since then
 
 
 class CrowdDetector:
-    """Detects the start and end of crowding, each after `crowded_for_s` without a break."""
+    """Detects when crowding starts and ends in each zone. A change must last for `crowded_for_s`."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
-        self.occupants = [0] * len(zones)  # of each zone
+        self.occupants = [0] * len(zones)  # number of objects in each zone
         self._crowds = {
             zone: _Crowd(config.crowd_threshold, config.crowded_for_s)
             for zone, config in enumerate(zones)
@@ -124,7 +125,7 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield zone and data of each event. `unobserved`: the camera was away for too long, so no state has lasted."""
+        """Yield the zone and data of each event. `unobserved` means that no change has lasted: there was a long gap."""
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:
@@ -144,7 +145,7 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def end(self, now_s: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """End every crowd now. Yield zone and data of each event."""
+        """End the crowding of every zone now. Yield the zone and data of each event."""
         for zone, crowd in self._crowds.items():
             if crowd.is_crowded:
                 yield zone, self._end(zone, crowd, now_s)

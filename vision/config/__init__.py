@@ -1,4 +1,4 @@
-"""Configuration: camera.yaml and model.yaml as frozen typed objects, with all faults of a file in one error.
+"""Configuration: camera.yaml and model.yaml as immutable typed objects. One error lists all faults of a file.
 
 ::
 
@@ -6,7 +6,7 @@
     config = load_config(path, os.environ)          # AppConfig with absolute paths; ConfigError lists every fault
     folder = folder_of_model(config.model, shipped_models())
     spec = load_model_spec(folder)                  # ModelSpec; ModelError lists every fault
-    check_classes(config, class_names, path)        # ConfigError for classes that the model does not have
+    check_classes(config, class_names, path)        # ConfigError for classes that the model lacks
 
 No other package imports pydantic or PyYAML.
 """

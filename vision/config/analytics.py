@@ -1,11 +1,12 @@
 """The `analytics:` section: lines and zones on the frames of each camera.
 
-Coordinates are x to the right and y down from the frame's upper left corner, in pixels of the source frame, or in
-fractions or percent of its width and height. The size of the frame is unknown here: whether a point in pixels lies
-inside it is checked by the stage when the camera opens.
+Coordinates start at the frame's upper left corner: x increases to the right, and y increases downward. Their unit is
+pixels of the source frame, or fractions or percent of the frame's width and height. The size of the frame is unknown
+here, so the stage checks whether points in pixels lie inside the frame when the camera opens.
 
-A line has two sides, as seen from its first point towards the second: crossing from left to right is ``in``, the other
-way is ``out``. An object that moves down crosses a line that runs from left to right ``in``.
+The sides of a line are left and right as seen from its first point toward its second. Crossing from left to right is
+``in``, and from right to left is ``out``. For example, an object that moves down the frame crosses a line from (0, 5)
+to (9, 5) ``in``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vision.config.fields import ClassNames, ConfigSection, Day, Identifier, fre
 from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
-"""The point of a box that represents the object. ``bottom-center`` is where a person touches the floor."""
+"""Point of a box that represents the object. ``bottom-center`` is where a person touches the floor."""
 
 _Coordinate = Annotated[float, Field(ge=0, le=16384)]
 _Metre = Annotated[float, Field(ge=-10_000, le=10_000)]
@@ -33,7 +34,7 @@ Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
 
 def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
-    """Return the points of a line if they differ; otherwise raise InvalidValue."""
+    """Return the points of a line if they differ; otherwise, raise `InvalidValue`."""
     if points[0] == points[1]:
         raise InvalidValue("no-length", "two different points", "a line without length cannot be crossed")
     return points
@@ -45,7 +46,7 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     The computation is exact for the decimals as written, so that 0.1, 0.2 and 0.3 are evenly spaced.
 
     Raises:
-        InvalidValue: A point is repeated, the area is zero, or sides meet other than at their common corner.
+        InvalidValue: a point is repeated, the area is zero, or two sides meet at more than their common corner.
     """
     corners = _whole_numbers(polygon)
     if corners[0] == corners[-1]:
@@ -70,7 +71,7 @@ class LineConfig(ConfigSection):
     points: Annotated[tuple[Point, Point], AfterValidator(check_line)]
     """[[x1, y1], [x2, y2]] in the camera's units."""
     direction: Literal["in", "out", "both"] = "both"
-    """Crossings to report; in: from left to right, seen from the first point towards the second."""
+    """Crossings to report; in: from left to right, seen from the first point toward the second."""
     classes: ClassNames | None = None
     """Classes to count; all published classes if absent."""
     anchor: Anchor = "bottom-center"
@@ -83,21 +84,21 @@ class ZoneConfig(ConfigSection):
     name: Identifier
     """Name in events, unique among the lines and zones of the camera."""
     polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
-    """[[x, y], ...] in the camera's units, in order around the area; the last is joined to the first."""
+    """[[x, y], ...] in the camera's units, in order around the area; the last point is joined to the first."""
     crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)
-    """Number of objects above which the zone is crowded; never if absent."""
+    """Number of objects above which the zone is crowded; never crowded if absent."""
     crowded_for_s: float = Field(default=0.0, ge=0, le=86_400)
-    """Seconds above the threshold before crowded begins, and at or below it before crowded ends."""
+    """Seconds above the threshold before crowding starts, and at or below the threshold before crowding ends."""
     dwell_s: Day | None = None
-    """Seconds inside the zone after which an object is reported; never if absent."""
+    """Seconds inside the zone after which an object is reported; never reported if absent."""
     classes: ClassNames | None = None
-    """Classes that count; all published classes if absent."""
+    """Classes to count; all published classes if absent."""
     anchor: Anchor = "bottom-center"
-    """Point of an object's box that must be inside."""
+    """Point of an object's box that must be inside the zone."""
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Return four points in order around a convex area, in the frame or in meters; otherwise raise InvalidValue."""
+    """Return four points if they are in order around a convex area; otherwise, raise `InvalidValue`."""
     exact = _whole_numbers(corners)
     turns = {_turn(exact[index - 2], exact[index - 1], exact[index]) for index in range(len(exact))}
     if turns not in ({1}, {-1}) or _crossing_sides(exact) is not None:
@@ -107,7 +108,7 @@ def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
 
 
 class GroundConfig(ConfigSection):
-    """Four points on the ground with known positions, to compute speeds from pixels."""
+    """Four points on the ground with known positions, from which speeds are computed."""
 
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
     """[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area."""
@@ -125,13 +126,13 @@ class CameraAnalytics(ConfigSection):
     zones: tuple[ZoneConfig, ...] = Field(default=(), max_length=100)
     """Areas that objects enter, leave and stay in."""
     ground: GroundConfig | None = None
-    """Four points with known positions, for speeds in km/h; no speeds if absent."""
+    """Four points with known positions, from which speeds in km/h are computed; no speeds if absent."""
 
     _consistent = free_of(analytics_conflicts)
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
-    """Return the factors that convert x and y of a point to pixels, for a frame of this size."""
+    """Return the factors that convert the x and y of a point to pixels, for a frame of this size."""
     whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
     return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 
@@ -143,33 +144,33 @@ _Corner: TypeAlias = tuple[int, int]
 
 
 def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
-    """Scale the points so that every decimal is a whole number, which is exact and faster than fractions."""
+    """Scale points so that every coordinate is a whole number. These are exact, and faster than fractions."""
     exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
     scale = lcm(*(value.denominator for point in exact for value in point))
     return [(int(x * scale), int(y * scale)) for x, y in exact]
 
 
 def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
-    """Return the side of the line from `a` to `b` on which `c` lies: -1, 0 (on it) or 1."""
+    """Return on which side of the line from `a` to `b` the point `c` lies: -1 or 1; 0 if it lies on the line."""
     product = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
     return (product > 0) - (product < 0)
 
 
 def _touches(a: _Corner, b: _Corner, c: _Corner) -> bool:
-    """Return True if `c` lies on the segment `ab`."""
+    """Return True if the point `c` lies on the segment from `a` to `b`."""
     within = min(a[0], b[0]) <= c[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= c[1] <= max(a[1], b[1])
     return within and _turn(a, b, c) == 0
 
 
 def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
-    """Return True if the segments `ab` and `cd` share a point (Cormen et al., Introduction to Algorithms, 33.1)."""
+    """Return True if segments `ab` and `cd` share a point, as in Cormen et al., Introduction to Algorithms, 33.1."""
     if _turn(c, d, a) * _turn(c, d, b) < 0 and _turn(a, b, c) * _turn(a, b, d) < 0:
         return True
     return _touches(c, d, a) or _touches(c, d, b) or _touches(a, b, c) or _touches(a, b, d)
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the first two sides that meet other than at their common corner. Side `i` begins at corner `i`."""
+    """Return the first two sides that meet at more than their common corner. Side `i` starts at corner `i`."""
     sides = [*pairwise([*corners, corners[0]])]
     for first, second in combinations(range(len(sides)), 2):
         (a, b), (c, d) = sides[first], sides[second]

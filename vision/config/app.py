@@ -1,4 +1,4 @@
-"""camera.yaml as frozen typed objects. `analytics:` and `rules:` have separate modules."""
+"""camera.yaml as immutable typed objects. The sections `analytics:` and `rules:` have their own modules."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class EngineConfig(ConfigSection):
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     """0 (short build) to 5 (fast engine); TensorRT's default if absent."""
     workspace_mib: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum scratch memory of a layer, MiB; no limit if absent."""
+    """Maximum scratch memory of a layer in MiB; no limit if absent."""
     dla_core: int | None = Field(default=None, ge=0, le=15)
-    """Deep-learning accelerator (DLA) of a Jetson; the GPU if absent or not available."""
+    """Number of the Jetson's deep-learning accelerator (DLA) to use; the GPU if absent or not available."""
 
 
 class DetectConfig(ConfigSection):
     """Classes, thresholds, back-end and speed of the detector."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = "auto"
-    """auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime."""
+    """Library that runs the model; auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime."""
     score_threshold: Fraction = 0.35
     """Minimum score of a published detection."""
     iou_threshold: Fraction | None = None
@@ -58,15 +58,15 @@ class DetectConfig(ConfigSection):
     classes: ClassNames | None = None
     """Classes to publish; all if absent."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
-    """Precision of the TensorRT engine; ONNX Runtime uses that of the model."""
+    """Precision of the TensorRT engine; ONNX Runtime uses the precision of the model."""
     max_batch: BatchSize = 8
     """Maximum number of frames in a batch."""
     batches_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Number of batches in flight; the detector's choice if absent."""
+    """Number of batches that the detector processes at the same time; chosen by the detector if absent."""
     threads: Threads | None = None
-    """CPU threads of the ONNX Runtime detector, for all its sessions; one for each core if absent."""
+    """Total number of CPU threads of the ONNX Runtime detector; one for each core if absent."""
     graphs: bool = True
-    """Run the TensorRT engine as CUDA graphs; false is slower, and for debugging."""
+    """Run the TensorRT engine as CUDA graphs; false is slower, and only for debugging."""
     engine: EngineConfig = EngineConfig()
     """Build options of the TensorRT engine."""
 
@@ -79,7 +79,7 @@ class CameraConfig(ConfigSection):
     source: Source = Field(examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"])
     """Address or path; paths are relative to this file; ${NAME} is an environment variable."""
     user: str | None = Field(default=None, min_length=1)
-    """User of a network camera, as plain text."""
+    """User name of a network camera, as plain text."""
     password: str | None = Field(
         default=None,
         min_length=1,
@@ -93,21 +93,21 @@ class CameraConfig(ConfigSection):
     transport: Literal["tcp", "udp"] = "tcp"
     """RTSP transport; tcp: reliable; udp: lower latency, but can lose packets."""
     width: Pixels | None = None
-    """Frame width to request from a csi: or USB camera, pixels; its default if absent."""
+    """Frame width to request from a csi: or USB camera, in pixels; the camera's default if absent."""
     height: Pixels | None = None
-    """Frame height to request from a csi: or USB camera, pixels; its default if absent."""
+    """Frame height to request from a csi: or USB camera, in pixels; the camera's default if absent."""
     fps: FramesPerSecond | None = None
-    """Rate to request from a csi: or USB camera, or to play the images of a folder at, frames/s."""
+    """Frame rate to request from a csi: or USB camera, or at which to read the images of a folder, in frames/s."""
     max_fps: FramesPerSecond | None = None
-    """Maximum rate of inference, frames/s; no limit if absent."""
+    """Maximum rate of inference in frames/s; no limit if absent."""
     loop: bool = False
     """Restart a file when it ends."""
     open_timeout_s: float = Field(default=5.0, gt=0, le=120)
-    """Timeout for a connection, seconds."""
+    """Timeout in seconds for a connection."""
     read_timeout_s: float = Field(default=5.0, gt=0, le=120)
-    """Timeout for a frame before the camera is reconnected, seconds."""
+    """Seconds without a frame after which the camera is reconnected."""
     max_frame_age_s: Minute = 0.5
-    """Maximum age of a frame when inference begins, seconds; older frames are dropped."""
+    """Maximum age in seconds of a frame when inference starts; older frames are dropped."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
 
@@ -115,14 +115,14 @@ class CameraConfig(ConfigSection):
 
     @property
     def address(self) -> SourceAddress:
-        """Return the parsed source, with `user` and `password` in its URL. A path that is a folder is a `Folder`."""
+        """The parsed source, with `user` and `password` in its URL. The path of an existing folder is a `Folder`."""
         address = parse_source(self.source)
         if self.user is not None and self.password is not None:
             return with_account(address, self.user, self.password)
         return Folder(address.path) if isinstance(address, File) and os.path.isdir(address.path) else address  # noqa: PTH112 - no error for any text
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Return pydantic's arguments with the account of the source redacted, because configurations are logged."""
+        """Return pydantic's arguments without the account in the source, because configurations are logged."""
         for name, value in super().__repr_args__():
             yield name, redact(value) if name == "source" else value
 
@@ -130,8 +130,8 @@ class CameraConfig(ConfigSection):
 class TrackConfig(ConfigSection):
     """Scores that extend and start tracks, and the duration of tracks.
 
-    The detector must report detections down to `low_score`, so its threshold is the lower of `low_score` and the score
-    from which objects are published.
+    The detector must report detections down to `low_score`, so its threshold is the lower of `low_score` and the
+    minimum score of published objects.
     """
 
     low_score: Fraction = TRACK_SCORES["low_score"]
@@ -141,15 +141,15 @@ class TrackConfig(ConfigSection):
     new_score: Fraction = TRACK_SCORES["new_score"]
     """Minimum score of a detection that starts a track."""
     confirm_s: float = Field(default=0.0, ge=0, le=60)
-    """Seconds before a new track is published; it always needs two detections."""
+    """Seconds before a new track is published; the track always needs two detections."""
     tentative_s: float = Field(default=0.25, ge=0, le=60)
-    """Seconds without detection after which an unpublished track ends."""
+    """Seconds without a detection after which an unpublished track ends."""
     weak_s: float = Field(default=0.5, ge=0, le=60)
-    """Maximum time for which only detections between `low_score` and `high_score` extend a track, seconds."""
+    """Maximum time in seconds for which only detections between `low_score` and `high_score` extend a track."""
     lost_s: Minute = 1.5
-    """Seconds without detection after which a published track ends."""
+    """Seconds without a detection after which a published track ends."""
     reactivation: Literal["filter", "observation"] = "filter"
-    """Motion of an object detected again. filter: corrected by the position; observation: from two positions only."""
+    """Motion of a track after a gap; filter: predicted and corrected; observation: from two positions only."""
     max_objects: int = Field(default=500, ge=1, le=10_000)
     """Maximum number of tracks."""
 
@@ -168,65 +168,65 @@ class CascadeConfig(ConfigSection):
     refresh_s: Day | None = 5.0
     """Seconds after which an object is classified again; null means only once."""
     min_size_px: int = Field(default=32, ge=1, le=16384)
-    """Minimum length of the shorter side of a box, pixels."""
+    """Minimum length in pixels of the shorter side of a box."""
     margin: float = Field(default=0.0, ge=0, le=1)
-    """Margin around the box on every side, as a fraction of the box."""
+    """Margin on every side of the box, as a fraction of the box's width and height."""
     max_batch: BatchSize = 8
     """Maximum number of objects in a batch."""
     queue: int = Field(default=32, ge=1, le=1024)
-    """Maximum number of objects that wait; further objects are tried again with a later frame."""
+    """Maximum number of objects that wait for the model; other objects are retried with a later frame."""
     threads: Threads = 1
-    """CPU threads."""
+    """Number of CPU threads of the second model."""
 
 
 class SnapshotConfig(ConfigSection):
-    """A JPEG of the frame of every event."""
+    """A JPEG file of the frame of every event."""
 
     folder: FolderPath
-    """Folder of the JPEGs, relative to this file; created if missing."""
+    """Folder for the JPEG files, relative to this file; created if missing."""
     kinds: Identifiers | None = None
-    """Kinds of events with a JPEG; all if absent."""
+    """Kinds of events for which a file is written; all if absent."""
     max_files: int = Field(default=10_000, ge=1, le=1_000_000)
     """Maximum number of files; the oldest are deleted first."""
     max_mb: int = Field(default=1000, ge=1, le=10_000_000)
-    """Maximum total size, megabytes; the oldest files are deleted first."""
+    """Maximum total size in megabytes; the oldest files are deleted first."""
     max_side_px: int = Field(default=1280, ge=64, le=16384)
-    """Maximum length of the longer side, pixels; larger frames are scaled down."""
+    """Maximum length in pixels of the longer side; larger frames are scaled down."""
     quality: int = Field(default=85, ge=1, le=100)
-    """JPEG quality, percent."""
+    """JPEG quality in percent."""
     annotate: bool = True
     """Draw the object, the line or zone, and the time of the event on the frame."""
 
 
 class PublishConfig(ConfigSection):
-    """The ZeroMQ socket."""
+    """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
     """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network."""
     encoding: Literal["json", "msgpack"] = "json"
-    """Payload of every message."""
+    """Format of the payload of every message."""
     queue: int = Field(default=1000, ge=1, le=1_000_000)
-    """Maximum number of messages that wait for a slow subscriber; it loses further messages."""
+    """Maximum number of messages that wait for a slow subscriber; the subscriber loses further messages."""
     replay: BindAddress | None = None
-    """Address where subscribers request missed events; needs `state_dir`; none if absent."""
+    """Address at which subscribers request missed events; needs `state_dir`; no such address if absent."""
     max_events: int = Field(default=10_000, ge=100, le=1_000_000)
-    """Number of newest events that can be requested."""
+    """Number of newest events that are stored and can be requested."""
 
 
 class StatusConfig(ConfigSection):
-    """Status messages."""
+    """Status messages about the program and its cameras."""
 
     interval_s: Hour = 1.0
     """Seconds between two status messages."""
 
 
 class AppConfig(ConfigSection):
-    """One camera.yaml."""
+    """The content of a camera.yaml."""
 
     node: Identifier | None = None
     """Name of this machine in messages; the host name if absent."""
     pipeline: PipelineName = "detect"
-    """Steps after detection: detect, track, count, or a Python file. Default: count with analytics, else detect."""
+    """Steps after detection: detect, track, count, or a Python file; if absent, count with analytics, else detect."""
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a /) relative to this file."""
     detect: DetectConfig = DetectConfig()
@@ -242,15 +242,15 @@ class AppConfig(ConfigSection):
     cascade: CascadeConfig | None = None
     """A second model that classifies tracked objects; none if absent."""
     snapshots: SnapshotConfig | None = None
-    """A JPEG of the frame of every event; none if absent."""
+    """A JPEG file of the frame of every event; none if absent."""
     state_dir: FolderPath | None = None
-    """Folder for counters and events that persist over restarts, relative to this file; not stored if absent."""
+    """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()
-    """The ZeroMQ socket."""
+    """The ZeroMQ socket that publishes messages."""
     status: StatusConfig = StatusConfig()
-    """Status messages."""
+    """Status messages about the program and its cameras."""
     stop_timeout_s: Minute = 1.5
-    """Timeout for an orderly stop, seconds."""
+    """Timeout in seconds for an orderly stop."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """Checks for values that are valid separately but conflict with each other.
 
-The checks read plain data and ignore values that are missing or of the wrong type. So one fault does not hide another,
-and the same functions check a file with faults and a configuration that was built in Python.
+The checks read plain data, and ignore values that are missing or of the wrong type. Therefore, one fault does not hide
+a second fault, and the same functions check files with faults and configurations that were built in Python.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5
 _WITHOUT_ANALYTICS: Final = ("detect", "track")
 
 _SIZED: Final = (Csi, Usb, Synthetic)
-_SIZED_TEXT: Final = "csi:, /dev/video and synthetic: sources have; other frames come as they are"
+_SIZED_TEXT: Final = "csi:, /dev/video and synthetic: sources; the frames of other sources keep their size"
 _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[type[SourceAddress], ...], str]]] = {
-    "transport": ((Rtsp,), "rtsp:// and rtsps:// sources have"),
-    "user": ((Rtsp, Http), "rtsp:// and http:// sources have"),
-    "password": ((Rtsp, Http), "rtsp:// and http:// sources have"),
-    "loop": ((File, Folder), "files have"),
+    "transport": ((Rtsp,), "rtsp:// and rtsps:// sources"),
+    "user": ((Rtsp, Http), "rtsp:// and http:// sources"),
+    "password": ((Rtsp, Http), "rtsp:// and http:// sources"),
+    "loop": ((File, Folder), "files and folders"),
     "width": (_SIZED, _SIZED_TEXT),
     "height": (_SIZED, _SIZED_TEXT),
-    "fps": ((*_SIZED, File, Folder), "csi:, /dev/video and synthetic: sources and folders have; see max_fps"),
+    "fps": ((*_SIZED, File, Folder), "folders and csi:, /dev/video and synthetic: sources; see max_fps"),
 }
-"""The kinds of sources that have an option."""
+"""For each option, the kinds of sources that have it, and the text that names these kinds."""
 
 _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
     Rtsp: ("auto", "gstreamer", "ffmpeg", "nvdec"),
@@ -61,20 +61,20 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Ways to refer to another value without printing a secret."""
+    """Functions that describe a value in a message, without its secrets."""
 
-    written: Callable[[Loc], str] = dotted
-    line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"
+    written: Callable[[Loc], str] = dotted  # the value itself
+    line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"  # where the value is
 
 
 def config_conflicts(config: Section, references: References = References()) -> Iterator[Conflict]:
-    """Yield the conflicts of a whole camera.yaml."""
+    """Yield all conflicts between the values of a camera.yaml."""
     cameras, rules = list(_sections(config, "cameras")), list(_sections(config, "rules"))
     analytics = _mapping(config, "analytics")
     for loc, camera in cameras:
         yield from (conflict.below(*loc) for conflict in camera_conflicts(camera))
         if camera.get("id") == "node":
-            message = "expected a different name, because status/node is the topic of the program itself"
+            message = "expected a different name, because status/node is the topic of the program"
             yield Conflict((*loc, "id"), "reserved-id", message)
     yield from _repeated("id", cameras, references)
     devices = [(loc, camera) for loc, camera in cameras if str(camera.get("source")).startswith(("csi:", "/dev/"))]
@@ -92,7 +92,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
 
 
 def pipeline_name(config: Section) -> object:
-    """Return the pipeline of a configuration. Default: count if there are analytics, otherwise detect."""
+    """Return the configured pipeline; if none is configured, count if there are analytics, otherwise detect."""
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
@@ -100,10 +100,10 @@ def pipeline_name(config: Section) -> object:
 
 
 def camera_conflicts(camera: Section) -> Iterator[Conflict]:
-    """Yield options that a source of this kind does not support, and options that need a second option."""
+    """Yield a conflict for each option that the source does not support or that requires a second option."""
     for given, other in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if camera.get(given) is not None and camera.get(other) is None:
-            yield Conflict((given,), "given-alone", f"expected {other} too: both keys are required together")
+            yield Conflict((given,), "given-alone", f"expected {other} too, because the keys are only valid together")
     source, reader = camera.get("source"), camera.get("reader")
     try:
         address = parse_source(source) if isinstance(source, str) else None
@@ -112,12 +112,12 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
     if address is None:
         return
     if has_account(address) and (camera.get("user") is not None or camera.get("password") is not None):
-        message = "expected no user and password in the address, since the keys user and password hold them"
+        message = "expected no user and password in the address, because the keys user and password contain them"
         yield Conflict(("source",), "two-accounts", message)
     for option, (kinds, kinds_text) in _CAPTURE_OPTIONS.items():
         value = camera.get(option)
         if not isinstance(address, kinds) and (value is True if option == "loop" else value is not None):
-            yield Conflict((option,), "no-effect", f"has no effect on this source; only {kinds_text}")
+            yield Conflict((option,), "no-effect", f"has no effect on this source, only on {kinds_text}")
     libraries = _READERS[type(address)]
     if reader in ("opencv", "gstreamer", "ffmpeg", "nvdec") and reader not in libraries:
         expected = one_of([f"'{name}'" for name in libraries])
@@ -128,7 +128,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield scores in the wrong order, because a detection that starts a track must be able to extend one."""
+    """Yield a conflict if scores are not in ascending order. A detection that starts a track must also extend one."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
@@ -143,7 +143,7 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield the conflicts of the lines, zones and ground points of one camera. `base` is the place of the section."""
+    """Yield the conflicts between the analytics of one camera. `base` is the location of the section."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
     yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")
@@ -188,7 +188,7 @@ def _unknown_cameras(
 
 
 def class_lists(config: Section) -> Iterator[tuple[Loc, tuple[object, ...]]]:
-    """Yield every list of class names with its place."""
+    """Yield the location and the content of every list of class names."""
     analytics = _mapping(config, "analytics")
     shapes = [(("analytics", *loc), shape) for camera in analytics for loc, shape in _shapes(analytics, camera)]
     sections = [((key,), _mapping(config, key)) for key in ("detect", "cascade")]
@@ -205,19 +205,19 @@ def _undetected_classes(config: Section) -> Iterator[Conflict]:
     for loc, names in class_lists(config):
         for index, name in enumerate(names):
             if loc[0] == "analytics" and isinstance(name, str) and name not in kept:
-                message = "never detected, because detect.classes does not include it"
+                message = "this class is never detected, because detect.classes does not include it"
                 yield Conflict((*loc, index), "never-detected", message)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
-# The key of a zone that each state needs, and the key that already delays it.
+# For each state, the key that a zone needs, and the key that already delays the state.
 _NEEDED: Final = {"crowded": "crowd_threshold", "dwelling": "dwell_s"}
 _DELAY: Final = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
 
 def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
-    """Yield lines and zones of a rule that are missing, have the wrong kind, or never report its event."""
+    """Yield a conflict if the line or zone of a rule is missing, has the wrong kind, or never reports the event."""
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None
@@ -249,7 +249,7 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
-    """Return why a line or zone never reports the rule's event, or reports it too late: a code and a message."""
+    """Return a code and a message if a line or zone never reports a rule's event, or reports it too late; else None."""
     kind, where = condition.kind, f"{condition.name} in {place}"
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if kind not in kinds:
@@ -258,7 +258,7 @@ def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple
         return "never-begins", f"{where} has no {_NEEDED[kind]}, so it is never {kind}"
     delay_s = shape.get(_DELAY.get(kind, ""))
     if condition.for_s and isinstance(delay_s, int | float) and condition.for_s < delay_s:
-        return "short-duration", f"expected at least the {delay_s:g}s that {_DELAY[kind]} of {where} has"
+        return "short-duration", f"expected a duration of at least {_DELAY[kind]} of {where}, which is {delay_s:g}s"
     return None
 
 
@@ -266,7 +266,7 @@ def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple
 
 
 def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
-    """Yield sections that the pipeline does not use, and kinds of events that it does not have."""
+    """Yield a conflict for each section that the pipeline does not use, and each unknown kind of event."""
     pipeline = pipeline_name(config)
     unused = [
         ("analytics", _WITHOUT_ANALYTICS, "has no lines and zones; expected pipeline: count"),
@@ -293,11 +293,11 @@ def _replay_conflicts(config: Section) -> Iterator[Conflict]:
         return
     loc = ("publish", "replay")
     if config.get("state_dir") is None:
-        yield Conflict(loc, "needs-state-dir", "needs state_dir: the folder in which events are kept")
+        yield Conflict(loc, "needs-state-dir", "expected state_dir too, the folder in which events are stored")
     port = replay.rpartition(":")[2]
     same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
     if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
-        yield Conflict(loc, "same-address", "expected another address and port than publish.bind has")
+        yield Conflict(loc, "same-address", "expected an address and a port that differ from those of publish.bind")
 
 
 # --- plain data -------------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def _mapping(section: Section, key: str) -> Section:
 
 
 def _sections(section: Section, key: str, *base: str) -> Iterator[tuple[Loc, Section]]:
-    """Yield the mappings in the list at `key`, with their places."""
+    """Yield the location and content of each mapping in the list at `key`."""
     value = section.get(key)
     for index, entry in enumerate(value if isinstance(value, tuple) else ()):
         if isinstance(entry, Mapping):
@@ -317,7 +317,7 @@ def _sections(section: Section, key: str, *base: str) -> Iterator[tuple[Loc, Sec
 
 
 def _shapes(analytics: Section, camera: str) -> Iterator[tuple[Loc, Section]]:
-    """Yield the lines and zones of a camera: ``(camera, "zones", 0)`` and the zone."""
+    """Yield the location, such as ``(camera, "zones", 0)``, and content of each line and zone of a camera."""
     for key in ("lines", "zones"):
         yield from _sections(_mapping(analytics, camera), key, camera)
 

@@ -1,4 +1,4 @@
-"""A YAML file as plain data with the position of each value, and the texts of its errors."""
+"""`Document` contains the values of a YAML file with their positions, and creates the file's error messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNOREC
 
 
 class Unreadable:
-    """Placeholder for a value with an error, so that the error is reported only once."""
+    """Placeholder for a value whose error is already reported, so that no second error is reported for it."""
 
 
 class Place(NamedTuple):
-    """Line and column, counted from 1."""
+    """Position in a file: line and column, counted from 1."""
 
     line: int
     column: int
@@ -27,17 +27,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value and its position."""
+    """One value of a file, and its position."""
 
     place: Place
     value: str | int | float | bool | Unreadable | tuple[Node, ...] | dict[str, Node] | None
-    written: str = ""  # a scalar as written in the file, before ${NAME} is replaced
-    keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: the place of each key
-    size: int = 1  # number of values with aliases expanded
-    depth: int = 1  # number of levels
+    written: str = ""  # text of a scalar in the file, in which ${NAME} is not replaced
+    keys: dict[str, Place] = field(default_factory=dict)  # place of each key of a mapping
+    size: int = 1  # number of values, with aliases expanded
+    depth: int = 1  # number of nested levels
 
     def plain(self) -> object:
-        """Return the value as strings, numbers, tuples and dicts."""
+        """Return the value without positions, as strings, numbers, tuples and dicts."""
         if isinstance(self.value, tuple):
             return tuple(node.plain() for node in self.value)
         if isinstance(self.value, dict):
@@ -45,7 +45,7 @@ class Node:
         return self.value
 
     def child(self, part: int | str) -> Node | None:
-        """Return an entry of a list or mapping, or None."""
+        """Return the entry of a list or mapping at index or key `part`; None if there is none."""
         if isinstance(self.value, dict):
             return self.value.get(part) if isinstance(part, str) else None
         if isinstance(self.value, tuple) and isinstance(part, int) and part < len(self.value):
@@ -55,28 +55,28 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file. `faults` are syntax errors; those of the schema are added later."""
+    """A parsed file. `faults` contains the errors that the parser found, but not those of the schema."""
 
-    name: str  # name in messages
+    name: str  # name of the file in messages
     root: Node
     faults: tuple[Fault, ...] = ()
     text: str = field(default="", repr=False)
 
     def plain(self) -> dict[str, object]:
-        """Return the document's keys and values."""
+        """Return the keys and values of the file, without positions."""
         data = self.root.plain()
         assert isinstance(data, dict)
         return data
 
     def node(self, loc: Loc) -> Node | None:
-        """Return the value at `loc`, or None."""
+        """Return the value at `loc`; None if there is none."""
         node: Node | None = self.root
         for part in loc:
             node = node.child(part) if node is not None else None
         return node
 
     def place(self, loc: Loc) -> Place:
-        """Return the place of the key at `loc`, of the value in a list, or of the parent if it is missing."""
+        """Return the place of the key or list entry at `loc`; if it is missing, the place of its parent."""
         if not loc:
             return self.root.place
         *above, last = loc
@@ -87,7 +87,7 @@ class Document:
         return node.place if node is not None else self.place(tuple(above))
 
     def shown(self, loc: Loc) -> str:
-        """Return the value as written in the file, for a message, without secrets of the environment or of a URL."""
+        """Return the value at `loc` as written in the file, for a message. Secrets are left out."""
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
@@ -100,18 +100,18 @@ class Document:
         return quoted(node.written) if isinstance(node.value, str) else node.written
 
     def fault(self, loc: Loc, code: str, message: str) -> Fault:
-        """Return a fault of the value at `loc`."""
+        """Create a fault of the value at `loc`."""
         return Fault(*self.place(loc), dotted(loc), code, message)
 
     def error(self, faults: Iterable[Fault]) -> ConfigError:
-        """Return the error that lists `faults`."""
+        """Create the error that lists `faults`."""
         return faulty(self.name, faults, self.text)
 
 
 def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
-    """Return the error of a file, with one line for each fault: ``camera.yaml:12: cameras[1].transport: expected ...``.
+    """Create the error of a file. Each fault has a line, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
 
-    A single fault is followed by its line of `text`, with a caret below the column.
+    If there is only one fault, its line of `text` follows, with a caret below the column.
     """
     unique = tuple(sorted(set(faults)))
     lines = text.splitlines()
@@ -126,7 +126,7 @@ def _line(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _position(fault: Fault, lines: Sequence[str]) -> str:
-    """Return the line, and the column unless it is that of the first key on the line."""
+    """Return the line of a fault as text, with the column unless the fault is at the first key of its line."""
     if not fault.line:
         return ""
     is_first = not _line(fault, lines)[: fault.column - 1].strip(" -")
@@ -134,7 +134,7 @@ def _position(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _excerpt(fault: Fault, lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the line of the file and a line with a caret; nothing if the line can contain a secret."""
+    """Return the line of a fault and a line with a caret; nothing if the line may contain a secret."""
     line = _line(fault, lines)
     start = max(0, fault.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
     shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])

@@ -1,4 +1,4 @@
-"""The base of every mapping in camera.yaml and model.yaml, and the types of their values. They check only the text."""
+"""The base class of every mapping in camera.yaml and model.yaml, and the types of values."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MODEL_FORMS: Final = "the name of a model, or the path of a folder that contain
 _FOLDER_FORMS: Final = "the path of a folder"
 
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
-_IPC_PATH_BYTES: Final = 107  # sun_path of Linux's unix(7), less its closing NUL
+_IPC_PATH_BYTES: Final = 107  # sun_path in unix(7) of Linux, without the final NUL
 
 
 class ConfigSection(BaseModel):
-    """A mapping of the file: frozen, without unknown keys.
+    """Base class of a mapping in a file. Instances are immutable and have no unknown keys.
 
-    Validation accesses no file, device or host. Errors never show a value, because it can be a secret.
+    Validation accesses no file, device or host. Errors never show a value, because the value can be a secret.
     """
 
     model_config = ConfigDict(
@@ -42,19 +42,19 @@ class ConfigSection(BaseModel):
 
 
 class Conflict(NamedTuple):
-    """Values that are valid separately but conflict with each other."""
+    """A conflict between values that are valid separately."""
 
     loc: Loc
     code: str
     message: str
 
     def below(self, *base: int | str) -> Conflict:
-        """Return the conflict of a section at `base`."""
+        """Return the conflict with its location inside the section at `base`."""
         return self._replace(loc=(*base, *self.loc))
 
 
 def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> Any:
-    """Return a validator for a section built in Python. It raises an `INCONSISTENT` error for any conflict."""
+    """Return a validator of a section. The validator raises an `INCONSISTENT` error if there are conflicts."""
 
     def check(section: ConfigSection) -> ConfigSection:
         texts = [f"{dotted(loc)}: {text}" for loc, _, text in conflicts(section.model_dump(exclude_unset=True))]
@@ -66,7 +66,7 @@ def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> 
 
 
 def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """Return a validator for text that `parse` accepts."""
+    """Return a validator of text. The validator accepts the text if `parse` does not raise an error."""
 
     def check(text: str) -> str:
         parse(text)
@@ -75,24 +75,24 @@ def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-# --- validators: each returns its argument or raises `InvalidValue` --------------------------------------------------
+# --- validators, which return their argument or raise `InvalidValue` -------------------------------------------------
 
 
 def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or not all(names) or len(set(names)) < len(names):
-        raise InvalidValue("names", "a list of at least 1 name, none of them empty, none twice")
+        raise InvalidValue("names", "a list of at least 1 name, without empty or repeated names")
     return names
 
 
 def check_bind(bind: str) -> str:
-    """Return `bind` if ZeroMQ can bind to it."""
+    """Return `bind` if it is an address that ZeroMQ can bind to; otherwise, raise `InvalidValue`."""
     if bind.startswith("ipc://"):
         return _check_ipc(bind)
     if not bind.startswith("tcp://"):
         raise InvalidValue("bind-form", _BIND_FORMS, "such as tcp://127.0.0.1:5555")
     host, colon, port = bind[len("tcp://") :].rpartition(":")
     if not colon or not (port in ("*", "0") or is_port(port)):
-        raise InvalidValue("port", "tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any that is free")
+        raise InvalidValue("port", "tcp://ADDRESS:PORT with a port from 1 to 65535, or * for any free port")
     if host != "*" and not is_ip_address(host) and (host == "localhost" or not _INTERFACE.fullmatch(host)):
         advice = "did you mean '127.0.0.1'?" if host == "localhost" else ""
         raise InvalidValue("host", "an address of this machine, an interface such as eth0, or * for all", advice)
@@ -118,14 +118,14 @@ def check_folder(name: str) -> str:
     if not name or UNPRINTABLE.search(name) or "://" in name:
         raise InvalidValue("folder", _FOLDER_FORMS)
     if name.startswith("~"):
-        raise InvalidValue("home", "the whole path", "'~' works in a shell only")
+        raise InvalidValue("home", "the whole path", "'~' works only in a shell")
     return name
 
 
 # --- types ------------------------------------------------------------------------------------------------------------
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_TITLE)]
-"""A name of a camera, line or zone, which becomes part of topics and file names."""
+"""Name of a camera, line or zone, which can be part of topics and file names."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -133,7 +133,7 @@ FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
 Minute = Annotated[float, Field(gt=0, le=60)]
 Hour = Annotated[float, Field(gt=0, le=3600)]
 Day = Annotated[float, Field(gt=0, le=86_400)]
-"""Seconds, up to a minute, an hour or a day."""
+"""Numbers of seconds, up to a minute, an hour or a day."""
 
 Threads = Annotated[int, Field(ge=1, le=256)]
 BatchSize = Annotated[int, Field(ge=1, le=256)]

@@ -1,4 +1,4 @@
-"""Loading of configurations and model specifications. One error lists all faults of a file."""
+"""Functions that load configurations and model specifications. One error lists all faults of a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vision.errors import ConfigError, Fault, ModelError
 
 SPEC_NAME: Final = "model.yaml"
 
-_CLEARLY_MEANT: Final = 0.8  # similarity of a file's name to the name of a shipped configuration
+_CLEARLY_MEANT: Final = 0.8  # similarity of a file name to a shipped configuration's name
 _LFS_POINTER: Final = b"version https://git-lfs"
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _S = TypeVar("_S", bound=ConfigSection)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
-    """Read and check camera.yaml, and make its paths absolute. `ConfigError` lists every fault of the file.
+    """Read and check a camera.yaml, and make its paths absolute. Raise a `ConfigError` that lists every fault.
 
     `environ` contains the values of ``${NAME}``.
     """
@@ -45,7 +45,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
-    """Check the text of a camera.yaml, as `load_config` does. Its paths stay relative."""
+    """Check the text of a camera.yaml, as `load_config` does for a file. The paths stay relative."""
     return _validate_config(parse_document(text, name, environ))
 
 
@@ -56,12 +56,12 @@ def _validate_config(document: Document) -> AppConfig:
 
 
 def load_model_spec(folder: Path) -> ModelSpec:
-    """Read and check ``model.yaml`` in a model's folder, but not the ONNX file. `ModelError` lists every fault."""
+    """Read and check the model.yaml in `folder`. Raise a `ModelError` that lists every fault."""
     return _load_spec(ModelSpec, folder)
 
 
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
-    """Read and check ``model.yaml`` of a classifier's folder, as `load_model_spec` does."""
+    """Read and check the model.yaml of a classifier, as `load_model_spec` does for a detection model."""
     return _load_spec(ClassifierSpec, folder)
 
 
@@ -70,21 +70,21 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
         is_onnx = folder.suffix == ".onnx"
         raise ModelError(
             f"{folder} is {'an ONNX file' if is_onnx else 'a file'}; expected a folder with it and a model.yaml",
-            hint=f"write `model: {folder.parent}` and put a model.yaml there; `vision models` shows an example",
+            hint=f"write `model: {folder.parent}`, and add a model.yaml there; `vision models` shows an example",
             code="model-is-a-file",
         )
     try:
         return _validated(kind, read_document(folder / SPEC_NAME))
     except ConfigError as error:
-        hint = "a model is a folder with model.yaml and the ONNX file it names; `vision models` explains the keys"
+        hint = "a model is a folder with a model.yaml and an ONNX file; `vision models` explains the keys"
         raise ModelError(error.args[0], hint=hint, code=error.code, faults=error.faults) from None
 
 
 def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
-    """Return the path of the model's ONNX file after checking it, before any library reads it.
+    """Check a model's ONNX file before any library reads it. Return the path of the file.
 
     Raises:
-        ModelError: The file is missing, unreadable, empty, a Git LFS pointer, or not the one in the spec.
+        ModelError: the file is missing, unreadable, empty, a Git LFS pointer, or differs from the checksum.
     """
     path = folder / spec.file
     try:
@@ -113,7 +113,7 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -122,7 +122,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
-    """Validate without converting text to numbers. The error lists `other_faults` too."""
+    """Create a section from a document, without converting text to numbers. An error lists `other_faults` too."""
     faults = [*document.faults, *other_faults]
     try:
         section = model.model_validate(document.plain(), strict=True)
@@ -143,10 +143,10 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
-    """Return a fault for each password in the file, because files are copied, mailed and committed."""
+    """Return a fault for each password in the file. Passwords must not be in files, which are copied and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
-    message = "a password in the file; expected it from the environment: write ${NAME} instead"
+    message = "expected the password to come from the environment: write ${NAME} instead of the password"
     faults = []
     for index, camera in enumerate(entries):
         password, source = camera.child("password"), camera.child("source")
@@ -161,9 +161,9 @@ def _written_passwords(document: Document) -> list[Fault]:
 
 
 def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
-    """Return `config` with its paths, which are relative to `folder`, made absolute.
+    """Return a copy of `config` with absolute paths. Its relative paths start at `folder`.
 
-    A model without a slash is a name (`folder_of_model`), and so is a pipeline that does not end in ``.py``.
+    A model without a slash is a name, not a path, and so is a pipeline that does not end in ``.py``.
     """
     changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in config.cameras)}
     if "/" in config.model:
@@ -188,10 +188,10 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
 
 
 def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
-    """Check the class names of a configuration against those of its model. `path` is its file, for the lines of faults.
+    """Check that the model has all classes that a configuration names. `path` is the file, to report its lines.
 
     Raises:
-        ConfigError: A name is unknown. The error lists every unknown name with the nearest valid one.
+        ConfigError: a name is unknown. The error lists every unknown name, and suggests a similar valid name.
     """
     unknown: dict[Loc, str] = {}
     for loc, names in class_lists(config.model_dump()):
@@ -215,21 +215,21 @@ def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | No
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the shipped configurations by name, such as ``demo``."""
+    """Return the path of each shipped configuration by its name, such as ``demo``."""
     folder = Path(str(resources.files("vision.configs")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def shipped_models() -> Path:
-    """Return the folder of the shipped models (see `vision.config.folder_of_model`)."""
+    """Return the folder that contains the folders of the shipped models."""
     return Path(str(resources.files("vision.models")))
 
 
 def resolve_config(name: str) -> Path:
-    """Return the path of a configuration: a shipped one by its name, or a file. ``./demo`` is a file named demo.
+    """Return the path of a configuration, given by a shipped name or a path. ``./demo`` is a file named demo.
 
     Raises:
-        ConfigError: Neither exists.
+        ConfigError: `name` is not a shipped name, and does not look like a path.
     """
     shipped = shipped_configs()
     if name in shipped:
@@ -242,6 +242,6 @@ def resolve_config(name: str) -> Path:
     advice = did_you_mean(path.stem, shipped)
     raise ConfigError(
         f"no configuration is called {name!r}: expected a file, such as camera.yaml, or one of {one_of(list(shipped))}",
-        hint=advice or "vision run demo runs a shipped configuration",
+        hint=advice or "`vision run demo` runs a shipped configuration",
         code="no-such-file",
     )

@@ -1,4 +1,4 @@
-"""model.yaml as frozen typed objects: of a detection model, and of a classifier (`cascade:`)."""
+"""The model.yaml of a detection model, or of a classifier (`cascade:`), as immutable typed objects."""
 
 from __future__ import annotations
 
@@ -14,77 +14,77 @@ _Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _NormalisedInput(ConfigSection):
-    """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
+    """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, with pixels from 0 to 255, NCHW."""
 
     color: Literal["bgr", "rgb"] = "rgb"
-    """Order of the channels."""
+    """Order of the color channels."""
     scale: float = Field(default=1.0, gt=0)
-    """1/255 = 0.00392156862745098 for models that expect 0..1."""
+    """Factor for the pixels; 1/255 = 0.00392156862745098 if the model expects values from 0 to 1."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """In the order of `color`."""
+    """Value to subtract from each channel, in the order of `color`."""
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
-    """In the order of `color`."""
+    """Divisor for each channel, in the order of `color`."""
     fill: int = Field(default=114, ge=0, le=255)
     """Gray level around a letterboxed frame or object, before normalization."""
 
 
 class InputSpec(_NormalisedInput):
-    """Pre-processing of a frame: ``tensor = (pixels * scale - mean) / std`` per channel, pixels 0..255, NCHW."""
+    """Pre-processing of a frame: ``tensor = (pixels * scale - mean) / std`` per channel, pixels from 0 to 255, NCHW."""
 
     width: Pixels
-    """Width of the model's input, pixels."""
+    """Width of the model's input in pixels."""
     height: Pixels
-    """Height of the model's input, pixels."""
+    """Height of the model's input in pixels."""
     letterbox: Literal["top-left", "center"] = "center"
-    """Position of the frame on the canvas."""
+    """Position of the scaled frame in the model's input; the rest is padded."""
 
 
 class CropSpec(_NormalisedInput):
-    """Pre-processing of a crop, as `InputSpec`."""
+    """Pre-processing of a crop of an object: ``tensor = (pixels * scale - mean) / std``, as for a frame."""
 
     width: int = Field(ge=8, le=4096)
-    """Width of the model's input, pixels."""
+    """Width of the model's input in pixels."""
     height: int = Field(ge=8, le=4096)
-    """Height of the model's input, pixels."""
+    """Height of the model's input in pixels."""
     fit: Literal["stretch", "letterbox"] = "stretch"
-    """letterbox: keep the aspect ratio of the object and pad the rest."""
+    """How to fit the crop into the input; letterbox: keep the aspect ratio, and pad the rest."""
 
 
 class HeadSpec(ConfigSection):
-    """Layout of the outputs."""
+    """Layout of the outputs of a detection model."""
 
     kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"]
-    """Layout of the outputs."""
+    """Model family that defines the layout of the outputs."""
     strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] = (8, 16, 32)
-    """nanodet: cell sizes, model pixels."""
+    """Only nanodet: sizes of the grid cells, in pixels of the model's input."""
     bins: int = Field(default=11, ge=2, le=64)
-    """nanodet: bins of each side's distance distribution."""
+    """Only nanodet: number of bins of the distribution of each side's distance."""
     box_scale: Literal["pixels", "fraction"] = "pixels"
-    """Unit of the output boxes."""
+    """Unit of the boxes in the outputs: pixels or fractions of the model's input."""
     activation: Literal["none", "sigmoid"] = "none"
-    """Activation to apply to the scores; rt-detr exports return logits."""
+    """Function to apply to the scores; sigmoid for rt-detr exports, which return logits."""
 
 
 class ClassifierHead(ConfigSection):
-    """Layout of the output: (batch, classes)."""
+    """Layout of the output of a classifier, which has the shape (batch, classes)."""
 
     kind: Literal["classifier"]
-    """Layout of the outputs."""
+    """Layout of the output."""
     labels: Literal["one", "many"] = "one"
-    """one: the best class; many: each class independently."""
+    """Number of classes that apply to an object; one: the best class; many: each class independently."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
-    """Conversion of outputs to scores from 0 to 1; none: the outputs are scores already."""
+    """Function that converts outputs to scores from 0 to 1; none: the outputs already are scores."""
 
 
 class NmsSpec(ConfigSection):
-    """Defaults of non-maximum suppression. End-to-end and RT-DETR heads need none."""
+    """Defaults of non-maximum suppression. End-to-end and RT-DETR models do not need it."""
 
     iou_threshold: Fraction = 0.6
     """Overlap (IoU) above which the box with the lower score is dropped."""
     class_aware: bool = True
-    """Compare boxes of the same class only."""
+    """Compare only boxes of the same class."""
     max_candidates: int = Field(default=1024, ge=1, le=8192)
-    """Maximum number of candidates, by score."""
+    """Maximum number of candidate boxes in a frame; those with the highest scores are used."""
     max_objects: int = Field(default=300, ge=1, le=4096)
     """Maximum number of objects in a frame."""
 
@@ -94,16 +94,16 @@ _Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _ascending(extents: _Extents) -> _Extents:
-    """Return [min, opt, max] of one dimension if they are in ascending order; otherwise raise InvalidValue."""
+    """Return [min, opt, max] of a dimension if they are in ascending order; otherwise, raise `InvalidValue`."""
     if not 1 <= extents[0] <= extents[1] <= extents[2] <= 16384:
         raise InvalidValue("extents", "[min, opt, max] with 1 <= min <= opt <= max <= 16384")
     return extents
 
 
 def _ascending_shapes(shapes: _Shapes) -> _Shapes:
-    """Return [min, opt, max] of the dimensions or values of one input if they are in ascending order."""
+    """Return [min, opt, max] of an input's dimensions or values if they ascend; otherwise, raise `InvalidValue`."""
     if len(set(map(len, shapes))) > 1 or any(list(sizes) != sorted(sizes) for sizes in zip(*shapes, strict=True)):
-        expected = "three lists of one length, [min, opt, max], each number at most that of the next list"
+        expected = "three lists of equal length, [min, opt, max], in which no number exceeds that of the next list"
         raise InvalidValue("shape-extents", expected)
     return shapes
 
@@ -113,29 +113,29 @@ ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
 class ProfileSpec(ConfigSection):
-    """One optimization profile: [min, opt, max] of every dynamic dimension of the ONNX file."""
+    """An optimization profile of TensorRT: [min, opt, max] of every dynamic dimension of the ONNX file."""
 
     batch: Extent
-    """[min, opt, max] frames in a batch."""
+    """[min, opt, max] number of frames in a batch."""
     height: Extent | None = None
-    """[min, opt, max] of the canvas; the input's height if absent."""
+    """[min, opt, max] height of the model's input in pixels; `input.height` if absent."""
     width: Extent | None = None
-    """[min, opt, max] of the canvas; the input's width if absent."""
+    """[min, opt, max] width of the model's input in pixels; `input.width` if absent."""
     shapes: dict[str, ShapeExtent] = Field(default={})
-    """[min, opt, max] shapes of other inputs, by name."""
+    """[min, opt, max] shape of each additional input, by name."""
     values: dict[str, ShapeExtent] = Field(default={})
-    """[min, opt, max] values of shape inputs, by name."""
+    """[min, opt, max] values of each shape input, by name."""
 
 
 class _Spec(ConfigSection):
     """Keys of every model.yaml."""
 
     name: Identifier
-    """Name in camera.yaml and messages."""
+    """Name of the model in camera.yaml and messages."""
     file: FileName
-    """ONNX file in the folder of model.yaml."""
+    """Name of the ONNX file in the folder of model.yaml."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = None
-    """Checksum, verified when the model is loaded; if absent, a warning is logged."""
+    """SHA-256 of the ONNX file, verified when the model is loaded; if absent, a warning is logged."""
     licence: str = Field(min_length=1)
     """License of the weights, as an SPDX name if there is one."""
     provenance: str = ""
@@ -147,34 +147,34 @@ def _kind_of_classes(value: object) -> str:
 
 
 class ModelSpec(_Spec):
-    """model.yaml: inputs, outputs and origin of a detection model."""
+    """The model.yaml of a detection model: inputs, outputs and origin of the model."""
 
     input: InputSpec
-    """Pre-processing."""
+    """Pre-processing of frames."""
     head: HeadSpec
     """Layout of the outputs."""
     classes: Annotated[
         Annotated[ClassNames, Tag("names")] | Annotated[Literal["coco80"], Tag("set")], Discriminator(_kind_of_classes)
     ]
-    """Class names in the model's order, or coco80."""
+    """Class names in the order of the model's outputs; coco80: the 80 classes of COCO."""
     nms: NmsSpec = NmsSpec()
     """Defaults of non-maximum suppression."""
     profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None
-    """Ranges of shapes of a TensorRT engine; derived from max_batch if absent."""
+    """Ranges of the input shapes of a TensorRT engine; derived from `detect.max_batch` if absent."""
 
 
 class ClassifierSpec(_Spec):
-    """model.yaml of a classifier: input, output and origin."""
+    """The model.yaml of a classifier: input, output and origin of the model."""
 
     input: CropSpec
-    """Pre-processing."""
+    """Pre-processing of crops."""
     head: ClassifierHead
     """Layout of the output."""
     classes: ClassNames
-    """Names in the model's order."""
+    """Class names in the order of the model's output."""
 
 
 def folder_of_model(name: str, models: Path) -> Path:
-    """Return the folder of a model: a path if `name` has a slash or exists, else the shipped model of this name."""
+    """Return `name` as a path if it contains a slash or is an existing folder; otherwise, the folder in `models`."""
     given = Path(name)
     return given if "/" in name or given.is_dir() else models / name

@@ -1,13 +1,14 @@
-"""The `rules:` section: additional events, for selected events or for states that last a given time.
+"""The `rules:` section: rules that report selected events, or states that last a given time.
 
 The grammar of ``when`` is::
 
     when     = KIND NAME [ "for" DURATION ]
     KIND     = "line_crossed" | "zone_entered" | "zone_left" | "crowded" | "dwelling"
-    NAME     = the name of a line or zone under analytics
-    DURATION = a number and ms, s, m, h or d, without a blank between them
+    NAME     = name of a line or zone under analytics
+    DURATION = a number followed by ms, s, m, h or d, without a space
 
-`crowded` and `dwelling` are states, and may have a duration: since the zone became crowded, or the object entered.
+`crowded` and `dwelling` are states and can have a duration, counted from when the zone became crowded or the object
+entered the zone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vision.config.wording import InvalidValue, did_you_mean, one_of, quoted
 KINDS_OF_LINES: Final = ("line_crossed",)
 KINDS_OF_ZONES: Final = ("zone_entered", "zone_left", "crowded", "dwelling")
 LASTING: Final = ("crowded", "dwelling")
-"""Kinds of states, which begin and end."""
+"""Kinds of events that report the start and the end of a state."""
 
 RULE: Final = "rule"
 """Kind of the events that rules report."""
@@ -40,13 +41,13 @@ _UNIT_WORDS: Final = {
     "h": "h hr hrs hour hours",
     "d": "d day days",
 }
-_UNITS: Final = "the units are ms, s, m, h and d, without a blank before them"
+_UNITS: Final = "the units are ms, s, m, h and d, without a space before them"
 _LONGEST_S: Final = 30 * 86400.0
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|h|d)")
 
 
 class Condition(NamedTuple):
-    """The condition of a rule. `for_s` is 0 if it has no duration."""
+    """The parsed condition of a rule. `for_s` is 0 if the condition has no duration."""
 
     kind: str
     name: str
@@ -54,7 +55,7 @@ class Condition(NamedTuple):
 
 
 def duration_s(text: str) -> float:
-    """Return a duration such as ``500ms``, ``10s`` or ``1d`` in seconds; InvalidValue if it exceeds 30 days."""
+    """Convert a text such as ``500ms``, ``10s`` or ``1d`` to seconds. Raise `InvalidValue` if it is not valid."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise InvalidValue("duration", _DURATION_FORMS, _advice_for_duration(text))
@@ -65,7 +66,7 @@ def duration_s(text: str) -> float:
 
 
 def _advice_for_duration(text: str) -> str:
-    """Return the duration that was probably meant, or the valid units."""
+    """Return advice for an invalid duration: the duration that was probably meant, or the valid units."""
     match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
     if match is None:
         return ""
@@ -77,7 +78,7 @@ def _advice_for_duration(text: str) -> str:
 
 
 def parse_when(text: str) -> Condition:
-    """Parse the `when` of a rule; InvalidValue if it does not follow the grammar."""
+    """Parse the `when` of a rule. Raise `InvalidValue` if it does not follow the grammar."""
     words = text.split()
     if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
         raise InvalidValue("when-form", _WHEN_FORMS, _advice_for(words))
@@ -89,7 +90,7 @@ def parse_when(text: str) -> Condition:
     if len(words) == 2:
         return Condition(kind, name, 0.0)
     if kind not in LASTING:
-        raise InvalidValue("no-duration", f"{kind} NAME alone", f"it has no duration; {' and '.join(LASTING)} last")
+        raise InvalidValue("no-duration", f"{kind} NAME alone", f"only {' and '.join(LASTING)} have a duration")
     return Condition(kind, name, duration_s(" ".join(words[3:])))
 
 
@@ -97,8 +98,8 @@ def _advice_for(words: list[str]) -> str:
     if words and words[0] not in _KINDS:
         return did_you_mean(words[0], _KINDS)
     if len(words) == 3:
-        return "'for' stands before the duration" if words[2] != "for" else "a duration follows 'for', such as 10s"
-    return "the name of a line or zone follows the kind" if len(words) == 1 else ""
+        return "write 'for' before the duration" if words[2] != "for" else "write a duration after 'for', such as 10s"
+    return "write the name of a line or zone after the kind" if len(words) == 1 else ""
 
 
 class RuleConfig(ConfigSection):
@@ -107,18 +108,18 @@ class RuleConfig(ConfigSection):
     name: Identifier
     """Name of the rule in its events."""
     when: Annotated[str, parsed_by(parse_when)] = Field(title=_WHEN_FORMS)
-    """KIND NAME [for DURATION]. KIND: line_crossed, zone_entered, zone_left, crowded, dwelling; NAME: line or zone."""
+    """KIND NAME [for DURATION]; KIND: line_crossed, zone_entered, zone_left, crowded, dwelling; NAME: line or zone."""
     cameras: Identifiers | None = None
-    """Ids of cameras; all with a line or zone of this name if absent."""
+    """Ids of cameras to which the rule applies; if absent, all cameras with a line or zone called NAME."""
     cooldown: Annotated[str, parsed_by(duration_s)] = Field(default="0s", title=_DURATION_FORMS)
     """Minimum time between two events of the rule on one camera."""
 
     @property
     def condition(self) -> Condition:
-        """Return `when`, parsed."""
+        """The parsed value of `when`."""
         return parse_when(self.when)
 
     @property
     def cooldown_s(self) -> float:
-        """Return `cooldown` in seconds."""
+        """The value of `cooldown` in seconds."""
         return duration_s(self.cooldown)

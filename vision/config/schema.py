@@ -1,4 +1,4 @@
-"""The JSON Schemas of camera.yaml and model.yaml, for editors and for messages about expected values."""
+"""The JSON Schemas of camera.yaml and model.yaml, for editors and for error messages about expected values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Schema: TypeAlias = Mapping[str, Any]
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """Generator that keeps explicit titles, which describe patterns, and adds no generated ones."""
+    """Generator of schemas that keeps explicit titles, which describe patterns, and does not generate other titles."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
@@ -33,7 +33,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def model_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of model.yaml: of a detection model or of a classifier."""
+    """Return the JSON Schema (draft 2020-12) of model.yaml, for detection models and classifiers."""
     kinds = [deepcopy(dict(schema_of(model))) for model in (ModelSpec, ClassifierSpec)]
     definitions = {name: value for kind in kinds for name, value in kind.pop("$defs").items()}
     return {"$schema": _DRAFT, "title": "model.yaml", "anyOf": kinds, "$defs": definitions}
@@ -41,7 +41,7 @@ def model_schema() -> dict[str, Any]:
 
 @cache
 def schema_of(model: type[BaseModel]) -> Schema:
-    """Return the JSON Schema of a section and the sections below it. Cached: do not change it."""
+    """Return the JSON Schema of a section and the sections inside it. Do not change the result, which is cached."""
     schema = model.model_json_schema(schema_generator=_WithoutTitles)
     for definition in [schema, *schema.get("$defs", {}).values()]:
         definition.pop("title", None)
@@ -52,7 +52,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def schema_at(root: Schema, loc: Loc) -> Schema:
-    """Return the part of the schema for the value at `loc`, with references resolved; empty if there is none."""
+    """Return the part of the schema that describes the value at `loc`, without references; empty if there is none."""
     part_schema = resolve(root, root)
     for part in loc:
         part_schema = resolve(root, _step(part_schema, part))
@@ -60,7 +60,7 @@ def schema_at(root: Schema, loc: Loc) -> Schema:
 
 
 def resolve(root: Schema, schema: Schema) -> Schema:
-    """Return `schema` with its ``$ref`` resolved, and without the null that means "absent"."""
+    """Return `schema` with its ``$ref`` replaced by its target, and without the null that means "absent"."""
     if "anyOf" in schema:
         target = next(branch for branch in schema["anyOf"] if branch.get("type") != "null")
     elif "$ref" in schema:
@@ -85,13 +85,13 @@ def _step(schema: Schema, part: int | str) -> Schema:
 
 
 def _named_by_user(schema: Schema) -> Schema:
-    """Return the schema under the keys that the user chooses; empty if there are none."""
+    """Return the schema of the values whose keys the user chooses, such as camera ids; empty if there are none."""
     free = schema.get("additionalProperties")
     return next(iter(schema.get("patternProperties", {}).values()), free if isinstance(free, Mapping) else {})
 
 
 def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Yield every key with its schema and whether it is required: ``cameras[].id``, ``analytics.*.lines[].name``."""
+    """Yield the path of every key, such as ``analytics.*.lines[].name``, its schema, and whether it is required."""
     schema = resolve(root, root if schema is None else schema)
     for key, value in schema.get("properties", {}).items():
         path = f"{base}.{key}" if base else key
@@ -103,11 +103,11 @@ def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Ite
         yield from key_paths(root, schema["items"], f"{base}[]")
 
 
-# --- in words ---------------------------------------------------------------------------------------------------------
+# --- descriptions of values -------------------------------------------------------------------------------------------
 
 
 def expectation(root: Schema, schema: Schema) -> str:
-    """Describe a valid value: ``a whole number from 1 to 256``."""
+    """Return a description of the valid values, such as ``a whole number from 1 to 256``."""
     schema = resolve(root, schema)
     if "oneOf" in schema:
         return " or ".join(expectation(root, branch) for branch in schema["oneOf"])

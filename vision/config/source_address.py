@@ -1,7 +1,7 @@
-"""The address of a camera's source, parsed into one type for each kind of source.
+"""Parser of the address of a camera's source, with one type for each kind of source.
 
-Parsing uses only the syntax: it opens no device, looks up no host and reads no file. `CameraConfig.address` is the
-address that a reader opens; it also tells a folder from a file, and holds the camera's user and password.
+The parser opens no device, looks up no host, and reads no file. Readers open `CameraConfig.address`, which in addition
+distinguishes folders from files, and contains the camera's user and password.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from vision.config.wording import UNPRINTABLE, InvalidValue, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Rtsp:
-    """A network camera with RTSP. The URL can contain a user and password."""
+    """A network camera that uses RTSP. The URL can contain a user and a password."""
 
     url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """A stream over HTTP. The URL can contain a user and password."""
+    """A stream over HTTP. The URL can contain a user and a password."""
 
     url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Csi:
-    """A camera on a CSI connector, by the number of its sensor."""
+    """A camera on a CSI connector, identified by the number of its sensor."""
 
     sensor: int
 
 
 @dataclass(frozen=True, slots=True)
 class Usb:
-    """A Video4Linux camera, by its device file."""
+    """A USB camera, identified by its Video4Linux device file."""
 
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A video or an image."""
+    """A video file or an image file."""
 
     path: Path
 
@@ -61,7 +61,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """A synthetic camera. `text` is its whole address, ``synthetic:`` and options."""
+    """A synthetic camera. `text` is its whole address: ``synthetic:``, followed by options."""
 
     text: str
 
@@ -69,10 +69,10 @@ class Synthetic:
 SourceAddress: TypeAlias = Rtsp | Http | Csi | Usb | File | Folder | Synthetic
 
 NETWORK: Final = (Rtsp, Http)
-"""Sources that can need a user and password."""
+"""Types of sources that can need a user and a password."""
 
 RECORDED: Final = (File, Folder, Synthetic)
-"""Sources that depend on nothing outside this machine: no camera and no network."""
+"""Types of sources that need neither a camera nor a network."""
 
 SOURCE_FORMS: Final = (
     "an rtsp://, rtsps://, http:// or https:// address, a file, a folder, /dev/videoN, csi:N or synthetic:"
@@ -86,8 +86,8 @@ _DEVICE = re.compile(r"/dev/(?:video[0-9]{1,3}|v4l/by-(?:id|path)/[^/]+)")
 _UNPRINTABLE_OR_SPACE = re.compile("[\x00-\x20\x7f-\xa0]")
 _NO_SCHEME = re.compile(r"(?:[^/@]*@)?(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]*)?|[A-Za-z0-9.-]+:[0-9]{2,5})(?:/.*)?")
 
-# RFC 3986, section 3.2. Stricter than FFmpeg and GStreamer, and equal to what `vision.errors.redact` recognizes:
-# it would print a password that contains a bare '/', quote or '<'.
+# The syntax of RFC 3986, section 3.2, which is stricter than FFmpeg and GStreamer. `vision.errors.redact` recognizes
+# only this syntax: it would print the rest of a password that contains an unescaped '/', quote or '<'.
 _AUTHORITY = re.compile(
     r"(?:(?P<user>(?:[A-Za-z0-9._~!$&()*+,;=:-]|%[0-9A-Fa-f]{2})*)@)?(?P<host>\[[^\]@]*\]|[^:@\[\]]*)(?::(?P<port>[^@]*))?"
 )
@@ -95,10 +95,10 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{
 
 
 def parse_source(text: str) -> SourceAddress:
-    """Parse the text of a camera's source. A path that ends in ``/`` is a folder, any other path a file.
+    """Parse the text of a camera's source. A path that ends in ``/`` is a `Folder`, and any other path is a `File`.
 
     Raises:
-        InvalidValue: The text has none of the forms, or a part of it is invalid.
+        InvalidValue: the text has none of the forms in `SOURCE_FORMS`, or a part of it is invalid.
     """
     if not text or UNPRINTABLE.search(text):
         raise InvalidValue("one-line", f"{SOURCE_FORMS}, on one line")
@@ -109,16 +109,16 @@ def parse_source(text: str) -> SourceAddress:
         return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
     if _NO_SCHEME.fullmatch(text):
         expected = "rtsp:// or http:// in front of a camera's address"
-        raise InvalidValue("no-scheme", expected, "a file of this name is written with ./")
+        raise InvalidValue("no-scheme", expected, "for a file of this name, write ./ in front of it")
     if word:
         near = did_you_mean(f"{word['word']}:", ["csi:", "synthetic:"])
         near = near or did_you_mean(f"{word['word']}://", _URL_PREFIXES)
-        raise InvalidValue("source-form", SOURCE_FORMS, near or "a path with ':' in it begins with ./")
+        raise InvalidValue("source-form", SOURCE_FORMS, near or "for a path that contains ':', write ./ in front of it")
     return _parse_path(text)
 
 
 def with_account(address: SourceAddress, user: str, password: str) -> SourceAddress:
-    """Return the address of a network camera with a user and password in its URL, percent-encoded."""
+    """Return the address of a network camera with `user` and `password` added to its URL, percent-encoded."""
     if not isinstance(address, NETWORK):
         return address
     scheme, _, rest = address.url.partition("://")
@@ -126,19 +126,19 @@ def with_account(address: SourceAddress, user: str, password: str) -> SourceAddr
 
 
 def has_account(address: SourceAddress) -> bool:
-    """Return True if the URL of a network camera contains a user or password."""
+    """Return True if `address` is a URL that contains a user or a password."""
     return isinstance(address, NETWORK) and "@" in address.url
 
 
 def _is_host(text: str) -> bool:
-    """Return True if `text` is a host name, an IPv4 address, or an IPv6 address in ``[ ]``."""
+    """Return True if `text` is a host name, an IPv4 address, or an IPv6 address in square brackets."""
     if text.startswith("[") or re.fullmatch(r"[0-9.]+", text):
         return is_ip_address(text)
     return bool(_HOST_NAME.fullmatch(text))
 
 
 def is_ip_address(text: str) -> bool:
-    """Return True if `text` is an IPv4 address, or an IPv6 address in ``[ ]``."""
+    """Return True if `text` is an IPv4 address, or an IPv6 address in square brackets."""
     with suppress(ValueError):
         ipaddress.IPv6Address(text[1:-1]) if text[:1] + text[-1:] == "[]" else ipaddress.IPv4Address(text)
         return True
@@ -146,7 +146,7 @@ def is_ip_address(text: str) -> bool:
 
 
 def is_port(text: str) -> bool:
-    """Return True if `text` is a port from 1 to 65535."""
+    """Return True if `text` is a port number from 1 to 65535."""
     return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= 65535
 
 
@@ -157,7 +157,7 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
             raise InvalidValue("file-url", "the path of the file alone, without file://")
         raise InvalidValue("scheme", SOURCE_FORMS, did_you_mean(f"{scheme}://", _URL_PREFIXES))
     if _UNPRINTABLE_OR_SPACE.search(rest) or any(character in rest for character in "\"'<>\\"):
-        expected = "an address without blanks, quotes, '<', '>' and '\\'"
+        expected = "an address without spaces, quotes, '<', '>' and '\\'"
         raise InvalidValue("url-characters", expected, "write them as %20, %22, %27 ...")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     match = _AUTHORITY.fullmatch(authority)
@@ -166,7 +166,7 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
         advice += "or use the keys user and password"
         raise InvalidValue("authority", "user:password@host:port with one '@'", advice)
     if not _is_host(match["host"]):
-        raise InvalidValue("host", "a host name or address after '//'", "an IPv6 address goes in [ ]")
+        raise InvalidValue("host", "a host name or address after '//'", "write an IPv6 address in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
         raise InvalidValue("port", "a port from 1 to 65535")
     return kind(f"{scheme}://{rest}")
@@ -174,13 +174,13 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
 
 def _parse_csi(rest: str) -> Csi:
     if not re.fullmatch(r"[0-9]{1,2}", rest):
-        raise InvalidValue("csi", "csi: and the number of the sensor, such as csi:0")
+        raise InvalidValue("csi", "csi: followed by the number of the sensor, such as csi:0")
     return Csi(int(rest))
 
 
 def _parse_synthetic(text: str, rest: str) -> Synthetic:
     if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
-        raise InvalidValue("synthetic", "synthetic: and options without blanks")
+        raise InvalidValue("synthetic", "synthetic: followed by options without spaces")
     return Synthetic(text)
 
 
@@ -192,5 +192,5 @@ def _parse_path(text: str) -> Usb | File | Folder:
     if text.isdigit():
         raise InvalidValue("device-number", SOURCE_FORMS, f"USB camera {text} is /dev/video{text}")
     if text.startswith("~"):
-        raise InvalidValue("home", "the whole path", "'~' works in a shell only")
+        raise InvalidValue("home", "the whole path", "'~' works only in a shell")
     return Folder(Path(text)) if text.endswith("/") else File(Path(text))

@@ -1,6 +1,6 @@
-"""pydantic's errors as faults of a file, in plain language.
+"""Conversion of pydantic's errors to faults of a file, in plain language.
 
-Values are shown as written in the file, without the secrets of the environment.
+Messages show values as they are written in the file, so they contain no secrets from the environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RENAMED: Final[Mapping[str, str]] = {
     "state": "state_dir",
     "nms.iou": "iou_threshold",  # model.yaml
 }
-"""The new name of each renamed key, by the path of the old key."""
+"""New name of each renamed key, by the path of the old key."""
 
 SYNONYMS: Final[Mapping[str, str]] = {
     "cameras[].name": "id",
@@ -47,29 +47,29 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "analytics.*.lines[].polygon": "points",
     "analytics.*.ground.polygon": "points",
 }
-"""The key that is meant, by the path of a different name for it."""
+"""Key that is meant by each wrong name that users are likely to write, by the path of the wrong name."""
 
 
 def key_path(loc: Loc) -> str:
-    """Return the path of a key as in the tables: ``cameras[].via``, ``analytics.*.zones[].points``."""
+    """Return the path of a key in the form that `RENAMED` uses, such as ``analytics.*.zones[].points``."""
     parts = ["[]" if isinstance(part, int) else f".{part}" for part in loc]
     if len(loc) > 1 and loc[0] == "analytics":
         parts[1] = ".*"
     return "".join(parts).removeprefix(".")
 
 
-_KEY: Final = "[key]"  # pydantic's mark for a mapping's key
+_KEY: Final = "[key]"  # pydantic's mark for an error in the key of a mapping
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
-    """A pydantic error with its document and schema."""
+    """An error from pydantic, with the document and the schema in which it occurred."""
 
     loc: Loc
     details: Mapping[str, Any]
     document: Document
     schema: Schema
-    part: Schema  # of the value
+    part: Schema  # part of the schema that describes the value
     value: object
     got: str  # the value as text
 
@@ -79,10 +79,10 @@ class ErrorContext:
 
 
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
-    """Yield a fault for each error, except those that follow from another fault."""
+    """Yield a fault for each error, except for errors that result from a different fault."""
     for details in error.errors(include_url=False, include_input=False):
         loc, phrase = _in_document(details["loc"], document), _PHRASES.get(details["type"], _expected)
-        if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry of a list of fixed length
+        if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry is missing in a list of fixed length
             loc, phrase = loc[:-1], _expected
         node = document.node(loc)
         value = node.value if node is not None else None
@@ -101,7 +101,7 @@ def _code(details: ErrorDetails) -> str:
 
 
 def _in_document(error_loc: Loc, document: Document) -> Loc:
-    """Return pydantic's location without its marks of keys and of branches of a union."""
+    """Convert the location of a pydantic error: remove the marks of keys and of branches of a union."""
     loc: Loc = ()
     for part in error_loc:
         node = document.node(loc)
@@ -125,7 +125,7 @@ def _advice(context: ErrorContext) -> str:
     if loc[-1:] == ("source",) and type(value) is int:
         return f"USB camera {value} is /dev/video{value}"
     if value is None and kind in ("object", "array") and "default" in part:
-        return "leave the key out for its defaults"
+        return "omit the key to use its defaults"
     if isinstance(value, str):
         return _advice_for_text(value, part)
     if isinstance(value, bool | int | float) and kind == "string" and loc[-1:] != ("password",) and "enum" not in part:
@@ -155,7 +155,7 @@ def _pattern(context: ErrorContext) -> str:
 
 
 def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
-    """Return the valid key that an unknown one probably means, or None."""
+    """Return the valid key that is probably meant by an unknown key; None if there is none."""
     path = key_path(loc)
     key = RENAMED.get(path) or SYNONYMS.get(path)
     return key if key in properties else nearest(str(loc[-1]), properties)
@@ -166,7 +166,7 @@ def _missing(context: ErrorContext) -> str:
     properties = schema_at(context.schema, base).get("properties", {})
     unknown = [key for key in parent.keys if key not in properties] if parent is not None else []
     if any(_meant((*base, key), properties) == context.loc[-1] for key in unknown):
-        return ""  # a misspelled key is not also reported as missing
+        return ""  # the misspelled key is already reported
     return f"missing; expected {context.expected}"
 
 
@@ -184,7 +184,7 @@ def _unknown(context: ErrorContext) -> str:
 
 
 def _too_short(context: ErrorContext) -> str:
-    """Describe a list that is too short. pydantic does not count entries with faults."""
+    """Describe a list that is too short. Return an empty text if it is not: pydantic does not count invalid entries."""
     entries = context.value
     return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)
 
@@ -203,4 +203,4 @@ _PHRASES: Final[Mapping[str, Callable[[ErrorContext], str]]] = {
     "string_pattern_mismatch": _pattern,
     "too_short": _too_short,
 }
-"""Descriptions of errors by their type. `_expected` describes all others."""
+"""Function that describes each type of error. `_expected` describes all other types."""

@@ -1,4 +1,4 @@
-"""Parts of messages: key paths, lists of choices, the nearest valid name, and values without secrets."""
+"""Functions for parts of messages: paths of keys, lists of choices, similar valid names, and values without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from vision.errors import redact
 
 Loc: TypeAlias = tuple[int | str, ...]
-"""The location of a value: keys and list positions from the top of the document."""
+"""Location of a value: the keys and list indexes that lead to it from the top of the document."""
 
 UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -21,7 +21,7 @@ _URL_USER = re.compile(r"://.*@", re.DOTALL)
 
 
 class InvalidValue(ValueError):
-    """A value that its field does not accept. The text never contains the value, because it can be a secret."""
+    """A field does not accept a value. The text never contains the value, because the value can be a secret."""
 
     def __init__(self, code: str, expected: str, advice: str = "") -> None:
         super().__init__(with_advice(f"expected {expected}", advice))
@@ -31,25 +31,25 @@ class InvalidValue(ValueError):
 
 
 def with_advice(text: str, advice: str) -> str:
-    """Return ``text (advice)``, or `text` alone without advice."""
+    """Return ``text (advice)``; only `text` if `advice` is empty."""
     return f"{text} ({advice})" if advice else text
 
 
 def nearest(word: str, valid: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the valid name that is nearest to `word`, or None if none has a similarity of at least `cutoff`."""
+    """Return the valid name that is most similar to `word`; None if no similarity reaches `cutoff` (from 0 to 1)."""
     folded = {name.lower(): name for name in valid}
     matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=cutoff)
     return folded[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """Return ``did you mean 'tcp'?``, or nothing if no valid name is near."""
+    """Return a question such as ``did you mean 'tcp'?``; an empty text if no valid name is similar to `word`."""
     name = nearest(word, valid)
     return f"did you mean {quoted(name)}?" if name is not None else ""
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Return ``did you mean 'walk.mp4'?`` for a missing file, or nothing if its folder contains no similar name."""
+    """Return ``did you mean 'walk.mp4'?`` for a missing file; an empty text if its folder contains no similar name."""
     try:
         return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
@@ -67,7 +67,7 @@ _CLASS_SYNONYMS: Final = {
 
 
 def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
-    """Return ``did you mean 'person'?`` for a class name, or nothing if no class of the model is near."""
+    """Return ``did you mean 'person'?`` for a class name; an empty text if the model has no similar class."""
     names = list(class_names)
     for name, synonyms in _CLASS_SYNONYMS.items():
         if word.lower() in synonyms:
@@ -76,13 +76,13 @@ def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
 
 
 def one_of(choices: Sequence[str]) -> str:
-    """Return ``a, b or c``."""
+    """Join choices to a text such as ``a, b or c``."""
     *rest, last = choices
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def dotted(loc: Loc) -> str:
-    """Return ``cameras[1].transport``."""
+    """Return a location as text, such as ``cameras[1].transport``."""
     path = ""
     for part in loc:
         if isinstance(part, int):
@@ -95,7 +95,7 @@ def dotted(loc: Loc) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return `text` in quotes on one line, shortened and escaped, without the account of a URL.
+    """Return `text` in quotes on one line, shortened, escaped, and without the user and password of a URL.
 
     Everything up to the last ``@`` is removed, because `vision.errors.redact` would take a ``/`` or a quote in a
     password for the end of the user part.

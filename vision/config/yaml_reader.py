@@ -1,9 +1,9 @@
-"""Reading of YAML into a `Document`: the core schema of YAML 1.2, the position of each value, and ``${NAME}``.
+"""Reader that parses YAML into a `Document`, with the position of each value, and replaces ``${NAME}``.
 
-PyYAML's loaders forget lines, let the last of two equal keys win, and read ``no``, ``012``, ``12:30`` and
-``2026-01-01`` as other values than users mean. So PyYAML only composes the nodes. Scalars follow YAML 1.2's core
-schema, as in editors; equal keys are faults; and ``${NAME}`` is replaced after parsing, so that no secret can change
-the structure. docs/decisions/010-yaml-positions.md compares this with ruamel.yaml.
+The loaders of PyYAML lose the positions of values, accept repeated keys, and read ``no``, ``012``, ``12:30`` and
+``2026-01-01`` differently from what users mean. Therefore, PyYAML only composes the nodes here. Scalars follow the core
+schema of YAML 1.2, as in editors. Repeated keys are faults. ``${NAME}`` is replaced after parsing, so that no secret
+can change the structure. docs/decisions/010-yaml-positions.md compares this design with ruamel.yaml.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.errors import ConfigError, Fault
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 100_000
-"""Maximum number of values with aliases expanded: a few lines of nested aliases can exceed any memory."""
+"""Maximum number of values with aliases expanded, because a few lines of nested aliases can exceed any memory."""
 
 _MAX_DIGITS: Final = 40
 
@@ -30,7 +30,7 @@ _TAG: Final = "tag:yaml.org,2002:"
 _STR, _SEQ, _MAP = f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map"
 _NULL, _BOOL, _INT, _FLOAT = f"{_TAG}null", f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float"
 
-# YAML 1.2.2, section 10.3.2: the pattern of each type, and its first characters.
+# The pattern of each type in YAML 1.2.2, section 10.3.2, and the characters with which it can start.
 _CORE_SCHEMA: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     _NULL: (re.compile(r"(?:~|null|Null|NULL|)\Z"), "~nN"),
     _BOOL: (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
@@ -49,16 +49,16 @@ _UNPRINTABLE_TEXT: Final = "a character that cannot be printed"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
-    """Read and parse a file. `ConfigError` if it cannot be read, or `parse_document` refuses it."""
+    """Read and parse a file. Raise `ConfigError` if the file cannot be read or `parse_document` refuses its text."""
     return parse_document(_read(path), str(path), environ)
 
 
 def parse_document(text: str, name: str, environ: Mapping[str, str] | None = None) -> Document:
-    """Parse `text`. Messages use `name` for it. Without `environ`, ``${NAME}`` is plain text.
+    """Parse `text`, which messages call `name`. Without `environ`, ``${NAME}`` is plain text.
 
     Raises:
-        ConfigError: Not YAML, empty, no mapping at the top, or far too large. Faults that leave the rest readable
-            (equal keys, unset variables, unknown tags) are in `Document.faults` instead.
+        ConfigError: the text is not YAML, is empty, is far too large, or has no mapping at the top level. Faults that
+            leave the rest readable (repeated keys, unset variables, unknown tags) are in `Document.faults` instead.
     """
     builder = _NodeBuilder(environ)
     root = builder.build(_compose(text, name), ())
@@ -93,20 +93,20 @@ def _read(path: Path) -> str:
 def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
     if isinstance(error, FileNotFoundError):
         code, message = "no-such-file", "no such file"
-        files = {Path(name).stem: name for name in _yaml_files(path.parent)}  # the suffix is no similarity
+        files = {Path(name).stem: name for name in _yaml_files(path.parent)}  # equal suffixes are not a similarity
         near = nearest(path.stem, files)
-        hint = f"did you mean {quoted(files[near])}?" if near else "vision run demo runs a shipped configuration"
+        hint = f"did you mean {quoted(files[near])}?" if near else "`vision run demo` runs a shipped configuration"
     elif isinstance(error, IsADirectoryError):
         code, message = "folder", "a folder; expected a YAML file"
         inside = [str(path / name) for name in _yaml_files(path)[:8]]
-        hint = f"name the file itself{f': {one_of(inside)}' if inside else ', such as camera.yaml'}"
+        hint = f"specify a file{f': {one_of(inside)}' if inside else ', such as camera.yaml'}"
     elif isinstance(error, PermissionError):
         code, message = "permission-denied", "permission denied"
-        hint = "change its owner or mode; a service can run as a different user"
+        hint = "change the owner or mode of the file; a service may run as a different user"
     else:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a file name"
         code, message = "unreadable", f"cannot be read: {reason}"
-        hint = "expected a YAML file, such as camera.yaml"
+        hint = "specify a YAML file, such as camera.yaml"
     return faulty(str(path), [Fault(0, 0, "", code, message)], hint=hint)
 
 
@@ -121,7 +121,7 @@ def _yaml_files(folder: Path) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML loader that composes nodes only, with a limit of depth."""
+    """PyYAML loader that only composes nodes, and limits the depth of nesting."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - as its base class has it
     depth = 0
@@ -139,27 +139,27 @@ class _Loader(yaml.SafeLoader):
 for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
     _Loader.add_implicit_resolver(_tag, _pattern, [*_first, *([""] if _tag == _NULL else [])])
 
-# PyYAML's texts and their explanations. The first match is used.
+# Patterns of PyYAML's messages, and the text that replaces each. The first match is used.
 SYNTAX: Final = (
     ("mapping values are not allowed", "a second ':' in this line: put quotes around text that contains ': '"),
     (r"found character '\\t'", "a tab: YAML is indented with spaces"),
-    ("found character", "text that begins with this character needs quotes"),
-    ("expected ',' or.*but got ':'", "quote text that ends with ':' or holds ': ' here, or close the bracket"),
+    ("found character", "text that starts with this character needs quotes"),
+    ("expected ',' or.*but got ':'", "quote text that ends with ':' or contains ': ' here, or close the bracket"),
     ("expected ',' or", "an open bracket, a missing comma, or text with , [ ] { } without quotes, such as ${NAME}"),
     ("could not find expected ':'", "a key without ': ' after it"),
-    ("found unexpected end of stream", "a quote is opened and not closed"),
+    ("found unexpected end of stream", "a quote is opened but not closed"),
     ("expected <block end>.*but found '-'", "a '-' where a key is expected: check the indentation"),
     (r"expected <block end>.*but found '\?'", "a key where a '-' is expected: check the indentation"),
     ("but found '<block", "the indentation does not fit the lines above"),
     ("expected <block end>", "text after a closing quote: put quotes around the whole text"),
-    ("but found '<stream end>'", "a bracket or quote is opened and not closed"),
-    ("found undefined alias", "'*' needs a name that '&' has given above; quote text that begins with '*'"),
-    ("expected alphabetic or numeric", "'&' and '*' begin a name; text that begins with them needs quotes"),
-    ("found unknown escape", "an unknown '\\' sequence: text with '\\' goes in single quotes"),
-    ("expected escape sequence", "a '\\' sequence is cut short: text with '\\' goes in single quotes"),
+    ("but found '<stream end>'", "a bracket or quote is opened but not closed"),
+    ("found undefined alias", "'*' needs a name that '&' has defined above; quote text that starts with '*'"),
+    ("expected alphabetic or numeric", "'&' and '*' start a name; text that starts with them needs quotes"),
+    ("found unknown escape", "an unknown '\\' sequence: put text with '\\' in single quotes"),
+    ("expected escape sequence", "an incomplete '\\' sequence: put text with '\\' in single quotes"),
     ("special characters are not allowed", _UNPRINTABLE_TEXT),
     ("duplicate anchor", "a second '&' with the same name"),
-    ("expected a single document", "a second document begins (---); expected one"),
+    ("expected a single document", "a second document starts (---); expected one"),
 )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def _compose(text: str, name: str) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else place
         problem = _explain(error, text.splitlines())
-    except (ValueError, OverflowError):  # PyYAML: '\U' escapes and %YAML versions out of range
+    except (ValueError, OverflowError):  # for '\U' escapes and %YAML versions out of range
         problem = "a number or character code out of range"
     if problem:
         raise faulty(name, [Fault(*place, "", "invalid-yaml", f"not valid YAML: {problem}")], text)
@@ -196,7 +196,7 @@ def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
         if noticed.line and ":" not in line[: noticed.column]:
             return "the indentation does not fit the line above, or the line above lacks a ':'"
     if opened and noticed and opened.line < noticed.line:
-        words += f" (in the block that begins on line {opened.line + 1})"
+        words += f" (in the block that starts on line {opened.line + 1})"
     return words
 
 
@@ -204,7 +204,7 @@ def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
 
 
 class _NodeBuilder:
-    """Builder of `Node` objects that collects the faults of YAML nodes. An aliased node is built once."""
+    """Builds `Node` objects from the nodes of PyYAML, and collects faults. A node with aliases is built only once."""
 
     def __init__(self, environ: Mapping[str, str] | None) -> None:
         self.faults: list[Fault] = []
@@ -219,7 +219,7 @@ class _NodeBuilder:
             return built
         if id(raw) in self._open:
             return self._unreadable(raw, loc, "alias-of-itself", "contains itself through a '*' alias")
-        if len(loc) > MAX_DEPTH:  # aliases in keys and merges, which are built late
+        if len(loc) > MAX_DEPTH:  # possible through aliases in keys and merges
             return self._oversized(raw, loc, f"{MAX_DEPTH} levels")
         self._open.add(id(raw))
         node = self._build(raw, loc)
@@ -253,7 +253,7 @@ class _NodeBuilder:
             part = self.build(value, (*loc, "?" if name is None else name))
             parts.append(part)
             if name in entries:
-                message = f"a second time; the first is on line {keys[name].line}"
+                message = f"this key is repeated; it is first on line {keys[name].line}"
                 self._fault(key, (*loc, name), "duplicate-key", message)
             elif name is not None:
                 entries[name], keys[name] = part, _place(key)
@@ -266,7 +266,7 @@ class _NodeBuilder:
         return Node(_place(raw), entries, keys=keys, size=_size(parts), depth=_depth(parts))
 
     def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[Node]:
-        """Yield the mappings that ``<<`` adds. The first one has precedence."""
+        """Yield the mappings that a ``<<`` key adds. Earlier mappings have precedence."""
         for source in raw.value if isinstance(raw, yaml.SequenceNode) else [raw]:
             node = self.build(source, (*loc, "<<"))
             if isinstance(node.value, dict):
@@ -277,11 +277,11 @@ class _NodeBuilder:
 
     def _key(self, raw: yaml.Node, loc: Loc) -> str | None:
         if not isinstance(raw, yaml.ScalarNode):
-            message = "expected a name as key, got a list or a mapping (is { } meant as text?)"
+            message = "expected a name as key, got a list or a mapping (quote the key if { } is meant as text)"
         elif raw.tag != _STR:
-            message = f"expected a name as key, got {quoted(raw.value)}, which YAML does not read as text (add quotes)"
+            message = f"expected a name as key, got {quoted(raw.value)}, which is not text in YAML (add quotes)"
         elif _FORBIDDEN.search(raw.value):
-            message = "a key with a character that cannot be printed"
+            message = "the key contains a character that cannot be printed"
         else:
             return str(raw.value)
         self._fault(raw, loc, "invalid-key", message)
@@ -313,12 +313,12 @@ class _NodeBuilder:
 
     def _unknown_tag(self, raw: yaml.Node, loc: Loc) -> Node:
         tag = quoted(raw.tag.replace(_TAG, "!!"))
-        message = f"the tag {tag} means nothing here (text that begins with '!' needs quotes)"
+        message = f"the tag {tag} is not supported (text that starts with '!' needs quotes)"
         return self._unreadable(raw, loc, "unknown-tag", message)
 
     def _oversized(self, raw: yaml.Node, loc: Loc, limit: str) -> Node:
         self.oversized = True
-        return self._unreadable(raw, loc, "too-many-aliases", f"aliases make more than {limit} of this")
+        return self._unreadable(raw, loc, "too-many-aliases", f"with its aliases expanded, this exceeds {limit}")
 
     def _unreadable(self, raw: yaml.Node, loc: Loc, code: str, message: str) -> Node:
         self._fault(raw, loc, code, message)
@@ -351,14 +351,14 @@ def _number(tag: str, text: str) -> int | float | bool | None:
 
 
 def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    """Replace every ``${NAME}`` once. Return the text, and the code and message of each unusable variable."""
+    """Replace every ``${NAME}`` once. Return the text, and a code and a message for each unusable variable."""
     problems: list[tuple[str, str]] = []
 
     def value(match: re.Match[str]) -> str:
         if match["escaped"]:
             return "${"
         if match["broken"]:
-            message = "'${' begins an environment variable: expected ${NAME}, or $${ for the two characters themselves"
+            message = "'${' starts an environment variable: expected ${NAME}, or $${ for the two characters themselves"
             problems.append(("invalid-variable", message))
             return ""
         variable, setting = f"the environment variable {match['name']}", environ.get(match["name"])

@@ -1,4 +1,4 @@
-"""Functions that open the parts of a pipeline as configured, and `pipeline`, which assembles them into a runtime.
+"""Functions that open the parts of a pipeline as configured, and `pipeline`, which assembles the parts into a runtime.
 
 Functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They raise
 `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
@@ -60,21 +60,21 @@ _ASSUMED_HW = (1080, 1920)  # frame size assumed for a camera that has not answe
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Options of one run, in addition to the configuration."""
+    """Options of one run that are not part of the configuration."""
 
-    stop: threading.Event  # ends the run, even while it is starting
+    stop: threading.Event  # ends the run when it is set, even while the run is starting
     offline: bool = False  # process every frame of files, as fast as possible
-    record: Path | None = None  # file to record the results in
-    video: Path | None = None  # annotated video, ends in .mp4; with several cameras, one file for each
-    show: bool = False  # show the annotated frames in a window
+    record: Path | None = None  # file in which to record the results
+    video: Path | None = None  # annotated video, which ends in .mp4; with several cameras, one file for each
+    show: bool = False  # show the annotated frames in windows
     sink: Sink | None = None  # receives the results instead of the socket
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
-    state: StateDatabase | None = None  # keeps events and counters after the run (`open_state`)
+    state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
 
     @property
     def has_video(self) -> bool:
-        """True if the annotated frames are written or shown."""
+        """True if annotated frames are written or shown."""
         return self.video is not None or self.show
 
     def check_stop(self) -> None:
@@ -84,17 +84,17 @@ class RunOptions:
 
 
 Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
-"""The `build` function of a pipeline file."""
+"""Type of the `build` function of a pipeline file, which creates the runtime."""
 
 OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
-"""Opens the stages of a pipeline, in the order in which they run."""
+"""Type of functions that open the stages of a pipeline, in the order in which these run."""
 
 
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
-    """Return a `build` function for cameras, detector, the stages of `open_stages`, the publisher and other `sinks`.
+    """Return the `build` function of a pipeline with the stages from `open_stages`, the publisher, and more `sinks`.
 
-    To report errors early, it opens the detector last, after libraries, stages and sockets. The `ExitStack` argument
-    of `build` closes everything.
+    `build` opens the detector last, which takes longest, so that other errors are reported early. The `ExitStack`
+    argument of `build` closes everything.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -102,7 +102,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
             require_library(camera)
         stages = open_stages(config, options, resources)
         publisher = open_publisher(config, options, resources)
-        # A weak detection can continue a track, so the tracker needs detections with scores too low to be published.
+        # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
         return Runtime(
@@ -119,7 +119,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
 
 
 def with_video(build: Build) -> Build:
-    """Return `build`, extended by the annotated video, if requested, after all stages of the pipeline."""
+    """Return a function that calls `build` and, if requested, appends the stage that writes or shows the video."""
 
     def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         video = open_video(config, options, resources)
@@ -132,7 +132,7 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and the spec of a model, which is a shipped name or a path. `ModelError` if it is invalid."""
+    """Return the folder and specification of a model, given by name or path. Raise `ModelError` if it is invalid."""
     folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
@@ -143,14 +143,14 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
-    """Return the class names of the model, by class id. `ConfigError` if the configuration names unknown classes."""
+    """Return the model's class names by class id. Raise `ConfigError` if the configuration uses unknown classes."""
     names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names)
     return names
 
 
 def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
-    """Open the second model, which classifies tracked objects."""
+    """Open the second model, which classifies tracked objects. The caller closes it."""
     require_cv2("cascade")
     folder = folder_of_model(cascade.model, shipped_models())
     spec = load_classifier_spec(folder)
@@ -158,7 +158,7 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Open the publisher and, if requested, the recording. Return the sink of `options` instead if there is one."""
+    """Return `options.sink` if it is set. Otherwise, open the publisher and, if requested, the recording."""
     if options.sink is not None:
         return options.sink
     _, spec = find_model(config.model)
@@ -182,7 +182,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """Close the recording. `VisionError` if results are missing, so that a script does not use an incomplete file."""
+    """Close the recording. Raise `VisionError` if it lacks results, so that no script uses an incomplete file."""
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
@@ -191,7 +191,7 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
 def open_configured_detector(
     config: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
 ) -> Detector:
-    """Load the model and open the detector. `score` replaces `detect.score_threshold`."""
+    """Load the model and open the detector. `score`, if given, replaces `detect.score_threshold`."""
     options.check_stop()
     folder, spec = find_model(config.model)
     began = time.monotonic()
@@ -204,9 +204,9 @@ def open_configured_detector(
 
 
 def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
-    """Open the database of events and counters that persist across restarts, for `RunOptions.state`.
+    """Open the database for events and counters that persist across restarts; None if none is configured.
 
-    An offline run must not use it, so that its results are repeatable.
+    The result is for `RunOptions.state`. Do not use it in an offline run, whose results must be repeatable.
     """
     if config.state_dir is None:
         return None
@@ -215,14 +215,14 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Create the stage that evaluates the lines and zones of all cameras, with their stored counters."""
+    """Create the stage that evaluates the lines and zones of all cameras and continues their stored counters."""
     if config.state_dir is None and config.analytics and not options.offline:
-        log.info("counters begin at 0 with each start; `state_dir: FOLDER` in the configuration keeps them")
+        log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")
     return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
-    """Open the stage of the second model, if one is configured."""
+    """Open the stage that classifies objects with the second model. Return no stage if no model is configured."""
     options.check_stop()
     if config.cascade is None:
         return []
@@ -235,7 +235,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves the frames of events, if snapshots are configured and events are published."""
+    """Open the stage that saves the frames of events. Return no stage without `snapshots` or without a publisher."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
@@ -253,7 +253,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:
-    """Open the stage that writes or shows the annotated video, if requested. Add it after all other stages."""
+    """Open the stage that writes or shows the annotated video, if requested. It must run after all other stages."""
     if not options.has_video:
         return []
     require_cv2("--show" if options.video is None else "--video")
@@ -272,7 +272,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Build a slot and a supervisor for each camera. If a stage reads pixels, each slot gets more buffers."""
+    """Create a slot and a supervisor for each camera. If a stage reads pixels, each slot gets more buffers."""
     options.check_stop()
     changed = threading.Condition()
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
@@ -283,15 +283,15 @@ def build_cameras(
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """Describe the memory that the frame buffers need. Frame sizes are assumptions until the cameras answer."""
+    """Return a text that states how much memory frame buffers need. Unknown frame sizes are assumed to be 1920x1080."""
     height_px, width_px = _ASSUMED_HW
     sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
     mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
     unknown = sum(camera.height is None or camera.width is None for camera in cameras)
     assumed = f"; {unknown} of them assumed to be {width_px}x{height_px}" if unknown else ""
     return (
-        f"frames: {buffers} buffers for each of {len(cameras)} cameras, {mib:.1f} MiB page-locked, and as much on a "
-        f"GPU that has its own memory ({pixel_format}{assumed})"
+        f"frames: {buffers} buffers for each of {len(cameras)} cameras need {mib:.1f} MiB of page-locked memory, and "
+        f"the same amount on a GPU that has its own memory ({pixel_format}{assumed})"
     )
 
 
@@ -300,7 +300,7 @@ def _camera(
 ) -> Camera:
     policy = supervisor_policy(config)
     if options.offline:
-        config = config.model_copy(update={"loop": False})  # play each file once, because otherwise the run never ends
+        config = config.model_copy(update={"loop": False})  # otherwise the run never ends
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
@@ -317,10 +317,10 @@ def _camera(
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Return the allocator of frame buffers: on the GPU if frames are decoded there and the detector can read them."""
+    """Return the allocator of frame buffers: on the GPU if the GPU decodes the frames and the detector reads them."""
     if nvdec and isinstance(detector, ReadsDevice):
         return detector.device_buffer
     if nvdec:
-        text = "camera %s: decoded on the GPU and copied to the host, because %s does not read GPU memory"
+        text = "camera %s: frames are decoded on the GPU and copied to the host, because %s does not read GPU memory"
         log.warning(text, config.id, detector.spec.name)
     return detector.frame_buffer

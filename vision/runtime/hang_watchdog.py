@@ -1,4 +1,4 @@
-"""Detection of hangs: `ProgressMonitor` for one thread, `hang_watchdog` for the whole interpreter."""
+"""Detection of hangs: `ProgressMonitor` observes one thread, and `hang_watchdog` observes the whole interpreter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Maximum time that counts between two calls of `look`, which are usually 50 ms and a report apart."""
+"""Maximum time between two calls of `look` that counts. Usually, 50 ms and the time for a report pass between them."""
 
 _STANDARD_ERROR: Final = 2
 
@@ -21,7 +21,7 @@ _STANDARD_ERROR: Final = 2
 class ProgressMonitor:
     """Measures how long a thread has made no progress.
 
-    A long interval between two calls of `look` counts only in part: the whole process may have been suspended.
+    A long interval between two calls of `look` counts only in part, because the whole process may have been suspended.
     """
 
     looked_ns: int
@@ -29,7 +29,7 @@ class ProgressMonitor:
     still_ns: int = 0
 
     def look(self, progress_ns: int, now_ns: int) -> int:
-        """Return the time without progress in ns. A thread makes progress if its `progress_ns` changes."""
+        """Return for how many ns the thread has made no progress. Progress is any change of `progress_ns`."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
         self.progress_ns, self.looked_ns = progress_ns, now_ns
@@ -37,7 +37,7 @@ class ProgressMonitor:
 
 
 def thread_stacks() -> str:
-    """Return the current stack of every thread."""
+    """Return the current stack of every thread as text."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
@@ -47,12 +47,12 @@ def thread_stacks() -> str:
 
 @contextlib.contextmanager
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
-    """End the process if no thread runs Python for `limit_s`: exit code 1, all stacks on standard error.
+    """End the process if no thread runs Python for `limit_s`, with exit code 1 and all stacks on standard error.
 
-    Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). If one never returns, it blocks every thread,
-    including those that monitor the others. Only faulthandler can then end the process, because its thread needs no
-    GIL. A dedicated thread postpones that end, because the main thread may wait for a terminal or for a long stop.
-    A process that is suspended (Ctrl-Z) or frozen for `limit_s` also ends when it resumes.
+    Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). A call that never returns therefore blocks
+    every thread, including threads that monitor others. Then only faulthandler can end the process, because its thread
+    does not need the GIL. A dedicated thread postpones this end while Python runs, because the main thread may wait for
+    a terminal or for a long stop. A process that was suspended (Ctrl-Z) for `limit_s` also ends when it resumes.
     """
     done = threading.Event()
 

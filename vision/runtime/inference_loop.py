@@ -1,4 +1,4 @@
-"""`InferenceLoop` keeps the detector busy with batches of the newest frames. It runs in the inference thread."""
+"""`InferenceLoop` keeps the detector busy with batches of the newest frames, in the inference thread."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vision.runtime.latest_slot import Clock, Lease, release_together
 from vision.types import Detections, Result, Timing
 
 POLL_S: Final = 0.001
-"""Maximum delay until the loop notices a new frame or a finished batch, while one slot is free and another runs."""
+"""Maximum delay until the loop notices a new frame or a finished batch while one slot is free and another is busy."""
 
 IDLE_S: Final = 0.1
 """Maximum delay until an idle loop notices that it must stop."""
 
-HANG_HINT: Final = "the device hangs: `dmesg` may say why; restart the program (systemd does)"
+HANG_HINT: Final = "the device hangs: `dmesg` may show why; restart the program (systemd does this automatically)"
 
 
 @dataclass(frozen=True, slots=True)
 class InferredFrame:
-    """The result of one frame and the lease on the frame. The receiver releases the lease."""
+    """The result of one frame, and the lease of the frame, which the receiver releases."""
 
     result: Result
     lease: Lease
@@ -41,14 +41,14 @@ class _Batch:
 
 @dataclass(slots=True)
 class InferenceLoop:
-    """Forms batches as late as possible, keeps the slots of the detector full, and delivers results in order."""
+    """Forms each batch as late as possible, keeps the detector's slots full, and delivers the results in order."""
 
     detector: Detector
     batcher: Batcher
     deliver: Callable[[list[InferredFrame]], None]
     clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0  # longer than any inference; if a batch takes longer, the device hangs
-    progress_ns: int = 0  # time at which the loop last made progress, or had nothing to do
+    hang_s: float = 30.0  # if a batch takes longer, the device hangs
+    progress_ns: int = 0  # time when the loop last made progress or had nothing to do
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
     _running: deque[_Batch] = field(default_factory=deque)
@@ -60,7 +60,7 @@ class InferenceLoop:
         self._scheduler = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
-        """Run until all cameras have ended and every batch has finished. `DeviceError` if the detector fails."""
+        """Run until all cameras and batches have finished. Raise `DeviceError` if the detector fails or hangs."""
         try:
             while self._step():
                 pass
@@ -122,7 +122,7 @@ class InferenceLoop:
     def _check_hang(self, batch: _Batch) -> None:
         if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
             raise DeviceError(
-                f"{self.detector.spec.name}: a batch of {len(batch.leases)} has not come back for {self.hang_s:.0f} s",
+                f"{self.detector.spec.name}: a batch of {len(batch.leases)} has not finished for {self.hang_s:.0f} s",
                 hint=HANG_HINT,
                 code="batch-hangs",
             ) from None

@@ -1,9 +1,7 @@
-"""`LatestSlot` holds the newest frame of one camera, between the camera thread and the inference thread.
+"""`LatestSlot` passes the newest frame of one camera from the camera thread to the inference thread.
 
-If the detector is slower than the cameras, a queue in front of it grows without limit. So there is no queue: only the
-newest frame of each camera waits.
-
-Every grabbed frame is counted: ``grabbed = taken + dropped + waiting``. Drops are counted by reason.
+A queue would grow without limit if the detector is slower than the cameras. Therefore, only the newest frame of each
+camera waits. Every grabbed frame is counted (``grabbed = taken + dropped + waiting``), and drops are counted by reason.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
 
 EXTRA_BUFFERS: Final = 2
-"""Buffers of a slot in addition to those that its reader may lease: one is being written, one waits."""
+"""Number of buffers that a slot has in addition to the leased ones: one is being written, and one waits."""
 
 
 @dataclass(slots=True)
@@ -37,23 +35,23 @@ class SlotCounts:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A frame that the reader may use until `release`, with the number of drops since the camera's last lease."""
+    """The right of the reader to use a frame until `release`."""
 
     frame: Frame
-    dropped_before: Mapping[str, int]
-    taken_ns: int
+    dropped_before: Mapping[str, int]  # number of drops since the camera's last lease, by reason
+    taken_ns: int  # time when the frame was taken
     slot: LatestSlot
     _is_released: bool = False
 
     def release(self) -> None:
-        """Return the buffer to the camera. Idempotent."""
+        """Give the buffer back to the camera. Idempotent."""
         if not self._is_released:
             self._is_released = True
             self.slot.release(self.frame.buffer)
 
 
 def release_together(leases: Sequence[Lease]) -> None:
-    """Release all leases of a batch. Acquire the cameras' shared lock only once, because that can take long."""
+    """Release all leases of a batch. Acquire the lock that the cameras share only once, because that can be slow."""
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
@@ -62,9 +60,9 @@ def release_together(leases: Sequence[Lease]) -> None:
 
 @dataclass(slots=True)
 class _Buffers:
-    """The frame buffers of one slot, all of one layout. Leases can also hold buffers of an earlier layout."""
+    """The frame buffers of one slot, which all have one layout. Leases can still hold buffers of an earlier layout."""
 
-    layout: tuple[int, int, PixelFormat] | None = None
+    layout: tuple[int, int, PixelFormat] | None = None  # height, width, format; None before the first `configure`
     all: list[FrameBuffer] = field(default_factory=list)
     free: list[FrameBuffer] = field(default_factory=list)
     writing: FrameBuffer | None = None
@@ -72,18 +70,18 @@ class _Buffers:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """The time from which the reader may take the next frame of a camera, and the time at which it took the last."""
+    """The limit of the rate at which the reader takes frames of a camera."""
 
-    interval_ns: int
-    due_ns: int = 0
-    served_ns: int = -1
+    interval_ns: int  # minimum time between two frames; 0 means no limit
+    due_ns: int = 0  # time from which the next frame may be taken
+    served_ns: int = -1  # time when the last frame was taken; -1 if there is none
 
 
 class LatestSlot:
-    """The newest frame of one camera, written by its thread and read by the inference thread.
+    """Holds the newest frame of one camera. The camera thread writes frames, and the inference thread reads them.
 
-    The writer owns one buffer, one complete frame waits, and the reader leases one frame per batch in flight. A new
-    frame replaces the waiting one, which is dropped. In a lossless slot, the writer waits instead. The methods for the
+    The writer owns one buffer, one complete frame waits, and the reader leases up to `leases` frames. A new frame
+    replaces the waiting frame, which is dropped. In a lossless slot, the writer waits instead. The methods for the
     writer implement `vision.capture.source.FrameSink`, which lists the errors.
     """
 
@@ -99,14 +97,14 @@ class LatestSlot:
         clock: Clock = time.monotonic_ns,
         changed: threading.Condition | None = None,
     ) -> None:
-        """
+        """Create the slot, without buffers: `configure` allocates them.
+
         Args:
-            allocate: function that allocates one frame buffer, such as the `frame_buffer` of the detector.
+            allocate: function that allocates one frame buffer, such as the detector's `frame_buffer`.
             leases: maximum number of frames that the reader holds at the same time. The slot has `EXTRA_BUFFERS` more
                 buffers, so that the writer never waits for the reader.
-            lossless: the writer waits for the reader instead of dropping frames; `max_fps` and `max_frame_age_s` do
-                not apply.
-            max_frame_age_s: drop a frame that is older than this when it could be taken.
+            lossless: make the writer wait instead of dropping frames, and ignore `max_fps` and `max_frame_age_s`.
+            max_frame_age_s: age in seconds above which a frame is dropped when it could be taken.
             changed: condition that all slots of one `Batcher` share.
         """
         self.camera_id = camera_id
@@ -125,13 +123,13 @@ class LatestSlot:
         self._ended = False
         self._closed = False
 
-    # the camera's side
+    # --- methods for the camera thread --------------------------------------------------------------------------------
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Allocate buffers for frames of this size and format, unless the slot already has them.
 
-        Leased frames stay valid until they are released. The old buffers are freed first, because memory may be too
-        small for both. If the size is impossible, raise `ValueError` and change nothing.
+        Leased frames stay valid until they are released. The old buffers are freed first, because there may be too
+        little memory for both. If the size is invalid, raise `ValueError` and change nothing.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -150,7 +148,7 @@ class LatestSlot:
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """Return the buffer for the next frame. Until `commit`, every call returns the same buffer.
 
-        Return None if the reader of a lossless slot has not taken the last frame within `timeout_s`.
+        Return None if the slot is lossless and its reader has not taken the last frame within `timeout_s`.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)
@@ -176,7 +174,7 @@ class LatestSlot:
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
-                raise ValueError(f"camera {self.camera_id}: commit without a write_buffer before it")
+                raise ValueError(f"camera {self.camera_id}: `commit` was called without `write_buffer`")
             self._counts.grabbed += 1
             self._drop_waiting(self._overwrite_reason())
             self._waiting = Frame(meta, buffer)
@@ -185,13 +183,13 @@ class LatestSlot:
             self.changed.notify_all()
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed frame whose pixels are not needed."""
+        """Count a grabbed frame as dropped, without its pixels."""
         with self.changed:
             self._counts.grabbed += 1
             self._count_drop(reason)
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the waiting frame, if any."""
+        """Drop the waiting frame, if there is one."""
         with self.changed:
             self._drop_waiting(reason)
 
@@ -202,13 +200,13 @@ class LatestSlot:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Close the slot and drop the waiting frame. The writer gets `Closed`. Leases stay valid. Idempotent."""
+        """Drop the waiting frame, and make `write_buffer` raise `Closed`. Leases stay valid. Idempotent."""
         with self.changed:
             self._closed = True
             self._drop_waiting(DropReason.STOPPED)
             self.changed.notify_all()
 
-    # the reader's side
+    # --- methods for the inference thread -----------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -217,7 +215,7 @@ class LatestSlot:
 
     @property
     def served_ns(self) -> int:
-        """Time at which a frame of this camera was last taken; -1 before the first."""
+        """Time when a frame of this camera was last taken, in ns; -1 if there is none."""
         return self._rate.served_ns
 
     @property
@@ -231,9 +229,9 @@ class LatestSlot:
             return replace(self._counts, dropped=self._counts.dropped.copy(), waiting=int(self._waiting is not None))
 
     def ready_ns(self, now_ns: int) -> int | None:
-        """Drop a stale frame. Return the time from which the waiting frame may be taken.
+        """Drop the waiting frame if it is stale. Otherwise, return the time in ns from which it may be taken.
 
-        Return None if no frame waits or the reader holds all its leases.
+        Return None if no frame waits, or if the reader already holds all its leases.
         """
         if self._waiting is None or self._leased >= self._leases:
             return None
@@ -243,15 +241,15 @@ class LatestSlot:
         return self._rate.due_ns
 
     def take(self) -> Lease | None:
-        """Lease the waiting frame. Return None if there is none, or it is stale or too early for `max_fps`."""
+        """Lease the waiting frame. Return None if there is none, it is stale or too early, or no lease is left."""
         with self.changed:
             now_ns = self._clock()
             ready_ns = self.ready_ns(now_ns)
             if ready_ns is None or ready_ns > now_ns or self._waiting is None:
                 return None
             frame, self._waiting = self._waiting, None
-            # The next due time follows from the last due time, not from now, so that jitter does not lower the rate.
-            # A camera that is late by more than one interval starts a new schedule.
+            # The next due time depends on the last due time, not on the current time, so that jitter does not lower
+            # the rate. If a camera is late by more than one interval, its schedule starts again.
             rate = self._rate
             rate.due_ns = max(rate.due_ns, now_ns - rate.interval_ns) + rate.interval_ns
             rate.served_ns = now_ns
@@ -262,7 +260,7 @@ class LatestSlot:
             return Lease(frame, dropped_before, now_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
-        """Take back a leased buffer. A buffer from before the last `configure` is not reused."""
+        """Take back a leased buffer. Reuse it only if it has the current layout."""
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):

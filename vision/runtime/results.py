@@ -1,4 +1,4 @@
-"""`ResultHandler` runs the stages on each result and passes it to the sinks, in the results thread."""
+"""`ResultHandler` runs the stages on each result, and passes the result to the sinks, in the results thread."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vision.types import Frame, Result
 RESULT_QUEUE_SIZE: Final = 2048
 """Maximum number of results that wait for the results thread, not counting the last batch.
 
-One interpreter publishes this number of results in two seconds. The limit counts frames, because many cameras produce
-many batches of one frame. In a pipeline with a pixel stage, the leases are a far lower limit."""
+One interpreter publishes this number of results in two seconds. The limit counts frames, because many cameras can
+produce many batches of one frame. In a pipeline with a stage that reads pixels, the leases are a far lower limit."""
 
 
 class ResultQueue(queue.Queue[list[InferredFrame] | None]):
-    """Batches for the results thread. The size of the queue counts frames. None marks the end."""
+    """Queue of batches for the results thread. Its size is the number of frames. None marks the end."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -42,11 +42,11 @@ class ResultQueue(queue.Queue[list[InferredFrame] | None]):
 
     @staticmethod
     def _weight(item: list[InferredFrame] | None) -> int:
-        return max(1, len(item or ()))  # the queue would appear empty with an item of weight 0
+        return max(1, len(item or ()))  # with an item of weight 0, the queue would appear empty
 
 
 class ResultHandler:
-    """Handles the results that the inference thread adds with `put`. The results thread calls `run`."""
+    """Runs the stages on the results that the inference thread adds with `put`, and passes these to the sinks."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
@@ -78,9 +78,9 @@ class ResultHandler:
         return self._queue.qsize()
 
     def put(self, batch: list[InferredFrame] | None) -> bool:
-        """Queue a batch; None marks the end. Return False if the queue stayed full for `IDLE_S`.
+        """Queue a batch; None marks the end. Return False if the queue stays full for `IDLE_S`.
 
-        If no stage reads pixels, the leases end now.
+        If no stage reads pixels, release the leases now.
         """
         if self._aborted or not self._reads_pixels:
             release_together([frame.lease for frame in batch or ()])
@@ -93,11 +93,11 @@ class ResultHandler:
         return True
 
     def abort(self) -> None:
-        """End `run` without handling the queued batches, and make `put` discard new ones."""
+        """Make `run` end without handling the queued batches, and make `put` discard new batches."""
         self._aborted = True
 
     def run(self) -> None:
-        """Handle results until the end mark or `abort`."""
+        """Handle results until the end mark arrives or `abort` is called. The results thread calls this method."""
         while (batch := self._next_batch()) is not None:
             try:
                 with span("results"):
@@ -139,7 +139,7 @@ class ResultHandler:
         metrics.objects = len(result.objects)
         metrics.counts = result.counts
         metrics.rate.tick()
-        if result.meta.clock != "media":  # the timestamps of a recording say nothing about latency
+        if result.meta.clock != "media":  # the timestamps of a recording are not times of this machine
             metrics.latency.observe(published_ns - result.meta.captured_ns)
             self.latency["queue"].observe(timing.submitted_ns - result.meta.captured_ns)
         self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)

@@ -1,16 +1,16 @@
 """`Runtime` starts the threads, reports the status, and stops and joins the threads.
 
-A thread for each camera runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
+Each camera has a thread that runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
 `InferenceLoop.run`: `Batcher` -> detector -> result queue. The results thread runs `ResultHandler.run`: result queue
 -> stages -> sinks. docs/architecture.md lists all threads.
 
 The lease of a frame ends when the detector has finished with the frame. In a pipeline with a stage that reads pixels,
-it ends when the results thread has run the stages of that frame
+the lease ends when the results thread has run the stages on the frame
 (docs/decisions/004-leases-for-stages-that-read-pixels.md).
 
-`Runtime.run` starts and joins all threads. If a thread fails, the others stop, and `run` raises the exception once they
-have ended. A stop follows the path of the data: cameras and slots close, the batches in flight finish, their results
-are published. After that, the caller closes what it opened (sockets, files, detector).
+If a thread fails, the others stop, and `Runtime.run` raises the exception once they have ended. A stop follows the path
+of the data: cameras and slots close, the batches in flight finish, and their results are published. After that, the
+caller closes what it opened (sockets, files, detector).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from vision.version import version
 log = logging.getLogger(__name__)
 
 FRAMES_HELD_BY_STAGES: Final = 2
-"""Number of frames of a camera that the results thread may hold in addition to those that the detector holds."""
+"""Number of frames per camera that the results thread may hold, in addition to the frames that the detector holds."""
 
 _STUCK_AFTER_HANGS: Final = 1.5
-"""The inference loop reports a batch that takes longer than `hang_s`. While it is stuck inside a call it can't, so the
-main thread reports the hang after this multiple of `hang_s`."""
+"""Multiple of `hang_s` after which the main thread reports a hang. The inference loop itself reports a batch that takes
+longer than `hang_s`, but cannot while it is stuck inside a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,13 @@ class Runtime:
         hang_s: float = 30.0,
         clock: Clock = time.monotonic_ns,
     ) -> None:
-        """
+        """Create the runtime. `run` starts the threads.
+
         Args:
-            stages: applied to each result in order. If one is a `PixelStage`, the slots of `cameras` need
+            stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             stop_timeout_s: maximum duration of an orderly stop. Threads that have not ended by then are abandoned.
-            hang_s: time after which an unfinished batch or call means that the device hangs; longer than any inference.
+            hang_s: duration of a batch or call, in seconds, above which the device counts as hanging.
         """
         self._detector = detector
         self._model = model
@@ -103,8 +104,8 @@ class Runtime:
         """Run until `stop` is set, `for_s` has passed, or every camera has ended. Return the last report.
 
         Raises:
-            VisionError: a thread failed. This is its error; all threads have ended.
-            DeviceError: the inference thread does not return from a call, so it is abandoned.
+            VisionError: a thread failed with this error. All threads have ended.
+            DeviceError: the inference thread hangs in a call, and is abandoned.
         """
         threads = self._start()
         try:
@@ -142,7 +143,7 @@ class Runtime:
             self._ended.wait(0.05)
 
     def _check_progress(self, still_ns: int) -> None:
-        """Stop with an error if the inference loop is stuck in a device call, which it can't report itself."""
+        """Make `run` fail if the inference loop is stuck in a call, because the loop cannot report that itself."""
         if still_ns <= self._stuck_ns or self._loop.ended:
             return
         log.error("the inference thread is stuck; stack of every thread:\n%s", thread_stacks())
@@ -155,7 +156,7 @@ class Runtime:
         for camera in self._cameras.values():
             camera.slot.close()
         deadline = time.monotonic() + self._stop_timeout_s
-        # The camera threads come last, so that one that hangs in its library does not use up the time of the others.
+        # The camera threads come last, so that a camera that hangs in its library does not use up the time of others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         blocked = {f"camera-{camera_id}": camera.supervisor.blocked_in() for camera_id, camera in self._cameras.items()}
@@ -197,7 +198,7 @@ class Runtime:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
-        """Send a report to the sinks and to `on_report`. Latencies cover the time since the last report."""
+        """Build a report, and pass it to the sinks and to `on_report`. Latencies are those since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
         cameras = tuple(
             camera_status(camera_id, camera.supervisor.status(), camera.slot.counts(), results.metrics[camera_id], now)

@@ -1,7 +1,6 @@
-"""Metrics of the program and its cameras, in the form of a `Report`.
+"""Conversion of the counters of cameras and the detector to the parts of a `Report`.
 
-Once per interval, the runtime builds a report from its counters. The terminal shows these reports, and the
-publisher sends them as messages.
+The runtime builds a report once per interval. The terminal shows the report, and the publisher sends it as messages.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from vision.types import Counts
 class CameraMetrics:
     """Measurements of one camera's published results."""
 
-    latency: LatencyHistogram  # from capture to publication
-    rate: Rate
-    published: int = 0
-    objects: int = 0  # number in the last frame
+    latency: LatencyHistogram  # time from capture to publication
+    rate: Rate  # rate of published results
+    published: int = 0  # number of published results
+    objects: int = 0  # number of objects in the last frame
     counts: Counts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One moment on both clocks, in nanoseconds."""
+    """One moment on the monotonic clock and in UTC, in nanoseconds."""
 
     monotonic_ns: int
     utc_ns: int
@@ -46,7 +45,7 @@ class Instant:
 def camera_status(
     camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant
 ) -> CameraReport:
-    """Build the status of one camera. Latencies cover the time since the last call."""
+    """Build the report of one camera. Latencies cover the time since the last call."""
     latency = metrics.latency.snapshot(reset=True)
     return CameraReport(
         camera=camera_id,
@@ -75,7 +74,7 @@ def camera_status(
 
 
 def detector_status(detector: Detector) -> DetectorStatus:
-    """Build the part of the status that describes the detector."""
+    """Build the part of the program's report that describes the detector."""
     spec = detector.spec
     memory = detector.memory() if isinstance(detector, ReportsMemory) else None
     return DetectorStatus(
@@ -94,7 +93,7 @@ def resident_bytes() -> int:
 
 
 def percentiles(latency: Percentiles) -> LatencyPercentiles:
-    """Return latencies in the published form, in milliseconds."""
+    """Convert latency percentiles to their form in messages: milliseconds, rounded to three decimals."""
     return LatencyPercentiles(p50=round(latency.p50_ms, 3), p99=round(latency.p99_ms, 3), max=round(latency.max_ms, 3))
 
 

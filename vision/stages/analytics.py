@@ -1,7 +1,7 @@
 """`TrackStage` turns detections into tracks. `AnalyticsStage` turns tracks into events and counts.
 
-A `Tracker` or `Analytics` serves one camera. The stages have one for each camera and restart it with each epoch,
-because after a reconnection the frame can show a different scene.
+Each stage has one `Tracker` or `Analytics` for each camera, and restarts it with each epoch, because the camera can
+show a different scene after a reconnection.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class TrackStage:
-    """Turns detections into tracks, with a tracker for each camera and epoch.
+    """Turns detections into tracks, with a new tracker for each camera and epoch.
 
-    An object is published once a detection reaches both `score` (`detect.score_threshold` in camera.yaml) and
-    `TrackConfig.new_score`. From then on it is published while it is tracked, even with lower scores. So the detector
-    must report detections down to `detector_score`.
+    An object is published once its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
+    `TrackConfig.new_score`. From then on, it is published while it is tracked, even if its score is lower. Therefore,
+    the detector must report detections down to `detector_score`.
     """
 
     def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
@@ -49,7 +49,7 @@ class TrackStage:
 
 @dataclass(slots=True)
 class _Watched:
-    """The analytics of one camera and its present counts."""
+    """The analytics of one camera, and the camera's current counts."""
 
     analytics: Analytics
     epoch: int
@@ -58,10 +58,7 @@ class _Watched:
 
 
 class AnalyticsStage:
-    """Turns tracks into events and counts, for every camera with lines or zones.
-
-    With `state`, counters continue after a restart. Without it, they start at 0.
-    """
+    """Turns tracks into events and counts, for every camera that has lines or zones."""
 
     def __init__(
         self,
@@ -71,11 +68,14 @@ class AnalyticsStage:
         forget_s: float = 1.5,
         state: StateDatabase | None = None,
     ) -> None:
-        """
+        """Create the stage.
+
         Args:
-            class_names: classes of the model, by class id. `sections` must not name other classes.
-            forget_s: time in seconds after which an undetected object counts as gone; the `lost_s` of the tracker.
-            state: database of the counters. The caller closes it.
+            sections: configuration of each camera that has lines or zones, by camera id.
+            class_names: class names of the model, by class id. `sections` must use only these names.
+            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
+            state: database from which counters continue after a restart. The caller closes the database. If None, the
+                counters start at 0.
         """
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
@@ -87,7 +87,7 @@ class AnalyticsStage:
         if result.meta.camera_id not in self._sections:
             return result
         if not isinstance(result.objects, Tracks):
-            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before")
+            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before it")
         watched, events = self._watched(result.meta)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
@@ -95,7 +95,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Start or restart the analytics if the epoch is new. Return them and the end events of their states."""
+        """Return the camera's analytics. If the epoch is new, (re)start them, and return the resulting events too."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
@@ -116,12 +116,12 @@ class AnalyticsStage:
 
     def _warn_outside(self, camera_id: str, size: tuple[int, int]) -> None:
         if outside := ", ".join(shapes_outside(self._sections[camera_id], *size)):
-            text = "camera %s: entirely outside its frame of %dx%d, so nothing is counted there: %s; see `vision draw`"
+            text = "camera %s: these lie entirely outside the frame of %dx%d and count nothing: %s; see `vision draw`"
             log.warning(text, camera_id, *size, outside)
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:
-    """Return the names of lines and zones that lie entirely outside the frame, as with a wrong resolution."""
+    """Return the names of lines and zones entirely outside the frame, for example because its resolution changed."""
     scale_x, scale_y = pixels_per_unit(section.units, width_px, height_px)
     corners: list[tuple[str, Sequence[tuple[float, float]]]] = [(line.name, line.points) for line in section.lines]
     corners += [(zone.name, zone.polygon) for zone in section.zones]

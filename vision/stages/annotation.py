@@ -17,7 +17,7 @@ from vision.types import Event, FrameMeta, Result, Tracks
 def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
     """Draw the object, the line or zone, the kind and the time of each event in `result`.
 
-    For an event of a zone, such as crowding, draw the boxes of all objects. `image` is (H, W, 3) BGR.
+    If an event belongs to no single object, such as crowding, draw the boxes of all objects. `image` is (H, W, 3) BGR.
     """
     overlay = Overlay(image)
     section = sections.get(result.meta.camera_id)
@@ -28,7 +28,7 @@ def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str,
 
 
 class FrameAnnotator:
-    """Draws all objects, all lines and zones with their counts, and the time."""
+    """Draws all objects of a result, all lines and zones with their counts, and the time."""
 
     def __init__(self, sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
         # The ground points matter only during the setup of a camera.
@@ -37,7 +37,7 @@ class FrameAnnotator:
         self._class_names = tuple(class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Draw `result` on `image`, (H, W, 3) BGR with the size of the source frame."""
+        """Draw `result` on `image`: (H, W, 3) BGR, with the size of the source frame."""
         overlay = Overlay(image)
         # The banner comes first, so that names and labels do not cover it.
         overlay.banner(_time(result.meta), f"{len(result.objects)} objects")
@@ -60,7 +60,7 @@ class FrameAnnotator:
 
 
 def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:
-    """Return a section with only the lines and zones of the events."""
+    """Return a copy of `section` that contains only the lines and zones of the events."""
     names = {str(event.data.get("place", event.name)) for event in events}
     lines = tuple(line for line in section.lines if line.name in names)
     zones = tuple(zone for zone in section.zones if zone.name in names)

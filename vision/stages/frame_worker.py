@@ -1,4 +1,4 @@
-"""`FrameWorker` processes copies of frames in a thread, for stages that draw, encode or write."""
+"""`FrameWorker` processes copies of frames in a separate thread, for stages that draw, encode or write frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Copy:
-    """A copy of one frame, and its result. The memory is reused and grows to the size of the largest frame."""
+    """A copy of one frame, with the frame's result. The memory is reused and grows to the size of the largest frame."""
 
     memory: NDArray[np.uint8]
     content: tuple[Frame, Result] | None = None
@@ -35,18 +35,18 @@ class _Copy:
 
 
 class FrameWorker:
-    """Processes copies of frames in a thread of its own.
+    """Processes copies of frames in a separate thread.
 
-    The results thread only copies the frame, while it holds the lease. If no buffer is free, it skips and counts the
-    frame or, if the worker is lossless, waits.
+    The results thread only copies each frame while it holds the lease. If no buffer is free, a lossless worker makes
+    the results thread wait. Any other worker skips the frame and counts it in `skipped`.
     """
 
     def __init__(
         self, name: str, work: Callable[[Iterator[tuple[Frame, Result]]], None], *, buffers: int, lossless: bool
     ) -> None:
-        """Start the thread, which calls `work` once. Up to `buffers` copies can wait.
+        """Start the thread, which calls `work` once. Up to `buffers` copies wait for it.
 
-        `work` iterates over the copies in order. Each copy is valid until the next iteration.
+        `work` receives an iterator over the copies in order. Each copy is valid until the next iteration.
         """
         self.skipped = 0
         self._name = name
@@ -61,7 +61,7 @@ class FrameWorker:
         self._thread.start()
 
     def add(self, frame: Frame, result: Result) -> bool:
-        """Copy the frame for the thread. Return False if the frame was skipped."""
+        """Copy a frame for the thread. Return False if the frame was skipped."""
         try:
             copy = self._free.get(block=self._lossless)
         except queue.Empty:
@@ -79,11 +79,11 @@ class FrameWorker:
             raise VisionError(f"{self._name} failed: {self._error}") from self._error
 
     def finish(self) -> None:
-        """End the thread once it has processed the waiting copies. Idempotent."""
+        """Make the thread end after it has processed the waiting copies. Idempotent."""
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait for the end of the thread. Call `finish` first."""
+        """Wait until the thread ends, or until `timeout_s` has passed. Call `finish` first."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -1,7 +1,7 @@
-"""`RuleStage` derives events such as "a queue has been crowded for ten seconds" from events of lines and zones.
+"""`RuleStage` derives events such as "a queue has been crowded for ten seconds" from the events of lines and zones.
 
-`vision.config.rules` defines the configuration and its grammar. Rules use the timestamps of the frames, so a rule
-reports the same events for a live camera and for its recording.
+`vision.config.rules` defines the configuration of rules and its grammar. Rules use the timestamps of the frames, so a
+rule reports the same events for a live camera and for a recording of that camera.
 
 To add a kind of rule, add its condition to `vision.config.rules` and evaluate it in `_Rule`.
 """
@@ -22,15 +22,16 @@ _MOTION: Final = ("speed_kmh", "heading_deg")
 
 
 class RuleStage:
-    """Adds the events of rules to those of lines and zones.
+    """Adds the events of rules to the events of lines and zones.
 
-    A rule about a state reports its start once the state has lasted long enough, and later its end. A rule about an
-    instant reports that instant. During its cooldown, a rule reports nothing, but it reports a state that still lasts
-    after the cooldown. `suppressed` in its next event is the number of suppressed reports.
+    A rule for a state reports the start of the state once the state has lasted long enough, and later its end. A rule
+    for an instant, such as a crossing, reports that instant. During its cooldown, a rule reports nothing. A state that
+    still lasts after the cooldown is then reported. `suppressed` in the rule's next event is the number of suppressed
+    reports.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
-        """Create the stage. `sections` contains the lines and zones that rules refer to, by camera id."""
+        """Create the stage. `sections` contains the lines and zones to which the rules refer, by camera id."""
         cameras = {camera_id: _Camera(camera_id, rules, section) for camera_id, section in sections.items()}
         self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
@@ -41,7 +42,7 @@ class RuleStage:
 
 
 class _Camera:
-    """All rules of one camera, and its time."""
+    """All rules of one camera, and the camera's clock."""
 
     def __init__(self, camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalytics) -> None:
         early_s = {line.name: 0.0 for line in section.lines} | {zone.name: zone.crowded_for_s for zone in section.zones}
@@ -63,7 +64,7 @@ class _Camera:
             for event in result.events:
                 yield from rule.take(event, now)
                 unended.discard(event.track_id)
-            for track_id in unended:  # the analytics restarted without an end event for this state
+            for track_id in unended:  # the analytics restarted, and reported no end of this state
                 rule.states.pop(track_id, None)
             yield from rule.look(now)
 
@@ -79,7 +80,7 @@ class _Now:
 
 @dataclass(slots=True)
 class _State:
-    """A state in progress: a crowded zone, or the stay of an object."""
+    """A state that has not ended: a crowded zone, or the stay of an object in a zone."""
 
     since_s: float
     begin: Event
@@ -87,10 +88,10 @@ class _State:
 
 
 class _Rule:
-    """One rule on one camera."""
+    """One rule for one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
-        """Create the rule. Crowding starts `crowded_for_s` seconds before its event."""
+        """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports it."""
         self.states: dict[int | None, _State] = {}  # by track id; None for a crowded zone
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())
@@ -100,7 +101,7 @@ class _Rule:
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
-        """Process an event of this frame. Yield the reports that it causes."""
+        """Process an event of this frame. Yield the reports that the event causes."""
         if (event.kind, event.name) != (self._condition.kind, self._condition.name):
             return
         if event.kind not in LASTING:
@@ -118,14 +119,14 @@ class _Rule:
                 self._suppressed += 1
 
     def look(self, now: _Now) -> Iterator[Event]:
-        """Yield a report for every state that has now lasted long enough."""
+        """Yield a report for every state that has now lasted long enough and is not yet reported."""
         for state in self.states.values():
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
-                yield self._report("begin", state.begin, self._figures(state, now), now)
+                yield self._report("begin", state.begin, self._current_data(state, now), now)
 
-    def _figures(self, state: _State, now: _Now) -> dict[str, Any]:
-        """Return the data of the state with the values of this frame, which can come long after its event."""
+    def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
+        """Return the data of the event that started a state, updated to this frame, which can be much later."""
         lasted_s, data = _since(state, now), dict(state.begin.data)
         if "stayed_s" in data:
             data["stayed_s"] = lasted_s

@@ -1,10 +1,11 @@
 """`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
 Two threads share the work. While the results thread holds the lease of a frame, it copies the crops of the objects that
-are due. A thread of the stage classifies the crops. From then on, the messages of an object contain the result.
+are due for classification. A thread of the stage classifies the crops. From then on, the messages of an object contain
+the result.
 
-If more objects are due than buffers are free, the stage counts the others as skipped and retries them with their next
-frame. Objects that were never classified come first, then those that were classified longest ago.
+If more objects are due than buffers are free, the stage counts the remaining objects as skipped and retries them with
+their next frame. Objects that were never classified come first, then the objects that were classified longest ago.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right and bottom in whole pixels. Right and bottom are exclusive."""
+"""Left, top, right and bottom of a rectangle in whole pixels. Right and bottom are exclusive."""
 
-_UNSURE_S: Final = 1.0  # time until an object without a clear result is classified again
-_FORGET_S: Final = 10.0  # time without a detection until an object is forgotten; longer than that of a tracker
+_UNSURE_S: Final = 1.0  # time after which an object without a clear result is classified again
+_FORGET_S: Final = 10.0  # time after which an undetected object is forgotten; longer than in a tracker
 
 
 class Classifier(Protocol):
-    """Classifies crops of objects. One thread calls `crop`, and a second thread calls `classify`."""
+    """A model that classifies crops of objects. One thread calls `crop`, and a second thread calls `classify`."""
 
-    name: str  # as in messages
-    class_names: tuple[str, ...]  # of the columns that `classify` returns
-    exclusive: bool  # at most one class applies to an object
-    crop_shape: tuple[int, int, int]  # height, width and 3
+    name: str  # name of the model in messages
+    class_names: tuple[str, ...]  # class name of each column that `classify` returns
+    exclusive: bool  # True if at most one class applies to an object
+    crop_shape: tuple[int, int, int]  # height and width in pixels, and 3
     max_batch: int  # maximum number of crops in one call of `classify`
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Scale the part of the frame in `box` to `crop_shape`, and write it to `out`."""
+        """Scale the part of the frame inside `box` to `crop_shape`, and write the result to `out`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Return the scores, (N, classes), from 0 to 1. `DeviceError` if the model fails."""
+        """Return the scores (N, classes), from 0 to 1. Raise `DeviceError` if the model fails."""
 
     def close(self) -> None:
         """Free all resources. Idempotent."""
@@ -52,16 +53,16 @@ class Classifier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _ObjectState:
-    """The state of one object. While `waits` is True, the worker writes all fields except `seen_ns`."""
+    """The state of one object. While `waits` is True, the classifier thread writes all fields except `seen_ns`."""
 
-    seen_ns: int
+    seen_ns: int  # capture time of the last frame in which the object was detected
     attributes: tuple[Attribute, ...] = ()
-    due_ns: int | None = 0  # None if it is not classified again
-    looked_ns: int = -1  # time of the last classification; -1 if there is none
-    waits: bool = False
+    due_ns: int | None = 0  # time of the next classification; None if there is none
+    looked_ns: int = -1  # capture time of the last classified crop; -1 if there is none
+    waits: bool = False  # a crop of the object is queued or being classified
 
     def is_due(self, now_ns: int) -> bool:
-        """Return True if the object is due, even if the clock was set back."""
+        """Return True if the object is due for classification, even if the clock was set back."""
         return not self.waits and self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
 
@@ -73,15 +74,16 @@ class _Job:
 
 
 class CascadeStage:
-    """Adds the attributes of a second model to tracks."""
+    """Adds the results of a second model to tracks, as attributes."""
 
     def __init__(
         self, classifier: Classifier, config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
     ) -> None:
-        """
+        """Start the thread that classifies crops.
+
         Args:
             classifier: the second model. The stage closes it.
-            class_names: classes of the detector, by class id. `config.classes` must be among them.
+            class_names: class names of the detector, by class id. `config.classes` must use only these names.
             lossless: wait for a free buffer and for the results of each frame, so that offline runs are repeatable.
         """
         self._config = config
@@ -92,10 +94,10 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the crops of objects that are due, and add all known attributes. `DeviceError` if the model failed."""
+        """Copy the crops that are due, and add all known attributes. Raise `DeviceError` if the model has failed."""
         tracks = result.objects
         if not isinstance(tracks, Tracks):
-            raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before")
+            raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before it")
         objects = self._objects(tracks, result.meta)
         for state, box in self._due(tracks, objects, result.meta):
             self._skipped += not self._worker.add(frame, box, state)
@@ -103,7 +105,7 @@ class CascadeStage:
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of classified, skipped and waiting objects."""
+        """Return the numbers of objects that were classified, were skipped, and wait."""
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
@@ -112,7 +114,7 @@ class CascadeStage:
         self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
-        """Forget objects that were not detected for `_FORGET_S`. Return the state of the others, by track id."""
+        """Forget the objects not detected for `_FORGET_S`. Return the states of the remaining ones, by track id."""
         epoch, objects = self._cameras.get(meta.camera_id, (None, {}))
         if epoch != meta.epoch:
             objects = {}
@@ -128,7 +130,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the objects to classify in this frame. The object that was classified longest ago comes first."""
+        """Return the states and boxes of the objects to classify. The one classified longest ago comes first."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
@@ -153,7 +155,7 @@ class CascadeStage:
 
 
 class _ClassifierThread:
-    """Passes the waiting crops of all cameras to the model. Allocates the memory for crops only once."""
+    """Classifies the waiting crops of all cameras in a separate thread. Allocates memory for crops only once."""
 
     def __init__(self, classifier: Classifier, config: CascadeConfig, *, lossless: bool) -> None:
         self.looked = self.waiting = 0
@@ -175,7 +177,7 @@ class _ClassifierThread:
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Copy a crop for the thread. Return False if no buffer is free."""
+        """Copy the crop in `box` for the thread. Return False if no buffer is free."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
@@ -218,20 +220,20 @@ class _ClassifierThread:
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job]:
-        """Wait for jobs. Return up to `max_batch` of them; an empty list at the end."""
+        """Wait for a job. Return up to `max_batch` jobs; an empty list at the end."""
         batch: list[_Job] = []
         with suppress(queue.Empty):
             while len(batch) < self._classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
                 batch.append(job)
         if batch and self._closing:
-            self._jobs.put(None)  # in case `get` has removed the end mark
+            self._jobs.put(None)  # because `get` can have removed the end mark
         return batch
 
     def _classify(self, batch: Sequence[_Job]) -> None:
         scores = self._classifier.classify([job.crop for job in batch])
         for job, of_object in zip(batch, scores, strict=True):
             attributes = tuple(self._attributes(of_object, job.captured_ns))
-            # With exclusive classes, an empty result means that the model is unsure: keep the old, timestamped result.
+            # If classes are exclusive, an empty result means that the model is unsure. Then the old result stays.
             is_sure = bool(attributes) or not self._classifier.exclusive
             if is_sure:
                 job.state.attributes = attributes
@@ -250,7 +252,7 @@ class _ClassifierThread:
 
 
 def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _ObjectState]) -> Result:
-    """Return the result with the attributes of this stage in addition to those of earlier stages."""
+    """Return `result` with the attributes of this stage in addition to the attributes of earlier stages."""
     attributes = dict(result.attributes)
     for track_id in tracks.track_ids.tolist():
         state = objects.get(track_id)

@@ -1,8 +1,8 @@
 """`SnapshotStage` saves the frames of events as JPEG files in a folder of limited size.
 
-A thread of the stage encodes and writes the file, so an event is published a moment before the file at its path exists.
-The file is always complete. If events occur faster than frames can be written, some events have neither a snapshot nor
-a path. The stage counts them.
+A thread of the stage encodes and writes each file, so an event is published shortly before the file at its path exists.
+A file is always complete. If events occur faster than files can be written, some events have neither a snapshot nor a
+path. The stage counts these events.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from vision.types import Event, Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
 
-_BUFFERS: Final = 4  # frames that wait for the disk
-_STOP_S: Final = 1.0  # maximum time to write them at the end
+_BUFFERS: Final = 4  # number of frames that can wait to be written
+_STOP_S: Final = 1.0  # maximum time to write the waiting frames at the end
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
 _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Writes a snapshot of each selected event, and adds its path to the event."""
+    """Writes a snapshot for each selected event, and adds the path of the file to the event."""
 
     def __init__(
         self, config: SnapshotConfig, encode: Callable[[Frame, Result], bytes], *, lossless: bool = False
     ) -> None:
-        """
+        """Create the folder and start the thread that writes files.
+
         Args:
-            encode: function that returns the content of the file. Its arguments are a private copy of the frame, and a
-                result with only the events of the snapshot. One thread calls it.
+            encode: function that returns the content of a file. Its arguments are a private copy of the frame, and a
+                result with only the events of the snapshot. The thread of the stage calls it.
             lossless: wait for the disk instead of skipping a snapshot.
 
         Raises:
@@ -50,7 +51,7 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame if an event needs a snapshot. `VisionError` if the thread that writes files has failed."""
+        """Copy the frame if an event needs a snapshot, and add the path. Raise `VisionError` if the thread failed."""
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
         if not chosen or not self._worker.add(frame, replace(result, events=chosen)):
@@ -60,7 +61,7 @@ class SnapshotStage:
         return replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of snapshots that were written, skipped or failed, and of files in the folder."""
+        """Return the numbers of written, skipped and failed snapshots, and the number of files in the folder."""
         return {
             "snapshots.written": self._folder.written,
             "snapshots.skipped": self._worker.skipped,
@@ -69,7 +70,7 @@ class SnapshotStage:
         }
 
     def close(self) -> None:
-        """Write the waiting snapshots, for at most one second. Idempotent."""
+        """Write the waiting snapshots. Give up after one second. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 
@@ -82,7 +83,7 @@ class SnapshotStage:
 
 
 class _SnapshotFolder:
-    """The folder of snapshots. Files with names of a different form stay untouched."""
+    """The folder that contains the snapshots. Files whose names have a different form are left alone."""
 
     def __init__(self, config: SnapshotConfig) -> None:
         self.path = Path(config.folder)
@@ -118,13 +119,13 @@ class _SnapshotFolder:
     def _prune(self) -> None:
         while len(self.sizes) > 1 and (len(self.sizes) > self._max_files or self._nbytes > self._max_bytes):
             oldest = next(iter(self.sizes))
-            with contextlib.suppress(OSError):  # another program deleted it, or it is protected
+            with contextlib.suppress(OSError):  # a different program deleted the file, or the file is protected
                 (self.path / oldest).unlink()
             self._nbytes -= self.sizes.pop(oldest)
 
 
 def _existing_snapshots(folder: Path) -> dict[str, int]:
-    """Remove incomplete files that a crash left behind. Return the size of each snapshot, oldest first."""
+    """Create the folder, and remove incomplete files. Return the size in bytes of each file by name, oldest first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PARTIAL}"):

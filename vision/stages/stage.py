@@ -1,7 +1,7 @@
-"""Protocols of the stages that a pipeline applies to each result of the detector, and of the sinks.
+"""Protocols of stages, which process each result of the detector, and of sinks, which receive the processed results.
 
-A stage is a function from `Result` to `Result`, or, if it also needs the frame, an object with the method `with_frame`.
-The results thread calls the stages, in order per camera, and then `publish` of each sink.
+A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
+`with_frame`. For each result, in order per camera, the results thread calls the stages and then `publish` of each sink.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vision.types import Frame, Result
 
 @runtime_checkable
 class PixelStage(Protocol):
-    """A stage that also reads the pixels of the frame."""
+    """A stage that reads the pixels of the frame."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Return the extended result. `frame` is valid only during the call: copy everything that is needed later."""
+        """Return the extended result. `frame` is valid only during the call, so copy the pixels that you need later."""
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
@@ -27,11 +27,11 @@ Stage: TypeAlias = Callable[[Result], Result] | PixelStage
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The reports of one interval. Iteration yields one or two reports per camera, then that of the program."""
+    """The reports of one interval. Iteration yields one or two reports per camera, then the report of the program."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]
-    counts: Mapping[str, CountsReport]  # by camera, for cameras with lines or zones
+    counts: Mapping[str, CountsReport]  # by camera id, for cameras that have lines or zones
 
     def __iter__(self) -> Iterator[StatusReport]:
         for camera in self.cameras:
@@ -42,18 +42,18 @@ class Report:
 
 
 class Sink(Protocol):
-    """Receiver of results and reports: the `Publisher`, or a sink from a pipeline file (docs/pipelines.md)."""
+    """A receiver of results and reports: the `Publisher`, or a sink from a pipeline file (docs/pipelines.md)."""
 
     def publish(self, result: Result) -> None:
-        """Process one result. The results thread calls this, in order per camera."""
+        """Process one result. The results thread calls this method, in order per camera."""
 
     def report(self, report: Report) -> None:
-        """Process a status report. The main thread calls this once per interval and at the end."""
+        """Process a status report. The main thread calls this method once per interval and at the end."""
 
 
 @runtime_checkable
 class HasCounters(Protocol):
-    """A detector, stage or sink with counters that operators need."""
+    """A detector, stage or sink that counts what operators need to know."""
 
     def counters(self) -> Mapping[str, int]:
-        """Return counts since the start, by a name such as ``cascade.skipped``. The main thread calls this."""
+        """Return the counts since the start by name, such as ``cascade.skipped``. The main thread calls this method."""

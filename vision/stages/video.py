@@ -1,7 +1,7 @@
 """`VideoStage` draws results on frames, writes them to a video file for each camera, and shows them in a window.
 
-A thread for each camera draws and encodes. If frames arrive faster than the thread can encode them, the video lacks
-some, which are counted. Each frame is shown at its capture time, so the video plays in real time.
+For each camera, a thread draws and encodes the frames. If frames arrive faster than the thread can encode them, some
+frames are skipped and counted. Each frame keeps its capture time, so the video plays in real time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 Image: TypeAlias = NDArray[np.uint8]
 Draw: TypeAlias = Callable[[Image, Result], None]
-"""Draws a result on its frame, (H, W, 3) BGR."""
+"""Draws a result on an image of its frame, (H, W, 3) BGR."""
 
-_BUFFERS: Final = 8  # frames of a camera that wait for its thread
+_BUFFERS: Final = 8  # number of frames per camera that can wait for the thread
 _WINDOW_MS: Final = 30  # time to process the events of the window system between two frames
 
 
@@ -49,9 +49,12 @@ class VideoStage:
         show: bool = False,
         lossless: bool = False,
     ) -> None:
-        """Open the window, and start the threads, which call `draw`. Show a camera that is not in `paths` only there.
+        """Open the windows if `show`, and start a thread for each camera.
 
-        If lossless, `with_frame` waits for the encoder instead of skipping frames.
+        Args:
+            paths: video file of each camera. A camera that is missing here is only shown.
+            draw: function that the threads call to draw a result.
+            lossless: wait for the encoder instead of skipping frames.
         """
         self._lossless = lossless
         self._window = _Window() if show else None
@@ -62,7 +65,7 @@ class VideoStage:
         }
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame for the thread of its camera. `VisionError` if a lossless video cannot be written."""
+        """Copy the frame for the thread of its camera. Raise `VisionError` if a lossless video cannot be written."""
         worker = self._workers[frame.meta.camera_id]
         if self._lossless:
             worker.check()
@@ -70,14 +73,14 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of frames that were drawn and skipped."""
+        """Return the numbers of drawn and skipped frames."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values()),
         }
 
     def close(self) -> None:
-        """Finish the videos and close the window. Idempotent. `VisionError` if a video could not be written."""
+        """Finish the videos and close the windows. Idempotent. Raise `VisionError` if a video could not be written."""
         for worker in self._workers.values():
             worker.finish()
         if self._window is not None:
@@ -89,7 +92,7 @@ class VideoStage:
 
 
 class _CameraVideo:
-    """Draws and encodes the frames of one camera, in the thread of that camera."""
+    """Draws and encodes the frames of one camera, in that camera's thread."""
 
     def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
         self.written = 0
@@ -99,7 +102,7 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Write all frames. Without frames, create no file. `VisionError` if the file cannot be written."""
+        """Write all frames. If there are none, create no file. Raise `VisionError` if the file cannot be written."""
         first = next(copies, None)
         if first is None:
             return
@@ -115,7 +118,7 @@ class _CameraVideo:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
-        """Draw on the copy of the frame, and show it. The returned image is valid as long as the copy."""
+        """Draw the result on the copy of its frame, show it, and return it. It is valid as long as the copy."""
         meta = frame.meta
         image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
         self._draw(image, result)
@@ -126,7 +129,7 @@ class _CameraVideo:
 
 
 class _Window:
-    """A window for each camera that shows its newest frame. Only one thread calls the window system."""
+    """Shows the newest frame of each camera in a window. A separate thread makes all calls to the window system."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Image] = {}
@@ -152,7 +155,7 @@ class _Window:
                     newest, self._newest = self._newest, {}
                 for camera_id, image in newest.items():
                     cv2.imshow(f"vision {camera_id}", image)
-                # Without a window, `waitKey` returns immediately.
+                # If there is no window, `waitKey` returns immediately.
                 if cv2.waitKey(_WINDOW_MS) < 0 and not newest:
                     self._closing.wait(_WINDOW_MS / 1000)
             cv2.destroyAllWindows()
@@ -161,7 +164,7 @@ class _Window:
 
 
 def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
-    """Return the video file of each camera: `path` for one camera, ``NAME-CAMERA.mp4`` for several.
+    """Return the video file of each camera: `path` for a single camera, ``NAME-CAMERA.mp4`` for several cameras.
 
     Raises:
         ConfigError: the name does not end in .mp4, or the folder is missing or not writable.
@@ -177,7 +180,7 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
 
 
 def check_window() -> None:
-    """Raise `ConfigError` if OpenCV was built without support for windows, or there is no display."""
+    """Raise `ConfigError` if OpenCV was built without support for windows, or if there is no display."""
     if not has_windows(cv2.getBuildInformation()):
         text = "--show: this OpenCV was built without windows (a headless build)"
         hint = "use --video OUT.mp4, or install opencv-python instead of opencv-python-headless"
@@ -190,6 +193,6 @@ def check_window() -> None:
 
 
 def has_windows(build_information: str) -> bool:
-    """Return True if OpenCV's build information names a window system."""
+    """Return True if the build information of OpenCV names a window system."""
     lines = [line.split(":", 1) for line in build_information.splitlines() if line.strip().startswith("GUI:")]
     return any(value.strip() not in ("", "NONE") for _, value in lines)

@@ -1,7 +1,7 @@
 """`VideoEncoder` writes frames to an MP4 file, each with its own timestamp.
 
-The codec is H.264 from libx264, which the wheels of PyAV include and which every player and browser supports. If the
-PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
+The codec is H.264, which every player and browser supports, encoded by libx264, which the wheels of PyAV include. If
+the PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from numpy.typing import NDArray
 from vision.errors import VisionError
 
 _TICKS_PER_S: Final = 60_000  # a multiple of all common frame rates, and below the limit of MPEG-4, 2**16
-_USUAL_FPS: Final = 25  # for the rate control only
+_USUAL_FPS: Final = 25  # used only by the rate control of the codec
 
 
 class VideoEncoder:
-    """Encodes frames with their timestamps."""
+    """Encodes frames with their timestamps into a video file."""
 
     def __init__(self, container: OutputContainer, width_px: int, height_px: int) -> None:
         has_h264 = "libx264" in av.codecs_available
         self.codec = "H.264" if has_h264 else "MPEG-4 Part 2"
         self._container = container
         self._stream = container.add_stream("libx264" if has_h264 else "mpeg4", rate=_USUAL_FPS)
-        # Color is encoded in blocks of 2x2 pixels.
+        # The sides must be even, because color is encoded in blocks of 2x2 pixels.
         self._stream.width, self._stream.height = max(2, width_px // 2 * 2), max(2, height_px // 2 * 2)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS_PER_S)
         self._stream.options = {"crf": "20", "preset": "fast"} if has_h264 else {"qscale": "4"}
-        self._ticks = -1  # of the last frame
+        self._ticks = -1  # time of the last frame; -1 if there is none
         self._interval = _TICKS_PER_S // _USUAL_FPS
 
     def write(self, image: NDArray[np.uint8], time_s: float) -> None:
         """Encode one frame.
 
         Args:
-            image: (H, W, 3) BGR. It is scaled to the size of the first frame; an odd last row or column is cut off.
+            image: (H, W, 3) BGR. It is scaled to the size of the video; an odd last row or column is cut off.
             time_s: time since the first frame, in seconds.
         """
         width_px, height_px = self._stream.width, self._stream.height
@@ -59,18 +59,18 @@ class VideoEncoder:
         self._mux(frame)
 
     def finish(self) -> None:
-        """Write the frames that the codec has buffered."""
+        """Write the frames that the codec still buffers."""
         self._mux(None)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
-            packet.duration = self._interval  # only used for the last frame, which has no successor
+            packet.duration = self._interval  # players use it only for the last frame, which has no successor
             self._container.mux(packet)
 
 
 @contextmanager
 def open_encoder(path: Path, width_px: int, height_px: int) -> Iterator[VideoEncoder]:
-    """Open an encoder that writes to `path`, which ends in ``.mp4``. If the caller fails, remove the file.
+    """Open an encoder that writes to `path`, which ends in ``.mp4``. If an error occurs, remove the file.
 
     Raises:
         VisionError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""`CameraCounters`: the counters of one camera's lines and zones, which continue after a restart."""
+"""`CameraCounters` stores the counters of one camera's lines and zones, which continue after a restart."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
-    """Return the checksum of a counter."""
+    """Return the checksum (CRC-32) of a counter's camera, name, key and value."""
     return zlib.crc32("\0".join((camera, name, key, str(value))).encode())
 
 
 class CameraCounters:
-    """Counters by shape and key, such as ``("door", "in")``. Not thread-safe."""
+    """Counters of one camera by line or zone and key, such as ``("door", "in")``. Not thread-safe."""
 
     def __init__(self, database: StateDatabase, camera_id: str) -> None:
         self._database = database
@@ -33,13 +33,13 @@ class CameraCounters:
         return dict(self._counts)
 
     def add(self, name: str, keys: Iterable[str]) -> None:
-        """Increment the counters of a shape. The next `flush` writes them."""
+        """Increment the counters `keys` of the line or zone called `name`. The next `flush` writes them."""
         for key in keys:
             self._counts[name, key] = self._counts.get((name, key), 0) + 1
             self._dirty[name, key] = None
 
     def flush(self) -> None:
-        """Write the changed counters. If the disk is full or not writable, a later call writes them."""
+        """Write the changed counters to the database. If the disk is full or not writable, a later call writes them."""
         if not self._dirty:
             return
         rows = [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]

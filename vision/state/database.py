@@ -1,18 +1,18 @@
-"""`StateDatabase`: the events and counters of a deployment, in one SQLite file.
+"""`StateDatabase` stores the events and counters of a deployment in one SQLite file.
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
-killed loses nothing. `BackgroundSync` forces the log to disk about once a second: forcing it for every event would wear
-out a memory card and delay results. A power failure can therefore lose the last second. Numbers of lost events are not
-used again: after a power failure, numbers continue `NUMBERS_SKIPPED` higher.
+killed loses nothing. `BackgroundSync` forces the log to disk about once per second, because forcing it for every event
+would wear out a memory card and delay results. A power failure can therefore lose the last second. The numbers of lost
+events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are left out.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
-lock                         locked by the process that uses the folder
+lock                         file that the process that uses the folder locks
 damaged-<time>/              a database that could not be read; only the newest is kept
 ===========================  =====================================================================
 
-SQLite verifies the pages of its write-ahead log, not those of the database. A checksum in each row detects a changed
-number or payload there. docs/decisions/050-state-in-sqlite.md has the measurements and the reasons.
+SQLite verifies the pages of its write-ahead log, but not the pages of the database. Therefore, a checksum in each row
+detects changed values. docs/decisions/050-state-in-sqlite.md contains measurements and explains the design.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from vision.state.private_files import Held, Unwritable, locked, sync_folder
 log = logging.getLogger(__name__)
 
 Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
-"""An SQL statement, and the parameters of each execution."""
+"""An SQL statement, and the parameters of each of its executions."""
 
 _FILE: Final = "state.db"
 _VERSION: Final = 1  # of the schema
-_CHECKPOINT_COMMITS: Final = 1000  # the first commit after a checkpoint waits for the disk once
+_CHECKPOINT_COMMITS: Final = 1000  # checkpoints are rare, because the commit after each one waits for the disk
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE session (journal TEXT NOT NULL, boot TEXT NOT NULL, clean INTEGER NOT NULL, newest INTEGER NOT NULL);
@@ -55,14 +55,14 @@ COMMIT;
 
 
 class DamagedState(Exception):
-    """The database is damaged."""
+    """The state database is damaged."""
 
 
 class StateDatabase:
-    """The events and counters of one deployment. One thread writes, any thread reads.
+    """The events and counters of one deployment. Only one thread writes; any thread can read.
 
     Attributes:
-        notice: what an operator needs to know about the start, such as damage; None if there is nothing to report.
+        notice: message for the operator about a damaged database; None if there is nothing to report.
         events: the numbered events.
     """
 
@@ -76,17 +76,17 @@ class StateDatabase:
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """Open the database in `folder`, or create both. A damaged one is set aside.
+        """Open the database in `folder`. Create both if necessary. Move a damaged database to a subfolder.
 
         Args:
-            max_events: number of newest events that are stored, unless they exceed `max_bytes`.
-            max_bytes: size limit of the stored events.
-            boot: identifier of the machine's current boot. An empty one differs from all others.
-            sync_s: longest time until a commit is forced to disk.
-            sync: forces the file with this descriptor to disk.
+            max_events: number of newest events to store, unless they exceed `max_bytes`.
+            max_bytes: maximum total size of the stored events.
+            boot: identifier of the machine's current boot. An empty text means that it is unknown.
+            sync_s: maximum time in seconds until a commit is forced to disk.
+            sync: function that forces the file of a descriptor to disk.
 
         Raises:
-            ConfigError: the folder is not usable, or another process uses it.
+            ConfigError: the folder is not writable, or a different process uses it.
         """
         self.folder = folder
         self.notice: str | None = None
@@ -118,7 +118,7 @@ class StateDatabase:
             self._opened = opened.pop_all()
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera."""
+        """Return the counters of a camera, with their stored values."""
         counters = CameraCounters(self, camera_id)
         self._counters.append(counters)
         return counters
@@ -142,7 +142,7 @@ class StateDatabase:
     # --- for events and counters --------------------------------------------------------------------------------------
 
     def connect(self) -> sqlite3.Connection:
-        """Return a new connection."""
+        """Return a new connection to the database. The caller closes it."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA page_size = 1024")  # small pages, so that an event writes less data
@@ -155,14 +155,14 @@ class StateDatabase:
         return connection
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
-        """Return the rows of a query, as the writing thread sees them."""
+        """Return the rows of a query on the connection of the writing thread."""
         return self._writer.execute(sql, parameters).fetchall()
 
     def write(self, statements: Iterable[Statement], *, sync_first: bool = False) -> bool:
         """Run statements as one transaction. Return False if the disk is full or not writable.
 
-        The first failure is logged. Every later call tries again. With `sync_first`, earlier commits are forced to
-        disk before. Raise `Closed` after `close`.
+        Only the first of several failures is logged. If `sync_first`, force earlier commits to disk first. Raise
+        `Closed` after `close`.
         """
         with self._write_lock:
             if self._closed:
@@ -173,7 +173,7 @@ class StateDatabase:
                 self._commit(statements)
             except (OSError, sqlite3.Error) as error:
                 if not self._failing:
-                    text = "cannot write to %s: %s; events get no number, and counts stay in memory"
+                    text = "cannot write to %s: %s; until it is writable, events have no number, counts are in memory"
                     log.error(text, self.folder, error)
                 self._failing = True
                 return False
@@ -199,7 +199,7 @@ class StateDatabase:
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
-        """Return a connection to a valid database."""
+        """Return a connection to a valid database. Replace a damaged database with an empty one."""
         try:
             return self._open_valid()
         except sqlite3.OperationalError:
@@ -225,7 +225,7 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str) -> None:
-        """Mark the session as not ended. Skip numbers if the machine lost power during the last session."""
+        """Record that a session is running. Skip event numbers if the machine lost power during the last session."""
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if not clean and (not boot or boot != last_boot):
             self.events.newest += NUMBERS_SKIPPED
@@ -244,12 +244,12 @@ class StateDatabase:
 
 
 class BackgroundSync:
-    """Thread that forces the write-ahead log to disk, and regularly moves it into the database."""
+    """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database."""
 
     def __init__(
         self, events: EventLog, connection: sqlite3.Connection, force: Callable[[], None], interval_s: float
     ) -> None:
-        """Force the log to disk, then start the thread. It alone uses `connection`."""
+        """Force the log to disk, then start the thread. Only this thread uses `connection`."""
         self.force = force
         self._events = events
         self._connection = connection
@@ -262,7 +262,7 @@ class BackgroundSync:
         self._thread.start()
 
     def request(self) -> None:
-        """Force the latest commit to disk within the interval."""
+        """Make the thread force the latest commit to disk within the interval. Do not wait for it."""
         self._commits += 1
         self._requested.set()
 
@@ -282,7 +282,7 @@ class BackgroundSync:
             try:
                 self.force()
                 self._events.synced(unsynced)
-                if self._commits >= _CHECKPOINT_COMMITS:  # moves the log's pages into the database; no writer waits
+                if self._commits >= _CHECKPOINT_COMMITS:  # move the log's pages into the database without blocking
                     self._commits = 0
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 self._failing = False
@@ -294,7 +294,12 @@ class BackgroundSync:
 
 
 def _verify(connection: sqlite3.Connection) -> None:
-    """Check structure and rows. `DamagedState` if one is wrong, `sqlite3.DatabaseError` if the file is not readable."""
+    """Check the structure and all rows of the database.
+
+    Raises:
+        DamagedState: a table or row is missing or wrong.
+        sqlite3.DatabaseError: the file is not a readable database.
+    """
     (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
         raise DamagedState(result)

@@ -1,4 +1,4 @@
-"""`EventLog`: the newest events of a deployment, numbered over all cameras and restarts."""
+"""`EventLog` stores the newest events of a deployment, numbered across all cameras and restarts."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
 
 NUMBERS_SKIPPED: Final = 1000
-"""Numbers that are skipped after a power failure. At most this number of events is written before a sync."""
+"""Number of event numbers that are skipped after a power failure, and maximum number of events between two syncs."""
 
 
 def event_checksum(number: int, payload: bytes) -> int:
-    """Return the checksum of an event."""
+    """Return the checksum (CRC-32) of an event's number and payload."""
     return zlib.crc32(payload, number & 0xFFFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a number, in order. A missing number between two of them could not be stored."""
+    """Events that follow a number, in order. If a number between two events is missing, its event was lost."""
 
     payloads: tuple[bytes, ...]
-    oldest: int  # of all stored events; above `newest` if there are none
-    newest: int  # the last assigned number
-    more: bool  # events follow the last of this page
+    oldest: int  # number of the oldest stored event; above `newest` if there is none
+    newest: int  # last assigned number
+    more: bool  # True if further events follow this page
 
 
 class EventLog:
-    """Bounded log of numbered events. One thread appends, any thread reads.
+    """Log of numbered events with a limited size. Only one thread appends; any thread can read.
 
     Attributes:
-        journal: identifier of this sequence of numbers. A database that replaces a damaged one has a different one.
-        newest: the last assigned number. The next event gets the next number.
+        journal: identifier of this sequence of numbers. A database that replaces a damaged one has a new identifier.
+        newest: last assigned number. The next event gets the number after it.
         lost: number of events that were not stored, because the disk was full or not writable.
-        unsynced: number of events that can still be missing on disk.
+        unsynced: number of events that are possibly not on disk yet.
     """
 
     def __init__(self, database: StateDatabase, *, max_events: int, max_bytes: int) -> None:
@@ -59,7 +59,7 @@ class EventLog:
         """Store events under the numbers that follow `newest`.
 
         Returns:
-            False if the disk is full or not writable. Then no event was stored and no number was given.
+            False if the disk is full or not writable. Then no event was stored, and no number was assigned.
 
         Raises:
             Closed: the database was closed.
@@ -85,7 +85,7 @@ class EventLog:
         return True
 
     def read(self, since: int, *, limit: int = 500, max_bytes: int = 2**20) -> Page:
-        """Return the oldest events after number `since`: at most `limit`, and after the first at most `max_bytes`.
+        """Return the events that follow number `since`: at most `limit` events and, except for one, `max_bytes`.
 
         Raises:
             OSError: the database is not readable.
@@ -115,24 +115,24 @@ class EventLog:
         return Page(tuple(payloads), oldest, newest, more)
 
     def counters(self) -> dict[str, int]:
-        """Return the counters for the status of the program."""
+        """Return the numbers of stored and lost events, for the status of the program."""
         return {"journal.kept": self._count, "journal.lost": self.lost}
 
     # --- for the database ---------------------------------------------------------------------------------------------
 
     def synced(self, count: int) -> None:
-        """Record that `count` events have been synced."""
+        """Record that `count` events have been forced to disk."""
         self.unsynced = max(0, self.unsynced - count)
 
     def close(self) -> None:
-        """Close the connection for readers. Idempotent."""
+        """Close the connection that `read` uses. Idempotent."""
         with self._read_lock:
             self._reader.close()
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
-        """Return the first number to keep when `count` events of `size` bytes are added; None means all.
+        """Return the oldest number to keep when `count` events of `size` bytes are added; None to keep all.
 
-        Deletes an eighth of the log at a time, so that most appends delete nothing.
+        At the limit, an eighth of the log is deleted at once, so that most appends delete nothing.
         """
         if self._bytes + size > self._max_bytes:
             excess = self._bytes + size - self._max_bytes * 7 // 8

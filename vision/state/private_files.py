@@ -1,8 +1,8 @@
-"""Private files: written completely or not at all, and read only if no other user can write them.
+"""Private files, which are written completely or not at all, and read only if no other user can write them.
 
-An engine plan runs on the GPU with the rights of this process, and the library that parses it trusts it. The cache
-therefore has the same rule as ``authorized_keys`` of OpenSSH: other users must not be able to write the file or any
-folder above it. A group with no other member, which Debian and Ubuntu create for each user, is allowed.
+An engine plan runs on the GPU with the rights of this process, and the library that parses the plan trusts it. The
+cache of plans therefore follows the rule of OpenSSH for ``authorized_keys``: other users must not be able to write the
+file or any folder above it. A group with no other member, which Debian and Ubuntu create for each user, is allowed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Untrusted(ModelError):
 
 
 class Held(ModelError):
-    """Another process holds the lock."""
+    """A different process holds the lock."""
 
 
 class Unwritable(ModelError):
@@ -43,7 +43,7 @@ class Unwritable(ModelError):
 
 
 def _who_may_write(status: os.stat_result) -> str:
-    """Return a text about the other users who can write to a file; empty if there are none."""
+    """Return a text that states which other users can write to a file; an empty text if none can."""
     if status.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
@@ -54,7 +54,7 @@ def _who_may_write(status: os.stat_result) -> str:
 
 
 def _is_private_group(group_id: int) -> bool:
-    """Return True if this user is the only member of a group."""
+    """Return True if the user of this process is the only member of a group."""
     try:
         members = set(grp.getgrgid(group_id).gr_mem)
         members |= {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == group_id}
@@ -64,10 +64,10 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path) -> None:
-    """Refuse a folder in which other users can create or replace files. A sticky parent, such as /tmp, is accepted.
+    """Check that other users cannot create or replace files in a folder. Sticky parents, such as /tmp, are accepted.
 
     Raises:
-        Untrusted: other users can write to it or to a folder above it.
+        Untrusted: other users can write to the folder or to a folder above it.
     """
     resolved = folder.resolve()
     for path in (resolved, *resolved.parents):
@@ -77,7 +77,7 @@ def require_private_folder(folder: Path) -> None:
         if not reason or (path != resolved and is_sticky and (is_mine or status.st_uid == 0)):
             continue
         hint = _OTHER_FOLDER
-        if is_mine and not is_sticky:  # otherwise other users need the folder as it is
+        if is_mine and not is_sticky:  # other users need a sticky folder as it is
             hint = f"`chmod go-w {path}`, or {hint}"
             if path == resolved:
                 hint += "; then `vision build MODEL --force`"
@@ -85,10 +85,10 @@ def require_private_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create a folder for this user only, or accept an existing one.
+    """Create a folder that only this user can access, or check an existing folder.
 
     Raises:
-        Untrusted: see `require_private_folder`.
+        Untrusted: other users can write to the folder or to a folder above it.
         ModelError: the folder cannot be created.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -107,18 +107,16 @@ def read_private(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        Untrusted: it is a link, or other users can write it.
+        Untrusted: the file is a link, or other users can write it.
     """
-    hint = f"`rm {path}`; it is built again"
+    hint = f"`rm {path}`; the next start creates the file again"
     try:
         with open(path, "rb", opener=_open_no_link) as file:
-            reason = _who_may_write(
-                os.fstat(file.fileno())
-            )  # of the open file, because the name can refer to a different one now
+            reason = _who_may_write(os.fstat(file.fileno()))  # not of `path`, which can now name a different file
             contents = file.read()
     except FileNotFoundError:
         raise
-    except OSError as error:  # ELOOP
+    except OSError as error:  # such as ELOOP for a link
         raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=hint) from error
     if reason:
         raise Untrusted(f"{path} {reason}", hint=hint)
@@ -130,11 +128,11 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Replace `path` atomically, even in a power failure. `Unwritable` if the disk is full or read-only."""
+    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if that is not possible."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file:  # mkstemp: only this user can read and write it
+            with os.fdopen(descriptor, "wb") as file:  # only this user can access a file from `mkstemp`
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
@@ -148,14 +146,15 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def write_checked(path: Path, contents: bytes) -> None:
-    """Replace `path` as `write_whole` does, with the SHA-256 of the contents in front of them."""
+    """Replace the file at `path` as `write_whole` does. Write the SHA-256 of `contents` in front of the contents."""
     write_whole(path, hashlib.sha256(contents).digest() + contents)
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Return the contents that `write_checked` wrote; None if the file is missing, or damaged, which is logged.
+    """Return the contents that `write_checked` wrote; None if the file is missing or damaged. Log damage.
 
-    `Untrusted` as for `read_private` and `require_private_folder`.
+    Raises:
+        Untrusted: the file is a link, or other users can write the file or a folder above it.
     """
     try:
         require_private_folder(path.parent)
@@ -170,7 +169,7 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk."""
+    """Force the entries of a folder to disk, so that new and renamed files survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -186,12 +185,12 @@ def locked(
     when_waiting: Callable[[], object] = lambda: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Hold a lock between processes. The system releases it when the process ends, even if it is killed.
+    """Hold a lock that only one process can hold. The system releases the lock when the process ends or is killed.
 
     Args:
-        path: the lock file. It remains, unless the holder removes it.
-        when_waiting: called once if a different process holds the lock.
-        cancelled: returns True to end the wait.
+        path: lock file. It remains after the release, unless the holder removes it.
+        when_waiting: function that is called once if a different process holds the lock.
+        cancelled: function that returns True to end the wait.
 
     Raises:
         Held: a different process held the lock for `timeout_s`, or the wait was canceled.
@@ -202,7 +201,7 @@ def locked(
         when_waiting()
     while file is None:
         if time.monotonic() >= deadline or cancelled():
-            raise Held(f"another process holds {path}", hint="`fuser` shows the process")
+            raise Held(f"a different process holds {path}", hint=f"`fuser {path}` shows the process")
         time.sleep(0.05)
         file = _locked_file(path)
     with file:
@@ -210,12 +209,12 @@ def locked(
 
 
 def _locked_file(path: Path) -> BinaryIO | None:
-    """Return the locked file; None if a different process holds the lock."""
+    """Open and lock a file. Return the open file; None if a different process holds the lock."""
     try:
         file = path.open("ab")
     except OSError as error:
         raise Unwritable(f"the lock {path} cannot be opened: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # held, or removed by its previous holder
+    with contextlib.suppress(OSError):  # a different process holds the lock, or its last holder removed the file
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file

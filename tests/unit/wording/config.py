@@ -63,7 +63,7 @@ ROWS = [
         ),
         (
             "camera.yaml:6: rules[0].when: expected a duration such as 500ms, 10s, 5m, 2h or 1d, got 'crowded road for "
-            "10 seconds' (did you mean '10s'? the units are ms, s, m, h and d, without a blank before them)\n"
+            "10 seconds' (did you mean '10s'? the units are ms, s, m, h and d, without a space before them)\n"
             "        when: crowded road for 10 seconds\n"
             "        ^"
         ),

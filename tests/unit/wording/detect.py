@@ -68,7 +68,7 @@ ROWS = [
         _file_as_folder_text,
         (
             "FOLDER/mine.onnx is an ONNX file; expected a folder with it and a model.yaml\n"
-            "  hint: write `model: FOLDER` and put a model.yaml there; `vision models` shows an example"
+            "  hint: write `model: FOLDER`, and add a model.yaml there; `vision models` shows an example"
         ),
     ),
 ]

@@ -33,7 +33,10 @@ ROWS = [
     (
         "silence of a publisher that is not there",
         lambda: str(Silence("tcp://x:1", 5.0, False)),
-        "no messages from tcp://x:1 for 5 s: is `vision run` running, and can this machine reach its publish.bind?",
+        (
+            "no messages from tcp://x:1 for 5 s: check that `vision run` is running, and that this machine can reach "
+            "its publish.bind"
+        ),
     ),
     (
         "silence of a connected publisher",
