@@ -2,8 +2,7 @@
 
     pipeline: examples/blur_detection.py
 
-The variance of the Laplacian is small in a blurred frame (Pech-Pacheco et al., ICPR 2000). Choose the limit for your
-scene.
+The variance of the Laplacian is small in a blurred frame (Pech-Pacheco et al., ICPR 2000). Adapt `LIMIT` to your scene.
 """
 
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 from vision.pipelines import pipeline_with
 from vision.types import Event, Frame, Result
 
-LIMIT = 100.0
+LIMIT = 100.0  # variance of the Laplacian below which a frame counts as blurred
 CHECK_EVERY_NS = 1_000_000_000
 
 
@@ -26,7 +25,7 @@ class BlurDetection:
         self._blurred: dict[str, bool] = {}
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Add an event if the focus of the camera changed. Checks one frame per second."""
+        """Check one frame per second. Return the result, with an event if the camera became blurred or sharp."""
         camera = result.meta.camera_id
         if result.meta.captured_ns < self._due_ns.get(camera, 0):
             return result

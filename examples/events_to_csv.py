@@ -2,8 +2,8 @@
 
 python examples/events_to_csv.py events.csv [tcp://127.0.0.1:5555]
 
-If `state_dir` is configured, events have numbers. The program continues after the last number in the file, so it also
-adds each event that occurred while it was not running, once.
+If `state_dir` is configured, events have numbers. The program then continues after the last number in the file, so that
+events that occurred while it was not running are added too, each of them once.
 """
 
 import csv

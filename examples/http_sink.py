@@ -1,9 +1,9 @@
 """Post every event to an HTTP server as JSON.
 
-    pipeline: examples/http_sink.py          with EVENTS_URL=http://127.0.0.1:8080/events in the environment
+    pipeline: examples/http_sink.py
 
-A thread with a bounded queue sends the requests, so a slow server never delays detection. If the queue is full, events
-are dropped, and `status/node` counts them.
+Set the environment variable EVENTS_URL to the address of the server. A thread with a bounded queue sends the requests,
+so a slow server never delays detection. If the queue is full, events are dropped and counted in `status/node`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ QUEUE_SIZE = 1000
 
 
 class HttpSink:
-    """A sink: anything with `publish` and `report`."""
+    """A sink: an object with the methods `publish` and `report`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -41,7 +41,7 @@ class HttpSink:
         """Do nothing: this sink does not send the status."""
 
     def counters(self) -> dict[str, int]:
-        """Return the counters that become part of `status/node`."""
+        """Return counters, which become part of `status/node`."""
         return dict(self._counters)
 
     def _send_all(self) -> None:

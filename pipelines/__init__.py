@@ -1,7 +1,7 @@
-"""Pipelines define the stages between the detector and the publisher, one file per pipeline.
+"""Pipelines, which define the stages between the detector and the publisher. Each file is one pipeline.
 
-A pipeline file contains one function, `build(config, options, resources) -> Runtime`. `pipeline_with` creates it from a
-list of stages (docs/pipelines.md).
+A pipeline file defines a function `build(config, options, resources) -> Runtime`. `pipeline_with` creates this function
+from a list of stages (docs/pipelines.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pipeline_with(
     """Return the `build` function of a shipped pipeline with additional stages.
 
     Args:
-        stages: stages that run in this order, after those of `after` but before the snapshots, so that their events
-            get snapshots too.
+        stages: additional stages in the order in which they run. They run after those of `after` but before the
+            snapshots, so that their events get snapshots too.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -44,19 +44,19 @@ def pipeline_with(
 
 
 def load_pipeline(name: str) -> Build:
-    """Return the `build` function of a shipped pipeline or, if `name` ends in .py, of the Python file of the user.
+    """Return the `build` function of a shipped pipeline or, if `name` ends in .py, of the user's Python file.
 
     The runtime also writes or shows the annotated video, if requested.
 
     Raises:
-        ConfigError: there is no such pipeline, the file cannot be imported, or it has no `build`.
+        ConfigError: the pipeline does not exist, the file cannot be imported, or it has no function `build`.
     """
     module = _import_file(Path(name)) if name.endswith(".py") else _import_shipped(name)
     build: Build | None = getattr(module, "build", None)
     if not callable(build):
         raise ConfigError(
             f"pipeline: {name} has no function `build`",
-            hint="build = pipeline_with([...]): docs/pipelines.md",
+            hint="add `build = pipeline_with([...])`, as docs/pipelines.md describes",
             code="pipeline-without-build",
         )
     return with_video(build)
@@ -79,7 +79,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # any exception in the file of the user is a configuration error
+    except Exception as error:  # any exception in the user's file is a configuration error
         raise ConfigError(
             f"pipeline: {path} cannot be imported: {type(error).__name__}: {error}", code="pipeline-import"
         ) from error

@@ -13,7 +13,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open all shipped stages, in an order that reports errors early."""
+    """Open and return all shipped stages. They are opened in an order that reports errors early."""
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)

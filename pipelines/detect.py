@@ -11,7 +11,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(_config: AppConfig, _options: RunOptions, _resources: ExitStack) -> Sequence[Stage]:
-    """Return no stages: the results of the detector are published unchanged."""
+    """Return no stages, because the results of the detector are published unchanged."""
     return ()
 
 

@@ -12,7 +12,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open the tracker and, if configured, the second model."""
+    """Open and return the tracker and, if configured, the second model."""
     track = TrackStage(config.track, score=config.detect.score_threshold)
     return [track, *open_cascade(config, options, resources)]
 

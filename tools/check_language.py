@@ -1,10 +1,11 @@
-"""Check the words of code, documentation, and configuration, and the line length of documentation.
+"""Check the words of code, documentation and configuration, and the line length of documentation.
 
-    python tools/check_language.py [FILE ...]    exits with 1 and lists each line that breaks a rule
+    python tools/check_language.py [FILE ...]
 
-Without arguments, it reads every tracked text file. The glossary keeps one word for one thing: a *frame* is a frame of
-a video, an *image* is a file. docs/glossary.md explains the words that the project uses. Prose in Markdown files is
-wrapped, but tables, code blocks, and the targets of links can be longer.
+This command lists each line that breaks a rule, and exits with code 1 if there are any. Without arguments, it reads
+every text file that Git tracks. Each thing has one name: a *frame* is part of a video, and an *image* is a file.
+docs/glossary.md explains the words that the project uses. Prose in Markdown files is wrapped, but tables, code blocks
+and the targets of links can be longer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ REFUSED = {
     r"come to (?=on this machine)": "perform",
     r"rehearsals?": "trial run",
 }
-"""Regular expression of each refused word, and what to write."""
+"""Replacement for each refused word. The keys are regular expressions."""
 
 PROSE_COLUMNS = 120
 """Maximum length of a line of prose in a Markdown file."""
@@ -40,8 +41,8 @@ _LIST_ITEM = re.compile(r"([-*+]|\d+[.)]) ")
 _LINK_TARGET = re.compile(r"(?<=\])\([^)\s]*\)|<https?://[^>\s]*>")
 
 ALLOWED = {
-    "tools/check_language.py",  # names the refused words
-    "tests/unit/test_check_language.py",
+    "tools/check_language.py",  # contains the list of refused words
+    "tests/unit/test_check_language.py",  # contains examples of refused words
 }
 
 
@@ -55,7 +56,7 @@ def _is_table_or_code(line: str, *, in_list: bool) -> bool:
 
 
 def long_lines(markdown: str) -> Iterator[tuple[int, int]]:
-    """Yield the number and length of each line of prose that is too long."""
+    """Yield the line number and the length of each line of prose with more than `PROSE_COLUMNS` characters."""
     in_fence = False
     in_list = False
     for number, line in enumerate(markdown.splitlines(), 1):
@@ -70,7 +71,7 @@ def long_lines(markdown: str) -> Iterator[tuple[int, int]]:
 
 
 def findings(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield ``file:line: word: replacement`` for each refused word, and one entry for each line of prose too long."""
+    """Yield ``file:line: fault: remedy`` for each refused word and for each line of prose that is too long."""
     words = [
         (re.compile(rf"(?<![\w-]){pattern}(?![\w-])", re.IGNORECASE), better) for pattern, better in REFUSED.items()
     ]
@@ -88,7 +89,7 @@ def findings(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the findings; return 1 if there are any."""
+    """Print all findings. Return the exit code: 1 if there are any findings, otherwise 0."""
     found = list(findings([Path(name) for name in sys.argv[1:]] or _tracked()))
     for line in found:
         print(line)

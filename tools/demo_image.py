@@ -30,8 +30,8 @@ LARGEST_BYTES = 200_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"))
-    parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="which frame of each camera, from 0")
+    parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"), help="output file. Default: %(default)s")
+    parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="frame number for each camera, from 0")
     arguments = parser.parse_args()
     config = load_config(resolve_config("demo"), os.environ)
     with closing(open_detector(*find_model(config.model), config.detect)) as detector:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uint8]:
-    """Return a frame of one camera with its objects, in its width in the whole image."""
+    """Draw the detected objects on a frame of one camera. Return it at half the width of the image, less the gap."""
     image = frame_of(camera, index)
     objects = detect(image, detector)
     width_px = (WIDTH_PX - GAP_PX) // 2
@@ -78,12 +78,12 @@ def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of the best quality that is not too large for a README."""
+    """Encode an image as JPEG, with the best quality that takes at most `LARGEST_BYTES`. Return the JPEG data."""
     for quality in range(92, 40, -4):
         _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
         if len(data) <= LARGEST_BYTES:
             return data.tobytes()
-    raise SystemExit(f"no quality makes a file of at most {LARGEST_BYTES} bytes")
+    raise SystemExit(f"the image cannot be encoded in {LARGEST_BYTES} bytes; reduce WIDTH_PX")
 
 
 if __name__ == "__main__":

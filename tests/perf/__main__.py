@@ -1,4 +1,4 @@
-"""`make bench`: measure the CPU figures that the project quotes, and write one file of results for each part.
+"""`make bench`: measure the CPU performance that the documentation states. Write one file of results per part.
 
 python -m tests.perf [--quick] [--only pipeline,latency,...]
 """
@@ -36,15 +36,15 @@ PARTS: dict[str, Measure] = {
 
 
 def machine_name() -> str:
-    """Return the name of the processor as a part of a file name."""
+    """Return the name of the processor and its number of cores, in a form that can be part of a file name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1] for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))
     return re.sub(r"[^a-z0-9]+", "-", f"{model.lower()}-{cores}-cores").strip("-")
 
 
-def result(part: str, figures: Mapping[str, Any]) -> PerfResult:
-    """Return the figures of one part with the conditions that they depend on."""
+def result(part: str, measured: Mapping[str, Any]) -> PerfResult:
+    """Return the measurements of one part with the conditions that they depend on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return PerfResult(
@@ -55,12 +55,12 @@ def result(part: str, figures: Mapping[str, Any]) -> PerfResult:
         machine=machine_name(),
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         commit=commit.stdout.strip() or None,
-        figures=snake_case_keys(figures),
+        figures=snake_case_keys(measured),
     )
 
 
 def rows(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Return nested results as lines of a table."""
+    """Return nested results as rows (name, value) of a table. Names of nested values are joined with dots."""
     if isinstance(value, Mapping):
         return [row for key, inner in value.items() for row in rows(f"{prefix}.{key}" if prefix else key, inner)]
     return [(prefix, f"{value:.4g}" if isinstance(value, float) else str(value))]
@@ -68,14 +68,18 @@ def rows(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.perf")
-    parser.add_argument("--quick", action="store_true", help="short runs, to try the benchmark itself")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas: %(default)s")
+    parser.add_argument(
+        "--quick", action="store_true", help="use short runs, to try the benchmark itself. Nothing is written"
+    )
+    parser.add_argument(
+        "--only", default=",".join(PARTS), help="measure only these parts, separated by commas. Default: %(default)s"
+    )
     arguments = parser.parse_args()
     console = Console()
     for part in arguments.only.split(","):
         console.print(f"measuring {part} …")
         measured = PARTS[part](arguments.quick)
-        table = Table("figure", "value", title=part)
+        table = Table("measurement", "value", title=part)
         for row in rows("", measured):
             table.add_row(*row)
         console.print(table)

@@ -1,10 +1,10 @@
-"""Compare CPU figures of this tree with those of another checkout, in turn on the same machine.
+"""Comparison of the CPU performance of this tree and of another checkout. Both are measured in turn on one machine.
 
-python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only offline,tracking_10] [--json FILE]
+python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only NAME,NAME] [--json FILE]
 
-prints JSON: for each figure the medians of both trees, the ratio of each round and the median ratio. A ratio above 1
-means that this tree is better: more frames/s, less time, less memory. Each figure runs in a process of its own, which
-imports `vision` from its tree. This file supports both the layout of this tree and that of commit 8efa608.
+This command prints JSON: for each measurement, the medians of both trees, the ratio of each round and the median ratio.
+A ratio above 1 means that this tree is better: more frames/s, less time or less memory. Each measurement runs in its
+own process, which imports `vision` from its tree. This file works with the modules of this tree and of commit 8efa608.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORKER: Final = "import runpy, sys; runpy.run_path(sys.argv[1])['work'](sys.arg
 
 
 def _any(*names: str) -> Any:
-    """Import `module:attribute`, the first that this tree has."""
+    """Import the first `module:attribute` of `names` that this tree has. Return the attribute."""
     for name in names:
         module, _, attribute = name.partition(":")
         try:
@@ -47,7 +47,7 @@ def _any(*names: str) -> Any:
 
 
 class _Sink:
-    """Counts results."""
+    """Sink that records when each result is published."""
 
     def __init__(self) -> None:
         self.times_ns: list[int] = []
@@ -56,7 +56,7 @@ class _Sink:
         self.times_ns.append(time.monotonic_ns())
 
     def report(self, _report: object) -> None:
-        """Ignore it."""
+        """Ignore the report."""
 
 
 def _run_offline(config: dict[str, Any]) -> _Sink:
@@ -70,7 +70,7 @@ def _run_offline(config: dict[str, Any]) -> _Sink:
 
 
 def _offline() -> float:
-    """Return the frames per second of the shipped clip through network, tracker and results thread."""
+    """Measure how many frames/s of the shipped clip the network, the tracker and the results thread process."""
     clip = str(ROOT / "configs" / "vtest.mp4")
     times_ns = _run_offline({"pipeline": "track", "cameras": [{"id": "a", "source": clip}]}).times_ns[10:]
     return (len(times_ns) - 1) / (times_ns[-1] - times_ns[0]) * 1e9
@@ -83,7 +83,7 @@ def _synthetic(frames: int) -> dict[str, Any]:
 
 
 def _loop() -> float:
-    """CPU microseconds per frame of camera threads, slots, batcher, loop and results thread, without a network."""
+    """Measure the CPU time per frame, in us, of everything except the network. The fake detector replaces it."""
     frames = 2500
     _run_offline(_synthetic(100))
     begin_ns = time.process_time_ns()
@@ -92,13 +92,13 @@ def _loop() -> float:
 
 
 def _memory() -> float:
-    """Return the resident memory after 20,000 frames, MiB."""
+    """Process 20,000 frames. Return the resident memory afterwards in MiB."""
     _run_offline(_synthetic(5000))
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
-    """Return boxes of 60 to 160 px that move straight and turn at the border, and boxes with low scores."""
+    """Return synthetic detections: 60 to 160 px high boxes that turn at the border, and boxes with low scores."""
     detections = _any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
@@ -120,14 +120,14 @@ def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
 
 
 def _tracking(objects: int) -> float:
-    """CPU microseconds per frame of the tracker, the median."""
+    """Measure the median CPU time per frame of the tracker, in microseconds."""
     tracker = _any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
     crowd = _crowd(objects, objects // 2, 400)
     return _median_us([partial(tracker.update, found, at * _STEP_NS) for at, found in enumerate(crowd)])
 
 
 def _analytics() -> float:
-    """CPU microseconds per frame of 20 zones and 4 lines with 100 objects, the median."""
+    """Measure the median CPU time per frame of 20 zones and 4 lines with 100 objects, in microseconds."""
     analytics = _any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
     settings = _any("vision.config.analytics:CameraAnalytics")
     zone = _any("vision.config.analytics:ZoneConfig").model_fields
@@ -151,7 +151,7 @@ def _analytics() -> float:
 
 
 def _publishing() -> float:
-    """CPU microseconds of `publish` with ten objects and a subscriber, the median."""
+    """Measure the median CPU time of `publish` with ten objects and one subscriber, in microseconds."""
     import zmq
 
     publisher_of = _any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")
@@ -184,8 +184,8 @@ def _median_us(steps: Sequence[Callable[[], object]]) -> float:
     return statistics.median(times_ns[len(times_ns) // 10 :]) / 1e3
 
 
-# Each figure, and True if more is better.
-FIGURES: Final[dict[str, tuple[Callable[[], float], bool]]] = {
+# The function of each measurement, and True if a higher value is better.
+MEASUREMENTS: Final[dict[str, tuple[Callable[[], float], bool]]] = {
     "offline_frames_per_s": (_offline, True),
     "tracking_10_objects_us": (lambda: _tracking(10), False),
     "tracking_100_objects_us": (lambda: _tracking(100), False),
@@ -197,22 +197,22 @@ FIGURES: Final[dict[str, tuple[Callable[[], float], bool]]] = {
 
 
 def work(name: str) -> None:
-    """Measure one figure in this process and print it.
+    """Run one measurement in this process, and print its value.
 
-    An editable installation finds modules that this tree does not have, so its import hook is removed.
+    The import hook of an editable installation is removed, because it finds modules that this tree does not have.
     """
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
-    print(json.dumps(FIGURES[name][0]()))
+    print(json.dumps(MEASUREMENTS[name][0]()))
 
 
 # ------------------------------------------------------------------------------------------------ in turn
 
 
 def _measure(tree: Path, name: str) -> float:
-    """Measure one figure of one tree.
+    """Run one measurement in one tree. Return its value.
 
     Raises:
-        RuntimeError: the process failed; with its standard error.
+        RuntimeError: the process failed. The message contains its standard error.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), *_extra_paths()])}
     command = [sys.executable, "-c", _WORKER, str(Path(__file__).resolve()), name]
@@ -223,17 +223,17 @@ def _measure(tree: Path, name: str) -> float:
 
 
 def _extra_paths() -> list[str]:
-    """Return entries of PYTHONPATH other than this tree."""
+    """Return all entries of PYTHONPATH except this tree."""
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT]
 
 
 def compare(base: Path, name: str, rounds: int) -> dict[str, Any]:
-    """Measure one figure in both trees in turn. Every other round begins with the other tree."""
+    """Run one measurement in both trees in turn, and compare the values. The trees alternate in going first."""
     values: dict[Path, list[float]] = {base: [], ROOT: []}
     for number in range(rounds):
         for tree in (base, ROOT) if number % 2 else (ROOT, base):
             values[tree].append(_measure(tree, name))
-    more_is_better = FIGURES[name][1]
+    more_is_better = MEASUREMENTS[name][1]
     ratios = [new / old if more_is_better else old / new for old, new in zip(values[base], values[ROOT], strict=True)]
     return {
         "base": statistics.median(values[base]),
@@ -246,9 +246,11 @@ def compare(base: Path, name: str, rounds: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.perf.against_commit", description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="checkout to compare with, such as a git worktree")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--only", default=",".join(FIGURES), help="figures, separated by commas; default: all")
-    parser.add_argument("--json", type=Path, help="write the result there too")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measurements per tree. Default: %(default)s")
+    parser.add_argument(
+        "--only", default=",".join(MEASUREMENTS), help="measurements, separated by commas. Default: all"
+    )
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     result = {}
     for name in arguments.only.split(","):

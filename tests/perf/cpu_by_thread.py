@@ -1,8 +1,8 @@
-"""CPU milliseconds per frame of an offline run, by thread.
+"""CPU time per frame of each kind of thread in an offline run.
 
     python -m tests.perf.cpu_by_thread CAMERAS
 
-prints one line of JSON. Threads that Python does not know are FFmpeg's decoders.
+This command prints one line of JSON, in milliseconds. Threads that Python does not know are decoders of FFmpeg.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vision.stages.stage import Report
 
 
 def cpu_s_by_thread() -> dict[str, float]:
-    """CPU seconds of each kind of thread of this process so far."""
+    """Return the CPU time that each kind of thread of this process has used so far, in seconds."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path("/proc/self/task").iterdir():
         try:
             fields = (task / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the thread has just ended
             continue
         name = re.sub(r"-?\d+$|-camera.*", "", names.get(int(task.name), "decoders"))
         seconds[name] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -40,7 +40,7 @@ def cpu_s_by_thread() -> dict[str, float]:
 
 
 def measure(cameras: int) -> Mapping[str, float]:
-    """CPU milliseconds a frame of each kind of thread, from the first report to the last while cameras run."""
+    """Measure the CPU time per frame of each kind of thread in ms, while all cameras deliver frames."""
     seen: list[tuple[int, dict[str, float]]] = []
 
     def note(report: Report) -> None:

@@ -1,16 +1,16 @@
-"""Compare the wrappers in `vision.gpu` with `cuda.core`, in one run on one GPU. Needs no TensorRT.
+"""Comparison of the wrappers in `vision.gpu` with `cuda.core`, in one run on one GPU. Needs no TensorRT.
 
     python -m tests.perf.cuda_core_trial [--out trial.json] [--iterations 400] [--threads 32]
 
-The run measures:
+The command measures:
 
-* start: the first import, opening the device, streams and events, compiling and loading a kernel, a captured graph;
-  each in a process of its own, several times, alternating;
-* host time of one graph launch, and of one submit (eight copies from page-locked memory, an event, a wait on another
-  stream, a graph launch), alone and with threads that compete for the interpreter lock; alternating in one process.
+* the phases of a start: import the package, open the device, create streams and events, compile and load a kernel, and
+  capture a graph. Each start runs in its own process, and the two sides alternate;
+* the host time of a graph launch, and of a submit (eight copies from page-locked memory, an event, a wait of another
+  stream, a graph launch), with and without threads that compete for the interpreter lock. The sides alternate here too.
 
-It prints one JSON object. Ratios are cuda.core over `vision.gpu`: above 1, `vision.gpu` is faster.
-See docs/decisions/030-cuda-core.md.
+It prints one JSON object. Each ratio is the time of `cuda.core` divided by that of `vision.gpu`, so above 1,
+`vision.gpu` is faster. See docs/decisions/030-cuda-core.md.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ extern "C" __global__ void scale(float* values, unsigned count, float factor) {
 """
 VALUES: Final = 1 << 16
 BLOCK: Final = 256
-GRAPH_KERNELS: Final = 60  # about as many as a small detector's engine has
-FRAMES: Final = 8  # copies of one batch
+GRAPH_KERNELS: Final = 60  # about as many as the engine of a small detector has
+FRAMES: Final = 8  # in one batch
 FRAME_BYTES: Final = 1920 * 1080 * 3 // 2
 STREAMS: Final = 8
 
@@ -45,13 +45,13 @@ SIDES: Final = ("vision.gpu", "cuda.core")
 
 
 class Side(Protocol):
-    """One of the two implementations, ready for the measurements."""
+    """One of the two implementations, after its start."""
 
     def copy(self, index: int) -> None:
         """Queue the copy of one frame on the copy stream."""
 
     def record(self) -> None:
-        """Record the event behind the copies."""
+        """Record the event on the copy stream, after the copies."""
 
     def wait(self) -> None:
         """Make the work stream wait for the event."""
@@ -60,25 +60,25 @@ class Side(Protocol):
         """Launch the graph on the work stream."""
 
     def synchronize(self) -> None:
-        """Wait for both streams."""
+        """Wait until both streams have finished."""
 
 
 class Timer:
-    """Seconds that each named phase of a start took."""
+    """Timer of the phases of a start, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
 
     def phase(self, name: str) -> None:
-        """End the phase that began with the previous one's end."""
+        """End a phase. It started when the previous phase ended."""
         now = time.perf_counter()
         self.seconds[name] = now - self._began
         self._began = now
 
 
 class OurSide:
-    """`vision.gpu`."""
+    """The implementation with `vision.gpu`."""
 
     def __init__(self, resources: ExitStack, timer: Timer) -> None:
         from vision.gpu import cuda, memory, nvrtc
@@ -130,7 +130,7 @@ class OurSide:
 
 
 class CoreSide:
-    """`cuda.core`, as its documentation uses it."""
+    """The implementation with `cuda.core`, used as in its documentation."""
 
     def __init__(self, resources: ExitStack, timer: Timer) -> None:
         from cuda import core
@@ -158,7 +158,7 @@ class CoreSide:
 
         config = core.LaunchConfig(grid=VALUES // BLOCK, block=BLOCK)
         arguments = (values, np.uint32(VALUES), np.float32(0.5))
-        core.launch(self._work, config, kernel, *arguments)  # the warm-up that `vision.gpu` makes too
+        core.launch(self._work, config, kernel, *arguments)  # a warm-up, as in `vision.gpu`
         self._work.sync()
         builder = self._work.create_graph_builder()
         builder.begin_building("thread_local")
@@ -195,7 +195,7 @@ MAKE: Final[Mapping[str, Callable[[ExitStack, Timer], Side]]] = {"vision.gpu": O
 
 
 def time_start(side: str) -> dict[str, float]:
-    """Return the seconds of each phase of a start in a fresh process."""
+    """Start one side in a new process. Return the duration of each phase in seconds."""
     command = [sys.executable, "-m", "tests.perf.cuda_core_trial", "--start", side]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
@@ -205,7 +205,7 @@ def time_start(side: str) -> dict[str, float]:
 
 
 def start_once(side: str) -> None:
-    """Start one side in this process, and print the seconds of each phase."""
+    """Start one side in this process. Print the duration of each phase in seconds, as JSON."""
     with ExitStack() as resources:
         timer = Timer()
         made = MAKE[side](resources, timer)
@@ -216,7 +216,7 @@ def start_once(side: str) -> None:
 
 
 def start_times(repeats: int) -> dict[str, Any]:
-    """Return the median milliseconds of each phase, and their ratios."""
+    """Start both sides several times. Return the median duration of each phase in ms, and the ratios."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
@@ -236,7 +236,7 @@ def start_times(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
-    """Run threads that work in Python for `busy_us` every `period_s`, as the threads of cameras do."""
+    """Run threads that each use Python for `busy_us` in every `period_s`, like camera threads."""
     stop = threading.Event()
 
     def work(first_s: float) -> None:
@@ -264,7 +264,7 @@ def launch_once(side: Side) -> None:
 
 
 def submit_once(side: Side) -> None:
-    """Queue a batch, as `vision.detect.tensorrt.slot.Slot.submit` does."""
+    """Submit a batch with the same calls as `vision.detect.tensorrt.slot.Slot.submit`."""
     for index in range(FRAMES):
         side.copy(index)
     side.record()
@@ -273,7 +273,7 @@ def submit_once(side: Side) -> None:
 
 
 def host_times(sides: Mapping[str, Side], operation: Callable[[Side], None], iterations: int) -> dict[str, Any]:
-    """Return percentiles of the host time of an operation, microseconds, and their ratios. The sides alternate."""
+    """Measure the host time of an operation. Return percentiles in us for each side, and their ratios."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for _ in range(iterations):
@@ -289,7 +289,7 @@ def host_times(sides: Mapping[str, Side], operation: Callable[[Side], None], ite
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the 99th percentile, and the mean."""
+    """Return the median, the 99th percentile and the mean of the values."""
     ordered = sorted(values)
     return {
         "p50": ordered[len(ordered) // 2],
@@ -299,13 +299,17 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the trial."""
+    """Measure both sides, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the JSON to this file too")
-    parser.add_argument("--iterations", type=int, default=400, help="of each operation and side")
-    parser.add_argument("--threads", type=int, default=32, help="threads that compete for the interpreter lock")
-    parser.add_argument("--busy-us", type=float, default=500.0, help="work of each of them for one frame, microseconds")
-    parser.add_argument("--repeats", type=int, default=5, help="starts of each side")
+    parser.add_argument("--out", type=Path, help="also write the result to this file")
+    parser.add_argument("--iterations", type=int, default=400, help="number of measurements per operation and side")
+    parser.add_argument(
+        "--threads", type=int, default=32, help="number of threads that compete for the interpreter lock"
+    )
+    parser.add_argument(
+        "--busy-us", type=float, default=500.0, help="CPU time of each thread per frame, in microseconds"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="number of starts of each side")
     parser.add_argument("--start", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.start:
@@ -327,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the compared packages."""
+    """Return the versions of the compared packages, the GPU and its driver."""
     import platform
 
     import cuda.bindings

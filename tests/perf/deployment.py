@@ -1,4 +1,4 @@
-"""Configurations for benchmarks, and `vision run` on them as a process."""
+"""Write configurations for benchmarks, and run `vision run` on them in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
 def write_config(path: Path, sources: list[str], *, port: int = 0, reader: str = "auto", **top: Any) -> Path:
-    """Return a camera.yaml (YAML is a superset of JSON) with one camera per source."""
+    """Write a camera.yaml with one camera per source, as JSON, which is valid YAML. Return its path."""
     cameras = [
         {"id": f"camera-{number}", "source": source, "reader": reader}
         | ({"loop": True} if not source.startswith("synthetic:") else {})
@@ -29,20 +29,20 @@ def write_config(path: Path, sources: list[str], *, port: int = 0, reader: str =
 
 
 def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`vision run CONFIG ARGUMENTS` to its end.
+    """Run `vision run CONFIG ARGUMENTS`, and wait until it ends.
 
     Raises:
-        RuntimeError: it failed; with what it printed.
+        RuntimeError: the command failed. The message contains its standard error.
     """
     command = [sys.executable, "-m", "vision.cli.main", "run", str(config), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}:\n{done.stderr}")
     return done
 
 
 def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
-    """Return the record of `vision run --offline --record` for these sources."""
+    """Run `vision run --offline` on these sources. Return the recorded results."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder) / "camera.yaml", sources, **top)
         record = Path(folder) / "results.jsonl"
@@ -52,7 +52,7 @@ def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
 
 @contextmanager
 def running(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`vision run CONFIG` in the background; stopped at the end of the block."""
+    """Run `vision run CONFIG` in the background until the end of the `with` block."""
     command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", "run", str(config)]
     with subprocess.Popen(command) as process:
         try:

@@ -1,4 +1,4 @@
-"""Latency from capture to subscriber: one camera that the machine can serve, and four that are too fast for it."""
+"""Latency from capture to subscriber with one camera, and with four cameras that are too fast for the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WARM_S = 3.0
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Return milliseconds. `age_when_bound`: age of a frame when it enters a batch, at most one camera interval."""
+    """Measure latencies in ms. `age_when_bound` is the age of a frame when it enters a batch."""
     seconds = 8.0 if quick else 60.0
     return {
         "one camera, 10 frames/s": _one_camera(seconds),
@@ -42,7 +42,7 @@ def _receive(sources: list[str], seconds: float) -> list[tuple[int, DetectionsMe
                     return received
                 if now_ns - started > _WARM_S * 1e9:
                     received.append((now_ns, message))
-    raise RuntimeError(f"the program went silent after {len(received)} messages")
+    raise RuntimeError(f"`vision run` sent no more messages after {len(received)}")
 
 
 def _one_camera(seconds: float) -> Mapping[str, Any]:

@@ -1,10 +1,10 @@
-"""Many cameras at their own rate, in a separate process: throughput, drops, latency by step, memory and CPU.
+"""Throughput, drops, latency of each step, memory and CPU use of `vision run` with many synthetic cameras.
 
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
-prints one JSON object. The first 10 s do not count: buffers are allocated and the first frames arrive together. Memory
-is read every 5 s from the 30th on; that of the GPU includes other programs. `pauses` are moments in which this process,
-which only sleeps, woke up late too: then the whole machine stalled.
+This command prints one JSON object. It does not count the first 10 s, in which buffers are allocated and the first
+frames arrive together. It reads the memory every 5 s, starting at 30 s. GPU memory includes that of other programs.
+`pauses` lists the times at which this process, which only sleeps, woke up late, because the whole machine stalled.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from tests.perf.memory import resident_mib
 from tests.perf.results import snake_case_keys
 
 _WARM_NS = 10_000_000_000
-_SETTLED_S = 30.0
-_EVERY_S = 5.0
-_AT_THE_END = 1  # sample that may have seen the program give its memory back
+_SETTLED_S = 30.0  # start of the memory samples
+_EVERY_S = 5.0  # interval of the memory samples
+_AT_THE_END = 1  # number of last samples to leave out, because the program may already have freed memory
 _NAP_S = 0.002
-_LATE_S = 0.010  # from here on it is a pause
-_FEW = 100  # of a list that may be long
+_LATE_S = 0.010  # a longer delay counts as a pause
+_FEW = 100  # maximum number of items of a list in the result
 _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
 def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format: str | None) -> dict[str, Any]:
-    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s, and read its record."""
+    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s. Return the measurements."""
     options = f"&format={pixel_format}" if pixel_format else ""
     sources = [f"synthetic:768x576@{fps:g}?seed={number}{options}" for number in range(cameras)]
     with tempfile.TemporaryDirectory() as folder:
@@ -57,24 +57,26 @@ def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format
         ):
             memory = _watch_memory(process)
         if process.returncode:
-            raise RuntimeError(f"the program ended with {process.returncode}")
+            raise RuntimeError(f"`vision run` ended with exit code {process.returncode}")
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        figures = _figures(record, naps.pauses)
+        measured = _evaluate(record, naps.pauses)
     return {
         "cameras": cameras,
         "fps": fps,
         "seconds": seconds,
-        **figures,
+        **measured,
         "cores_busy": (usage.ru_utime + usage.ru_stime) / (time.monotonic() - began),
         "memory_mib": memory,
     }
 
 
 class _Naps:
-    """Thread that sleeps, and records late wake-ups: pairs of nanoseconds, the moment and the delay."""
+    """Thread that sleeps repeatedly, and records when it wakes up late."""
 
     def __init__(self) -> None:
-        self.pauses: list[tuple[int, int]] = []
+        self.pauses: list[
+            tuple[int, int]
+        ] = []  # monotonic time of each late wake-up, and the duration of the sleep, ns
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -107,7 +109,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
         next_s += _EVERY_S
         try:
             samples["resident"].append((now_s, resident_mib(process.pid)))
-        except (OSError, IndexError):  # it has just ended
+        except (OSError, IndexError):  # the process has just ended
             break
         if (device := _device_mib()) is not None:
             samples["device"].append((now_s, device))
@@ -115,7 +117,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def _device_mib() -> float | None:
-    """Return the GPU memory in use; None without nvidia-smi."""
+    """Return the GPU memory in use in MiB; None if nvidia-smi is not installed."""
     if not (tool := shutil.which("nvidia-smi")):
         return None
     command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -134,14 +136,14 @@ def _trend(times_s: NDArray[np.float64], sizes: NDArray[np.float64]) -> dict[str
 
 
 class _Result(msgspec.Struct):
-    """The fields of a recorded result that are read: there are millions of them in ten minutes."""
+    """The fields of a recorded result that are needed. Other fields are not decoded, which saves time."""
 
     captured_monotonic_ns: int
     dropped_before: dict[str, int]
     timing_ms: dict[str, float]
 
 
-def _figures(record: Path, pauses: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _evaluate(record: Path, pauses: Sequence[tuple[int, int]]) -> dict[str, Any]:
     decoder = msgspec.json.Decoder(_Result)
     drops: Counter[str] = Counter()
     dropped_ns: list[int] = []
@@ -149,7 +151,7 @@ def _figures(record: Path, pauses: Sequence[tuple[int, int]]) -> dict[str, Any]:
     first_ns = None
     with record.open("rb") as lines:
         for result in map(decoder.decode, lines):
-            first_ns = first_ns or result.captured_monotonic_ns  # of all, but for milliseconds
+            first_ns = first_ns or result.captured_monotonic_ns  # results are almost in the order of their capture
             if result.captured_monotonic_ns - first_ns > _WARM_NS:
                 drops.update(result.dropped_before)
                 dropped_ns += [result.captured_monotonic_ns] * bool(result.dropped_before)
@@ -180,13 +182,15 @@ def _figures(record: Path, pauses: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cameras", type=int)
-    parser.add_argument("seconds", type=float)
-    parser.add_argument("--fps", type=float, default=30.0, help="default: %(default)g")
-    parser.add_argument("--backend", default="tensorrt", help="default: %(default)s")
-    parser.add_argument("--format", dest="pixel_format", help="of the frames; as the detector likes best where absent")
+    parser.add_argument("cameras", type=int, help="number of cameras")
+    parser.add_argument("seconds", type=float, help="duration of the run")
+    parser.add_argument("--fps", type=float, default=30.0, help="frames/s of each camera. Default: %(default)g")
+    parser.add_argument("--backend", default="tensorrt", help="back-end of the detector. Default: %(default)s")
+    parser.add_argument(
+        "--format", dest="pixel_format", help="pixel format. Default: the one that the detector prefers"
+    )
     print(json.dumps(snake_case_keys(measure(**vars(parser.parse_args()))), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""Memory of the process over minutes. Growth would fill a small machine in a month."""
+"""Memory of the program over several minutes. Slow growth would fill the memory of a small machine within a month."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _WARM_S = 10.0
 
 
 def resident_mib(pid: int) -> float:
-    """Return the resident set of a process, MiB."""
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Run four cameras from the clip, looped, as fast as the machine serves them."""
+    """Measure the memory of `vision run` with four cameras that play the clip in a loop."""
     seconds = 20.0 if quick else 300.0
     samples: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +32,7 @@ def measure(quick: bool) -> Mapping[str, Any]:
             while (now := time.monotonic() - began) < seconds + _WARM_S:
                 time.sleep(1)
                 if process.poll() is not None:
-                    raise RuntimeError(f"the program ended with {process.returncode} after {now:.0f} s")
+                    raise RuntimeError(f"`vision run` ended with exit code {process.returncode} after {now:.0f} s")
                 if now > _WARM_S:
                     samples.append((now, resident_mib(process.pid)))
     times, sizes = np.array(samples).T

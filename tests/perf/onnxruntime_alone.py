@@ -1,9 +1,9 @@
-"""ONNX Runtime alone: prepared tensors, in several arrangements of sessions and threads.
+"""Speed of ONNX Runtime alone, with prepared input and several numbers of sessions and threads.
 
     python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS [VIDEO]
 
-prints one line of JSON: runs per second of each arrangement. With VIDEO, another thread decodes one frame per run
-into BGR and drops it, because any program that reads video has to decode.
+This command prints one line of JSON: the runs per second of each arrangement. With VIDEO, another thread decodes one
+frame per run to BGR and drops it, because every program that reads video has to decode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _session(model: Path, threads: int) -> Any:
 
 
 def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
-    """Decode a frame of the looped video for each True in `wanted`."""
+    """Decode one frame of a video, which plays in a loop, for each True in `wanted`. Return after a False."""
     capture, frame = cv2.VideoCapture(str(video)), None
     while wanted.get():
         found, frame = capture.read(frame)
@@ -40,9 +40,9 @@ def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
 
 
 def runs_per_s(model: Path, sessions: int, threads: int, runs: int, video: Path | None = None) -> float:
-    """Return runs per second of `sessions` sessions side by side, each with `threads` threads, batch 1.
+    """Measure the runs per second of `sessions` parallel sessions with `threads` threads each, at batch size 1.
 
-    IO bound once.
+    Input and output are bound once, so that no run copies them.
     """
     start = threading.Barrier(sessions + 1)
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Throughput of the whole pipeline against ONNX Runtime alone, and against a simple loop."""
+"""Throughput of the whole pipeline, compared with ONNX Runtime alone and with a simple loop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from tests.perf import deployment
 
-_WARM = 10  # first results, while files open and buffers are made
+_WARM = 10  # number of first results to ignore, while files are opened and buffers are allocated
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Return frames per second of each round, and the medians of the ratios of a round."""
+    """Measure frames/s in several rounds. Return the medians of the rates and of the ratios within a round."""
     beside = "onnxruntime with decoding beside it, best"
     rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 5)]
-    figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    rates = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     ratios = {
         "one camera / onnxruntime alone": [one["one camera"] / one["onnxruntime alone, best"] for one in rounds],
         "four cameras / onnxruntime alone": [one["four cameras"] / one["onnxruntime alone, best"] for one in rounds],
@@ -27,7 +27,7 @@ def measure(quick: bool) -> Mapping[str, Any]:
         "one camera / straightforward loop": [one["one camera"] / one["straightforward loop"] for one in rounds],
     }
     return {
-        "frames_per_s": figures,
+        "frames_per_s": rates,
         "ratios": {name: statistics.median(values) for name, values in ratios.items()},
         "ratios_min_max": {name: f"{min(values):.3f} to {max(values):.3f}" for name, values in ratios.items()},
         "rounds": len(rounds),

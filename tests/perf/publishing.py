@@ -1,6 +1,6 @@
-"""One publisher, many subscribers, and the effect of a stopped one on the others.
+"""Latency and loss of one publisher with many subscribers, and the effect of a stopped subscriber on the others.
 
-python -m tests.perf.publishing ADDRESS N TOPIC    is one process with N subscribers, as the measurement starts them
+The measurement starts `python -m tests.perf.publishing ADDRESS N TOPIC`: one process with N subscribers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ SUBSCRIBERS = (1, 10, 100)
 OBJECTS = 10
 RATE_HZ = 200.0  # eight cameras at 25 frames/s
 FLOOD = 3000
-_WARM, _PACED, _FLOOD = 0, 1, 2  # travels as the message's epoch
+_WARM, _PACED, _FLOOD = 0, 1, 2  # sent as the epoch of each message
 
 
 @dataclass
 class Samples:
-    """What several runs under the same condition gave. Percentiles are each run's, and of these the median: one run
-    that another program disturbed does not decide.
+    """Measurements of several runs under the same conditions.
+
+    Percentiles are computed for each run. The summary contains their medians, so that one disturbed run has no effect.
     """
 
     latencies_ms: list[list[float]] = field(default_factory=list)
@@ -49,7 +50,7 @@ class Samples:
     grown_bytes: int = 0
 
     def summary(self) -> Mapping[str, Any]:
-        """Figures for the table."""
+        """Return the results of all runs together."""
         return {
             "latency_p50_ms": _quantile(self.latencies_ms, 0.5),
             "latency_p99_ms": _quantile(self.latencies_ms, 0.99),
@@ -67,16 +68,17 @@ def _quantile(runs: Sequence[Sequence[float]], q: float) -> float:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Paced: `RATE_HZ` messages/s with ten objects; flood: as fast as `publish` returns, whatever gets lost.
+    """Measure latency, loss and memory of a publisher with 1, 10 and 100 subscribers.
 
-    All figures are of the healthy subscribers; the stopped one is one more. `stopped_costs` is their p99 with it,
-    divided by their p99 without.
+    "Paced" messages are sent at `RATE_HZ`; a "flood" is sent as fast as `publish` returns, even if messages are lost.
+    The stopped subscriber is an additional one, and all results are those of the others. `stopped_costs` is their p99
+    with the stopped subscriber, divided by their p99 without it.
     """
     seconds, rounds = (1.0, 1) if quick else (2.0, 3)
     table: dict[str, Any] = {}
     for n in SUBSCRIBERS:
         without, with_stopped = Samples(), Samples()
-        for _ in range(rounds):  # in turn, so that what else the machine does meets both alike
+        for _ in range(rounds):  # in turn, so that other programs disturb both equally
             _run(n, False, seconds, without)
             _run(n, True, seconds, with_stopped)
         table[f"{n} subscribers"] = without.summary()
@@ -97,7 +99,7 @@ def _run(n: int, stopped: bool, seconds: float, samples: Samples) -> None:
             process.send_signal(signal.SIGSTOP)
         before = _resident_bytes()
         for _ in range(FLOOD):
-            publisher.publish(_result(_WARM, camera="elsewhere"))  # only the stopped one wants these: now it is full
+            publisher.publish(_result(_WARM, camera="elsewhere"))  # fill the queue of the stopped subscriber
         _send_paced(publisher, 0.5, _WARM)
         durations = _send_paced(publisher, seconds, _PACED)
         samples.publish_us.append(durations)
@@ -157,13 +159,13 @@ def _subscribers(address: str, n: int, topic: str) -> Iterator[subprocess.Popen[
 
 
 def _finish(process: subprocess.Popen[str]) -> Any:
-    """Let a process of subscribers receive what is still queued, and return its report."""
+    """Let a process of subscribers receive the messages that are still queued. Return its report."""
     output, _ = process.communicate(timeout=60)
     return json.loads(output)
 
 
 def _subscribe(address: str, n: int, topic: str) -> None:
-    """Receive until standard input ends and no message follows."""
+    """Receive messages until standard input has ended and no more messages arrive. Print a report as JSON."""
     context = zmq.Context()
     poller = zmq.Poller()
     for _ in range(n):

@@ -1,10 +1,10 @@
-"""Video streams that one machine serves end to end, from the file to a subscriber in another process.
+"""Throughput and latency of `vision run` with real video streams, from the file to a subscriber in another process.
 
 python -m tests.perf.real_streams CLIP --cameras 2 4 --seconds 20 --reader nvdec
 
-Each camera plays the clip in a loop at its own rate, and has a line and a zone. For each number of cameras, one line of
-JSON goes to standard output. Latencies are from the capture of a frame to the receipt of its message, ms. The first 6 s
-after the first message and the last second of the program are not measured.
+Each camera plays the clip in a loop at the rate of the clip, and has a line and a zone. The command prints one line of
+JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The first
+6 s after the first message and the last second of the program are not measured.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from tests.perf.deployment import running, write_config
 from vision.client import Gap, Item, Subscription
 from vision.messaging.schema import DetectionsMessage
 
-_SETTLE_S: Final = 6.0  # connections, first batches, and what the batcher learns
-_LAST_S: Final = 1.0  # the stop of the program
-_START_S: Final = 600.0  # an engine may have to be built first
-_QUEUE: Final = 100_000  # messages that wait for this process
+_SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
+_LAST_S: Final = 1.0  # not measured, before the program is stopped
+_START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
+_QUEUE: Final = 100_000  # maximum number of messages that wait for this process
 
 _ANALYTICS: Final = {
     "units": "fraction",
     "lines": [{"name": "middle", "points": [[0.5, 0.1], [0.5, 0.9]]}],
-    "zones": [{"name": "centre", "polygon": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]}],
+    "zones": [{"name": "center", "polygon": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]}],
 }
 
 
 def measure(clip: Path, cameras: int, seconds: float, reader: str, detect: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of one run of `vision run`."""
+    """Run `vision run` on `cameras` copies of the clip. Return the measurements."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "camera.yaml"
         analytics = {f"camera-{number}": _ANALYTICS for number in range(cameras)}
         write_config(path, [str(clip)] * cameras, reader=reader, pipeline="count", detect=detect, analytics=analytics)
         with running(path) as process, Subscription(f"ipc://{path}.ipc", queue=_QUEUE) as subscription:
-            figures = _receive(subscription.items(_START_S), psutil.Process(process.pid), seconds)
-    asked_per_s = round(cameras * _frames_per_s(clip), 1)
-    return {"cameras": cameras, "reader": reader, "seconds": seconds, "asked_per_s": asked_per_s} | figures
+            measured = _receive(subscription.items(_START_S), psutil.Process(process.pid), seconds)
+    requested_per_s = round(cameras * _frames_per_s(clip), 1)
+    return {"cameras": cameras, "reader": reader, "seconds": seconds, "asked_per_s": requested_per_s} | measured
 
 
 def _receive(items: Iterator[Item], program: psutil.Process, seconds: float) -> dict[str, Any]:
-    """Return the figures of the messages of `seconds` after the program has settled. Read on for the last second."""
+    """Receive messages for `seconds` after the warm-up. Return rates, drops, latencies and CPU use."""
     next(items)
     begin_s = time.monotonic() + _SETTLE_S
     cpu_s = [0.0]
@@ -95,17 +95,20 @@ def _frames_per_s(clip: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", type=Path)
-    parser.add_argument("--cameras", type=int, nargs="+", default=[2])
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--reader", choices=("nvdec", "ffmpeg"), default="nvdec")
-    parser.add_argument("--backend", choices=("auto", "tensorrt", "onnxruntime", "fake"), default="auto")
-    parser.add_argument("--max-batch", type=int, default=32)
+    backends = ("auto", "tensorrt", "onnxruntime", "fake")
+    parser.add_argument("clip", type=Path, help="video file that each camera plays")
+    parser.add_argument("--cameras", type=int, nargs="+", default=[2], help="numbers of cameras, one run for each")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="duration of each measurement. Default: %(default)g"
+    )
+    parser.add_argument("--reader", choices=("nvdec", "ffmpeg"), default="nvdec", help="decoder. Default: %(default)s")
+    parser.add_argument("--backend", choices=backends, default="auto", help="back-end. Default: %(default)s")
+    parser.add_argument("--max-batch", type=int, default=32, help="largest batch. Default: %(default)s")
     options = parser.parse_args()
     detect = {"backend": options.backend, "max_batch": options.max_batch}
     for cameras in options.cameras:
-        figures = measure(options.clip.absolute(), cameras, options.seconds, options.reader, detect)
-        print(json.dumps(figures), flush=True)
+        measured = measure(options.clip.absolute(), cameras, options.seconds, options.reader, detect)
+        print(json.dumps(measured), flush=True)
 
 
 if __name__ == "__main__":

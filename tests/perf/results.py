@@ -1,4 +1,4 @@
-"""The format of `results/`: one JSON file for each run of a measurement (results/README.md)."""
+"""Format of the files in `results/`: one JSON file for each run of a measurement (results/README.md)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import msgspec
 SCHEMA: Final = "vision.perf/1"
 FOLDER: Final = Path(__file__).parent / "results"
 PACKAGE_NAMES: Final = "versions"
-"""The key of the only mapping whose keys need not be in snake case."""
+"""Key of the only mapping whose keys do not have to be in snake case, because they are names of packages."""
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$")]
 _Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
 
 
 class PerfResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"format": "schema"}):
-    """One run of a measurement."""
+    """Result of one run of a measurement."""
 
     format: Annotated[str, msgspec.Meta(pattern=f"^{SCHEMA}$")] = SCHEMA
     name: _Name
@@ -34,12 +34,12 @@ class PerfResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def snake_case(label: str) -> str:
-    """Return a label as a key: ``p99 less detector's p99`` becomes ``p99_less_detector_p99``."""
+    """Convert a label to a key: ``p99 less detector's p99`` becomes ``p99_less_detector_p99``."""
     return re.sub(r"[^a-z0-9]+", "_", label.lower().replace("'s", "")).strip("_")
 
 
 def snake_case_keys(value: Any, key: str = "") -> Any:
-    """Return plain data with all keys in snake case, except the names of packages."""
+    """Return a copy of nested data with all keys in snake case, except the names of packages."""
     if isinstance(value, Mapping):
         return {
             name if key == PACKAGE_NAMES else snake_case(name): snake_case_keys(v, name) for name, v in value.items()
@@ -48,7 +48,7 @@ def snake_case_keys(value: Any, key: str = "") -> Any:
 
 
 def save(result: PerfResult) -> Path:
-    """Write a result to ``results/MACHINE/NAME.json`` and return the path."""
+    """Write a result to ``results/MACHINE/NAME.json``. Return the path."""
     path = FOLDER / result.machine / f"{result.name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
@@ -56,16 +56,16 @@ def save(result: PerfResult) -> Path:
 
 
 def load(path: Path) -> PerfResult:
-    """Read a result.
+    """Read a file of results.
 
     Raises:
-        msgspec.ValidationError: it does not have this format.
+        msgspec.ValidationError: the file does not have this format.
     """
     return msgspec.json.decode(path.read_bytes(), type=PerfResult)
 
 
 def keys(value: Any, key: str = "") -> Iterator[str]:
-    """Yield every key that has to be in snake case."""
+    """Yield every key in nested data that has to be in snake case."""
     if isinstance(value, dict):
         for name, item in value.items():
             if key != PACKAGE_NAMES:

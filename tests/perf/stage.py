@@ -1,8 +1,8 @@
-"""The detection stage against its limit, on the GPU of this machine, in one run.
+"""Speed of the detection stage, compared with its limit, on the GPU of this machine.
 
-The limit of a stage from frames on the host to boxes on the host is the slower of two parts that can run at the same
-time: the network alone, as graph replays on two streams that never wait for the host, and the copy of the frames alone.
-All parts are measured here, and the ratios are of figures of one run.
+The stage turns frames in host memory into boxes in host memory. Two of its parts can run at the same time: the network
+(graph replays on two streams that never wait for the host) and the copies of the frames. The slower part is the limit.
+All parts are measured in one run, so that their ratios are comparable.
 
     python -m tests.perf.stage --out stage.json [--seconds 0.8] [--batches 1,4,8,16,32] [--limit 185]
 """
@@ -54,7 +54,7 @@ BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.
 
 
 class Report:
-    """Figures so far, saved after every part. Parts after the time limit are left out."""
+    """Measurements so far. They are saved after every part. Parts after the time limit are skipped."""
 
     def __init__(self, out: Path, limit_s: float, about: Mapping[str, Any]) -> None:
         self.values: dict[str, Any] = dict(about)
@@ -62,15 +62,15 @@ class Report:
         self._ends_s = time.monotonic() + limit_s
 
     def save(self) -> None:
-        """Write the file."""
+        """Write the measurements so far to the file."""
         self._out.write_text(json.dumps(snake_case_keys(self.values), indent=1) + "\n")
 
     def late(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time limit has passed."""
         return time.monotonic() > self._ends_s
 
     def part(self, name: str, work: Callable[[], Any]) -> None:
-        """Measure one thing. What fails is reported in its place, and the others go on."""
+        """Measure one part. If it fails, record the error instead, so that the other parts are still measured."""
         if self.late():
             self.values.setdefault("left out for want of time", []).append(name)
             return
@@ -86,7 +86,7 @@ class Report:
 
 
 def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
-    """Everything, the more important first."""
+    """Measure all parts, the most important ones first."""
     top = max(batches)
     detect = DetectConfig(score_threshold=0.35, max_batch=top, batches_in_flight=MOST_SLOTS)
     with opened(detect) as it:
@@ -130,12 +130,12 @@ def _one_format(report: Report, it: Opened, batch: int, pixel_format: PixelForma
 
 
 def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
-    """Return the figures of one frame."""
+    """Return the size of a frame in bytes."""
     return int(size[0] * size[1] * BYTES_OF_A_PIXEL[pixel_format])
 
 
 def _large_frames(report: Report, it: Opened, batch: int, seconds: float) -> None:
-    """Measure frames of 1920x1080: with five times the bytes the bus is the limit."""
+    """Measure frames of 1920x1080. They have about five times as many bytes, so the bus is the limit."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
@@ -156,7 +156,7 @@ VARIANTS: Mapping[str, BuildPlan] = {
 
 
 def variants(report: Report, batch: int, seconds: float) -> None:
-    """Compare engines with other build settings at the greatest batch, and their results."""
+    """Measure engines with different build settings at the largest batch, and compare their detections."""
     reference: list[list[Detections]] = []
 
     def found_alike(it: Opened) -> dict[str, float]:
@@ -181,9 +181,9 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> Iterator[Opened | None]:
-    """Return an engine for the greatest batch or the upper half of batches, so that it starts quickly.
+    """Open an engine for the largest batch, or for the upper half of batches, so that it starts quickly.
 
-    None: it cannot be.
+    Yield None if the engine cannot be opened or the time limit has passed.
     """
     if report.late():
         report.part(name, lambda: None)
@@ -213,7 +213,7 @@ def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> I
 
 
 def start() -> dict[str, float]:
-    """Measure the start of a detector by phase; the second time, engine and kernels come from the cache."""
+    """Measure the start of a detector in seconds, by phase. The second start takes the engine from the cache."""
     folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
@@ -239,24 +239,24 @@ def _stages(
     on_gpu: bool = False,
     size: tuple[int, int] = (768, 576),
 ) -> list[dict[str, float]]:
-    """Return the stage with each number of slots."""
+    """Measure the stage with each number of slots in `counts`."""
     batches = frames_for(it.detector, max(counts), batch, pixel_format, on_gpu=on_gpu, size=size)
     return [stage(it.detector, batches, slots, seconds) for slots in counts]
 
 
 def best(report: Mapping[str, Any], name: str) -> float:
-    """Return the milliseconds of a stage with its best number of slots."""
+    """Return the time per batch of a stage in ms, with its best number of slots."""
     return float(min(each["ms"] for each in report[name]))
 
 
 def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
-    """Return the figures that the project promises, and the same ratios for the other measurements."""
-    figures: dict[str, Any] = {}
+    """Return the ratios that the project documents, and the same ratios for the other measurements."""
+    ratios: dict[str, Any] = {}
     top = max(batches)
 
     def ratio(name: str, over: Callable[[], float], under: Callable[[], float]) -> None:
         with contextlib.suppress(KeyError, TypeError):
-            figures[name] = over() / under()
+            ratios[name] = over() / under()
 
     def stage_ms(name: str) -> Callable[[], float]:
         return lambda: best(report, f"stage {name}")
@@ -270,7 +270,7 @@ def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
     for batch in (1, 2):
         found = report.get(f"graph against eager {batch}")
         if isinstance(found, dict) and "eager_over_graph" in found:
-            figures[f"graph over eager, batch {batch}"] = found["eager_over_graph"]
+            ratios[f"graph over eager, batch {batch}"] = found["eager_over_graph"]
     large = f"{LARGE[0]}x{LARGE[1]}"
     for batch in batches:
         for pixel_format in ("bgr", "nv12"):
@@ -281,21 +281,21 @@ def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
     for name in VARIANTS:
         whole = f"{name}: stage {top}"
         ratio(f"{name}: nv12 over bgr", partial(best, report, f"{whole} bgr"), partial(best, report, f"{whole} nv12"))
-    return figures
+    return ratios
 
 
 def _limit(report: Mapping[str, Any], batch: int, copy: str = "") -> float:
-    """Return the slower of the network alone and the copies alone."""
+    """Return the time per batch in ms of the network alone or of the copies alone, whichever is longer."""
     return max(float(report[f"engine {batch}"]), float(report[copy or f"copy {batch} bgr"]))
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure the stage, write the results, and log the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("stage.json"))
-    parser.add_argument("--seconds", type=float, default=0.8, help="for each figure")
-    parser.add_argument("--batches", default="1,4,8,16,32")
-    parser.add_argument("--limit", type=float, default=185.0, help="seconds after which no further part is begun")
+    parser.add_argument("--out", type=Path, default=Path("stage.json"), help="output file. Default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=0.8, help="duration of each measurement. Default: %(default)g")
+    parser.add_argument("--batches", default="1,4,8,16,32", help="batch sizes. Default: %(default)s")
+    parser.add_argument("--limit", type=float, default=185.0, help="seconds after which no further part is started")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
     device = open_device()

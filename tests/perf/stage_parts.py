@@ -1,4 +1,4 @@
-"""Parts of `tests.perf.stage`, one function each: network alone, copies, stage, its steps, a simple loop."""
+"""Measurements of `tests.perf.stage`, one function each: network, copies, stage, steps of the stage, a simple loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MOST_SLOTS = 6
 
 @dataclass
 class Opened:
-    """A detector and its model."""
+    """An open detector with its model, its slots, and the durations of its start."""
 
     detector: TensorRTDetector
     model: LoadedEngine
@@ -55,9 +55,9 @@ def opened(
     plan: BuildPlan | None = None,
     update: Callable[[ModelSpec], ModelSpec] = lambda it: it,
 ) -> Iterator[Opened]:
-    """Return the detector with as many slots as `detect` says; fewer are measured by using fewer.
+    """Open a detector for the duration of a `with` block, with the number of slots in `detect`.
 
-    `plan` of the engine in place of those that follow from `detect`; `update` changes the model's card.
+    `plan` replaces the build settings that follow from `detect`. `update` changes the specification of the model.
     """
     folder = folder_of_model(MODEL, shipped_models())
     spec = update(load_model_spec(folder))
@@ -86,7 +86,7 @@ def opened(
 
 
 def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
-    """Return the milliseconds of one `step`, over `seconds`, with `finish`; the median of three runs."""
+    """Measure the time per `step` in ms: the median of three runs, each of which ends with a call of `finish`."""
 
     def run(count: int) -> float:
         begin = time.perf_counter()
@@ -101,7 +101,7 @@ def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: fl
 
 
 def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
-    """Measure graph replays of the network alone, one stream per slot, without waits for the host; ms per batch."""
+    """Measure the time per batch of the network alone in ms: graph replays on one stream per slot, without waits."""
     with contextlib.ExitStack() as made:
         graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
         turn = 0
@@ -120,15 +120,18 @@ def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
 
 
 def engine_graph(slot: Slot, batch: int) -> Graph:
-    """Return the network of a slot without pre- and post-processing."""
+    """Capture the network of a slot as a CUDA graph, without pre- and post-processing."""
     return Graph.capture(slot.stream, lambda: slot.graphs[batch].context.enqueue(slot.stream.address), "the engine")
 
 
 def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
-    """Measure network and whole chain on one stream with a wait each time, step by step and as a graph."""
+    """Measure the network and the whole chain on one stream in ms, as separate launches and as a CUDA graph.
+
+    The host waits for each batch before it starts the next one.
+    """
     slot = it.slots[0]
     chain, stream = slot.graphs[batch], slot.stream
-    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # what the chain reads from here on
+    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # input of the chain in all measurements below
     it.detector.submit(0, frames)
     it.detector.wait(0, 10.0)
 
@@ -154,7 +157,7 @@ def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
 
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Measure the copy of `batch` page-locked frames to the GPU, one copy per frame, on one stream; ms."""
+    """Measure the time in ms of copying `batch` page-locked frames to the GPU on one stream, one copy per frame."""
     with contextlib.ExitStack() as made:
         stream = made.enter_context(Stream())
         hosts = [made.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
@@ -169,7 +172,7 @@ def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
 
 @functools.cache
 def images(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
-    """Return real frames, scaled to `size` (width, height)."""
+    """Return the first `count` frames of the clip, scaled to `size` (width, height)."""
     capture = cv2.VideoCapture(str(CLIP))
     found: list[NDArray[np.uint8]] = []
     while len(found) < count:
@@ -192,7 +195,7 @@ def frames_for(
     on_gpu: bool = False,
     size: tuple[int, int] = CLIP_SIZE,
 ) -> list[list[Frame]]:
-    """Return a batch for each slot, in buffers of the detector, or where NVDEC would put them."""
+    """Return a batch of frames for each slot, in buffers of the detector or, if `on_gpu` is true, in GPU memory."""
     clip = images(min(64, slots * batch), pixel_format, size)
     made: list[Frame] = []
     for index in range(slots * batch):
@@ -207,7 +210,7 @@ def frames_for(
 
 
 def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
-    """Return a frame of 768x576 in GPU memory."""
+    """Copy a frame of 768x576 to GPU memory. Return its buffer."""
     made = device_frame_buffer(576, 768, pixel_format)
     with Stream() as stream:
         copy_to_device(made.device_address, image.ctypes.data, image.nbytes, stream)
@@ -218,9 +221,9 @@ def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBu
 def stage(
     detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
 ) -> dict[str, float]:
-    """Return the loop of the program: wait for the oldest batch, submit the next.
+    """Measure the loop of the program: wait for the oldest batch, then submit the next one.
 
-    Ms a batch, and what a core was busy.
+    Return the time per batch in ms, the throughput, and the part of the time that a core was busy.
     """
     for slot in range(slots):
         detector.submit(slot, batches[slot])
@@ -250,7 +253,7 @@ def stage(
 
 
 def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
-    """Measure what `wait` adds to the end of a batch on the GPU, one batch at a time, by polling."""
+    """Measure the latency of a batch in ms, with a blocking `wait` (`asleep_ms`) and with polling (`awake_ms`)."""
     slot: Any = detector._slots[0]
 
     def asleep() -> None:
@@ -276,7 +279,7 @@ def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) 
 
 
 def steps(slot: Slot, batch: int) -> dict[str, float]:
-    """Measure each part of a chain alone, by events of the GPU, in microseconds."""
+    """Measure the time of each step of a chain alone with CUDA events, in microseconds."""
     chain, stream = slot.graphs[batch], slot.stream
     parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
     took = {}
@@ -296,7 +299,7 @@ def steps(slot: Slot, batch: int) -> dict[str, float]:
 
 
 def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
-    """Measure a simple loop, ms per frame: host pre-processing, pageable memory, synchronous."""
+    """Measure the time per frame, in ms, of a synchronous loop with pre-processing on the CPU and pageable memory."""
     spec, stream, memory, context = model.spec, slot.stream, slot.memory, slot.graphs[1].context
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
@@ -334,7 +337,7 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
 
 
 def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
-    """Return the detections in the first frames of the clip, in full batches."""
+    """Detect objects in the first `count` frames of the clip, in full batches. Return the detections of each frame."""
     found: list[Detections] = []
     pixels = images(count, "bgr")
     metas = [FrameMeta("clip", index, 0, 0, 0, *CLIP_SIZE) for index in range(count)]
@@ -346,7 +349,10 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 
 
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
-    """Return the share of expected boxes over `least` with a match at IoU 0.98, and the largest score difference."""
+    """Return the share of boxes in `wanted` that are also in `found` (IoU 0.98), and the largest score difference.
+
+    Only boxes with a score of at least `least` count.
+    """
     total = matched = 0
     difference = 0.0
     for given, expected in zip(found, wanted, strict=True):

@@ -1,8 +1,9 @@
-"""Simple loop, one thread: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
+"""Simple loop in one thread: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
 
     python -m tests.perf.straightforward_loop MODEL.onnx VIDEO
 
-prints one line of JSON: frames and seconds, without start-up. It is written for NanoDet (models/nanodet-g-416).
+This command prints one line of JSON: the number of frames, and their time in seconds without the start. It supports
+only NanoDet (models/nanodet-g-416).
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ STD = np.array([57.375, 57.12, 58.395], np.float32)
 
 
 def cells() -> tuple[np.ndarray, np.ndarray]:
-    centres, strides = [], []
+    centers, strides = [], []
     for stride in (8, 16, 32):
         axis = np.arange(SIDE // stride) * stride + (stride - 1) / 2
         y, x = np.meshgrid(axis, axis, indexing="ij")
-        centres.append(np.stack([x.ravel(), y.ravel()], 1))
+        centers.append(np.stack([x.ravel(), y.ravel()], 1))
         strides.append(np.full(x.size, stride))
-    return np.concatenate(centres).astype(np.float32), np.concatenate(strides).astype(np.float32)
+    return np.concatenate(centers).astype(np.float32), np.concatenate(strides).astype(np.float32)
 
 
-def detect(session: Any, frame: np.ndarray, centres: np.ndarray, strides: np.ndarray) -> list[dict[str, Any]]:
+def detect(session: Any, frame: np.ndarray, centers: np.ndarray, strides: np.ndarray) -> list[dict[str, Any]]:
     height, width = frame.shape[:2]
     scale = min(SIDE / width, SIDE / height)
     canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -45,7 +46,7 @@ def detect(session: Any, frame: np.ndarray, centres: np.ndarray, strides: np.nda
     bins = distances[keep].reshape(-1, 4, BINS)
     weights = np.exp(bins - bins.max(2, keepdims=True))
     sides = (weights / weights.sum(2, keepdims=True) * np.arange(BINS)).sum(2) * strides[keep, None]
-    boxes = np.concatenate([centres[keep] - sides[:, :2], centres[keep] + sides[:, 2:]], 1) / scale
+    boxes = np.concatenate([centers[keep] - sides[:, :2], centers[keep] + sides[:, 2:]], 1) / scale
     objects = []
     for class_id in set(class_ids[keep].tolist()):
         of_class = np.flatnonzero(class_ids[keep] == class_id)
@@ -61,17 +62,17 @@ def main(model: str, video: str) -> None:
     context = zmq.Context()
     socket = context.socket(zmq.PUB)
     socket.bind_to_random_port("tcp://127.0.0.1")
-    centres, strides = cells()
+    centers, strides = cells()
     capture = cv2.VideoCapture(video)
     frames, began = 0, 0.0
     while True:
         found, frame = capture.read()
         if not found:
             break
-        objects = detect(session, frame, centres, strides)
+        objects = detect(session, frame, centers, strides)
         socket.send_multipart([b"detections", json.dumps({"frame": frames, "objects": objects}).encode()])
         frames += 1
-        if frames == 5:  # the first runs make ONNX Runtime's buffers
+        if frames == 5:  # ONNX Runtime allocates its buffers in the first runs
             began = time.perf_counter()
     print(json.dumps({"frames": frames - 5, "seconds": time.perf_counter() - began}))
     socket.close(0)

@@ -1,9 +1,9 @@
-"""Write the performance figures of README.md and docs/performance.md from `results/`.
+"""Update the performance values in README.md and docs/performance.md from the files in `results/`.
 
 python -m tests.perf.tables [--check]
 
-replaces the text between ``<!-- perf: NAME -->`` and ``<!-- perf: end -->``. With --check it only reports, with exit
-code 1, whether a page is out of date.
+This command replaces the text between ``<!-- perf: NAME -->`` and ``<!-- perf: end -->``. With --check, it changes no
+file, and exits with code 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ XEON: Final = "intel-r-xeon-r-processor-2-cores"
 _BLOCK: Final = re.compile(r"(<!-- perf: (\w+) -->\n)(.*?)(<!-- perf: end -->)", re.DOTALL)
 _VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
 
-# A value is {FILE/key.key:format}, or {FILE/key.key*1e-3:format} to change its unit.
+# {FILE/key.key:format} stands for a value of a result file; {FILE/key.key*1e-3:format} also converts its unit.
 README: Final = """\
 * **32 cameras at 30 frames/s on one NVIDIA H100**: the latency is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
 {program_32_cameras/ms.total.p99:.1f} ms at p99, from the time a
@@ -190,12 +190,12 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
 
 
 @cache
-def _figures(machine: str, name: str) -> results.PerfResult:
+def _result(machine: str, name: str) -> results.PerfResult:
     return results.load(results.FOLDER / machine / f"{name}.json")
 
 
 def fill(template: str, machine: str) -> tuple[str, list[str]]:
-    """Return the text with its values, and the files that they come from."""
+    """Insert the values into a template. Return the text, and the names of the files that the values come from."""
     files: dict[str, None] = {}
 
     def value(match: re.Match[str]) -> str:
@@ -204,17 +204,17 @@ def fill(template: str, machine: str) -> tuple[str, list[str]]:
         found: Any = reduce(
             lambda inner, key: inner[int(key)] if isinstance(inner, list) else inner[key],
             path.split("."),
-            _figures(machine, name).figures,
+            _result(machine, name).figures,
         )
         return format(found * float(factor) if factor else found, (style or ":")[1:])
 
-    # `-` is no word character: factors such as 1e-3 are written with it.
+    # Factors such as 1e-3 contain `-`, which is not a word character.
     text = re.sub(_VALUE.pattern.replace(r"\*(\w+)", r"\*([\w-]+)"), value, template)
     return text, list(files)
 
 
 def render(name: str) -> str:
-    """Return the text of one block."""
+    """Return the Markdown text of the block `name`."""
     if name == "readme":
         return fill(README, H100)[0] + fill(README_XEON, XEON)[0]
     machine, rows = TABLES[name]
@@ -222,20 +222,22 @@ def render(name: str) -> str:
     for label, template in rows:
         text, files = fill(template, machine)
         sources = ", ".join(
-            f"[{_figures(machine, file).date}](../tests/perf/results/{machine}/{file}.json)" for file in files
+            f"[{_result(machine, file).date}](../tests/perf/results/{machine}/{file}.json)" for file in files
         )
         lines.append(f"| {label} | {text} | {sources} |")
     return "\n".join(lines) + "\n"
 
 
 def updated(page: str) -> str:
-    """Return the text of a page with all its blocks rendered."""
+    """Return the text of a page with the current content of all its blocks."""
     return _BLOCK.sub(lambda block: block[1] + render(block[2]) + block[4], page)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.perf.tables", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="change no file; exit with code 1 if a page is out of date"
+    )
     arguments = parser.parse_args()
     stale = [page for page in PAGES if updated(page.read_text()) != page.read_text()]
     for page in stale:

@@ -1,7 +1,8 @@
-"""Tracking on one core against ByteTrack of the package `trackers`, on the same objects in one run.
+"""Time of tracking and analytics on one core, compared with ByteTrack of the package `trackers`.
 
-The objects are synthetic: detected 95 % of the time, with the jitter of a detector, and with low-score boxes all over
-the frame. Both trackers get the same frames in turn, so other programs on the machine slow both equally.
+The objects are synthetic: they are detected 95 % of the time, their boxes jitter like those of a detector, and there
+are boxes with low scores all over the frame. The trackers take turns on the same frames, so that other programs on the
+machine slow down both equally.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from vision.types import Detections, Tracks
 
 _STEP_NS = 100_000_000
 _WIDTH, _HEIGHT = 1920, 1080
-_TURN = 50  # frames
+_TURN = 50  # frames that a tracker processes before it is the other one's turn
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Return microseconds per frame: median and 99th percentile."""
+    """Measure the time per frame in us: the median and the 99th percentile of each case."""
     frames = 100 if quick else 600
-    results: dict[str, Any] = {"adding 100 numbers (ns)": _pace_ns()}  # what one small NumPy call costs here and now
+    results: dict[str, Any] = {"adding 100 numbers (ns)": _pace_ns()}  # cost of a small NumPy call
     for objects, unsure in ((6, 10), (10, 10), (100, 0), (100, 50)):
         crowd = make_crowd(objects, unsure, frames)
         updates = {"vision": _our_update()}
@@ -61,7 +62,7 @@ def _pace_ns() -> float:
 
 
 def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
-    """Objects of 60 to 160 px that move straight and turn at the border."""
+    """Return synthetic detections: 60 to 160 px high boxes that turn at the border, and `unsure` boxes per frame."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))
@@ -123,7 +124,7 @@ def _percentiles(times_ns: Sequence[int]) -> Mapping[str, float]:
 
 
 def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]:
-    """Six-sided zones over the frame."""
+    """Return `number` random zones with six corners each."""
     rng = np.random.default_rng(seed)
     polygons = []
     for _ in range(number):
@@ -134,7 +135,7 @@ def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]
 
 
 def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], frames: int) -> Mapping[str, float]:
-    """Time these zones and lines with objects whose boxes jitter and that are detected 95 % of the time."""
+    """Measure the time per frame of the analytics of one camera. `shapes` is the number of zones and of lines."""
     zones, lines = shapes
     config = CameraAnalytics(
         lines=tuple(

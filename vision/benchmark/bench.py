@@ -1,4 +1,4 @@
-"""`vision bench MODEL` measures the network alone, the detection stage and the whole program in one run."""
+"""`vision bench MODEL`: speed of the network alone, of the detection stage and of the whole program."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from vision.types import Frame, PixelFormat
 
 _STREAMS: Final = (1, 2)
 _MAX_CAMERAS: Final = 32
-_OVERLOAD: Final = 1.5  # of the stage's rate: what cameras offer to find the rate of the whole program
-_PARTS_OF_MAX: Final = (1.0, 0.5, 0.25, 0.12)  # tried in turn: Python publishes less than a GPU infers
-_NEAR: Final = 0.9  # of the stage's rate: no other load gives more
-_FEW: Final = 0.01  # dropped: a lower rate publishes less
+_OVERLOAD: Final = 1.5  # first rate of the cameras at full load, as a multiple of the stage's rate
+_PARTS_OF_MAX: Final = (1.0, 0.5, 0.25, 0.12)  # parts of that rate to try, for GPUs that are faster than the program
+_NEAR: Final = 0.9  # part of the stage's rate from which no other load is tried
+_FEW: Final = 0.01  # part of the frames; if fewer are dropped, a lower rate would publish less
 _HALF: Final = 0.5
-_MAX_FPS: Final = 1000.0  # of a synthetic camera
+_MAX_FPS: Final = 1000.0  # highest rate of a synthetic camera
 _MIN_PIPELINE_S: Final = 1.0
-_MAX_PIPELINE_S: Final = 60.0  # however slow its cameras are
-_MIN_FRAMES: Final = 4  # of each camera
-_FRAMES: Final = 32
+_MAX_PIPELINE_S: Final = 60.0  # even if the cameras are slow
+_MIN_FRAMES: Final = 4  # per camera
+_FRAMES: Final = 32  # number of different frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,18 @@ class BenchSettings:
     backend: str = "auto"
     batches: tuple[int, ...] = (1, 2, 4, 8)
     precisions: tuple[str, ...] = ("fp16",)
-    batches_in_flight: tuple[int, ...] = ()  # empty: from one to the detector's own number
+    batches_in_flight: tuple[int, ...] = ()  # empty means from 1 to the number of slots of the detector
     seconds: float = 2.0
     parts: tuple[Part, ...] = ("engine", "stage", "pipeline")
-    source: str = ""  # of the frames; empty: the shipped clip
+    source: str = ""  # where the frames come from; empty means the shipped clip
     pixel_format: PixelFormat = "bgr"
-    score: float = 0.35
+    score: float = 0.35  # threshold
 
 
 def measure(
     folder: Path, spec: ModelSpec, settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> Bench:
-    """Measure everything. `say` receives a description of each step.
+    """Measure all parts in `settings`, and return the results. `say` receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end or the frames are missing, or nothing could be measured.
@@ -69,7 +69,7 @@ def measure(
     try:
         images = [convert(frame, settings.pixel_format) for frame in frames]
     except ValueError as error:
-        raise ConfigError(f"the frames of {source} cannot be had in this format: {error}") from error
+        raise ConfigError(f"cannot convert the frames of {source} to {settings.pixel_format}: {error}") from error
     cores = available_cores()
     benchmark = _Benchmark(folder, spec, settings, images, say)
     detector = benchmark.run()
@@ -97,10 +97,10 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, or None and the reason if the back-end is not TensorRT.
+    """Return the module `vision.benchmark.gpu`, or None and the reason why the automatic back-end is not TensorRT.
 
     Raises:
-        DeviceMissing: `backend` is tensorrt, and there is no GPU, no driver or no TensorRT.
+        DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
     """
     if backend not in ("tensorrt", "auto"):
         return None, ""
@@ -111,12 +111,12 @@ def load_gpu(backend: str) -> tuple[Any, str]:
     except DeviceMissing as missing:
         if backend == "tensorrt":
             raise
-        return None, f"no NVIDIA GPU with TensorRT ({missing.args[0]}): ONNX Runtime on the CPU is measured"
+        return None, f"no NVIDIA GPU with TensorRT ({missing.args[0]}), so ONNX Runtime on the CPU is measured"
     return gpu, ""
 
 
 class _Benchmark:
-    """One run of the benchmark, which appends to `rows` and `notes`."""
+    """One run of a benchmark. Its results are in `rows` and `notes`."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Benchmark:
         say: Callable[[str], None],
     ) -> None:
         self.rows: list[Row] = []
-        self.max_batch = max(DetectConfig().max_batch, *settings.batches)  # the engine is that of `vision run`
+        self.max_batch = max(DetectConfig().max_batch, *settings.batches)  # as in `vision run`
         self._folder = folder
         self._spec = spec
         self._settings = settings
@@ -143,7 +143,7 @@ class _Benchmark:
         precisions: Sequence[str] = self._settings.precisions
         if self._gpu is None:
             precisions = ("fp32",)
-            self._note(f"{self._backend} has no choice of precision: everything is measured once")
+            self._note(f"{self._backend} has only one precision, so everything is measured once")
         with self._sampler:
             for precision in precisions:
                 if "engine" in self._settings.parts:
@@ -159,7 +159,7 @@ class _Benchmark:
 
     def _engines(self, precision: str) -> None:
         if self._backend == "fake":
-            self._note("the fake back-end has no network")
+            self._note("the fake back-end has no network, so only the other parts are measured")
             return
         modes = ("eager", "graph") if self._gpu else ("eager",)
         with self._open_lanes(precision) as open_lanes:
@@ -202,10 +202,10 @@ class _Benchmark:
     # --- the stage ---
 
     def _stages(self, precision: str) -> DetectorSpec:
-        """Measure stage and pipeline, which share a detector.
+        """Measure the stage and the pipeline. Return the spec of the detector that was opened last.
 
-        The slots of a GPU are independent, so one detector serves for any number of slots. On the CPU, slots share
-        the cores, so each number of slots needs its own detector.
+        On a GPU, slots are independent, so one detector is used for all numbers of slots. On a CPU, slots share the
+        cores, so each number of slots needs its own detector.
         """
         counts: Sequence[int] = self._settings.batches_in_flight
         if self._gpu:
@@ -228,7 +228,7 @@ class _Benchmark:
             pixel_format, formats = self._settings.pixel_format, detector.spec.pixel_formats
             if pixel_format not in formats:
                 self._note(
-                    f"{detector.spec.name} takes {' and '.join(formats)}, so it is not measured with {pixel_format}"
+                    f"{detector.spec.name} accepts {' and '.join(formats)}, so it is not measured with {pixel_format}"
                 )
                 return detector.spec
             counts = counts or range(1, detector.spec.batches_in_flight + 1)
@@ -238,11 +238,11 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Measure the stage and add its rows. Return the frames/s by batch size, with the most slots."""
+        """Measure the stage and add its rows. Return the frames/s of each batch size with the most slots."""
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
-            self._note(f"{detector.spec.name}: no batches of more than {detector.spec.max_batch}")
+            self._note(f"{detector.spec.name} runs batches of up to {detector.spec.max_batch}; larger ones are skipped")
         for batch in possible:
             for count in counts:
                 case = Case("stage", "slots", count, precision, batch)
@@ -252,7 +252,7 @@ class _Benchmark:
         return rates
 
     def _stage_row(self, case: Case, detector: Detector) -> Measured:
-        """Measure batches in flight; or, in the mode "alone", one at a time in a detector with room for more."""
+        """Measure one case of the stage: batches in flight or, in the mode "alone", one batch at a time."""
         self._say(str(case))
         now, seconds = self._sampler.submit(clocks), self._settings.seconds
         if case.mode == "alone":
@@ -292,9 +292,9 @@ class _Benchmark:
             offered_per_s = _OVERLOAD * min(rate, max_per_s)
             row = self._full_load(detector, case, shown, offered_per_s, enough_per_s=_NEAR * rate)
             if row.frames_per_s == 0:
-                self._note(f"{case}: nothing was published; more --seconds may help")
+                self._note(f"{case}: no frame was published in time; increase --seconds")
                 continue
-            max_per_s = 2 * row.frames_per_s  # larger batches do not double it again
+            max_per_s = 2 * row.frames_per_s  # the next larger batch at most doubles the throughput
             half = self._pipeline(detector, replace(case, mode="half"), shown, _HALF * row.frames_per_s)
             self.rows += [row, half]
 
@@ -303,7 +303,7 @@ class _Benchmark:
     ) -> Row:
         """Find the camera rate with the highest throughput.
 
-        At higher rates, fewer results are published, because the camera threads compete with the others for the GIL.
+        Above that rate, fewer results are published, because the camera threads compete with the others for the GIL.
         """
         rows: list[Row] = []
         for part in _PARTS_OF_MAX:
@@ -314,21 +314,21 @@ class _Benchmark:
         return max(rows, key=lambda row: row.frames_per_s)
 
     def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
-        """Run synthetic cameras. The detector receives the frames `shown` instead of theirs."""
+        """Measure the program with synthetic cameras. The detector receives the frames in `shown` instead of theirs."""
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)
         config = synthetic_deployment(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
         now = self._sampler.submit(clocks)
         ran = run_deployment(config, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
-        gc.collect()  # the buffers of its cameras are in reference cycles, and are not the next row's memory
+        gc.collect()  # buffers of cameras are in reference cycles, and must not count as memory of the next row
         measured = Measured(ran.latency, ran.published_per_s, ran.cpu, ran.rate_error, ran.objects_per_frame)
         dropped_per_s = sum(ran.dropped_per_s.values())
         return replace(self._row(case, measured, now), offered_per_s=ran.grabbed_per_s, dropped_per_s=dropped_per_s)
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
-    """Return the frames/s of each camera, and the duration of the run in seconds, of which a quarter is warm-up."""
+    """Return the frames/s of each camera, and the duration of the run in seconds including its warm-up."""
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)

@@ -21,11 +21,11 @@ from vision.engine.trtexec import Tool, build_line, installed_tool, nsys_text, t
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
-"""Without a GPU the name of the engine's file is only an example."""
+"""Used if there is no GPU. The file name of the engine is then only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
-    """Return the text of `vision profile --print-nsys`: the stage under Nsight Systems, with its ranges."""
+    """Return the output of `vision profile --print-nsys`: a command that traces the stage with Nsight Systems."""
     vision = shutil.which("vision")
     program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli.main"]
     options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
@@ -33,15 +33,17 @@ def nsys(model: str, batch: int, precision: str) -> str:
 
 
 def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
-    """Return the text of `vision profile --print-trtexec`: for the engine in the cache, or as it would be built.
+    """Return the output of `vision profile --print-trtexec`: a command that measures the engine in the cache.
+
+    If the engine is not in the cache, the commands that build it come first.
 
     Args:
         detect: settings of the engine; its `max_batch` is at least `batch`.
-        named: the model as arguments of `vision build`.
+        named: arguments of `vision build` that select the model.
 
     Raises:
         DeviceMissing: TensorRT is missing or does not start.
-        ModelError: the model has no such profile, or TensorRT does not accept the model.
+        ModelError: no profile of the model includes this batch size, or TensorRT does not accept the model.
     """
     onnx = read_onnx(folder, spec)
     settings = resolve(detect, spec)
@@ -50,7 +52,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
     profiles = make_profiles(inputs, spec, settings, channels=channels)
     shapes = {frame_input(inputs).name: (batch, channels, spec.input.height, spec.input.width)}
     gpu: Gpu | GpuDescription = _NO_GPU
-    lines = ["# there is no GPU here: the path of the engine is an example"]
+    lines = ["# this machine has no GPU, so the path of the engine is an example"]
     with suppress(DeviceError):
         from vision.gpu.cuda import open_device
 
@@ -66,9 +68,9 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 def _how_to_build(
     tool: Tool, onnx: Path, named: Sequence[str], plan: Path, *, profiles: Sequence[Profile], settings: BuildPlan
 ) -> str:
-    """Return the command of `vision build`, and that of the tool if it builds the same engine.
+    """Return the `vision build` command, and the command of the tool if the tool builds the same engine.
 
-    It builds a different one if the ONNX file defines the types, because that file is rewritten before the build.
+    It builds a different engine if the ONNX file defines the types, because `vision build` rewrites that file first.
     """
     options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
@@ -92,6 +94,6 @@ def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
         network = builder.create_network(network_flags(strongly_typed=True))
         parser = trt.OnnxParser(network, logger())
         if not parser.parse(onnx):
-            reason = "; ".join(log.errors()) or "it gave no reason"
+            reason = "; ".join(log.errors()) or "no reason was given"
             raise ModelError(f"{find_library()} cannot read {spec.file}: {reason}")
         return inputs_of(network)

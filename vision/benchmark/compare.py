@@ -1,7 +1,7 @@
-"""Comparison of two benchmarks. It checks first that they are comparable.
+"""Comparison of two benchmarks, and a check of whether they are comparable.
 
-A ratio of measurements from different machines, clocks or models does not describe the code. So the verdict includes
-the result of that check.
+A ratio of measurements from different machines, clocks or models does not describe the code, so all such differences
+are reported with the ratios.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 
 from vision.benchmark.document import Bench, Case, Row
 
-_SAME_RATE: Final = 0.03  # throughput that differs by less is the same, however often it was measured
-_SAME_TAIL: Final = 0.15  # p99 that differs by less
-_SURE: Final = 3.0  # standard errors: with two, chance would change two rows of 50
-_OTHER_CLOCK: Final = 0.05
-_BUSY: Final = 0.85  # of its cores; with less, others worked on the machine too
-_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ: the subject of a comparison
+_SAME_RATE: Final = 0.03  # throughputs that differ by less count as equal, even with many samples
+_SAME_TAIL: Final = 0.15  # p99 times that differ by less count as equal
+_SURE: Final = 3.0  # tolerated standard errors; with 2, chance would change the verdict of 2 rows in 50
+_OTHER_CLOCK: Final = 0.05  # relative difference from which clocks are reported as different
+_BUSY: Final = 0.85  # if a smaller part of the cores was available, other programs used the CPU
+_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ, because they are what is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,25 @@ class Comparability:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One case in both files. Ratios are b over a: throughput above 1 is better, times below 1 are."""
+    """Comparison of a case that both files contain. Each ratio is the value of b divided by that of a."""
 
     case: Case
     a: Row
     b: Row
-    rate_ratio: float | None  # None: half load, whose rate only repeats that of full load
+    rate_ratio: float | None  # None for half load, whose rate follows from that of full load
     p50_ratio: float
-    p99_ratio: float | None  # None: too few samples for a p99
-    verdict: str  # empty: nothing can be said
-    busy: bool = False  # other programs used the CPU meanwhile, in either file
+    p99_ratio: float | None  # None if either file has too few samples for a p99
+    verdict: str  # empty if no verdict is possible
+    busy: bool = False  # True if other programs used the CPU during this case in either file
 
     @property
     def count(self) -> int:
-        """Return the number of samples of the file that has fewer."""
+        """The number of samples in the file that has fewer of them."""
         return min(self.a.durations.count, self.b.durations.count)
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Check if the measurements of two files are comparable."""
+    """Check whether the measurements of two files are comparable. Return the reasons against it."""
     faults = [
         f"{name}: {first!r} and {second!r}"
         for name, first, second in (
@@ -76,17 +76,17 @@ def _differences(kind: str, a: Mapping[str, object], b: Mapping[str, object]) ->
 
 
 def _doubts(a: Bench, b: Bench) -> Iterator[str]:
-    for name, bench in (("the first", a), ("the second", b)):
+    for name, bench in (("first file", a), ("second file", b)):
         cores, available = bench.machine.cores, bench.cores_available
         if available < _BUSY * cores:
-            yield f"{name}: other programs used the CPU: {available:.1f} of {cores} cores were available"
+            yield f"{name}: other programs used the CPU, so only {available:.1f} of {cores} cores were available"
         busy = [row.cores_others for row in bench.rows if bench.busy(row)]
         if busy:
             rows = f"{len(busy)} of {len(bench.rows)} rows"
             yield f"{name}: other programs used up to {max(busy):.1f} cores during {rows}"
         reasons = sorted({row.clocks.throttled for row in bench.rows if row.clocks.throttled})
         if reasons:
-            yield f"{name}: the GPU was throttled by {'; '.join(reasons)}"
+            yield f"{name}: the GPU was throttled ({'; '.join(reasons)})"
     for field, device in (("gpu_mhz", "GPU"), ("gpu_memory_mhz", "GPU memory"), ("cpu_mhz", "CPU")):
         first, second = (max((getattr(row.clocks, field) or 0.0 for row in of.rows), default=0.0) for of in (a, b))
         if first and second and abs(first / second - 1) > _OTHER_CLOCK:
@@ -94,7 +94,7 @@ def _doubts(a: Bench, b: Bench) -> Iterator[str]:
 
 
 def compare(a: Bench, b: Bench) -> tuple[tuple[Comparison, ...], tuple[Case, ...], tuple[Case, ...]]:
-    """Return every case of both files, in the order of `a`; the cases that only `a` has; those that only `b` has."""
+    """Compare two files. Return the cases in both, in the order of `a`; those only in `a`; and those only in `b`."""
     a_rows, b_rows = ({row.case: row for row in bench.rows} for bench in (a, b))
     both = tuple(
         _comparison(row, b_rows[case], busy=a.busy(row) or b.busy(b_rows[case]))
@@ -118,12 +118,12 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """Return the maximum deviation from 1 that chance explains for a ratio of throughputs."""
+    """Return how far the ratio of two throughputs can deviate from 1 by chance."""
     return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return a verdict on throughput and one on p99, in words. `by_chance`: chance explains the difference of p99."""
+    """Return the verdict in words, such as "slower, p99 worse". `by_chance`: the p99 values differ only by chance."""
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])
@@ -133,5 +133,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 above and -1 below what chance explains, otherwise 0."""
+    """Return 1 if a ratio is above the tolerance, -1 if it is below, and 0 if it is within it."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

@@ -1,7 +1,7 @@
-"""Conditions of a measurement: the machine, the versions, and the clocks while it ran.
+"""Conditions of a measurement: the machine, the versions, and the clocks under load.
 
-A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change every measurement by more
-than most improvements do. So every row of a benchmark includes the state of the machine during the measurement.
+A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change measurements more than
+most improvements of the code do. So every row of a benchmark includes the state of the machine under load.
 
 NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson: docs/decisions/070-machine-conditions.md.
 """
@@ -40,7 +40,7 @@ _PACKAGES: Final = (
     "tensorrt-rtx-cu12-bindings",
 )
 _COMMAND_S: Final = 5.0
-_TEGRASTATS: Final = "tegrastats --interval 200 | head -n 1"  # it does not end by itself
+_TEGRASTATS: Final = "tegrastats --interval 200 | head -n 1"  # tegrastats does not stop by itself
 
 
 def _text(path: str) -> str:
@@ -51,7 +51,7 @@ def _text(path: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """Return the output of a command; empty if it is missing or fails."""
+    """Return the standard output of a command; empty if the command is missing, fails, or takes more than 5 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -64,19 +64,19 @@ def _output(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Hardware and its settings. If any value differs, measurements are not comparable."""
+    """Hardware and its settings. Measurements are comparable only if all values are equal."""
 
     cpu: str
-    cores: int  # that this process may use
+    cores: int  # number of CPU cores that this process can use
     memory_gib: float
     gpu: str = ""
     jetson: str = ""  # module and L4T release
-    power_mode: str = ""  # nvpmodel's
-    governor: str = ""  # of the CPU's clock
+    power_mode: str = ""  # as reported by nvpmodel
+    governor: str = ""  # CPU frequency governor
 
 
 def machine() -> Machine:
-    """Return the description of this machine."""
+    """Return a description of this machine."""
     jetson = _jetson()
     return Machine(
         cpu=_cpu_name(),
@@ -107,7 +107,7 @@ def _jetson() -> str:
 
 
 def parse_power_mode(text: str) -> str:
-    """Return the mode that `nvpmodel -q` prints, such as ``MAXN (0)``; empty if there is none."""
+    """Return the power mode in the output of `nvpmodel -q`, such as ``MAXN (0)``; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     name = next((line.partition(":")[2].strip() for line in lines if "Power Mode" in line), "")
     number = next((line for line in lines if line.isdigit()), "")
@@ -115,7 +115,7 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, packages and driver. The name of the back-end has that of JetPack's TensorRT."""
+    """Return the versions of Python, packages and driver. For TensorRT of JetPack, see the name of the back-end."""
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """State of the machine at one moment under load. None if a value is unknown."""
+    """State of the machine at one moment under load. A value is None or empty if it is unknown."""
 
     cpu_mhz: float | None = None
     gpu_mhz: float | None = None
@@ -137,12 +137,12 @@ class Clocks:
     gpu_power_w: float | None = None  # of the whole module on a Jetson
     gpu_temperature_c: float | None = None
     power_state: str = ""  # P0 to P15
-    throttled: str = ""  # why the GPU's clock is held down; empty: it is not, or not known
-    load: float | None = None  # processes that wanted to run in the last minute
+    throttled: str = ""  # why the GPU clock is reduced; empty if it is not reduced
+    load: float | None = None  # load average of the last minute
 
 
 def clocks() -> Clocks:
-    """Return the present state. Takes up to a second, so it never runs within a measurement."""
+    """Return the current state of the machine. Takes up to a second, so do not call it during a measurement."""
     if shutil.which("tegrastats"):
         values: dict[str, Any] = parse_tegrastats(_output("sh", "-c", _TEGRASTATS))
     else:
@@ -152,7 +152,7 @@ def clocks() -> Clocks:
 
 
 def _cpu_mhz() -> float | None:
-    with suppress(NotImplementedError, OSError):  # a virtual machine does not always show it
+    with suppress(NotImplementedError, OSError):  # some virtual machines do not report the clock
         return max((core.current for core in psutil.cpu_freq(percpu=True)), default=None)
     return None
 
@@ -167,11 +167,11 @@ _REASONS: Final[Mapping[int, str]] = {
     0x80: "power brake",
     0x100: "display clocks",
 }
-"""NVML's nvmlClocksEventReasons without 1, which is an idle GPU."""
+"""Bits of NVML's nvmlClocksEventReasons in words. Bit 0x1 is left out because it means an idle GPU."""
 
 
 def throttle_reasons(bits: int) -> str:
-    """Return the names of NVML's reasons."""
+    """Return the reasons in NVML's bit mask in words, separated by commas; empty if there are none."""
     return ", ".join(name for bit, name in _REASONS.items() if bits & bit)
 
 
@@ -183,7 +183,7 @@ _GPU_FACTS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "gpu_power_w": lambda gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
     "gpu_temperature_c": lambda gpu: float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
     "power_state": lambda gpu: f"P{nvml.nvmlDeviceGetPerformanceState(gpu)}",
-    # Every driver has this name; its newer one, ClocksEventReasons, is missing in older drivers.
+    # Every driver has the function with this name. Older drivers lack its new name, ClocksEventReasons.
     "throttled": lambda gpu: throttle_reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
 }
 
@@ -196,7 +196,7 @@ def query_gpu() -> dict[str, Any]:
         try:
             gpu = nvml.nvmlDeviceGetHandleByIndex(0)
             for name, query in _GPU_FACTS.items():
-                with suppress(nvml.NVMLError):  # this GPU does not have it
+                with suppress(nvml.NVMLError):  # this GPU does not report the value
                     facts[name] = query(gpu)
         finally:
             nvml.nvmlShutdown()
@@ -204,7 +204,7 @@ def query_gpu() -> dict[str, Any]:
 
 
 def parse_tegrastats(line: str) -> dict[str, float]:
-    """Parse a line of a Jetson's tegrastats, JetPack 5 to 7."""
+    """Parse a line of tegrastats from JetPack 5 to 7. Return the values by the name of their field in `Clocks`."""
     patterns = {
         "gpu_mhz": r"GR3D_FREQ \d+%@\[?(\d+)",
         "gpu_memory_mhz": r"EMC_FREQ \d+%@(\d+)",
@@ -225,29 +225,29 @@ def parse_tegrastats(line: str) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class CpuUse:
-    """Mean number of busy cores: of this process, and of everything else on the machine."""
+    """Mean number of CPU cores that this process (`own`) and all other programs (`others`) used."""
 
     own: float
     others: float
 
 
 class CpuMeter:
-    """Measures CPU use from its construction until `read`."""
+    """Meter of the CPU use since its construction."""
 
     def __init__(self) -> None:
         self._begin = _cpu_times()
 
     def read(self) -> CpuUse:
-        """Return the use since construction."""
+        """Return the CPU use since the construction."""
         wall_s, own_s, all_s = (end - begin for begin, end in zip(self._begin, _cpu_times(), strict=True))
         wall_s = max(1e-9, wall_s)
         return CpuUse(own_s / wall_s, max(0.0, (all_s - own_s) / wall_s))
 
 
 def _cpu_times() -> tuple[float, float, float]:
-    """Return seconds: wall clock, CPU time of this process, and of the machine.
+    """Return the monotonic time, the CPU time of this process, and that of the whole machine, in seconds.
 
-    Time that a hypervisor gave to other machines counts too.
+    The CPU time of the machine includes time that a hypervisor gave to other machines.
     """
     times = psutil.cpu_times()
     machine_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
@@ -261,7 +261,7 @@ def available_cores(seconds: float = 0.25) -> float:
 
     def burn() -> None:
         while time.monotonic() < end_s:
-            hashlib.sha256(block)  # without the GIL
+            hashlib.sha256(block)  # releases the GIL
 
     cores = len(os.sched_getaffinity(0))
     wall, cpu = time.monotonic(), time.process_time()

@@ -1,6 +1,6 @@
 """File format of a benchmark: measurements, hardware and conditions. `vision bench --json` writes it.
 
-One format for the options that read it (`--compare`, `--read`) and for committed results.
+The options `--compare` and `--read` read it. Results in the repository have this format too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vision.benchmark.loops import Durations
 from vision.errors import ConfigError
 
 BUSY_PART: Final = 0.1
-"""Part of the machine's cores. If other programs use more, its measurements are marked."""
+"""Part of the machine's cores. A row is marked if other programs used more than this part during its measurement."""
 
 Part: TypeAlias = Literal["engine", "stage", "pipeline"]
-"""The network alone; frames in to boxes out; cameras in to results out."""
+"""`engine`: the network alone; `stage`: from frames to boxes; `pipeline`: from cameras to published results."""
 
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -31,23 +31,23 @@ _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Subject of one row. Rows of two files with equal cases are compared."""
+    """What one row measures. A comparison pairs the rows of two files that have equal cases."""
 
     part: Part
-    mode: str  # engine: "eager", "graph"; stage: "slots", "alone"; pipeline: "full" or "half" load
+    mode: str  # engine: "eager" or "graph"; stage: "slots" or "alone"; pipeline: "full" or "half" load
     lanes: Positive  # engine: streams; stage: batches in flight; pipeline: cameras
     precision: str
-    batch: Positive  # frames in one batch; of the pipeline: at most
+    batch: Positive  # frames per batch; for the pipeline, the maximum
 
     def __str__(self) -> str:
         return f"{self.part} {self.short()}, batch {self.batch}"
 
     def short(self) -> str:
-        """Return the name without part and batch."""
+        """Return the name of the case without its part and batch size."""
         return f"{self.setup()}, {self.precision}"
 
     def setup(self) -> str:
-        """Return the name without part, precision and batch, which headings show."""
+        """Return the name of the case without its part, precision and batch size."""
         if self.part == "engine":
             return f"{self.lanes} stream{'s' * (self.lanes > 1)}{', graph' * (self.mode == 'graph')}"
         if self.part == "stage":
@@ -57,56 +57,56 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement."""
+    """Measurements of one case."""
 
     case: Case
-    durations: Durations  # engine and stage: of a batch, from its start to its result; pipeline: capture to publish
+    durations: Durations  # engine and stage: start of a batch to its result; pipeline: capture to publication
     frames_per_s: float
-    cores_busy: float  # of the CPU, by this process
-    cores_others: float  # by everything else
+    cores_busy: float  # CPU cores that this process used
+    cores_others: float  # CPU cores that other programs used
     rss_mib: float
-    device_mib: float | None  # GPU memory of this process
+    device_mib: float | None  # GPU memory of this process; None without a GPU
     clocks: Clocks
     offered_per_s: float = 0.0  # pipeline: frames that the cameras delivered
     dropped_per_s: float = 0.0
     objects_per_frame: float = 0.0
-    rate_error: float | None = None  # relative standard error of `frames_per_s`; None: not known
+    rate_error: float | None = None  # relative standard error of `frames_per_s`; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Content of a file."""
+    """Contents of a benchmark file."""
 
     schema: Literal["vision.bench/1"] = field(default="vision.bench/1", kw_only=True)
     model: str
     model_sha256: str
     input: str  # such as "416x416"
-    backend: str  # the name of the detector that was opened last: with several precisions, of the last one
-    slots: int  # of that detector
-    parallel: int
+    backend: str  # name of the detector that was opened last, which has the last precision
+    slots: int  # batches in flight of that detector
+    parallel: int  # batches that it computes at the same time
     frame: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)$")]
-    seconds: float  # of each measurement
+    seconds: float  # duration of each measurement
     measured_at: str
     machine: Machine
     versions: Mapping[str, str]
-    cores_available: float  # to the program; fewer than the machine's if other programs ran
-    source: str  # of the frames
+    cores_available: float  # cores that the program could use; fewer than `machine.cores` if other programs ran
+    source: str  # where the frames come from
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
-        """Return `backend` without the precision of the detector that was opened last: rows have their own."""
+        """`backend` without the precision, because each row has its own precision."""
         return ", ".join(part for part in self.backend.split(", ") if part not in _PRECISIONS)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Return the precisions of all rows, in their order."""
+        """The precisions of all rows, each once, in the order of the rows."""
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:
-        """Return True if other programs used enough of the CPU during a row to affect its measurements."""
+        """Return whether other programs used enough of the CPU to affect the measurements of a row."""
         return row.cores_others > BUSY_PART * self.machine.cores
 
     def rows_of(self, part: Part) -> tuple[Row, ...]:
@@ -114,37 +114,37 @@ class Bench:
         return tuple(row for row in self.rows if row.case.part == part)
 
     def text(self) -> str:
-        """Return the content of the file."""
+        """Return the benchmark as JSON."""
         return json.dumps(asdict(self), indent=1)
 
 
 def load_bench(path: Path) -> Bench:
-    """Read a file.
+    """Read a benchmark file.
 
     Raises:
-        ConfigError: it cannot be read, or has another format.
+        ConfigError: the file cannot be read, or has a different format.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Bench)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        hint = "`vision bench MODEL --json FILE` writes one"
-        raise ConfigError(f"{path} is no benchmark of this version: {error}", hint=hint, code="no-benchmark") from error
+        fault = f"{path} is not a benchmark file of this version: {error}"
+        raise ConfigError(fault, hint="`vision bench MODEL --json FILE` writes one", code="no-benchmark") from error
 
 
 def check_writable(path: Path) -> None:
-    """Check that a result can be written, before minutes are spent on it. ``-`` is standard output.
+    """Check that `path` can be written. Call this before a long measurement. ``-`` means standard output.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     if str(path) == "-":
         return
-    target = Path(os.path.realpath(path))  # a link may lead to a file that is not there yet
+    target = Path(os.path.realpath(path))  # a symbolic link can point to a file that does not exist yet
     try:
         new = not target.exists()
-        if new or target.is_file() or target.is_dir():  # pipes and devices are only opened once
+        if new or target.is_file() or target.is_dir():  # pipes and devices must be opened only once
             target.open("ab").close()
         if new:
             target.unlink()

@@ -1,4 +1,4 @@
-"""Real frames for benchmarks, so that NMS and the results thread have as much to do as in production."""
+"""Real frames for benchmarks, so that NMS and the results thread have as much work as in production."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Image = NDArray[np.uint8]
 
 
 def shipped_clip() -> str:
-    """Return the path of the shipped clip: people in a street, 768x576."""
+    """Return the path of the shipped clip, which shows people in a street at 768x576."""
     return str(next(iter(shipped_configs().values())).parent / CLIP)
 
 
 def load_frames(source: str, count: int) -> list[Image]:
-    """Return the first `count` frames of a recording or a synthetic camera, in BGR; fewer if the source ends earlier.
+    """Load the first `count` frames of a recording or a synthetic camera as BGR; fewer if the source ends earlier.
 
     Raises:
         SourceError: the source cannot be read, or has no frames.
@@ -43,10 +43,10 @@ def load_frames(source: str, count: int) -> list[Image]:
 
 
 def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
-    """Convert a BGR frame to another format. YUV is BT.601, limited range.
+    """Convert a BGR frame to `pixel_format`. NV12 and I420 use BT.601 with limited range.
 
     Raises:
-        ValueError: NV12 and I420 need even sides.
+        ValueError: the format is NV12 or I420, but the width or the height is odd.
     """
     frame_shape(bgr.shape[0], bgr.shape[1], pixel_format)
     if pixel_format == "bgr":
@@ -58,7 +58,7 @@ def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """Return a batch for each slot, in buffers of the detector. Images have the format `pixel_format`."""
+    """Return a batch of frames for each slot, in buffers of the detector. `images` have the format `pixel_format`."""
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]

@@ -30,20 +30,20 @@ from vision.types import Frame
 
 
 def require() -> None:
-    """Raise DeviceMissing if there is no GPU, no driver or no TensorRT."""
+    """Raise DeviceMissing if the GPU, its driver or TensorRT is missing."""
     open_device()
     find_library()
 
 
 class GpuLane:
-    """Lane on a GPU: a stream and a context with random input, as a CUDA graph or as separate launches."""
+    """Lane on a GPU: a stream and an execution context with random input. Runs a CUDA graph or separate launches."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """Create the context and its memory. `shapes` has each input that takes frames.
+        """Create the context and its memory. `shapes` contains the shape of each input that receives frames.
 
         Raises:
-            ModelError: no profile has these shapes, or the size of an output depends on the data.
-            DeviceError: memory is too small, or the graph cannot be captured.
+            ModelError: no profile includes these shapes, or the size of an output depends on the data.
+            DeviceError: there is not enough memory, or the graph cannot be captured.
         """
         with contextlib.ExitStack() as made:
             self.stream = made.enter_context(Stream())
@@ -71,7 +71,7 @@ class GpuLane:
         self.stream.synchronize()
 
     def close(self) -> None:
-        del self.context  # the engine cannot go before its contexts
+        del self.context  # contexts must be freed before their engine
         self._made.close()
 
 
@@ -89,19 +89,19 @@ def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], 
         context.set_address(name, given.address)
     for name, size in context.output_sizes().items():
         if size.bytes is None:
-            raise ModelError(f"the size of output {name} depends on the frame: this network is not measured alone")
+            raise ModelError(f"the size of output {name} depends on the frame, so the network is not measured alone")
         context.set_address(name, buffer(size.bytes, f"output {name}").address)
 
 
 def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape]:
-    """Return the shape of the input that takes frames, for one batch."""
+    """Return the name of the input that receives frames, with its shape for batches of `batch` frames."""
     frame = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
     return {frame.name: (batch, frame.channels, spec.input.height, spec.input.width)}
 
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model, from the cache or built now, with a private memory pool."""
+    """Open the engine of a model with a private memory pool. Build the engine if it is not in the cache."""
     device = open_device()
     use_device(device)
     options = BuildOptions(prepare_thread=lambda: use_device(device))
@@ -118,19 +118,19 @@ def device_mib() -> float:
 
 
 class DeviceTimeline:
-    """Traces when each step of a batch begins and ends on the GPU, by events between the steps.
+    """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
 
-    It wraps the graphs of a detector until `close`. Nothing else must use it until then. A CUDA graph runs as a
-    whole, without events between its steps. So a detector is traced twice: as it runs, where a graph is one span; and
-    step by step, where the gaps are those of the launches.
+    It replaces the graphs of a detector until `close`; nothing else must use the detector until then. No events can be
+    recorded inside a CUDA graph. So a detector is traced twice: as it runs, where each graph is one span; and step by
+    step, where each gap is the time of a launch.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
-        """Wrap a detector. `steps`: run every step by itself instead of the graph."""
+        """Wrap a detector. If `steps` is true, each step is launched separately instead of the graph."""
         self._detector = detector
         self._made = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
-        self._copying: Event | None = None  # where the copies of a batch begin
+        self._copying: Event | None = None  # event at the start of the copies of a batch
         slots, self._copies = detector.parts()
         self._slots = [slot for slot in slots if isinstance(slot, Slot)]
         self._graphs = [dict(slot.graphs) for slot in self._slots]
@@ -149,12 +149,12 @@ class DeviceTimeline:
         return event
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Submit to the detector, and trace the copies too."""
+        """Submit a batch to the detector, and trace its copies to the GPU."""
         self._copying = self._event(self._copies)
         self._detector.submit(slot, frames)
 
     def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Queue the steps. The slot calls this after it queued the copies."""
+        """Queue the steps with an event before and after each. The slot calls this after it has queued the copies."""
         if self._copying is not None:
             self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
             self._copying = None
@@ -164,7 +164,7 @@ class DeviceTimeline:
             self._marks.append((f"{lane} on the GPU", name, begin, self._event(stream)))
 
     def write_to(self, recorder: SpanRecorder) -> None:
-        """Add the spans to the time line of the host. Every batch must be done."""
+        """Add the spans to `recorder`, in time of the host clock. Call this when all batches have finished."""
         for lane, name, begin, end in self._marks:
             start_ns, end_ns = (self._origin_ns + round(at.ms_since(self._origin) * 1e6) for at in (begin, end))
             recorder.add(Span(name, lane, start_ns, end_ns))
@@ -173,5 +173,5 @@ class DeviceTimeline:
         """Restore the original graphs of the detector."""
         for slot, graphs in zip(self._slots, self._graphs, strict=False):
             slot.graphs.update(graphs)
-        self._graphs.clear()  # an engine cannot go before its contexts
+        self._graphs.clear()  # contexts must be freed before their engine
         self._made.close()

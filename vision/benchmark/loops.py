@@ -1,10 +1,10 @@
 """Loops that measure the network alone, and the whole detection stage.
 
-The stage is measured through the `Detector` protocol: frames in host memory in, boxes in host memory out. The loop is
-that of the program: wait for the oldest batch, submit the next. So the results of any detector apply to the program.
+The stage is measured through the `Detector` protocol, from frames in host memory to boxes in host memory. The loop is
+that of the program: wait for the oldest batch, then submit the next one. So the measurements apply to the program.
 
-The network alone is the limit of everything that is built around it. It runs in lanes: a lane is a stream with a batch
-of its own. Latency and throughput are measured separately, because neither follows from the other.
+The network alone limits the speed of the stage. It runs in lanes: each lane is a stream with its own batch. Latency and
+throughput are measured separately, because neither can be computed from the other.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.detect.detector import Detector
 from vision.types import Frame
 
-WAIT_S: Final = 60.0  # for one batch; only a lost one takes longer
-PAUSE_S: Final = 0.02
+WAIT_S: Final = 60.0  # timeout of a batch; only a lost batch takes longer
+PAUSE_S: Final = 0.02  # between batches of `measure_alone`
 
-_MIN_BATCHES: Final = 5  # however slow
-_MAX_QUEUED: Final = 1024  # batches on one lane: the queue of a device is limited
-_MIN_BURSTS: Final = 5  # for an error of their rate
+_MIN_BATCHES: Final = 5  # even if they take longer than the measurement
+_MAX_QUEUED: Final = 1024  # batches per lane, because the queue of a device is limited
+_MIN_BURSTS: Final = 5  # needed to estimate the error of their rate
 
 Ready = Callable[[], bool]
 
 FEWEST_FOR_P99: Final = 200
-"""Minimum number of samples for a p99. With fewer, p99 is almost the slowest sample and not repeatable."""
+"""Minimum number of samples for a p99. With fewer samples, p99 is almost the slowest sample and not repeatable."""
 
-_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part below p99, for one sample
-_PARTS: Final = 10
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part of samples below p99, for 1 sample
+_PARTS: Final = 10  # groups that a standard error is computed from
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------------ statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Statistics of `count` durations, milliseconds. All 0 without samples."""
+    """Statistics of `count` durations in milliseconds. All values are 0 if there are no samples."""
 
     count: int
     mean_ms: float
@@ -59,7 +59,10 @@ class Durations:
 
     @staticmethod
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
-        """Return exact statistics. Each percentile is a sample. `independent`: how many samples are; None: all."""
+        """Return the statistics of durations. Each percentile is one of the samples.
+
+        `independent` is the number of independent samples, which sets the confidence limits; None means all.
+        """
         if not durations_ns:
             return Durations(0, *(0.0,) * 9)
         ms = np.sort(np.asarray(durations_ns, np.float64)) / 1e6
@@ -72,7 +75,7 @@ class Durations:
 
     @property
     def has_p99(self) -> bool:
-        """True if there are enough samples for `p99_ms`."""
+        """Whether there are enough samples for `p99_ms`."""
         return self.count >= FEWEST_FOR_P99
 
 
@@ -80,8 +83,8 @@ def relative_error(parts: Sequence[float]) -> float | None:
     """Return the relative standard error of a mean, or of the rate that is its inverse; None for fewer than two parts.
 
     Args:
-        parts: duration or size of each of several equal pieces of work, in order. If there are many, neighbours are
-            added up, because what slows one often slows the next.
+        parts: duration or size of each of several equal pieces of work, in order. Many pieces are first added up in
+            groups of neighbors, because a disturbance often affects several in a row.
     """
     together = max(1, len(parts) // _PARTS)
     whole = len(parts) // together
@@ -93,9 +96,9 @@ def relative_error(parts: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Result of a loop of batches."""
+    """Measurements of a loop of batches."""
 
-    durations: Durations  # of a batch, from its start to its result
+    durations: Durations  # from the start of a batch to its result
     frames_per_s: float
     cpu: CpuUse
     rate_error: float | None  # relative standard error of `frames_per_s`
@@ -107,19 +110,19 @@ class Measured:
 
 class _Batch(NamedTuple):
     duration_ns: int
-    interval_ns: int  # that counts for the throughput
+    interval_ns: int  # elapsed time that counts for the throughput
     objects: int
 
 
 def measure_stage(
     detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
-    """Keep as many batches in flight as there are slots in use, for `seconds`.
+    """Measure the stage for `seconds` with one batch in flight per slot.
 
     Args:
-        batches: one per slot, all of one size; slot k always gets batch k.
-        warm: called after each batch of the warm-up, which ends when it returns True, after two batches per slot at
-            the earliest.
+        batches: one per slot, all of the same size. Slot k always receives batch k.
+        warm: called after each batch of the warm-up. When it returns True and each slot has finished two batches, the
+            measurement starts.
     """
     measured = _measure(_keep_in_flight(detector, batches), len(batches[0]), seconds, warm)
     for slot in range(len(batches)):
@@ -130,10 +133,10 @@ def measure_stage(
 def measure_alone(
     detector: Detector, batch: Sequence[Frame], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` leaves out the pauses.
+    """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` excludes the pauses.
 
     Without pauses, batches run faster than with a real camera: on one core, nanodet-g-416 takes 37 ms back to back and
-    45 ms with pauses of 60 ms, because the weights have left the caches by then.
+    45 ms with pauses of 60 ms, because the weights leave the CPU caches during a pause.
     """
 
     def run() -> Iterator[_Batch]:
@@ -149,7 +152,7 @@ def measure_alone(
 
 
 def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]]) -> Iterator[_Batch]:
-    """Yield each batch when its result is there and the next one is submitted, from the third of each slot on."""
+    """Keep a batch in flight in every slot. Yield each finished batch, except the first ones of each slot."""
     submitted_ns = [0] * len(batches)
     for slot, batch in enumerate(batches):
         submitted_ns[slot] = time.monotonic_ns()
@@ -183,20 +186,20 @@ def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: R
 
 
 class Lane(Protocol):
-    """One stream with its own memory and random input."""
+    """A stream that runs the network on its own memory, with random input."""
 
     def start(self) -> None:
-        """Queue a batch behind those that are queued."""
+        """Queue one more batch."""
 
     def finish(self) -> None:
-        """Wait for everything that is queued."""
+        """Wait until all queued batches have finished."""
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all resources."""
 
 
 class ThreadLane:
-    """Lane over a blocking function, which its thread calls."""
+    """Lane that calls a blocking function in its own thread."""
 
     def __init__(self, run: Callable[[], object]) -> None:
         self._run = run
@@ -220,7 +223,7 @@ def measure_engine(
 ) -> Measured:
     """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
 
-    Durations are with one batch in flight on each lane; the throughput is with work always queued.
+    Latency is measured with one batch in flight per lane, and throughput with batches always queued.
     """
     _burst(lanes, 2)
     while not warm():
@@ -255,7 +258,7 @@ def _free_running(lanes: Sequence[Lane], seconds: float) -> tuple[int, list[int]
     """Run bursts of batches. Return the batches per lane and burst, and the duration of each burst in ns."""
     count = 1
     while (took_ns := _burst(lanes, count)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
-        count *= 2  # lanes run dry at the end of a burst: that must not weigh
+        count *= 2  # long bursts, because lanes run out of work at the end of a burst
     bursts_ns = [took_ns]
     while sum(bursts_ns) < seconds * 1e9 or len(bursts_ns) < _MIN_BURSTS:
         bursts_ns.append(_burst(lanes, count))

@@ -28,13 +28,13 @@ from vision.runtime.builder import RunOptions, open_publisher
 from vision.stages.stage import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
-_WARM_UP_PART: Final = 0.25  # of a run: connections, first batches, and what the batcher learns do not count
-_REPORTS: Final = 20  # per run: the measurement lies between two of them
-_SLICES: Final = 10  # of a run: their spread is the error of the rate
+_WARM_UP_PART: Final = 0.25  # part of a run that does not count, in which the batcher measures batch times
+_REPORTS: Final = 20  # per run; a measurement starts and ends with a report
+_SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
 
 class Published(NamedTuple):
-    """Times of one published result, nanoseconds of the monotonic clock."""
+    """Times of one published result, in nanoseconds of the monotonic clock."""
 
     at_ns: int
     captured_ns: int
@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 
 class CountingSink:
-    """Sink that records when each result was published, and passes results on to `behind` if there is one."""
+    """Sink that records when each result is published. If `behind` is a sink, it receives everything too."""
 
     def __init__(self, behind: Sink | None = None) -> None:
         self.published: dict[str, list[Published]] = {}  # by camera
@@ -51,7 +51,7 @@ class CountingSink:
         self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Record one result. Called by the results thread."""
+        """Record one result. The results thread calls this."""
         if self._behind is not None:
             self._behind.publish(result)
         timing = result.timing
@@ -60,7 +60,7 @@ class CountingSink:
         self.objects += len(result.objects)
 
     def report(self, report: Report) -> None:
-        """Pass the report on. Called by the main thread."""
+        """Forward the report to `behind`. The main thread calls this."""
         if self._behind is not None:
             self._behind.report(report)
 
@@ -71,7 +71,7 @@ class CameraRun:
 
     grabbed_per_s: float
     published_per_s: float
-    dropped_per_s: Mapping[str, float]
+    dropped_per_s: Mapping[str, float]  # by reason
     latency: Durations
 
 
@@ -83,15 +83,15 @@ class DeploymentRun:
     cameras: Mapping[str, CameraRun]
     latency: Durations  # of all cameras
     cpu: CpuUse
-    threads: Mapping[str, float]  # part of the time that each named thread of Python used a core
+    threads: Mapping[str, float]  # part of the time that a Python thread used a core, by thread name
     in_flight: tuple[float, ...]  # part of the time with at least 1, 2, ... batches in the detector
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
-    device_bytes: int | None = None  # GPU memory of the detector
+    device_bytes: int | None = None  # GPU memory of the detector; None without a GPU
 
     @property
     def published_per_s(self) -> float:
-        """Frames per second of all cameras."""
+        """Published frames per second of all cameras."""
         return sum(camera.published_per_s for camera in self.cameras.values())
 
     @property
@@ -112,7 +112,7 @@ class DeploymentRun:
 def synthetic_deployment(
     cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None
 ) -> AppConfig:
-    """Return a configuration with synthetic cameras only."""
+    """Return a configuration with `cameras` synthetic cameras at `fps` frames/s each."""
     frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # the form has room for eight characters
     suffix = f"&format={pixel_format}" if pixel_format else ""
     return AppConfig.model_validate(
@@ -130,12 +130,12 @@ def run_deployment(
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
 
-    The run neither reads nor writes `state` and snapshots.
+    The run neither reads nor writes saved counters, and writes no snapshots.
 
     Args:
         open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
-        publish: send every result to a private socket too.
-        open_source: a function like `vision.capture.open.open_source`, in its place.
+        publish: True also publishes every result, on a private socket.
+        open_source: a function that replaces `vision.capture.open.open_source`; None to use that function.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -145,7 +145,7 @@ def run_deployment(
         sink = CountingSink(_private_publisher(config, resources) if publish else None)
         options = RunOptions(stop=stop, sink=sink, open_detector=open_detector, open_source=open_source)
         runtime = load_pipeline(config.pipeline)(config, options, resources)
-        # Each collection holds every thread. As in `vision run`, none looks at the objects of the start.
+        # A garbage collection stops every thread. As in `vision run`, it skips the objects that exist at the start.
         gc.collect()
         gc.freeze()
         resources.callback(gc.unfreeze)
@@ -156,14 +156,14 @@ def run_deployment(
 
 
 class NonClosingDetector:
-    """A `Detector` that stays open when a pipeline closes it, with its own maximum batch size.
+    """Wrapper that keeps a detector open when a pipeline closes it, and can lower its maximum batch size.
 
-    It can process `images` instead of the frames of synthetic cameras, in which a network finds next to nothing. NMS
-    and the results thread then have as much to do as with real cameras, and the camera threads do the same work.
+    It can process `images` instead of the frames of synthetic cameras, in which a network finds almost nothing. NMS and
+    the results thread then have as much work as with real cameras, and the work of the camera threads does not change.
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """Wrap a detector. `images`: a batch of at least `max_batch` frames, of the cameras' format, for each slot."""
+        """Wrap a detector. `images` has a batch of at least `max_batch` frames in the cameras' format for each slot."""
         self._detector = detector
         self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
@@ -178,19 +178,19 @@ class NonClosingDetector:
         return self._detector.wait(slot, timeout_s)
 
     def close(self) -> None:
-        """Wait for the batches that the pipeline left, so that every slot is free for the next pipeline."""
+        """Wait for the batches that are still in flight, so that every slot is free for the next pipeline."""
         for slot in range(self._detector.spec.batches_in_flight):
             with suppress(ValueError):  # the slot is free
                 self._detector.wait(slot, WAIT_S)
 
 
 class _End(NamedTuple):
-    """Counters at one end of the measurement."""
+    """Counters at the start or at the end of a measurement."""
 
     at_ns: int
     grabbed: Mapping[str, int]  # by camera
     dropped: Mapping[str, Counter[str]]  # by camera and reason
-    cpu: CpuUse  # since the first end
+    cpu: CpuUse  # since the start of the measurement
     thread_s: Mapping[str, float]  # CPU time by the name of the thread
 
 
@@ -207,13 +207,13 @@ class _Window:
         if now_ns < self._from_ns:
             return
         self._meter = self._meter or CpuMeter()
-        # The slots' own counts: a camera whose frames are all dropped has no result.
+        # Results cannot be counted instead, because a camera whose frames are all dropped has no results.
         grabbed = {camera.camera: camera.grabbed for camera in report.cameras}
         dropped = {camera.camera: Counter(camera.dropped) for camera in report.cameras}
         self._ends.append(_End(now_ns, grabbed, dropped, self._meter.read(), _thread_times()))
 
     def ends(self) -> tuple[_End, _End]:
-        """Return both ends, after the run. The last report follows the stop of the cameras and is left out."""
+        """Return the counters at the start and the end, after the run. The report after the stop is left out."""
         if not self._ends:
             nothing = _End(time.monotonic_ns(), {}, {}, CpuUse(0.0, 0.0), {})
             return nothing, nothing
@@ -221,7 +221,7 @@ class _Window:
 
 
 def _thread_times() -> dict[str, float]:
-    """Return the CPU time of each thread that Python knows, seconds, by its name."""
+    """Return the CPU time of each Python thread in seconds, by the name of the thread."""
     seconds = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
     return {
         thread.name: seconds[thread.native_id]
@@ -257,7 +257,7 @@ def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _E
     return DeploymentRun(
         seconds,
         cameras,
-        _latency(every, len(batches)),  # frames of one batch are late together
+        _latency(every, len(batches)),  # the latencies within a batch are not independent
         end.cpu,
         {name: (s - begin.thread_s.get(name, 0.0)) / seconds for name, s in end.thread_s.items()},
         in_flight(batches, begin.at_ns, end.at_ns),
@@ -271,7 +271,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in the detector. `batches`: begins and ends, ns."""
+    """Return the part of the time with at least 1, 2, ... batches in the detector. `batches` is (start, end) in ns."""
     changes = sorted(
         change
         for begin, end in batches

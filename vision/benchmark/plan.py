@@ -1,4 +1,4 @@
-"""`vision plan CONFIG`: run the deployment with stand-in cameras and report throughput, latency and the bottleneck."""
+"""`vision plan CONFIG`: throughput, latency and bottleneck of a deployment, measured with stand-in cameras."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ SCHEMA: Final = "vision.plan/1"
 MAX_CAMERAS: Final = 256
 MAX_STEPS: Final = 6
 
-_FULL: Final = 0.9  # from here on frames wait for each other
+_FULL: Final = 0.9  # load from which frames queue
 
 _ADVICE: Final[dict[Part, str]] = {
-    "detector": "Lower `max_fps`, use a smaller model, or, with TensorRT, precision fp16 and a larger `max_batch`.",
-    "camera thread": "Use the camera's smaller stream, or set a lower rate in the camera.",
+    "detector": "Lower `max_fps` or use a smaller model. With TensorRT, use precision fp16 and a larger `max_batch`.",
+    "camera thread": "Use a smaller stream of the camera, or set a lower frame rate in the camera.",
     "results thread": "Publish MessagePack, raise `score_threshold`, or run two programs with half the cameras each.",
-    "inference thread": "Run two programs with half of the cameras each.",
-    "CPU": "Use the cameras' smaller streams, set lower rates in the cameras, or decode on the GPU.",
+    "inference thread": "Run two programs with half the cameras each.",
+    "CPU": "Use smaller streams of the cameras, set lower frame rates in the cameras, or decode on the GPU.",
 }
-_NO_PART: Final = "No single part is full: the threads wait for each other, because one runs Python at a time. "
-_FITS: Final = 0.97  # of the frames that were asked for
-_AT_RANDOM: Final = 0.1  # at most so much of a rate may depend on when a short run begins
-_BUSY_ELSEWHERE: Final = 0.1  # of the cores, by other programs: worth a note
-_SEARCH_PART: Final = 0.5  # of `seconds`: length of a run that only asks whether the cameras fit
-_SEARCH_LIMIT: Final = 6.0  # times `seconds`: no further step starts later than this
+_NO_PART: Final = "No single part is at its limit. The threads wait for each other, because one runs Python at a time. "
+_FITS: Final = 0.97  # part of the requested frames that must be published
+_AT_RANDOM: Final = 0.1  # maximum part of a rate that can depend on when a short run starts
+_BUSY_ELSEWHERE: Final = 0.1  # part of the cores used by other programs from which a note is added
+_SEARCH_PART: Final = 0.5  # duration of a run of the search, as a part of `seconds`
+_SEARCH_LIMIT: Final = 6.0  # latest start of a run of the search, as a multiple of `seconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Result of a search."""
+    """Result of the search for the number of cameras that fit."""
 
-    fit: int  # largest number of cameras that was tried and fits; 0 if not even one fits
-    too_many: int | None  # smallest number that was tried and does not fit; None if all fit
+    fit: int  # largest tried number of cameras that fits; 0 if none fits
+    too_many: int | None  # smallest tried number that does not fit; None if all fit
 
     def __str__(self) -> str:
         if self.too_many is None:
@@ -68,7 +68,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class CameraPlan:
-    """Result of one camera. Rates are frames per second, latency is from capture to publication."""
+    """Measurements of one camera. Rates are in frames per second. Latency is from capture to publication."""
 
     camera: str
     stand_in: str
@@ -86,7 +86,7 @@ class Plan:
     """Result of `vision plan`."""
 
     detector: str
-    seconds: float  # that were measured
+    seconds: float  # duration of the measurement
     cameras: tuple[CameraPlan, ...]
     asked_fps: float
     published_fps: float
@@ -105,7 +105,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
+        """Return the plan as data that JSON can represent."""
         return {"schema": SCHEMA, **msgspec.to_builtins(self)}
 
 
@@ -113,11 +113,11 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
     """Run the deployment with stand-in cameras, then find out how many cameras of this kind fit.
 
     Args:
-        seconds: length of the run. The search takes at most six times as long.
+        seconds: duration of the run. The search takes about six times as long at most.
         progress: receives a description of each step.
 
     Raises:
-        VisionError: model, back-end, pipeline or a local source cannot be opened.
+        VisionError: the model, the back-end, the pipeline or a local source cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder:
         progress("cameras")
@@ -152,13 +152,13 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return True if the cameras publish what they ask for.
+        """Return whether the cameras together reached their requested rates.
 
-        A run has one frame of a camera more or less, depending on when it begins.
+        Depending on when a run starts, it contains one frame more or less of each camera, which is tolerated.
         """
-        asked = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
-        tolerance = min(count / max(run.seconds, 1e-9), _AT_RANDOM * asked)
-        return run.published_per_s + tolerance >= _FITS * asked
+        requested_per_s = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
+        tolerance_per_s = min(count / max(run.seconds, 1e-9), _AT_RANDOM * requested_per_s)
+        return run.published_per_s + tolerance_per_s >= _FITS * requested_per_s
 
     def _open_detector(self, *arguments: Any, **options: Any) -> Detector:
         detector = open_detector(*arguments, **options)
@@ -193,7 +193,7 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
 
 def _camera_plans(cameras: Sequence[StandIn], run: DeploymentRun) -> Iterator[CameraPlan]:
     for camera in cameras:
-        figures = run.cameras[camera.camera_id]
+        measured = run.cameras[camera.camera_id]
         yield CameraPlan(
             camera.camera_id,
             camera.source,
@@ -201,22 +201,22 @@ def _camera_plans(cameras: Sequence[StandIn], run: DeploymentRun) -> Iterator[Ca
             camera.height_px,
             camera.fps,
             camera.asked_fps,
-            figures.published_per_s,
-            dict(figures.dropped_per_s),
-            figures.latency,
+            measured.published_per_s,
+            dict(measured.dropped_per_s),
+            measured.latency,
         )
 
 
 def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int) -> Iterator[str]:
     yield from (camera.note for camera in cameras if camera.note)
     if not run.latency.has_p99:
-        yield f"p99 comes from {run.latency.count} frames only: use a longer --seconds"
+        yield f"p99 is based on only {run.latency.count} frames; increase --seconds"
     if run.cpu.others > _BUSY_ELSEWHERE * cores:
-        yield f"other programs used {run.cpu.others:.1f} of {cores} cores meanwhile"
+        yield f"other programs used {run.cpu.others:.1f} of {cores} cores during the measurement"
 
 
 def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, ...]:
-    """Return the load of every part, the fullest first.
+    """Return the load of every part of a run, the highest first.
 
     Args:
         parallel: number of batches that the detector computes at the same time.
@@ -231,15 +231,15 @@ def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, 
         Load("camera thread", cameras.get(busiest, 0.0), f"{busiest.removeprefix('camera-')} is the busiest"),
         Load("results thread", run.threads.get("results", 0.0), "CPU time of tracking, counting and publishing"),
         Load("inference thread", run.threads.get("inference", 0.0), "CPU time of batching and submitting"),
-        Load("CPU", in_use / cores, f"{run.cpu.own:.2f} cores used here, {run.cpu.others:.2f} by others, of {cores}"),
+        Load("CPU", in_use / cores, f"{run.cpu.own:.2f} of {cores} cores, and {run.cpu.others:.2f} by other programs"),
     ]
     return tuple(sorted(loads, key=lambda load: -load.share))
 
 
 def busiest_part(loads: Sequence[Load]) -> Load:
-    """Return the part with the highest load.
+    """Return the part with the highest load, or the detector if its load is almost as high.
 
-    A detector on the CPU loads both, so the CPU is returned only if its load is clearly higher.
+    A detector on the CPU also loads the CPU, so the loads of the two parts are often similar.
     """
     fullest = max(load.share for load in loads)
     detector = next(load for load in loads if load.part == "detector")
@@ -247,7 +247,7 @@ def busiest_part(loads: Sequence[Load]) -> Load:
 
 
 def verdict(loads: Sequence[Load], *, fits: bool) -> str:
-    """Describe the part that limits throughput, and the remedy, in one or two sentences."""
+    """Return sentences that name the part that limits throughput and, unless all cameras fit, a remedy."""
     busiest = busiest_part(loads)
     if fits:
         return f"All cameras fit. The {busiest.part} is the busiest part, at {busiest.share:.0%}."
@@ -267,10 +267,11 @@ def find_capacity(
     """Find the largest number of cameras that fits: double or halve it to bracket the limit, then bisect.
 
     Args:
-        fits: runs that number of cameras, and returns True if every camera reaches its requested rate.
-        tried: a number of cameras that was tried.
-        tried_fits: True if `tried` cameras fit.
+        fits: runs the given number of cameras, and returns whether each of them reaches its requested rate.
+        tried: a number of cameras that was already tried.
+        tried_fits: whether `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.
+        time_left: returns False if no further run must start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
     for _ in range(max_steps):
@@ -285,7 +286,7 @@ def find_capacity(
 
 
 def _next(fit: int, too_many: int | None) -> int | None:
-    """Return the number of cameras to try next; None when the limit is exact."""
+    """Return the number of cameras to try next; None if the search is complete."""
     if too_many is None:
         return min(2 * fit, MAX_CAMERAS) if fit < MAX_CAMERAS else None
     if too_many - fit < 2:

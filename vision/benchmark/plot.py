@@ -1,7 +1,7 @@
-"""Plot of throughput and p99 over batch size. Needs matplotlib.
+"""Plot of throughput and p99 against batch size. Needs matplotlib.
 
-A color is a case, and a line style a precision. The program has its own axes, because its milliseconds are of a frame
-and those of network and stage of a batch. A part that has one batch size is shown as bars.
+Each case has a color, and each precision has a line style. The whole program has separate axes, because its times are
+per frame, and those of the network and the stage are per batch. Parts with a single batch size are drawn as bars.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from vision.version import install_hint, require_package
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 
 _STYLES: Final = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (1, 3)), "v"), ((0, (8, 2)), "P"))
-"""Line and marker of each precision; one point has no line."""
+"""Line style and marker of each precision. A curve of one point consists of its marker only."""
 
 _WIDTH_IN, _LINES_IN, _BAR_IN, _BARS_IN = 13.0, 5.0, 0.35, 1.2
-_WIDE: Final = 20.0  # ratio of the largest to the smallest time from which on the axis is logarithmic
+_WIDE: Final = 20.0  # the axis is logarithmic if the largest time exceeds this many times the smallest
 
 Lines: TypeAlias = Mapping[tuple[str, str], tuple[Row, ...]]
-"""Rows by name of the case and precision."""
+"""Rows of each curve, by the name of the case and the precision."""
 
 
 def series(rows: Sequence[Row]) -> Lines:
-    """Return the rows that differ in their batch size only, in its order, by case and precision."""
+    """Group the rows by case and precision, and sort each group by batch size."""
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         case = row.case
         if case.mode != "alone":
-            # Larger batches have more cameras: the number of cameras is not part of the name.
+            # The name leaves out the number of cameras, because larger batches have more cameras.
             name = f"{case.mode} load" if case.part == "pipeline" else f"{case.part}: {case.setup()}"
             lines.setdefault((name, case.precision), []).append(row)
     return {key: tuple(sorted(line, key=lambda row: row.case.batch)) for key, line in lines.items()}
 
 
 def check_plot_path(path: Path) -> None:
-    """Check that a plot can be written, before minutes are spent on measuring.
+    """Check that a plot can be written. Call this before a measurement, which can take minutes.
 
     Raises:
-        ConfigError: the name has another ending than `SUFFIXES`, the file cannot be written, or there is no matplotlib.
+        ConfigError: the name does not end in any of `SUFFIXES`, the file cannot be written, or matplotlib is missing.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}", code="plot-format")
@@ -53,7 +53,7 @@ def check_plot_path(path: Path) -> None:
 
 
 def draw(bench: Bench, path: Path) -> None:
-    """Write the plot. The ending of the name selects the format.
+    """Draw a benchmark, and write the plot to `path`. The extension of `path` selects the format.
 
     Raises:
         ConfigError: there is nothing to draw, or the file cannot be written.
@@ -118,7 +118,7 @@ def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -
         batches = [row.case.batch for row in rows]
         line, marker = styles[precision]
         look = {"color": colors[name], "linestyle": line, "marker": marker, "markersize": 5}
-        if rows[0].case.mode != "half":  # its rate only repeats that of full load
+        if rows[0].case.mode != "half":  # the rate at half load follows from that at full load
             rate.plot(batches, [row.frames_per_s for row in rows], **look)
         tail.plot(batches, [row.durations.p99_ms for row in rows], **look)
         few = [(row.case.batch, row.durations.p99_ms) for row in rows if not row.durations.has_p99]
@@ -136,7 +136,7 @@ def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -
 
 
 def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
-    """Make the axis logarithmic if the times differ much, with plain numbers at 1, 2 and 5."""
+    """Make the time axis logarithmic if the times vary widely, with labels at 1, 2 and 5 times each power of ten."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     measured = [time_ms for time_ms in times_ms if time_ms > 0]
@@ -149,7 +149,7 @@ def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
 
 
 def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the legend: each color, each style, and the hollow marker."""
+    """Yield the entries of the legend: one per case, one per precision, and one for hollow markers."""
     from matplotlib.lines import Line2D
 
     for name, color in _colors(name for name, _ in lines).items():
@@ -158,7 +158,7 @@ def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
         line, marker = styles[precision]
         yield Line2D([], [], color="black", linestyle=line, marker=marker, markersize=5, label=precision)
     if not all(row.durations.has_p99 for rows in lines.values() for row in rows):
-        label = f"fewer than {FEWEST_FOR_P99} samples:\nabout the slowest of them"
+        label = f"fewer than {FEWEST_FOR_P99} samples:\np99 is close to the slowest"
         yield Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="white", label=label)
 
 

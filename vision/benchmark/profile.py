@@ -1,4 +1,4 @@
-"""`vision profile MODEL`: time per layer of the network, and per stage around it."""
+"""`vision profile MODEL`: time of each layer of the network, and a timeline of batches in the detector."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ class ProfileSettings:
     """Options of `vision profile`."""
 
     batch: int = 1
-    detect: DetectConfig = field(default_factory=DetectConfig)  # of `vision run`; takes such batches
+    detect: DetectConfig = field(default_factory=DetectConfig)  # its `max_batch` is at least `batch`
     runs: int = 50
-    trace: Path | None = None  # file for a Chrome trace
+    trace: Path | None = None  # file for a Chrome trace; None for no trace
 
 
 def profile_model(
     folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
-    """Measure and describe every layer. `settings.trace` adds a time line of two batches in flight.
+    """Measure and describe every layer. If `settings.trace` is set, write a timeline of batches in flight to it.
 
     Raises:
-        VisionError: the model or the back-end is missing, or the model does not take such a batch.
+        VisionError: the model or the back-end is missing, or the model does not accept this batch size.
     """
     if settings.detect.backend == "fake":
-        raise ConfigError("the fake back-end has no network", hint="--backend onnxruntime")
+        raise ConfigError("the fake back-end has no network", hint="use --backend onnxruntime")
     gpu, note = load_gpu(settings.detect.backend)
     if note:
         _log.info("%s", note)
     say("layers")
     profile = _tensorrt_layers(gpu, folder, spec, settings) if gpu else _onnxruntime_layers(folder, spec, settings)
     if settings.trace is not None:
-        say("time line")
+        say("timeline")
         write_chrome_trace(settings.trace, _timeline(gpu, folder, spec, settings, profile))
     return profile
 
@@ -86,7 +86,7 @@ def _onnxruntime_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings
 
 
 def _threads(settings: ProfileSettings) -> int:
-    """Return the number of threads for one batch in the profile of ONNX Runtime."""
+    """Return the number of threads that ONNX Runtime uses for one batch."""
     return settings.detect.threads or len(os.sched_getaffinity(0))
 
 
@@ -98,7 +98,7 @@ def _tensorrt_layers(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileS
         with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
             times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
             layers = parse_layers(engine.information())
-            # Some libraries do not tell the layers of the profiles apart.
+            # Some libraries do not report the profile of a layer.
             layers = tuple(layer for layer in layers if layer.profile == lane.profile) or layers
         return _report(f"{engine.label}, profile {lane.profile}", shapes, times, layers)
 
@@ -114,10 +114,10 @@ def profile_json(profile: Profile) -> str:
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
-    """Parse the output of ONNX Runtime's profiler: the times of all runs but the first `skip`, and the nodes.
+    """Parse the output of ONNX Runtime's profiler. Return the times of the runs after the first `skip`, and the layers.
 
     Raises:
-        ModelError: the file has another format, or no run is left.
+        ModelError: the text has a different format, or no runs are left.
     """
     try:
         events = [event for event in json.loads(text) if event.get("ph") == "X"]
@@ -126,13 +126,13 @@ def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, .
         nodes.sort(key=lambda event: event["ts"])
         return _times(nodes, runs[skip:]), _layers(nodes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = f"this is no profile of ONNX Runtime: {type(error).__name__}: {error}"
+        fault = f"expected a profile of ONNX Runtime: {type(error).__name__}: {error}"
         raise ModelError(fault, code="no-profile") from error
 
 
 def _times(nodes: Sequence[Mapping[str, Any]], runs: Sequence[tuple[int, int]]) -> LayerTimes:
     if not runs:
-        raise ModelError("the profile of ONNX Runtime has no run of the network", code="no-run")
+        raise ModelError("the profile of ONNX Runtime contains no run of the network", code="no-run")
     times = LayerTimes()
     for begin_us, end_us in runs:
         times.begin_run()
@@ -168,22 +168,22 @@ def _tensors(described: Sequence[Mapping[str, Sequence[int]]]) -> tuple[LayerTen
     return tuple(LayerTensor("", tuple(shape), dtype) for tensor in described for dtype, shape in tensor.items())
 
 
-# ------------------------------------------------------------------------------------------------ time line
+# ------------------------------------------------------------------------------------------------ timeline
 
 
 def _timeline(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings, profile: Profile) -> Sequence[Span]:
     recorder = SpanRecorder()
     detect = settings.detect.model_copy(update={"backend": "tensorrt" if gpu else "onnxruntime"})
-    if gpu:  # each slot costs seconds at start; on a CPU their number decides how cores are shared
+    if gpu:  # each slot takes seconds to start; on a CPU, the number of slots decides how the cores are shared
         detect = detect.model_copy(update={"batches_in_flight": _TRACE_SLOTS})
     with closing(open_detector(folder, spec, detect)) as detector:
         batch, name = min(settings.batch, detector.spec.max_batch), detector.spec.name
         if batch < settings.batch:
-            _log.warning("the slots of the time line take batches of %d: %s has no larger ones", batch, name)
+            _log.warning("the timeline shows batches of %d, because %s runs no larger ones", batch, name)
         images = load_frames(shipped_clip(), _TRACE_SLOTS * batch)
         slots = min(_TRACE_SLOTS, detector.spec.batches_in_flight)
         batches = make_batches(detector, images, slots, batch, "bgr")
-        trace_slots(detector, batches, 2, SpanRecorder())  # caches and clocks
+        trace_slots(detector, batches, 2, SpanRecorder())  # warm-up
         if not gpu:
             trace_slots(detector, batches, _TRACE_ROUNDS, recorder)
         for steps in (False, True) if gpu else ():
@@ -199,7 +199,7 @@ def _timeline(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings
 
 @contextmanager
 def recorded_spans(recorder: SpanRecorder) -> Iterator[None]:
-    """Send the spans of `vision.metrics.span` to `recorder`, each in the lane of its thread."""
+    """Send the spans of `vision.metrics.span` to `recorder` inside a `with` block. Each thread has a lane."""
     send_spans(lambda name: recorder.span(name, f"thread {threading.current_thread().name}"))
     try:
         yield
@@ -217,7 +217,7 @@ def trace_slots(
 ) -> None:
     """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
 
-    `submit` replaces the detector's.
+    `submit` replaces the method of the detector; None to use that method.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)

@@ -1,8 +1,8 @@
 """Stand-ins for the cameras of a deployment: local videos of the same size and rate.
 
-Files and synthetic cameras are on this machine, so they run as they are. For a network, USB or CSI camera the shipped
-clip is encoded once as H.264 at the camera's size and rate. Its decoding then costs about what the camera's stream
-costs, and the detector and the stages see real scenes.
+Files and synthetic cameras run unchanged, because they are on this machine. For a network, USB or CSI camera, the
+shipped clip is encoded once as H.264 at the camera's size and rate. Decoding then costs about as much as for the
+camera's stream, and the detector and the stages process real scenes.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from vision.config import AppConfig, CameraConfig
 from vision.config.source_address import RECORDED, File, Folder
 from vision.errors import SourceError
 
-_WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # of a camera that does not answer and has no such keys
+_WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # if a camera does not answer and the keys are not set
 _FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
 _PROBES: Final = 8  # cameras that are opened at the same time
-_CLIP_FRAMES: Final = 60
-_SPARE_S: Final = 1.0  # of the clip, beyond the length of a run
-_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+_CLIP_FRAMES: Final = 60  # number of different frames
+_SPARE_S: Final = 1.0  # by which a clip is longer than a run
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
 
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """One camera of the deployment, and what runs in its place."""
+    """A camera of the deployment, and the source that replaces it."""
 
     camera_id: str
     source: str  # "the camera's own source", or a description of the clip
     width_px: int
     height_px: int
-    fps: float  # frames that it delivers
+    fps: float  # rate that the camera delivers
     config: CameraConfig  # of the stand-in
-    phase: bool  # its frames do not arrive together with those of other cameras
-    note: str = ""  # an assumption
+    phase: bool  # True if its start is delayed, so that its frames do not arrive together with those of other cameras
+    note: str = ""  # an assumption about the camera, for the user; empty if there is none
 
     @property
     def asked_fps(self) -> float:
-        """Return the frames per second to infer: at most `max_fps`."""
+        """The frames per second to process: the rate of the camera, limited by `max_fps`."""
         return min(self.fps, self.config.max_fps or self.fps)
 
 
@@ -67,9 +67,9 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
 
 
 def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:
-    """Return the configuration with `count` stand-ins: the first of the cameras, or all of them several times.
+    """Return the configuration with the first `count` stand-ins. If there are fewer, copies of them are added.
 
-    A copy of a camera has a copy of its lines and zones. Rules and the second model stay as they are.
+    A copy has the lines and zones of its camera. Rules and the second model are unchanged.
     """
     configs, analytics = [], {}
     for index in range(count):
@@ -83,9 +83,9 @@ def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppCo
 
 
 class PhasedSources:
-    """`open_source` for stand-ins: files that begin at different moments, as independent cameras do.
+    """An `open_source` function that starts clips at different times, like independent cameras.
 
-    Without it the frames of all clips would arrive at the same instants.
+    Otherwise, the frames of all clips would arrive at the same times.
     """
 
     def __init__(self, cameras: Sequence[StandIn]) -> None:
@@ -93,7 +93,7 @@ class PhasedSources:
         self._opened: dict[str, int] = {}
 
     def __call__(self, config: CameraConfig, **options: Any) -> Source:
-        """Wait a part of a frame interval, and open the source."""
+        """Wait for a part of a frame interval that depends on the camera, and then open the source."""
         if config.source in self._periods:
             number = self._opened.setdefault(config.id, len(self._opened) + 1)
             time.sleep(number * _GOLDEN % 1 * self._periods[config.source])
@@ -118,9 +118,9 @@ def _probe(camera: CameraConfig) -> StandIn:
         if local:
             raise SourceError(f"{camera.id}: {error.args[0]}", hint=error.hint) from error
         size = f"{assumed.width_px}x{assumed.height_px} at {assumed.fps:g} frames/s"
-        return replace(assumed, note=f"{camera.id} did not answer ({error.args[0]}): assumed {size}")
+        return replace(assumed, note=f"{camera.id} did not answer ({error.args[0]}), so {size} is assumed")
     fps = info.fps or assumed.fps
-    note = "" if info.fps else f"{camera.id} does not report its rate: assumed {fps:g} frames/s"
+    note = "" if info.fps else f"{camera.id} does not report its frame rate, so {fps:g} frames/s is assumed"
     return replace(assumed, width_px=info.width_px, height_px=info.height_px, fps=fps, note=note)
 
 
@@ -145,7 +145,7 @@ def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], secon
 
 
 def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
-    """Encode frames of the shipped clip as H.264, forwards and backwards until `seconds` are full.
+    """Encode `seconds` of video as H.264. It repeats the start of the shipped clip, forward and backward in turn.
 
     Raises:
         ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.

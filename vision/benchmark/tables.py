@@ -1,4 +1,4 @@
-"""Tables of figures for the terminal, at most 80 columns wide."""
+"""Tables of measurements for the terminal, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PARTS: Final[Mapping[Part, str]] = {
 }
 _LEGENDS: Final[Mapping[Part, str]] = {
     "engine": "streams: batches computed in parallel; graph: as a CUDA graph",
-    "stage": f"in flight: batches submitted together; paused: one every {PAUSE_S * 1e3:.0f} ms",
-    "pipeline": "full: the highest throughput; half: half of that camera rate",
+    "stage": f"in flight: batches submitted together; paused: one at a time, {PAUSE_S * 1e3:.0f} ms apart",
+    "pipeline": "full: the highest throughput; half: half of that rate",
 }
 
 
-def figure(value: float) -> str:
-    """Return a number with three significant digits: 0.123, 1.23, 12.3, 123, 1234."""
+def format_number(value: float) -> str:
+    """Format a number with about three significant digits, without an exponent: 0.123, 1.23, 12.3, 123, 1234."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -39,7 +39,7 @@ def figure(value: float) -> str:
 
 
 def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return a table without frames, because terminals are narrow."""
+    """Return an empty table without borders. `words` are the headings of text columns, `numbers` of numeric ones."""
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in words:
         table.add_column(name, no_wrap=name == "case")
@@ -61,7 +61,7 @@ def _print_plain(console: Console, *lines: str, style: str = "") -> None:
 
 
 def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
-    """Return the rows by part and precision, in the order of the parts."""
+    """Group the rows by part and precision. The groups are in the order of `Part`."""
     groups: dict[tuple[Part, str], list[_Row]] = {}
     for row in rows:
         groups.setdefault((row.case.part, row.case.precision), []).append(row)
@@ -70,7 +70,7 @@ def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Print everything of a benchmark; the last line is the result."""
+    """Print the tables and notes of a benchmark. The last line is the result."""
     _print_plain(console, *heading(bench))
     groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():
@@ -81,24 +81,24 @@ def print_bench(bench: Bench, console: Console) -> None:
         title = f"{PARTS[part]}, {precision}: CPU cores in use, and memory"
         _print_table(console, title, _rows_table(bench, group, _conditions(group)))
     if any(map(bench.busy, bench.rows)):
-        _print_plain(console, f"\n* other programs used more than {BUSY_PART:.0%} of the machine's cores meanwhile")
+        _print_plain(console, f"\n* in this row, other programs used more than {BUSY_PART:.0%} of the machine's cores")
     _print_plain(console, *(f"note: {note}" for note in bench.notes))
     if bench.rows:
         _print_plain(console, f"\n{result_text(bench)}", style="bold")
 
 
 def result_text(bench: Bench) -> str:
-    """Return the result in one line: the throughput of the stage, or else of the program or the network."""
+    """Return the throughput of the stage as one line; if it was not measured, that of the program or the network."""
     rows = next(rows for part in ("stage", "pipeline", "engine") if (rows := bench.rows_of(part)))
     rows = tuple(row for row in rows if row.case.mode not in ("alone", "half")) or rows
     slowest, best = (end(rows, key=lambda row: row.frames_per_s) for end in (min, max))
-    rates = " to ".join(dict.fromkeys(figure(row.frames_per_s) for row in (slowest, best)))
+    rates = " to ".join(dict.fromkeys(format_number(row.frames_per_s) for row in (slowest, best)))
     case = best.case
     return f"this machine: {rates} frames/s ({PARTS[case.part]}; best: {case.short()}, batch {case.batch})"
 
 
 def heading(bench: Bench) -> tuple[str, ...]:
-    """Return the lines above the tables: model, machine, frames and clocks."""
+    """Return the lines above the tables. They describe the model, the machine, the frames and the clocks."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
     mode = (
@@ -121,18 +121,18 @@ def _case(case: Case, busy: bool) -> tuple[str, str]:
 
 
 _Cells: TypeAlias = Mapping[str, Callable[[Row], str]]
-"""Text of a row in each column, by its heading."""
+"""A function for each column heading that returns the text of a row in that column."""
 
 _TIMES: Final[_Cells] = {
     "n": lambda row: str(row.durations.count),
-    "frames/s": lambda row: figure(row.frames_per_s),
-    "mean": lambda row: figure(row.durations.mean_ms),
-    "std": lambda row: figure(row.durations.std_ms),
-    "min": lambda row: figure(row.durations.min_ms),
-    "p50": lambda row: figure(row.durations.p50_ms),
-    "p95": lambda row: figure(row.durations.p95_ms),
-    "p99": lambda row: figure(row.durations.p99_ms) if row.durations.has_p99 else _UNKNOWN,
-    "max": lambda row: figure(row.durations.max_ms),
+    "frames/s": lambda row: format_number(row.frames_per_s),
+    "mean": lambda row: format_number(row.durations.mean_ms),
+    "std": lambda row: format_number(row.durations.std_ms),
+    "min": lambda row: format_number(row.durations.min_ms),
+    "p50": lambda row: format_number(row.durations.p50_ms),
+    "p95": lambda row: format_number(row.durations.p95_ms),
+    "p99": lambda row: format_number(row.durations.p99_ms) if row.durations.has_p99 else _UNKNOWN,
+    "max": lambda row: format_number(row.durations.max_ms),
 }
 
 
@@ -144,7 +144,7 @@ def _rows_table(bench: Bench, rows: Sequence[Row], cells: _Cells) -> Table:
 
 
 def _conditions(rows: Sequence[Row]) -> _Cells:
-    """Return the CPU use, memory and objects of one part."""
+    """Return the columns with the CPU use, memory and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -155,13 +155,13 @@ def _conditions(rows: Sequence[Row]) -> _Cells:
     if rows[0].case.part != "engine":
         cells["objects"] = lambda row: f"{row.objects_per_frame:.1f}"
     if rows[0].case.part == "pipeline":
-        cells["offered/s"] = lambda row: figure(row.offered_per_s)
-        cells["dropped/s"] = lambda row: figure(row.dropped_per_s)
+        cells["offered/s"] = lambda row: format_number(row.offered_per_s)
+        cells["dropped/s"] = lambda row: format_number(row.dropped_per_s)
     return cells
 
 
 def clock_text(rows: Sequence[Row]) -> str:
-    """Return the clocks as one line; a range for values that changed."""
+    """Return the clocks as one line, with a range for each value that changed; empty if no clock is known."""
     clocks = [row.clocks for row in rows]
     reasons = [clock.throttled for clock in clocks if clock.throttled]
     parts = (
@@ -188,20 +188,20 @@ def print_comparison(
     names: tuple[str, str],
     console: Console,
 ) -> None:
-    """Print the ratios of b over a, and what they mean."""
+    """Print the ratios of b divided by a, their verdicts, and the reasons against a comparison."""
     comparisons, only_a, only_b = compared
-    title = f"{names[1]} over {names[0]}" + (" - NOT COMPARABLE" if able.faults else "")
+    title = f"{names[1]} compared with {names[0]}" + (" - NOT COMPARABLE" if able.faults else "")
     _print_plain(console, title, style="bold")
     for (part, precision), group in _by_part(comparisons).items():
         title = f"{PARTS[part]}, {precision}: ratios of throughput and times"
         _print_table(console, title, _comparison_table(group, able))
     if any(comparison.busy for comparison in comparisons):
-        _print_plain(console, "\n* other programs used the CPU meanwhile")
+        _print_plain(console, "\n* in this row, other programs used the CPU in at least one of the files")
     for name, missing in zip(names, (only_a, only_b), strict=True):
         if missing:
             _print_plain(console, f"only in {name}: {'; '.join(map(str, missing))}")
     _print_plain(console, *(f"not comparable: {fault}" for fault in able.faults), style="red")
-    _print_plain(console, *(f"with care: {doubt}" for doubt in able.doubts), style="yellow")
+    _print_plain(console, *(f"compare with care: {doubt}" for doubt in able.doubts), style="yellow")
 
 
 def _comparison_table(comparisons: Iterable[Comparison], able: Comparability) -> Table:
@@ -210,7 +210,7 @@ def _comparison_table(comparisons: Iterable[Comparison], able: Comparability) ->
     for row in comparisons:
         verdict = "not comparable" if able.faults else row.verdict or _UNKNOWN
         style = "red" if able.faults else _VERDICTS.get(verdict.partition(",")[0], "")
-        rates = figure(row.a.frames_per_s), figure(row.b.frames_per_s), _ratio(row.rate_ratio, 3)
+        rates = format_number(row.a.frames_per_s), format_number(row.b.frames_per_s), _ratio(row.rate_ratio, 3)
         times = _ratio(row.p50_ratio, 2), _ratio(row.p99_ratio, 2)
         styled = f"[{style}]{verdict}[/]" if style else verdict
         table.add_row(*_case(row.case, row.busy), str(row.count), *rates, *times, styled)
@@ -222,8 +222,8 @@ def _ratio(value: float | None, digits: int) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print the figures of each camera, the load of each part, and how many cameras fit."""
-    table = _table(("camera", "frames"), ("asked", "published", "dropped", "p50 ms", "p99 ms"))
+    """Print the rates and latencies of each camera, the load of each part, and how many cameras fit."""
+    table = _table(("camera", "frames"), ("requested", "published", "dropped", "p50 ms", "p99 ms"))
     for camera in plan.cameras:
         table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))
     table.add_section()
@@ -236,7 +236,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for load in plan.loads:
         shares.add_row(load.part, f"{load.share:.0%}", load.detail)
     _print_table(console, "load by part", shares)
-    cameras: dict[str, list[str]] = {}  # by their stand-in
+    cameras: dict[str, list[str]] = {}  # IDs of the cameras that have the same stand-in
     for camera in plan.cameras:
         cameras.setdefault(camera.stand_in, []).append(camera.camera)
     console.print()
@@ -248,6 +248,6 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _rates(of: CameraPlan | Plan) -> tuple[str, ...]:
-    dropped = ", ".join(f"{figure(rate)} {reason}" for reason, rate in of.dropped_fps.items()) or "0"
-    rates = figure(of.asked_fps), figure(of.published_fps), dropped
-    return *rates, figure(of.latency.p50_ms), figure(of.latency.p99_ms)
+    dropped = ", ".join(f"{format_number(rate)} {reason}" for reason, rate in of.dropped_fps.items()) or "0"
+    rates = format_number(of.asked_fps), format_number(of.published_fps), dropped
+    return *rates, format_number(of.latency.p50_ms), format_number(of.latency.p99_ms)

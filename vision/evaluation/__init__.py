@@ -1,1 +1,1 @@
-"""Accuracy of a pipeline on a labelled video: `vision eval` (docs/evaluation.md)."""
+"""Accuracy of a pipeline on a labeled video: `vision eval` (docs/evaluation.md)."""

@@ -1,4 +1,4 @@
-"""Annotated video: found, missed and false objects, trails, lines, zones and counters."""
+"""Annotated video of an evaluation: found, missed and false objects, trails, lines, zones and counters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vision.overlay import FALSE_COLOR, WHITE, Frame, Overlay, class_color
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
-_TRAIL_S: Final = 2.0
-_REMIND_S: Final = 1.0  # a label shows the former track of the object
+_TRAIL_S: Final = 2.0  # length of a trail
+_REMIND_S: Final = 1.0  # how long a label shows the former track of its object
 
 
 def write_video(path: Path, scene: Scene, progress: Progress) -> str:
-    """Write the annotated video. Return the name of its encoding.
+    """Write the annotated video. Return the name of its codec.
 
     Raises:
         SourceError: the video cannot be read again.
@@ -44,7 +44,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Draws frame after frame. Keeps trails, counters, and former tracks."""
+    """Painter of all frames, in their order. It keeps the trails, the counters and the former tracks."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject
@@ -124,7 +124,7 @@ class _Painter:
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:
-    """Return the track that a true object had before, by the row of `found` at which it changes."""
+    """Return the former track of a true object for each row of `found` at which its track changes."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
     for true_id, partner in zip(scene.subject.truth.boxes.ids.tolist(), scene.partners.tolist(), strict=True):

@@ -1,8 +1,8 @@
-"""True crossings of each line, from the true paths alone.
+"""True crossings of each line, computed from the ground truth alone.
 
-This code is independent of the stage that counts. It uses each path as a whole, with its real beginning and end. In
-between, an object within a tenth of its size of the line stays on its side. A change of sides counts if the path goes
-between the ends of the line.
+This code is independent of the stage that counts. It evaluates each true path as a whole, from its first to its last
+position. While an object is closer to the line than a tenth of its size, it keeps its side. A change of sides counts
+if the path passes between the end points of the line.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.types import Event
 
-_JITTER: Final = 0.1  # of the longer side of an object's box
-_MAX_GAP_S: Final = 2.0  # after a longer gap an object can have come back another way
+_JITTER: Final = 0.1  # distance within which an object keeps its side, as a part of the longer side of its box
+_MAX_GAP_S: Final = 2.0  # a longer gap splits a path, because the object can have passed around the line
 
 
 @dataclass(frozen=True, slots=True)
 class LineScore:
-    """One line and one direction that it reports."""
+    """True and counted crossings of one line in one direction."""
 
     line: str
     direction: str
@@ -38,7 +38,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Return the error of the count as a part of the true number; infinite if nothing is true."""
+        """Error of the count as a part of the true crossings; infinite if all counted crossings are false."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -46,7 +46,7 @@ class LineScore:
 def score_lines(
     section: CameraAnalytics, truth: Boxes, events: Sequence[tuple[int, Event]], class_name: str, video: Video
 ) -> list[LineScore]:
-    """Compare the crossings that the pipeline counted for a class with the true ones."""
+    """Compare the crossings that the pipeline counted with the true ones. Return a score per line and direction."""
     counted = Counter(
         (event.name, event.data.get("direction"))
         for _, event in events
@@ -61,12 +61,12 @@ def score_lines(
 
 
 def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig]:
-    """Return the lines for which objects of this class count."""
+    """Return the lines that count objects of the class `class_name`."""
     return [line for line in section.lines if line.classes is None or class_name in line.classes]
 
 
 def true_crossings(line: LineConfig, units: Units, truth: Boxes, video: Video) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for every crossing of the line."""
+    """Yield ``in`` or ``out`` for each true crossing of one line."""
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
     points = anchor_points(truth.boxes_xyxy, line.anchor)
     sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
@@ -79,23 +79,23 @@ def true_crossings(line: LineConfig, units: Units, truth: Boxes, video: Video) -
 
 
 def crossings_of_path(boxes_xyxy: NDArray[np.float64], line: LineConfig) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each crossing of a line by one object with boxes (N, 4), both in pixels."""
+    """Yield ``in`` or ``out`` for each crossing of a line by one object with boxes (N, 4). Both are in pixels."""
     sizes_px = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1)
     return _crossings(anchor_points(boxes_xyxy, line.anchor), sizes_px * _JITTER, np.array(line.points, np.float64))
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
-    """Return the anchor point of each box, (N, 2)."""
+    """Return the anchor point of each box (N, 4) as an array (N, 2)."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     return low + (high - low) * ANCHORS[anchor]
 
 
 def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[str]:
-    """Yield the crossings of one path (N, 2) through the line from ``ends[0]`` to ``ends[1]``."""
+    """Yield ``in`` or ``out`` for each crossing of the line from ``ends[0]`` to ``ends[1]`` by one path (N, 2)."""
     along = ends[1] - ends[0]
     length = float(np.hypot(*along))
     offset = path - ends[0]
-    right_px = (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length  # distance to the right of the line
+    right_px = (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length  # distance from the line; right is positive
     place = offset @ along / length**2  # 0 at the first end, 1 at the second
     decided = np.abs(right_px) > jitter_px
     decided[[0, -1]] = True
@@ -106,7 +106,7 @@ def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: 
 
 
 def _passes(right_px: NDArray[np.float64], place: NDArray[np.float64]) -> bool:
-    """Return True if a path that changes sides does so between the ends of the line, all jitter taken together."""
+    """Return whether a path that changes sides passes between the ends of the line. Opposite crossings cancel out."""
     is_right = (right_px > 0).astype(int)
     steps = np.flatnonzero(np.diff(is_right))
     share = right_px[steps] / (right_px[steps] - right_px[steps + 1])

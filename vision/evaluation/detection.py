@@ -1,9 +1,10 @@
 """Precision, recall and average precision of boxes.
 
-Matching is COCO's: detections of a frame take, best score first, the free true box with the greatest overlap, if it is
-large enough. Every other detection is false. Average precision is PASCAL VOC's since 2010: the whole area under the
-precision envelope over recall, at every recall that occurs (Everingham et al., "The PASCAL Visual Object Classes
-Challenge: A Retrospective", IJCV 2015). COCO samples the same curve at 101 recalls, which differs by less than 0.005.
+Boxes are matched as in COCO: in order of falling scores, each detection of a frame is matched to the free true box with
+the greatest overlap, if that overlap is large enough. All other detections are false. Average precision is that of
+PASCAL VOC since 2010: the whole area under the envelope of precision over recall (Everingham et al., "The PASCAL Visual
+Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the same curve at 101 recalls; its results differ
+by less than 0.005.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from vision.evaluation.mot import Boxes, overlaps
 
 OVERLAPS: Final = np.arange(50, 100, 5) / 100
-"""Overlaps of AP@[.5:.95]; the first one is that of AP@0.5."""
+"""Overlap thresholds of AP@[.5:.95]. The first one is that of AP@0.5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Precision and recall at an overlap of 0.5 for each lowest score. All are (M,)."""
+    """Precision and recall for each score threshold, at an overlap of 0.5. All arrays have shape (M,)."""
 
-    scores: NDArray[np.float64]  # falling
+    scores: NDArray[np.float64]  # thresholds, descending
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
@@ -33,12 +34,12 @@ class Curve:
         return 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
 
     def at(self, score: float) -> tuple[float, float]:
-        """Return precision and recall of all detections from `score` on; precision is 1 if there are none."""
+        """Return the precision and recall of detections with a score of at least `score`; (1, 0) if there are none."""
         count = int(np.searchsorted(-self.scores, -(score - 1e-6), side="right"))
         return (float(self.precision[count - 1]), float(self.recall[count - 1])) if count else (1.0, 0.0)
 
     def best(self) -> tuple[float, float]:
-        """Return the score with the highest F1, and that F1."""
+        """Return the score threshold with the highest F1, and that F1; (0, 0) if there are no detections."""
         if not len(self.scores):
             return 0.0, 0.0
         best = int(self.f1.argmax())
@@ -53,12 +54,12 @@ class DetectionScores:
     ap: float  # AP@[.5:.95]
     precision: float  # at `score` and an overlap of 0.5
     recall: float
-    score: float  # from which objects are published
-    lowest_score: float  # of the detections that count
-    best_score: float  # of the highest F1
+    score: float  # threshold for published objects
+    lowest_score: float  # threshold for detections that count for `ap50` and `ap`
+    best_score: float  # threshold with the highest F1
     best_f1: float
     true_boxes: int
-    found_boxes: int  # from `score` on
+    found_boxes: int  # with a score of at least `score`
     by_overlap: tuple[float, ...]  # AP at each of `OVERLAPS`
     curve: Curve
 
@@ -71,12 +72,13 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
     """Compare all detections with the ground truth.
 
     Args:
-        found: detections from `lowest_score` on, which should be low: AP lacks those below it.
-        score: lowest score of published objects.
+        found: detections with a score of at least `lowest_score`.
+        score: score threshold for published objects.
+        lowest_score: score threshold for average precision. It should be low, because AP misses detections below it.
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]
-    positives = hits.cumsum(axis=0)  # after each detection, by overlap
+    positives = hits.cumsum(axis=0)  # true detections so far, for each overlap threshold
     precision, recall = positives / np.arange(1, len(hits) + 1)[:, None], positives / max(len(truth), 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     by_overlap = tuple((np.diff(recall, axis=0, prepend=0.0) * envelope).sum(axis=0).tolist())
@@ -98,7 +100,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """Return (N, len(OVERLAPS)): True if a detection has its own true box at that overlap."""
+    """Return an array (N, len(OVERLAPS)) that is True where a detection is matched to a true box at that overlap."""
     hits = np.zeros((len(found), len(OVERLAPS)), bool)
     last = int(max(truth.frames.max(initial=0), found.frames.max(initial=0)))
     for true_rows, found_rows in zip(truth.slices(last), found.slices(last), strict=True):
@@ -109,7 +111,7 @@ def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
 
 
 def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Match one frame at all overlaps. `table` is (detections, true boxes)."""
+    """Match the detections of one frame at each overlap. `table` contains the overlaps (detections, true boxes)."""
     hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     free = np.ones((len(OVERLAPS), table.shape[1]), bool)
     at_overlap = np.arange(len(OVERLAPS))

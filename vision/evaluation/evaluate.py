@@ -1,4 +1,4 @@
-"""`vision eval`: run the pipeline of a configuration over a labelled video and compare the results."""
+"""`vision eval`: run the pipeline of a configuration on a labeled video, and compare the results with ground truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model
 from vision.version import require_cv2
 
-_PROGRESS_S: Final = 5.0  # between two lines of progress where standard error is no terminal
+_PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Request:
     result: Path | None = None
 
     def check_outputs(self) -> None:
-        """Check outputs and packages before the pipeline runs.
+        """Check that all outputs can be written. Call this before the pipeline runs.
 
         Raises:
             ConfigError: an output cannot be written, or a package that it needs is missing.
         """
         for option, path in (("--json", self.json), ("--video", self.video), ("--result", self.result)):
             if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-                hint = "expected a file in an existing folder"
+                hint = "name a file in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
@@ -67,15 +67,15 @@ class Request:
             try:
                 self.plots.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                fault = f"--plots: cannot make the folder {self.plots}: {error.strerror}"
+                fault = f"--plots: cannot create the folder {self.plots}: {error.strerror}"
                 raise ConfigError(fault, code="not-writable") from error
 
 
 def run(request: Request, stop: threading.Event) -> int:
-    """Evaluate, print the table, and write the requested files.
+    """Evaluate, print the table, and write the requested files. Return the exit code.
 
     Raises:
-        ConfigError: an argument, the configuration or the truth is wrong, or a package is missing.
+        ConfigError: an argument, the configuration or the ground truth is invalid, or a package is missing.
         VisionError: the run failed; `Closed` if `stop` was set.
     """
     request.check_outputs()
@@ -94,11 +94,11 @@ def run(request: Request, stop: threading.Event) -> int:
 
 
 def open_subject(request: Request, stop: threading.Event) -> Subject:
-    """Load and check the configuration, the truth and the video.
+    """Load and check the configuration, the ground truth and the video.
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: the configuration, its camera, the class or the truth is wrong, or they do not fit together.
+        ConfigError: the configuration, its camera, the class or the ground truth is invalid, or they do not match.
         SourceError: the video cannot be read.
     """
     path = resolve_config(request.config)
@@ -116,7 +116,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
 
 
 def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: float) -> tuple[Evaluation, Scene]:
-    """Compute all metrics. Return them and the data for the video."""
+    """Compute all metrics. Return them, and the data for the plots and the annotated video."""
     config, video, truth = subject.config, subject.video, subject.truth.boxes
     camera = config.cameras[0]
     published = boxes_of_class(findings.objects, subject.class_id)
@@ -150,15 +150,15 @@ def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
     truth, frames = subject.truth, subject.video.frames
     empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:
-        yield f"{empty} of {frames} frames have no rows in {truth.path}: every object found in them counts as false"
+        yield f"{empty} of {frames} frames have no rows in {truth.path}, so every object found in them counts as false"
     if last < frames:
-        yield f"the last row of {truth.path} is of frame {last}: cut the video there if the rest is not labelled"
+        yield f"the last row of {truth.path} is for frame {last}. If the rest is not labeled, cut the video there"
     if truth.invalid:
-        yield f"{truth.invalid} rows of {truth.path} have a 0 in column 7 and do not count"
+        yield f"{truth.invalid} rows of {truth.path} have 0 in column 7 and are ignored"
     if len(findings.objects) < frames:
-        yield f"{frames - len(findings.objects)} of {frames} frames have no result: they are damaged"
+        yield f"{frames - len(findings.objects)} of {frames} frames have no result, because they are damaged"
     if not findings.tracked:
-        yield f"the pipeline {subject.config.pipeline} has no tracker, so there are no tracking figures"
+        yield f"the pipeline {subject.config.pipeline} has no tracker, so there are no tracking metrics"
     unused = len(subject.section.lines) - len(lines_of_class(subject.section, subject.class_name))
     if unused:
         yield f"{unused} lines do not count objects of the class {subject.class_name}"
@@ -167,11 +167,11 @@ def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
 def _class_id(name: str, names: Sequence[str], config: AppConfig) -> int:
     if name not in names:
         near = nearest(name, names)
-        few = f"the model {config.model} has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        few = f"the classes of {config.model} are {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
         hint = f"did you mean {near}?" if near is not None else few
         raise ConfigError(f"--class: no class {name!r}", hint=hint, code="unknown-class")
     if config.detect.classes is not None and name not in config.detect.classes:
-        raise ConfigError(f"--class: detect.classes leaves out {name}", code="class-left-out")
+        raise ConfigError(f"--class: `detect.classes` does not include {name}", code="class-left-out")
     return names.index(name)
 
 
@@ -188,8 +188,8 @@ def _write(request: Request, evaluation: Evaluation, scene: Scene, stop: threadi
         from vision.evaluation.annotated import write_video  # needs OpenCV
 
         with _progress("drawing the video", evaluation.video.frames, stop) as progress:
-            encoding = write_video(request.video, scene, progress)
-        yield f"{request.video} ({encoding})"
+            codec = write_video(request.video, scene, progress)
+        yield f"{request.video} ({codec})"
 
 
 def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
-    """Show a bar on a terminal, or print a line every few seconds elsewhere. Each step checks `stop`."""
+    """Show progress as a bar on a terminal, otherwise as a line every few seconds. Each step checks `stop`."""
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -1,4 +1,4 @@
-"""Text files of MOTChallenge: the ground truth of a video, and results.
+"""Text files in the format of MOTChallenge: the ground truth of a video, and results.
 
 An error in the ground truth silently distorts every metric, so the whole file is checked before the pipeline runs, and
 every fault is reported with its line.
@@ -25,28 +25,28 @@ _SHOWN_FAULTS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """N boxes of a video, by frame."""
+    """N boxes of a video, sorted by frame."""
 
-    frames: NDArray[np.int64]  # (N,) from 1, ascending
-    ids: NDArray[np.int64]  # (N,) of objects; -1: unknown
+    frames: NDArray[np.int64]  # (N,) frame numbers from 1
+    ids: NDArray[np.int64]  # (N,) object IDs; -1 means unknown
     boxes_xyxy: NDArray[np.float64]  # (N, 4) pixels
-    scores: NDArray[np.float64]  # (N,) 1 in a truth
+    scores: NDArray[np.float64]  # (N,) 1 for ground truth
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def rows(self, keep: NDArray[np.bool_]) -> Boxes:
-        """Return the rows for which `keep`, (N,) bool, is True."""
+        """Return the boxes for which `keep`, an array (N,) of bool, is True."""
         return Boxes(self.frames[keep], self.ids[keep], self.boxes_xyxy[keep], self.scores[keep])
 
     def slices(self, frames: int) -> list[slice]:
-        """Return the rows of frame 1, 2, … `frames`."""
+        """Return a slice of the rows for each frame from 1 to `frames`."""
         edges = np.searchsorted(self.frames, np.arange(1, frames + 2))
         return [slice(int(low), int(high)) for low, high in itertools.pairwise(edges)]
 
     @staticmethod
     def of(rows: Sequence[tuple[float, ...]]) -> Boxes:
-        """Return the boxes of rows (frame, id, x1, y1, x2, y2, score), which can be in any order."""
+        """Create boxes from rows (frame, id, x1, y1, x2, y2, score) in any order."""
         table = np.array(rows, np.float64).reshape(-1, 7)
         table = table[np.argsort(table[:, 0], kind="stable")]
         return Boxes(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
@@ -54,35 +54,35 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The valid rows of a truth file."""
+    """The valid rows of a ground-truth file."""
 
     path: Path
     boxes: Boxes
-    lines: NDArray[np.int64]  # (N,) of the file, from 1
-    invalid: int  # rows whose column 7 is 0, which do not count
+    lines: NDArray[np.int64]  # (N,) line numbers in the file, from 1
+    invalid: int  # number of rows with 0 in column 7, which are ignored
 
     def check_length(self, frames: int, source: str) -> None:
-        """Check that the truth fits the video.
+        """Check that the ground truth is not longer than the video.
 
         Raises:
-            ConfigError: there are rows of frames that the video does not have.
+            ConfigError: the ground truth has rows for frames that the video does not have.
         """
         beyond = self.boxes.frames > frames
         if beyond.any():
             numbers = self.boxes.frames[beyond]
             raise ConfigError(
-                f"{self.path}:{int(self.lines[beyond].min())}: {int(beyond.sum())} rows are of frames {numbers.min()} "
+                f"{self.path}:{int(self.lines[beyond].min())}: {int(beyond.sum())} rows are for frames {numbers.min()} "
                 f"to {numbers.max()}, but {source} has {frames} frames",
-                hint="is it the truth of this video? Frames count from 1",
+                hint="check that the file belongs to this video. Frames are numbered from 1",
                 code="truth-too-long",
             )
 
 
 def read_truth(path: Path) -> Truth:
-    """Read and check a truth file: rows of `COLUMNS`, of which the last three are ignored and may be missing.
+    """Read and check a ground-truth file. Its columns are `COLUMNS`; the last three are ignored and can be missing.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or has faulty rows, which are listed.
+        ConfigError: the file cannot be read, is empty, or has faulty rows. The message lists them.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -98,26 +98,26 @@ def read_truth(path: Path) -> Truth:
     if faults:
         more = len(faults) - _SHOWN_FAULTS
         shown = [*faults[:_SHOWN_FAULTS], *([f"and {more} more faults"] if more > 0 else [])]
-        hint = "docs/evaluation.md describes the format of a truth file"
+        hint = "docs/evaluation.md describes the format of a ground-truth file"
         raise ConfigError("\n".join(shown), hint=hint, code="faulty-truth")
     if not reader.rows:
-        reason = f"its {reader.invalid} rows have all a 0 in column 7" if reader.invalid else "it has no rows"
+        reason = f"all of its {reader.invalid} rows have 0 in column 7" if reader.invalid else "it has no rows"
         raise ConfigError(f"{path}: expected the objects of the video, but {reason}", code="empty-truth")
     order = np.argsort([row[0] for row in reader.rows], kind="stable")
     return Truth(path, Boxes.of(reader.rows), np.array(list(reader.seen.values()), np.int64)[order], reader.invalid)
 
 
 class _Reader:
-    """Collects the valid rows of a file."""
+    """Collector of the valid rows of a file."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, ...]] = []
         self.seen: dict[tuple[int, int], int] = {}  # frame and id -> line
         self.invalid = 0
-        self._columns: tuple[int, int] | None = None  # their number, and the first line
+        self._columns: tuple[int, int] | None = None  # number of columns, and the first line with that number
 
     def read(self, number: int, line: str) -> None:
-        """Take one line. Raise ValueError if it is faulty."""
+        """Read one line. Raise ValueError if it is faulty."""
         values = self._numbers(number, line)
         frame, object_id = _whole("frame", values[0], 1), _whole("id", values[1], 0)
         left, top, width, height, valid = values[2:]
@@ -128,14 +128,14 @@ class _Reader:
             return
         earlier = self.seen.setdefault((frame, object_id), number)
         if earlier != number:
-            raise ValueError(f"object {object_id} is in frame {frame} already, by line {earlier}")
+            raise ValueError(f"line {earlier} already has object {object_id} in frame {frame}")
         self.rows.append((frame, object_id, left, top, left + width, top + height, 1.0))
 
     def _numbers(self, number: int, line: str) -> list[float]:
         fields = [field.strip() for field in line.split(",")]
         if not _MIN_COLUMNS <= len(fields) <= _MAX_COLUMNS:
             separator = " separated by commas" if len(fields) == 1 else ""
-            raise ValueError(f"expected the columns {COLUMNS}{separator}, got {len(fields)}")
+            raise ValueError(f"expected the columns {COLUMNS}{separator}, got {len(fields)} columns")
         columns, first = self._columns = self._columns or (len(fields), number)
         if len(fields) != columns:
             raise ValueError(f"expected {columns} columns as in line {first}, got {len(fields)}")
@@ -155,12 +155,12 @@ def _number(name: str, text: str) -> float:
 
 def _whole(name: str, value: float, least: int) -> int:
     if value != int(value) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least}, got {value:g}")
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value:g}")
     return int(value)
 
 
 def write_boxes(path: Path, boxes: Boxes) -> None:
-    """Write results for other scorers: ``frame,id,left,top,width,height,score,-1,-1,-1``.
+    """Write results for other scoring tools, as rows ``frame,id,left,top,width,height,score,-1,-1,-1``.
 
     Raises:
         VisionError: the file cannot be written.
@@ -175,7 +175,7 @@ def write_boxes(path: Path, boxes: Boxes) -> None:
 
 
 def overlaps(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the intersection over union, (N, M), of boxes (N, 4) and (M, 4)."""
+    """Return the intersection over union of each pair of boxes (N, 4) and (M, 4), as an array (N, M)."""
     low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
     high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
     common = np.clip(high - low, 0.0, None).prod(axis=2)

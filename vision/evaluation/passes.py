@@ -1,8 +1,8 @@
-"""The two passes over the labelled video: one for its length, and one through the pipeline of the configuration.
+"""The two passes over the labeled video: the first measures it, and the second runs the pipeline on it.
 
-The first pass gives the length, so ground truth that does not fit the video is refused early. The second works like
-`vision run --offline`, except that all detections from `LOWEST_SCORE` on are also recorded, because average precision
-needs low scores.
+After the first pass, ground truth that is longer than the video is refused early. The second pass works like the
+command `vision run --offline`, but also records all detections with a score of at least `LOWEST_SCORE`, which average
+precision needs.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, Pixel
 LOWEST_SCORE: Final = 0.05
 
 Progress = Callable[[int], None]
-"""Receives the number of frames that are done."""
+"""Function that receives the number of processed frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """Result of the first pass."""
+    """Properties of the labeled video, measured in the first pass."""
 
-    name: str  # without secrets
+    name: str  # source without secrets
     frames: int
     width_px: int
     height_px: int
-    interval_s: float  # from frame to frame, the median
+    interval_s: float  # median time from one frame to the next
 
     @property
     def duration_s(self) -> float:
@@ -56,7 +56,7 @@ class Video:
 class Subject:
     """The checked inputs of an evaluation."""
 
-    config: AppConfig  # with the one camera
+    config: AppConfig  # contains only the evaluated camera
     build: Build
     class_id: int
     class_name: str
@@ -65,50 +65,51 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """Return the lines and zones of the camera."""
+        """The lines and zones of the camera."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Data that is drawn over the frames of one camera."""
+    """Data for the plots and for the annotated video."""
 
     subject: Subject
     found: Boxes  # published objects of the class
-    partners: NDArray[np.int64]  # of `match_frames`
+    partners: NDArray[np.int64]  # result of `match_frames`
     tracked: bool
-    events: tuple[tuple[int, Event], ...]
+    events: tuple[tuple[int, Event], ...]  # with their frame numbers
 
 
 @dataclass(slots=True)
 class Findings:
-    """Result of the second pass, by frame from 1."""
+    """Results of the second pass, with their frame numbers from 1."""
 
-    detections: list[tuple[int, Detections]] = field(default_factory=list)  # all that the detector reported
-    objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # that would be published
+    detections: list[tuple[int, Detections]] = field(default_factory=list)  # including low scores
+    objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # as `vision run` publishes them
     events: list[tuple[int, Event]] = field(default_factory=list)
     backend: str = ""
 
     @property
     def tracked(self) -> bool:
-        """Return True if the pipeline has a tracker."""
+        """Whether the pipeline has a tracker."""
         return any(isinstance(objects, Tracks) for _, objects in self.objects)
 
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
-    """Return the configuration with only the camera of the labelled video.
+    """Return the configuration with only the camera of the labeled video.
 
     Raises:
-        ConfigError: there is no such camera, none was named and there are several, or its source never ends.
+        ConfigError: the camera does not exist, none of several is selected, or its source never ends.
     """
     ids = [camera.id for camera in config.cameras]
     if camera_id is None:
         if len(ids) > 1:
-            raise ConfigError(f"--camera: expected the camera of the truth, one of {', '.join(ids)}", code="no-camera")
+            fault = f"--camera: expected the camera of the ground truth, one of {', '.join(ids)}"
+            raise ConfigError(fault, code="no-camera")
         camera_id = ids[0]
     if camera_id not in ids:
         near = nearest(camera_id, ids)
-        hint = f"did you mean {near}?" if near is not None else f"there are {', '.join(ids)}"
+        hint = f"did you mean {near}?" if near is not None else f"the cameras are {', '.join(ids)}"
         raise ConfigError(f"--camera: no camera {camera_id!r}", hint=hint, code="unknown-camera")
     camera = config.cameras[ids.index(camera_id)]
     _require_end(camera)
@@ -128,8 +129,8 @@ def _require_end(camera: CameraConfig) -> None:
     if not isinstance(address, RECORDED):
         raise ConfigError(
             f"camera {camera.id}: expected a video file or a folder of images, got {redact(camera.source)}: "
-            "a live camera has no truth",
-            hint="record it, label the recording, and name the file as its source",
+            "a live camera has no ground truth",
+            hint="record the camera, label the recording, and use the file as its source",
             code="live-camera",
         )
     if isinstance(address, Synthetic) and SyntheticSpec.parse(camera.source).frames is None:
@@ -138,10 +139,10 @@ def _require_end(camera: CameraConfig) -> None:
 
 
 def survey(camera: CameraConfig, progress: Progress) -> Video:
-    """Read the whole video once.
+    """Read the whole video once, and return its properties.
 
     Raises:
-        SourceError: it cannot be read to its end, or has no frames.
+        SourceError: the video cannot be read to its end, or has no frames.
     """
     times_ns: list[int] = []
     size = (0, 0)
@@ -151,14 +152,14 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
             size = size if frame.index else frame.pixels.shape[:2]
             progress(len(times_ns))
     if not times_ns:
-        raise SourceError(f"{redact(camera.source)}: it has no frames")
+        raise SourceError(f"{redact(camera.source)}: the video has no frames")
     steps_s = [(later - earlier) / 1e9 for earlier, later in pairwise(times_ns)]
     interval_s = median(steps_s) if steps_s else 0.0
     return Video(redact(camera.source), len(times_ns), size[1], size[0], interval_s if interval_s > 0 else 1.0)
 
 
 def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
-    """Run the pipeline over every frame of the one camera, or until `stop` is set.
+    """Run the pipeline on every frame of the camera, or until `stop` is set. Return its results.
 
     Raises:
         Closed: `stop` was set before the start.
@@ -171,7 +172,7 @@ def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: thre
         (camera,) = report.cameras
         recorder.findings.backend = report.node.backend
         if camera.last_error or camera.reconnects:  # a recovered camera has no last error
-            reason = camera.last_error or "reading failed, and started again"
+            reason = camera.last_error or "reading failed and was restarted"
             raise SourceError(f"camera {camera.camera}: {reason}", hint=camera.hint or "")
 
     def open_recording(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
@@ -185,7 +186,7 @@ def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: thre
 
 
 class _Recorder:
-    """Sink of the results, which also records the detections."""
+    """Sink that records results. It records the detections of the detector too."""
 
     def __init__(self, progress: Progress) -> None:
         self.findings = Findings()
@@ -194,7 +195,7 @@ class _Recorder:
         self._published = _FrameNumbers()
 
     def note(self, meta: FrameMeta, found: Detections) -> None:
-        """Record detections. Called by the inference thread."""
+        """Record the detections of one frame. The inference thread calls this."""
         self.findings.detections.append((self._detected.of(meta), found))
 
     def publish(self, result: Result) -> None:
@@ -208,7 +209,7 @@ class _Recorder:
 
 
 class _FrameNumbers:
-    """Numbers from 1 for the whole video. `FrameMeta.index` restarts when the frame size changes."""
+    """Frame numbers from 1 for the whole video, because `FrameMeta.index` restarts when the frame size changes."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -222,10 +223,10 @@ class _FrameNumbers:
 
 
 class _RecordingDetector:
-    """Records everything that a detector finds, and passes on what has at least `score`.
+    """Detector that records all detections, and returns those with a score of at least `score`.
 
-    The result is that of a detector with that threshold: NMS goes from the best score down, so candidates below a
-    threshold have no influence on those above it.
+    The result is that of a detector with this threshold: NMS processes candidates in order of falling scores, so
+    candidates below the threshold do not affect those above it.
     """
 
     def __init__(self, detector: Detector, score: float, note: Callable[[FrameMeta, Detections], None]) -> None:
@@ -257,7 +258,7 @@ class _RecordingDetector:
 
 
 def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
-    """Return the boxes of one class from the results of each frame."""
+    """Return the boxes of one class from results with their frame numbers."""
     empty = Detections.empty()
     frames, results = zip(*found, strict=True) if found else ((0,), (empty,))
     ids = [result.track_ids if isinstance(result, Tracks) else np.full(len(result), -1, np.int64) for result in results]

@@ -18,19 +18,19 @@ from vision.evaluation.passes import Video
 from vision.evaluation.tracks import INSTALL
 from vision.version import require_package
 
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
+_BLUE, _ORANGE, _GREEN, _RED, _GRAY = "#2f7ebc", "#e8833a", "#3a9d5d", "#c93b3b", "#8a8f98"
 _TRACK_COLORS: Final = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#d37295")
 _DPI: Final = 130
 
 
 def require_matplotlib() -> None:
-    """Check that matplotlib is installed."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its search for fonts
+    """Raise ConfigError if matplotlib is not installed."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at INFO, matplotlib logs its search for fonts
     require_package("matplotlib.figure", "--plots needs matplotlib", INSTALL)
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision over recall, and both over the score."""
+    """Plot precision against recall, and both against the score threshold."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -41,26 +41,26 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     left.set_title(f"{class_name}: AP@0.5 {found.ap50:.3f}, AP@[.5:.95] {found.ap:.3f}", loc="left")
     if len(curve.scores):
-        shown = (("precision", curve.precision, _BLUE), ("recall", curve.recall, _GREEN), ("F1", curve.f1, _GREY))
+        shown = (("precision", curve.precision, _BLUE), ("recall", curve.recall, _GREEN), ("F1", curve.f1, _GRAY))
         for name, values, color in shown:
             right.plot(curve.scores, values, color=color, linewidth=1.8, label=name)
     right.axvline(found.score, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"published from {found.score:g}")
-    right.set(xlabel="lowest score", xlim=(0, 1), ylim=(0, 1.02))
-    right.set_title("with another lowest score, overlap 0.5", loc="left")
+    right.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
+    right.set_title("at different score thresholds, overlap 0.5", loc="left")
     right.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9)
     _save(figure, path)
 
 
 def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot the objects in each frame: true, found, missed, and falsely found."""
+    """Plot the number of true, found, missed and false objects in each frame."""
     figure, (axes,) = _figure(10.0, 3.6, 1)
     seconds = np.arange(video.frames) * video.interval_s
-    there = np.bincount(truth.frames - 1, minlength=video.frames)
+    true = np.bincount(truth.frames - 1, minlength=video.frames)
     hits = np.bincount(truth.frames[partners >= 0] - 1, minlength=video.frames)
     false = np.bincount(found.frames - 1, minlength=video.frames) - hits
-    axes.step(seconds, there, where="post", color=_GREY, linewidth=1.5, label="true objects")
+    axes.step(seconds, true, where="post", color=_GRAY, linewidth=1.5, label="true objects")
     axes.step(seconds, hits, where="post", color=_BLUE, linewidth=1.5, label="found")
-    axes.fill_between(seconds, hits, there, step="post", color=_ORANGE, alpha=0.35, linewidth=0, label="missed")
+    axes.fill_between(seconds, hits, true, step="post", color=_ORANGE, alpha=0.35, linewidth=0, label="missed")
     axes.fill_between(seconds, 0, false, step="post", color=_RED, alpha=0.6, linewidth=0, label="false")
     axes.set(xlabel="seconds", ylabel="objects", xlim=(0, video.duration_s))
     axes.set_ylim(bottom=0)
@@ -70,7 +70,7 @@ def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video:
 
 
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot a row for each true object over time: grey while missed, a new color where its track changes."""
+    """Plot a bar over time for each true object: gray while it is missed, and a new color for each new track."""
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)
     for at, object_id in enumerate(ids):
@@ -88,14 +88,14 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
             axes.text(truth.frames[rows[-1]] * video.interval_s, at, label, va="center", fontsize=7, color=_RED)
     axes.set_yticks(range(len(ids)), [str(each) for each in ids], fontsize=7 if len(ids) > 12 else 9)
     axes.set(xlabel="seconds", ylabel="true object", xlim=(0, video.duration_s * 1.06), ylim=(len(ids) - 0.4, -0.6))
-    axes.set_title("track of each object: a new color is an identity switch, grey is missed", loc="left")
+    axes.set_title("track of each object: a new color is an identity switch, gray is missed", loc="left")
     _save(figure, path)
 
 
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Yield stretches of frames without a gap in which one track followed an object: first frame, length, track."""
+    """Yield (first frame, number of frames, track ID) of each period with the same track. The ID is None if missed."""
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
     for spell in np.split(np.arange(len(frames)), edges):

@@ -35,23 +35,23 @@ class Evaluation:
     model: str
     backend: str
     class_name: str
-    truth: str
+    truth: str  # path of the ground truth
     video: Video
     detection: DetectionScores
-    tracking: TrackingScores | None  # None: the pipeline has no tracker
+    tracking: TrackingScores | None  # None if the pipeline has no tracker
     lines: tuple[LineScore, ...]
     notes: tuple[str, ...]
-    seconds: float  # that the pipeline took
+    seconds: float  # duration of the pipeline run
 
     @property
     def line_error(self) -> float | None:
-        """Return the sum of all lines' errors over the sum of their true crossings; None without crossings."""
+        """Sum of the errors of all lines, divided by the number of true crossings; None if there are no crossings."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print the table: detector, tracks, lines."""
+    """Print a table with the metrics of the detector, the tracks and the lines, and then the notes."""
     video, found = evaluation.video, evaluation.detection
     about = f"{video.frames} frames of {video.width_px}x{video.height_px}, {video.duration_s:.1f} s"
     rate = f"{video.frames / max(evaluation.seconds, 1e-9):.1f} frames/s"
@@ -83,7 +83,7 @@ def _detection_rows(found: DetectionScores) -> Iterator[tuple[str, str, str]]:
     yield "AP@[.5:.95]", _part(found.ap), "mean over overlaps 0.50, 0.55, … 0.95"
     yield "precision", _part(found.precision), f"{found.found_boxes} boxes with a score of at least {found.score:g}"
     yield "recall", _part(found.recall), ""
-    yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, at a lowest score of {found.best_score:.2f}"
+    yield "F1", _part(found.f1), f"highest {found.best_f1:.3f}, at a score threshold of {found.best_score:.2f}"
 
 
 def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
@@ -93,7 +93,7 @@ def _tracking_rows(found: TrackingScores) -> Iterator[tuple[str, str, str]]:
     parts = f"detection {found.detection_accuracy:.3f}, association {found.association_accuracy:.3f}"
     yield "HOTA", _part(found.hota), parts
     yield "identity switches", str(found.switches), f"{found.fragments} interruptions"
-    yield "precision", _part(found.precision), "of the tracks' boxes"
+    yield "precision", _part(found.precision), "of the boxes of the tracks"
     yield "recall", _part(found.recall), f"{found.mostly_tracked} mostly tracked, {found.mostly_lost} mostly lost"
 
 
@@ -114,7 +114,7 @@ def _percent(value: float) -> str:
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write the JSON report.
+    """Write the report as JSON.
 
     Raises:
         VisionError: the file cannot be written.
@@ -126,7 +126,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return plain data: fractions of 1, pixels and seconds."""
+    """Return the report as data that JSON can represent. Units are fractions of 1, pixels and seconds."""
     plain = asdict(evaluation)
     plain["class"] = plain.pop("class_name")
     plain["video"]["duration_s"] = evaluation.video.duration_s
@@ -145,7 +145,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
-    """Yield precision and recall at each hundredth of the score."""
+    """Yield precision and recall for score thresholds from `lowest_score` in steps of 0.01."""
     for score in np.arange(lowest_score, 1.0, _CURVE_STEP):
         precision, recall = curve.at(float(score))
         yield {"score": round(float(score), 2), "precision": precision, "recall": recall}

@@ -1,10 +1,10 @@
 """MOTA, IDF1, HOTA and identity switches.
 
-IDF1 and HOTA are computed by TrackEval, where HOTA comes from. MOTA and the switches follow the CLEAR metrics' own
-definition (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008), as the
-package motmetrics does: a pair of object and track lasts until another pair replaces it, also over frames without it.
-TrackEval only prefers the pairs of the previous frame, which counts a few more switches (18 instead of 16 on the result
-of the shipped tracker for PETS09-S2L1). So video and plots show the pairs that were counted.
+TrackEval, the implementation by the authors of HOTA, computes IDF1 and HOTA. MOTA and identity switches follow the
+definition of CLEAR (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008),
+as in the package motmetrics: an object stays matched to a track until a different match replaces this one, even if it
+is not found in some frames. TrackEval only prefers the matches of the previous frame, and so counts a few more switches
+(18 instead of 16 for the shipped tracker on PETS09-S2L1). Video and plots show the matches that the switches refer to.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vision.version import install_hint, pip_hint, require_package
 
 MIN_OVERLAP: Final = 0.5
 INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
-"""TrackEval's own dependencies include a desktop build of OpenCV that its metrics do not need."""
+"""Command that installs TrackEval without its dependencies, because a desktop OpenCV is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingScores:
-    """Metrics of the tracks. Overlaps are at least 0.5; HOTA and its parts average over 0.05 to 0.95."""
+    """Metrics of the tracks at an overlap of 0.5. HOTA and its parts are means over overlaps from 0.05 to 0.95."""
 
     mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
     idf1: float  # Ristani et al. 2016
@@ -47,11 +47,11 @@ class TrackingScores:
     true_objects: int
     tracks: int
     mostly_tracked: int  # true objects found in more than 80 % of their frames
-    mostly_lost: int  # in less than 20 %
+    mostly_lost: int  # true objects found in less than 20 % of their frames
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the true ones. `partners` comes from `match_frames`."""
+    """Compare tracks with the ground truth. `partners` is the result of `match_frames`."""
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
@@ -82,22 +82,22 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the found share, the switches and the interruptions of a true object.
+    """Return the part of its frames in which a true object was found, its identity switches, and its interruptions.
 
-    `partners`: its partner in each of its rows, in the order of frames; -1: none.
+    `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
     found = partners >= 0
     switches = np.diff(track_ids[partners[found]]) != 0
-    # An interruption shows where it ends: lost in the row before, and found at some time before that.
+    # An interruption is counted where it ends: the object was not found in the row before, but in an earlier one.
     again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
     return float(found.mean()), int(switches.sum()), int(again.sum())
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
-    """Return (N,): for each true box the row of `found` that shows it, or -1.
+    """Return an array (N,) with the row of `found` that is matched to each true box; -1 if there is none.
 
-    A true object keeps its last partner while the boxes overlap enough. The others are paired so that as many as
-    possible have a partner; of these pairings, the one with the greatest overlaps.
+    A true object keeps the track of its last match while their boxes overlap enough. The other boxes are matched so
+    that the number of matches is as large as possible and, among such solutions, the sum of overlaps.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)
@@ -108,7 +108,7 @@ def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
             continue
         table = overlaps(truth.boxes_xyxy[true_rows], found.boxes_xyxy[found_rows])
         table[table < MIN_OVERLAP] = 0.0
-        # One more pair has more weight than all overlaps together, and one more kept pair than all other pairs.
+        # One additional pair outweighs all overlaps together, and one additional kept pair outweighs all other pairs.
         count = len(true_ids)
         weights = np.where(table > 0, table + count, 0.0)
         for row, column in _kept_pairs(table, true_ids, found_ids, last):
@@ -133,14 +133,14 @@ def _kept_pairs(
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
-    """Return the rows of each true object, in the order of frames."""
+    """Return the row numbers of each true object, in the order of frames."""
     order = np.argsort(truth.ids, kind="stable")
     edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
     return np.split(order, edges) if len(order) else []
 
 
 def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
-    """Return the input of TrackEval."""
+    """Return true boxes and tracks in the format of TrackEval."""
     true_names, true_ids = np.unique(truth.ids, return_inverse=True)
     track_names, track_ids = np.unique(tracks.ids, return_inverse=True)
     rows = list(zip(truth.slices(frames), tracks.slices(frames), strict=True))
@@ -157,10 +157,10 @@ def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
 
 
 def load_metrics() -> ModuleType:
-    """Return TrackEval's metrics.
+    """Import the metrics of TrackEval, and return the module.
 
     Raises:
         ConfigError: SciPy or TrackEval is not installed.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the packages that its data sets lack
-        return require_package("trackeval.metrics", "the tracking figures need SciPy and TrackEval", INSTALL)
+    with contextlib.redirect_stdout(io.StringIO()):  # the import prints which packages are missing for data sets
+        return require_package("trackeval.metrics", "the tracking metrics need SciPy and TrackEval", INSTALL)

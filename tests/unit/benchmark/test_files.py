@@ -197,7 +197,7 @@ def test_precision_of_the_last_detector_is_not_compared() -> None:
     ("clocks", "cores", "doubt"),
     [
         (Clocks(cpu_mhz=1800.0), 16.0, "CPU clock: 2000 and 1800 MHz"),
-        (Clocks(cpu_mhz=2000.0, throttled="power cap"), 16.0, "throttled by power cap"),
+        (Clocks(cpu_mhz=2000.0, throttled="power cap"), 16.0, "throttled (power cap)"),
         (Clocks(cpu_mhz=2000.0), 9.5, "9.5 of 16 cores were available"),
     ],
 )

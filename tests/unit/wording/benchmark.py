@@ -41,8 +41,8 @@ ROWS = [
         "a bottleneck",
         lambda: verdict([Load("detector", 0.97, "")], fits=False),
         (
-            "The detector is the bottleneck, at 97%. Lower `max_fps`, use a smaller model, or, with TensorRT, "
-            "precision fp16 and a larger `max_batch`."
+            "The detector is the bottleneck, at 97%. Lower `max_fps` or use a smaller model. With TensorRT, "
+            "use precision fp16 and a larger `max_batch`."
         ),
     ),
 ]

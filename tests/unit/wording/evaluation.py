@@ -30,13 +30,13 @@ def _camera(source: str, camera: str | None) -> str:
     return "no error"
 
 
-_HINT = "\n  hint: docs/evaluation.md describes the format of a truth file"
+_HINT = "\n  hint: docs/evaluation.md describes the format of a ground-truth file"
 
 ROWS = [
     (
         "a truth with too few columns",
         lambda: _truth("1,7,10,20,30,40"),
-        f"FOLDER/gt.txt:1: expected the columns frame,id,left,top,width,height,valid,x,y,z, got 6{_HINT}",
+        f"FOLDER/gt.txt:1: expected the columns frame,id,left,top,width,height,valid,x,y,z, got 6 columns{_HINT}",
     ),
     (
         "a truth with text",
@@ -46,14 +46,15 @@ ROWS = [
     (
         "a truth without rows",
         lambda: _truth("1,7,10,20,30,40,0"),
-        "FOLDER/gt.txt: expected the objects of the video, but its 1 rows have all a 0 in column 7",
+        "FOLDER/gt.txt: expected the objects of the video, but all of its 1 rows have 0 in column 7",
     ),
     (
         "a live camera",
         lambda: _camera("rtsp://me:secret@192.0.2.1/live", None),
         (
             "camera gate: expected a video file or a folder of images, got rtsp://***@192.0.2.1/live: "
-            "a live camera has no truth\n  hint: record it, label the recording, and name the file as its source"
+            "a live camera has no ground truth\n"
+            "  hint: record the camera, label the recording, and use the file as its source"
         ),
     ),
     (
