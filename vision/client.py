@@ -64,7 +64,7 @@ _NODE_STATUS: Final = f"status/{NODE}"
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Report that the publisher restarted. Its sequence numbers start at 1 again; no message was lost."""
+    """Report that the publisher restarted. The sequence numbers start at 1 again; no message was lost."""
 
     node: str
     old_instance: str
@@ -284,8 +284,8 @@ class _Sequences:
     """Checks sequence numbers: the instance of each node, and the last number of each of the node's topics."""
 
     def __init__(self) -> None:
-        self._instances: dict[str, str] = {}  # by node
-        self._last: dict[str, dict[str, int]] = {}  # by node and topic
+        self._instances: dict[str, str] = {}  # instance by node
+        self._last: dict[str, dict[str, int]] = {}  # last number by node and topic
 
     def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
         """Yield reports of a restart and of lost messages, then the message itself unless it is a repetition."""
@@ -358,8 +358,8 @@ class Latency:
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
     """Return the time from the capture of a frame until now.
 
-    On the publisher's machine, the monotonic clock measures it. On other machines, UTC measures it, so the accuracy
-    depends on the synchronization of both clocks.
+    On the publisher's machine, the monotonic clock is used. On other machines, UTC is used, so the accuracy depends on
+    the synchronization of both clocks.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

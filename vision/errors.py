@@ -110,7 +110,7 @@ class MessageError(VisionError):
 
 
 class Closed(VisionError):
-    """A different thread closed the slot, queue or database."""
+    """The slot, queue, database or subscription is closed."""
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")

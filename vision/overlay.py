@@ -253,7 +253,7 @@ class Overlay:
         self._place(places, label, color)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
-        """Draw a plate at the first of `places` that is free and inside the frame, or else at the first one."""
+        """Draw a plate at the first of `places` that is free and inside the frame; at `places[0]` if none is."""
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, color)
 

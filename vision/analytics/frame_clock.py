@@ -18,7 +18,7 @@ _FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame interval
 
 
 class FrameClock:
-    """Time since the first frame, in seconds. If a capture time goes back, the clock advances by the usual interval."""
+    """Counts the seconds since the first frame. If a capture time goes back, the usual interval is added instead."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

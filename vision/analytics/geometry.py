@@ -47,7 +47,7 @@ def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
 
 
 class LineSet:
-    """A set of L directed lines, each with the index of the anchor that crosses it."""
+    """A set of L directed lines, each with the index of the anchor that must cross the line."""
 
     def __init__(self, points: Sequence[Sequence[tuple[float, float]]], anchors: Sequence[int]) -> None:
         self.anchors = tuple(anchors)
@@ -183,7 +183,7 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return the mask (N,) of boxes (N, 4) within `margin_px` of the frame's edge; all False without `edges_px`."""
+    """Return the mask (N,) of boxes (N, 4) within `margin_px` of the frame's edge; False if `edges_px` is None."""
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)
     corners = boxes_xyxy.reshape(-1, 2, 2)

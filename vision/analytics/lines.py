@@ -38,7 +38,7 @@ class LineWatch:
         """Create the detector of crossings. `anchors` are the names of the columns of `TrackSnapshot.points`."""
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
-            # True for the right: the side of each line where the object is, then the side where it counts.
+            # True if it is the right side: of each line, the side where the object is, then the side where it counts.
             "right": TrackColumn(np.bool_, (2 * number,)),
             "unknown": TrackColumn(np.bool_, (number,)),  # the object is on the line since it appeared
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
@@ -54,18 +54,18 @@ class LineWatch:
         self._set = LineSet(points, self._anchors)
         return self._set
 
-    def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
+    def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
         """Return the crossings in this frame, ordered by object and then by line.
 
         Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
         L - 1), then its crossings.
         """
-        memory_right, is_right = memory["right"], seen.distances > 0
+        stored_right, is_right = table["right"], seen.distances > 0
         if seen.fresh is not None:
             appeared = seen.rows[seen.fresh]
-            memory_right[appeared] = is_right[seen.fresh]
-            memory["unknown"][appeared] = seen.distances[seen.fresh, : len(self._anchors)] == 0
-        objects, columns = pairs(memory_right.take(seen.rows, axis=0) != is_right)
+            stored_right[appeared] = is_right[seen.fresh]
+            table["unknown"][appeared] = seen.distances[seen.fresh, : len(self._anchors)] == 0
+        objects, columns = pairs(stored_right.take(seen.rows, axis=0) != is_right)
         if not len(objects):
             return []
         candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
@@ -73,31 +73,31 @@ class LineWatch:
         for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
             line = column - len(self._anchors)
             if line < 0:
-                self._meet(memory, seen, at, row, column)
-            elif self._is_sure(memory["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
-                if self._counts(memory, row, line, distance > 0):
+                self._meet(table, seen, at, row, column)
+            elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
+                if self._counts(table, row, line, distance > 0):
                     crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
-                memory_right[row, column] = distance > 0
-                memory["unknown"][row, line] = False
+                stored_right[row, column] = distance > 0
+                table["unknown"][row, line] = False
         return crossings
 
-    def lost(self, memory: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of a lost object, which it made by ending up slightly beyond a line."""
-        lines = (memory["beyond_s"][row] < math.inf).nonzero()[0].tolist()
-        ended = [(line, bool(memory["right"][row, line])) for line in lines]
+    def lost(self, table: TrackTable, row: int) -> list[Crossing]:
+        """Return the crossings of a lost object, which are those of lines that it was last slightly beyond."""
+        lines = (table["beyond_s"][row] < math.inf).nonzero()[0].tolist()
+        ended = [(line, bool(table["right"][row, line])) for line in lines]
         return [
             Crossing(row, line, "in" if to_right else "out")
             for line, to_right in ended
-            if self._counts(memory, row, line, to_right)
+            if self._counts(table, row, line, to_right)
         ]
 
-    def _meet(self, memory: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Record that an object's path meets the extension of a line, and whether this is between the line's ends."""
+    def _meet(self, table: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
+        """Record that an object's path meets the extension of a line, and whether they meet between the line's ends."""
         anchor = self._set.anchors[line]
-        before, now = complex(memory["points"][row, anchor]), complex(seen.points[at, anchor])
-        memory["passed"][row, line] = self._set.is_passed(before, now, line)
-        memory["beyond_s"][row, line] = math.inf
-        memory["right"][row, line] = not memory["right"][row, line]
+        before, now = complex(table["points"][row, anchor]), complex(seen.points[at, anchor])
+        table["passed"][row, line] = self._set.is_passed(before, now, line)
+        table["beyond_s"][row, line] = math.inf
+        table["right"][row, line] = not table["right"][row, line]
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
@@ -109,11 +109,11 @@ class LineWatch:
         beyond_s[line] = math.inf
         return True
 
-    def _counts(self, memory: TrackTable, row: int, line: int, to_right: bool) -> bool:
+    def _counts(self, table: TrackTable, row: int, line: int, to_right: bool) -> bool:
         """Return True if an object's change to a side of a line is a crossing to report."""
-        if not memory["passed"][row, line] or memory["unknown"][row, line] or not self._reported[line][to_right]:
+        if not table["passed"][row, line] or table["unknown"][row, line] or not self._reported[line][to_right]:
             return False
-        return self._classes.allows(int(memory["class_id"][row]), line)
+        return self._classes.allows(int(table["class_id"][row]), line)
 
 
 class ClassFilter:

@@ -79,7 +79,7 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids[:-1]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
-        """Return the row of each of the M ids. Add a row for each new id.
+        """Return the row of each of M track ids. Add a row for each new id.
 
         Returns:
             The rows (M,), and a mask (M,) of the new ids; the mask is None if no id is new.
@@ -132,7 +132,10 @@ class TrackedObjects:
         self._sample = 0
 
     def see(self, tracks: Tracks) -> TrackSnapshot:
-        """Store and return the state of the objects in a frame. The caller stores `points` after using the old ones."""
+        """Store the state of the objects in a frame, except `points`. Return the state.
+
+        The caller stores `points` when it no longer needs the previous points.
+        """
         table, now_s, end = self.table, self.clock.now_s, self._end
         rows, fresh = table.rows_of(tracks.track_ids)
         if fresh is not None:

@@ -1,4 +1,4 @@
-"""`ZoneWatch` tracks stays of objects in zones. `CrowdDetector` detects zones with too many objects.
+"""`ZoneWatch` detects when objects enter, leave and stay in zones. `CrowdDetector` detects when zones are crowded.
 
 An object enters or leaves a zone when its anchor is beyond the border by a margin. An object that appears inside a zone
 also enters it.
@@ -53,14 +53,14 @@ class ZoneWatch:
         self._set = ZoneSet(polygons)
         self._next_dwell_s = math.inf
 
-    def look(self, memory: TrackTable, seen: TrackSnapshot) -> list[Passage]:
+    def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Passage]:
         """Return the passages in this frame, ordered by object and then by zone. `enter` and `leave` store them."""
         points = seen.points[:, self._places]
         inside = self._set.contain(points)
-        allowed = self._classes.allowed(memory["class_id"], seen.rows)
+        allowed = self._classes.allowed(table["class_id"], seen.rows)
         if allowed is not None:
             inside &= allowed
-        changed = inside != memory["inside"].take(seen.rows, axis=0)
+        changed = inside != table["inside"].take(seen.rows, axis=0)
         if not changed.any():
             return []
         objects, zones = pairs(changed)
@@ -74,30 +74,30 @@ class ZoneWatch:
             passages.append(Passage(int(seen.rows[at]), zone, bool(inside[at, zone]), appeared))
         return passages
 
-    def enter(self, memory: TrackTable, row: int, zone: int, now_s: float) -> None:
-        memory["inside"][row, zone] = True
-        memory["entered_s"][row, zone] = now_s
+    def enter(self, table: TrackTable, row: int, zone: int, now_s: float) -> None:
+        table["inside"][row, zone] = True
+        table["entered_s"][row, zone] = now_s
         dwells_s = now_s + self._dwell_s[zone] - CLOCK_GRAIN_S
-        memory["dwells_s"][row, zone] = dwells_s
+        table["dwells_s"][row, zone] = dwells_s
         self._next_dwell_s = min(self._next_dwell_s, dwells_s)
 
-    def leave(self, memory: TrackTable, row: int, zone: int) -> None:
-        memory["inside"][row, zone] = memory["dwelling"][row, zone] = False
-        memory["dwells_s"][row, zone] = math.inf
+    def leave(self, table: TrackTable, row: int, zone: int) -> None:
+        table["inside"][row, zone] = table["dwelling"][row, zone] = False
+        table["dwells_s"][row, zone] = math.inf
 
-    def dwellers(self, memory: TrackTable, now_s: float) -> list[tuple[int, int]]:
+    def dwellers(self, table: TrackTable, now_s: float) -> list[tuple[int, int]]:
         """Return the row and the zone of each object that has now been in a zone for the zone's `dwell_s`.
 
         An object that is not detected at that time is returned when it is detected again.
         """
         if now_s < self._next_dwell_s:
             return []
-        rows, zones = pairs(memory["dwells_s"] <= now_s)
-        seen = memory["seen_s"][rows] == now_s
+        rows, zones = pairs(table["dwells_s"] <= now_s)
+        seen = table["seen_s"][rows] == now_s
         rows, zones = rows[seen], zones[seen]
-        memory["dwelling"][rows, zones] = True
-        memory["dwells_s"][rows, zones] = math.inf
-        self._next_dwell_s = float(memory["dwells_s"].min(initial=math.inf))
+        table["dwelling"][rows, zones] = True
+        table["dwells_s"][rows, zones] = math.inf
+        self._next_dwell_s = float(table["dwells_s"].min(initial=math.inf))
         return list(zip(rows.tolist(), zones.tolist(), strict=True))
 
 
@@ -108,7 +108,7 @@ class _Crowd:
     above: int  # the threshold
     for_s: float  # time above the threshold before crowding starts, or below it before crowding ends
     is_crowded: bool = False
-    change_since_s: float | None = None  # when the zone last began to differ from `is_crowded`; None if it agrees
+    change_since_s: float | None = None  # when the occupancy began to contradict `is_crowded`; None if it does not
     from_s: float = 0.0  # start of the crowding
     most: int = 0  # maximum number of objects since then
 
@@ -125,7 +125,7 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the zone and data of each event. `unobserved` means that no change has lasted: there was a long gap."""
+        """Yield the zone and data of each event. After a long gap (`unobserved`), the durations start again."""
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:

@@ -67,9 +67,9 @@ class LineConfig(ConfigSection):
     """A line that objects cross."""
 
     name: Identifier
-    """Name in events, unique among the lines and zones of the camera."""
+    """Name of the line in events, unique among the lines and zones of the camera."""
     points: Annotated[tuple[Point, Point], AfterValidator(check_line)]
-    """[[x1, y1], [x2, y2]] in the camera's units."""
+    """End points of the line, [[x1, y1], [x2, y2]], in the camera's units."""
     direction: Literal["in", "out", "both"] = "both"
     """Crossings to report; in: from left to right, seen from the first point toward the second."""
     classes: ClassNames | None = None
@@ -82,9 +82,9 @@ class ZoneConfig(ConfigSection):
     """An area that objects enter, leave and stay in."""
 
     name: Identifier
-    """Name in events, unique among the lines and zones of the camera."""
+    """Name of the zone in events, unique among the lines and zones of the camera."""
     polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
-    """[[x, y], ...] in the camera's units, in order around the area; the last point is joined to the first."""
+    """Corners, [[x, y], ...], in the camera's units, in order around the area; the last is joined to the first."""
     crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)
     """Number of objects above which the zone is crowded; never crowded if absent."""
     crowded_for_s: float = Field(default=0.0, ge=0, le=86_400)
@@ -111,9 +111,9 @@ class GroundConfig(ConfigSection):
     """Four points on the ground with known positions, from which speeds are computed."""
 
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
-    """[[x, y], ...] of 4 points on the ground, in the camera's units, in order around an area."""
+    """Four points on the ground, [[x, y], ...], in the camera's units, in order around an area."""
     metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
-    """[[x, y], ...] of the same 4 points on the ground, in meters from any origin."""
+    """Positions of the same four points on the ground, [[x, y], ...], in meters from any origin."""
 
 
 class CameraAnalytics(ConfigSection):
@@ -144,7 +144,7 @@ _Corner: TypeAlias = tuple[int, int]
 
 
 def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
-    """Scale points so that every coordinate is a whole number. These are exact, and faster than fractions."""
+    """Scale points so that all coordinates are whole numbers, which are exact and faster than fractions."""
     exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
     scale = lcm(*(value.denominator for point in exact for value in point))
     return [(int(x * scale), int(y * scale)) for x, y in exact]

@@ -39,7 +39,7 @@ class EngineConfig(ConfigSection):
     """Build options of a TensorRT engine."""
 
     optimization_level: int | None = Field(default=None, ge=0, le=5)
-    """0 (short build) to 5 (fast engine); TensorRT's default if absent."""
+    """Effort of the build, from 0 (short build) to 5 (fast engine); TensorRT's default if absent."""
     workspace_mib: int | None = Field(default=None, ge=1, le=1_000_000)
     """Maximum scratch memory of a layer in MiB; no limit if absent."""
     dla_core: int | None = Field(default=None, ge=0, le=15)
@@ -56,7 +56,7 @@ class DetectConfig(ConfigSection):
     iou_threshold: Fraction | None = None
     """Overlap (IoU) above which NMS drops the box with the lower score; the model's value if absent."""
     classes: ClassNames | None = None
-    """Classes to publish; all if absent."""
+    """Classes to publish; all classes if absent."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
     """Precision of the TensorRT engine; ONNX Runtime uses the precision of the model."""
     max_batch: BatchSize = 8
@@ -75,9 +75,9 @@ class CameraConfig(ConfigSection):
     """One source of frames: a camera, a recording or a synthetic camera."""
 
     id: Identifier
-    """Name in topics, messages and logs."""
+    """Name of the camera in topics, messages and logs."""
     source: Source = Field(examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"])
-    """Address or path; paths are relative to this file; ${NAME} is an environment variable."""
+    """Address or path of the source; paths are relative to this file; ${NAME} is an environment variable."""
     user: str | None = Field(default=None, min_length=1)
     """User name of a network camera, as plain text."""
     password: str | None = Field(
@@ -89,9 +89,9 @@ class CameraConfig(ConfigSection):
     )
     """Password of a network camera, from the environment: ${NAME}."""
     reader: Literal["auto", "opencv", "gstreamer", "ffmpeg", "nvdec"] = "auto"
-    """Library that reads the source; auto: the best one that is installed; csi: needs gstreamer."""
+    """Library that reads the source; auto: the best installed library; csi: sources need gstreamer."""
     transport: Literal["tcp", "udp"] = "tcp"
-    """RTSP transport; tcp: reliable; udp: lower latency, but can lose packets."""
+    """Transport for RTSP; tcp is reliable; udp has a lower latency, but can lose packets."""
     width: Pixels | None = None
     """Frame width to request from a csi: or USB camera, in pixels; the camera's default if absent."""
     height: Pixels | None = None
@@ -101,7 +101,7 @@ class CameraConfig(ConfigSection):
     max_fps: FramesPerSecond | None = None
     """Maximum rate of inference in frames/s; no limit if absent."""
     loop: bool = False
-    """Restart a file when it ends."""
+    """Play a file again when it ends."""
     open_timeout_s: float = Field(default=5.0, gt=0, le=120)
     """Timeout in seconds for a connection."""
     read_timeout_s: float = Field(default=5.0, gt=0, le=120)
@@ -160,11 +160,11 @@ class CascadeConfig(ConfigSection):
     """A second model that classifies tracked objects."""
 
     model: ModelName
-    """A classifier: a name under models, or a path (with a /) relative to this file."""
+    """Classifier: the name of a shipped model, or a path (with a /) relative to this file."""
     classes: ClassNames | None = None
     """Classes of the objects to classify; all if absent."""
     score_threshold: Fraction = 0.5
-    """Minimum score of an attribute."""
+    """Minimum score of a class that is published as an attribute."""
     refresh_s: Day | None = 5.0
     """Seconds after which an object is classified again; null means only once."""
     min_size_px: int = Field(default=32, ge=1, le=16384)
@@ -202,7 +202,7 @@ class PublishConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
-    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, tcp://*:5555 the network."""
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 serves the network."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
     queue: int = Field(default=1000, ge=1, le=1_000_000)
@@ -236,7 +236,7 @@ class AppConfig(ConfigSection):
     track: TrackConfig = TrackConfig()
     """Tracking of objects from frame to frame."""
     analytics: Mapping[Identifier, CameraAnalytics] = Field(default_factory=dict)
-    """Lines and zones of each camera, by its id; needs a pipeline with analytics."""
+    """Lines and zones of each camera, by camera id; needs a pipeline with analytics."""
     rules: tuple[RuleConfig, ...] = Field(default=(), max_length=1000)
     """Rules that report additional events."""
     cascade: CascadeConfig | None = None

@@ -128,7 +128,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield a conflict if scores are not in ascending order. A detection that starts a track must also extend one."""
+    """Yield a conflict if scores do not ascend. A detection that can start a track must also be able to extend one."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
@@ -143,7 +143,7 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield the conflicts between the analytics of one camera. `base` is the location of the section."""
+    """Yield all conflicts between the lines, zones and ground points of one camera. `base` locates the section."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
     yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")
@@ -169,7 +169,7 @@ def _unit_conflicts(loc: Loc, shape: object, units: object) -> Iterator[Conflict
             yield Conflict((*loc, index), "wrong-unit", f"expected {expected}, because units is {units}")
     if 0 < largest <= 1 and units in ("percent", "pixels"):
         unit, other = ("percent", "percent from 0 to 100") if units == "percent" else ("pixel", "coordinates in pixels")
-        message = f"all within one {unit}; expected units: fraction next to lines and zones, or {other}"
+        message = f"expected {other}, or `units: fraction` next to lines and zones, got points within one {unit}"
         yield Conflict(loc, "wrong-unit", message)
 
 

@@ -96,7 +96,7 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
         hint = "`file` in model.yaml names the ONNX file in the same folder"
         raise ModelError(text, hint=hint, code="model-missing") from None
     except OSError as error:
-        text, hint = f"{spec.name}: cannot read {path}: {error.strerror}", "check the file's owner"
+        text, hint = f"{spec.name}: cannot read {path}: {error.strerror}", "check the owner and mode of the file"
         raise ModelError(text, hint=hint, code="model-unreadable") from error
     if not start:
         raise ModelError(f"{spec.name}: {path} is empty", hint="fetch the model again", code="damaged-model")

@@ -184,7 +184,7 @@ def _unknown(context: ErrorContext) -> str:
 
 
 def _too_short(context: ErrorContext) -> str:
-    """Describe a list that is too short. Return an empty text if it is not: pydantic does not count invalid entries."""
+    """Describe a list that is too short. Return an empty text if the list only lacks entries that are invalid."""
     entries = context.value
     return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)
 

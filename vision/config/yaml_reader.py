@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise _cannot_read(path, error) from None
     if len(raw) > MAX_BYTES:
-        message = f"larger than {MAX_BYTES >> 10} KiB; expected a configuration in YAML"
+        message = f"expected a configuration of at most {MAX_BYTES >> 10} KiB, got a larger file"
         raise faulty(str(path), [Fault(0, 0, "", "too-large", message)])
     try:
         return raw.decode("utf-8-sig")
@@ -97,7 +97,7 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:
         near = nearest(path.stem, files)
         hint = f"did you mean {quoted(files[near])}?" if near else "`vision run demo` runs a shipped configuration"
     elif isinstance(error, IsADirectoryError):
-        code, message = "folder", "a folder; expected a YAML file"
+        code, message = "folder", "expected a YAML file, got a folder"
         inside = [str(path / name) for name in _yaml_files(path)[:8]]
         hint = f"specify a file{f': {one_of(inside)}' if inside else ', such as camera.yaml'}"
     elif isinstance(error, PermissionError):

@@ -93,7 +93,7 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """Return the `build` function of a pipeline with the stages from `open_stages`, the publisher, and more `sinks`.
 
-    `build` opens the detector last, which takes longest, so that other errors are reported early. The `ExitStack`
+    `build` opens the detector last, because this takes longest and other errors are reported earlier. The `ExitStack`
     argument of `build` closes everything.
     """
 
@@ -204,7 +204,7 @@ def open_configured_detector(
 
 
 def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
-    """Open the database for events and counters that persist across restarts; None if none is configured.
+    """Open the database for events and counters that persist across restarts. Return None if none is configured.
 
     The result is for `RunOptions.state`. Do not use it in an offline run, whose results must be repeatable.
     """

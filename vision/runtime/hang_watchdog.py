@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Maximum time between two calls of `look` that counts. Usually, 50 ms and the time for a report pass between them."""
+"""Maximum time that counts between two calls of `look`. Usually, 50 ms and the time for a report pass between them."""
 
 _STANDARD_ERROR: Final = 2
 
@@ -29,7 +29,7 @@ class ProgressMonitor:
     still_ns: int = 0
 
     def look(self, progress_ns: int, now_ns: int) -> int:
-        """Return for how many ns the thread has made no progress. Progress is any change of `progress_ns`."""
+        """Return how long the thread has made no progress, in ns. Any change of `progress_ns` is progress."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
         self.progress_ns, self.looked_ns = progress_ns, now_ns
@@ -60,7 +60,7 @@ def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
         faulthandler.dump_traceback_later(limit_s, exit=True, file=_STANDARD_ERROR)
 
     def keep_postponing() -> None:
-        while not done.wait(limit_s / 10):  # each call starts a C thread
+        while not done.wait(limit_s / 10):  # rarely, because each call starts a C thread
             postpone()
 
     thread = threading.Thread(target=keep_postponing, name="watchdog", daemon=True)

@@ -20,7 +20,7 @@ Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
 
 EXTRA_BUFFERS: Final = 2
-"""Number of buffers that a slot has in addition to the leased ones: one is being written, and one waits."""
+"""Number of buffers of a slot that cannot be leased: one is being written, and one waits."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class SlotCounts:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right of the reader to use a frame until `release`."""
+    """The reader's right to use a frame until `release`."""
 
     frame: Frame
     dropped_before: Mapping[str, int]  # number of drops since the camera's last lease, by reason
@@ -70,7 +70,7 @@ class _Buffers:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """The limit of the rate at which the reader takes frames of a camera."""
+    """Limit of the rate at which the reader takes the frames of a camera."""
 
     interval_ns: int  # minimum time between two frames; 0 means no limit
     due_ns: int = 0  # time from which the next frame may be taken
@@ -183,7 +183,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed frame as dropped, without its pixels."""
+        """Count a grabbed frame as dropped. Its pixels are not needed."""
         with self.changed:
             self._counts.grabbed += 1
             self._count_drop(reason)

@@ -49,7 +49,7 @@ longer than `hang_s`, but cannot while it is stuck inside a call."""
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera: the supervisor that reads frames, and the slot that it writes them to."""
+    """One camera: a supervisor, which reads frames, and a slot, to which the supervisor writes the frames."""
 
     slot: LatestSlot
     supervisor: CameraSupervisor

@@ -95,7 +95,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return the camera's analytics. If the epoch is new, (re)start them, and return the resulting events too."""
+        """Return a camera's analytics, restarted if the epoch is new, and the events that the restart causes."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()

@@ -93,7 +93,7 @@ class FrameWorker:
         except Exception as error:  # noqa: BLE001 - `check` raises it
             self._error = error
             log.error("%s failed: %s", self._name, error)
-            for _ in self._copies():  # a lossless caller waits for a free copy
+            for _ in self._copies():  # free every copy, because a lossless caller waits for one
                 self.skipped += 1
 
     def _copies(self) -> Generator[tuple[Frame, Result]]:

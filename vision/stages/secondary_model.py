@@ -105,7 +105,7 @@ class CascadeStage:
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of objects that were classified, were skipped, and wait."""
+        """Return the numbers of classified, skipped and waiting objects."""
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
@@ -114,7 +114,7 @@ class CascadeStage:
         self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
-        """Forget the objects not detected for `_FORGET_S`. Return the states of the remaining ones, by track id."""
+        """Forget the objects not detected for `_FORGET_S`. Return the states of the remaining objects, by track id."""
         epoch, objects = self._cameras.get(meta.camera_id, (None, {}))
         if epoch != meta.epoch:
             objects = {}
@@ -130,7 +130,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify. The one classified longest ago comes first."""
+        """Return the states and boxes of the objects to classify. The object classified longest ago is first."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)

@@ -53,7 +53,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class HasCounters(Protocol):
-    """A detector, stage or sink that counts what operators need to know."""
+    """A detector, stage or sink that provides counters for operators."""
 
     def counters(self) -> Mapping[str, int]:
         """Return the counts since the start by name, such as ``cascade.skipped``. The main thread calls this method."""

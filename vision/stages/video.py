@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Image: TypeAlias = NDArray[np.uint8]
 Draw: TypeAlias = Callable[[Image, Result], None]
-"""Draws a result on an image of its frame, (H, W, 3) BGR."""
+"""Function that draws a result on an image of its frame, (H, W, 3) BGR."""
 
 _BUFFERS: Final = 8  # number of frames per camera that can wait for the thread
 _WINDOW_MS: Final = 30  # time to process the events of the window system between two frames
@@ -118,7 +118,7 @@ class _CameraVideo:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
-        """Draw the result on the copy of its frame, show it, and return it. It is valid as long as the copy."""
+        """Draw the result on the copy of its frame. Show and return the image, which is valid as long as the copy."""
         meta = frame.meta
         image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
         self._draw(image, result)
@@ -182,7 +182,7 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
 def check_window() -> None:
     """Raise `ConfigError` if OpenCV was built without support for windows, or if there is no display."""
     if not has_windows(cv2.getBuildInformation()):
-        text = "--show: this OpenCV was built without windows (a headless build)"
+        text = "--show: OpenCV was built without support for windows (a headless build)"
         hint = "use --video OUT.mp4, or install opencv-python instead of opencv-python-headless"
         raise ConfigError(text, hint=hint, code="no-window")
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -7,7 +7,7 @@ events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are 
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
-lock                         file that the process that uses the folder locks
+lock                         lock file of the process that uses the folder
 damaged-<time>/              a database that could not be read; only the newest is kept
 ===========================  =====================================================================
 
@@ -40,7 +40,7 @@ Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
 """An SQL statement, and the parameters of each of its executions."""
 
 _FILE: Final = "state.db"
-_VERSION: Final = 1  # of the schema
+_VERSION: Final = 1  # version of the schema
 _CHECKPOINT_COMMITS: Final = 1000  # checkpoints are rare, because the commit after each one waits for the disk
 _SCHEMA: Final = f"""
 BEGIN;

@@ -85,7 +85,9 @@ class EventLog:
         return True
 
     def read(self, since: int, *, limit: int = 500, max_bytes: int = 2**20) -> Page:
-        """Return the events that follow number `since`: at most `limit` events and, except for one, `max_bytes`.
+        """Return the events that follow number `since`: at most `limit` events, with `max_bytes` in total.
+
+        The first event is returned even if it is larger.
 
         Raises:
             OSError: the database is not readable.

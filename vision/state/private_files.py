@@ -1,4 +1,4 @@
-"""Private files, which are written completely or not at all, and read only if no other user can write them.
+"""Functions for private files, which are written as a whole, and read only if no other user can write them.
 
 An engine plan runs on the GPU with the rights of this process, and the library that parses the plan trusts it. The
 cache of plans therefore follows the rule of OpenSSH for ``authorized_keys``: other users must not be able to write the
@@ -128,7 +128,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if that is not possible."""
+    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if it cannot be written."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:

@@ -108,8 +108,8 @@ ROWS = [
         "fractions without their unit",
         lambda: _refusal(_CAMERA + "analytics:\n  a:\n    lines:\n      - {name: l, points: [[0, 0.5], [1, 1]]}\n"),
         (
-            "camera.yaml:6:19: analytics.a.lines[0].points: all within one pixel; expected units: fraction next to "
-            "lines and zones, or coordinates in pixels\n"
+            "camera.yaml:6:19: analytics.a.lines[0].points: expected coordinates in pixels, or `units: fraction` next "
+            "to lines and zones, got points within one pixel\n"
             "          - {name: l, points: [[0, 0.5], [1, 1]]}\n"
             "                      ^"
         ),
