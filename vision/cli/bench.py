@@ -44,22 +44,22 @@ PARTS: Final = Values(("engine", "stage", "pipeline"))
 
 _BATCHES = values_parser(range(1, MAX_BATCH + 1), f"whole numbers, 1 to {MAX_BATCH}")
 _IN_FLIGHT = values_parser(range(1, MAX_BATCHES_IN_FLIGHT + 1), f"whole numbers, 1 to {MAX_BATCHES_IN_FLIGHT}")
-_IN_FLIGHT_HELP = f"Batches in flight, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: from 1 to that of the detector]"
+_IN_FLIGHT_HELP = f"Numbers of batches in flight, 1 to {MAX_BATCHES_IN_FLIGHT}. [default: 1 to the detector's number]"
 _PRECISIONS = values_parser(PRECISIONS, f"some of {', '.join(PRECISIONS)}")
 _PARTS = values_parser(PARTS, f"some of {', '.join(PARTS)}")
 
 _Batches = Annotated[Values, typer.Option(parser=_BATCHES, metavar="N,N", help=f"Batch sizes, 1 to {MAX_BATCH}.")]
 _InFlight = Annotated[Values | None, typer.Option(parser=_IN_FLIGHT, metavar="N,N", help=_IN_FLIGHT_HELP)]
 _Precisions = Annotated[
-    Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Precisions: some of {', '.join(PRECISIONS)}.")
+    Values, typer.Option(parser=_PRECISIONS, metavar="P,P", help=f"Precisions, some of {', '.join(PRECISIONS)}.")
 ]
-_Parts = Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Parts: {', '.join(PARTS)}.")]
+_Parts = Annotated[Values, typer.Option(parser=_PARTS, metavar="P,P", help=f"Parts, some of {', '.join(PARTS)}.")]
 _FrameSource = Annotated[
     str | None,
     typer.Option(
         parser=argument_parser(check_frame_source),
         metavar="FILE",
-        help="Video file of the input frames. [default: the shipped clip]",
+        help="Video file to read the frames from. [default: the shipped clip]",
     ),
 ]
 
@@ -80,11 +80,11 @@ def bench(
     plot: PlotFile = None,
     compared: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Do not measure: print the ratios B/A of two files."),
+        typer.Option("--compare", metavar="A B", help="Print the ratios B/A of the results in two files, and exit."),
     ] = None,
     read: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Do not measure: print the table of a file, and plot it with --plot."),
+        typer.Option(metavar="FILE", help="Print the results in FILE instead of measuring; plot them with --plot."),
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
@@ -127,8 +127,8 @@ def bench(
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:
-    """Write each result, even if writing a different one fails."""
-    with ExitStack() as results:  # runs the callbacks in reverse order
+    """Write the JSON file and the plot, and print the table. If one of these fails, still do the others."""
+    with ExitStack() as results:  # calls the callbacks in reverse order
         results.callback(print_bench, document, console)
         if plot is not None:
             results.callback(draw, document, plot)

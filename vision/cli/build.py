@@ -67,34 +67,34 @@ def build(
     model: ModelName = None,
     config: ModelConfig = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="Precision of the engine. Default: fp16, or that of --config.")
+        Precision | None, typer.Option(help="Precision of the engine. [default: fp16, or the value in --config]")
     ] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Maximum batch size. Default: 8, or that of --config."),
+        typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Maximum batch size, by default 8 or as in --config."),
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the engines in the cache.")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove engines that this machine cannot use.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the engines that this machine cannot use.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build the engine even if the cache contains it.")] = False,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the cache. Default: that of `vision run`.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the cache. [default: the cache of `vision run`]")
     ] = None,
     workspace_mib: Annotated[
         int | None,
-        typer.Option(min=1, max=1_000_000, metavar="MIB", help="Maximum scratch memory of a layer, in MiB."),
+        typer.Option(min=1, max=1_000_000, metavar="MIB", help="Maximum scratch memory of each layer, in MiB."),
     ] = None,
     level: Annotated[
         int | None,
         typer.Option(min=0, max=5, help="Optimization level, 0 (short build) to 5 (fast engine)."),
     ] = None,
-    dla: Annotated[int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson.")] = None,
+    dla: Annotated[int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson to use.")] = None,
     for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
     """Build, list or prune TensorRT engines.
 
-    `vision run` uses an engine from the cache if `detect.precision`, `detect.max_batch` and `detect.engine` in
-    camera.yaml are the same.
+    `vision run` uses an engine from the cache if it was built with the values of `detect.precision`,
+    `detect.max_batch` and `detect.engine` in camera.yaml.
 
     Examples:
       vision build nanodet-g-416
@@ -126,8 +126,8 @@ def build(
 def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:
     """Open the detector once, as `vision run` does.
 
-    TensorRT-RTX compiles and stores the kernels of an engine at its first start, which can take as long as the build.
-    The start also detects CUDA graphs with wrong results.
+    When an engine starts for the first time, TensorRT-RTX compiles and stores its kernels, which can take as long as
+    the build. The start also detects CUDA graphs that compute wrong results.
     """
     console.print("starting the detector once, to compile and store its kernels and to check its CUDA graphs")
     with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
@@ -135,7 +135,7 @@ def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Co
 
 
 def _open_gpu(*, required: bool) -> Gpu | None:
-    """Return the GPU of this machine; None if there is none and none is required."""
+    """Return the GPU of this machine; None if there is no GPU and `required` is False."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -147,7 +147,7 @@ def _open_gpu(*, required: bool) -> Gpu | None:
 
 
 class Bars:
-    """The progress of a build in the terminal: one bar for each open phase, indented below that of its parent."""
+    """Shows the progress of a build, with one bar for each open phase, indented below the bar of its parent phase."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -177,7 +177,7 @@ class Bars:
         self._console.print(f"{layers} layers before fusion")
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Show only the open phases."""
+        """Show one bar for each of the open `phases`, and remove the other bars."""
         with self._lock:
             for name in self._tasks.keys() - {phase.name for phase in phases}:
                 self.progress_bars.remove_task(self._tasks.pop(name))
@@ -203,15 +203,15 @@ def build_engine(
     *,
     force: bool = False,
 ) -> None:
-    """Build the engine of a model unless the cache contains it, and print its description. Bars show the progress.
+    """Build the engine of a model unless the cache contains it. Show the progress, and describe the engine.
 
     Raises:
         DeviceMissing: the GPU or TensorRT is missing.
-        VisionError: `load_or_build` failed, or the engine could not be stored.
+        VisionError: the engine could not be built or stored.
     """
     if gpu is None:
         hint = "`vision doctor` shows what is missing"
-        raise DeviceMissing("building an engine needs the GPU that runs it", hint=hint, code="gpu-missing")
+        raise DeviceMissing("building an engine requires the GPU that runs it", hint=hint, code="gpu-missing")
     ahead_of_time = isinstance(gpu, GpuDescription)
     plan = resolve(detect, spec)
     batch = f"batch up to {plan.max_batch}"
@@ -257,7 +257,7 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None
 
 
 def print_pruned(cache: EngineCache, gpu: Gpu | None, console: Console) -> None:
-    """Remove the engines that this machine cannot use, and print their names."""
+    """Remove the engines that this machine cannot use, and print the name and the reason for each."""
     removed = cache.prune(_library(), gpu)
     for name, reason in removed.items():
         console.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)

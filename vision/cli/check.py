@@ -84,10 +84,10 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
 
 
 def check_configuration(name: str) -> tuple[Path, AppConfig]:
-    """Validate a configuration, its pipeline and its models, where possible without building an engine.
+    """Validate a configuration, its pipeline and its models. Return the path and the configuration.
 
     Raises:
-        VisionError: `vision run` would refuse to start, with this error.
+        VisionError: `vision run` would not start, and would report this error.
     """
     path = resolve_config(name)
     config = load_config(path, os.environ)
@@ -111,7 +111,7 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 def _faults_at(
     path: Path, *loc: int | str, of: tuple[type[VisionError], ...] = (ConfigError, ModelError, DeviceMissing)
 ) -> Iterator[None]:
-    """Add the file, the line and the key at `loc` to an error that names no fault of a file."""
+    """Add the file, line and key of `loc` to each error of the types `of` that contains no `faults`."""
     try:
         yield
     except of as error:
@@ -125,7 +125,7 @@ def _faults_at(
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """Result for one camera: its first frame, or the reason why there is none."""
+    """The result for one camera: the properties of its first frame, or why it delivered none."""
 
     camera: str
     first_frame_s: float  # time until the first frame, or until the error
@@ -138,7 +138,7 @@ class CameraCheck:
 
 
 def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
-    """Open every camera and read one frame, within the configured timeouts."""
+    """Open all cameras in parallel, and read one frame from each within the configured timeouts."""
     return look_at_each(cameras, _check_camera, lambda camera: CameraCheck(camera.id, 0.0, NO_ANSWER), stop)
 
 
@@ -148,7 +148,7 @@ def look_at_each(
     give_up: Callable[[CameraConfig], _Result],
     stop: threading.Event,
 ) -> list[_Result]:
-    """Call `look` for all cameras at the same time, and `give_up` for those that exceed their timeouts."""
+    """Call `look` for all cameras in parallel. Return the results; `give_up` returns those of slow cameras."""
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:
@@ -185,7 +185,7 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print the table. Return the exit code: 0 if every camera delivered a frame."""
+    """Print a table of the results, and each error. Return the exit code: 0 if every camera delivered a frame."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         if check.error is not None:

@@ -1,4 +1,4 @@
-"""The console on standard error. Log lines, live tables and progress share it, and so do not overwrite each other."""
+"""The console on standard error. Log lines, live tables and progress share it, so that none overwrites another."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _Value = TypeVar("_Value")
 
 @cache
 def error_console() -> Console:
-    """Return the console of this process on standard error. It is also rich's global console, which libraries use."""
+    """Return the process's console on standard error. It is also rich's global console, which libraries use."""
     rich.reconfigure(stderr=True)
     return rich.get_console()
 
 
 def terminal() -> Console | None:
-    """Return the console on standard error if that is a terminal."""
+    """Return the console on standard error; None if standard error is not a terminal."""
     console = error_console()
     return console if console.is_terminal else None
 
@@ -74,12 +74,13 @@ def start_logging(level: str) -> None:
 
 
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
-    """Call `work` with a function that shows the current step: a status line on a terminal, otherwise one line each."""
-    for name in _CHATTY:
+    """Call `work` with a function that shows the current step, and return the result of `work`.
+
+    The step is shown as a status line on a terminal, otherwise as one line per step.
+    """
+    for name in _CHATTY:  # hide the log lines of the detector's start, because the command only measures
         logger = logging.getLogger(name)
-        if (
-            logger.getEffectiveLevel() == logging.INFO
-        ):  # the command measures: hide the log lines of the detector's start
+        if logger.getEffectiveLevel() == logging.INFO:
             logger.setLevel(logging.WARNING)
     console = terminal()
     if console is None:
@@ -99,12 +100,12 @@ class LiveDisplay:
         self._width = console.width
 
     def stop(self) -> None:
-        """Leave the last drawing on the screen, and show the cursor."""
+        """Stop redrawing. Leave the last drawing on the screen, and show the cursor."""
         with _WRITING:
             self._live.stop()
 
     def update(self, renderable: RenderableType) -> None:
-        """Replace the previous drawing by `renderable`."""
+        """Replace the previous drawing with `renderable`."""
         width = self.console.width
         with _WRITING:
             if width < self._width:

@@ -1,6 +1,6 @@
-"""`vision doctor`: show what is installed, what is missing for which feature, and how to install it.
+"""`vision doctor`: show what is installed, which features lack a package, and how to install it.
 
-Each check is a function that returns one `Finding`. It changes nothing, and takes a few seconds at most.
+Each check is a function that returns one `Finding`. Checks change nothing, and take a few seconds at most.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def doctor(context: typer.Context, json: Json = False) -> int:
 
 
 def examine() -> list[Finding]:
-    """Run every check."""
+    """Run every check that applies to this machine, and return the findings."""
     jetson = TEGRA_RELEASE.exists()
     gpu: tuple[Callable[[], Finding], ...] = (check_gpu, check_nvdec, check_cuda, _tensorrt)
     checks: Iterable[Callable[[], Finding]] = (
@@ -115,7 +115,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
 
 
 def _output(*line: str) -> str | None:
-    """Return the standard output of a command; None if it is not installed, fails, or takes more than 5 s."""
+    """Return the standard output of a command; None if the command is not installed, fails, or takes over 5 s."""
     if shutil.which(line[0]) is None:
         return None
     try:
@@ -142,12 +142,12 @@ def _power_mode() -> Finding:
     mode = " ".join((_output("nvpmodel", "-q") or "").split())
     if "MAXN" in mode.upper():
         return Finding("power mode", "ok", mode)
-    hint = "for more speed, with more heat: sudo nvpmodel -m 0 && sudo jetson_clocks"
+    hint = "to run faster, with more heat: sudo nvpmodel -m 0 && sudo jetson_clocks"
     return Finding("power mode", "note", mode or "nvpmodel does not answer", hint)
 
 
 def _opencv() -> Finding:
-    hint = f"USB cameras, image folders and drawings need it: {install_hint('opencv')}; on a Jetson see docs/jetson.md"
+    hint = f"required for USB cameras, images and drawings: {install_hint('opencv')}; on a Jetson, see docs/jetson.md"
     try:
         import cv2
     except ImportError as error:
@@ -159,7 +159,7 @@ def _opencv() -> Finding:
 
 
 def _gstreamer() -> Finding:
-    purpose = "CSI cameras, and RTSP with capture times from the camera, need it"
+    purpose = "required for CSI cameras, and for RTSP with capture times from the camera"
     try:
         import gi
 
@@ -177,7 +177,7 @@ def _gstreamer() -> Finding:
 
 
 def judge_gstreamer(version: str, has_element: Callable[[str], Any]) -> Finding:
-    """Check the elements of an installed GStreamer."""
+    """Check that an installed GStreamer contains the elements that RTSP cameras require."""
     decoders = [name for name in ("nvv4l2decoder", "avdec_h264", "avdec_h265") if has_element(name)]
     missing = [name for name in _GSTREAMER_PACKAGES if not has_element(name)]
     packages = {_GSTREAMER_PACKAGES[name] for name in missing}
@@ -185,16 +185,16 @@ def judge_gstreamer(version: str, has_element: Callable[[str], Any]) -> Finding:
         missing.append("a decoder for H.264 and H.265")
         packages.add("gstreamer1.0-libav")
     if missing:
-        hint = f"RTSP cameras need it: sudo apt-get install {' '.join(sorted(packages))}"
+        hint = f"required for RTSP cameras: sudo apt-get install {' '.join(sorted(packages))}"
         return Finding("GStreamer", "missing", f"{version} without {', '.join(missing)}", hint)
     return Finding("GStreamer", "ok", f"{version}; {', '.join(decoders)}, RTSP")
 
 
 def check_pyav() -> Finding:
-    """Check PyAV and its version."""
+    """Check that PyAV is installed and recent enough."""
     reason = missing_pyav()
     if reason is not None:
-        hint = "video files, HTTP cameras, and RTSP cameras without GStreamer need it: " + pip_hint("av>=12.3")
+        hint = "required for video files, HTTP cameras, and RTSP cameras without GStreamer: " + pip_hint("av>=12.3")
         return Finding("PyAV", "missing", reason, hint, needed=True)
     import av
 
@@ -224,19 +224,19 @@ def check_gpu() -> Finding:
 
 
 def _no_gpu() -> Finding:
-    """Return one finding instead of those about the GPU's driver and libraries."""
+    """Return the finding that replaces the GPU checks on a machine without an NVIDIA GPU."""
     detail = "no NVIDIA GPU: the detector runs on the CPU with ONNX Runtime, without CUDA, TensorRT and NVDEC"
     return Finding("GPU", "note", detail)
 
 
 def check_nvdec() -> Finding:
-    """Check the library that decodes on a graphics card."""
+    """Check that PyNvVideoCodec, which decodes on a graphics card, is installed and finds its driver libraries."""
     if TEGRA_RELEASE.exists():
-        return Finding("NVDEC", "note", "a Jetson's decoders are reached through GStreamer")
+        return Finding("NVDEC", "note", "a Jetson's decoders are used through GStreamer")
     if shutil.which("nvidia-smi") is None:
         return Finding("NVDEC", "note", "no NVIDIA graphics card")
     if importlib.util.find_spec("PyNvVideoCodec") is None:
-        hint = "decoding cameras on the graphics card needs it: " + install_hint("nvdec")
+        hint = "required to decode cameras on the graphics card: " + install_hint("nvdec")
         return Finding("NVDEC", "missing", "the module PyNvVideoCodec is not installed", hint)
     try:
         module = importlib.import_module("PyNvVideoCodec")
@@ -247,7 +247,7 @@ def check_nvdec() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """Check that the GPU opens: the driver can be too old for the CUDA version of cuda-python, or hide the GPUs."""
+    """Check that CUDA can open the GPU. The driver can be too old for cuda-python, or hide the GPU."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -306,5 +306,5 @@ def _clock_sync() -> Finding:
     if state == "no":
         hint = "capture times in messages depend on this machine's clock: sudo timedatectl set-ntp true"
         return Finding("clock", "note", "not synchronized", hint)
-    hint = "capture times in messages depend on this machine's clock: compare `date -u` with another machine"
+    hint = "capture times in messages depend on this machine's clock: compare `date -u` with that of another machine"
     return Finding("clock", "note", "timedatectl does not answer, for example in a container", hint)

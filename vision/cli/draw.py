@@ -1,4 +1,4 @@
-"""`vision draw`: write a frame of each camera with its lines and zones."""
+"""`vision draw`: draw the lines and zones on one frame of each camera."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(
     config: ConfigName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("drawn"),
 ) -> int:
-    """Write a frame of each camera with its lines and zones.
+    """Draw the lines and zones on one frame of each camera.
 
     Examples:
       vision draw camera.yaml
@@ -50,17 +50,17 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Result for one camera: `path` if an image was written, otherwise `error`."""
+    """The result for one camera: `path` if an image was written, otherwise `error`."""
 
     camera_id: str
     path: Path | None = None
-    words: str = ""  # number of lines and zones
-    outside: tuple[str, ...] = ()  # points outside the frame
+    words: str = ""  # the numbers of lines and zones, such as "1 line, 2 zones"
+    outside: tuple[str, ...] = ()  # a warning for each line and zone with points outside the frame
     error: str = ""
 
 
 def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
-    """Write ``<camera>.png`` for every camera that delivers a frame within its timeouts.
+    """Write a file ``<camera>.png`` for every camera that delivers a frame within its timeouts. Return the results.
 
     Raises:
         VisionError: the folder cannot be created.
@@ -81,12 +81,12 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
-    """Write a frame of one camera with its lines and zones to `path`.
+    """Draw the lines and zones of one camera on a frame of it, and write the image to `path`.
 
     Raises:
         SourceError: the camera delivered no frame.
     """
-    import cv2  # like the overlay, imported only here, because only drawings need OpenCV
+    import cv2  # imported here, like the overlay, because only drawings need OpenCV
 
     from vision.overlay import Overlay
 
@@ -106,7 +106,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
 
 
 def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
-    """Return the newest frame, or the first one of a file: (H, W, 3) uint8 BGR.
+    """Read the newest frame of a camera, or the first frame of a file. Return it as (H, W, 3) uint8 BGR.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
@@ -133,18 +133,18 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
     """Yield a warning for each line and zone with points outside the frame."""
-    if section.units != "pixels":  # percent and fraction cannot be outside
+    if section.units != "pixels":  # with percent and fraction, points cannot be outside
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
     shapes += [("zone", zone.name, zone.polygon) for zone in section.zones]
     for kind, name, points in shapes:
         beyond = [f"[{x:g}, {y:g}]" for x, y in points if x > width_px or y > height_px]
         if beyond:
-            yield f"{kind} {name}: {', '.join(beyond)} outside the frame of {width_px}x{height_px}"
+            yield f"{kind} {name}: points outside the frame of {width_px}x{height_px}: {', '.join(beyond)}"
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """Print a line per camera. Return the exit code: 0 if every camera delivered a frame."""
+    """Print one line per camera, and each warning. Return the exit code: 0 if every camera has an image."""
 
     def show(drawing: Drawing, text: str, style: str = "") -> None:
         console.print(f"{drawing.camera_id}: {text}", style=style, soft_wrap=True, highlight=False, markup=False)

@@ -17,16 +17,16 @@ from vision.errors import Closed
 def evaluate(
     context: typer.Context,
     config: ConfigName,
-    truth: Annotated[Path, typer.Option(metavar="GT.txt", help="Ground truth, as MOTChallenge rows.")],
+    truth: Annotated[Path, typer.Option(metavar="GT.txt", help="Ground truth in the MOTChallenge format.")],
     camera: Annotated[
-        str | None, typer.Option(metavar="ID", help="Camera of the video. Required if there are several.")
+        str | None, typer.Option(metavar="ID", help="Camera to evaluate. Required if CONFIG has several cameras.")
     ] = None,
     class_name: Annotated[str, typer.Option("--class", metavar="NAME", help="Class to evaluate.")] = "person",
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all metrics to FILE.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all metrics to FILE, as JSON.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots to DIR, as PNG files.")] = None,
     video: Annotated[Path | None, typer.Option(metavar="OUT.mp4", help="Write an annotated video to OUT.mp4.")] = None,
     result: Annotated[
-        Path | None, typer.Option(metavar="FILE.txt", help="Write the tracks to FILE.txt, as MOTChallenge rows.")
+        Path | None, typer.Option(metavar="FILE.txt", help="Write the tracks to FILE.txt, in the MOTChallenge format.")
     ] = None,
 ) -> int:
     """Measure how accurate a camera's pipeline is on a labeled video.

@@ -1,4 +1,4 @@
-"""The program `vision`: its commands, and the process around them."""
+"""The program `vision`: its list of commands, and its entry point."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vision.cli.session import Session
 COMMANDS: Final = {
     "run": "Detect objects in the cameras of a configuration, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
-    "draw": "Write a frame of each camera with its lines and zones.",
+    "draw": "Draw the lines and zones on one frame of each camera.",
     "watch": "Show the results of a running `vision run`.",
     "eval": "Measure how accurate a camera's pipeline is on a labeled video.",
     "doctor": "Diagnose the environment and suggest fixes.",
@@ -28,12 +28,12 @@ COMMANDS: Final = {
     "build": "Build, list or prune TensorRT engines.",
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
-    "plan": "Run a configuration with stand-in cameras, and report how many fit.",
+    "plan": "Run a configuration with stand-in cameras, and report its speed and limits.",
 }
-"""Commands, and the first line of their help. Only the module of the called command is imported."""
+"""The commands, and the first line of their help. Only the module of the called command is imported."""
 
 _PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema")}
-"""Module and function of a command, if they do not have its name."""
+"""The module and the function of each command that do not have its name."""
 
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b
@@ -97,10 +97,10 @@ def _start(
     context: typer.Context,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        typer.Option(_LOG_LEVEL, help="Minimum level of log lines. Can also follow the command."),
+        typer.Option(_LOG_LEVEL, help="Minimum level of log lines. This option can also follow the command."),
     ] = "info",
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version, and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Detect, track and count objects in many camera streams."""
@@ -108,7 +108,7 @@ def _start(
 
 
 def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
-    """Move ``--log-level`` in front of the command, because it is an option of the program."""
+    """Return the arguments with ``--log-level`` before the command, because it is an option of the program."""
     rest, hoisted = list(arguments), []
     for index, argument in enumerate(rest):
         if argument == _LOG_LEVEL or argument.startswith(f"{_LOG_LEVEL}="):
@@ -119,7 +119,7 @@ def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
 
 
 def entry() -> None:
-    """Run a command, and end the process with its exit code."""
+    """Run the command in `sys.argv`, and end the process with its exit code."""
     code = main()
     if threading.active_count() > 1:
         # A thread is still inside a camera's library. If it returned while the interpreter is being finalized, C++

@@ -35,7 +35,7 @@ _Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
-    """Return a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms`` in seconds."""
+    """Parse a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``, and return it in seconds."""
     match = _DURATION.match(text)
     if match is None or float(match["number"]) <= 0:
         raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")
@@ -43,7 +43,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """Return the length of a measurement in seconds."""
+    """Parse the duration of a measurement, from 0.01 s to 1 h, and return it in seconds."""
     seconds = parse_duration(str(text))
     if not 0.01 <= seconds <= 3600:
         raise typer.BadParameter(f"expected 0.01 to 3600 seconds, got {text!r}")
@@ -60,7 +60,7 @@ class Values(tuple[Any, ...]):
 
 
 def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], Values]:
-    """Return a parser of comma-separated values from `allowed`. `expected` describes them in errors."""
+    """Return a parser of comma-separated values, each one of `allowed`. Errors describe these as `expected`."""
     by_word = {str(value): value for value in allowed}
 
     def parse(text: str) -> Values:
@@ -73,7 +73,7 @@ def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], V
 
 
 def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
-    """Return a function that calls `parse`, and raises its errors as those of an invalid argument."""
+    """Return a function that calls `parse`, and reports its errors as an invalid argument on the command line."""
 
     def run(text: str) -> _Value:
         try:
@@ -85,7 +85,7 @@ def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
 
 
 def check_frame_source(text: str) -> str:
-    """Check a source of frames, and return it.
+    """Check the address of a source of frames, and return the address.
 
     Raises:
         ValueError: the address is malformed, or the file does not exist.
@@ -113,15 +113,16 @@ def _check_plot(text: str) -> Path:
 
 
 _SHIPPED = "counting, demo, four-cameras, jetson or reference"
-_MODEL_HELP = "Model: a name that `vision models` lists, or a folder with model.yaml."
+_CONFIG_HELP = f"Path of a camera.yaml, or name of a shipped configuration: {_SHIPPED}."
+_MODEL_HELP = "Name of a model that `vision models` lists, or path of a folder that contains model.yaml."
 
-ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=f"Path of camera.yaml, or shipped: {_SHIPPED}.")]
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=_CONFIG_HELP)]
 ModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 ModelConfig = Annotated[
-    str | None, typer.Option("--config", metavar="CONFIG", help="Use the model and `detect` of this camera.yaml.")
+    str | None, typer.Option("--config", metavar="CONFIG", help="Use `model` and `detect` of this camera.yaml.")
 ]
 ForTime = Annotated[
-    float | None, typer.Option("--for", parser=parse_duration, metavar="TIME", help="Stop after a time such as 5m.")
+    float | None, typer.Option("--for", parser=parse_duration, metavar="TIME", help="Stop after TIME, such as 5m.")
 ]
 Seconds = Annotated[
     float, typer.Option(parser=parse_seconds, metavar="SECONDS", help="Time per measurement.", show_default=True)
@@ -133,7 +134,7 @@ JsonFile = Annotated[
         "--json",
         parser=argument_parser(_check_output),
         metavar="FILE",
-        help="Write all values to FILE as JSON; - is standard output.",
+        help="Write all results to FILE, as JSON. Use - for standard output.",
     ),
 ]
 PlotFile = Annotated[
@@ -141,12 +142,14 @@ PlotFile = Annotated[
     typer.Option(
         parser=argument_parser(_check_plot),
         metavar="FILE",
-        help="Plot throughput and p99 over the batch size, as .svg, .png or .pdf.",
+        help="Plot throughput and p99 latency over the batch size to FILE (.svg, .png or .pdf).",
     ),
 ]
 TraceFile = Annotated[
     Path | None,
-    typer.Option(parser=argument_parser(_check_output), metavar="FILE", help="Write a timeline for ui.perfetto.dev."),
+    typer.Option(
+        parser=argument_parser(_check_output), metavar="FILE", help="Write a timeline to FILE, for ui.perfetto.dev."
+    ),
 ]
 Nvtx = Annotated[
     bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems. {NVTX_VARIABLE}=1 has the same effect.")
@@ -172,12 +175,15 @@ def read_config(name: str) -> AppConfig:
 
 
 def given(**values: object) -> dict[str, object]:
-    """Return the options that are given on the command line."""
+    """Return the options that were given on the command line, which are those that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
-    """Return the name of the model, and the detector's configuration: that of `config`, if given, with the changes."""
+    """Return the name of the model, and the detector's configuration with those of `changes` that are not None.
+
+    Both are from the file `config`, if given. `model` overrides the name.
+    """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect
     name = model or (None if app_config is None else app_config.model)
@@ -185,7 +191,7 @@ def select_model(model: str | None, config: str | None, **changes: object) -> tu
 
 
 def table_console(json: Path | None = None) -> Console:
-    """Return the console for tables: standard error if JSON is written to standard output."""
+    """Return the console for tables. It prints to standard error if JSON is written to standard output."""
     console = Console(stderr=json is not None and str(json) == "-")
     if not console.is_terminal:
         console.width = _FILE_WIDTH

@@ -1,4 +1,4 @@
-"""`vision plan`: run a configuration with stand-in cameras, and report how many fit."""
+"""`vision plan`: run a configuration with stand-in cameras, and report its speed and limits."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def plan(
     ] = 10.0,
     json: JsonFile = None,
 ) -> int:
-    """Run a configuration with stand-in cameras, and report how many fit.
+    """Run a configuration with stand-in cameras, and report its speed and limits.
 
-    The report contains throughput, latency, the bottleneck, and the number of such cameras that this machine can serve.
+    The report contains the throughput, the latency, the bottleneck, and how many such cameras this machine can serve.
 
     Examples:
       vision plan camera.yaml

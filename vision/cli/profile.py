@@ -33,13 +33,13 @@ def profile(
     context: typer.Context,
     model: ModelName = None,
     config: ModelConfig = None,
-    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Frames per batch.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, metavar="N", help="Number of frames per batch.")] = 1,
     precision: Annotated[
-        Precision | None, typer.Option(help="Precision of the engine. Default: fp16, or that of --config.")
+        Precision | None, typer.Option(help="Precision of the engine. [default: fp16, or the value in --config]")
     ] = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "onnxruntime"] | None,
-        typer.Option(help="Inference back-end. Default: auto, or that of --config."),
+        typer.Option(help="Inference back-end. [default: auto, or the value in --config]"),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of runs to average.")] = 50,
     top: Annotated[int | None, typer.Option(min=1, metavar="N", help="Print only the N slowest layers.")] = None,
@@ -86,4 +86,4 @@ def _print_profile(profile: Profile, top: int | None, trace: Path | None, consol
     console.print(f"{profile.label}, {profile.shape}", highlight=False, markup=False)
     console.print(profile.table(top), highlight=False, markup=False, soft_wrap=True)
     if trace is not None:
-        console.print(f"timeline: {trace}, for https://ui.perfetto.dev or chrome://tracing", highlight=False)
+        console.print(f"timeline: {trace} (open it in https://ui.perfetto.dev or chrome://tracing)", highlight=False)

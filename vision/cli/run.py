@@ -35,7 +35,7 @@ def run(
     video: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT.mp4", help="Write an annotated video; with several cameras, one OUT-CAMERA.mp4 for each."
+            metavar="OUT.mp4", help="Write an annotated video to OUT.mp4; with several cameras, to OUT-CAMERA.mp4."
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the annotated frames in a window.")] = False,
@@ -62,7 +62,7 @@ def run(
         state = None if offline else open_state(app_config, resources)
         options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show, state=state)
         runtime = build(app_config, options, resources)
-        # All objects created so far persist. Exclude them from collections, during which all threads stop.
+        # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()
         with StatusView(terminal()) as view, hang_watchdog():

@@ -23,7 +23,7 @@ _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Session:
-    """State of one invocation, as `typer.Context.obj`."""
+    """The state of one invocation of `vision`, which commands access as `typer.Context.obj`."""
 
     def __init__(self, log_level: str) -> None:
         self.log_level = log_level
@@ -31,7 +31,7 @@ class Session:
 
 
 def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Return a decorator for the function of a command, which takes `context` and returns an exit code.
+    """Return a decorator for the function of a command, which has the argument `context` and returns an exit code.
 
     Args:
         orderly: the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process immediately. If
@@ -52,7 +52,7 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
 
 
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:
-    """Run `body`. Return the exit code; an error of the project is printed as one line and its hint."""
+    """Run `body`, and return its exit code. Print a `VisionError` as its message and hint, without a traceback."""
     from vision.cli.console import start_logging
 
     start_logging(log_level)
@@ -85,7 +85,7 @@ def _discard_output() -> None:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process immediately.
+    """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second.
 
     The handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
     console. So it only writes to a pipe, and a thread sets the event and prints the message.

@@ -44,7 +44,7 @@ _BY_IMPORTANCE: Final = (
 
 
 class StatusView:
-    """Shows each `Report`: rates, latency and drops per camera."""
+    """Shows each `Report`: the rates, the latency and the dropped frames of each camera."""
 
     def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
         """Create the view for a terminal, or for log lines every `line_interval_s` seconds if `console` is None."""
@@ -65,7 +65,7 @@ class StatusView:
             self._log(self._unlogged)
 
     def show(self, report: Report) -> None:
-        """Show a report. If there is no terminal, skip it if the last log lines are too recent."""
+        """Show a report. Without a terminal, log it only if `line_interval_s` has passed since the last log lines."""
         if self._display is not None:
             self._display.update(render_status(report, self._display.console.width))
             return
@@ -81,10 +81,10 @@ class StatusView:
 
 
 def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
-    """Return a table with a row per camera. If the terminal is too narrow, omit the least important columns.
+    """Return a table with one row per camera. If the terminal is too narrow, omit the least important columns.
 
     Args:
-        rows: texts by column, with the columns of all rows in the same order.
+        rows: the texts of each row by column name. All rows have the same columns in the same order.
         width: width of the terminal in characters.
     """
     names = list(rows[0]) if rows else []
@@ -142,7 +142,7 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the percentiles since the last report. The few frames of an ended run have none that mean anything."""
+    """Return the percentiles since the last report; None if the camera has ended, because too few frames remain."""
     return camera.latency_ms if camera.state != "ended" else None
 
 
@@ -160,7 +160,7 @@ def outage_text(camera: str, outage: str) -> Text:
 
 
 def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str:
-    """Return the row of a camera as a log line."""
+    """Return the status of a camera as one log line."""
     state = describe_outage(camera) if camera.state == "ended" else ""
     parts = [state or camera.state, f"{camera.published_fps:.1f} frames/s"]
     if (latency := _latency(camera)) is not None:

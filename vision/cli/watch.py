@@ -45,15 +45,15 @@ _MAX_SAMPLES: Final = 5000
 _MAX_EVENTS: Final = 8  # on the screen
 _REDRAW_S: Final = 0.25
 _CLOCKS: Final = {
-    "monotonic": "latency: from capture to this program, by the monotonic clock that both share",
-    "utc": "latency: from capture to this program, by UTC; its accuracy depends on the clocks of both machines",
+    "monotonic": "latency: from capture to this program, measured on the monotonic clock of this machine",
+    "utc": "latency: from capture to this program, measured in UTC; its accuracy depends on both machines' clocks",
 }
 
 
 @command()
 def watch(
     context: typer.Context,
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Publisher.")] = "tcp://127.0.0.1:5555",
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Publisher's address.")] = "tcp://127.0.0.1:5555",
     for_s: ForTime = None,
 ) -> int:
     """Show the results of a running `vision run`.
@@ -78,7 +78,7 @@ class _Camera:
 
 
 class Board:
-    """A summary of the messages received so far. Independent of sockets and terminals."""
+    """A summary of the messages received so far, independent of sockets and terminals."""
 
     def __init__(self, address: str, now_ns: int) -> None:
         self.messages = 0
@@ -92,7 +92,7 @@ class Board:
         self._cameras: dict[str, _Camera] = {}
 
     def add(self, item: Item, now_ns: int, now_utc_ns: int) -> None:
-        """Add a message or report of the subscription."""
+        """Add a message or a report of the subscription, received at `now_ns` (monotonic) and `now_utc_ns`."""
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
@@ -116,7 +116,7 @@ class Board:
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
     def rows(self, now_ns: int) -> list[dict[str, str]]:
-        """Return one row of texts per camera, by column."""
+        """Return one row per camera, with the texts of the row by column name."""
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
         counts = any(camera.counts for camera in self._cameras.values())
         rows = [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
@@ -180,7 +180,7 @@ def _quantile(ordered: list[float], q: float) -> str:
 
 
 def render(board: Board, now_ns: int, width: int) -> Group:
-    """Return the board for a terminal of `width` columns."""
+    """Return the content of the board for a terminal of `width` columns."""
     parts: list[RenderableType] = [Text(board.title, "italic")]
     rows = board.rows(now_ns)
     if rows:
@@ -193,7 +193,7 @@ def render(board: Board, now_ns: int, width: int) -> Group:
 
 
 def lines(board: Board, now_ns: int) -> Iterator[str]:
-    """Yield the board as lines for a log."""
+    """Yield the board as log lines: one per camera, and one more for each camera that delivers no frames."""
     outages = board.outages()
     for row in board.rows(now_ns):
         counts = f"; {row['lines and zones']}" if row.get("lines and zones") else ""
@@ -218,7 +218,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show the changes. The caller calls this after each message."""
+        """Show what has changed. Must be called after each message."""
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:
@@ -226,7 +226,7 @@ class _View:
             self.show_all(board, now_ns)
 
     def show_all(self, board: Board, now_ns: int) -> None:
-        """Show the current values."""
+        """Redraw the table, or print the current values as lines if there is no terminal."""
         if self._display is not None:
             self._display.update(render(board, now_ns, self._display.console.width))
             return

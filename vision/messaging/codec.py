@@ -1,7 +1,7 @@
 """Encoding and decoding of messages, and the conversion of results to messages.
 
-Publisher, recorder and subscriber import this module, so they cannot differ. The fields are those of
-`vision.messaging.schema`. Boxes are rounded to 0.1 px, scores to 0.0001, times to 1 µs.
+Publisher, recorder and subscriber import this module, so that their formats cannot differ.
+`vision.messaging.schema` defines the fields. Boxes are rounded to 0.1 px, scores to 0.0001, and times to 1 µs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
 class Numbering:
-    """Sequence numbers of one publisher, per topic. Not thread-safe."""
+    """Assigns the sequence numbers of one publisher's messages, separately for each topic. Not thread-safe."""
 
     def __init__(self, node: str) -> None:
         self.node = node
@@ -63,7 +63,7 @@ class Numbering:
 
 
 def detections(header: Header, result: Result, class_names: Sequence[str], published_ns: int) -> DetectionsMessage:
-    """Return the message of one result that is published at `published_ns` (monotonic)."""
+    """Return the message that publishes a result at `published_ns` (monotonic)."""
     meta = result.meta
     objects = _objects(result.objects, class_names)
     if result.attributes:
@@ -87,7 +87,7 @@ def detections(header: Header, result: Result, class_names: Sequence[str], publi
 
 
 def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> list[DetectedObject]:
-    """Return the objects, except those with a value that is not finite."""
+    """Return the objects of a message, without those whose score or box is not finite."""
     scores = detections.scores.astype(np.float64).round(4).tolist()
     boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
     class_ids = detections.class_ids.tolist()
@@ -137,7 +137,7 @@ def _stage_times(result: Result, published_ns: int) -> StageTimes:
 def event(
     header: Header, happened: Event, result: Result, *, journal: str | None = None, number: int | None = None
 ) -> EventMessage:
-    """Return the message of one event of `result`, with its number in a journal if one stores it."""
+    """Return the message of one event of `result`. If a journal stores the event, `number` is its number there."""
     meta = result.meta
     return EventMessage(
         **header,
@@ -168,7 +168,7 @@ def _box_of(track_id: int | None, objects: Detections | Tracks) -> tuple[float, 
 
 
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsReport:
-    """Return the report of the counts of a camera."""
+    """Return a report of a camera's counts at `now_ns` (monotonic), which is `now_utc_ns` in UTC."""
     return CountsReport(
         camera=camera,
         at=rfc3339(now_utc_ns),
@@ -200,7 +200,7 @@ def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
 
 
 def status(header: Header, report: StatusReport, replay: str | None = None) -> StatusMessage:
-    """Return the message of a report. `replay` is the address for requests of missed events."""
+    """Return the message that publishes a report. `replay` is the address where subscribers request missed events."""
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):
         return CameraStatusMessage(**header, **fields)
@@ -241,12 +241,12 @@ _TYPES: dict[str, type[AnyMessage]] = {
 
 
 def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding = "json") -> bytes:
-    """Return the payload. Raise `TypeError` if event `data` contains unsupported types."""
+    """Encode a message, and return the payload. Raise `TypeError` if the `data` of an event has unsupported types."""
     return _TO_MSGPACK.encode(message) if encoding == "msgpack" else _TO_JSON.encode(message)
 
 
 def decode(topic: str, payload: bytes) -> AnyMessage:
-    """Return the message of a payload, as `decode_as` does. The topic determines the expected schema."""
+    """Decode a payload as `decode_as` does, and return the message. The topic determines the expected schema."""
     kind = _TYPES.get(topic) or _TYPES.get(topic.partition("/")[0])
     if kind is None:
         text = f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}"
@@ -255,7 +255,7 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
 
 
 def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
-    """Return the message of a payload in either encoding, with the schema of `kind`. Errors use `name` for it.
+    """Decode a JSON or MessagePack payload, and return a message of the type `kind`. Errors name the payload `name`.
 
     Raises:
         MessageError: the payload is not a message, or has a different schema or version.

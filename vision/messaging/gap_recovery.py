@@ -1,9 +1,9 @@
-"""`GapRecovery` delivers stored events in order, each once. `ReplayClient` sends its requests for missing ones.
+"""Recovery of lost events: `GapRecovery` delivers each event once and in order, and `ReplayClient` requests lost ones.
 
-Messages over PUB and SUB get lost while a subscriber is slow, not running, or connecting. Events are numbered over all
-cameras and restarts, so a missing number is detected. The subscriber then holds back later events, sends a request to
-the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and every few
-seconds: nothing else shows that the last event before a quiet period was lost.
+ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered over
+all cameras and restarts, so a missing number is detected. The subscriber then holds back later events, sends a request
+to the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and every
+few seconds, because nothing else shows that the last event before a quiet period was lost.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _IDLE_REQUEST_S: Final = 5.0  # between two requests if no event seems to be mis
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Report of `lost` messages: this subscriber or the network was too slow, or the connection broke.
+    """Report that messages were lost: the subscriber or the network was too slow, or the connection broke.
 
-    With `since`, a gap in ``events/`` (all cameras) means that the publisher no longer stores these events. After a
-    power failure of its machine, `lost` is an upper bound.
+    If the subscription uses `since`, a gap in ``events/`` (all cameras) means that the publisher no longer stores these
+    events. After a power failure of the publisher's machine, `lost` is an upper bound.
     """
 
     topic: str
@@ -51,11 +51,11 @@ class Gap:
 class NewJournal:
     """Report that the publisher started a new journal, because the old one was damaged or removed.
 
-    Events of the old journal that this subscriber had not received are lost. Numbers start at 1 again.
+    Events of the old journal that this subscriber has not received are lost. Numbers start at 1 again.
     """
 
     node: str
-    old: str  # empty if it was not known
+    old: str  # empty if unknown
     new: str
 
     def __str__(self) -> str:
@@ -66,16 +66,16 @@ InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
 class GapRecovery:
-    """Order of events and state of requests, without sockets. Not thread-safe."""
+    """Puts events in order, and decides when to request missing ones. Uses no sockets. Not thread-safe."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start after event `since` of `journal`, if known. 0 requests all stored events."""
+        """Start after event `since` (0 requests all stored events) of `journal` (None if unknown)."""
         self._last = since
         self._journal = journal
-        self._confirmed = False  # the publisher uses this journal
+        self._confirmed = False  # whether a reply has confirmed that the publisher uses this journal
         self._held: dict[int, EventMessage] = {}
         self._clock = clock
-        self._requested = False  # a request is sent, and its reply has not arrived
+        self._requested = False  # whether a request was sent, but its reply has not arrived
         self._request_at_ns = clock()
 
     def live(self, event: EventMessage) -> Iterator[InOrder]:
@@ -93,7 +93,7 @@ class GapRecovery:
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """Add a reply. Yield the events and reports that can now be delivered in order. `MessageError` if it failed."""
+        """Add a reply. Yield what can now be delivered in order. Raise `MessageError` if the request failed."""
         self._requested = False
         if reply.error is not None:
             raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")
@@ -118,7 +118,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield a gap, except at the start: an event that is no longer stored then is not a loss."""
+        """Yield the gap before event `number`, if any. At the start, events that are no longer stored are no gap."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -143,7 +143,7 @@ class GapRecovery:
         return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
-        """Return the request to send now. It is due again if no reply arrives."""
+        """Return the request to send now. If no reply arrives within 2 s, it becomes due again."""
         self._requested = True
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)
@@ -152,13 +152,13 @@ class GapRecovery:
 class ReplayClient:
     """Connection to the replay server of a publisher. Not thread-safe.
 
-    `socket`, for a poller, is not connected until the address is known.
+    A poller can wait for `socket` from the start, although it is not connected until the address is known.
     """
 
     def __init__(
         self, recovery: GapRecovery, context: zmq.Context[zmq.Socket[bytes]], keepalive_s: int, address: str | None
     ) -> None:
-        """Connect, or wait for `learn_address` if there is no address."""
+        """Create the socket, and connect it to `address`. If that is None, `learn_address` connects it later."""
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
@@ -169,9 +169,9 @@ class ReplayClient:
             self._connect(address)
 
     def learn_address(self, status: NodeStatusMessage, publisher: str) -> None:
-        """Connect to the address in a status, unless the address was given. `MessageError` if the status has none.
+        """Connect to the replay address in a status message, unless the address was given to the constructor.
 
-        `publisher` is the address of the publisher, as this machine reaches it.
+        Raise `MessageError` if the status contains no address. This machine reaches the publisher at `publisher`.
         """
         if not self._learns_address:
             return

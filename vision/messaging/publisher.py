@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-"""Without a limit, Linux grows the buffer to megabytes: minutes of messages that are too old to be useful."""
+"""Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 
@@ -46,9 +46,9 @@ _READABLE: Final = int(zmq.POLLIN)
 
 
 class Publisher:
-    """Sender of results, events and status. With a recorder or an event log, one thread publishes results.
+    """Sends results, events and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` and `replay_address`, for requests of missed events, have the real ports.
+    `address` is the bound address, and `replay_address` the one for requests of missed events, with the actual ports.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Publisher:
         """Bind the socket and serve subscribers.
 
         Args:
-            bind: ``tcp://127.0.0.1:5555``, ``tcp://*:5555``, ``ipc:///run/vision/out``; port ``*`` takes a free one.
-            queue: maximum number of messages that wait for one slow subscriber. It loses further messages.
+            bind: such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` means any free port.
+            queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
             recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
             replay: address where subscribers request events of `event_log`, in the form of `bind`.
@@ -77,7 +77,7 @@ class Publisher:
             keepalive_s: time after which an idle connection is probed; three lost probes close it.
 
         Raises:
-            ConfigError: the address is wrong, in use, or not this machine's.
+            ConfigError: an address is invalid, in use, or not an address of this machine.
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
@@ -96,7 +96,7 @@ class Publisher:
             self._opened = opened.pop_all()
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the event log, if there is one."""
+        """Return the counters of the event log by name; empty if there is no event log."""
         return {} if self._event_log is None else self._event_log.counters()
 
     def publish(self, result: Result) -> None:
@@ -113,7 +113,10 @@ class Publisher:
             self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
 
     def _publish_events(self, result: Result) -> None:
-        """Store events, without the lock because disks are slow. Then send them, so sent events can be requested."""
+        """Store the events of a result, then send them, so that every sent event can be requested again.
+
+        Store without holding the lock, because disks are slow.
+        """
         with self.socket.lock:
             headers = [self.numbering.header(f"events/{event.camera_id}") for event in result.events]
         events = self._store_events(headers, result) or [
@@ -125,7 +128,7 @@ class Publisher:
                 self.socket.send(event.topic, payload)
 
     def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
-        """Return the stored events with their numbers; empty if events are not stored."""
+        """Store the events of a result. Return their numbered messages; empty if they could not be stored."""
         if self._event_log is None:
             return []
         first, journal = self._event_log.newest + 1, self._event_log.journal
@@ -136,7 +139,7 @@ class Publisher:
         return events if self._event_log.append([codec.encode(event) for event in events]) else []
 
     def publish_status(self, report: StatusReport) -> None:
-        """Send a status or counts, now and to later subscribers. Raise `Closed` after `close`."""
+        """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`."""
         topic = report.topic
         with self.socket.lock:
             message = codec.status(self.numbering.header(topic), report, self.replay_address)
@@ -159,9 +162,9 @@ class Publisher:
 
 
 class StatusSocket:
-    """One bound XPUB socket that keeps the last status of each topic and sends it to new subscribers.
+    """A bound XPUB socket that keeps the last status of each topic and sends it to new subscribers.
 
-    Callers of `send` and `send_status` hold `lock`.
+    Callers of `send` and `send_status` must hold `lock`.
     """
 
     def __init__(self, bind: str, *, queue: int, linger_s: float, keepalive_s: int) -> None:
@@ -176,7 +179,7 @@ class StatusSocket:
         self._socket = self._bound.zmq
         self.address = self._bound.address
         self.lock = threading.Lock()
-        self.joins = 0  # subscriptions since the start
+        self.joins = 0  # number of subscriptions since the start
         self._linger_s = linger_s
         self._closed = False
         self._last_status: dict[str, bytes] = {}
@@ -244,7 +247,7 @@ class StatusSocket:
                 wait_ms = self._repeat_status()
 
     def _repeat_status(self) -> float | None:
-        """Send the last status again. Return the time in ms until the next repetition; None if none is due."""
+        """Send the last status to new subscribers, if due. Return the ms until it is due; None if no one waits."""
         if not self._joined:
             return None
         now_s = time.monotonic()
@@ -259,7 +262,7 @@ class StatusSocket:
 
 
 class Recorder:
-    """File of messages, one line of JSON each. Not thread-safe.
+    """Writes messages to a file, each as one line of JSON. Not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
     A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
@@ -268,7 +271,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Create the file. `ConfigError` if the file cannot be created, or has content."""
+        """Create the file. Raise `ConfigError` if the file cannot be created, or is not empty."""
         self.written = 0
         self.lost = 0
         self._path = Path(path)
@@ -285,7 +288,7 @@ class Recorder:
             raise ConfigError(text, hint="choose a different name, or remove the file first", code="recording-exists")
 
     def write(self, payload: bytes) -> None:
-        """Append a message in JSON as a line; if the disk is full, count it in `lost`. Raise `Closed` after `close`."""
+        """Append a JSON message as a line, or count it as lost if that fails. Raise `Closed` after `close`."""
         if self._file.closed:
             raise Closed("the recorder is closed")
         line, sent = payload + b"\n", 0
@@ -298,7 +301,7 @@ class Recorder:
                 os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - sent)
             self.lost += 1
             if self.lost == 1:
-                text = "cannot record to %s: %s; going on without, and trying again each time"
+                text = "cannot record to %s: %s; publishing continues, and recording is tried again with each result"
                 log.error(text, self._path, error.strerror)
 
     def close(self) -> None:

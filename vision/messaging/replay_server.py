@@ -1,4 +1,4 @@
-"""`ReplayServer` sends missed events again, on its own socket.
+"""`ReplayServer` sends missed events again on request, on a separate socket.
 
 A subscriber sends one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
 one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log in its
@@ -30,10 +30,10 @@ _OPTIONS: Final = {
 
 
 class ReplayServer:
-    """Server of the events of `event_log`, until closed."""
+    """Answers requests for events of `event_log` on a separate thread, until closed."""
 
     def __init__(self, bind: str, event_log: EventLog, *, node: str, encoding: Encoding, keepalive_s: int) -> None:
-        """Bind the socket, as `Publisher` does, and start the thread. `encoding` is that of the events."""
+        """Bind the socket, as `Publisher` does, and start the thread. Replies contain the events in `encoding`."""
         self._event_log = event_log
         self._node = node
         self._encoding = encoding
@@ -75,7 +75,7 @@ class ReplayServer:
         )
 
     def _encoded(self, payload: bytes) -> bytes:
-        """Return the payload in the encoding of the publisher. The event log stores JSON."""
+        """Convert a stored event from JSON to the encoding of the publisher, and return it."""
         if self._encoding == "json":
             return payload
         return codec.encode(codec.decode_as(EventMessage, payload, "stored event"), self._encoding)

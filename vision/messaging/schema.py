@@ -26,12 +26,12 @@ NODE = "node"
 
 
 def doc(description: str) -> Meta:
-    """Describe a field, for the JSON Schema and docs/messages.md."""
+    """Return the description of a field, for the JSON Schema and docs/messages.md."""
     return Meta(description=description)
 
 
 class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Base of all structs: a representation without the fields that have no value."""
+    """Base class of all structs. Their representation omits the fields that are None."""
 
     def __repr__(self) -> str:
         fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
@@ -41,13 +41,13 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 # The header of every message. The publisher adds it when it builds the message.
 Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
-Instance: TypeAlias = Annotated[str, doc("start of the publisher; when it changes, `seq` starts at 1 again")]
-Boot: TypeAlias = Annotated[str, doc("boot of the machine; if yours is equal, so is the monotonic clock")]
-Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a missing number is a lost message")]
+Instance: TypeAlias = Annotated[str, doc("identifies a start of the publisher; after each start, `seq` is 1 again")]
+Boot: TypeAlias = Annotated[str, doc("identifies a boot of the machine; processes with equal `boot` share its clock")]
+Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a missing number means a lost message")]
 
 
 class Header(TypedDict):
-    """Sender of a message, and its number in its topic."""
+    """The sender of a message, and the number of the message in its topic."""
 
     node: str
     instance: str
@@ -56,7 +56,7 @@ class Header(TypedDict):
 
 
 class AttributeOfObject(_Compact, frozen=True, kw_only=True):
-    """Class that a second model assigns to an object."""
+    """The class that a second model assigned to an object."""
 
     model: Annotated[str, doc("name of the second model")]
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
@@ -84,7 +84,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
 
 
 class StageTimes(_Compact, frozen=True, kw_only=True):
-    """Duration of each stage between camera and socket, milliseconds."""
+    """The duration of each stage between camera and socket, in milliseconds."""
 
     wait: Annotated[float, doc("capture → assignment to a batch: the frame waits for the detector")]
     submit: Annotated[float, doc("assignment to a batch → submission to the detector")]
@@ -94,7 +94,7 @@ class StageTimes(_Compact, frozen=True, kw_only=True):
 
 
 class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
-    """Objects in one frame of one camera. Sent for each inferred frame, including frames without objects."""
+    """The objects in one frame of one camera. Sent for each inferred frame, even without objects."""
 
     node: Node
     instance: Instance
@@ -112,9 +112,9 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
     height: Annotated[int, doc("size of the frame, pixels")]
     objects: Annotated[list[DetectedObject], doc("objects, highest score first")]
     truncated_candidates: Annotated[
-        int, doc("candidates above the capacity of the detector, which were ignored; absent: 0")
+        int, doc("candidates above the capacity of the detector, which were ignored; absent means 0")
     ] = 0
-    invalid: Annotated[int, doc("objects left out because a value was not finite; absent: 0")] = 0
+    invalid: Annotated[int, doc("objects left out because a value was not finite; absent means 0")] = 0
 
     @property
     def topic(self) -> str:
@@ -122,7 +122,7 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
 
     @property
     def captured_utc_ns(self) -> int:
-        """Capture time in nanoseconds since 1970."""
+        """The capture time in nanoseconds since 1970."""
         return utc_ns(self.captured_at)
 
     def __str__(self) -> str:
@@ -138,20 +138,20 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
     boot: Boot
     seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
-    epoch: Annotated[int, doc("of the frame in which the event was detected")]
-    frame: Annotated[int, doc("of the frame in which the event was detected")]
+    epoch: Annotated[int, doc("epoch of the frame in which the event was detected")]
+    frame: Annotated[int, doc("number of the frame in which the event was detected")]
     at: Annotated[str, doc("time of the event in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     kind: Annotated[str, doc("kind of event, such as `line_crossed`")]
     name: Annotated[str, doc("name of the line, zone or rule")]
-    track_id: Annotated[int | None, doc("track of the object; absent if it is not about one object")] = None
+    track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
     box: Annotated[
         tuple[float, float, float, float] | None,
         doc("box of the object in this frame, as in detections; absent if the object is not in it"),
     ] = None
     snapshot: Annotated[
-        str | None, doc("path of a JPEG file of the frame on the publishing machine; absent without snapshot")
+        str | None, doc("path of a JPEG file of the frame on the publishing machine; absent if there is none")
     ] = None
     journal: Annotated[str | None, doc("journal that stores the event; absent if none does")] = None
     number: Annotated[
@@ -164,7 +164,7 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
 
 
 class LineCounts(_Compact, frozen=True, kw_only=True):
-    """Counts of one line."""
+    """The counts of one line."""
 
     in_: Annotated[int, doc("crossings from left to right")] = msgspec.field(name="in")
     out: Annotated[int, doc("crossings from right to left")]
@@ -173,7 +173,7 @@ class LineCounts(_Compact, frozen=True, kw_only=True):
 
 
 class ZoneCounts(_Compact, frozen=True, kw_only=True):
-    """Counts of one zone."""
+    """The counts of one zone."""
 
     occupancy: Annotated[int, doc("objects in the zone now")]
     entered: Annotated[int, doc("objects that entered")]
@@ -197,7 +197,7 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
 
 
 class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.counts/1"):
-    """Counts of the lines and zones of one camera, over restarts if `state_dir` is configured."""
+    """The counts of the lines and zones of one camera. They persist over restarts if `state_dir` is configured."""
 
     node: Node
     instance: Instance
@@ -206,7 +206,7 @@ class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema",
 
 
 class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
-    """Percentiles of a latency since the last status message, milliseconds."""
+    """Percentiles of a latency since the last status message, in milliseconds."""
 
     p50: Annotated[float, doc("median, ms")]
     p99: Annotated[float, doc("99th percentile, ms")]
@@ -232,7 +232,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     objects: Annotated[int, doc("objects in the last published frame")]
     latency_ms: Annotated[
         LatencyPercentiles | None,
-        doc("capture to publication since the last status; absent if no frame was published, and for files"),
+        doc("latency from capture to publication; absent if no frame was published, and for files"),
     ] = None
     last_error: Annotated[str | None, doc("why the last connection ended; absent while frames arrive")] = None
     hint: Annotated[str | None, doc("what to do about `last_error`; absent if there is no advice")] = None
@@ -248,7 +248,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
 
 
 class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.camera-status/1"):
-    """Status of one camera. Counts are since the start of the publisher."""
+    """The status of one camera. Counts start at 0 when the publisher starts."""
 
     node: Node
     instance: Instance
@@ -257,7 +257,7 @@ class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="sc
 
 
 class DetectorStatus(_Compact, frozen=True, kw_only=True):
-    """Status of the detector."""
+    """The status of the detector."""
 
     batches_in_flight: Annotated[int, doc("maximum number of batches in flight")]
     max_batch: Annotated[int, doc("maximum number of frames in a batch")]
@@ -293,7 +293,7 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
 
 
 class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.node-status/1"):
-    """Status of the program. Counts are since its start, over all cameras."""
+    """The status of the program. Counts start at 0 when the program starts, and include all cameras."""
 
     node: Node
     instance: Instance
@@ -304,30 +304,30 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport
 StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessage
-"""Messages whose last one is sent again to new subscribers."""
+"""The messages of which the publisher sends the last one to each new subscriber."""
 
 AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage
 
 
 class ReplayRequest(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):
-    """Request for missed events, sent to the address that `status/node` has as `replay`."""
+    """A request for missed events. Send it to the address in the field `replay` of `status/node`."""
 
-    since: Annotated[int, doc("number of the last event that you have; 0: all stored events")] = 0
+    since: Annotated[int, doc("number of the last event that you have; 0 means all stored events")] = 0
     journal: Annotated[
         str | None,
-        doc("journal of that event; if it is not in use, `since` counts as 0. Absent: the current one"),
+        doc("journal of that event; if it is no longer in use, `since` counts as 0. Absent means the current journal"),
     ] = None
     limit: Annotated[int, doc("maximum number of events in the reply, up to 1000")] = 500
 
 
 class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-reply/1"):
-    """First part of the reply. Each further part is an event as it was published, oldest first."""
+    """The first part of the reply. Each further part is an event as it was published, oldest first."""
 
     node: Annotated[str, doc("name of the publishing machine")]
     journal: Annotated[str, doc("journal in use")]
     oldest: Annotated[int, doc("number of the oldest stored event")]
     newest: Annotated[int, doc("number of the newest published event")]
-    more: Annotated[bool, doc("true if more events follow: send another request, with the last number here")]
+    more: Annotated[bool, doc("true if there are more events: send a request with the last number of this reply")]
     error: Annotated[str | None, doc("why the request failed; absent if it did not")] = None
 
 
@@ -343,11 +343,11 @@ def _second(utc_s: int) -> str:
 
 
 def utc_ns(text: str) -> int:
-    """Return nanoseconds since 1970, from the format of `rfc3339`."""
+    """Parse a time in the format of `rfc3339`, and return it in nanoseconds since 1970."""
     since_1970 = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z") - datetime.fromtimestamp(0, timezone.utc)
     return since_1970 // timedelta(microseconds=1) * 1000
 
 
 def schema_of(message: type[Struct]) -> str:
-    """Return the schema of a message type, such as ``vision.detections/1``."""
+    """Return the name of the schema of a message type, such as ``vision.detections/1``."""
     return str(message.__struct_config__.tag)

@@ -1,4 +1,4 @@
-"""Bound sockets, the options that all sockets share, and the addresses to connect to."""
+"""ZeroMQ sockets that are bound to an address, options that all sockets share, and checks of addresses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BIND_ERRORS: Final = {
     ),
     errno.EADDRNOTAVAIL: _NOT_LOCAL,
     errno.ENODEV: _NOT_LOCAL,
-    errno.EACCES: ("not-permitted", "permission denied", "ports below 1024 and other users' folders need more rights"),
-    errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create it first"),
+    errno.EACCES: ("not-permitted", "permission denied", "use a port from 1024 on, or a folder that you can write to"),
+    errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create the folder first"),
 }
 """Code, reason and hint of each error. `vision.config` refuses addresses that have a wrong form."""
 
@@ -42,7 +42,7 @@ class BoundSocket:
 
     Attributes:
         zmq: the socket.
-        address: the bound address. A port ``*`` is replaced by the real one.
+        address: the bound address, with the actual port instead of ``*``.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class BoundSocket:
         keepalive_s: int,
         options: Mapping[zmq.SocketOption, int],
     ) -> None:
-        """Bind the socket. Errors name the configuration key.
+        """Bind the socket. Errors contain the configuration key `key`.
 
         Raises:
             ConfigError: the address is in use, or not an address of this machine.
@@ -76,9 +76,9 @@ class BoundSocket:
         self._file = _socket_file(self.address)
 
     def interrupt(self) -> None:
-        """Free the address while a different thread waits on the socket.
+        """Free the address while another thread waits on the socket, and wait until that thread has closed it.
 
-        The calls of that thread raise `zmq.ContextTerminated`. Return when it has closed the socket.
+        The calls of that thread raise `zmq.ContextTerminated`.
         """
         self._unlink()
         self._context.term()
@@ -90,7 +90,7 @@ class BoundSocket:
         self._context.term()
 
     def _unlink(self) -> None:
-        """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless it is that of a newer socket."""
+        """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless a newer file has replaced it."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
 
@@ -98,11 +98,11 @@ class BoundSocket:
 def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:
     """Set the options that all sockets share, for publishers and subscribers.
 
-    TCP probes replace ZeroMQ heartbeats: heartbeats close the connection of a subscriber that is only slow, and libzmq
-    4.3.5 then aborts the subscriber's process, in 6 of 16 attempts.
+    TCP keep-alive is used instead of ZeroMQ heartbeats, because heartbeats close the connection of a subscriber that is
+    only slow. In 6 of 16 attempts, libzmq 4.3.5 then aborted the subscriber's process.
 
     Args:
-        keepalive_s: time after which an idle connection is probed, and between probes. Three lost probes close it.
+        keepalive_s: seconds until an idle connection is probed, and between probes. Three lost probes close it.
     """
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
@@ -114,7 +114,7 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
 
 
 def check_address(address: str) -> None:
-    """Raise `ConfigError` for addresses that ZeroMQ calls an "Invalid argument", or accepts without ever connecting."""
+    """Raise `ConfigError` if ZeroMQ would report the address as "Invalid argument", or accept but never connect it."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return
     match = _TCP.fullmatch(address)
@@ -128,7 +128,7 @@ def check_address(address: str) -> None:
 
 
 def reachable_address(replay: str, address: str) -> str:
-    """Return the replay address with the host that the subscriber connects to."""
+    """Return the address `replay`. If its host is for binding only, replace it with the host of `address`."""
     match = _TCP.fullmatch(replay)
     if match is None or match["host"] not in _ANY_INTERFACE:
         return replay
@@ -148,7 +148,7 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Refuse the path of a file or of a socket in use, because ZeroMQ would replace both."""
+    """Raise `ConfigError` if the path is that of a file or of a socket in use, because ZeroMQ would replace both."""
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):
         return
@@ -158,7 +158,7 @@ def _check_free(bind: str, key: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         text = f"{key}: expected a free path for a socket, got a file: {path}"
-        raise ConfigError(text, hint="remove it, or choose a different path", code="path-in-use")
+        raise ConfigError(text, hint="remove the file, or choose a different path", code="path-in-use")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

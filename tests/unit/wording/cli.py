@@ -53,6 +53,6 @@ ROWS = [
     (
         "GStreamer without a parser",
         lambda: judge_gstreamer("GStreamer 1.22.0", lambda name: name != "h265parse").hint,
-        "RTSP cameras need it: sudo apt-get install gstreamer1.0-plugins-bad",
+        "required for RTSP cameras: sudo apt-get install gstreamer1.0-plugins-bad",
     ),
 ]
