@@ -337,7 +337,9 @@ def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[s
             text = f"{name}: expected a list of names, got the text {values!r}"
             raise ConfigError(text, hint=f"write [{values!r}]", code=name)
     if not kinds or not set(kinds) <= set(KINDS):
-        raise ConfigError(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}", code="kinds")
+        raise ConfigError(
+            f"kinds: expected one or more of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}", code="kinds"
+        )
     if cameras is None:
         return frozenset(f"{kind}/" for kind in kinds)
     if not cameras:

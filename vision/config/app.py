@@ -151,7 +151,7 @@ class TrackConfig(ConfigSection):
     reactivation: Literal["filter", "observation"] = "filter"
     """Motion of a track after a gap; filter: predicted and corrected; observation: from two positions only."""
     max_objects: int = Field(default=500, ge=1, le=10_000)
-    """Maximum number of tracks."""
+    """Maximum number of tracks at the same time."""
 
     _consistent = free_of(tracking_conflicts)
 

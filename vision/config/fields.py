@@ -13,7 +13,7 @@ from vision.config.source_address import SOURCE_FORMS, is_ip_address, is_port, p
 from vision.config.wording import UNPRINTABLE, InvalidValue, Loc, dotted
 
 IDENTIFIER: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-IDENTIFIER_TITLE: Final = "a name of at most 64 letters, digits, '-' and '_', first a letter or digit"
+IDENTIFIER_TITLE: Final = "a name of at most 64 letters, digits, '-' and '_' that starts with a letter or digit"
 INCONSISTENT: Final = "inconsistent"
 """Type of the error for values that conflict with each other (`vision.config.checks`)."""
 

@@ -134,7 +134,7 @@ class _Spec(ConfigSection):
     """Name of the model in camera.yaml and messages."""
     file: FileName
     """Name of the ONNX file in the folder of model.yaml."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 of the digits 0-9 and a-f")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 hexadecimal digits, 0-9 and a-f")] | None = None
     """SHA-256 of the ONNX file, verified when the model is loaded; if absent, a warning is logged."""
     licence: str = Field(min_length=1)
     """License of the weights, as an SPDX name if there is one."""

@@ -222,7 +222,7 @@ def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
-    """Open the stage that classifies objects with the second model. Return no stage if no model is configured."""
+    """Open the stage that classifies objects with the second model. Return an empty list if none is configured."""
     options.check_stop()
     if config.cascade is None:
         return []
@@ -235,7 +235,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves the frames of events. Return no stage without `snapshots` or without a publisher."""
+    """Open the stage that saves frames of events. Return an empty list if `snapshots` or the publisher is missing."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
@@ -253,7 +253,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:
-    """Open the stage that writes or shows the annotated video, if requested. It must run after all other stages."""
+    """Open the stage that writes or shows the annotated video. Return an empty list if no video is requested."""
     if not options.has_video:
         return []
     require_cv2("--show" if options.video is None else "--video")

@@ -36,7 +36,7 @@ class TrackStage:
 
     def __call__(self, result: Result) -> Result:
         if not isinstance(result.objects, Detections):
-            raise TypeError(f"expected detections, got {type(result.objects).__name__}: is this a second TrackStage?")
+            raise TypeError(f"expected detections, got {type(result.objects).__name__}: use only one TrackStage")
         return replace(result, objects=self._tracker(result.meta).update(result.objects, result.meta.captured_ns))
 
     def _tracker(self, meta: FrameMeta) -> Tracker:
@@ -87,7 +87,7 @@ class AnalyticsStage:
         if result.meta.camera_id not in self._sections:
             return result
         if not isinstance(result.objects, Tracks):
-            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before it")
+            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before this stage")
         watched, events = self._watched(result.meta)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:

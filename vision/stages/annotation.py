@@ -1,4 +1,4 @@
-"""`draw_events` draws events on their snapshot. `FrameAnnotator` draws a complete result on its frame."""
+"""`draw_events` draws events on a snapshot. `FrameAnnotator` draws a complete result on a frame."""
 
 from __future__ import annotations
 

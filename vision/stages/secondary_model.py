@@ -97,7 +97,7 @@ class CascadeStage:
         """Copy the crops that are due, and add all known attributes. Raise `DeviceError` if the model has failed."""
         tracks = result.objects
         if not isinstance(tracks, Tracks):
-            raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before it")
+            raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before this stage")
         objects = self._objects(tracks, result.meta)
         for state, box in self._due(tracks, objects, result.meta):
             self._skipped += not self._worker.add(frame, box, state)

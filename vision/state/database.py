@@ -173,7 +173,7 @@ class StateDatabase:
                 self._commit(statements)
             except (OSError, sqlite3.Error) as error:
                 if not self._failing:
-                    text = "cannot write to %s: %s; until it is writable, events have no number, counts are in memory"
+                    text = "cannot write to %s: %s; until this works, events have no number, and counts stay in memory"
                     log.error(text, self.folder, error)
                 self._failing = True
                 return False

@@ -85,9 +85,9 @@ class EventLog:
         return True
 
     def read(self, since: int, *, limit: int = 500, max_bytes: int = 2**20) -> Page:
-        """Return the events that follow number `since`: at most `limit` events, with `max_bytes` in total.
+        """Return up to `limit` of the events that follow number `since`, with up to `max_bytes` in total.
 
-        The first event is returned even if it is larger.
+        The first event is returned even if it is larger than `max_bytes`.
 
         Raises:
             OSError: the database is not readable.

@@ -95,8 +95,8 @@ ROWS = [
         "a missing key",
         lambda: _refusal("cameras:\n  - source: csi:0\n"),
         (
-            "camera.yaml:2: cameras[0].id: missing; expected a name of at most 64 letters, digits, '-' and '_', first "
-            "a letter or digit\n      - source: csi:0\n        ^"
+            "camera.yaml:2: cameras[0].id: missing; expected a name of at most 64 letters, digits, '-' and '_' that "
+            "starts with a letter or digit\n      - source: csi:0\n        ^"
         ),
     ),
     (
