@@ -145,14 +145,14 @@ class GroundPlane:
 
     Args:
         points: four points (x, y) in the frame, in pixels. No three of them lie on one line.
-        metres: the positions (x, y) of the same four points on the ground, in meters.
+        meters: the positions (x, y) of the same four points on the ground, in meters.
     """
 
-    def __init__(self, points: Sequence[tuple[float, float]], metres: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, points: Sequence[tuple[float, float]], meters: Sequence[tuple[float, float]]) -> None:
         rows, values = [], []
         # Values near 1 keep the equations well conditioned.
         self._scale = max(1.0, float(np.abs(np.asarray(points)).max()))
-        for (px, py), (x, y) in zip(points, metres, strict=True):
+        for (px, py), (x, y) in zip(points, meters, strict=True):
             u, v = px / self._scale, py / self._scale
             rows += [[u, v, 1, 0, 0, 0, -u * x, -v * x], [0, 0, 0, u, v, 1, -u * y, -v * y]]
             values += [x, y]
@@ -161,7 +161,7 @@ class GroundPlane:
         u, v = np.mean(points, axis=0) / self._scale
         self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
-    def to_metres(self, x: float, y: float) -> tuple[float, float]:
+    def to_meters(self, x: float, y: float) -> tuple[float, float]:
         """Return the x and y on the ground, in meters, of a point in the frame; NaN at or above the horizon."""
         u, v = x / self._scale, y / self._scale
         (a, b, c), (d, e, f), (g, h, i) = self._rows

@@ -179,7 +179,7 @@ class TrackedObjects:
         if abs(moves) >= _MOVING * self.table["size"][row]:
             heading_deg = math.degrees(math.atan2(moves.real, -moves.imag)) % 360.0
         if self._ground is not None:
-            places = [complex(*self._ground.to_metres(point.real, point.imag)) for point in points]
+            places = [complex(*self._ground.to_meters(point.real, point.imag)) for point in points]
             visible = [at for at, place in enumerate(places) if not math.isnan(place.real)]
             on_ground = _velocity([times_s[at] for at in visible], [places[at] for at in visible])
             speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)

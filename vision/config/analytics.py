@@ -27,9 +27,9 @@ Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-lef
 """Point of a box that represents the object. ``bottom-center`` is where a person touches the floor."""
 
 _Coordinate = Annotated[float, Field(ge=0, le=16384)]
-_Metre = Annotated[float, Field(ge=-10_000, le=10_000)]
+_Meter = Annotated[float, Field(ge=-10_000, le=10_000)]
 Point: TypeAlias = Annotated[tuple[_Coordinate, _Coordinate], Field(title="points [x, y]")]
-Metres: TypeAlias = Annotated[tuple[_Metre, _Metre], Field(title="points [x, y] in meters")]
+Meters: TypeAlias = Annotated[tuple[_Meter, _Meter], Field(title="points [x, y] in meters")]
 Units: TypeAlias = Literal["pixels", "fraction", "percent"]
 
 
@@ -112,7 +112,7 @@ class GroundConfig(ConfigSection):
 
     points: Annotated[tuple[Point, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
     """Four points on the ground, [[x, y], ...], in the camera's units, in order around an area."""
-    metres: Annotated[tuple[Metres, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
+    metres: Annotated[tuple[Meters, ...], Field(min_length=4, max_length=4), AfterValidator(check_corners)]
     """Positions of the same four points on the ground, [[x, y], ...], in meters from any origin."""
 
 
@@ -170,7 +170,7 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the first two sides that meet at more than their common corner. Side `i` starts at corner `i`."""
+    """Return the indexes of the first two sides that cross or touch; None if none do. Side `i` starts at corner `i`."""
     sides = [*pairwise([*corners, corners[0]])]
     for first, second in combinations(range(len(sides)), 2):
         (a, b), (c, d) = sides[first], sides[second]

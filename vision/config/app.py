@@ -62,7 +62,7 @@ class DetectConfig(ConfigSection):
     max_batch: BatchSize = 8
     """Maximum number of frames in a batch."""
     batches_in_flight: int | None = Field(default=None, ge=1, le=8)
-    """Number of batches that the detector processes at the same time; chosen by the detector if absent."""
+    """Maximum number of unfinished batches in the detector; chosen by the detector if absent."""
     threads: Threads | None = None
     """Total number of CPU threads of the ONNX Runtime detector; one for each core if absent."""
     graphs: bool = True

@@ -143,7 +143,7 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield all conflicts between the lines, zones and ground points of one camera. `base` locates the section."""
+    """Yield all conflicts between the lines, zones and ground points of one camera. `base` is its location."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
     yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")

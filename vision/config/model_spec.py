@@ -13,7 +13,7 @@ from vision.config.wording import InvalidValue
 _Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 
 
-class _NormalisedInput(ConfigSection):
+class _NormalizedInput(ConfigSection):
     """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, with pixels from 0 to 255, NCHW."""
 
     color: Literal["bgr", "rgb"] = "rgb"
@@ -28,7 +28,7 @@ class _NormalisedInput(ConfigSection):
     """Gray level around a letterboxed frame or object, before normalization."""
 
 
-class InputSpec(_NormalisedInput):
+class InputSpec(_NormalizedInput):
     """Pre-processing of a frame: ``tensor = (pixels * scale - mean) / std`` per channel, pixels from 0 to 255, NCHW."""
 
     width: Pixels
@@ -39,7 +39,7 @@ class InputSpec(_NormalisedInput):
     """Position of the scaled frame in the model's input; the rest is padded."""
 
 
-class CropSpec(_NormalisedInput):
+class CropSpec(_NormalizedInput):
     """Pre-processing of a crop of an object: ``tensor = (pixels * scale - mean) / std``, as for a frame."""
 
     width: int = Field(ge=8, le=4096)

@@ -191,18 +191,18 @@ class EngineCache:
         build: Callable[[bytes | None], Built],
         *,
         force: bool = False,
-        cancelled: Callable[[], bool] = lambda: False,
+        canceled: Callable[[], bool] = lambda: False,
     ) -> Loaded:
         """Return the plan from the cache, or build it. If several processes need it, one builds and the others load it.
 
         If the cache cannot be written, the plan is still built, so that the program can start. `build` receives the
-        timing cache of earlier builds, or None. `force` builds even if the cache has the plan. If `cancelled` returns
+        timing cache of earlier builds, or None. `force` builds even if the cache has the plan. If `canceled` returns
         True, the wait for another process ends with `Closed`. Raises `Untrusted` if other users can write to the file.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
             return Loaded(plan, path, None)
-        with self._lock_of(path, cancelled):
+        with self._lock_of(path, canceled):
             plan, reason = (None, "requested") if force else self.find(model, key)
             if plan is not None:
                 return Loaded(plan, path, None)
@@ -225,15 +225,15 @@ class EngineCache:
         return f"the stored engine has {key.differences(nearest)}"
 
     @contextlib.contextmanager
-    def _lock_of(self, path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+    def _lock_of(self, path: Path, canceled: Callable[[], bool]) -> Iterator[None]:
         def log_wait() -> None:
             _log.info("waiting for another process that builds %s", path.name)
 
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(path.with_suffix(".lock"), when_waiting=log_wait, cancelled=cancelled))
+                held.enter_context(locked(path.with_suffix(".lock"), when_waiting=log_wait, canceled=canceled))
             except Held:
-                if cancelled():
+                if canceled():
                     raise Closed("canceled while waiting for another process to build") from None
                 raise
             except Unwritable as error:

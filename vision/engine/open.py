@@ -44,7 +44,7 @@ def load_or_build(
         return build_engine(onnx, spec, plan, gpu, options, timing_cache=timing_cache)
 
     key = key_of(onnx, find_library(), gpu, plan, spec)
-    return cache.load_or_build(spec.name, key, build, force=force, cancelled=options.cancel.is_set)
+    return cache.load_or_build(spec.name, key, build, force=force, canceled=options.cancel.is_set)
 
 
 def open_engine(

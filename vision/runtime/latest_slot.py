@@ -229,7 +229,7 @@ class LatestSlot:
             return replace(self._counts, dropped=self._counts.dropped.copy(), waiting=int(self._waiting is not None))
 
     def ready_ns(self, now_ns: int) -> int | None:
-        """Drop the waiting frame if it is stale. Otherwise, return the time in ns from which it may be taken.
+        """Drop the waiting frame if it is stale. Otherwise, return the time in ns from which the frame may be taken.
 
         Return None if no frame waits, or if the reader already holds all its leases.
         """

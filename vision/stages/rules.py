@@ -83,7 +83,7 @@ class _State:
     """A state that has not ended: a crowded zone, or the stay of an object in a zone."""
 
     since_s: float
-    begin: Event
+    start_event: Event
     reported: bool = False
 
 
@@ -123,16 +123,16 @@ class _Rule:
         for state in self.states.values():
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
-                yield self._report("begin", state.begin, self._current_data(state, now), now)
+                yield self._report("begin", state.start_event, self._current_data(state, now), now)
 
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
         """Return the data of the event that started a state, updated to this frame, which can be much later."""
-        lasted_s, data = _since(state, now), dict(state.begin.data)
+        lasted_s, data = _since(state, now), dict(state.start_event.data)
         if "stayed_s" in data:
             data["stayed_s"] = lasted_s
         if "occupancy" in data:
             data["occupancy"] = now.occupancy.get(self._condition.name, data["occupancy"])
-        if state.begin.at_ns != now.at_ns:
+        if state.start_event.at_ns != now.at_ns:
             data = {key: value for key, value in data.items() if key not in _MOTION}
         return {**data, "lasted_s": lasted_s}
 

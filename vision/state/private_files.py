@@ -183,14 +183,14 @@ def locked(
     *,
     timeout_s: float = 3600.0,
     when_waiting: Callable[[], object] = lambda: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    canceled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Hold a lock that only one process can hold. The system releases the lock when the process ends or is killed.
 
     Args:
         path: lock file. It remains after the release, unless the holder removes it.
         when_waiting: function that is called once if a different process holds the lock.
-        cancelled: function that returns True to end the wait.
+        canceled: function that returns True to end the wait.
 
     Raises:
         Held: a different process held the lock for `timeout_s`, or the wait was canceled.
@@ -200,7 +200,7 @@ def locked(
     if (file := _locked_file(path)) is None:
         when_waiting()
     while file is None:
-        if time.monotonic() >= deadline or cancelled():
+        if time.monotonic() >= deadline or canceled():
             raise Held(f"a different process holds {path}", hint=f"`fuser {path}` shows the process")
         time.sleep(0.05)
         file = _locked_file(path)

@@ -409,7 +409,7 @@ ROAD: dict[str, list[Place]] = {
 def on_frame(x_m: float, y_m: float) -> Place:
     """Return the position of a point of the road in the frame: the inverse of the code under test."""
     plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
-    return plane.to_metres(x_m, y_m)
+    return plane.to_meters(x_m, y_m)
 
 
 def motion(stage: Analytics) -> tuple[float, float]:
@@ -475,7 +475,7 @@ def test_points_above_the_horizon_are_not_on_the_ground() -> None:
 @given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 40)), min_size=1, max_size=5))
 def test_ground_plane_is_the_inverse_of_its_projection(places: list[Place]) -> None:
     plane = GroundPlane(ROAD["points"], ROAD["metres"])
-    assert [plane.to_metres(*on_frame(*place)) for place in places] == [
+    assert [plane.to_meters(*on_frame(*place)) for place in places] == [
         pytest.approx(place, abs=1e-6) for place in places
     ]
 

@@ -236,7 +236,7 @@ def test_second_process_loads_the_engine_that_the_first_builds(
     assert plans == [b"a plan", b"a plan"]
 
 
-def test_waiting_for_another_process_can_be_cancelled(cache: EngineCache) -> None:
+def test_waiting_for_another_process_can_be_canceled(cache: EngineCache) -> None:
     building, go_on, cancel = threading.Event(), threading.Event(), threading.Event()
 
     def slow(timing_cache: bytes | None) -> Built:
@@ -250,7 +250,7 @@ def test_waiting_for_another_process_can_be_cancelled(cache: EngineCache) -> Non
         assert building.wait(20)
         threading.Timer(0.1, cancel.set).start()
         with pytest.raises(Closed):
-            EngineCache(cache.folder).load_or_build("tiny", key(), Builder(), cancelled=cancel.is_set)
+            EngineCache(cache.folder).load_or_build("tiny", key(), Builder(), canceled=cancel.is_set)
     finally:
         go_on.set()
         first.join(20)

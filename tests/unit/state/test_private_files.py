@@ -261,22 +261,22 @@ def test_unwritable_lock_raises_error(folder: Path) -> None:
         pytest.fail("the lock is a folder")
 
 
-def test_waiting_for_lock_can_be_cancelled(folder: Path) -> None:
+def test_waiting_for_lock_can_be_canceled(folder: Path) -> None:
     started = time.monotonic()
     with locked(folder / "l"):
         outcome: list[str] = []
 
         def other() -> None:
             try:
-                with locked(folder / "l", cancelled=lambda: time.monotonic() - started > 0.2):
+                with locked(folder / "l", canceled=lambda: time.monotonic() - started > 0.2):
                     outcome.append("locked")
             except ModelError:
-                outcome.append("cancelled")
+                outcome.append("canceled")
 
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(20)
-    assert outcome == ["cancelled"]
+    assert outcome == ["canceled"]
 
 
 def test_sha256_is_hexadecimal() -> None:
