@@ -1,4 +1,4 @@
-"""Pipelines, which define the stages between the detector and the publisher. Each file is one pipeline.
+"""Pipelines. Each file defines one pipeline: the stages between the detector and the publisher.
 
 A pipeline file defines a function `build(config, options, resources) -> Runtime`. `pipeline_with` creates this function
 from a list of stages (docs/pipelines.md).

@@ -1,4 +1,4 @@
-"""Draw the image of the README: two cameras of the demo, with the objects that the shipped model detects.
+"""Create the image in the README: two cameras of the demo, with the objects that the shipped model detects.
 
 python tools/demo_image.py [--out docs/demo.jpg] [--frames 45 185]
 """
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uint8]:
-    """Draw the detected objects on a frame of one camera. Return it at half the width of the image, less the gap."""
+    """Return a frame of one camera with its detected objects, scaled to half the width of the whole image."""
     image = frame_of(camera, index)
     objects = detect(image, detector)
     width_px = (WIDTH_PX - GAP_PX) // 2
@@ -78,7 +78,7 @@ def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Encode an image as JPEG, with the best quality that takes at most `LARGEST_BYTES`. Return the JPEG data."""
+    """Encode an image as JPEG with the highest quality that fits in `LARGEST_BYTES`. Return the JPEG data."""
     for quality in range(92, 40, -4):
         _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
         if len(data) <= LARGEST_BYTES:

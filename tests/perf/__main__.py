@@ -1,4 +1,4 @@
-"""`make bench`: measure the CPU performance that the documentation states. Write one file of results per part.
+"""`make bench`: measurements of the CPU performance, in several parts. Each part writes one file of results.
 
 python -m tests.perf [--quick] [--only pipeline,latency,...]
 """

@@ -83,7 +83,7 @@ def _synthetic(frames: int) -> dict[str, Any]:
 
 
 def _loop() -> float:
-    """Measure the CPU time per frame, in us, of everything except the network. The fake detector replaces it."""
+    """Measure the CPU time per frame of the whole program without a network, in microseconds."""
     frames = 2500
     _run_offline(_synthetic(100))
     begin_ns = time.process_time_ns()
@@ -98,7 +98,7 @@ def _memory() -> float:
 
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
-    """Return synthetic detections: 60 to 160 px high boxes that turn at the border, and boxes with low scores."""
+    """Return detections of synthetic objects that turn at the border, and `unsure` boxes with low scores per frame."""
     detections = _any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
@@ -228,7 +228,7 @@ def _extra_paths() -> list[str]:
 
 
 def compare(base: Path, name: str, rounds: int) -> dict[str, Any]:
-    """Run one measurement in both trees in turn, and compare the values. The trees alternate in going first."""
+    """Run one measurement in both trees in turn, and compare the values. The order of the trees alternates."""
     values: dict[Path, list[float]] = {base: [], ROOT: []}
     for number in range(rounds):
         for tree in (base, ROOT) if number % 2 else (ROOT, base):

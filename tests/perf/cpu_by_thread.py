@@ -2,7 +2,7 @@
 
     python -m tests.perf.cpu_by_thread CAMERAS
 
-This command prints one line of JSON, in milliseconds. Threads that Python does not know are decoders of FFmpeg.
+This command prints one line of JSON, in milliseconds. Threads that Python did not create are decoders of FFmpeg.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def start_times(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
-    """Run threads that each use Python for `busy_us` in every `period_s`, like camera threads."""
+    """Run threads inside a `with` block that in turn compute in Python for `busy_us` and sleep for `period_s`."""
     stop = threading.Event()
 
     def work(first_s: float) -> None:

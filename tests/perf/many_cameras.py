@@ -74,9 +74,7 @@ class _Naps:
     """Thread that sleeps repeatedly, and records when it wakes up late."""
 
     def __init__(self) -> None:
-        self.pauses: list[
-            tuple[int, int]
-        ] = []  # monotonic time of each late wake-up, and the duration of the sleep, ns
+        self.pauses: list[tuple[int, int]] = []  # (monotonic time of a late wake-up, duration of the sleep), ns
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 

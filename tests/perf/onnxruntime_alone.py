@@ -42,7 +42,7 @@ def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
 def runs_per_s(model: Path, sessions: int, threads: int, runs: int, video: Path | None = None) -> float:
     """Measure the runs per second of `sessions` parallel sessions with `threads` threads each, at batch size 1.
 
-    Input and output are bound once, so that no run copies them.
+    Input and output are bound once, before the runs.
     """
     start = threading.Barrier(sessions + 1)
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()

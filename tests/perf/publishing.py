@@ -1,6 +1,6 @@
 """Latency and loss of one publisher with many subscribers, and the effect of a stopped subscriber on the others.
 
-The measurement starts `python -m tests.perf.publishing ADDRESS N TOPIC`: one process with N subscribers.
+To start a process with N subscribers, the measurement runs `python -m tests.perf.publishing ADDRESS N TOPIC`.
 """
 
 from __future__ import annotations

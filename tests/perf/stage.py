@@ -89,25 +89,27 @@ def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
     """Measure all parts, the most important ones first."""
     top = max(batches)
     detect = DetectConfig(score_threshold=0.35, max_batch=top, batches_in_flight=MOST_SLOTS)
-    with opened(detect) as it:
-        report.values["detector"] = it.detector.spec.name
-        report.values["ends"] = {tensor.name: tensor.dtype for tensor in it.model.engine.tensors}
-        report.values["start_s"] = it.phases.seconds
+    with opened(detect) as target:
+        report.values["detector"] = target.detector.spec.name
+        report.values["ends"] = {tensor.name: tensor.dtype for tensor in target.model.engine.tensors}
+        report.values["start_s"] = target.phases.seconds
         report.save()
         for batch in batches:
-            _one_batch(report, it, batch, seconds)
+            _one_batch(report, target, batch, seconds)
         for pixel_format in ("nv12", "i420", "bgrx"):
-            _one_format(report, it, top, pixel_format, seconds)
-        report.part(f"stage {top} nv12, decoded on the GPU", partial(_stages, it, top, "nv12", seconds, on_gpu=True))
+            _one_format(report, target, top, pixel_format, seconds)
+        report.part(
+            f"stage {top} nv12, decoded on the GPU", partial(_stages, target, top, "nv12", seconds, on_gpu=True)
+        )
         for batch in (1, 2):
-            report.part(f"graph against eager {batch}", partial(graph_and_eager, it, batch, seconds))
+            report.part(f"graph against eager {batch}", partial(graph_and_eager, target, batch, seconds))
         for batch in (1, 8):
-            frames = frames_for(it.detector, 1, batch, "bgr")[0]
-            report.part(f"latency {batch}", partial(latency, it.detector, frames, seconds))
-        report.part("naive, ms a frame", partial(naive, it.model, it.slots[0]))
+            frames = frames_for(target.detector, 1, batch, "bgr")[0]
+            report.part(f"latency {batch}", partial(latency, target.detector, frames, seconds))
+        report.part("naive, ms a frame", partial(naive, target.model, target.slots[0]))
         report.values["goals"] = goals(report.values, batches)
         for batch in sorted({min(8, top), top}):
-            _large_frames(report, it, batch, seconds)
+            _large_frames(report, target, batch, seconds)
     variants(report, top, seconds)
     for what in ("first", "second"):
         report.part(f"start as configured by default, {what} time, s", start)
@@ -115,18 +117,18 @@ def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
     report.save()
 
 
-def _one_batch(report: Report, it: Opened, batch: int, seconds: float) -> None:
-    report.part(f"steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
-    report.part(f"engine {batch}", partial(engine_alone, it.slots[:2], batch, seconds))
-    report.part(f"engine {batch}, three streams", partial(engine_alone, it.slots[:3], batch, seconds))
+def _one_batch(report: Report, target: Opened, batch: int, seconds: float) -> None:
+    report.part(f"steps {batch} bgr, us", partial(_steps_of, target, batch, "bgr"))
+    report.part(f"engine {batch}", partial(engine_alone, target.slots[:2], batch, seconds))
+    report.part(f"engine {batch}, three streams", partial(engine_alone, target.slots[:3], batch, seconds))
     report.part(f"copy {batch} bgr", partial(copy_alone, frame_bytes("bgr"), batch, seconds))
-    report.part(f"stage {batch} bgr", partial(_stages, it, batch, "bgr", seconds))
+    report.part(f"stage {batch} bgr", partial(_stages, target, batch, "bgr", seconds))
 
 
-def _one_format(report: Report, it: Opened, batch: int, pixel_format: PixelFormat, seconds: float) -> None:
-    report.part(f"steps {batch} {pixel_format}, us", partial(_steps_of, it, batch, pixel_format))
+def _one_format(report: Report, target: Opened, batch: int, pixel_format: PixelFormat, seconds: float) -> None:
+    report.part(f"steps {batch} {pixel_format}, us", partial(_steps_of, target, batch, pixel_format))
     report.part(f"copy {batch} {pixel_format}", partial(copy_alone, frame_bytes(pixel_format), batch, seconds))
-    report.part(f"stage {batch} {pixel_format}", partial(_stages, it, batch, pixel_format, seconds))
+    report.part(f"stage {batch} {pixel_format}", partial(_stages, target, batch, pixel_format, seconds))
 
 
 def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -> int:
@@ -134,13 +136,13 @@ def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -
     return int(size[0] * size[1] * BYTES_OF_A_PIXEL[pixel_format])
 
 
-def _large_frames(report: Report, it: Opened, batch: int, seconds: float) -> None:
+def _large_frames(report: Report, target: Opened, batch: int, seconds: float) -> None:
     """Measure frames of 1920x1080. They have about five times as many bytes, so the bus is the limit."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
         report.part(f"copy {name}", partial(copy_alone, frame_bytes(pixel_format, LARGE), batch, seconds))
-        report.part(f"stage {name}", partial(_stages, it, batch, pixel_format, seconds, counts=slots, size=LARGE))
+        report.part(f"stage {name}", partial(_stages, target, batch, pixel_format, seconds, counts=slots, size=LARGE))
 
 
 # ------------------------------------------------------------------------------------------------ variants
@@ -159,24 +161,24 @@ def variants(report: Report, batch: int, seconds: float) -> None:
     """Measure engines with different build settings at the largest batch, and compare their detections."""
     reference: list[list[Detections]] = []
 
-    def found_alike(it: Opened) -> dict[str, float]:
-        found = clip_detections(it.detector, CLIP_FRAMES)
+    def found_alike(target: Opened) -> dict[str, float]:
+        found = clip_detections(target.detector, CLIP_FRAMES)
         if not reference:
             reference.append(found)
         return agreement(found, reference[0])
 
     for name, settings in VARIANTS.items():
-        with _opened_variant(report, name, settings, batch) as it:
-            if it is None:
+        with _opened_variant(report, name, settings, batch) as target:
+            if target is None:
                 continue
-            report.part(f"{name}: steps {batch} bgr, us", partial(_steps_of, it, batch, "bgr"))
+            report.part(f"{name}: steps {batch} bgr, us", partial(_steps_of, target, batch, "bgr"))
             for streams in (2, 3):
-                alone = partial(engine_alone, it.slots[:streams], batch, seconds)
+                alone = partial(engine_alone, target.slots[:streams], batch, seconds)
                 report.part(f"{name}: engine {batch}, {streams} streams", alone)
             for pixel_format in ("bgr", "nv12"):
-                whole = partial(_stages, it, batch, pixel_format, seconds, counts=range(3, 6))
+                whole = partial(_stages, target, batch, pixel_format, seconds, counts=range(3, 6))
                 report.part(f"{name}: stage {batch} {pixel_format}", whole)
-            report.part(f"{name}: boxes as with {next(iter(VARIANTS))}", partial(found_alike, it))
+            report.part(f"{name}: boxes as with {next(iter(VARIANTS))}", partial(found_alike, target))
 
 
 @contextlib.contextmanager
@@ -196,24 +198,24 @@ def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> I
         return spec.model_copy(update={"profiles": (ProfileSpec.model_validate({"batch": low_best_high}),)})
 
     detect = DetectConfig(score_threshold=0.25, max_batch=batch, batches_in_flight=5)
-    with contextlib.ExitStack() as made:
+    with contextlib.ExitStack() as resources:
         try:
-            it = made.enter_context(opened(detect, plan=replace(plan, max_batch=batch), update=upper_half))
+            target = resources.enter_context(opened(detect, plan=replace(plan, max_batch=batch), update=upper_half))
         except Exception:
             log.exception("%s", name)
             report.values[name] = {"error": traceback.format_exc()}
             report.save()
             yield None
             return
-        report.values[f"{name}: start_s"] = it.phases.seconds
-        yield it
+        report.values[f"{name}: start_s"] = target.phases.seconds
+        yield target
 
 
 # ------------------------------------------------------------------------------------------------ report
 
 
 def start() -> dict[str, float]:
-    """Measure the start of a detector in seconds, by phase. The second start takes the engine from the cache."""
+    """Measure each phase of the start of a detector in seconds. A second start finds the engine in the cache."""
     folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
@@ -222,15 +224,15 @@ def start() -> dict[str, float]:
         detector.close()
 
 
-def _steps_of(it: Opened, batch: int, pixel_format: PixelFormat) -> dict[str, float]:
-    frames = frames_for(it.detector, 1, batch, pixel_format)[0]
-    it.detector.submit(0, frames)
-    it.detector.wait(0, 10.0)
-    return steps(it.slots[0], batch)
+def _steps_of(target: Opened, batch: int, pixel_format: PixelFormat) -> dict[str, float]:
+    frames = frames_for(target.detector, 1, batch, pixel_format)[0]
+    target.detector.submit(0, frames)
+    target.detector.wait(0, 10.0)
+    return steps(target.slots[0], batch)
 
 
 def _stages(
-    it: Opened,
+    target: Opened,
     batch: int,
     pixel_format: PixelFormat,
     seconds: float,
@@ -240,8 +242,8 @@ def _stages(
     size: tuple[int, int] = (768, 576),
 ) -> list[dict[str, float]]:
     """Measure the stage with each number of slots in `counts`."""
-    batches = frames_for(it.detector, max(counts), batch, pixel_format, on_gpu=on_gpu, size=size)
-    return [stage(it.detector, batches, slots, seconds) for slots in counts]
+    batches = frames_for(target.detector, max(counts), batch, pixel_format, on_gpu=on_gpu, size=size)
+    return [stage(target.detector, batches, slots, seconds) for slots in counts]
 
 
 def best(report: Mapping[str, Any], name: str) -> float:
@@ -250,7 +252,7 @@ def best(report: Mapping[str, Any], name: str) -> float:
 
 
 def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
-    """Return the ratios that the project documents, and the same ratios for the other measurements."""
+    """Return the ratios that the documentation states, and the same ratios for all other formats and batch sizes."""
     ratios: dict[str, Any] = {}
     top = max(batches)
 

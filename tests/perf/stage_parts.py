@@ -53,7 +53,7 @@ def opened(
     detect: DetectConfig,
     *,
     plan: BuildPlan | None = None,
-    update: Callable[[ModelSpec], ModelSpec] = lambda it: it,
+    update: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
 ) -> Iterator[Opened]:
     """Open a detector for the duration of a `with` block, with the number of slots in `detect`.
 
@@ -63,17 +63,17 @@ def opened(
     spec = update(load_model_spec(folder))
     device = open_device()
     phases = StartupTimer()
-    with contextlib.ExitStack() as made:
+    with contextlib.ExitStack() as resources:
         pool = MemoryPool(CudaMemory())
-        made.callback(pool.close)
+        resources.callback(pool.close)
         with phases.phase("engine"):
-            engine = made.enter_context(
+            engine = resources.enter_context(
                 open_engine(folder, spec, device, plan or resolve(detect, spec), BuildOptions(), pool=pool)
             )
         names = class_names(spec)
         head = make_head(spec, len(names), detect.score_threshold, class_ids(names, None, spec.name))
         model = LoadedEngine(engine, spec, head, names, detect)
-        detector = build_detector(device, model, phases, made)
+        detector = build_detector(device, model, phases, resources)
     slots: list[Any] = list(detector._slots)
     try:
         yield Opened(detector, model, slots, phases)
@@ -102,8 +102,8 @@ def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: fl
 
 def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
     """Measure the time per batch of the network alone in ms: graph replays on one stream per slot, without waits."""
-    with contextlib.ExitStack() as made:
-        graphs = [(made.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
+    with contextlib.ExitStack() as resources:
+        graphs = [(resources.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
         turn = 0
 
         def step() -> None:
@@ -124,16 +124,16 @@ def engine_graph(slot: Slot, batch: int) -> Graph:
     return Graph.capture(slot.stream, lambda: slot.graphs[batch].context.enqueue(slot.stream.address), "the engine")
 
 
-def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
+def graph_and_eager(target: Opened, batch: int, seconds: float) -> dict[str, float]:
     """Measure the network and the whole chain on one stream in ms, as separate launches and as a CUDA graph.
 
     The host waits for each batch before it starts the next one.
     """
-    slot = it.slots[0]
+    slot = target.slots[0]
     chain, stream = slot.graphs[batch], slot.stream
-    frames = frames_for(it.detector, 1, batch, "bgr")[0]  # input of the chain in all measurements below
-    it.detector.submit(0, frames)
-    it.detector.wait(0, 10.0)
+    frames = frames_for(target.detector, 1, batch, "bgr")[0]  # input of the chain in all measurements below
+    target.detector.submit(0, frames)
+    target.detector.wait(0, 10.0)
 
     def waited_for(work: Callable[[], object]) -> float:
         def step() -> None:
@@ -158,10 +158,10 @@ def graph_and_eager(it: Opened, batch: int, seconds: float) -> dict[str, float]:
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
     """Measure the time in ms of copying `batch` page-locked frames to the GPU on one stream, one copy per frame."""
-    with contextlib.ExitStack() as made:
-        stream = made.enter_context(Stream())
-        hosts = [made.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
-        targets = [made.enter_context(DeviceBuffer(nbytes, "frame")).address for _ in range(batch)]
+    with contextlib.ExitStack() as resources:
+        stream = resources.enter_context(Stream())
+        hosts = [resources.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
+        targets = [resources.enter_context(DeviceBuffer(nbytes, "frame")).address for _ in range(batch)]
 
         def step() -> None:
             for host, target in zip(hosts, targets, strict=True):
@@ -197,7 +197,7 @@ def frames_for(
 ) -> list[list[Frame]]:
     """Return a batch of frames for each slot, in buffers of the detector or, if `on_gpu` is true, in GPU memory."""
     clip = images(min(64, slots * batch), pixel_format, size)
-    made: list[Frame] = []
+    frames: list[Frame] = []
     for index in range(slots * batch):
         image = clip[index % len(clip)]
         if on_gpu:
@@ -205,17 +205,17 @@ def frames_for(
         else:
             buffer = detector.frame_buffer(size[1], size[0], pixel_format)
             buffer.require_host()[...] = image
-        made.append(Frame(FrameMeta("bench", index, 0, 0, 0, *size), buffer))
-    return [made[slot * batch : (slot + 1) * batch] for slot in range(slots)]
+        frames.append(Frame(FrameMeta("bench", index, 0, 0, 0, *size), buffer))
+    return [frames[slot * batch : (slot + 1) * batch] for slot in range(slots)]
 
 
 def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
     """Copy a frame of 768x576 to GPU memory. Return its buffer."""
-    made = device_frame_buffer(576, 768, pixel_format)
+    buffer = device_frame_buffer(576, 768, pixel_format)
     with Stream() as stream:
-        copy_to_device(made.device_address, image.ctypes.data, image.nbytes, stream)
+        copy_to_device(buffer.device_address, image.ctypes.data, image.nbytes, stream)
         stream.synchronize()
-    return made
+    return buffer
 
 
 def stage(

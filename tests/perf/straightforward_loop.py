@@ -2,8 +2,8 @@
 
     python -m tests.perf.straightforward_loop MODEL.onnx VIDEO
 
-This command prints one line of JSON: the number of frames, and their time in seconds without the start. It supports
-only NanoDet (models/nanodet-g-416).
+This command prints one line of JSON: the number of frames and the duration in seconds, both without the first five
+frames. It supports only NanoDet (models/nanodet-g-416).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _pace_ns() -> float:
 
 
 def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
-    """Return synthetic detections: 60 to 160 px high boxes that turn at the border, and `unsure` boxes per frame."""
+    """Return detections of synthetic objects that turn at the border, and `unsure` boxes with low scores per frame."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))

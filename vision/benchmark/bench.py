@@ -97,7 +97,7 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, or None and the reason why the automatic back-end is not TensorRT.
+    """Return the module `vision.benchmark.gpu`; None, with a note for the user, if ONNX Runtime is measured instead.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
@@ -238,7 +238,7 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Measure the stage and add its rows. Return the frames/s of each batch size with the most slots."""
+        """Measure the stage and add its rows. Return the frames/s of each batch size, with the largest slot count."""
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
@@ -314,7 +314,7 @@ class _Benchmark:
         return max(rows, key=lambda row: row.frames_per_s)
 
     def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
-        """Measure the program with synthetic cameras. The detector receives the frames in `shown` instead of theirs."""
+        """Measure the program with synthetic cameras. The detector receives `shown` instead of the cameras' frames."""
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)

@@ -21,7 +21,7 @@ from vision.engine.trtexec import Tool, build_line, installed_tool, nsys_text, t
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
-"""Used if there is no GPU. The file name of the engine is then only an example."""
+"""Stands in for the GPU on a machine without one. The file name of the engine is then only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
@@ -68,14 +68,14 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 def _how_to_build(
     tool: Tool, onnx: Path, named: Sequence[str], plan: Path, *, profiles: Sequence[Profile], settings: BuildPlan
 ) -> str:
-    """Return the `vision build` command, and the command of the tool if the tool builds the same engine.
+    """Return the `vision build` command and, if it builds the same engine, the command of the tool.
 
-    It builds a different engine if the ONNX file defines the types, because `vision build` rewrites that file first.
+    The tool builds a different engine if the ONNX file defines the types, because `vision build` rewrites that file.
     """
     options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
     if plan_typing(settings.precision, weak_typing=tool.dialect == "trtexec-10").rewrite != "none":
-        return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} as it is, in fp32)"
+        return f"# this engine is not built yet: {ours} (this tool would build {onnx.name} without changes, in fp32)"
     build = build_line(
         tool,
         onnx=onnx,

@@ -44,12 +44,12 @@ class Comparison:
 
     @property
     def count(self) -> int:
-        """The number of samples in the file that has fewer of them."""
+        """Number of samples in the file with fewer samples."""
         return min(self.a.durations.count, self.b.durations.count)
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Check whether the measurements of two files are comparable. Return the reasons against it."""
+    """Check whether the measurements of two files are comparable. Return all reasons against a comparison."""
     faults = [
         f"{name}: {first!r} and {second!r}"
         for name, first, second in (
@@ -123,7 +123,7 @@ def noise(a: Row, b: Row) -> float:
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words, such as "slower, p99 worse". `by_chance`: the p99 values differ only by chance."""
+    """Return the verdict in words, such as "slower, p99 worse". If `by_chance` is true, p99 is not judged."""
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])

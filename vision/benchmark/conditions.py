@@ -115,7 +115,7 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, packages and driver. For TensorRT of JetPack, see the name of the back-end."""
+    """Return the versions of Python, packages and driver. The back-end's name contains that of JetPack's TensorRT."""
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -204,7 +204,7 @@ def query_gpu() -> dict[str, Any]:
 
 
 def parse_tegrastats(line: str) -> dict[str, float]:
-    """Parse a line of tegrastats from JetPack 5 to 7. Return the values by the name of their field in `Clocks`."""
+    """Parse a line of tegrastats from JetPack 5 to 7. Return its values by the field names of `Clocks`."""
     patterns = {
         "gpu_mhz": r"GR3D_FREQ \d+%@\[?(\d+)",
         "gpu_memory_mhz": r"EMC_FREQ \d+%@(\d+)",
@@ -232,13 +232,13 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Meter of the CPU use since its construction."""
+    """Meter of the CPU use since the meter was created."""
 
     def __init__(self) -> None:
         self._begin = _cpu_times()
 
     def read(self) -> CpuUse:
-        """Return the CPU use since the construction."""
+        """Return the mean CPU use since the meter was created."""
         wall_s, own_s, all_s = (end - begin for begin, end in zip(self._begin, _cpu_times(), strict=True))
         wall_s = max(1e-9, wall_s)
         return CpuUse(own_s / wall_s, max(0.0, (all_s - own_s) / wall_s))

@@ -97,12 +97,12 @@ class Bench:
 
     @property
     def library(self) -> str:
-        """`backend` without the precision, because each row has its own precision."""
+        """Name of the back-end without the precision, because each row has its own precision."""
         return ", ".join(part for part in self.backend.split(", ") if part not in _PRECISIONS)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions of all rows, each once, in the order of the rows."""
+        """All precisions that occur in the rows, in the order of the rows."""
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:

@@ -36,7 +36,7 @@ def require() -> None:
 
 
 class GpuLane:
-    """Lane on a GPU: a stream and an execution context with random input. Runs a CUDA graph or separate launches."""
+    """Lane on a GPU, with its own stream, context and random input. Runs a CUDA graph or separate launches."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
         """Create the context and its memory. `shapes` contains the shape of each input that receives frames.
@@ -45,21 +45,21 @@ class GpuLane:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
             DeviceError: there is not enough memory, or the graph cannot be captured.
         """
-        with contextlib.ExitStack() as made:
-            self.stream = made.enter_context(Stream())
+        with contextlib.ExitStack() as resources:
+            self.stream = resources.enter_context(Stream())
             self.profile = engine.choose(shapes)
             context = engine.create_context(self.profile, self.stream.address)
             for name, shape in shapes.items():
                 context.set_shape(name, shape)
             for name, values in engine.profiles[self.profile].values.items():
                 context.set_values(name, values.opt)
-            _give_memory(engine, context, shapes, made)
+            _give_memory(engine, context, shapes, resources)
             self.context: Context = context
             self._graph = None
             if graph:
                 captured = Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
-                self._graph = made.enter_context(captured)
-            self._made = made.pop_all()
+                self._graph = resources.enter_context(captured)
+            self._resources = resources.pop_all()
 
     def start(self) -> None:
         if self._graph is not None:
@@ -72,12 +72,14 @@ class GpuLane:
 
     def close(self) -> None:
         del self.context  # contexts must be freed before their engine
-        self._made.close()
+        self._resources.close()
 
 
-def _give_memory(engine: Engine, context: Context, shapes: Mapping[str, Shape], made: contextlib.ExitStack) -> None:
+def _give_memory(
+    engine: Engine, context: Context, shapes: Mapping[str, Shape], resources: contextlib.ExitStack
+) -> None:
     def buffer(size: int, purpose: str) -> DeviceBuffer:
-        return made.enter_context(DeviceBuffer(size, purpose))
+        return resources.enter_context(DeviceBuffer(size, purpose))
 
     context.give_memory(buffer(context.memory_bytes, "activations").address, context.memory_bytes)
     generator = np.random.default_rng(1)
@@ -120,15 +122,15 @@ def device_mib() -> float:
 class DeviceTimeline:
     """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
 
-    It replaces the graphs of a detector until `close`; nothing else must use the detector until then. No events can be
-    recorded inside a CUDA graph. So a detector is traced twice: as it runs, where each graph is one span; and step by
-    step, where each gap is the time of a launch.
+    It replaces the graphs of a detector until `close` is called. Nothing else must use the detector until then. Events
+    cannot be recorded inside a CUDA graph. So a detector is traced twice: as it runs, where each graph is one span; and
+    step by step, where the gaps between the spans are the times of the launches.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
         """Wrap a detector. If `steps` is true, each step is launched separately instead of the graph."""
         self._detector = detector
-        self._made = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
         self._copying: Event | None = None  # event at the start of the copies of a batch
         slots, self._copies = detector.parts()
@@ -144,7 +146,7 @@ class DeviceTimeline:
         self._origin_ns = time.monotonic_ns()
 
     def _event(self, stream: Stream) -> Event:
-        event = self._made.enter_context(Event(timing=True))
+        event = self._resources.enter_context(Event(timing=True))
         event.record(stream)
         return event
 
@@ -164,7 +166,7 @@ class DeviceTimeline:
             self._marks.append((f"{lane} on the GPU", name, begin, self._event(stream)))
 
     def write_to(self, recorder: SpanRecorder) -> None:
-        """Add the spans to `recorder`, in time of the host clock. Call this when all batches have finished."""
+        """Add the spans to `recorder`, with times of the host clock. Call this after all batches have finished."""
         for lane, name, begin, end in self._marks:
             start_ns, end_ns = (self._origin_ns + round(at.ms_since(self._origin) * 1e6) for at in (begin, end))
             recorder.add(Span(name, lane, start_ns, end_ns))
@@ -174,4 +176,4 @@ class DeviceTimeline:
         for slot, graphs in zip(self._slots, self._graphs, strict=False):
             slot.graphs.update(graphs)
         self._graphs.clear()  # contexts must be freed before their engine
-        self._made.close()
+        self._resources.close()

@@ -80,7 +80,7 @@ class Durations:
 
 
 def relative_error(parts: Sequence[float]) -> float | None:
-    """Return the relative standard error of a mean, or of the rate that is its inverse; None for fewer than two parts.
+    """Return the relative standard error of a mean, or of its inverse; None if it cannot be computed.
 
     Args:
         parts: duration or size of each of several equal pieces of work, in order. Many pieces are first added up in
@@ -221,9 +221,10 @@ class ThreadLane:
 def measure_engine(
     lanes: Sequence[Lane], seconds: float, *, batch_size: int = 1, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure latency and throughput for half of `seconds` each, after a warm-up until `warm` returns True.
+    """Measure the latency and then the throughput of the network, for half of `seconds` each.
 
-    Latency is measured with one batch in flight per lane, and throughput with batches always queued.
+    Latency is measured with one batch in flight per lane, and throughput with batches always queued. A warm-up comes
+    first, and lasts until `warm` returns True.
     """
     _burst(lanes, 2)
     while not warm():
@@ -255,7 +256,7 @@ def _waited(lanes: Sequence[Lane], seconds: float) -> list[int]:
 
 
 def _free_running(lanes: Sequence[Lane], seconds: float) -> tuple[int, list[int]]:
-    """Run bursts of batches. Return the batches per lane and burst, and the duration of each burst in ns."""
+    """Run bursts of batches. Return the number of batches per lane and burst, and the duration of each burst in ns."""
     count = 1
     while (took_ns := _burst(lanes, count)) < seconds * 1e9 / 8 and count < _MAX_QUEUED:
         count *= 2  # long bursts, because lanes run out of work at the end of a burst

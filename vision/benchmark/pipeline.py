@@ -28,7 +28,7 @@ from vision.runtime.builder import RunOptions, open_publisher
 from vision.stages.stage import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
-_WARM_UP_PART: Final = 0.25  # part of a run that does not count, in which the batcher measures batch times
+_WARM_UP_PART: Final = 0.25  # part of a run that is not measured: connections, first batches, first estimates
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 
 class CountingSink:
-    """Sink that records when each result is published. If `behind` is a sink, it receives everything too."""
+    """Sink that records when each result is published. If `behind` is not None, everything is forwarded to it."""
 
     def __init__(self, behind: Sink | None = None) -> None:
         self.published: dict[str, list[Published]] = {}  # by camera
@@ -51,7 +51,7 @@ class CountingSink:
         self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Record one result. The results thread calls this."""
+        """Record one result, and forward it to `behind`. The results thread calls this."""
         if self._behind is not None:
             self._behind.publish(result)
         timing = result.timing
@@ -91,17 +91,17 @@ class DeploymentRun:
 
     @property
     def published_per_s(self) -> float:
-        """Published frames per second of all cameras."""
+        """Published frames per second, summed over all cameras."""
         return sum(camera.published_per_s for camera in self.cameras.values())
 
     @property
     def grabbed_per_s(self) -> float:
-        """Frames per second that all cameras delivered."""
+        """Frames per second that the cameras delivered, summed over all cameras."""
         return sum(camera.grabbed_per_s for camera in self.cameras.values())
 
     @property
     def dropped_per_s(self) -> Mapping[str, float]:
-        """Dropped frames per second of all cameras, by reason."""
+        """Dropped frames per second by reason, summed over all cameras."""
         total: dict[str, float] = {}
         for camera in self.cameras.values():
             for reason, rate in camera.dropped_per_s.items():
@@ -134,7 +134,7 @@ def run_deployment(
 
     Args:
         open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
-        publish: True also publishes every result, on a private socket.
+        publish: whether to publish every result on a private socket as well.
         open_source: a function that replaces `vision.capture.open.open_source`; None to use that function.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
@@ -213,11 +213,11 @@ class _Window:
         self._ends.append(_End(now_ns, grabbed, dropped, self._meter.read(), _thread_times()))
 
     def ends(self) -> tuple[_End, _End]:
-        """Return the counters at the start and the end, after the run. The report after the stop is left out."""
+        """Return the counters at the start and at the end of the measurement. Call this after the run."""
         if not self._ends:
             nothing = _End(time.monotonic_ns(), {}, {}, CpuUse(0.0, 0.0), {})
             return nothing, nothing
-        return self._ends[0], self._ends[-2 if len(self._ends) > 2 else -1]
+        return self._ends[0], self._ends[-2 if len(self._ends) > 2 else -1]  # the last report comes after the stop
 
 
 def _thread_times() -> dict[str, float]:
@@ -271,7 +271,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in the detector. `batches` is (start, end) in ns."""
+    """Return the part of the time with at least 1, 2, ... batches in flight. `batches` contains (start, end) in ns."""
     changes = sorted(
         change
         for begin, end in batches

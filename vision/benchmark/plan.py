@@ -113,14 +113,14 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
     """Run the deployment with stand-in cameras, then find out how many cameras of this kind fit.
 
     Args:
-        seconds: duration of the run. The search takes about six times as long at most.
+        seconds: duration of the run. The search takes at most about six times as long.
         progress: receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end, the pipeline or a local source cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder:
-        progress("cameras")
+        progress("opening the cameras")
         cameras = stand_ins(config, seconds, Path(folder))
         runs = _Runs(config, cameras, progress)
         run = runs.run(len(cameras), seconds)
@@ -247,7 +247,7 @@ def busiest_part(loads: Sequence[Load]) -> Load:
 
 
 def verdict(loads: Sequence[Load], *, fits: bool) -> str:
-    """Return sentences that name the part that limits throughput and, unless all cameras fit, a remedy."""
+    """Return one or two sentences: which part limits the throughput and, unless all cameras fit, what to change."""
     busiest = busiest_part(loads)
     if fits:
         return f"All cameras fit. The {busiest.part} is the busiest part, at {busiest.share:.0%}."
@@ -271,7 +271,7 @@ def find_capacity(
         tried: a number of cameras that was already tried.
         tried_fits: whether `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.
-        time_left: returns False if no further run must start.
+        time_left: returns whether another run may start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
     for _ in range(max_steps):

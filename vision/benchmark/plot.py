@@ -72,14 +72,14 @@ def draw(bench: Bench, path: Path) -> None:
     figure = Figure(figsize=(_WIDTH_IN, sum(heights_in)), layout="constrained")
     styles = dict(zip(bench.precisions, cycle(_STYLES), strict=False))
     grid = figure.subplots(len(parts), 2, squeeze=False, height_ratios=heights_in)
-    for (rate, tail), (part, time, lines) in zip(grid, parts, strict=True):
-        rate.set_title(f"{part}: throughput, frames/s")
-        tail.set_title(f"{part}: {time}, ms")
+    for (rate_axes, tail_axes), (part, time, lines) in zip(grid, parts, strict=True):
+        rate_axes.set_title(f"{part}: throughput, frames/s")
+        tail_axes.set_title(f"{part}: {time}, ms")
         if _sizes(lines)[1:]:
-            _draw_lines(rate, tail, lines, styles)
+            _draw_lines(rate_axes, tail_axes, lines, styles)
         else:
-            _draw_bars(rate, tail, lines)
-        for axes in (rate, tail):
+            _draw_bars(rate_axes, tail_axes, lines)
+        for axes in (rate_axes, tail_axes):
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
     figure.suptitle(f"{bench.model}, {bench.library}, {bench.machine.gpu or bench.machine.cpu}")
@@ -93,15 +93,15 @@ def _sizes(lines: Lines) -> list[int]:
     return sorted({row.case.batch for rows in lines.values() for row in rows})
 
 
-def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
+def _draw_bars(rate_axes: Any, tail_axes: Any, lines: Lines) -> None:
     names = [f"{name}, {precision}" for name, precision in lines]
     colors = _colors(names)
     rows = dict(zip(names, (row for (row,) in lines.values()), strict=True))
     rates = {name: row.frames_per_s for name, row in rows.items() if row.case.mode != "half"}
     times = {name: row.durations.p99_ms for name, row in rows.items()}
-    for axes, values in ((rate, rates), (tail, times)):
+    for axes, values in ((rate_axes, rates), (tail_axes, times)):
         bars = axes.barh(list(values), list(values.values()), height=0.6, color=[colors[name] for name in values])
-        few = {name for name in values if axes is tail and not rows[name].durations.has_p99}
+        few = {name for name in values if axes is tail_axes and not rows[name].durations.has_p99}
         labels = [
             f"{value:.3g}" + f" ({rows[name].durations.count} samples)" * (name in few)
             for name, value in values.items()
@@ -112,40 +112,40 @@ def _draw_bars(rate: Any, tail: Any, lines: Lines) -> None:
         axes.set_xlabel(f"batches of {next(iter(rows.values())).case.batch}")
 
 
-def _draw_lines(rate: Any, tail: Any, lines: Lines, styles: Mapping[str, Any]) -> None:
+def _draw_lines(rate_axes: Any, tail_axes: Any, lines: Lines, styles: Mapping[str, Any]) -> None:
     colors = _colors(name for name, _ in lines)
     for (name, precision), rows in lines.items():
         batches = [row.case.batch for row in rows]
         line, marker = styles[precision]
         look = {"color": colors[name], "linestyle": line, "marker": marker, "markersize": 5}
         if rows[0].case.mode != "half":  # the rate at half load follows from that at full load
-            rate.plot(batches, [row.frames_per_s for row in rows], **look)
-        tail.plot(batches, [row.durations.p99_ms for row in rows], **look)
+            rate_axes.plot(batches, [row.frames_per_s for row in rows], **look)
+        tail_axes.plot(batches, [row.durations.p99_ms for row in rows], **look)
         few = [(row.case.batch, row.durations.p99_ms) for row in rows if not row.durations.has_p99]
         if few:
-            tail.plot(*zip(*few, strict=True), **look | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
+            tail_axes.plot(*zip(*few, strict=True), **look | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})
     sizes = _sizes(lines)
-    for axes in (rate, tail):
+    for axes in (rate_axes, tail_axes):
         axes.set_xlabel("batch")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
-    _scale_tail(tail, [row.durations.p99_ms for rows in lines.values() for row in rows])
-    tail.legend(handles=list(_handles(lines, styles)), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    _scale_tail(tail_axes, [row.durations.p99_ms for rows in lines.values() for row in rows])
+    tail_axes.legend(handles=list(_handles(lines, styles)), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
-def _scale_tail(tail: Any, times_ms: Sequence[float]) -> None:
+def _scale_tail(tail_axes: Any, times_ms: Sequence[float]) -> None:
     """Make the time axis logarithmic if the times vary widely, with labels at 1, 2 and 5 times each power of ten."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     measured = [time_ms for time_ms in times_ms if time_ms > 0]
     if measured and max(measured) > _WIDE * min(measured):
-        tail.set_yscale("log")
-        tail.set_ylim(min(measured) / 1.5, max(measured) * 1.5)
-        tail.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        tail.yaxis.set_minor_locator(NullLocator())
-        tail.yaxis.set_major_formatter("{x:g}")
+        tail_axes.set_yscale("log")
+        tail_axes.set_ylim(min(measured) / 1.5, max(measured) * 1.5)
+        tail_axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        tail_axes.yaxis.set_minor_locator(NullLocator())
+        tail_axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:

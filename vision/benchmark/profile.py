@@ -59,10 +59,10 @@ def profile_model(
     gpu, note = load_gpu(settings.detect.backend)
     if note:
         _log.info("%s", note)
-    say("layers")
+    say("measuring the layers")
     profile = _tensorrt_layers(gpu, folder, spec, settings) if gpu else _onnxruntime_layers(folder, spec, settings)
     if settings.trace is not None:
-        say("timeline")
+        say("recording the timeline")
         write_chrome_trace(settings.trace, _timeline(gpu, folder, spec, settings, profile))
     return profile
 
@@ -199,7 +199,7 @@ def _timeline(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings
 
 @contextmanager
 def recorded_spans(recorder: SpanRecorder) -> Iterator[None]:
-    """Send the spans of `vision.metrics.span` to `recorder` inside a `with` block. Each thread has a lane."""
+    """Record the spans of `vision.metrics.span` in `recorder` during a `with` block, with one lane per thread."""
     send_spans(lambda name: recorder.span(name, f"thread {threading.current_thread().name}"))
     try:
         yield
@@ -217,7 +217,7 @@ def trace_slots(
 ) -> None:
     """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
 
-    `submit` replaces the method of the detector; None to use that method.
+    `submit` is called instead of `detector.submit`, unless it is None.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)

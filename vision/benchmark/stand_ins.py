@@ -145,7 +145,7 @@ def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], secon
 
 
 def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
-    """Encode `seconds` of video as H.264. It repeats the start of the shipped clip, forward and backward in turn.
+    """Encode `seconds` of H.264 video, in which the start of the shipped clip plays forward and backward repeatedly.
 
     Raises:
         ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.

@@ -121,7 +121,7 @@ def _case(case: Case, busy: bool) -> tuple[str, str]:
 
 
 _Cells: TypeAlias = Mapping[str, Callable[[Row], str]]
-"""A function for each column heading that returns the text of a row in that column."""
+"""For each column heading, a function that returns the text of a row in that column."""
 
 _TIMES: Final[_Cells] = {
     "n": lambda row: str(row.durations.count),
@@ -144,7 +144,7 @@ def _rows_table(bench: Bench, rows: Sequence[Row], cells: _Cells) -> Table:
 
 
 def _conditions(rows: Sequence[Row]) -> _Cells:
-    """Return the columns with the CPU use, memory and objects of one part."""
+    """Return the columns for the CPU use, memory and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -183,33 +183,33 @@ def _range(unit: str, values: Iterable[float | None], digits: int = 0) -> str:
 
 
 def print_comparison(
-    able: Comparability,
+    comparability: Comparability,
     compared: tuple[Sequence[Comparison], Sequence[Case], Sequence[Case]],
     names: tuple[str, str],
     console: Console,
 ) -> None:
     """Print the ratios of b divided by a, their verdicts, and the reasons against a comparison."""
     comparisons, only_a, only_b = compared
-    title = f"{names[1]} compared with {names[0]}" + (" - NOT COMPARABLE" if able.faults else "")
+    title = f"{names[1]} compared with {names[0]}" + (" - NOT COMPARABLE" if comparability.faults else "")
     _print_plain(console, title, style="bold")
     for (part, precision), group in _by_part(comparisons).items():
         title = f"{PARTS[part]}, {precision}: ratios of throughput and times"
-        _print_table(console, title, _comparison_table(group, able))
+        _print_table(console, title, _comparison_table(group, comparability))
     if any(comparison.busy for comparison in comparisons):
         _print_plain(console, "\n* in this row, other programs used the CPU in at least one of the files")
     for name, missing in zip(names, (only_a, only_b), strict=True):
         if missing:
             _print_plain(console, f"only in {name}: {'; '.join(map(str, missing))}")
-    _print_plain(console, *(f"not comparable: {fault}" for fault in able.faults), style="red")
-    _print_plain(console, *(f"compare with care: {doubt}" for doubt in able.doubts), style="yellow")
+    _print_plain(console, *(f"not comparable: {fault}" for fault in comparability.faults), style="red")
+    _print_plain(console, *(f"compare with care: {doubt}" for doubt in comparability.doubts), style="yellow")
 
 
-def _comparison_table(comparisons: Iterable[Comparison], able: Comparability) -> Table:
+def _comparison_table(comparisons: Iterable[Comparison], comparability: Comparability) -> Table:
     table = _table(("case",), ("batch", "n", "a /s", "b /s", "ratio", "p50", "p99"))
     table.add_column("verdict")
     for row in comparisons:
-        verdict = "not comparable" if able.faults else row.verdict or _UNKNOWN
-        style = "red" if able.faults else _VERDICTS.get(verdict.partition(",")[0], "")
+        verdict = "not comparable" if comparability.faults else row.verdict or _UNKNOWN
+        style = "red" if comparability.faults else _VERDICTS.get(verdict.partition(",")[0], "")
         rates = format_number(row.a.frames_per_s), format_number(row.b.frames_per_s), _ratio(row.rate_ratio, 3)
         times = _ratio(row.p50_ratio, 2), _ratio(row.p99_ratio, 2)
         styled = f"[{style}]{verdict}[/]" if style else verdict

@@ -38,7 +38,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Error of the count as a part of the true crossings; infinite if all counted crossings are false."""
+        """Error of the count divided by the number of true crossings; infinite if only false ones were counted."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -79,7 +79,7 @@ def true_crossings(line: LineConfig, units: Units, truth: Boxes, video: Video) -
 
 
 def crossings_of_path(boxes_xyxy: NDArray[np.float64], line: LineConfig) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each crossing of a line by one object with boxes (N, 4). Both are in pixels."""
+    """Yield ``in`` or ``out`` for each crossing of a line by one object. Boxes (N, 4) and line are in pixels."""
     sizes_px = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1)
     return _crossings(anchor_points(boxes_xyxy, line.anchor), sizes_px * _JITTER, np.array(line.points, np.float64))
 

@@ -1,7 +1,7 @@
 """Precision, recall and average precision of boxes.
 
-Boxes are matched as in COCO: in order of falling scores, each detection of a frame is matched to the free true box with
-the greatest overlap, if that overlap is large enough. All other detections are false. Average precision is that of
+Boxes are matched as in COCO: in order of descending scores, each detection of a frame is matched to the free true box
+with the greatest overlap, if that overlap is large enough. All other detections are false. Average precision is that of
 PASCAL VOC since 2010: the whole area under the envelope of precision over recall (Everingham et al., "The PASCAL Visual
 Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the same curve at 101 recalls; its results differ
 by less than 0.005.
@@ -100,7 +100,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """Return an array (N, len(OVERLAPS)) that is True where a detection is matched to a true box at that overlap."""
+    """Match detections to true boxes at each overlap. Return an array (N, len(OVERLAPS)), True for a match."""
     hits = np.zeros((len(found), len(OVERLAPS)), bool)
     last = int(max(truth.frames.max(initial=0), found.frames.max(initial=0)))
     for true_rows, found_rows in zip(truth.slices(last), found.slices(last), strict=True):

@@ -1,4 +1,4 @@
-"""The two passes over the labeled video: the first measures it, and the second runs the pipeline on it.
+"""The two passes over the labeled video. The first one determines its length, and the second one runs the pipeline.
 
 After the first pass, ground truth that is longer than the video is refused early. The second pass works like the
 command `vision run --offline`, but also records all detections with a score of at least `LOWEST_SCORE`, which average
@@ -99,7 +99,7 @@ def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     """Return the configuration with only the camera of the labeled video.
 
     Raises:
-        ConfigError: the camera does not exist, none of several is selected, or its source never ends.
+        ConfigError: the camera does not exist, several exist and none is selected, or its source never ends.
     """
     ids = [camera.id for camera in config.cameras]
     if camera_id is None:
@@ -135,7 +135,7 @@ def _require_end(camera: CameraConfig) -> None:
         )
     if isinstance(address, Synthetic) and SyntheticSpec.parse(camera.source).frames is None:
         fault = f"camera {camera.id}: {camera.source} never ends"
-        raise ConfigError(fault, hint="add frames=100 to its options", code="endless")
+        raise ConfigError(fault, hint="add `frames=100` to the options of the source", code="endless")
 
 
 def survey(camera: CameraConfig, progress: Progress) -> Video:
@@ -186,7 +186,7 @@ def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: thre
 
 
 class _Recorder:
-    """Sink that records results. It records the detections of the detector too."""
+    """Sink that records the results, and also the detections of the detector."""
 
     def __init__(self, progress: Progress) -> None:
         self.findings = Findings()
@@ -223,9 +223,9 @@ class _FrameNumbers:
 
 
 class _RecordingDetector:
-    """Detector that records all detections, and returns those with a score of at least `score`.
+    """Wrapper of a detector that records all detections, and returns those with a score of at least `score`.
 
-    The result is that of a detector with this threshold: NMS processes candidates in order of falling scores, so
+    The result is that of a detector with this threshold: NMS processes candidates in order of descending scores, so
     candidates below the threshold do not affect those above it.
     """
 
@@ -258,7 +258,7 @@ class _RecordingDetector:
 
 
 def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
-    """Return the boxes of one class from results with their frame numbers."""
+    """Return the boxes of one class. `found` contains (frame number, result) pairs."""
     empty = Detections.empty()
     frames, results = zip(*found, strict=True) if found else ((0,), (empty,))
     ids = [result.track_ids if isinstance(result, Tracks) else np.full(len(result), -1, np.int64) for result in results]

@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision against recall, and both against the score threshold."""
+    """Plot precision against recall, and precision, recall and F1 against the score threshold."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -95,7 +95,7 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Yield (first frame, number of frames, track ID) of each period with the same track. The ID is None if missed."""
+    """Yield (first frame, number of frames, track ID or None) of each period in which the track does not change."""
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
     for spell in np.split(np.arange(len(frames)), edges):

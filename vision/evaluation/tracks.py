@@ -25,7 +25,7 @@ from vision.version import install_hint, pip_hint, require_package
 
 MIN_OVERLAP: Final = 0.5
 INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
-"""Command that installs TrackEval without its dependencies, because a desktop OpenCV is one of them."""
+"""Command that installs TrackEval without its dependencies. One of them is a desktop OpenCV, which is not needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the part of its frames in which a true object was found, its identity switches, and its interruptions.
+    """Return the part of the frames in which a true object was found, and its numbers of switches and interruptions.
 
     `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
@@ -94,10 +94,10 @@ def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[fl
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
-    """Return an array (N,) with the row of `found` that is matched to each true box; -1 if there is none.
+    """Match true boxes to found boxes. Return the row of `found` for each true box as an array (N,); -1 means none.
 
     A true object keeps the track of its last match while their boxes overlap enough. The other boxes are matched so
-    that the number of matches is as large as possible and, among such solutions, the sum of overlaps.
+    that there are as many matches as possible. If several solutions are possible, the largest total overlap decides.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)
