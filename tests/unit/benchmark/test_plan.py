@@ -140,11 +140,6 @@ def test_busiest_part_is_the_bottleneck(run: DeploymentRun, parallel: int, part:
     assert part in verdict(loads, fits=True)
 
 
-def test_verdict_without_a_full_part_suggests_two_programs() -> None:
-    loads = measure_loads(run_result(threads={"results": 0.5}), 1, cores=2)
-    assert "two programs" in verdict(loads, fits=False)
-
-
 def test_busiest_camera_is_named() -> None:
     loads = {
         load.part: load for load in measure_loads(run_result(threads={"camera-a": 0.2, "camera-b": 0.3}), 1, cores=2)
@@ -184,7 +179,6 @@ def test_search_stops_when_time_is_up() -> None:
 def test_search_has_an_upper_limit() -> None:
     capacity = find_capacity(lambda _: True, 100, tried_fits=True, max_steps=20)
     assert capacity == Capacity(256, None)
-    assert str(capacity) == "at least 256"
 
 
 # ------------------------------------------------------------------------------------------------ the whole plan

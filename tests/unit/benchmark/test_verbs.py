@@ -135,7 +135,7 @@ def test_wrong_arguments_are_refused_before_measuring(arguments: tuple[str, ...]
     done = run(*arguments)
     assert done.returncode == 2
     assert expected in done.stderr
-    assert "measuring" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,10 @@ def test_engine_for_another_gpu_is_built_once_and_listed(tmp_path: Path) -> None
     first = run(*build, "--list")
     assert first.returncode == 0, first.stderr
     assert "RTX 4090" in first.stdout
-    assert len(list(cache.glob("*.engine"))) == 1
-    again = run(*build)
-    assert "already built" in again.stdout
+    (engine,) = cache.glob("*.engine")
+    before = engine.stat().st_ino
+    assert run(*build).returncode == 0
+    assert engine.stat().st_ino == before, "it is not built again"
 
 
 # ------------------------------------------------------------------------------------------------ bench
@@ -279,7 +280,7 @@ def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> No
     assert measured.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
     assert measured.cores_available > 0
     assert "stage" in done.stdout
-    assert "measuring" in done.stderr
+    assert len(done.stderr.splitlines()) >= len(measured.rows), "a line of progress for each row"
     assert plot.stat().st_size > 1000
 
 
@@ -359,7 +360,7 @@ def test_profile_of_onnxruntime_writes_layers_and_a_time_line(tmp_path: Path) ->
     threads = len(os.sched_getaffinity(0))
     (layers,) = [lane for lane in lanes if lane.startswith("layers")]
     assert layers.endswith(f"batch 2, {threads} threads")
-    assert "batches of 1" in done.stderr, "the slots of the time line"
+    assert {each["args"]["frames"] for each in events if each["name"] == "in flight"} == {1}
     assert any(lane.startswith("thread detect-") for lane in lanes)
     assert {"preprocess", "network", "postprocess", "in flight"} <= {each["name"] for each in events}
 
@@ -426,7 +427,7 @@ def test_printed_engine_equals_that_of_vision_run(tmp_path: Path) -> None:
     assert f"{MODEL}-fp32-b4-" in configured.stdout
     assert_command(configured.stdout, f"vision build {MODEL} --config {tmp_path}/camera.yaml", "--max-batch 4", "fp32")
     if load_gpu("auto")[0] is None:
-        assert "no GPU" in usual.stdout.splitlines()[0]
+        assert usual.stdout.startswith("#"), "a comment: the path of the engine is an example"
 
 
 @needs_tensorrt

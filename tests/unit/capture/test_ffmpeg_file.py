@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def test_frames_are_read_once_with_their_times(play: Player, tmp_path: Path, off
     for _ in range(2):
         with pytest.raises(EndOfStream) as raised:
             source.grab(1.0)
-        assert "12 frames" in str(raised.value)
+        assert re.findall(r"\d+", raised.value.args[0].rpartition(": ")[2]) == ["12"]
     source.close()
 
 
@@ -198,7 +199,7 @@ def test_shipped_clip_is_read_completely(play: Player, offline: bool) -> None:
     assert (times[-1] - times[0]) / SECOND == pytest.approx(19.9)
     with pytest.raises(EndOfStream) as raised:
         source.grab(1.0)
-    assert "200 frames" in str(raised.value)
+    assert re.findall(r"\d+", raised.value.args[0].rpartition(": ")[2]) == ["200"]
     source.close()
 
 

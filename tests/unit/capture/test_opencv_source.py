@@ -162,19 +162,12 @@ def test_unconfigured_camera_keeps_its_mode() -> None:
     assert camera.asked == [(cv2.CAP_PROP_BUFFERSIZE, 1)]
 
 
-@pytest.mark.parametrize(
-    ("device", "text"),
-    [
-        ("/dev/video987", "No such file or directory"),
-        ("/dev/null", "V4L2 cannot open the device"),
-        (__file__, "not a video device"),
-    ],
-)
-def test_device_that_is_not_a_camera_is_an_error(device: str, text: str) -> None:
+@pytest.mark.parametrize("device", ["/dev/video987", "/dev/null", __file__])
+def test_device_that_is_not_a_camera_is_an_error(device: str) -> None:
     with pytest.raises(SourceError) as raised:
         open_device(usb_camera().model_copy(update={"source": device}))
     assert raised.value.code == "usb-camera"
-    assert text in str(raised.value)
+    assert device in raised.value.args[0]
     assert raised.value.hint
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_each_camera_is_drawn_with_its_lines_and_zones(tmp_path: Path) -> None:
     source = "synthetic:160x120@20?frames=5&objects=1&seed=3"
     drawings = draw_cameras(site(source, source, c1={"lines": (LINE,), "zones": (ZONE,)}), tmp_path, threading.Event())
     assert [drawing.error for drawing in drawings] == ["", ""]
-    assert [drawing.words for drawing in drawings] == ["0 lines, 0 zones", "1 line, 1 zone"]
+    assert [re.findall(r"\d+", drawing.words) for drawing in drawings] == [["0", "0"], ["1", "1"]]
     plain, drawn = (read(tmp_path / f"c{at}.png") for at in (0, 1))
     assert plain.shape == drawn.shape == (120, 160, 3)
     assert has_lines(drawn)
@@ -120,7 +121,7 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 def test_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "c0.png").mkdir()
     (drawing,) = draw_cameras(site("synthetic:160x120?frames=1"), tmp_path, threading.Event())
-    assert "cannot write" in drawing.error
+    assert str(tmp_path / "c0.png") in drawing.error
 
 
 @pytest.mark.integration

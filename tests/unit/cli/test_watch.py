@@ -21,7 +21,7 @@ from tests.messages.processes import python
 from tests.messages.samples import CLASSES, camera_status, crossed, found, node_status, published, result
 from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
 from vision.cli.status_view import describe_outage
-from vision.cli.watch import Board, lines, render, watch_address
+from vision.cli.watch import _CLOCKS, Board, lines, render, watch_address
 from vision.client import Gap, Restart, Silence
 from vision.errors import ConfigError
 from vision.messaging import codec, schema
@@ -140,7 +140,7 @@ def test_lines_are_printed_without_a_terminal() -> None:
         thread.join()
     printed = out.getvalue().splitlines()
     assert publisher.address in printed[0]
-    assert any("monotonic clock" in line for line in printed)
+    assert _CLOCKS["monotonic"] in printed
     assert re.fullmatch(
         r"gate: streaming, [\d.]+ frames/s, p50 [\d.]+ ms, p99 [\d.]+ ms, 2 objects, 0 lost, 2 dropped", printed[-1]
     )
@@ -167,7 +167,7 @@ WATCH = (
 @pytest.mark.integration
 def test_ctrl_c_exits_with_0() -> None:
     with python("-c", WATCH, "tcp://127.0.0.1:9") as program:
-        program.wait_line(lambda line: line.startswith("waiting for messages"))
+        program.wait_line(lambda line: "tcp://127.0.0.1:9" in line)
         program.send(signal.SIGINT)
         assert program.wait() == 0
         assert program.pending() == []

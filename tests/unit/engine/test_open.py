@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import multiprocessing
@@ -80,7 +81,9 @@ def test_missing_onnx_is_named(model: tuple[Path, ModelSpec]) -> None:
 
 def test_missing_sha256_is_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
     read_onnx(model[0], spec())
-    assert "no sha256" in caplog.text
+    digest = hashlib.sha256((model[0] / "tiny.onnx").read_bytes()).hexdigest()
+    ((*_, logged),) = log_args(caplog, "vision.config.load")
+    assert logged == digest
 
 
 # ------------------------------------------------------------------------------------------------ plan and engine
@@ -193,9 +196,9 @@ def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, Mode
 @needs_rtx
 def test_built_engine_is_rebuilt_only_by_force(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     def built_again(*, force: bool) -> bool:
-        out, text = console()
-        build_engine(*model, DETECT, AMPERE, cache, out, force=force)
-        return "already built" not in text.getvalue()
+        before = [path.stat().st_ino for path in cache.folder.glob("*.engine")]
+        build_engine(*model, DETECT, AMPERE, cache, console()[0], force=force)
+        return [path.stat().st_ino for path in cache.folder.glob("*.engine")] != before
 
     assert built_again(force=False)
     assert not built_again(force=False)
@@ -228,14 +231,14 @@ def test_listed_engine_for_another_gpu_is_pruned(model: tuple[Path, ModelSpec], 
     assert "usable" in text.getvalue()
     out, text = console()
     print_pruned(cache, ORIN, out)
-    assert "removed tiny-fp32-b2-sm86" in text.getvalue()
+    assert "tiny-fp32-b2-sm86" in text.getvalue()
     assert cache.entries() == ()
 
 
 def test_building_needs_a_gpu_and_listing_does_not(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     out, text = console()
     print_engines(cache.entries(), None, out)
-    assert "no engines" in text.getvalue()
+    assert len(text.getvalue().splitlines()) == 1
     with pytest.raises(DeviceMissing):
         build_engine(*model, DETECT, None, cache, out)
 
@@ -252,8 +255,8 @@ def test_bars_show_open_phases_and_no_others() -> None:
         assert [task.description for task in bars.progress_bars.tasks] == ["build"]
         bars.built(2 << 20)
         assert bars.progress_bars.tasks == []
-    assert "133 layers" in text.getvalue()
-    assert "built: 2.0 MiB" in text.getvalue()
+    assert "133" in text.getvalue()
+    assert "2.0 MiB" in text.getvalue()
 
 
 def build_in_another_process(folder: Path, cache: Path, results: multiprocessing.Queue[bool]) -> None:

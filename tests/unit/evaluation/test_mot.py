@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_all_faults_are_reported_and_many_are_counted(tmp_path: Path) -> None:
         read_truth(write(tmp_path, *["x,7,10,20,30,40,1"] * 20, "1,1,1"))
     text = str(refused.value)
     assert "gt.txt:1:" in text and "gt.txt:8:" in text and "gt.txt:9:" not in text
-    assert "13 more" in text
+    assert re.search(r"\b13\b", text.partition("gt.txt:8:")[2]), "the number of the other faults"
 
 
 @pytest.mark.parametrize("path", ["gone.txt", "."])
@@ -119,7 +120,7 @@ def test_frames_beyond_the_video_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         truth.check_length(5, "walk.mp4")
     assert caught.value.code == "truth-too-long"
-    assert "gt.txt:1: 2 rows" in str(caught.value)
+    assert re.search(r"gt\.txt:1: .*\b2\b", str(caught.value)), "the first line, and the number of rows"
 
 
 def test_results_are_written_as_rows(tmp_path: Path) -> None:

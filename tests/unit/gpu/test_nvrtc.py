@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.log_records import log_args
 from vision.errors import DeviceError, ModelError
 from vision.gpu.nvrtc import Source, compile_cubin, pack
 
@@ -55,7 +56,7 @@ def test_damaged_file_is_replaced(cache: Path, damage: bytes, caplog: pytest.Log
     (file,) = cache.iterdir()
     file.write_bytes(damage)
     assert compile_cubin(SOURCE, "sm_87", cache) == good
-    assert "is damaged" in caplog.text
+    assert log_args(caplog, "vision.state.private_files") == [(file,)]
     assert file.read_bytes()[32:] == good
 
 

@@ -8,7 +8,7 @@ from tests.unit.benchmark.test_files import STAGE, bench, row
 from vision.benchmark.compare import comparability
 from vision.benchmark.conditions import Machine
 from vision.benchmark.document import load_bench
-from vision.benchmark.plan import Load, verdict
+from vision.benchmark.plan import Capacity, Load, verdict
 from vision.benchmark.tables import result_text
 from vision.errors import ConfigError
 
@@ -45,4 +45,13 @@ ROWS = [
             "use precision fp16 and a larger `max_batch`."
         ),
     ),
+    (
+        "no part that is fully used",
+        lambda: verdict([Load("detector", 0.5, "")], fits=False),
+        (
+            "No single part is full: the threads wait for each other, because one runs Python at a time. Run two programs "
+            "with half of the cameras each."
+        ),
+    ),
+    ("a capacity without an upper limit", lambda: str(Capacity(256, None)), "at least 256"),
 ]

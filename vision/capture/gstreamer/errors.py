@@ -46,10 +46,12 @@ def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_
         return source_error(camera, "interrupted while opening", code="interrupted")
     if coded_frames:
         hint = "shorten the camera's key frame interval (GOP) to 1-2 s, or raise `open_timeout_s`"
-        return source_error(camera, f"{coded_frames} frames arrived, but no key frame {timeout}", hint)
+        return source_error(
+            camera, f"{coded_frames} frames arrived, but no key frame {timeout}", hint, code="no-key-frame"
+        )
     if connected:
-        return source_error(camera, f"connected, but no frame arrived {timeout}", _no_answer(camera))
-    return source_error(camera, f"no answer {timeout}", _no_answer(camera))
+        return source_error(camera, f"connected, but no frame arrived {timeout}", _no_answer(camera), code="no-frame")
+    return source_error(camera, f"no answer {timeout}", _no_answer(camera), code="no-answer")
 
 
 def source_error(camera: CameraConfig, text: str, hint: str = "", *, code: str = "gstreamer") -> SourceError:
