@@ -49,8 +49,8 @@ ROWS = [
         "no part that is fully used",
         lambda: verdict([Load("detector", 0.5, "")], fits=False),
         (
-            "No single part is full: the threads wait for each other, because one runs Python at a time. Run two "
-            "programs with half of the cameras each."
+            "No single part is at its limit. The threads wait for each other, because one runs Python at a time. "
+            "Run two programs with half the cameras each."
         ),
     ),
     ("a capacity without an upper limit", lambda: str(Capacity(256, None)), "at least 256"),
