@@ -79,10 +79,9 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids[:-1]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
-        """Return the row of each of M track ids. Add a row for each new id.
+        """Return the rows (M,) of M track ids, and a mask (M,) of the ids that are new. Add a row for each new id.
 
-        Returns:
-            The rows (M,), and a mask (M,) of the new ids; the mask is None if no id is new.
+        If no id is new, the mask is None.
         """
         rows = self._ids.searchsorted(track_ids)
         present = self._ids[rows] == track_ids

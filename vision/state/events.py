@@ -56,13 +56,9 @@ class EventLog:
         self.lost = self.unsynced = 0
 
     def append(self, payloads: Sequence[bytes]) -> bool:
-        """Store events under the numbers that follow `newest`.
+        """Store events under the numbers that follow `newest`. Return False if the disk is full or not writable.
 
-        Returns:
-            False if the disk is full or not writable. Then no event was stored, and no number was assigned.
-
-        Raises:
-            Closed: the database was closed.
+        In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed.
         """
         first = self.newest + 1
         rows = [(n, payload, event_checksum(n, payload)) for n, payload in enumerate(payloads, first)]
