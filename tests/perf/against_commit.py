@@ -98,7 +98,7 @@ def _memory() -> float:
 
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
-    """Return detections of synthetic objects that turn at the border, and `unsure` boxes with low scores per frame."""
+    """Return the detections of each frame: objects that turn at the border, and `unsure` boxes with low scores."""
     detections = _any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))

@@ -5,9 +5,9 @@
 The command measures:
 
 * the phases of a start: import the package, open the device, create streams and events, compile and load a kernel, and
-  capture a graph. Each start runs in its own process, and the two sides alternate;
+  capture a graph. Each start runs in its own process, and the implementations alternate;
 * the host time of a graph launch, and of a submit (eight copies from page-locked memory, an event, a wait of another
-  stream, a graph launch), with and without threads that compete for the interpreter lock. The sides alternate here too.
+  stream, a graph launch), with and without threads that compete for the interpreter lock. They alternate here too.
 
 It prints one JSON object. Each ratio is the time of `cuda.core` divided by that of `vision.gpu`, so above 1,
 `vision.gpu` is faster. See docs/decisions/030-cuda-core.md.
@@ -195,7 +195,7 @@ MAKE: Final[Mapping[str, Callable[[ExitStack, Timer], Side]]] = {"vision.gpu": O
 
 
 def time_start(side: str) -> dict[str, float]:
-    """Start one side in a new process. Return the duration of each phase in seconds."""
+    """Start one implementation in a new process. Return the duration of each phase in seconds."""
     command = [sys.executable, "-m", "tests.perf.cuda_core_trial", "--start", side]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
@@ -205,7 +205,7 @@ def time_start(side: str) -> dict[str, float]:
 
 
 def start_once(side: str) -> None:
-    """Start one side in this process. Print the duration of each phase in seconds, as JSON."""
+    """Start one implementation in this process. Print the duration of each phase in seconds, as JSON."""
     with ExitStack() as resources:
         timer = Timer()
         made = MAKE[side](resources, timer)
@@ -216,7 +216,7 @@ def start_once(side: str) -> None:
 
 
 def start_times(repeats: int) -> dict[str, Any]:
-    """Start both sides several times. Return the median duration of each phase in ms, and the ratios."""
+    """Start both implementations several times. Return the median duration of each phase in ms, and the ratios."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
@@ -273,7 +273,7 @@ def submit_once(side: Side) -> None:
 
 
 def host_times(sides: Mapping[str, Side], operation: Callable[[Side], None], iterations: int) -> dict[str, Any]:
-    """Measure the host time of an operation. Return percentiles in us for each side, and their ratios."""
+    """Measure the host time of an operation. Return percentiles in us for each implementation, and their ratios."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for _ in range(iterations):
@@ -299,17 +299,19 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both sides, and print the result as JSON."""
+    """Measure both implementations, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the result to this file")
-    parser.add_argument("--iterations", type=int, default=400, help="number of measurements per operation and side")
+    parser.add_argument(
+        "--iterations", type=int, default=400, help="number of measurements per operation and implementation"
+    )
     parser.add_argument(
         "--threads", type=int, default=32, help="number of threads that compete for the interpreter lock"
     )
     parser.add_argument(
         "--busy-us", type=float, default=500.0, help="CPU time of each thread per frame, in microseconds"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="number of starts of each side")
+    parser.add_argument("--repeats", type=int, default=5, help="number of starts of each implementation")
     parser.add_argument("--start", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.start:

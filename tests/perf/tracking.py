@@ -62,7 +62,7 @@ def _pace_ns() -> float:
 
 
 def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
-    """Return detections of synthetic objects that turn at the border, and `unsure` boxes with low scores per frame."""
+    """Return the detections of each frame: objects that turn at the border, and `unsure` boxes with low scores."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))
@@ -135,7 +135,7 @@ def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]
 
 
 def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], frames: int) -> Mapping[str, float]:
-    """Measure the time per frame of the analytics of one camera. `shapes` is the number of zones and of lines."""
+    """Measure the time per frame of the analytics of one camera. `shapes` is (number of zones, number of lines)."""
     zones, lines = shapes
     config = CameraAnalytics(
         lines=tuple(

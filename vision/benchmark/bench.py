@@ -97,7 +97,7 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`; None, with a note for the user, if ONNX Runtime is measured instead.
+    """Return the module `vision.benchmark.gpu`, or None if TensorRT is not used; and a note if `auto` finds no GPU.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
@@ -186,7 +186,7 @@ class _Benchmark:
         return [ThreadLane(OnnxNetwork(path, self._spec, case.batch, threads=threads).run) for _ in range(case.lanes)]
 
     def _engine(self, case: Case, open_lanes: Callable[[Case], list[Lane]]) -> None:
-        """Measure one case. If the model refuses it, for example due to a fixed batch size, add a note instead."""
+        """Measure one case and add its row. If the model refuses the batch size, add a note instead of a row."""
         self._say(str(case))
         try:
             with ExitStack() as resources:

@@ -21,7 +21,7 @@ from vision.engine.trtexec import Tool, build_line, installed_tool, nsys_text, t
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
-"""Stands in for the GPU on a machine without one. The file name of the engine is then only an example."""
+"""Placeholder for the GPU on a machine without one. The file name of the engine is then only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:

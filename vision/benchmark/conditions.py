@@ -3,7 +3,7 @@
 A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change measurements more than
 most improvements of the code do. So every row of a benchmark includes the state of the machine under load.
 
-NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson: docs/decisions/070-machine-conditions.md.
+NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson. See docs/decisions/070-machine-conditions.md.
 """
 
 from __future__ import annotations

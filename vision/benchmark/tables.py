@@ -75,7 +75,7 @@ def print_bench(bench: Bench, console: Console) -> None:
     groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():
         unit = "from capture to publication" if part == "pipeline" else "per batch"
-        title = f"{PARTS[part]}, {precision}: milliseconds {unit}"
+        title = f"{PARTS[part]}, {precision}: throughput, and times in ms {unit}"
         _print_table(console, title, _rows_table(bench, group, _TIMES), _LEGENDS[part])
     for (part, precision), group in groups.items():
         title = f"{PARTS[part]}, {precision}: CPU cores in use, and memory"

@@ -126,7 +126,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. Units are fractions of 1, pixels and seconds."""
+    """Return the report as data that JSON can represent. Units are parts of 1, pixels and seconds."""
     plain = asdict(evaluation)
     plain["class"] = plain.pop("class_name")
     plain["video"]["duration_s"] = evaluation.video.duration_s
