@@ -49,12 +49,12 @@ class Conflict(NamedTuple):
     message: str
 
     def below(self, *base: int | str) -> Conflict:
-        """Return the conflict with its location inside the section at `base`."""
+        """Return the conflict with `base` in front of its location."""
         return self._replace(loc=(*base, *self.loc))
 
 
 def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> Any:
-    """Return a validator of a section. The validator raises an `INCONSISTENT` error if there are conflicts."""
+    """Return a validator that raises an `INCONSISTENT` error if a section has conflicts."""
 
     def check(section: ConfigSection) -> ConfigSection:
         texts = [f"{dotted(loc)}: {text}" for loc, _, text in conflicts(section.model_dump(exclude_unset=True))]
@@ -66,7 +66,7 @@ def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> 
 
 
 def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """Return a validator of text. The validator accepts the text if `parse` does not raise an error."""
+    """Return a validator that accepts a text if `parse` raises no error."""
 
     def check(text: str) -> str:
         parse(text)

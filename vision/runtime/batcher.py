@@ -119,7 +119,7 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return how much longer a batch takes than the interval, in ns: its work that overlaps with other batches."""
+        """Return the part of a batch's latency, in ns, that overlaps with other batches: latency minus interval."""
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
 

@@ -56,7 +56,7 @@ class Camera:
 
 
 class Runtime:
-    """Runs cameras, one detector, stages and sinks until stopped."""
+    """Runs the threads of a pipeline: cameras, detector, stages and sinks."""
 
     def __init__(
         self,
