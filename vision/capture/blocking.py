@@ -1,4 +1,4 @@
-"""Reader for libraries whose calls block. It calls them on a separate thread, which can be abandoned.
+"""Reader that makes the blocking calls to a library on a separate thread, which can be abandoned.
 
 Calls to FFmpeg and V4L2 block until their own timeouts, or longer during a host name lookup, and nothing can wake them.
 With this reader, a camera's thread can still react to a stop or to its own timeout. The cost is one exchange between
@@ -26,7 +26,7 @@ _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
-    """Opens, reads and closes a resource on a separate thread. All calls except `interrupt` come from one thread."""
+    """Opens, reads and closes a resource on a separate thread. Only `interrupt` can be called from any thread."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
-        self._requests: SimpleQueue[bool] = SimpleQueue()  # True: read; False: end
+        self._requests: SimpleQueue[bool] = SimpleQueue()  # True requests a read, False the end of the thread
         self._outcomes: _Outcomes = SimpleQueue()
-        self._thread: threading.Thread | None = None  # outlives the reader if the library hangs
+        self._thread: threading.Thread | None = None  # outlives the reader if the library does not return
         self._busy = False
 
     @property
@@ -52,7 +52,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         """Open the resource, and return it.
 
         Raises:
-            SourceError: the resource did not open within `timeout_s` (`hint` is advice), or `interrupt` was called.
+            SourceError: opening took longer than `timeout_s` (the error contains `hint`), or `interrupt` was called.
             Exception: the library raised it.
         """
         self.close()
@@ -87,11 +87,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Wait for the call in progress. Return its value or raise its exception; None if `interrupt` was called.
-
-        Raises:
-            Empty: the call did not return within `timeout_s`.
-        """
+        """Wait for the call in progress, and return its value; None after `interrupt`. Raise its error, or `Empty`."""
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:
             return None

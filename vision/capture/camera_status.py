@@ -121,7 +121,7 @@ class StatusTracker:
     def _timeouts(self) -> StallTimeouts:
         return StallTimeouts.from_interval(self._stream.rate.interval_s(), self._read_timeout_s)
 
-    # The camera's thread
+    # Methods for the camera's thread
 
     @property
     def epoch(self) -> int:
@@ -129,7 +129,7 @@ class StatusTracker:
         return self._stream.epoch
 
     def enter(self, state: State) -> None:
-        """Set the state of the camera. If it differs from the current one, restart the time in this state."""
+        """Set the state of the camera. If the state changes, record the current time as its start."""
         with self._lock:
             if state != self._state:
                 self._state, self._since_ns = state, self._clock()

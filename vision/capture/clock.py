@@ -53,9 +53,9 @@ def utc_minus_running_time(
 class CaptureClock:
     """Computes the capture times of one camera's frames, which always increase and are never in the future.
 
-    The camera's clock is trusted from the first frame that it dates within `trust_ns` of the arrival. After that,
-    frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if it dates a frame
-    more than `trust_ns` in the future or an hour in the past, or if all frames are late for 30 s.
+    The camera's clock is trusted once the camera's time of a frame is within `trust_ns` of the arrival. After that,
+    frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if the time of a
+    frame is more than `trust_ns` in the future or an hour in the past, or if all frames are late for 30 s.
     """
 
     def __init__(
@@ -84,10 +84,7 @@ class CaptureClock:
         corrupt: bool = False,
         yuv: YuvEncoding | None = None,
     ) -> Grab:
-        """Return the `Grab` of a frame, with its capture time on the monotonic clock and in UTC.
-
-        `arrived_ns` is the arrival (monotonic), and `ntp_utc_ns` the camera's time of the frame; None if unknown.
-        """
+        """Return the `Grab` of a frame. `arrived_ns` is monotonic, and `ntp_utc_ns` is the camera's capture time."""
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIN_INTERVALS = 3  # frame intervals that pass before a read of a slow camera times out
-_MIN_PYAV = 12  # as in pyproject.toml
+_MIN_PYAV = 12  # must agree with pyproject.toml
 
 
 def open_source(
     camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], nvdec: bool = False
 ) -> Source:
-    """Return the source of a camera. It is not open yet.
+    """Return the source of a camera, which is not open yet.
 
     If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
     `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
@@ -161,7 +161,7 @@ def missing_pyav() -> str | None:
 
 
 def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Return True for `reader: nvdec`, unless only bgr is accepted, as for drawings and evaluations."""
+    """Return True for `reader: nvdec`, unless the caller accepts only bgr, as drawings and evaluations do."""
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
@@ -195,7 +195,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True if the machine has a graphics card with NVDEC. A Jetson has different decoders. Cached."""
+    """Return True if the machine has a graphics card with NVDEC, which a Jetson does not. The result is cached."""
     try:
         from vision.gpu.cuda import open_device
 

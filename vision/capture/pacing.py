@@ -119,7 +119,7 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _open(self) -> StreamInfo:
-        """Open the recording at its first frame. If that frame is read already, store it in `_next`."""
+        """Open the recording at its first frame. If this reads the frame, store the frame in `_next`."""
 
     @abstractmethod
     def _read(self) -> tuple[int, FrameT]:

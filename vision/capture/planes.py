@@ -1,4 +1,4 @@
-"""Sizes, planes and encodings of frames. A buffer stores its planes without padding (`vision.types`)."""
+"""Functions for the sizes, planes and color encodings of frames. Buffers store planes without padding."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
 
 
 def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
-    """Return the encoding with the matrix of BT.709 or BT.601, and the full or limited range."""
+    """Return the color encoding that has the matrix of BT.709 or BT.601, and the full or limited range."""
     if bt709:
         return "bt709-full" if full else "bt709"
     return "bt601-full" if full else "bt601"

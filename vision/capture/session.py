@@ -101,7 +101,7 @@ class Session:
         _check_size(info.height_px, info.width_px)
         self._live = source.live
         self._height_px, self._width_px = info.height_px, info.width_px
-        self._index = -1  # of the last grabbed frame, in this epoch
+        self._index = -1  # number of the last grabbed frame in this epoch
         camera.status.connected(info, live=self._live)
         camera.frozen_frames.connected()
         self._configure_sink()
@@ -208,7 +208,7 @@ class Session:
         )
 
     def _resize(self, change: SizeChanged) -> None:
-        """Start a new epoch, with a new frame size, in the same connection. The grabbed frame is its first."""
+        """Start a new epoch in the same connection, because the frame size changed with the grabbed frame."""
         _check_size(change.height_px, change.width_px)
         self._height_px, self._width_px = change.height_px, change.width_px
         self._index = 0

@@ -21,7 +21,7 @@ class StreamInfo:
     pixel_format: PixelFormat
     fps: float | None  # nominal, frames/s; None if unknown
     decoder: str  # for status and doctor: "ffmpeg", "avdec_h264", "nvv4l2decoder", ...
-    yuv: YuvEncoding = "bt601"  # of nv12 and i420 frames, unless a `Grab` has a different one
+    yuv: YuvEncoding = "bt601"  # color encoding of nv12 and i420 frames, unless `Grab.yuv` is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Grab:
     clock: ClockSource
     pts_ns: int | None  # presentation time in the stream; None if the stream has no times
     corrupt: bool = False  # decoded after packet loss, before the next key frame
-    yuv: YuvEncoding | None = None  # of this frame, because streams can change it; None means `StreamInfo.yuv`
+    yuv: YuvEncoding | None = None  # color encoding, which streams can change; None means `StreamInfo.yuv`
 
 
 class Source(Protocol):

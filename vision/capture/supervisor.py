@@ -84,7 +84,7 @@ class CameraSupervisor:
             clock,
         )
 
-    # Any thread
+    # Methods for any thread
 
     def status(self) -> CameraStatus:
         """Return a consistent snapshot of the state, even while the camera's thread is blocked in its library."""
@@ -101,7 +101,7 @@ class CameraSupervisor:
         """Return the call to the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
 
-    # The camera's thread
+    # Methods for the camera's thread
 
     def run(self) -> None:
         """Run until the source ends, `stop` is called, or the sink is closed.

@@ -44,7 +44,7 @@ from vision.runtime.builder import find_model
 
 
 def parse_gpu(text: str) -> GpuDescription:
-    """Return the GPU that ``NAME:SM`` describes, such as ``Orin:87``."""
+    """Parse a description of a GPU in the form ``NAME:SM``, such as ``Orin:87``, and return it."""
     name, _, capability = text.rpartition(":")
     if not name or not capability.isdecimal() or len(capability) < 2:
         raise ValueError(f"expected a name and a compute capability, such as Orin:87, got {text!r}")
@@ -236,7 +236,7 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None
         console.print(text, soft_wrap=True, markup=False)
         return
     after = ""
-    if loads_here:  # proves that the engine runs on this machine
+    if loads_here:  # loading shows that the engine runs on this machine
         with load_engine(loaded.plan, label=loaded.path.stem) as engine:
             after = f", {engine.layers} after fusion"
     console.print(f"{built.layers} layers before fusion{after}; built in {built.seconds:.1f} s")

@@ -247,7 +247,7 @@ def check_nvdec() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """Check that CUDA can open the GPU. The driver can be too old for cuda-python, or hide the GPU."""
+    """Check that CUDA can open the GPU. The driver may be too old for cuda-python, or the GPU may be hidden."""
     try:
         from vision.gpu.cuda import open_device
 

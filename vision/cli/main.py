@@ -33,7 +33,7 @@ COMMANDS: Final = {
 """The commands, and the first line of their help. Only the module of the called command is imported."""
 
 _PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema")}
-"""The module and the function of each command that do not have its name."""
+"""The module and the function of each command for which they do not have the command's name."""
 
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b
@@ -48,7 +48,7 @@ Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 78 invalid configur
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Return its exit code."""
+    """Run the command that `arguments` name (by default, `sys.argv`). Return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _build_app(arguments)(args=_hoist_log_level(arguments), prog_name="vision")

@@ -147,9 +147,7 @@ PlotFile = Annotated[
 ]
 TraceFile = Annotated[
     Path | None,
-    typer.Option(
-        parser=argument_parser(_check_output), metavar="FILE", help="Write a timeline to FILE, for ui.perfetto.dev."
-    ),
+    typer.Option(parser=argument_parser(_check_output), metavar="FILE", help="Write a timeline for Perfetto to FILE."),
 ]
 Nvtx = Annotated[
     bool, typer.Option("--nvtx", help=f"Mark every stage for Nsight Systems. {NVTX_VARIABLE}=1 has the same effect.")
@@ -182,7 +180,7 @@ def given(**values: object) -> dict[str, object]:
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
     """Return the name of the model, and the detector's configuration with those of `changes` that are not None.
 
-    Both are from the file `config`, if given. `model` overrides the name.
+    Both come from the configuration `config`, if given. `model` overrides the name.
     """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect

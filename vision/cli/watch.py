@@ -40,9 +40,9 @@ from vision.client import (
 from vision.errors import EXIT_OK, EXIT_RUNTIME
 from vision.messaging.schema import KINDS, utc_ns
 
-_WINDOW_S: Final = 5.0  # of rates and percentiles
+_WINDOW_S: Final = 5.0  # period over which rates and percentiles are computed
 _MAX_SAMPLES: Final = 5000
-_MAX_EVENTS: Final = 8  # on the screen
+_MAX_EVENTS: Final = 8  # maximum on the screen
 _REDRAW_S: Final = 0.25
 _CLOCKS: Final = {
     "monotonic": "latency: from capture to this program, measured on the monotonic clock of this machine",
@@ -74,7 +74,7 @@ class _Camera:
     lost: int = 0
     dropped_seen: int = 0
     dropped_reported: int | None = None  # total since the start of the publisher, from the camera's status
-    samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))  # received ns, ms
+    samples: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))  # time ns, latency ms
 
 
 class Board:
@@ -171,7 +171,7 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> dict[str, st
 
 
 def _printable(text: str) -> str:
-    """Replace control characters, because text from the network must not control the terminal."""
+    """Replace control characters with ``?``, because text from the network must not control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -218,7 +218,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show what has changed. Must be called after each message."""
+        """Show what has changed since the last call. Must be called after each message."""
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:

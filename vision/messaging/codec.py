@@ -255,7 +255,7 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
 
 
 def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
-    """Decode a JSON or MessagePack payload, and return a message of the type `kind`. Errors name the payload `name`.
+    """Decode a JSON or MessagePack payload, and return the message, of type `kind`. Errors start with `name`.
 
     Raises:
         MessageError: the payload is not a message, or has a different schema or version.

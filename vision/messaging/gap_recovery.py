@@ -24,7 +24,7 @@ EVENTS: Final = "events/"
 
 _MAX_HELD: Final = 10_000
 _REPLY_TIMEOUT_S: Final = 2.0  # time after which the request is repeated
-_IDLE_REQUEST_S: Final = 5.0  # between two requests if no event seems to be missing
+_IDLE_REQUEST_S: Final = 5.0  # time between two requests if no event seems to be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield the gap before event `number`, if any. At the start, events that are no longer stored are no gap."""
+        """Yield the gap before event `number`, if any. At the start, earlier events do not count as a gap."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -158,7 +158,7 @@ class ReplayClient:
     def __init__(
         self, recovery: GapRecovery, context: zmq.Context[zmq.Socket[bytes]], keepalive_s: int, address: str | None
     ) -> None:
-        """Create the socket, and connect it to `address`. If that is None, `learn_address` connects it later."""
+        """Create the socket. Connect it to `address`; if `address` is None, `learn_address` connects it later."""
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
@@ -171,7 +171,7 @@ class ReplayClient:
     def learn_address(self, status: NodeStatusMessage, publisher: str) -> None:
         """Connect to the replay address in a status message, unless the address was given to the constructor.
 
-        Raise `MessageError` if the status contains no address. This machine reaches the publisher at `publisher`.
+        `publisher` is the address of the publisher. Raise `MessageError` if the status contains no replay address.
         """
         if not self._learns_address:
             return

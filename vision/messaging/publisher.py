@@ -48,7 +48,7 @@ _READABLE: Final = int(zmq.POLLIN)
 class Publisher:
     """Sends results, events and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` is the bound address, and `replay_address` the one for requests of missed events, with the actual ports.
+    `address` is the bound address, and `replay_address` serves requests for missed events. Both have the actual port.
     """
 
     def __init__(
@@ -113,13 +113,10 @@ class Publisher:
             self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
 
     def _publish_events(self, result: Result) -> None:
-        """Store the events of a result, then send them, so that every sent event can be requested again.
-
-        Store without holding the lock, because disks are slow.
-        """
+        """Store the events of a result, then send them, so that every sent event can be requested again."""
         with self.socket.lock:
             headers = [self.numbering.header(f"events/{event.camera_id}") for event in result.events]
-        events = self._store_events(headers, result) or [
+        events = self._store_events(headers, result) or [  # without the lock, because disks are slow
             codec.event(header, event, result) for header, event in zip(headers, result.events, strict=True)
         ]
         payloads = [codec.encode(event, self._encoding) for event in events]
@@ -128,7 +125,7 @@ class Publisher:
                 self.socket.send(event.topic, payload)
 
     def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
-        """Store the events of a result. Return their numbered messages; empty if they could not be stored."""
+        """Store the events of a result, and return their messages with numbers; empty if they are not stored."""
         if self._event_log is None:
             return []
         first, journal = self._event_log.newest + 1, self._event_log.journal
@@ -247,7 +244,7 @@ class StatusSocket:
                 wait_ms = self._repeat_status()
 
     def _repeat_status(self) -> float | None:
-        """Send the last status to new subscribers, if due. Return the ms until it is due; None if no one waits."""
+        """Send the last status to new subscribers, if due. Return the ms until it is due; None if none waits."""
         if not self._joined:
             return None
         now_s = time.monotonic()

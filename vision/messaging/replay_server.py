@@ -22,7 +22,7 @@ from vision.state.events import EventLog
 
 log = logging.getLogger(__name__)
 
-_MAX_EVENTS: Final = 1000  # in one reply
+_MAX_EVENTS: Final = 1000  # maximum in one reply
 _OPTIONS: Final = {
     zmq.SNDHWM: 4,  # replies that wait for a slow subscriber; further replies are dropped
     zmq.MAXMSGSIZE: 4096,

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets that are bound to an address, options that all sockets share, and checks of addresses."""
+"""Bound ZeroMQ sockets, the options that all sockets share, and checks of addresses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BIND_ERRORS: Final = {
     errno.EACCES: ("not-permitted", "permission denied", "use a port from 1024 on, or a folder that you can write to"),
     errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create the folder first"),
 }
-"""Code, reason and hint of each error. `vision.config` refuses addresses that have a wrong form."""
+"""The code, reason and hint for each error number. `vision.config` refuses malformed addresses earlier."""
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000

@@ -138,14 +138,14 @@ def test_mode_request_asks_for_jpeg_and_one_buffer() -> None:
     ("width", "height", "fps", "differences"),
     [
         (None, None, None, []),
-        (1920, 1080, None, ["requested 1920x1080, but the device delivers 640x480"]),
-        (640, 480, 60.0, ["requested 60 frames/s, but the device delivers 30"]),
+        (1920, 1080, None, ["requested 1920x1080, got 640x480"]),
+        (640, 480, 60.0, ["requested 60 frames/s, got 30"]),
         (640, 480, 30.1, []),
         (
             320,
             480,
             5.0,
-            ["requested 320x480, but the device delivers 640x480", "requested 5 frames/s, but the device delivers 30"],
+            ["requested 320x480, got 640x480", "requested 5 frames/s, got 30"],
         ),
     ],
 )

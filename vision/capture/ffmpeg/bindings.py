@@ -53,7 +53,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
     """Open a file or URL for reading.
 
     Raises:
-        av.FFmpegError, ValueError: it cannot be opened. The error text contains the address with its password.
+        av.FFmpegError, ValueError: the address cannot be opened. The error text contains it, with its password.
     """
     if int(av.__version__.partition(".")[0]) < 19:
         options["metadata_errors"] = "replace"  # metadata that is not UTF-8 must not be an error
@@ -69,7 +69,7 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """Return the format to deliver: FFmpeg's format `decoded` if the detector accepts it, otherwise bgr if possible.
+    """Choose the format to deliver: FFmpeg's format `decoded` if the detector accepts it, otherwise bgr if possible.
 
     Raises:
         SourceError: the sides are odd, and the detector accepts no format that allows them.
@@ -136,7 +136,7 @@ class FrameWriter:
                 turned[...] = np.rot90(plane, self._turns)
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
-        """Convert a frame to the delivered format, and return it. From YUV to YUV, the color encoding is kept."""
+        """Return the frame in the delivered format. A conversion from YUV to YUV keeps the color encoding."""
         encoding = encoding_of(frame)
         matrix = _BT709 if encoding.startswith("bt709") else _BT601
         color_range = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
@@ -154,7 +154,7 @@ class FrameWriter:
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """Return the frame in the format for limited range, with the same values: FFmpeg goes by the format's name."""
+        """Return the same values in the format for limited range. FFmpeg derives the range from the format's name."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 

@@ -68,7 +68,7 @@ OpenDecoder: TypeAlias = Callable[[VideoStream, tuple[PixelFormat, ...]], Packet
 
 
 class FFmpegDecoder:
-    """Decodes with FFmpeg on the CPU. Frames keep the format of the stream if the detector accepts it."""
+    """Decodes with FFmpeg on the CPU. Frames keep the stream's format if the detector accepts it, or become bgr."""
 
     def __init__(
         self,

@@ -82,11 +82,7 @@ _NO_FRAME: Final = (
     "the camera answers, but no frame arrived in time",
     "raise `open_timeout_s`, or make the camera's key frames more frequent",
 )
-_CODEC: Final = (
-    "codec",
-    "the camera answers, but its stream cannot be decoded",
-    "set the camera to H.264, H.265 or MJPEG",
-)
+_CODEC: Final = ("codec", "the camera's stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG")
 _BY_STATUS: Final[Mapping[str, _Answer]] = {
     "401": (
         "unauthorized",

@@ -1,4 +1,4 @@
-"""Recorded video, which FFmpeg reads through PyAV, and FFmpeg or a different packet decoder decodes."""
+"""Source that reads a video file with FFmpeg (PyAV). FFmpeg or a different packet decoder decodes the packets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vision.types import FrameBuffer, PixelFormat
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS: Final = 25.0  # for files that contain neither a frame rate nor times
-_LONGEST_STEP_NS: Final = 3_600_000_000_000  # between two frames; a longer one is an error in the file
+_LONGEST_STEP_NS: Final = 3_600_000_000_000  # a longer time between two frames is an error in the file
 _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
 
@@ -125,11 +125,11 @@ class _Timeline:
         self._path = path
         self._interval_ns = 0
         self._expected = 0
-        self._first_ns: int | None = None  # first time in the file
+        self._first_ns: int | None = None  # time of the first frame in the file
         self._pass_ns = 0  # start of this pass, in the time of all passes
-        self._media_ns = -1  # of the last frame
+        self._media_ns = -1  # time of the last frame, in the time of all passes
         self._warned = False
-        self.frames = 0  # of this pass
+        self.frames = 0  # number of frames in this pass
 
     def begin_pass(self, fps: float | None, expected: int) -> None:
         """Start a pass over a file with `fps` frames/s (None if unknown) and `expected` frames (0 if unknown)."""
@@ -138,7 +138,7 @@ class _Timeline:
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Count a frame. Return its time in ns: that in the file if it increases, otherwise one interval later."""
+        """Count a frame, and return its time in ns. If times in the file do not increase, add one frame interval."""
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:

@@ -41,10 +41,10 @@ from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat
 
 _OPEN_MARGIN_S: Final = 1.0  # for a library that exceeds its own timeouts
-_DIAGNOSIS_S: Final = 1.0  # `explain_open` after a timeout: connection and request
+_DIAGNOSIS_S: Final = 1.0  # time for the connection and the request of `explain_open` after a timeout
 
 _OPTIONS: Final = {"fpsprobesize": "0"}
-"""By default, FFmpeg reads 20 frames to measure their rate, which takes seconds, and then delivers all at once."""
+"""By default, FFmpeg reads 20 frames to measure their rate, which takes seconds, and then outputs all at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
 """These options exclude audio, which is not used, and metadata, for which FFmpeg waits although it may never arrive."""
@@ -121,7 +121,7 @@ class FFmpegSource:
         self._reader.close()
 
     def _next(self, timeout_s: float) -> _Frame | None:
-        """Return the next decoded frame, or None after the timeout or `interrupt`."""
+        """Return the next decoded frame; None if `timeout_s` passed or `interrupt` was called."""
         deadline = time.monotonic() + timeout_s
         while not self._waiting:
             frames = self._reader.read(deadline - time.monotonic())
@@ -148,7 +148,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
     began = time.monotonic()
     try:
         container = open_container(address.url, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
-    except (av.FFmpegError, ValueError):  # their text contains the URL
+    except (av.FFmpegError, ValueError):  # the text of these errors contains the URL
         took_s = time.monotonic() - began
         raise explain_open(camera.source, open_timeout_s=camera.open_timeout_s, took_s=took_s) from None
     try:
@@ -214,14 +214,14 @@ class _Connection:
         if decoded.corrupt:
             self._gate.decoding_failed()
         info = self._timeline.take(decoded.pts_ns)
-        if info is None:  # a stream without times
+        if info is None:  # the stream has no times
             info = PacketInfo(now_ns, None, self._gate.damaged)
         if decoded.corrupt:
             info = PacketInfo(info.arrived_ns, info.ntp_utc_ns, corrupt=True)
         return _Frame(decoded, info, self._decoder)
 
     def _lag_ns(self, now_ns: int, pts_ns: int | None) -> int:
-        """Return by how many ns this packet's delay exceeds the smallest delay so far; 0 if it has no time."""
+        """Return by how many ns the packet's delay exceeds the smallest delay so far; 0 if `pts_ns` is None."""
         if pts_ns is None:
             return 0
         delay_ns = now_ns - pts_ns
@@ -232,8 +232,7 @@ class _Connection:
         if isinstance(error, av.error.ExitError):  # PyAV's own timeout
             text, hint = f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
         else:
-            text = f"the connection failed: {error.strerror}"
-            hint = "check the cable, the network and the camera's power"
+            text, hint = f"the connection failed: {error.strerror}", "check the cable, network and power of the camera"
         return SourceError(f"{self._name}: {text}", hint=hint, code="read")
 
 

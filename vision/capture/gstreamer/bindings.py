@@ -91,7 +91,7 @@ def _load() -> SimpleNamespace:
 
 
 def _hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure is its address, which is not documented, so its text is read."""
+    """Return True if PyGObject's hash of a structure is its address. Its text, which contains the address, shows it."""
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 
@@ -144,7 +144,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
 
 
 def describe(sample: Any, decoder: str) -> StreamInfo:
-    """Return the properties of the stream that a sample belongs to. `decoder` is the name of the decoder."""
+    """Return the properties of a sample's stream. `decoder` is the name of the decoder to report."""
     structure = sample.get_caps().get_structure(0)
     width_px, height_px = structure.get_value("width"), structure.get_value("height")
     _, numerator, denominator = structure.get_fraction("framerate")

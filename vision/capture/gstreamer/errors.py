@@ -40,7 +40,7 @@ def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
-    """Return the error for a camera that delivered no frame within `open_timeout_s`, without an error of GStreamer."""
+    """Return the error for a camera without frames within `open_timeout_s`, although GStreamer reports no error."""
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return source_error(camera, "interrupted while opening", code="interrupted")

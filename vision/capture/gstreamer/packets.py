@@ -44,15 +44,14 @@ class PacketMonitor:
         return PacketInfo(arrived_ns, None, self._gate.damaged)
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Return the arrival time of a frame (monotonic). Its presentation time is the smoothed arrival time."""
+        """Return the arrival time (monotonic ns) that a presentation time stands for; `now_ns` if not plausible."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 
     def on_sender_report(self, _jitter_buffer: Any, sync: Any) -> None:
         """Read the camera's clock from an RTCP sender report.
 
-        The signal of the jitter buffer is used because the property ``add-reference-timestamp-meta`` does not exist in
-        GStreamer 1.20, which JetPack 6 contains.
+        The property ``add-reference-timestamp-meta`` would be simpler, but JetPack 6 has GStreamer 1.20 without it.
         """
         names = ("sr-ext-rtptime", "base-rtptime", "base-time", "clock-rate")
         if not all(sync.has_field(name) for name in (*names, "sr-buffer")):

@@ -1,4 +1,4 @@
-"""GStreamer pipelines as data: which elements, with which properties, each machine uses.
+"""GStreamer pipelines as data: the elements that each machine uses, and their properties.
 
 A Jetson's elements exist only on a Jetson, and their properties differ between JetPack releases (JetPack 7 removed
 ``enable-max-performance`` from ``nvv4l2decoder``). Therefore this module chooses elements without calling GStreamer,
@@ -122,7 +122,7 @@ def decoder(codec: Codec, registry: Registry) -> list[Element]:
 
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:
-    """Return True if a decoder of NVIDIA can be used, whose frames only ``nvvidconv`` can read."""
+    """Return True if a decoder of a Jetson is installed, and ``nvvidconv``, which alone can read its frames."""
     return registry(decoder_factory) is not None and registry("nvvidconv") is not None
 
 
@@ -171,7 +171,7 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
 
 
 def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Serialized:
-    """Return caps that request a mode of a USB camera: its media type, size and rate."""
+    """Return the caps that request a media type, a frame size and a rate from a USB camera."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
     return Serialized(media_type + size_and_rate(width, height, camera.fps))
 

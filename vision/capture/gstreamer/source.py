@@ -30,7 +30,7 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 
 
 def available(camera: CameraConfig) -> str | None:
-    """Return what is missing to open this camera with GStreamer, and what to install; None if nothing is."""
+    """Return why GStreamer cannot open this camera, and what to install; None if it can."""
     try:
         return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
@@ -193,7 +193,7 @@ class Player:
         self._undo.clear()
 
     def pull(self, timeout_s: float) -> Any:
-        """Return the next decoded sample, or None after the timeout or an interrupt.
+        """Return the next decoded sample; None if `timeout_s` passed or the source was interrupted.
 
         Raises:
             SourceError: the pipeline failed or ended.
@@ -223,7 +223,7 @@ class Player:
         error, debug = message.parse_error()
         raise errors.explain(self._camera, error.domain, error.code, error.message, debug or "")
 
-    # Building
+    # Building the pipeline
 
     def _add_rtsp_source(self) -> None:
         source = self._make(pipeline.rtsp_source(self._camera, installed))
@@ -294,7 +294,7 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True, to select the stream, only for the first video: audio and metadata would use bandwidth."""
+        """Return True, which selects a stream, only for the first video. Audio and metadata would use bandwidth."""
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select

@@ -61,7 +61,7 @@ def _library() -> Any:
         raise SourceError(f"NVDEC cannot be used: {error}", hint=_NO_LIBRARY, code="nvdec") from error
     except Exception as error:
         raise SourceError(f"NVDEC cannot be used: {_one_line(error)}", hint=_NO_DRIVER, code="nvdec") from error
-    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # its default is INFO, for the driver's version
+    logging.getLogger("PyNvVideoCodec").setLevel(logging.WARNING)  # with INFO, it logs the driver's version
     if not hasattr(library, "DisplayDecodeLatencyType"):
         version = getattr(library, "__version__", "unknown")
         raise SourceError(f"expected PyNvVideoCodec 2.0 or later, got {version}", hint=_NO_LIBRARY, code="nvdec")

@@ -44,7 +44,7 @@ class NvdecOrFFmpeg:
     ) -> None:
         """Create the decoder.
 
-        `nvdec` opens the preferred decoder. If it, or that decoder before its first frame, raises `SourceError` or
+        `nvdec` opens the preferred decoder. If opening it or decoding the first frame raises `SourceError` or
         `OutOfMemory`, `warn` is called with the reason, and `ffmpeg` opens the other decoder.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)

@@ -42,7 +42,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
 
     def _close(self) -> None:
         self._files: deque[Path] = deque()  # to read; in a loop, without those that cannot be read
-        self._read_count = 0  # images, over all passes
+        self._read_count = 0  # number of images that were read, over all passes
         self.skipped = 0
 
     def _open(self) -> StreamInfo:

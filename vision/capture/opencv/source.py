@@ -53,8 +53,7 @@ def _check_device(device: str) -> None:
     try:
         mode = Path(device).stat().st_mode
     except OSError as error:
-        hint = "check that the camera is plugged in: v4l2-ctl --list-devices"
-        raise _device_error(device, f"{error.strerror}", hint) from error
+        raise _device_error(device, f"{error.strerror}", "check the cable, and v4l2-ctl --list-devices") from error
     if not stat.S_ISCHR(mode):
         raise _device_error(device, "not a video device", "USB cameras are /dev/video0, /dev/video1, ...")
     if not os.access(device, os.R_OK | os.W_OK):
@@ -84,10 +83,9 @@ def request_mode(capture: Capture, camera: CameraConfig) -> list[str]:
     mode = describe(capture)
     differences = []
     if width_px is not None and (mode.width_px, mode.height_px) != (width_px, height_px):
-        got = f"{mode.width_px}x{mode.height_px}"
-        differences.append(f"requested {width_px}x{height_px}, but the device delivers {got}")
+        differences.append(f"requested {width_px}x{height_px}, got {mode.width_px}x{mode.height_px}")
     if fps is not None and mode.fps is not None and abs(mode.fps - fps) > 0.01 * fps:
-        differences.append(f"requested {fps:g} frames/s, but the device delivers {mode.fps:g}")
+        differences.append(f"requested {fps:g} frames/s, got {mode.fps:g}")
     return differences
 
 
@@ -98,8 +96,7 @@ def _grab(device: str, capture: Capture) -> Grab:
     except cv2.error:
         success = False
     if not success:
-        text = f"no frame for {time.monotonic() - began:.1f} s"
-        raise _device_error(device, text, "check whether the camera was unplugged")
+        raise _device_error(device, f"no frame for {time.monotonic() - began:.1f} s", "check the camera's cable")
     return Grab(time.monotonic_ns(), time.time_ns(), "arrival", position_ns(capture))
 
 

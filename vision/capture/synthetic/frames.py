@@ -58,7 +58,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """Moving rectangles, each in its own lane, so that they do not touch each other unless they `overlap`.
+    """Moving rectangles. Each moves in its own lane, so that rectangles do not touch, unless `overlap` is set.
 
     Raises:
         SourceError: there are more objects than lanes.
@@ -110,10 +110,7 @@ class Scene:
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
-        """Write frame `index` into `out`, a C-contiguous array with the shape of `vision.types.frame_shape`.
-
-        If objects overlap, later objects cover earlier ones.
-        """
+        """Write frame `index` into `out`, C-contiguous in the shape of a frame. Later objects cover earlier ones."""
         planes = [
             plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)
         ]

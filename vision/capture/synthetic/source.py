@@ -35,7 +35,7 @@ class SyntheticSource(PacedSource[int]):
         self._spec = spec
         self._pixel_formats = pixel_formats
         self._pixel_format: PixelFormat = "bgr"
-        self._index = 0  # of the next frame
+        self._index = 0  # number of the next frame
 
     @cached_property
     def _scenes(self) -> tuple[Scene, Scene]:
