@@ -5,6 +5,7 @@ is given, and does not take. In the emulator.
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -299,7 +300,7 @@ def same(actual: list[Frame], reference: list[Frame]) -> None:
 
 REFUSED = {
     "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "mjpeg"),
-    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "8 bits"),
+    "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "8"),
     # With frames sent in another order, the card says so some packets later.
     "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "H264"),
 }
@@ -321,7 +322,7 @@ def test_ffmpeg_decodes_into_gpu_memory_what_nvdec_refuses(
         same(list(read(by_auto(path), on_gpu=True)), reference)
     same(list(read(by_auto(path), on_gpu=False)), reference)
     ((reason,),) = log_args(caplog, "vision.capture.open")
-    assert why in str(reason)
+    assert re.search(rf"\b{why}\b", str(reason).partition("because")[2])
     assert allocated().device_bytes == held
 
 
@@ -347,7 +348,7 @@ def test_rotated_video_is_decoded_by_ffmpeg(tmp_path: Path, caplog: pytest.LogCa
     assert actual[0][1].shape == frame_shape(320, 192, "i420")
     same(actual, list(read(by_ffmpeg(path), on_gpu=False)))
     ((reason,),) = log_args(caplog, "vision.capture.open")
-    assert "90 degrees" in str(reason)
+    assert re.search(r"\b90\b", str(reason))
     source = open_source(camera(path, reader="nvdec"), offline=True, pixel_formats=PIXEL_FORMATS)
     with (
         closing(source),
@@ -394,7 +395,7 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
     assert len(actual) == 8
     same(actual, reference)
     ((reason,),) = log_args(caplog, "vision.capture.open")
-    assert "8 bits" in str(reason)
+    assert re.search(r"\b8\b", str(reason))
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:

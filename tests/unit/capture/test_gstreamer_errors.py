@@ -14,28 +14,31 @@ def camera(source: str = "rtsp://ann:hunter2@10.0.0.4/s?token=t0ken", transport:
 
 
 @pytest.mark.parametrize(
-    ("domain", "code", "debug", "hint"),
+    ("domain", "number", "debug", "code"),
     [
-        (RESOURCE, 15, "Unauthorized (401)", "password"),
-        (RESOURCE, 3, "Not Found (404)", "path"),
-        (RESOURCE, 4, "", "another program"),
-        (RESOURCE, 5, "", "no camera listens"),
-        (RESOURCE, 7, "Failed to connect. (Generic error)", "no camera listens"),
-        (RESOURCE, 9, "", "open_timeout_s"),
-        (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "remove width"),
-        (STREAM, 7, "", ""),
-        ("gst-core-error-quark", 1, "", ""),
+        (RESOURCE, 15, "Unauthorized (401)", "unauthorized"),
+        (RESOURCE, 3, "Not Found (404)", "no-stream"),
+        (RESOURCE, 4, "", "busy"),
+        (RESOURCE, 5, "", "refused"),
+        (RESOURCE, 7, "Failed to connect. (Generic error)", "refused"),
+        (RESOURCE, 9, "", "read"),
+        (STREAM, 1, "streaming stopped, reason not-negotiated (-4)", "camera-mode"),
+        (STREAM, 7, "", "gstreamer"),
+        ("gst-core-error-quark", 1, "", "gstreamer"),
     ],
 )
-def test_error_codes_have_hints(domain: str, code: int, debug: str, hint: str) -> None:
-    error = errors.explain(camera(), domain, code, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
-    assert hint in error.hint if hint else error.hint == ""
+def test_causes_have_codes_and_hints(domain: str, number: int, debug: str, code: str) -> None:
+    error = errors.explain(camera(), domain, number, "It failed.", f"gstrtspsrc.c(1): open ():\n{debug}")
+    assert error.code == code
+    assert bool(error.hint) is (code != "gstreamer")
     assert debug in str(error)
     assert "gstrtspsrc.c" not in str(error)
 
 
 def test_csi_camera_has_its_own_hint() -> None:
-    assert "nvargus" in errors.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "").hint
+    error = errors.explain(camera("csi:0"), RESOURCE, 5, "No cameras available", "")
+    assert error.code == "csi-camera"
+    assert "nvargus-daemon" in error.hint
 
 
 def test_errors_contain_no_secrets() -> None:

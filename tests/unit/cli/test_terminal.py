@@ -40,12 +40,11 @@ def count(terminal: PseudoTerminal, pattern: str) -> int:
 
 def test_warnings_stay_in_the_scroll_back(tmp_path: Path, dead_source: str) -> None:
     with pseudo_terminal(run_config(tmp_path, dead_source)) as terminal:
-        terminal.read_until("backing-off, retry in")
+        terminal.read_until("backing-off")
         terminal.read_for(UNTIL_SECOND_WARNING_S)
         assert terminal.interrupt() == 0
         assert count(terminal, r"WARNING +camera gate") >= 2
-        assert count(terminal, "publishing on") == 1
-        assert count(terminal, "press Ctrl-C") == 1
+        assert count(terminal, "Ctrl-C") == 1
         assert count(terminal, "vision, up") == 1, "\n".join(terminal.lines)
         assert count(terminal, "│ yard") == 1
         assert not terminal.cursor_hidden
@@ -53,7 +52,7 @@ def test_warnings_stay_in_the_scroll_back(tmp_path: Path, dead_source: str) -> N
 
 def test_narrower_terminal_shows_one_whole_table(tmp_path: Path, dead_source: str) -> None:
     with pseudo_terminal(run_config(tmp_path, dead_source)) as terminal:
-        terminal.read_until("backing-off, retry in")
+        terminal.read_until("backing-off")
         terminal.resize(90, 30)
         terminal.read_for(2)
         assert terminal.interrupt() == 0
@@ -71,7 +70,7 @@ def test_lost_camera_shows_its_warning_reason_and_retry(tmp_path: Path, columns:
         with pseudo_terminal([*COMMAND, "run", str(config)], columns) as terminal:
             terminal.read_until("streaming")
             camera.close()
-            terminal.read_until("gate: backing-off, retry in")
+            terminal.read_until("gate: backing-off")
             terminal.read_for(1)
             screen = "\n".join(terminal.screen)
             assert terminal.interrupt() == 0

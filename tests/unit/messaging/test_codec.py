@@ -228,10 +228,10 @@ def _changed(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("topic", "payload", "code", "detail"),
     [
-        ("detections/gate", _changed(schema="vision.detections/2"), "message-schema", "got vision.detections/2"),
-        ("detections/gate", _changed(schema="other.thing/1"), "message-schema", "got other.thing/1"),
-        ("detections/gate", codec.encode(MESSAGES["node"]), "message-schema", "got vision.node-status/1"),
-        ("detections/gate", codec.encode(MESSAGES["node"], "msgpack"), "message-schema", "got vision.node-status/1"),
+        ("detections/gate", _changed(schema="vision.detections/2"), "message-schema", "vision.detections/2"),
+        ("detections/gate", _changed(schema="other.thing/1"), "message-schema", "other.thing/1"),
+        ("detections/gate", codec.encode(MESSAGES["node"]), "message-schema", "vision.node-status/1"),
+        ("detections/gate", codec.encode(MESSAGES["node"], "msgpack"), "message-schema", "vision.node-status/1"),
         ("detections/gate", _changed(seq="three"), "message-unreadable", "`$.seq`"),
         ("detections/gate", b"", "message-unreadable", "vision.detections/1"),
         ("detections/gate", b"{", "message-unreadable", "vision.detections/1"),

@@ -13,12 +13,12 @@ _NOT_LISTENING = (
     "no camera listens at this address, or it accepts no more clients: check the address, port and power of the camera"
 )
 _READ = 9
-_HINTS = {  # by GstResourceError
-    3: "the camera has no stream at this path: see its manual or web page",  # NOT_FOUND
-    4: "another program uses the camera",  # BUSY
-    5: _NOT_LISTENING,  # OPEN_READ
-    7: _NOT_LISTENING,  # OPEN_READ_WRITE
-    15: "the user or password is wrong; in the URL, write @ as %40, : as %3A, / as %2F",  # NOT_AUTHORIZED
+_CAUSES = {  # code and hint by GstResourceError
+    3: ("no-stream", "the camera has no stream at this path: see its manual or web page"),  # NOT_FOUND
+    4: ("busy", "another program uses the camera"),  # BUSY
+    5: ("refused", _NOT_LISTENING),  # OPEN_READ
+    7: ("refused", _NOT_LISTENING),  # OPEN_READ_WRITE
+    15: ("unauthorized", "the user or password is wrong; in the URL, write @ as %40, : as %3A, / as %2F"),
 }
 
 
@@ -26,17 +26,20 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
     """Return the error for a GError that GStreamer posted, with its `domain`, `code` and `message`."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
-    return source_error(camera, text, _hint(camera, domain, code, f"{message} {debug}"))
+    cause, hint = _cause(camera, domain, code, f"{message} {debug}")
+    return source_error(camera, text, hint, code=cause)
 
 
-def _hint(camera: CameraConfig, domain: str, code: int, text: str) -> str:
+def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
+    """Return the code and hint of the error. FFmpeg's errors have the same codes."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
-        return "the camera does not support this size, rate or format; remove width, height and fps"
+        return "camera-mode", "the camera does not support this size, rate or format; remove width, height and fps"
     if domain != "gst-resource-error-quark":
-        return ""
+        return "gstreamer", ""
     if isinstance(camera.address, Csi):
-        return "check the ribbon cable, and that nvargus-daemon runs: systemctl restart nvargus-daemon"
-    return _no_answer(camera) if code == _READ else _HINTS.get(code, "")
+        hint = "check the ribbon cable, and that nvargus-daemon runs: systemctl restart nvargus-daemon"
+        return "csi-camera", hint
+    return ("read", _no_answer(camera)) if code == _READ else _CAUSES.get(code, ("gstreamer", ""))
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
