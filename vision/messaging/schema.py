@@ -60,17 +60,17 @@ class AttributeOfObject(_Compact, frozen=True, kw_only=True):
 
     model: Annotated[str, doc("name of the second model")]
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
-    score: Annotated[float, doc("0 to 1")]
+    score: Annotated[float, doc("score from 0 to 1")]
     age_ms: Annotated[int, doc("age of the frame that the second model read, relative to this frame")]
 
 
 class DetectedObject(_Compact, frozen=True, kw_only=True):
     """One object in one frame."""
 
-    track_id: Annotated[int | None, doc("track, the same from frame to frame; absent without tracking")] = None
+    track_id: Annotated[int | None, doc("identifies the object from frame to frame; absent without tracking")] = None
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
     class_id: Annotated[int, doc("number of the class in the model")]
-    score: Annotated[float, doc("0 to 1")]
+    score: Annotated[float, doc("score from 0 to 1")]
     box: Annotated[tuple[float, float, float, float], doc("x1, y1, x2, y2 in pixels of the frame; y points down")]
     age_ms: Annotated[int | None, doc("time since the object was first detected; absent without tracking")] = None
     attributes: Annotated[
@@ -86,11 +86,11 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
 class StageTimes(_Compact, frozen=True, kw_only=True):
     """The duration of each stage between camera and socket, in milliseconds."""
 
-    wait: Annotated[float, doc("capture → assignment to a batch: the frame waits for the detector")]
-    submit: Annotated[float, doc("assignment to a batch → submission to the detector")]
-    infer: Annotated[float, doc("submission → detections")]
-    publish: Annotated[float, doc("detections → socket, including tracking and all other stages")]
-    total: Annotated[float, doc("capture → socket")]
+    wait: Annotated[float, doc("time from capture to assignment to a batch, in which the frame waits for the detector")]
+    submit: Annotated[float, doc("time from assignment to a batch to submission to the detector")]
+    infer: Annotated[float, doc("time from submission to detections")]
+    publish: Annotated[float, doc("time from detections to the socket, including tracking and all other stages")]
+    total: Annotated[float, doc("time from capture to the socket")]
 
 
 class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
@@ -105,12 +105,12 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
     frame: Annotated[int, doc("number of the frame in its epoch, including dropped frames")]
     captured_at: Annotated[str, doc("time in UTC, RFC 3339")]
     captured_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    clock: Annotated[str, doc("source of the time: `rtcp` (the camera), `arrival` (this machine) or `media` (a file)")]
+    clock: Annotated[str, doc("source of the time: `rtcp` (the camera), `arrival` (this machine), or `media` (a file)")]
     timing_ms: Annotated[StageTimes, doc("duration of each stage")]
     dropped_before: Annotated[dict[str, int], doc("frames dropped since the previous message, by reason")]
-    width: Annotated[int, doc("size of the frame, pixels")]
-    height: Annotated[int, doc("size of the frame, pixels")]
-    objects: Annotated[list[DetectedObject], doc("objects, highest score first")]
+    width: Annotated[int, doc("width of the frame in pixels")]
+    height: Annotated[int, doc("height of the frame in pixels")]
+    objects: Annotated[list[DetectedObject], doc("detected objects, highest score first")]
     truncated_candidates: Annotated[
         int, doc("candidates above the capacity of the detector, which were ignored; absent means 0")
     ] = 0
@@ -143,7 +143,7 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
     at: Annotated[str, doc("time of the event in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     kind: Annotated[str, doc("kind of event, such as `line_crossed`")]
-    name: Annotated[str, doc("name of the line, zone or rule")]
+    name: Annotated[str, doc("name of the line, zone, or rule")]
     track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
     box: Annotated[
@@ -188,8 +188,8 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    lines: Annotated[dict[str, LineCounts], doc("counts by name")]
-    zones: Annotated[dict[str, ZoneCounts], doc("counts by name")]
+    lines: Annotated[dict[str, LineCounts], doc("counts of each line, by name")]
+    zones: Annotated[dict[str, ZoneCounts], doc("counts of each zone, by name")]
 
     @property
     def topic(self) -> str:
@@ -208,9 +208,9 @@ class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema",
 class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
     """Percentiles of a latency since the last status message, in milliseconds."""
 
-    p50: Annotated[float, doc("median, ms")]
-    p99: Annotated[float, doc("99th percentile, ms")]
-    max: Annotated[float, doc("maximum, ms")]
+    p50: Annotated[float, doc("median in ms")]
+    p99: Annotated[float, doc("99th percentile in ms")]
+    max: Annotated[float, doc("maximum in ms")]
 
 
 class CameraReport(_Compact, frozen=True, kw_only=True):
@@ -219,11 +219,11 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    state: Annotated[str, doc("`connecting`, `streaming`, `frozen`, `backing-off` or `ended`")]
-    state_for_s: Annotated[float, doc("time in this state, seconds")]
+    state: Annotated[str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, or `ended`")]
+    state_for_s: Annotated[float, doc("time in this state, in seconds")]
     epoch: Annotated[int, doc("increases by 1 when the camera reconnects or changes its frame size")]
     reconnects: Annotated[int, doc("number of connections after the first")]
-    grabbed: Annotated[int, doc("frames received: `published` + `dropped` + frames in flight")]
+    grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]
     dropped: Annotated[dict[str, int], doc("frames not inferred, by reason")]
     fps: Annotated[float, doc("received frames per second")]
@@ -236,9 +236,9 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     ] = None
     last_error: Annotated[str | None, doc("why the last connection ended; absent while frames arrive")] = None
     hint: Annotated[str | None, doc("what to do about `last_error`; absent if there is no advice")] = None
-    next_retry_in_s: Annotated[float | None, doc("time until the next attempt to connect, seconds")] = None
-    width: Annotated[int | None, doc("size of the frame, pixels; absent before the first connection")] = None
-    height: Annotated[int | None, doc("size of the frame, pixels; absent before the first connection")] = None
+    next_retry_in_s: Annotated[float | None, doc("time until the next attempt to connect, in seconds")] = None
+    width: Annotated[int | None, doc("width of the frame in pixels; absent before the first connection")] = None
+    height: Annotated[int | None, doc("height of the frame in pixels; absent before the first connection")] = None
     decoder: Annotated[str | None, doc("decoder of the stream")] = None
     clock: Annotated[str | None, doc("source of capture times, as in detections")] = None
 
@@ -275,9 +275,9 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
 
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    uptime_s: Annotated[float, doc("time since the start of the program, seconds")]
+    uptime_s: Annotated[float, doc("time since the start of the program, in seconds")]
     version: Annotated[str, doc("version of the program")]
-    backend: Annotated[str, doc("detector, device and precision")]
+    backend: Annotated[str, doc("detector, device, and precision")]
     model: Annotated[str, doc("name of the model")]
     rates: Annotated[dict[str, float], doc("frames per second: `grabbed` and `published`")]
     latency_ms: Annotated[dict[str, LatencyPercentiles], doc("latency of each stage since the last status")]
