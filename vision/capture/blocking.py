@@ -87,7 +87,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Wait for the call in progress, and return its value; None after `interrupt`. Raise its error, or `Empty`."""
+        """Wait for the call in progress, and return its value; None if interrupted. Raise `Empty` after a timeout."""
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:
             return None

@@ -195,7 +195,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True if the machine has a graphics card with NVDEC, which a Jetson does not. The result is cached."""
+    """Return True if the machine has a graphics card with NVDEC. A Jetson has other decoders. The result is cached."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -211,7 +211,7 @@ def _has_nvdec() -> bool:
 
 
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return a function that opens NVDEC's decoder, or falls back to `ffmpeg` unless NVDEC is configured."""
+    """Return a function that opens NVDEC's decoder. It falls back to `ffmpeg`, unless `reader: nvdec` is set."""
     try:
         from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:

@@ -61,7 +61,7 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
     for (memory, stride), target in zip(sources, targets, strict=False):
         rows, row_bytes = target.shape[0], target.shape[1] * target.shape[2]
         if not row_bytes <= stride or stride * (rows - 1) + row_bytes > memory.size:
-            raise ValueError(f"expected {rows} rows of {row_bytes} bytes, got rows of {stride} in {memory.size}")
+            raise ValueError(f"expected {rows} rows of {row_bytes} bytes, got {memory.size} bytes in rows of {stride}")
         source = np.lib.stride_tricks.as_strided(memory, (rows, row_bytes), (stride, 1), writeable=False)
         np.copyto(target.reshape(rows, row_bytes), source)
 

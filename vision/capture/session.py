@@ -30,7 +30,7 @@ _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detecte
 
 
 class SourceCalls:
-    """Records the call to the source that a camera's thread makes, and converts exceptions of the source."""
+    """Records which call to its source a camera's thread is making, and converts exceptions of the source."""
 
     def __init__(self, camera_id: str, clock: Callable[[], int]) -> None:
         self._camera_id = camera_id
@@ -156,7 +156,7 @@ class Session:
             self._camera.status.delivered()
         if reason:
             raise SourceError(
-                reason, hint="restart the camera; if its view can be static: `frozen_after_s: null`", code="frozen"
+                reason, hint="restart the camera; if its frames can be equal, set `frozen_after_s: null`", code="frozen"
             )
 
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:

@@ -104,7 +104,7 @@ def build(
     if model is None and config is None and not (show_list or prune):
         context.fail("nothing to do: expected MODEL, --config, --list or --prune")
     if json and not show_list:
-        context.fail("--json needs --list")
+        context.fail("--json requires --list")
     name, detect = select_model(model, config, precision=precision, max_batch=max_batch)
     engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
     detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})

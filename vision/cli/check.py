@@ -148,7 +148,7 @@ def look_at_each(
     give_up: Callable[[CameraConfig], _Result],
     stop: threading.Event,
 ) -> list[_Result]:
-    """Call `look` for all cameras in parallel. Return the results; `give_up` returns those of slow cameras."""
+    """Call `look` for all cameras in parallel, and return the results. For slow cameras, call `give_up`."""
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:

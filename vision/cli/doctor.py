@@ -291,7 +291,7 @@ def check_evaluation() -> list[Finding]:
 def _optional(module: str, purpose: str, install: str) -> Finding:
     """Check a Python package that only some commands need."""
     if importlib.util.find_spec(module) is None:
-        return Finding(module, "note", f"not installed; needed for {purpose}", f"{purpose}: {install}")
+        return Finding(module, "note", f"not installed; required for {purpose}", f"{purpose}: {install}")
     try:
         version = importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:

@@ -33,7 +33,7 @@ COMMANDS: Final = {
 """The commands, and the first line of their help. Only the module of the called command is imported."""
 
 _PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema")}
-"""The module and the function of each command for which they do not have the command's name."""
+"""The module and the function of each command whose name differs from theirs."""
 
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b

@@ -163,7 +163,7 @@ def start_nvtx(requested: bool) -> None:
     requested = requested or os.environ.get(NVTX_VARIABLE, "") not in ("", "0")
     if requested and not enable_nvtx():
         raise VisionError(
-            "--nvtx needs the package nvtx, which is not installed", hint=pip_hint("nvtx"), code="nvtx-missing"
+            "--nvtx requires the package nvtx, which is not installed", hint=pip_hint("nvtx"), code="nvtx-missing"
         )
 
 

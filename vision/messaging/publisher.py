@@ -125,7 +125,7 @@ class Publisher:
                 self.socket.send(event.topic, payload)
 
     def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
-        """Store the events of a result, and return their messages with numbers; empty if they are not stored."""
+        """Store the events of a result, and return their numbered messages; empty if events are not stored."""
         if self._event_log is None:
             return []
         first, journal = self._event_log.newest + 1, self._event_log.journal

@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["detections", "status", "events", "counts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 NODE = "node"
-"""``status/node`` is about the program itself, so a camera must not have this name."""
+"""The second part of the topic ``status/node``, which is about the program. A camera must not have this name."""
 
 
 def doc(description: str) -> Meta:
@@ -61,7 +61,7 @@ class AttributeOfObject(_Compact, frozen=True, kw_only=True):
     model: Annotated[str, doc("name of the second model")]
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
     score: Annotated[float, doc("score from 0 to 1")]
-    age_ms: Annotated[int, doc("age of the frame that the second model read, relative to this frame")]
+    age_ms: Annotated[int, doc("time from the frame that the second model read to this frame")]
 
 
 class DetectedObject(_Compact, frozen=True, kw_only=True):
@@ -225,7 +225,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     reconnects: Annotated[int, doc("number of connections after the first")]
     grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]
-    dropped: Annotated[dict[str, int], doc("frames not inferred, by reason")]
+    dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]
     last_frame_age_s: Annotated[float | None, doc("seconds since the last frame; absent before the first")] = None
@@ -280,8 +280,8 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
     backend: Annotated[str, doc("detector, device, and precision")]
     model: Annotated[str, doc("name of the model")]
     rates: Annotated[dict[str, float], doc("frames per second: `grabbed` and `published`")]
-    latency_ms: Annotated[dict[str, LatencyPercentiles], doc("latency of each stage since the last status")]
-    dropped: Annotated[dict[str, int], doc("frames not inferred, by reason")]
+    latency_ms: Annotated[dict[str, LatencyPercentiles], doc("latency of each stage since the last status message")]
+    dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
     queues: Annotated[dict[str, int], doc("waiting frames, by queue")]
     rss_bytes: Annotated[int, doc("resident memory of the process")]
     counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = {}
@@ -299,7 +299,7 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     instance: Instance
     boot: Boot
     seq: Seq
-    replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
+    replay: Annotated[str | None, doc("address to request missed events from; absent if there is none")] = None
 
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport

@@ -153,7 +153,8 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
         raise explain_open(camera.source, open_timeout_s=camera.open_timeout_s, took_s=took_s) from None
     try:
         if not container.streams.video:
-            raise SourceError("no video from the camera", hint="set it to H.264, H.265 or MJPEG", code="no-video")
+            hint = "set the camera to H.264, H.265 or MJPEG"
+            raise SourceError("the camera sends no video", hint=hint, code="no-video")
         stream = container.streams.video[0]
         return _Connection(camera.source, container, stream, open_decoder(stream, pixel_formats))
     except SourceError as error:

@@ -91,7 +91,7 @@ def _load() -> SimpleNamespace:
 
 
 def _hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure is its address. Its text, which contains the address, shows it."""
+    """Return True if PyGObject's hash of a structure is its address, according to the address in its text."""
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 

@@ -23,7 +23,7 @@ _CAUSES = {  # code and hint by GstResourceError
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
-    """Return the error for a GError that GStreamer posted, with its `domain`, `code` and `message`."""
+    """Return the error for a GError of GStreamer, which has this `domain`, `code`, `message` and `debug` text."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
     cause, hint = _cause(camera, domain, code, f"{message} {debug}")
@@ -37,7 +37,7 @@ def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str
     if domain != "gst-resource-error-quark":
         return "gstreamer", ""
     if isinstance(camera.address, Csi):
-        hint = "check the ribbon cable, and that nvargus-daemon runs: systemctl restart nvargus-daemon"
+        hint = "check the ribbon cable, and restart nvargus-daemon: sudo systemctl restart nvargus-daemon"
         return "csi-camera", hint
     return ("read", _no_answer(camera)) if code == _READ else _CAUSES.get(code, ("gstreamer", ""))
 

@@ -188,7 +188,7 @@ def usb_chain(
 
 
 def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None) -> str:
-    """Return the part of caps that requests a size and a rate, if configured."""
+    """Return the part of caps that requests the configured size and rate; empty if none is configured."""
     text = f",width={width_px}" if width_px else ""
     text += f",height={height_px}" if height_px else ""
     if fps:

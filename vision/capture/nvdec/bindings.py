@@ -41,7 +41,7 @@ CODECS: Final = {
     "libvpx-vp9": "VP9",
     "mpeg2video": "MPEG2",
 }
-"""The member of ``cudaVideoCodec`` for each decoder of FFmpeg. NVDEC itself does not decode Motion JPEG."""
+"""The member of ``cudaVideoCodec`` for each decoder of FFmpeg. Motion JPEG is missing: NVDEC does not decode it."""
 
 _NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
 

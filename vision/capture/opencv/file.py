@@ -62,9 +62,9 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
             log.warning("%s: skipped, because OpenCV cannot read it as an image", file)
             self.skipped += 1
         if not self._read_count:
-            raise SourceError(f"{self._path}: none of its {self.skipped} images can be read", code="no-images")
+            raise SourceError(f"{self._path}: none of the {self.skipped} images can be read", code="no-images")
         if self._loop:
-            raise SourceError(f"{self._path}: its images can no longer be read", code="no-images")
+            raise SourceError(f"{self._path}: the images can no longer be read", code="no-images")
         raise EndOfStream(f"{self._path}: ended after {self._read_count} images, {self.skipped} skipped")
 
     def _write(self, frame: NDArray[np.uint8], out: FrameBuffer) -> None:

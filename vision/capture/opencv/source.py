@@ -53,12 +53,12 @@ def _check_device(device: str) -> None:
     try:
         mode = Path(device).stat().st_mode
     except OSError as error:
-        raise _device_error(device, f"{error.strerror}", "check the cable, and v4l2-ctl --list-devices") from error
+        raise _device_error(device, f"{error.strerror}", "list devices with: v4l2-ctl --list-devices") from error
     if not stat.S_ISCHR(mode):
-        raise _device_error(device, "not a video device", "USB cameras are /dev/video0, /dev/video1, ...")
+        raise _device_error(device, "not a video device", "USB cameras have names such as /dev/video0")
     if not os.access(device, os.R_OK | os.W_OK):
-        hint = "sudo usermod -aG video $USER, and log in again"
-        raise _device_error(device, "this user has no permission to open it", hint)
+        hint = "run: sudo usermod -aG video $USER; then log in again"
+        raise _device_error(device, "this user has no permission to open the device", hint)
 
 
 def _device_error(device: str, text: str, hint: str) -> SourceError:
