@@ -42,21 +42,19 @@ def test_pyav_is_reported_with_its_libavcodec() -> None:
     assert finding.detail.startswith(f"{av.__version__}; libavcodec ")
 
 
-@pytest.mark.parametrize(
-    ("reason", "missing"), [("PyAV is not installed", None), ("PyAV is 11.0.0, expected 12 or later", "11.0.0")]
-)
-def test_missing_or_old_pyav_is_reported(monkeypatch: pytest.MonkeyPatch, reason: str, missing: str | None) -> None:
+@pytest.mark.parametrize("version", [None, "11.0.0"])
+def test_missing_or_old_pyav_is_reported(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
     opening.missing_pyav.cache_clear()
-    if missing is None:
+    if version is None:
         monkeypatch.setitem(sys.modules, "av", None)
     else:
-        monkeypatch.setattr("av.__version__", missing)
+        monkeypatch.setattr("av.__version__", version)
     try:
         finding = check_pyav()
     finally:
         opening.missing_pyav.cache_clear()
     assert finding.verdict == "missing"
-    assert reason in finding.detail
+    assert (version or "PyAV") in finding.detail
     assert "av>=12.3" in finding.hint
 
 
@@ -69,10 +67,10 @@ class Machine:
 @pytest.mark.parametrize(
     ("machine", "expected", "hint"),
     [
-        (Machine(spec=False), ("note", "no NVIDIA graphics card"), ""),
+        (Machine(spec=False), ("note", "NVIDIA"), ""),
         (
             Machine(spec=True),
-            ("missing", "the module PyNvVideoCodec is not installed"),
+            ("missing", "PyNvVideoCodec"),
             install_hint("nvdec"),
         ),
         (Machine(True, "__version__ = '2.2.0'"), ("ok", "PyNvVideoCodec 2.2.0"), ""),
@@ -98,7 +96,9 @@ def test_nvdec_is_reported(
         (tmp_path / "PyNvVideoCodec.py").write_text(machine.module + "\n")
     finding = check_nvdec()
     monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
-    assert (finding.verdict, finding.detail) == expected
+    verdict, part = expected
+    assert finding.verdict == verdict
+    assert part in finding.detail
     assert hint in finding.hint
     assert bool(finding.hint) is bool(hint)
 

@@ -159,7 +159,7 @@ def test_offline_run_reads_a_looped_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stage", ["publishing on", "detector:", "frames/s"])
+@pytest.mark.parametrize("stage", ["ipc://", "detector:", "frames/s"])
 def test_signal_at_each_stage_ends_the_program_in_order(tmp_path: Path, number: signal.Signals, stage: str) -> None:
     config = write_config(tmp_path)
     with started("run", str(config)) as process:

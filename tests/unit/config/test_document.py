@@ -281,19 +281,14 @@ def test_unusable_variable_is_refused(text: str, code: str) -> None:
 
 def test_values_are_shown_as_written() -> None:
     url = "rtsp://kim:pa/ss'word@host/${PASSWORD}?token=abc"
-    document = parse(f"a: '${{PASSWORD}}'\nb: \"{url}\"\nc: 0x10\nd: [1]\ne: {{}}\nf:\ng: 'x'\nh: []", ENVIRON)
+    document = parse(f"a: '${{PASSWORD}}'\nb: \"{url}\"\nc: 0x10\ng: 'x'", ENVIRON)
     shown = {key: document.shown((key,)) for key in document.plain()}
     assert shown == {
         "a": "'${PASSWORD}'",
         "b": "'rtsp://***@host/${PASSWORD}?token=***'",
         "c": "0x10",
-        "d": "a list of 1",
-        "e": "keys and values",
-        "f": "nothing",
         "g": "'x'",
-        "h": "an empty list",
     }
-    assert document.shown(("not", "there")) == "nothing"
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -329,7 +324,8 @@ def test_folder_suggests_its_files(tmp_path: Path) -> None:
     assert refusal(tmp_path).code == "folder"
     (tmp_path / "shop.yaml").touch()
     (tmp_path / "yard.yml").touch()
-    assert f"{tmp_path}/shop.yaml or {tmp_path}/yard.yml" in refusal(tmp_path).hint
+    assert f"{tmp_path}/shop.yaml" in refusal(tmp_path).hint
+    assert f"{tmp_path}/yard.yml" in refusal(tmp_path).hint
 
 
 @contextmanager

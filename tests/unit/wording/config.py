@@ -29,6 +29,29 @@ _CAMERA = "cameras:\n  - {id: a, source: csi:0}\n"
 
 ROWS = [
     (
+        "a number in quotes",
+        lambda: _refusal(_CAMERA + "stop_timeout_s: '5'\n"),
+        (
+            "camera.yaml:3: stop_timeout_s: expected a number above 0 up to 60, got '5' (without quotes)\n"
+            "    stop_timeout_s: '5'\n"
+            "    ^"
+        ),
+    ),
+    (
+        "a list instead of keys",
+        lambda: _refusal(_CAMERA + "publish: [1]\n"),
+        "camera.yaml:3: publish: expected keys and values, got a list of 1\n    publish: [1]\n    ^",
+    ),
+    (
+        "a key without a value",
+        lambda: _refusal(_CAMERA + "publish: {queue: }\n"),
+        (
+            "camera.yaml:3:11: publish.queue: expected a whole number from 1 to 1000000, got nothing\n"
+            "    publish: {queue: }\n"
+            "              ^"
+        ),
+    ),
+    (
         "a value out of range",
         lambda: _refusal(_CAMERA + "detect:\n  score_threshold: 35\n"),
         (
