@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.log_records import log_args
-from tests.unit.engine_models import convolution, quantised, spec
+from tests.unit.engine_models import convolution, quantized, spec
 from vision.config import DetectConfig
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
@@ -215,11 +215,11 @@ def test_engine_that_does_not_load_is_built_again(
     assert log_args(caplog, "vision.engine.open")
 
 
-def test_quantised_models_are_refused_on_untested_gpus(tmp_path: Path) -> None:
+def test_quantized_models_are_refused_on_untested_gpus(tmp_path: Path) -> None:
     device = cuda.open_device()
     if not supported_capabilities() or device.compute_capability in supported_capabilities():
         pytest.skip("a library that was made for this GPU")
-    (tmp_path / "tiny.onnx").write_bytes(quantised())
+    (tmp_path / "tiny.onnx").write_bytes(quantized())
     detect = DetectConfig.model_validate({"precision": "int8", "max_batch": 4})
     with pytest.raises(ModelError) as caught:
         opened(tmp_path, tmp_path / "engines", detect=detect)

@@ -143,7 +143,7 @@ def with_shape_input() -> bytes:
     return model(nodes, inputs, [value("y", ("n", 3, "h", "w"))], constants)
 
 
-def quantised(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
+def quantized(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
     """Images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
     rng = np.random.default_rng(0)
     weights = [

@@ -1,5 +1,5 @@
-"""Find TensorRT, and build, cache, and open its engines. The import needs neither TensorRT nor a GPU.
+"""Find TensorRT, and build, cache, and open its engines. This package can be imported without TensorRT or a GPU.
 
-The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX share. Everything else is looked up by name
-(`hasattr`), because flags changed their numbers and names disappeared between versions.
+The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX share. It looks up everything else by name
+(`hasattr`), because the numbers of flags and the names differ between versions.
 """

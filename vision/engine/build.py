@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
 """Build an engine from an ONNX model, with TensorRT 10.3 to 11 or TensorRT-RTX.
 
-Flags and calls that only some versions have are looked up by name, and omitted if they are absent. If the omission
-would change the requested result, the build is refused instead.
+Flags and calls that only some versions have are looked up by name, and omitted if they are absent. If this would change
+the configured result, the build is refused instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vision.engine.build_plan import (
     Precision,
     Refused,
     Typing,
-    check_quantisation,
+    check_quantization,
     check_types,
     plan_typing,
     prepare_onnx,
@@ -46,7 +46,7 @@ from vision.engine.library import (
 from vision.engine.onnx_transform import INTERLEAVED_CHANNELS
 from vision.engine.profiles import Profile, make_profiles
 from vision.engine.progress import BuildListener, LogListener, Monitor, run_interruptible
-from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantisation_of, types_of
+from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantization_of, types_of
 from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ DAMAGED_HINT: Final = (
     "`onnx.checker.check_model` shows what is wrong"
 )
 _WITHOUT_OPERATOR: Final = (
-    "export the model without this operator; vision does NMS itself, so NonMaxSuppression and NonZero "
+    "export the model without this operator; vision performs NMS, so NonMaxSuppression and NonZero "
     "after the network's last layers are not needed"
 )
 _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
@@ -67,30 +67,30 @@ _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine, and information about its build."""
+    """Plan of a built engine, and information about the build."""
 
     plan: bytes
-    layers: int  # of the ONNX file, before fusion
+    layers: int  # number of layers in the ONNX file, before fusion
     profiles: tuple[Profile, ...]
     seconds: float
-    weights_bytes: int | None  # from the builder's log
-    activation_bytes: int | None  # of the profile that needs the most, from the log
-    notes: tuple[str, ...]  # warnings, and lines on sparsity
-    timing_cache: bytes | None  # for the next build on this machine
+    weights_bytes: int | None  # from the log; None if the log has no size
+    activation_bytes: int | None  # maximum over the profiles, from the log; None if the log has no size
+    notes: tuple[str, ...]  # warnings, and log lines about sparsity
+    timing_cache: bytes | None  # for the next build on this machine; None if the library has none
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of a build that do not change the engine."""
+    """Options that affect a build, but not the engine."""
 
     ahead_of_time: bool = False
-    """The GPU is not in this machine (TensorRT-RTX only)."""
+    """Build for a GPU that is not in this machine (TensorRT-RTX only)."""
     listener: BuildListener | None = None
-    """Receives the progress. If None, the progress is logged."""
+    """Object that receives the progress. If None, the progress is logged."""
     cancel: threading.Event = field(default_factory=threading.Event)
-    """Setting this event ends the build soon, with `Closed`."""
+    """Event that cancels the build. The build then raises `Closed`."""
     prepare_thread: Callable[[], object] = lambda: None
-    """Called at the start of the building thread, to select the GPU there."""
+    """Function that the thread of the build calls first, to select the GPU."""
 
 
 def build_engine(
@@ -104,14 +104,14 @@ def build_engine(
 ) -> Built:
     """Build an engine from a serialized ONNX model in a separate thread.
 
-    This takes from seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is from an earlier build on the
-    same GPU with the same library.
+    A build takes from seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is the timing cache of an
+    earlier build on the same GPU with the same library, or None.
 
     Raises:
         ModelError: the model, the spec, and the settings do not fit together, or TensorRT cannot build the engine.
         DeviceMissing: TensorRT is missing, or no GPU works.
         Closed: the build was canceled.
-        KeyboardInterrupt: Ctrl-C was pressed. TensorRT has stopped.
+        KeyboardInterrupt: the user pressed Ctrl-C. TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
 
@@ -135,7 +135,7 @@ def build_engine(
 
 
 class _Build:
-    """One build. Each step of `run` is a method."""
+    """Builds one engine. Each step of `run` is a method."""
 
     def __init__(self, spec: ModelSpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
         self._spec = spec
@@ -145,28 +145,28 @@ class _Build:
         self._listener = options.listener or LogListener(f"{spec.name} {plan.precision}")
         self._log_lines = log
         self._typing = plan_typing(plan.precision, weak_typing=has_weak_typing())
-        self._kept: list[object] = []  # profiles and caches: TensorRT before 10.16 does not keep them alive
+        self._kept: list[object] = []  # profiles and caches, which TensorRT before 10.16 does not keep alive
         self._refuse_untested()
         self._builder = start(trt.Builder, log)
 
     def _refuse_untested(self) -> None:
-        """Refuse quantized precisions on GPUs without a name in TensorRT-RTX: on one (9.0), fp8 results were wrong."""
+        """Refuse quantized precisions on GPUs that TensorRT-RTX does not list. On one (9.0), fp8 gave wrong results."""
         capabilities = supported_capabilities()
-        quantised = self._plan.precision in ("fp8", "int8")
-        if quantised and capabilities and self._gpu.compute_capability not in capabilities:
+        quantized = self._plan.precision in ("fp8", "int8")
+        if quantized and capabilities and self._gpu.compute_capability not in capabilities:
             raise ModelError(
                 f"{find_library()} supports compute capabilities {capability_names(capabilities)}; with "
-                f"{capability_names([self._gpu.compute_capability])}, results in {self._plan.precision} are wrong",
+                f"{capability_names([self._gpu.compute_capability])}, {self._plan.precision} can give wrong results",
                 hint="set `detect: {precision: fp16}`, or use TensorRT instead of TensorRT-RTX",
                 code="untested-precision",
             )
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
-        """Parse, configure, and build."""
+        """Rewrite and parse the model, configure the build, and build the engine."""
         started_ns = time.monotonic_ns()
         onnx, channels = prepare_onnx(model, self._plan, self._spec.file)
         network, parser = self._parse(onnx)
-        check_quantisation(self._plan.precision, quantisation_of(network))
+        check_quantization(self._plan.precision, quantization_of(network))
         if self._typing.strongly_typed:
             check_types(self._plan.precision, types_of(network))
         else:
@@ -179,7 +179,7 @@ class _Build:
         if self._plan.on_dla:
             self._use_dla(network, config)
         engine = self._build(network, config)
-        del parser  # not earlier: the network refers to its memory
+        del parser  # not earlier, because the network refers to the memory of the parser
         self._listener.built(len(engine))
         return Built(
             plan=engine,
@@ -199,7 +199,7 @@ class _Build:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         if not parsed or errors:
             raise refused_model(self._spec.file, errors)
-        if not network.num_layers or not network.num_outputs:  # invalid ONNX can be parsed as an empty model
+        if not network.num_layers or not network.num_outputs:  # TensorRT parses some invalid files as an empty model
             raise ModelError(
                 f"{self._spec.file} is not an ONNX model ({len(model)} bytes without a graph)",
                 hint=DAMAGED_HINT,
@@ -214,7 +214,7 @@ class _Build:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._plan.workspace_mib << 20)
         if self._plan.optimization_level != DEFAULT_LEVEL:
             config.builder_optimization_level = self._plan.optimization_level
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; costs nothing at run time
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; does not slow down runs
         self._aim(config)
         if keeps_timing():
             self._kept.append(attach_timing_cache(config, timing_cache))
@@ -224,7 +224,7 @@ class _Build:
         return config
 
     def _aim(self, config: Any) -> None:
-        """Set the compute capability that TensorRT-RTX builds for. Keep the default if it has no name for it (9.0)."""
+        """Set the compute capability of a TensorRT-RTX build. If the library does not list it, keep the default."""
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
             config.num_compute_capabilities = 1
@@ -240,11 +240,11 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Build for the DLA, and log how many layers it supports. The others, possibly all, run on the GPU."""
+        """Configure the DLA, and log how many layers it supports. All other layers run on the GPU."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
-            _log.warning("DLA core %d is configured, but this machine has %d: building for the GPU", core, cores)
+            _log.warning("DLA core %d is configured, but this machine has %d; building for the GPU", core, cores)
             return
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core
@@ -252,7 +252,7 @@ class _Build:
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         taken = sum(bool(config.can_run_on_DLA(layer)) for layer in layers)
         level = logging.INFO if taken else logging.WARNING
-        _log.log(level, "%d of %d layers can run on DLA core %d", taken, len(layers), core)
+        _log.log(level, "%d of %d layers can run on DLA core %d; the others run on the GPU", taken, len(layers), core)
 
     def _add_profiles(
         self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int
@@ -283,14 +283,14 @@ def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgr
 
     class ProgressMonitor(Monitor, trt.IProgressMonitor):
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)  # by name: without it pybind raises TypeError
+            trt.IProgressMonitor.__init__(self)  # called by name, because pybind otherwise raises TypeError
             Monitor.__init__(self, listener, cancel)
 
     return ProgressMonitor()
 
 
 def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
-    """Set and clear builder flags by name. Raises `ModelError` if the library lacks one of `flags_on`."""
+    """Set and clear the builder flags of `typing`. Raise `ModelError` if the library lacks one of `flags_on`."""
     for name in typing.flags_on:
         flag = member_of("BuilderFlag", name)
         if flag is None:
@@ -303,18 +303,18 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Attach the timings of earlier builds to a build. The caller keeps the result until the build has ended."""
+    """Attach the timing cache of earlier builds. The caller must keep the result until the build has ended."""
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache
-    _log.info("the timing cache is damaged, or for a different GPU or library: measuring again")
+    _log.info("the timing cache is damaged, or for a different GPU or library; kernels are measured again")
     fresh = config.create_timing_cache(b"")
     config.set_timing_cache(fresh, ignore_mismatch=False)
     return fresh
 
 
 def timings_of(config: trt.IBuilderConfig) -> bytes | None:
-    """Return the timing cache of a build, for use by the next build. Return None if the library keeps none."""
+    """Return the timing cache of a build, for use by the next build; None if the library keeps none."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
 
@@ -323,7 +323,7 @@ def timings_of(config: trt.IBuilderConfig) -> bytes | None:
 
 
 def refused_model(file: str, errors: Sequence[Any]) -> Refused:
-    """Return the error for a file that the parser does not accept."""
+    """Return the error to raise for a file that the parser does not accept."""
     reasons = "; ".join(map(_fault, errors)) or "no reason given"
     damaged = any(is_damage(error) for error in errors)
     return Refused(
@@ -334,7 +334,7 @@ def refused_model(file: str, errors: Sequence[Any]) -> Refused:
 
 
 def _fault(error: Any) -> str:
-    """Return one error of the parser as text: operator, node, and reason."""
+    """Return an error of the parser as text that contains the operator, the node, and the reason."""
     operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
     if not operator:
         return text
@@ -343,17 +343,17 @@ def _fault(error: Any) -> str:
 
 
 def is_damage(error: Any) -> bool:
-    """Return True if the file is invalid. False means that an operator is not supported."""
+    """Return True if a parser error means that the file is invalid, not that an operator is not supported."""
     return error.code().name in ("INVALID_GRAPH", "MODEL_DESERIALIZE_FAILED")
 
 
 def free_memory() -> str:
-    """Return the GPU's free memory as text for the end of a message. Empty without a GPU."""
+    """Return the free memory of the GPU as text for the end of a message. Empty if no GPU is available."""
     try:
         from vision.gpu.cuda import memory_info
 
         free_bytes, total_bytes = memory_info()
-    except DeviceError:  # built ahead of time, for a GPU in a different machine
+    except DeviceError:  # the build is for a GPU in a different machine
         return ""
     return f"; {free_bytes >> 20} of {total_bytes >> 20} MiB of the GPU are free"
 
@@ -362,7 +362,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Return the reason why a build failed, from the log. Includes the node and its operator if the log has them."""
+    """Return the reason why a build failed, from the log. If the log names a node, include its operator."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:
@@ -373,7 +373,7 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
 
 
 def failed_build(problem: str, cause: str, precision: Precision) -> ModelError:
-    """Return the error to raise: `Refused`, if the unchanged model may build. It cannot help if memory is lacking."""
+    """Return the error for a failed build: `Refused`, unless the cause is a lack of memory."""
     if any(word in cause for word in _OUT_OF_MEMORY):
         hint = "lower `detect: {max_batch: ...}`"
         return ModelError(f"{problem}: {cause}{free_memory()}", hint=hint, code="out-of-memory")
@@ -384,13 +384,13 @@ def failed_build(problem: str, cause: str, precision: Precision) -> ModelError:
 
 
 def notes_of(log: LogLines) -> tuple[str, ...]:
-    """Return the warnings of a build and its log lines about sparsity, each once."""
+    """Return the warnings of a build and its log lines about sparsity, without duplicates."""
     lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
     return tuple(dict.fromkeys(lines))
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:
-    """Return the largest size of `what` in the log, in bytes. The log has one line per profile."""
+    """Return the largest size in bytes that the log reports for `what`, over all profiles; None if it has none."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
     matches = (pattern.search(line.text) for line in log.lines)
     return max((int(match[1]) for match in matches if match), default=None)

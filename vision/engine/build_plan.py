@@ -1,8 +1,8 @@
-"""Settings of an engine: its precision, and a `BuildPlan`, which contains every decision about the build.
+"""Derive the settings of an engine from the configuration, the model, and the GPU.
 
 In TensorRT 10, a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX read types only from
-the ONNX file (strong typing). For them, ONNX Runtime's float16 converter rewrites the file. It keeps the inputs that
-must stay float32 (scales of Resize), and leaves no casts inside a plain detector.
+the ONNX file (strong typing). For these, ONNX Runtime's float16 converter rewrites the file. The converter keeps inputs
+that must stay float32, such as the scales of Resize, and leaves no casts inside a plain detector.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vision.config import DetectConfig, ModelSpec
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
-Quantised: TypeAlias = Literal["none", "int8", "fp8"]
+Quantized: TypeAlias = Literal["none", "int8", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 FLOATS: Final = frozenset({"float32", "float16", "bfloat16"})
 
@@ -31,12 +31,12 @@ _SINCE: Mapping[Precision, tuple[int, int]] = {
     "bf16": (8, 0),
     "fp8": (8, 9),
 }
-"""Lowest compute capability that supports each precision."""
+"""Lowest compute capability that supports the precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """Method to get one precision with one library: typing, builder flags, and the conversion of the ONNX file."""
+    """How to get a precision with a library: by typing, builder flags, and conversion of the ONNX file."""
 
     strongly_typed: bool
     flags_on: tuple[str, ...]
@@ -44,24 +44,24 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return two flags: the input and the outputs of a detector can be float16 without worse boxes.
+        """Return whether the input, and whether the outputs of a detector can be float16 without worse boxes.
 
-        The network rounds its input to float16 itself, so the input can be rounded earlier. The last layer of a
-        strongly typed network also computes float16, so a cast to float32 adds no precision. A weakly typed network may
-        have a higher precision there. Outputs that are coordinates always stay float32: from 512 on, float16 values are
-        half a pixel apart, and the library may fuse the cast with the layers that compute them.
+        The network rounds its input to float16 in any case. The last layer of a strongly typed network also computes
+        float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
+        precision. Outputs that are coordinates always stay float32, because float16 values from 512 on are half a pixel
+        apart, and the library may fuse the cast with the layers that compute the coordinates.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head == "nanodet"
 
 
 def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:
-    """Return the precisions that a GPU supports, in the order of `_SINCE`."""
+    """Return the precisions that a GPU with this compute capability supports."""
     return tuple(name for name, since in _SINCE.items() if compute_capability >= since)
 
 
 def require_precision(precision: Precision, gpu: Gpu) -> None:
-    """Raise `ModelError` if the GPU does not support a precision. The error lists those that it supports."""
+    """Raise `ModelError` if the GPU does not support a precision. The error lists the supported precisions."""
     has = precisions_of(gpu.compute_capability)
     if precision not in has:
         major, minor = gpu.compute_capability
@@ -81,7 +81,7 @@ _WEAK_FLAGS: Mapping[Precision, tuple[str, ...]] = {
 
 
 def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
-    """Return the typing, flags, and conversion for `precision`. The caller looks up the flags by name."""
+    """Return how to get `precision` with a library that has or lacks weak typing."""
     if precision == "fp32":
         return Typing(not weak_typing, (), ("TF32",), "none")
     if precision == "tf32":
@@ -92,9 +92,9 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
 
 
 def check_types(precision: Precision, types: frozenset[str]) -> None:
-    """Raise `ModelError` if the precision is float32, but the network has lower types (of `FLOATS`).
+    """Raise `ModelError` if the precision is fp32 or tf32, but the network computes in lower `types` (of `FLOATS`).
 
-    Only for a library that reads types from the ONNX file.
+    Call this only for a library that reads types from the ONNX file.
     """
     if precision in ("fp32", "tf32") and types - {"float32"}:
         half = "bf16" if "bfloat16" in types else "fp16"
@@ -105,19 +105,19 @@ def check_types(precision: Precision, types: frozenset[str]) -> None:
         )
 
 
-def check_quantisation(precision: Precision, quantised: Quantised) -> None:
-    """Raise `ModelError` if the precision is quantized and the model is not, or the opposite."""
-    if precision in ("int8", "fp8") and quantised != precision:
+def check_quantization(precision: Precision, quantized: Quantized) -> None:
+    """Raise `ModelError` if the precision is not the one to which the model is quantized."""
+    if precision in ("int8", "fp8") and quantized != precision:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes; this model has "
-            f"{'none' if quantised == 'none' else f'{quantised} nodes'}",
+            f"{'none' if quantized == 'none' else f'{quantized} nodes'}",
             hint="NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`",
             code="not-quantised",
         )
-    if precision not in ("int8", "fp8") and quantised != "none":
+    if precision not in ("int8", "fp8") and quantized != "none":
         raise ModelError(
-            f"the model is quantized to {quantised}, but `precision: {precision}` is configured",
-            hint=f"set `detect: {{precision: {quantised}}}`, or use the model from before the quantization",
+            f"the model is quantized to {quantized}, but `precision: {precision}` is configured",
+            hint=f"set `detect: {{precision: {quantized}}}`, or use the model from before the quantization",
             code="quantised",
         )
 
@@ -125,35 +125,35 @@ def check_quantisation(precision: Precision, quantised: Quantised) -> None:
 # ------------------------------------------------------------------------------------------------ build plan
 
 DEFAULT_LEVEL: Final = 3
-"""TensorRT's default optimization level."""
+"""Default optimization level of TensorRT."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """All settings that change the engine of a model. All of them are part of the cache key."""
+    """Settings that change the engine of a model. The cache key contains all of them."""
 
     precision: Precision
     max_batch: int
     workspace_mib: int = 0
-    """Maximum scratch memory of one layer. 0 means no limit except the memory of the GPU."""
+    """Maximum scratch memory of one layer, in MiB. 0 means that only the memory of the GPU is the limit."""
     optimization_level: int = DEFAULT_LEVEL
-    """0 gives the fastest build, 5 the fastest engine."""
+    """Effort of the optimization. 0 gives the fastest build, 5 the fastest engine."""
     on_dla: bool = False
-    """Run on the accelerator `dla_core` of a Jetson, and run layers that it does not support on the GPU."""
+    """Run on the DLA core `dla_core` of a Jetson. Layers that the DLA does not support run on the GPU."""
     dla_core: int = 0
     half_input: bool = False
-    """Frames in 16 bits instead of float32."""
+    """Input frames have 16 bits per value instead of float32."""
     half_outputs: bool = False
     interleaved_input: bool = False
-    """Four interleaved channels, see `vision.engine.onnx_transform.widen_input`."""
+    """Input frames have four interleaved channels. See `vision.engine.onnx_transform.widen_input`."""
     folded: bool = False
-    """Narrow convolutions are folded, see `vision.engine.conv_folding`."""
+    """Narrow convolutions are folded. See `vision.engine.conv_folding`."""
     fixed_batches: bool = False
-    """One profile for each batch size, see `vision.engine.profiles.make_profiles`."""
+    """Each batch size has a separate profile. See `vision.engine.profiles.make_profiles`."""
 
 
 def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
-    """Return the plan for a configuration. Settings that it leaves open follow from the library and the model.
+    """Return the build plan for a configuration. The library and the model determine settings that are not configured.
 
     Interleaved input, folding, and profiles with one size are for a library that selects kernels by rules
     (TensorRT-RTX). TensorRT measures kernels, also for narrow convolutions, and each profile takes minutes on a Jetson.
@@ -178,14 +178,14 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
 
 
 class Refused(ModelError):
-    """Error of TensorRT, or of a package that rewrites the model. The model may build without the rewriting."""
+    """TensorRT, or a package that rewrites the model, reports an error. Without rewriting, the build may succeed."""
 
 
 def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
-    """Rewrite an ONNX file, named `file` in errors, for `plan`.
+    """Rewrite the contents of an ONNX file for `plan`. Errors contain the file name `file`.
 
-    Return the model and the number of channels of its input: 3, or 4 if they are interleaved. Raises the errors of
-    `rewrite_onnx`, and `Refused` for the many kinds of errors that the packages raise for a damaged file.
+    Return the model and the number of channels of its input: 3, or 4 if they are interleaved. Raise the errors of
+    `rewrite_onnx`, and `Refused` for the many types of errors that the packages raise for a damaged file.
     """
     rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
     try:

@@ -1,7 +1,7 @@
-"""Cache of built engines. The key describes the model, the settings, the library, and the GPU of an engine.
+"""Store built engines in a folder. The key describes the model, the settings, the library, and the GPU of an engine.
 
-The file name contains the hash of the key, so any change leads to a different file and never to a wrong engine. The
-JSON in the same folder contains the key in readable form, and the hash of the plan, which every start checks.
+The file name contains the hash of the key, so after any change a different file is used, never a wrong engine. A JSON
+file in the same folder contains the key in readable form, and the hash of the plan, which is checked at every start.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _UNUSED_DAYS = 90.0
-_STALE_S = 3600.0  # a write takes no longer
+_STALE_S = 3600.0  # temporary files that are older are left over, because a write takes less time
 _STEM = re.compile(rf".+-({'|'.join(PRECISIONS)})-b\d+-sm\d+-[0-9a-f]{{20}}")
 _TIMING = re.compile(r"[0-9a-f]{20}\.timing")
 _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache: systemd's ``CacheDirectory=``, otherwise in the user's cache folder."""
+    """Return the folder of the cache: in systemd's ``CacheDirectory=`` if set, otherwise in the user's cache folder."""
     given = os.environ.get("CACHE_DIRECTORY")
     if given:
         return Path(given.split(":")[0]) / "engines"
@@ -57,7 +57,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """All values that determine the contents of a plan."""
+    """Values that determine the contents of a plan. A plan is used only if all of them are equal."""
 
     onnx_sha256: str
     flavour: str
@@ -65,7 +65,7 @@ class EngineKey:
     gpu_name: str
     compute_capability: tuple[int, int]
     settings: BuildPlan
-    profiles: tuple[Any, ...]  # from model.yaml, as plain data; () if they follow from max_batch
+    profiles: tuple[Any, ...]  # from model.yaml, as plain data; empty if max_batch determines the profiles
     input_hw: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
@@ -74,11 +74,11 @@ class EngineKey:
         return plain
 
     def digest(self) -> str:
-        """Return the hash of the key, which names the files."""
+        """Return the hash of the key, which is part of the file names."""
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
-        """Return a readable list of the values in which `other` differs."""
+        """Return text that lists the values in which `other`, a key as plain data, differs. Empty if none do."""
         theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
             f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
@@ -88,12 +88,13 @@ class EngineKey:
 
 
 def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key as plain data, with the settings as values of the key itself."""
     settings = key.get("settings")
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
 
 def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: ModelSpec) -> EngineKey:
-    """Return the key of an engine of `onnx` with the size and profiles of a model spec."""
+    """Return the key of an engine for the ONNX model `onnx`, with the input size and profiles of `spec`."""
     return EngineKey(
         onnx_sha256=sha256_of(onnx),
         flavour=library.flavour,
@@ -107,7 +108,7 @@ def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: M
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
-    """The JSON in the same folder as a plan."""
+    """Contents of the JSON file next to a plan."""
 
     model: str
     key: dict[str, Any]
@@ -125,51 +126,51 @@ class _Sidecar(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine of the cache. Its fields are empty if its JSON cannot be read."""
+    """One engine in the cache. If its JSON file cannot be read, only `path` and `fault` are set."""
 
     path: Path  # of the plan
     model: str
     key: Mapping[str, Any]
     plan_bytes: int
     built_at: str  # UTC, RFC 3339
-    fault: str  # reason why it cannot be used, or empty
+    fault: str  # reason why the engine cannot be used; otherwise empty
 
     @property
     def unused_s(self) -> float:
-        """Time since the engine was last loaded or built, in seconds."""
+        """Time in seconds since the engine was last loaded or built."""
         return max(0.0, _age_s(self.path))
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A plan from the cache or from a build."""
+    """Plan from the cache or from a build."""
 
     plan: bytes
     path: Path
     built: Built | None  # None if the plan is from the cache
-    not_kept: str = ""  # reason why a plan that was built is not in the cache
+    not_kept: str = ""  # reason why the built plan is not in the cache; otherwise empty
 
 
 class EngineCache:
-    """A folder of engines. Raises `Untrusted` if other users can write to the folder or to one of its parents."""
+    """Folder of engines. Raises `Untrusted` if other users can write to the folder or to one of its parents."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
         make_private_folder(self.folder)
-        self.folder = self.folder.resolve()  # the folder that was checked, even if a link in its path changes later
+        self.folder = self.folder.resolve()  # stay in the checked folder, even if a link in its path changes
 
     # -------------------------------------------------------------------------------------------- finding
 
     def path_of(self, model: str, key: EngineKey) -> Path:
-        """Return the path of a plan. It consists of a readable name and the hash of the key."""
+        """Return the path of a plan. The file name consists of readable parts and the hash of the key."""
         major, minor = key.compute_capability
         precision, max_batch = key.settings.precision, key.settings.max_batch
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
-        """Return the plan and an empty reason, or None and the reason why no plan can be used.
+        """Return the plan and an empty text, or None and the reason why no plan can be used.
 
-        Raises `Untrusted` if other users can write to it.
+        Raise `Untrusted` if other users can write to the plan.
         """
         path = self.path_of(model, key)
         try:
@@ -181,7 +182,7 @@ class EngineCache:
         if entry.fault or differences:
             return None, entry.fault or f"its key differs: {differences}"
         with contextlib.suppress(OSError):
-            os.utime(path)  # `prune` uses this time
+            os.utime(path)  # the time of the last use, for `prune`
         return plan, ""
 
     def load_or_build(
@@ -193,11 +194,11 @@ class EngineCache:
         force: bool = False,
         canceled: Callable[[], bool] = lambda: False,
     ) -> Loaded:
-        """Return the plan from the cache, or build it. If several processes need it, one builds and the others load it.
+        """Load the plan from the cache, or build and store it. If several processes need it, only one builds it.
 
-        If the cache cannot be written, the plan is still built, so that the program can start. `build` receives the
+        If the plan cannot be stored, it is returned in any case, so that the program can start. `build` receives the
         timing cache of earlier builds, or None. `force` builds even if the cache has the plan. If `canceled` returns
-        True, the wait for another process ends with `Closed`. Raises `Untrusted` if other users can write to the file.
+        True, the wait for another process ends with `Closed`. Raise `Untrusted` if other users can write to the plan.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -216,13 +217,13 @@ class EngineCache:
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
-        """Return a text that describes how the most similar engine of the model differs from `key`."""
+        """Return text that describes how the most similar stored engine of the model differs from `key`."""
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
             return "not built yet"
         wanted = key.as_json()
         nearest = min(stored, key=lambda other: sum(other.get(name) != value for name, value in wanted.items()))
-        return f"the stored engine has {key.differences(nearest)}"
+        return f"the key of the stored engine differs: {key.differences(nearest)}"
 
     @contextlib.contextmanager
     def _lock_of(self, path: Path, canceled: Callable[[], bool]) -> Iterator[None]:
@@ -234,16 +235,16 @@ class EngineCache:
                 held.enter_context(locked(path.with_suffix(".lock"), when_waiting=log_wait, canceled=canceled))
             except Held:
                 if canceled():
-                    raise Closed("canceled while waiting for another process to build") from None
+                    raise Closed("the wait for a build in another process was canceled") from None
                 raise
             except Unwritable as error:
-                _log.debug("no lock, so two processes may build at the same time: %s", error)
+                _log.debug("cannot lock, so two processes may build at the same time: %s", error)
             yield
 
     # -------------------------------------------------------------------------------------------- keeping
 
     def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
-        """Store an engine. The plan is written first, because a plan without its sidecar is ignored."""
+        """Store an engine. The plan is written before its JSON file, because a plan without this file is ignored."""
         sidecar = _Sidecar(
             model=model,
             key=key.as_json(),
@@ -263,11 +264,12 @@ class EngineCache:
             write_whole(self._timing_path(key), built.timing_cache)
 
     def _timing_path(self, key: EngineKey) -> Path:
-        """Return the path of the measured timings. They are valid for one library on one GPU, and for all models."""
+        """Return the path of the timing cache, which all models share. It is valid for one library on one GPU."""
         place = sha256_of(f"{key.flavour} {key.version} {key.gpu_name} {key.compute_capability}".encode())[:20]
         return self.folder / f"{place}.timing"
 
     def _timing_cache(self, key: EngineKey) -> bytes | None:
+        """Read the timing cache; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return read_private(self._timing_path(key))
         return None
@@ -275,7 +277,7 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- looking after
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return all engines, sorted by name. Raises `ModelError` if the folder cannot be read."""
+        """Return all engines in the cache, sorted by file name. Raise `ModelError` if the folder cannot be read."""
         return tuple(_entry(path) for path in self._files() if _is_ours(path, ".engine"))
 
     def _files(self) -> list[Path]:
@@ -287,11 +289,11 @@ class EngineCache:
             ) from error
 
     def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
-        """Remove the cache files that this machine cannot use. Return the reason for each file name.
+        """Remove the files that this machine does not use. Return the reason for each removed file by name.
 
-        These are engines for a different library or GPU (None keeps them), and engines that were not loaded for 90
-        days. An engine that another process is building or storing stays. Raises `ModelError` if a file cannot be
-        removed.
+        These are engines for a different library or GPU (None keeps them), engines that were not loaded for 90 days,
+        and leftover files. An engine that another process builds or stores is kept. Raise `ModelError` if a file
+        cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
@@ -318,7 +320,7 @@ class EngineCache:
 
     @staticmethod
     def _remove(engine: Path, built_at: str | None) -> bool:
-        """Remove an engine's files if it has this build time (None if no sidecar) and no other process uses it."""
+        """Remove the files of an engine, unless its build time is no longer `built_at` or another process uses it."""
         try:
             with locked(engine.with_suffix(".lock"), timeout_s=0):
                 if (_entry(engine).built_at if engine.exists() else None) != built_at:
@@ -334,25 +336,25 @@ class EngineCache:
 
 
 def _is_ours(path: Path, *suffixes: str) -> bool:
-    """Return True if a file has a name as from `EngineCache.path_of`, and one of these suffixes."""
+    """Return True if a file has a name like those of `EngineCache.path_of`, but with one of `suffixes`."""
     return path.suffix in suffixes and _STEM.fullmatch(path.stem) is not None
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Return True for a temporary file of `write_whole` for one of our files: ``.NAME.RANDOM.tmp``."""
+    """Return True if a file is a temporary file (``.NAME.RANDOM.tmp``) of `write_whole` for a file of the cache."""
     name = Path(path.name.removeprefix(".").removesuffix(".tmp")).stem
     return path.suffix == ".tmp" and (_is_ours(Path(name), *_SUFFIXES) or _TIMING.fullmatch(name) is not None)
 
 
 def _age_s(path: Path) -> float:
-    """Return the seconds since the last write; 0 if the file no longer exists."""
+    """Return the time in seconds since the file was last written; 0 if it no longer exists."""
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime
     return 0.0
 
 
 def _unlink(path: Path) -> bool:
-    """Remove a file. Return False if there was none. Raises `ModelError` if it cannot be removed."""
+    """Remove a file. Return False if there is none. Raise `ModelError` if it cannot be removed."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -363,13 +365,13 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Return the description of a plan, and the plan. Raises the errors of `read_private` for the JSON or the plan."""
+    """Read a plan and its JSON file. Return the entry and the plan. Raise the errors of `read_private`."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:
         sidecar = msgspec.json.decode(document, type=_Sidecar)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _faulty(path, "its JSON is damaged or has a different version"), plan
+        return _faulty(path, "its JSON file is damaged or has a different version"), plan
     fault = ""
     if len(plan) != sidecar.plan_bytes:
         fault = f"it is truncated: {len(plan)} of {sidecar.plan_bytes} bytes"
@@ -382,18 +384,18 @@ def _entry(path: Path) -> Entry:
     try:
         return _read(path)[0]
     except FileNotFoundError:
-        return _faulty(path, "its JSON is missing")
+        return _faulty(path, "its JSON file is missing")
     except Untrusted as error:
         return _faulty(path, str(error.args[0]))
 
 
 def _faulty(path: Path, fault: str) -> Entry:
-    """Return the entry of an engine whose JSON cannot be read."""
+    """Return the entry of an engine whose JSON file cannot be read."""
     return Entry(path, path.stem, key={}, plan_bytes=0, built_at="", fault=fault)
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return the reason why an engine with this key cannot run on this machine. Empty if it can, or if unknown."""
+    """Return the reason why an engine with this key cannot run on this machine. Empty if it can, or if not known."""
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, but this machine has {library}"
     here = None if gpu is None else [gpu.name, list(gpu.compute_capability)]

@@ -1,19 +1,19 @@
 """Fold convolutions with few output channels, so that they compute several columns of the frame at the same time.
 
-The kernels that TensorRT-RTX selects compute at least 64 output channels. In small detectors, the first convolutions
-have only 16 or 32, on the largest feature maps, so the rest of each kernel's work is wasted. A folded convolution
-computes `factor` adjacent columns as additional channels. Its kernel is wider by `stride * (factor - 1)`. For each
-column, it contains the weights at the start of that column's window, with zeros around them. Its stride is `factor`
-times as large. The sums are the same, with zeros added. On an H100 (fp16, batch 32, 104 x 104), a convolution of
-32 -> 32 channels takes 35 us folded instead of 65 us; 32 -> 16 takes 26 us instead of 64; 16 -> 16 takes 36 instead of
-45.
+The kernels that TensorRT-RTX selects compute at least 64 output channels. In small detectors, the first convolutions,
+which process the largest feature maps, have only 16 or 32 output channels, so most of the work of a kernel is wasted. A
+folded convolution computes `factor` adjacent columns as additional channels. Its kernel is wider by
+`stride * (factor - 1)`, and contains the weights of each column where that column's window starts, with zeros around
+them. Its stride is `factor` times as large. The sums are the same, with zeros added. On an H100 (fp16, batch 32,
+104 x 104), folding reduces the time of a convolution from 65 to 35 µs for 32 -> 32 channels, from 64 to 26 µs for
+32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
 
 The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
 interleaved channels. To express this, the graph needs a transposition, which the library fuses with the kernel of the
 activation that follows. This is free if the activation has a separate kernel. Otherwise, it costs one kernel, because
 the library would have fused the activation with the convolution. The build logs (TensorRT-RTX 1.4, 1.6) show that the
-library fuses LeakyRelu, SiLU, and similar activations with the convolution, unless a Concat joins the results with
-others.
+library fuses LeakyRelu, SiLU, and similar activations with the convolution, unless a Concat joins their results with
+other tensors.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KERNEL_OUTPUTS = 64
-"""Minimum number of output channels that the library's kernels compute."""
+"""Minimum number of output channels that the kernels of the library compute."""
 
 MOST_OUTPUTS = KERNEL_OUTPUTS // 2
-"""Maximum number of output channels to fold. With more, a second column does not fit into one kernel."""
+"""Maximum number of output channels of a convolution to fold. With more, two columns do not fit into one kernel."""
 
 LEAST_OUTPUTS = 8
-"""Minimum number of output channels to fold. With fewer, kernels would have more than ten columns, mostly zeros."""
+"""Minimum number of output channels of a convolution to fold. With fewer, folded kernels would be mostly zeros."""
 
 LEAST_INPUTS = 16
-"""Minimum number of input channels. Convolutions with fewer read the frame itself, and use different kernels."""
+"""Minimum number of input channels of a convolution to fold. With fewer, the library uses different kernels."""
 
 MOST_INPUTS = 32
-"""Maximum number of input channels. With 64 (64 -> 32 measured), the zeros cost as much as the wasted channels."""
+"""Maximum number of input channels of a convolution to fold. With 64, the added zeros take as much time as is saved."""
 
 ACTIVATIONS = frozenset(
     {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid", "Softplus", "Tanh"}
 )
-"""Pointwise operators that may get a separate kernel. Relu and Clip never do, because convolutions include them."""
+"""Pointwise activations that may get a separate kernel. Relu and Clip never do: they are fused with convolutions."""
 
 INSIDE_ALONE = frozenset({"Sigmoid", "Tanh"})
-"""Activations that convolutions also include, unless another node needs the convolution's output."""
+"""Activations that are fused with convolutions, unless another node needs the output of the convolution."""
 
-_QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_RESHAPE_OPSET = 5  # since this version, the shape of Reshape is an input
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_RESHAPE_OPSET = 5  # since this version, the target shape of Reshape is an input
 
 _Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 
@@ -61,13 +61,13 @@ def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
     """Fold the convolutions for which this is likely to save time, in place. The results stay the same.
 
     Such convolutions have constant float32 weights, few input and output channels, and overlapping windows. The width
-    of the output is known. Only pointwise activations read the output, and their results are joined with others.
-    Quantized models are not changed. Return the names of the folded convolutions. If a convolution has no name, return
-    the name of its output.
+    of their output is known. Only pointwise activations read the output, and a Concat joins their results with other
+    tensors. Quantized models are not changed. Return the names of the folded convolutions, or of their outputs if the
+    convolutions have no names.
     """
     graph = model.graph
     opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
-    if opset < _RESHAPE_OPSET or any(node.op_type in _QUANTISING for node in graph):
+    if opset < _RESHAPE_OPSET or any(node.op_type in _QUANTIZING for node in graph):
         return ()
     shapes = _shapes_of(model)
     folds = {node: fold for node in graph if (fold := _fold_of(node, shapes)) is not None}
@@ -84,20 +84,20 @@ def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """Parameters of one fold."""
+    """Parameters for folding one convolution."""
 
-    factor: int  # columns that are computed together
-    weights: NDArray[np.float32]  # [outputs, inputs, height, width], of one column
+    factor: int  # number of columns to compute together
+    weights: NDArray[np.float32]  # [outputs, inputs, height, width], before folding
     bias: NDArray[np.float32] | None
     strides: tuple[int, int]
-    height: int | None  # of the output; None if it is open
+    height: int | None  # of the output; None if it is unknown
     width: int  # of the output
 
     def apply(self, node: ir.Node, graph: ir.Graph, names: set[str]) -> None:
-        """Replace the convolution, and restore the original layout of its result.
+        """Replace the convolution in the graph, and restore the original layout of its result.
 
-        The padding does not change. The last of `width` windows ends at the same column as the last of `width / factor`
-        wider windows. The remaining columns are fewer than the old stride, and therefore fewer than the new one.
+        The padding does not change, because the last of `width` windows ends at the same column as the last of
+        `width / factor` wider windows. Fewer columns remain than the old stride, so no additional window fits.
         """
         import onnx_ir as ir
 
@@ -127,7 +127,7 @@ class _Fold:
         convolution = ir.Node("", "Conv", inputs, attributes.values(), name=node.name)
         convolution.outputs[0].name = _fresh(f"{label}_folded", names)
         nodes = [convolution]
-        # [batch, column, channel, y, x / factor], then [batch, channel, y, x / factor, column], and join the last two
+        # to [batch, column, channel, y, x / factor], to [batch, channel, y, x / factor, column], then join the last two
         split = step("Reshape", [convolution.outputs[0], constant("columns", np.array(columns, np.int64))], "split")
         moved = step("Transpose", [split], "moved", perm=[0, 2, 3, 4, 1])
         whole = step("Reshape", [moved, constant("whole", np.array([0, 0, 0, -1], np.int64))], "whole")
@@ -135,7 +135,7 @@ class _Fold:
 
 
 def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
-    """Return the fold of a node, or None if folding is impossible or saves no time."""
+    """Return the parameters for folding a node; None if folding is impossible or saves no time."""
     if node.op_type != "Conv" or node.domain or not _is_plain(node):
         return None
     parameters = [_constant(value) for value in node.inputs[1:] if value is not None]
@@ -153,7 +153,7 @@ def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Return True for a convolution with one group, no dilation, and padding given as numbers."""
+    """Return True if a convolution has one group, no dilation, and explicit padding."""
     attributes = node.attributes
     dilations = set(attributes.get_ints("dilations", (1, 1)))
     return (
@@ -164,7 +164,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _constant(value: ir.Value) -> NDArray[np.float32] | None:
-    """Return a float32 constant, or None. Inputs with default values and external tensors are not constants."""
+    """Return the value of a float32 constant; None for other tensors, inputs with default values, and external data."""
     import onnx_ir as ir
 
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
@@ -174,9 +174,9 @@ def _constant(value: ir.Value) -> NDArray[np.float32] | None:
 
 
 def _is_activated_and_joined(value: ir.Value) -> bool:
-    """Return True if only activations use a tensor, and a Concat uses their results."""
+    """Return True if only activations use a tensor, and a Concat joins their results with other tensors."""
     activated = [value]
-    for tensor in activated:  # grows in the loop: Mish can be Softplus, Tanh, and a product
+    for tensor in activated:  # the list grows, because Mish can be Softplus, Tanh, and a product
         activated.extend(node.outputs[0] for node in tensor.consumers() if _activates(node))
     readers = value.consumers()
     products = [node for node in readers if node.op_type == "Mul" and set(node.inputs) <= set(activated)]
@@ -189,17 +189,17 @@ def _is_activated_and_joined(value: ir.Value) -> bool:
 
 
 def _activates(node: ir.Node) -> bool:
-    """Return True for a pointwise activation of one tensor whose other inputs are constants."""
+    """Return True if a node is a pointwise activation of one tensor, and its other inputs are constants."""
     if node.op_type not in ACTIVATIONS or node.domain:
         return False
-    by_tanh = node.attributes.get_string("approximate", "none") != "none"  # Gelu; convolutions include this form
+    by_tanh = node.attributes.get_string("approximate", "none") != "none"  # this Gelu is fused with convolutions
     return not by_tanh and all(slope is not None and _constant(slope) is not None for slope in node.inputs[1:])
 
 
 def _is_joined(values: Iterable[ir.Value]) -> bool:
     """Return True if a Concat uses one of the tensors, directly or after an addition."""
     reached = list(values)
-    for value in reached:  # grows in the loop
+    for value in reached:  # the list grows
         for node in value.consumers():
             if node.op_type == "Concat":
                 return True
@@ -209,10 +209,10 @@ def _is_joined(values: Iterable[ir.Value]) -> bool:
 
 
 def _factor(shape: Sequence[int], stride: int) -> int:
-    """Return the number of columns to compute together. 1 means that folding saves no time.
+    """Return the number of columns to compute together. 1 means that folding would save no time.
 
-    `shape` is the shape of the weights, [outputs, inputs, height, width]. `stride` is along the width. Windows that do
-    not overlap, as in every 1 x 1 convolution, share no inputs.
+    `shape` is the shape of the weights, [outputs, inputs, height, width]. `stride` is the horizontal stride. Folding
+    does not help if windows do not overlap, as in every 1 x 1 convolution, because they share no inputs.
     """
     outputs, inputs, _, width = shape
     narrow = LEAST_OUTPUTS <= outputs <= MOST_OUTPUTS and LEAST_INPUTS <= inputs <= MOST_INPUTS
@@ -222,16 +222,16 @@ def _factor(shape: Sequence[int], stride: int) -> int:
 
 
 def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[np.float32]:
-    """Return the weights for `factor` columns, [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
+    """Return folded weights: float32 [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
     last = stride * (factor - 1)
     padding = [((0, 0), (0, 0), (0, 0), (start, last - start)) for start in range(0, last + 1, stride)]
     return np.concatenate([np.pad(weights, sides) for sides in padding])
 
 
 def _shapes_of(model: ir.Model) -> _Shapes:
-    """Return the shapes of node outputs that follow from the inputs. An open side is None.
+    """Infer the shapes of all node outputs from the shapes of the inputs. A side of unknown size is None.
 
-    Shapes stored in the file are not used, because they may belong to a frame size that differs from the current input.
+    Shapes that are stored in the file are not used, because they may belong to a different frame size.
     """
     import onnx
     import onnx_ir as ir
@@ -249,7 +249,7 @@ def _shapes_of(model: ir.Model) -> _Shapes:
 
 
 def _names_in(graph: ir.Graph) -> Iterable[str]:
-    """Yield all names of tensors and nodes, including those in branches."""
+    """Yield the names of all tensors and nodes, including those in subgraphs."""
     import onnx_ir as ir
 
     yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
@@ -259,7 +259,7 @@ def _names_in(graph: ir.Graph) -> Iterable[str]:
 
 
 def _fresh(name: str, names: set[str]) -> str:
-    """Reserve and return an unused name: `name`, with underscores appended if it is used."""
+    """Return `name`, with underscores appended until it is not in `names`. Add the result to `names`."""
     while name in names:
         name += "_"
     names.add(name)
@@ -267,7 +267,7 @@ def _fresh(name: str, names: set[str]) -> str:
 
 
 def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
-    """Remove constants that no node uses."""
+    """Remove those of the constants `values` that no node uses any longer."""
     for value in values:
         if value.uses() or value.is_graph_output():
             continue

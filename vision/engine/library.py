@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Access to TensorRT as `trt`: `tensorrt` or `tensorrt_rtx`, depending on which is installed.
+"""Find the installed TensorRT module, `tensorrt` or `tensorrt_rtx`, and provide it as `trt`.
 
-Both have the same API, except for names that differ between versions. Code does not compare version numbers. It uses
-`hasattr`, and computes the integers of flags, because a bit can mean different flags in 10.x and 11.x.
+Both modules have the same API, except for names that differ between versions. The code does not compare version
+numbers. It uses `hasattr`, and looks up the numbers of flags by name, because they differ between 10.x and 11.x.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = ["trt"]  # type checkers treat an imported name as private
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""Module names in the order in which they are tried. The last one is the module in the binding wheel of TensorRT-RTX,
-for an installation without the empty parent package."""
+"""Names of modules to try, in this order. The last module is part of the wheel with the bindings of TensorRT-RTX, which
+can be installed without the empty parent package."""
 
 _T = TypeVar("_T")
 
@@ -41,7 +41,7 @@ TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class Gpu(Protocol):
-    """A GPU of this machine (`vision.gpu.cuda.Device`) or of a different one (`GpuDescription`)."""
+    """GPU of this machine (`vision.gpu.cuda.Device`) or of a different machine (`GpuDescription`)."""
 
     @property
     def name(self) -> str: ...
@@ -51,7 +51,7 @@ class Gpu(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuDescription:
-    """A GPU by name, for a build on a machine that does not have it."""
+    """Name and compute capability of a GPU, for a build on a machine without this GPU."""
 
     name: str  # such as NVIDIA H100 80GB HBM3 or Orin
     compute_capability: tuple[int, int]
@@ -59,7 +59,7 @@ class GpuDescription:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The installed TensorRT library."""
+    """Installed TensorRT library."""
 
     module: ModuleType
     flavour: Flavour
@@ -71,7 +71,7 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return instructions to install TensorRT. `system` and `machine` are as from the module `platform`."""
+    """Return how to install TensorRT. `system` and `machine` are values of the functions of the module `platform`."""
     if tegra:
         return (
             "JetPack includes TensorRT: `sudo apt install python3-libnvinfer`, then create the environment with the "
@@ -90,16 +90,16 @@ def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, i
 
 @functools.cache
 def find_library(names: tuple[str, ...] = MODULES) -> Library:
-    """Return the TensorRT library of this process: the first of `names` that can be imported. The search runs once.
+    """Find the TensorRT library: the first module of `names` that can be imported. The result is cached.
 
     Raises:
-        DeviceMissing: none can be imported. The message lists the reason for each.
+        DeviceMissing: no module can be imported. The message lists the reason for each.
     """
     tried: list[str] = []
     for name in names:
         try:
             module = importlib.import_module(name)
-        except (ImportError, OSError) as error:  # OSError: the shared library behind the module is missing
+        except (ImportError, OSError) as error:  # OSError means that the shared library behind the module is missing
             tried.append(f"{name}: {error}")
             continue
         if not hasattr(module, "Builder") and not hasattr(module, "Runtime"):
@@ -115,7 +115,7 @@ def find_library(names: tuple[str, ...] = MODULES) -> Library:
 if not TYPE_CHECKING:
 
     class _Late:
-        """Proxy that imports the module at its first use, so that this package can be imported without TensorRT."""
+        """Proxy that imports TensorRT at its first use, so that this module can be imported without TensorRT."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(find_library().module, name)
@@ -129,7 +129,7 @@ _LEVELS: Mapping[str, int] = {
     "INTERNAL_ERROR": logging.ERROR,
     "ERROR": logging.ERROR,
     "WARNING": logging.WARNING,
-    "INFO": logging.DEBUG,  # TensorRT logs several lines at this level per layer
+    "INFO": logging.DEBUG,  # at this level, TensorRT logs several lines per layer
 }
 
 _log = logging.getLogger("vision.tensorrt")
@@ -137,7 +137,7 @@ _log = logging.getLogger("vision.tensorrt")
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One message of TensorRT."""
+    """Message that TensorRT logged."""
 
     severity: str
     text: str
@@ -145,12 +145,12 @@ class LogLine:
 
 @dataclass(slots=True, eq=False)
 class LogLines:
-    """Messages of TensorRT during a `collect_log` block, INFO and above."""
+    """Messages of level INFO and above that TensorRT logged during a `collect_log` block."""
 
     lines: list[LogLine] = field(default_factory=list)
 
     def errors(self) -> tuple[str, ...]:
-        """Return the texts of errors, oldest first, without repetition."""
+        """Return the texts of the errors, oldest first, without duplicates."""
         texts = (line.text.strip() for line in self.lines if line.severity in ("ERROR", "INTERNAL_ERROR"))
         return tuple(dict.fromkeys(texts))
 
@@ -161,9 +161,9 @@ _sinks_lock = threading.Lock()
 
 
 def take_message(severity: str, text: str) -> None:
-    """Pass one message of TensorRT to the log and to all collectors. Any thread can call it."""
+    """Pass a message of TensorRT to the log and to all `collect_log` blocks. Any thread can call this."""
     level = _LEVELS.get(severity)
-    if level is None:  # VERBOSE: a hundred thousand lines per build
+    if level is None:  # at the level VERBOSE, a build logs a hundred thousand lines
         return
     _log.log(level, "%s", text)
     with _sinks_lock:
@@ -174,14 +174,14 @@ def take_message(severity: str, text: str) -> None:
 
 
 def recent_errors() -> str:
-    """Return the last errors of TensorRT in one line, for calls that are too frequent for `collect_log`."""
+    """Return the last errors of TensorRT as one line. Use this for calls that are too frequent for `collect_log`."""
     with _sinks_lock:
         return "; ".join(dict.fromkeys(_recent_errors)) or "no reason given"
 
 
 @contextmanager
 def collect_log() -> Iterator[LogLines]:
-    """Collect TensorRT's messages in the block, the only place where it reports errors. Blocks can be nested."""
+    """Collect the messages that TensorRT logs in the `with` block, because only its log contains reasons of errors."""
     sink = LogLines()
     with _sinks_lock:
         _sinks.append(sink)
@@ -194,7 +194,7 @@ def collect_log() -> Iterator[LogLines]:
 
 @functools.cache
 def logger() -> trt.ILogger:
-    """Return the only logger. It is never freed, because TensorRT keeps the first one until the process ends."""
+    """Return the only TensorRT logger. It is never freed, because TensorRT uses it until the process ends."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -207,13 +207,13 @@ def logger() -> trt.ILogger:
 
 
 def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
-    """Create a ``trt.Runtime`` or ``trt.Builder``. Raises `DeviceMissing` with TensorRT's messages if no GPU works."""
+    """Create a ``trt.Runtime`` or ``trt.Builder``. Raise `DeviceMissing` with TensorRT's messages if no GPU works."""
     try:
         return factory(logger())
-    except TypeError as error:  # the bindings raise this if a constructor returns null
+    except TypeError as error:  # the bindings raise TypeError if a constructor returns null
         raise DeviceMissing(
             f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
-            hint="`nvidia-smi` (on a Jetson: `tegrastats`) shows if the driver works; `vision doctor` shows details",
+            hint="`nvidia-smi` (on a Jetson: `tegrastats`) tests the driver; `vision doctor` shows details",
         ) from error
 
 
@@ -221,22 +221,22 @@ def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
 
 
 def or_none(result: _T) -> _T | None:
-    """Return `result` with its real type: TensorRT returns None on failure, but its stubs declare an object."""
+    """Return `result` with a type that includes None: TensorRT returns None on failure, but its stubs do not say so."""
     return result
 
 
 def member_of(enumeration: str, name: str) -> Any:
-    """Return a member of an enumeration by name, or None if this library lacks the member or the enumeration."""
+    """Return the member `name` of an enumeration of `trt`; None if the library lacks the member or the enumeration."""
     return getattr(getattr(trt, enumeration, None), name, None)
 
 
 def keeps_timing() -> bool:
-    """Return True if timings can be kept between builds. TensorRT-RTX does not measure, and ignores the calls."""
+    """Return True if builds can reuse timings of earlier builds. TensorRT-RTX cannot, because it measures nothing."""
     return find_library().flavour == "tensorrt"
 
 
 def has_weak_typing() -> bool:
-    """Return True if a builder flag can allow lower precision. Otherwise the ONNX file determines the precision.
+    """Return True if builder flags determine the precision. Otherwise, the ONNX file determines the precision.
 
     TensorRT-RTX 1.4 has the flags but ignores them, because it is always strongly typed.
     """
@@ -244,18 +244,18 @@ def has_weak_typing() -> bool:
 
 
 def network_flags(*, strongly_typed: bool) -> int:
-    """Return the flag bits for `create_network`. A library without this flag is always strongly typed."""
+    """Return the flags for `create_network` as an integer. A library without this flag always uses strong typing."""
     flag = member_of("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
     return 1 << int(flag) if strongly_typed and flag is not None else 0
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities that TensorRT-RTX has names for, or () if the library has no such list."""
+    """Return the compute capabilities for which TensorRT-RTX has names; () if the library has no list of them."""
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)
 
 
 def capability_names(capabilities: Sequence[tuple[int, int]]) -> str:
-    """Return compute capabilities as text for messages, such as ``8.6, 8.9``."""
+    """Return compute capabilities as text, such as ``8.6, 8.9``, for messages."""
     return ", ".join(f"{major}.{minor}" for major, minor in capabilities)

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""GPU memory: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
+"""Manage GPU memory: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
 
-The pool allocates whole segments from the driver, and returns parts of them. It accesses the driver through a
-`RawMemory`, so that tests run without a GPU.
+The pool allocates large segments from the driver, and hands out parts of them. It accesses the driver through the
+protocol `RawMemory`, so that tests run without a GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from vision.errors import DeviceError
 _log = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 256
-"""Alignment that cudaMalloc guarantees and TensorRT expects. Parts of a segment are rounded up to it."""
+"""Alignment that cudaMalloc guarantees and TensorRT expects. Sizes of parts are rounded up to a multiple of it."""
 
 SEGMENT_BYTES = 32 << 20
 _SEGMENT_STEP = 2 << 20
 
 
 class RawMemory(Protocol):
-    """Source of segments: `vision.gpu.memory.CudaMemory`, or a simulation in tests."""
+    """Source of memory segments: `vision.gpu.memory.CudaMemory`, or a simulation in tests."""
 
     def allocate(self, size: int) -> int: ...
     def free(self, address: int) -> None: ...
@@ -37,13 +37,13 @@ class RawMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """Memory that a pool holds, and its numbers of allocations and failures."""
+    """State of a memory pool: how much memory it holds, and numbers of allocations and failures."""
 
-    reserved_bytes: int  # allocated from the driver
-    used_bytes: int  # in use by callers, including rounding
+    reserved_bytes: int  # size of all segments
+    used_bytes: int  # size of all parts in use, including rounding
     peak_bytes: int  # maximum of `used_bytes`
     segments: int
-    allocations: int  # since the pool was created; constant after the start
+    allocations: int  # since the pool was created; does not grow after the start
     failures: int
 
     def __str__(self) -> str:
@@ -56,15 +56,15 @@ class PoolReport:
 
 @dataclass(slots=True)
 class _Segment:
-    """Memory from the driver. `free` contains the unused parts as (offset, size), sorted and never adjacent."""
+    """Block of memory from the driver. `free` lists the gaps as (offset, size), sorted and never adjacent."""
 
     address: int
     size: int
     free: list[tuple[int, int]]
 
     def take(self, size: int, alignment: int) -> int | None:
-        """Reserve `size` bytes at a multiple of `alignment`, in the smallest gap that fits. Return the offset."""
-        best: tuple[int, int, int] | None = None  # gap's size, gap's index, offset
+        """Reserve `size` bytes in the smallest gap, aligned to `alignment`. Return the offset; None if no gap fits."""
+        best: tuple[int, int, int] | None = None  # size of the gap, index of the gap, offset
         for index, (start, length) in enumerate(self.free):
             offset = -(-(self.address + start) // alignment) * alignment - self.address
             if offset + size <= start + length and (best is None or length < best[0]):
@@ -78,7 +78,7 @@ class _Segment:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Free a part that was reserved with `take`, and join it with its neighbors."""
+        """Free a part that was reserved with `take`, and join it with adjacent gaps."""
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*self.free, (offset, size)]):
             if joined and joined[-1][0] + joined[-1][1] == start:
@@ -101,11 +101,11 @@ class _Part:
 
 
 class MemoryPool:
-    """Allocator that reuses parts of segments. Thread-safe.
+    """Allocates GPU memory in segments whose parts are reused. Thread-safe.
 
-    Each stream has separate segments. Memory that is freed on a stream can be reused immediately, but only by later
-    work on that stream. Freeing memory on a different stream, or without a stream, first waits for the GPU. A request
-    for more than `segment_bytes` gets a separate segment of the requested size.
+    Each stream has separate segments, so memory that is freed on a stream can be reused immediately, by later work on
+    this stream. Freeing memory on a different stream, or without a stream, first waits for the GPU. A request for more
+    than `segment_bytes` gets a separate segment of the requested size.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -117,12 +117,12 @@ class MemoryPool:
         self._inside = False
         self._late: list[tuple[int, int | None]] = []
         self._peak = self._used = self._allocations = self._failures = 0
-        self.last_failure = ""  # requested and free memory, for messages; callers clear it before they call TensorRT
+        self.last_failure = ""  # text with the requested and the free size; callers clear it before they call TensorRT
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
-        """Return the address of `size` bytes for work on `stream`. Return 0 if size is 0 or there is no memory.
+        """Allocate `size` bytes for work on `stream`. Return the address; 0 if the size is 0 or memory is lacking.
 
-        `alignment` is a power of two, or 0 for no requirement. Every address is aligned to at least 256 bytes.
+        `alignment` is a power of two. 0 means no requirement. Every address is aligned to at least 256 bytes.
         """
         if size == 0:
             return 0
@@ -131,7 +131,7 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Lock the pool for one operation. Afterwards, free what finalizers in this thread freed during it."""
+        """Lock the pool for one operation. Then free what finalizers in this thread requested to free."""
         with self._lock:
             self._inside = True
             try:
@@ -160,7 +160,7 @@ class MemoryPool:
         return self._hand_out(grown, stream, offset, size)
 
     def _grow(self, size: int, stream: int) -> _Segment | None:
-        """Allocate a segment: of the usual size, or of the size needed, or after freeing unused segments."""
+        """Allocate a segment, if necessary after freeing unused segments. Return None if memory is lacking."""
         needed = _round_up(size, _SEGMENT_STEP)
         for segment_bytes in dict.fromkeys((max(needed, self._segment_bytes), needed)):
             address = self._raw.allocate(segment_bytes)
@@ -184,7 +184,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Free memory that work on `stream`, or on any stream if None, may use. Return False if it is not ours."""
+        """Free memory that work on `stream` (None: any stream) may still use. Return False if it is not ours."""
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -204,10 +204,10 @@ class MemoryPool:
         return True
 
     def _trim(self) -> int:
-        """Free the segments that are not in use. Return their size in bytes."""
+        """Free all unused segments. Return their total size in bytes."""
         unused = [(stream, segment) for stream, held in self._segments.items() for segment in held if segment.unused]
         if unused:
-            self._raw.synchronize(None)  # parts were freed in stream order, so earlier work may still use them
+            self._raw.synchronize(None)  # work that was queued before a part was freed may still use it
         for stream, segment in unused:
             self._segments[stream].remove(segment)
             self._raw.free(segment.address)
@@ -217,7 +217,7 @@ class MemoryPool:
         return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
-        """Return the memory that the pool currently holds."""
+        """Return the current state of the pool."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),
@@ -229,23 +229,23 @@ class MemoryPool:
             )
 
     def close(self) -> None:
-        """Free everything, or raise `DeviceError` if an engine or a context still uses some of it. Idempotent."""
+        """Free all memory. Raise `DeviceError` if an engine or a context still uses some of it. Idempotent."""
         with self._turn():
             self._trim()
             if self._parts:
                 raise DeviceError(
                     f"{len(self._parts)} allocations ({_mib(self._used)}) of TensorRT are still in use",
-                    hint="close contexts and engines before their memory",
+                    hint="close contexts and engines before the memory pool",
                     code="pool-in-use",
                 )
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return an adapter from `pool` to TensorRT's allocator interface. It must outlive all TensorRT objects."""
+    """Return an allocator through which TensorRT uses `pool`. It must outlive all TensorRT objects that use it."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
-            trt.IGpuAsyncAllocator.__init__(self)  # by name: without it pybind raises TypeError
+            trt.IGpuAsyncAllocator.__init__(self)  # called by name, because pybind otherwise raises TypeError
 
         def allocate_async(self, size: int, alignment: int, one: int, other: int) -> int:  # type: ignore[override,unused-ignore]
             # Some versions pass (flags, stream), others (stream, flags). Flags are always 0, and so is the default
@@ -262,7 +262,7 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
             return pool.deallocate(memory)
 
         def reallocate(self, _address: int, _alignment: int, _size: int) -> int:  # type: ignore[override,unused-ignore]
-            return 0  # "not in place": TensorRT allocates and copies
+            return 0  # 0 tells TensorRT to allocate new memory and copy
 
     return Allocator()
 
@@ -271,16 +271,16 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 
 
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
-    """Return the scratch memory that one stream needs: the maximum over its contexts, which run one after another."""
+    """Return the size of scratch memory for one stream: the maximum over its contexts, which run one after another."""
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    """One kind of memory."""
+    """Memory for one purpose: `count` items of `item_bytes` each."""
 
     kind: str
-    place: Literal["device", "host"]  # host: page-locked
+    place: Literal["device", "host"]  # "host" means page-locked memory
     item_bytes: int
     count: int = 1
 
@@ -292,7 +292,7 @@ class BudgetLine:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """All memory that a detector allocates. It allocates only at the start."""
+    """Sizes of all memory that a detector allocates at its start."""
 
     lines: tuple[BudgetLine, ...]
 
@@ -301,7 +301,7 @@ class MemoryBudget:
         return sum(line.total_bytes for line in self.lines if line.place == place)
 
     def table(self) -> str:
-        """Return the budget as lines for the log."""
+        """Return the budget as a table of several lines, for the log."""
         rows = [("memory", "where", "each", "count", "total")]
         rows += [
             (line.kind, line.place, _mib(line.item_bytes), str(line.count), _mib(line.total_bytes))
@@ -314,9 +314,9 @@ class MemoryBudget:
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
         """Raise an error if the budget exceeds the memory of the GPU.
 
-        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too. In that case, the free memory
-        is an estimate, because the system can reclaim more, so only a budget that exceeds the total memory is an error.
-        The error shows the largest line, the requested memory, and the free memory.
+        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too, and the budget can reach the
+        total memory, because the system can reclaim more than the free memory. The error shows the largest line of the
+        budget, the required memory, and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
         if needed <= (total_bytes if shared_with_host else free_bytes):

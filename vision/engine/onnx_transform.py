@@ -1,8 +1,8 @@
-"""Rewrite the ONNX file that TensorRT parses: the same results with different types and operators.
+"""Rewrite the ONNX file that TensorRT parses, with different types and operators but the same results.
 
 TensorRT 11 and TensorRT-RTX read types only from the ONNX file, so a model in float16 or bfloat16 needs a file in
-float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT tests
-which are fastest. See `widen_input` and `conv_folding`.
+float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT
+measures which are fastest. See `widen_input` and `conv_folding`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 INTERLEAVED_CHANNELS = 4
 _QDQ_OPSET = 19  # since this version, QuantizeLinear accepts float16
-# Start of an entry of TensorProto.external_data: its key, before its value.
+# Start of an entry of TensorProto.external_data in a serialized model: the key that precedes the file name.
 _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Rewrite an ONNX model with shapes that suit tensor cores, where possible. The results stay the same.
+    """Rewrite an ONNX model, where possible, with shapes that suit tensor cores. The results stay the same.
 
-    Return the model, and True if its input was widened. Raises the errors of `load_onnx`.
+    Return the model, and True if its input was widened. Raise the errors of `load_onnx`.
     """
     if not interleave and not fold:
         return model, False
@@ -51,15 +51,15 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
 
 
 def widen_input(model: ir.Model) -> bool:
-    """Add a fourth channel to the frame's input, in place. The results stay the same.
+    """Add a fourth channel to the model's input for frames, in place. The results stay the same.
 
-    Tensor cores need interleaved channels, in groups of at least four. So a network with an input of three planes
-    starts with a kernel that only interleaves them and adds a fourth channel of zeros. The letterbox kernel writes
-    every pixel in any case, and can write this layout. The fourth channel gets zero weights, and the additional kernel
-    is not needed.
+    Tensor cores need interleaved channels, in groups of at least four. Therefore, a network with an input of three
+    planes starts with a kernel that only interleaves them and adds a fourth channel of zeros. This kernel is not needed
+    if the letterbox kernel, which writes every pixel in any case, writes this layout. The fourth channel gets weights
+    of zero.
 
     Return True if this was possible: the model has one input with three channels, only convolutions over all three use
-    it, and no other node uses their weights.
+    the input, and no other node uses the weights of these convolutions.
     """
     import onnx_ir as ir
 
@@ -81,7 +81,7 @@ def widen_input(model: ir.Model) -> bool:
 
 
 def _convolves(node: ir.Node, frame: ir.Value) -> bool:
-    """Return True for a convolution over all channels of the frame whose weights are in the file."""
+    """Return True if a node is a convolution over all channels of the frame, with weights in the file."""
     if node.op_type != "Conv" or node.inputs[0] is not frame or node.inputs[1] is None:
         return False
     weights = node.inputs[1].const_value
@@ -90,10 +90,10 @@ def _convolves(node: ir.Node, frame: ir.Value) -> bool:
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:
-    """Return an ONNX model that includes its external weights from the files in `folder`.
+    """Return an ONNX model into which its external weights are copied from the files in `folder`.
 
     Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
-    them. Raises `ModelError` if a package is missing, or if such a file is missing, damaged, or too large.
+    them. Raise `ModelError` if a package is missing, or if such a file is missing, damaged, or too large.
     """
     if _EXTERNAL not in model:
         return model
@@ -103,7 +103,7 @@ def with_weights(model: bytes, folder: Path) -> bytes:
     try:
         load_external_data_for_model(loaded, str(folder))
         return bytes(loaded.SerializeToString())
-    except Exception as error:  # onnx and protobuf raise many types for a file that is missing, short, or too large
+    except Exception as error:  # onnx and protobuf raise many types for a file that is missing, truncated, or too large
         raise ModelError(
             f"the external weights in {folder} cannot be used: {error}",
             hint="put all files of the export there; models with more than 2 GB of weights are not supported",
@@ -112,7 +112,7 @@ def with_weights(model: bytes, folder: Path) -> bytes:
 
 
 def load_onnx(model: bytes) -> onnx.ModelProto:
-    """Parse an ONNX file. Raises `ModelError` if a package is missing, or if the file is not an ONNX file."""
+    """Parse the contents of an ONNX file. Raise `ModelError` if a package is missing, or the contents are not ONNX."""
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
@@ -133,11 +133,11 @@ def _package_missing(error: ImportError) -> ModelError:
 
 
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
-    """Convert weights and activations of an ONNX model to float16 or bfloat16.
+    """Convert the weights and activations of an ONNX model to float16 or bfloat16.
 
-    A model that already uses the target type is returned unchanged. Kept inputs stay float32 and are followed by a
-    cast. Kept outputs stay float32 and are preceded by a cast. Raises `ModelError` if a package is missing, the file is
-    not an ONNX model, or a weight is too large for float16.
+    A model that already uses the target type is returned unchanged. With `keep_inputs` or `keep_outputs`, the inputs
+    or outputs stay float32, and casts convert them. Raise `ModelError` if a package is missing, the file is not an ONNX
+    model, or a weight is too large for float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):
@@ -151,21 +151,21 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in _float_tensors(original)}
     if to == "fp16":
         _refuse_overflow(weights)
-    original = _for_quantisation(original)
+    original = _for_quantization(original)
     kept = [info.name for info in original.graph.input if keep_inputs]
     kept += [info.name for info in original.graph.output if keep_outputs]
-    with warnings.catch_warnings():  # one per weight below 6e-8, which is rounded up to that value
+    with warnings.catch_warnings():  # a warning for each weight below 6e-8, which is rounded up to 6e-8
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(original, keep_io_types=kept)
     graph = OnnxModel(converted)
-    graph.topological_sort()  # the casts were appended at the end
+    graph.topological_sort()  # the converter appends casts at the end
     if to == "bf16":
         _retype(graph.model, weights)
     return bytes(graph.model.SerializeToString())
 
 
 def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
-    """Return True if the weights of products have this type. Biases and scales can have a higher precision."""
+    """Return True if the weights of products have the type `to`. Biases and scales can have a higher precision."""
     import onnx
 
     target = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
@@ -174,8 +174,8 @@ def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
     return target in kinds and onnx.TensorProto.FLOAT not in kinds
 
 
-def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a model with QuantizeLinear to an opset in which that operator accepts float16."""
+def _for_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a model that contains QuantizeLinear to an opset in which this operator accepts float16."""
     import onnx
 
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), _QDQ_OPSET)
@@ -185,7 +185,7 @@ def _for_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield float32 weights: initializers, and constants, which get the name of their output."""
+    """Yield the float32 weights: initializers, and constants under the names of their outputs."""
     import onnx
 
     for tensor in model.graph.initializer:
@@ -200,6 +200,7 @@ def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
+    """Yield each Constant node with its tensor."""
     for node in model.graph.node:
         if node.op_type == "Constant":
             yield from ((node, attribute.t) for attribute in node.attribute if attribute.name == "value")
@@ -218,7 +219,7 @@ def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Change float16 to bfloat16 in a converted model. Weights are converted from their float32 originals."""
+    """Change float16 to bfloat16 in a converted model. Compute the weights from the float32 values in `weights`."""
     import onnx
 
     half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

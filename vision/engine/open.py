@@ -1,4 +1,4 @@
-"""Open the engine of a model: read its folder, load the engine from the cache, or build it."""
+"""Open the engine of a model: load the engine from the cache, or build it from the folder of the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
-    """Return the ONNX file of a model, including its external weights. Raises the errors of the called functions."""
+    """Read the ONNX file of a model, including its external weights. Raise `ModelError` if this is not possible."""
     return with_weights(checked_model_file(folder, spec).read_bytes(), folder)
 
 
@@ -37,7 +37,7 @@ def load_or_build(
     cache: EngineCache,
     force: bool = False,
 ) -> Loaded:
-    """Return the plan of a model from the cache, or build it. Raises the errors of `build_engine` and `EngineCache`."""
+    """Load the plan of a model from the cache, or build it. Raise the errors of `build_engine` and `EngineCache`."""
     onnx = read_onnx(folder, spec)
 
     def build(timing_cache: bytes | None) -> Built:
@@ -57,12 +57,12 @@ def open_engine(
     cache_folder: Path | None = None,
     pool: MemoryPool | None = None,
 ) -> Engine:
-    """Open the engine of a model on the GPU that is current in this thread, from the cache or after a build.
+    """Load the engine of a model on the GPU that is current in this thread. Build the engine if none is cached.
 
     `pool` provides TensorRT's memory, and must outlive the engine.
 
     Raises:
-        ModelError: model, spec, settings, and GPU do not fit together, or other users can write to the cache.
+        ModelError: the model, spec, settings, and GPU do not fit together, or other users can write to the cache.
         DeviceMissing: TensorRT is missing, or no GPU works.
         DeviceError: the GPU has too little memory.
         Closed: the build was canceled.
@@ -80,5 +80,5 @@ def open_engine(
     except ModelError as error:
         if loaded.built is not None:
             raise
-        _log.warning("cannot load the engine from the cache; building it again: %s", error.args[0])
+        _log.warning("cannot load the engine from the cache, so it is built again: %s", error.args[0])
     return load(load_or_build(folder, spec, gpu, plan, options, cache=cache, force=True))

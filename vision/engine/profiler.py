@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
 """Measure the time of each layer of an engine, and describe the layers.
 
-With ``enqueue_emits_profile``, a context with a profiler runs synchronously, so that the measured program differs from
-the real one. Here, it is off, and the times are fetched after each run.
+By default (``enqueue_emits_profile``), a context with a profiler runs synchronously, unlike the detector. Therefore,
+this setting is off, and the times are fetched after each run.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class LayerTime:
     median_ms: float
     min_ms: float
     max_ms: float
-    share: float  # of the sum of all layers' means
+    share: float  # fraction of the sum of the mean times of all layers
 
 
 class LayerTimes:
-    """Collects the reports of TensorRT's profiler: one time for each layer and run."""
+    """Collects the times that TensorRT's profiler reports for each layer and run."""
 
     def __init__(self) -> None:
         self._runs: list[dict[str, float]] = []
 
     def begin_run(self) -> None:
-        """Start a new run."""
+        """Start a new run, to which `add` adds times."""
         self._runs.append({})
 
     def add(self, layer: str, ms: float) -> None:
-        """Add the time of a layer to the current run. Times with the same name are summed."""
+        """Add the time of a layer to the current run. Times of layers with the same name are summed."""
         run = self._runs[-1]
         run[layer] = run.get(layer, 0.0) + ms
 
     @property
     def runs(self) -> int:
-        """Number of runs with reports."""
+        """Number of runs for which times were reported."""
         return sum(1 for run in self._runs if run)
 
     def total_ms(self) -> float:
-        """Return the total time of all layers, averaged over the runs."""
+        """Return the total time of all layers in ms, averaged over the runs."""
         totals = [sum(run.values()) for run in self._runs if run]
         return statistics.fmean(totals) if totals else 0.0
 
@@ -77,7 +77,7 @@ class LayerTimes:
 
 
 def make_profiler(times: LayerTimes) -> trt.IProfiler:
-    """Return a profiler that adds its reports to `times`."""
+    """Return a profiler that adds the times that it receives to `times`."""
 
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
@@ -97,14 +97,14 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Measure each layer over `runs` runs. Do not use the context for other work afterwards.
+    """Measure the time of each layer in `runs` runs. Do not use the context for other work afterwards.
 
-    `launch` enqueues the network once, or launches a graph that was captured with this context's profiler attached.
-    `synchronize` waits until the run has ended. Raises `DeviceError` if TensorRT reports no times.
+    `launch` enqueues the network once, or launches a graph that was captured with the profiler of this context.
+    `synchronize` waits until the run has ended. Raise `DeviceError` if TensorRT reports no times.
     """
     times = LayerTimes()
     profiler = make_profiler(times)
-    context.keep("profiler", profiler)  # TensorRT does not keep it
+    context.keep("profiler", profiler)  # TensorRT does not keep the profiler alive
     context.raw.profiler = profiler
     context.raw.enqueue_emits_profile = False
     for _ in range(warm_up):
@@ -124,7 +124,7 @@ def profile_layers(
 
 @dataclass(frozen=True, slots=True)
 class LayerTensor:
-    """An input or output of a layer."""
+    """Input or output of a layer."""
 
     name: str
     dimensions: tuple[int, ...]
@@ -133,7 +133,7 @@ class LayerTensor:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an engine, which can contain many nodes of the ONNX file."""
+    """Layer of an engine. It can contain many nodes of the ONNX file."""
 
     name: str
     kind: str
@@ -141,11 +141,11 @@ class Layer:
     outputs: tuple[LayerTensor, ...]
     tactic: str
     onnx_nodes: tuple[str, ...]
-    profile: int  # optimization profile that it belongs to
+    profile: int  # index of its optimization profile
 
     @property
     def dtypes(self) -> str:
-        """Types of the outputs, each once."""
+        """Types of the outputs as text, without duplicates."""
         return ", ".join(dict.fromkeys(tensor.dtype for tensor in self.outputs if tensor.dtype))
 
 
@@ -154,7 +154,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON of the engine inspector, with any version and verbosity. Raises `ModelError` without layers."""
+    """Parse the JSON of the engine inspector, of any version and verbosity. Raise `ModelError` if it has no layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
@@ -166,7 +166,7 @@ def parse_layers(information: str) -> tuple[Layer, ...]:
 
 
 def _layer(described: Any) -> Layer:
-    if isinstance(described, str):  # an engine that was built without detailed verbosity
+    if isinstance(described, str):  # the engine was built without detailed verbosity
         return _layer({"Name": described})
     name, profile = _split_profile(str(described.get("Name", "")))
     return Layer(
@@ -202,7 +202,7 @@ def _tensor(described: Any) -> LayerTensor:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Times and layers of one engine at one shape."""
+    """Layers of an engine, and their times for one input shape."""
 
     label: str
     shape: str
@@ -212,12 +212,12 @@ class Profile:
     layers: tuple[Layer, ...]
 
     def layer_of(self, name: str) -> Layer | None:
-        """Return the description of a timed layer."""
+        """Return the description of the layer with this name; None if there is none."""
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
 
     def table(self, most: int | None = None) -> str:
-        """Return a table as text, with the slowest layers first. It has at most `most` layers."""
+        """Return a table of the `most` slowest layers as text, the slowest first. None means all layers."""
         ordered = sorted(self.times, key=lambda time: -time.mean_ms)
         rows = [("ms", "%", "max ms", "kind", "type", "layer")]
         rows += [self._row(time) for time in (ordered if most is None else ordered[:most])]

@@ -1,7 +1,7 @@
-"""Optimization profiles: the ranges of shapes that an engine is tuned for, and the choice of one to run a shape.
+"""Create the optimization profiles of an engine, and choose the profile with which to run given shapes.
 
-TensorRT does not choose a profile. The first profile that fits is often the widest and slowest. The fastest is the one
-that is tuned for the nearest shape.
+A profile is a range of input shapes, with one shape for which the engine is tuned. TensorRT does not choose a profile.
+The first profile that fits is often the widest and slowest. The fastest profile is tuned for the nearest shape.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64)
-"""Limits of the batch ranges, each with its own profile: kernels tuned for 64 frames are slow for 1, and vice versa."""
+"""Limits of the ranges of batch sizes that have separate profiles: kernels tuned for 64 frames are slow for 1 frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Minimum, optimum, and maximum shape of one input, or values of one shape-tensor input."""
+    """Minimum, optimum, and maximum of the shape of one input, or of the values of an input that determines shapes."""
 
     min: Shape
     opt: Shape
@@ -46,17 +46,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One optimization profile of an engine: a range for each input. `values` is for shape-tensor inputs."""
+    """Optimization profile: ranges of shapes for all inputs, and ranges of values for inputs that determine shapes."""
 
     shapes: Mapping[str, Range]
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if the shape of every given input lies in its range. Return False for unknown inputs."""
+        """Return True if the shape of every given input is in its range. Unknown inputs are in no range."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
-        """Return the distance from the optimum shapes: the sum of ``|log(size / opt)|`` over the dimensions."""
+        """Return the distance from the optimum shapes: the sum of ``|log(size / opt)|`` over all dimensions."""
         return sum(
             abs(math.log(max(size, 1) / max(best, 1)))
             for name, shape in shapes.items()
@@ -64,7 +64,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of elements of all inputs at the maximum shapes, and its difference from the minimum."""
+        """Return the total size of the inputs at the maximum shapes, and how much larger it is than at the minimum."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -75,8 +75,8 @@ class Profile:
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """Return the index of the profile that contains `shapes` and is tuned for the nearest shapes.
 
-    Profiles can overlap. If several are equally near, the order is: smallest maximum size, narrowest range, lowest
-    index. If no profile contains `shapes`, this raises a `ModelError` that lists the ranges of all profiles.
+    If several profiles are equally near, choose by smallest maximum size, then narrowest range, then lowest index. If
+    no profile contains `shapes`, raise a `ModelError` that lists the ranges of all profiles.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.contains(shapes)]
     if not fitting:
@@ -91,10 +91,10 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
 
 
 def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
-    """Return (min, opt, max) of the batch for the bands 1-4, 4-16, 16-64, and so on, up to `max_batch`.
+    """Return (min, opt, max) of the batch size for the ranges 1-4, 4-16, 16-64, and so on, up to `max_batch`.
 
-    `opt` is the upper limit of a band. In the last band, this is `max_batch`, which busy systems run. Bands share their
-    limits, so that a batch at a limit uses the profile that is tuned for it.
+    `opt` is the upper limit of a range. In the last range, it is `max_batch`, which busy systems run. Ranges share
+    their limits, so that a batch whose size is a limit uses the profile that is tuned for this size.
     """
     if max_batch == 1:
         return ((1, 1, 1),)
@@ -103,11 +103,11 @@ def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes that a detector runs. Any other batch is padded with empty rows to the next larger size.
+    """Return the batch sizes that a detector runs. Other batches are padded with empty rows to the next larger size.
 
-    The sizes are powers of two, and `max_batch`. Each size needs a context and a graph in every slot, which takes
-    seconds at the start. Empty rows take little time, because in a camera system a batch is either small, so that the
-    GPU is not fully used, or has `max_batch` frames.
+    The sizes are the powers of two up to `max_batch`, and `max_batch`. Each size needs a context and a graph in every
+    slot, which takes seconds at the start. Empty rows take little time, because in a camera system a batch is either
+    so small that the GPU is not fully used, or has `max_batch` frames.
     """
     return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
@@ -117,15 +117,15 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
-    """An input as the ONNX file declares it."""
+    """Input that the ONNX file declares."""
 
     name: str
-    shape: Shape  # -1 for a dimension that the file leaves open
-    is_shape_tensor: bool = False  # its values decide shapes
+    shape: Shape  # -1 means that the file leaves a dimension open
+    is_shape_tensor: bool = False  # True if its values determine shapes
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """Return the input for frames: the first one with four dimensions, (batch, channels, height, width)."""
+    """Return the input for frames: the first input with four dimensions (batch, channels, height, width)."""
     for tensor in inputs:
         if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
             return tensor
@@ -139,12 +139,12 @@ def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 def make_profiles(
     inputs: Sequence[NetworkInput], spec: ModelSpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
-    """Return the profiles of a model: those of its spec, or batch bands up to `plan.max_batch`.
+    """Create the profiles of a model: those of its spec, or ranges of batch sizes up to `plan.max_batch`.
 
-    A library that selects kernels by rules (`plan.fixed_batches`) selects much better ones if the shape is fixed, so
-    each size of `batch_sizes` also gets a separate profile. A DLA supports no layer with an open shape, so it gets only
-    one batch size. The input for frames must have `channels` channels. Raises `ModelError` if spec, ONNX file, and plan
-    contradict each other.
+    A library that selects kernels by rules (`plan.fixed_batches`) selects much better kernels if the shape is fixed.
+    Therefore, each size of `batch_sizes` also gets a separate profile. A DLA supports only fixed shapes, so its profile
+    has one batch size. The input for frames must have `channels` channels. Raise `ModelError` if the spec, the ONNX
+    file, and the plan contradict each other.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
     specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]
@@ -165,7 +165,7 @@ def make_profiles(
 
 
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
-    """Return the batch bands of a model. `fixed` is its batch size in the ONNX file, or negative if it is open."""
+    """Return the ranges of batch sizes of a model. `fixed` is the batch size in the ONNX file, negative if open."""
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
             f"the model's batch is fixed to {fixed} in the ONNX file, but max_batch is {plan.max_batch}",
@@ -204,7 +204,7 @@ def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]]
     if tensor.name not in table:
         raise ModelError(
             f"the ONNX file leaves {tensor.name} {tensor.shape} open, but model.yaml has no {key} for it",
-            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` to it",
+            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` there",
             code="profile-missing",
         )
     return Range(*table[tensor.name])
@@ -226,7 +226,7 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
 
 
 def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
-    """Return the range of an input that is fixed, has the batch as its first dimension, or is in the profile."""
+    """Return the range of an input that is not for frames, from its shape and the batch sizes or from the profile."""
     shape = tensor.shape
     if tensor.name not in profile.shapes and all(size >= 0 for size in shape[1:]):
         return Range(*((size if shape[0] < 0 else shape[0], *shape[1:]) for size in profile.batch))

@@ -1,7 +1,7 @@
-"""Progress of a build, as nested phases, and its cancellation.
+"""Report the progress of an engine build as nested phases, and cancel a build.
 
-TensorRT blocks the building thread for minutes, in which only its callbacks run Python code. So the build has a
-separate thread. Ctrl-C reaches the thread that waits, and the next callback tells TensorRT to stop.
+TensorRT blocks the thread of the build for minutes. During this time, only its callbacks run Python code. Therefore,
+the build has a separate thread. Ctrl-C reaches the waiting thread, and the next callback tells TensorRT to stop.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A running phase of TensorRT. A step of a phase can contain other phases."""
+    """Running phase of a build. A step of a phase can contain other phases."""
 
     name: str
-    depth: int  # 0 for the build as a whole
-    done: int
+    depth: int  # 0 means the whole build
+    done: int  # number of completed steps
     steps: int
-    parent: str | None = None
+    parent: str | None = None  # name of the phase that contains this phase
 
 
 class BuildListener(Protocol):
-    """Receiver of a build's progress, called from TensorRT's threads."""
+    """Receives the progress of a build. TensorRT's threads call the methods."""
 
     def parsed(self, layers: int) -> None:
-        """Receive the number of layers before fusion, after the ONNX file is parsed."""
+        """Receive the number of layers before fusion. Called after the ONNX file was parsed."""
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Receive the open phases, outermost first. Steps of different phases take different times."""
+        """Receive the running phases, outermost first. Steps of different phases take different times."""
 
     def built(self, plan_bytes: int) -> None:
-        """Receive the size of the engine."""
+        """Receive the size of the engine in bytes. Called after a successful build."""
 
 
 class LogListener:
-    """Listener that logs the progress at intervals, for services."""
+    """Logs the progress every `every_s` seconds, for services."""
 
     def __init__(self, label: str, clock: Callable[[], int] = time.monotonic_ns, every_s: float = 15.0) -> None:
         self._label = label
@@ -57,7 +57,7 @@ class LogListener:
         _log.info("building %s: %d layers before fusion", self._label, layers)
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Log the current phase, unless the last line is recent."""
+        """Log the innermost running phase, unless the last line was logged recently."""
         now_ns = self._clock()
         if phases and now_ns - self._logged_ns >= self._every_ns:
             self._logged_ns = now_ns
@@ -66,29 +66,29 @@ class LogListener:
             _log.info("building %s: %.0f s, %s %d/%d", self._label, seconds, inner.name, inner.done, inner.steps)
 
     def built(self, plan_bytes: int) -> None:
-        """Log the end of the build."""
+        """Log the size of the engine and the duration of the build."""
         seconds = (self._clock() - self._started_ns) / 1e9
         _log.info("built %s: %.1f MiB in %.1f s", self._label, plan_bytes / 2**20, seconds)
 
 
 class Monitor:
-    """The three methods of TensorRT's progress monitor, without TensorRT."""
+    """Implements the methods of TensorRT's progress monitor without importing TensorRT."""
 
     def __init__(self, listener: BuildListener, cancel: threading.Event) -> None:
         self._listener = listener
         self._cancel = cancel
         self._open: dict[str, Phase] = {}
-        self._lock = threading.Lock()  # phases come from several threads
+        self._lock = threading.Lock()  # several threads report phases
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Start a phase as a part of one step of its parent."""
+        """Start a phase of `num_steps` steps within a step of its parent phase, if any."""
         with self._lock:
             above = self._open.get(parent_phase) if parent_phase else None
             self._open[phase_name] = Phase(phase_name, above.depth + 1 if above else 0, 0, num_steps, parent_phase)
             self._report()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Record that step `step` is complete, counted from 0. Return False to stop the build."""
+        """Record that step `step`, counted from 0, is complete. Return False to stop the build."""
         with self._lock:
             phase = self._open.get(phase_name)
             if phase is not None:
@@ -97,7 +97,7 @@ class Monitor:
         return not self._cancel.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
-        """End a phase and all phases inside it, possibly before its last step."""
+        """End a phase and all phases within it. This can happen before the last step."""
         with self._lock:
             self._close(phase_name)
             self._report()
@@ -114,7 +114,7 @@ class Monitor:
 def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
     """Run `work` in a separate thread, and wait for it. Return its result, or raise its error.
 
-    Ctrl-C sets `cancel`. `KeyboardInterrupt` is raised when `work` has ended.
+    Ctrl-C sets `cancel`. When `work` has then ended, `KeyboardInterrupt` is raised.
     """
     outcome: Future[_T] = Future()
     begun, ended = threading.Event(), threading.Event()
@@ -130,7 +130,7 @@ def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
 
     thread = threading.Thread(target=run, name="engine build", daemon=True)
     interrupted: KeyboardInterrupt | None = None
-    starts = [thread.start]  # emptied before the call, so that Ctrl-C during it cannot cause a second call
+    starts = [thread.start]  # emptied before the call, so that Ctrl-C during the call cannot cause a second call
     while not ended.is_set():
         try:
             if starts:

@@ -1,7 +1,7 @@
-"""An engine in memory, and the execution contexts that run it.
+"""Load an engine into memory, and run it with execution contexts.
 
-TensorRT reports most failures by returning False or None, and writes a line to its log. This module raises an exception
-with that line instead. Only calls on a `trt` object need a GPU. The rest is plain data.
+TensorRT reports most failures by returning False or None, and by writing the reason to its log. This module raises an
+exception that contains the reason. Only calls of `trt` objects need a GPU. Everything else is plain data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
-    """Return an error with TensorRT's messages and, if an allocation failed, its size."""
+    """Return an error for `action` with TensorRT's messages and, if an allocation failed, its size."""
     reason = "; ".join(log.errors()) or "no reason given"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Yield a check for results of TensorRT. It raises an error with the log lines of the block."""
+    """Yield a function that raises an error if a result of TensorRT is False or None, with the log of the block."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -48,21 +48,22 @@ def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
 
 
 class Context:
-    """One execution context of a profile and a slot: a change of profile invalidates its graphs. Not thread-safe.
+    """Runs an engine with one optimization profile, for one slot. Not thread-safe.
 
-    The caller owns the scratch memory. Call `give_memory` before the first `enqueue`. The memory is in use until the
-    enqueued work has ended on the GPU. Methods raise `DeviceError` if TensorRT refuses the call.
+    The profile cannot be changed, because a change would invalidate graphs. The caller owns the scratch memory. Call
+    `give_memory` before the first `enqueue`. The memory is in use until the enqueued work has ended on the GPU. Methods
+    raise `DeviceError` if TensorRT refuses the call.
     """
 
     def __init__(self, engine: Engine, raw: trt.IExecutionContext, profile: int) -> None:
-        self._engine = engine  # TensorRT needs it to live longer
-        self._kept: dict[str, object] = {}  # host values and allocators that TensorRT points to
+        self._engine = engine  # keeps the engine alive, as TensorRT requires
+        self._kept: dict[str, object] = {}  # host memory and allocators to which TensorRT points
         self.raw = raw
         self.profile = profile
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the scratch memory for the largest shapes of the profile, in bytes."""
+        """Size in bytes of the scratch memory that the largest shapes of the profile need."""
         return int(self._engine.raw.get_device_memory_size_for_profile_v2(self.profile))
 
     def keep(self, name: str, what: object) -> None:
@@ -70,14 +71,14 @@ class Context:
         self._kept[name] = what
 
     def give_memory(self, address: int, size: int) -> None:
-        """Use `size` bytes at `address` (256-byte aligned device memory) as scratch memory."""
+        """Set the scratch memory: `size` bytes of device memory at `address`, which must be aligned to 256 bytes."""
         if address % 256:
             raise DeviceError(f"scratch memory must be aligned to 256 bytes, got address {address:#x}")
         with _refusing(f"scratch memory of {size} bytes was refused"):
             self.raw.set_device_memory(address, size)
 
     def set_shape(self, name: str, shape: Shape) -> None:
-        """Set the shape of an input. Raises `ModelError` if the profile does not contain it."""
+        """Set the shape of an input. Raise `ModelError` if the profile does not contain this shape."""
         allowed = self._engine.profiles[self.profile].shapes.get(name)
         if allowed is None or shape not in allowed:
             raise ModelError(
@@ -89,19 +90,19 @@ class Context:
             check(self.raw.set_input_shape(name, shape))
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
-        """Set the values of a shape-tensor input. The context keeps the host memory that contains them."""
+        """Set the values of an input that determines shapes. The context keeps the host memory that contains them."""
         tensor = self._engine.tensor(name)
         array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
         self.keep(f"values of {name}", array)
         self.set_address(name, array.ctypes.data)
 
     def set_address(self, name: str, address: int) -> None:
-        """Set the address of an input or output. A graph that is already captured keeps the old address."""
+        """Set the address of an input or output. Graphs that are already captured keep the old address."""
         with _refusing(f"address of {name} was refused") as check:
             check(self.raw.set_tensor_address(name, address))
 
     def set_output_allocator(self, name: str, allocator: trt.IOutputAllocator) -> None:
-        """Set the allocator from which TensorRT requests the memory of an output with a data-dependent size."""
+        """Set the allocator from which TensorRT requests the memory of an output whose size depends on the data."""
         self.keep(f"allocator of {name}", allocator)
         with _refusing(f"output allocator of {name} was refused") as check:
             check(self.raw.set_output_allocator(name, allocator))
@@ -110,13 +111,13 @@ class Context:
         """Return the size of each output for the current input shapes. The shapes of all inputs must be set."""
         inputs = {tensor.name: as_shape(self.raw.get_tensor_shape(tensor.name)) for tensor in self._engine.inputs}
         missing = [name for name, shape in inputs.items() if min(shape, default=0) < 0]
-        if missing:  # TensorRT 10.3 crashes in its error path off the main thread
+        if missing:  # in this case, TensorRT 10.3 crashes outside of the main thread
             raise DeviceError(f"inputs without a shape: {', '.join(missing)}")
         with _refusing("the output shapes could not be inferred") as check:
             open_names = self.raw.infer_shapes()
             check(open_names)
         if open_names:
-            raise DeviceError(f"the output shapes could not be inferred: {', '.join(open_names)} not specified")
+            raise DeviceError(f"the output shapes could not be inferred without {', '.join(open_names)}")
         return {tensor.name: self._output_size(tensor) for tensor in self._engine.outputs}
 
     def _output_size(self, tensor: Tensor) -> OutputSize:
@@ -127,17 +128,17 @@ class Context:
         return OutputSize(None, bound if 0 < bound < 1 << 40 else None)
 
     def enqueue(self, stream: int) -> None:
-        """Queue one run of the network on a stream. Does not wait."""
+        """Queue one run of the network on the stream with the handle `stream`, without waiting."""
         if not self.raw.execute_async_v3(stream):
             raise DeviceError(f"{self._engine.label} could not be started: {recent_errors()}")
 
 
 class Engine:
-    """An engine: its tensors and profiles as plain data. Creates execution contexts. Thread-safe.
+    """Loaded engine that creates execution contexts, and describes its tensors and profiles. Thread-safe.
 
-    `load_engine` creates an engine from a plan. `owners`, such as the runtime, live as long as `raw`. `pool` provides
-    TensorRT's memory, and must outlive the engine. `kernel_file` stores the kernels that TensorRT-RTX compiles at run
-    time. They are code, like the plan, so other users must not be able to write to the file.
+    `load_engine` creates an engine from a plan. `owners` are objects, such as the runtime, to keep as long as `raw`.
+    `pool` provides TensorRT's memory, and must outlive the engine. `kernel_file` stores the kernels that TensorRT-RTX
+    compiles at run time. Like the plan, they are code, so other users must not be able to write to the file.
     """
 
     def __init__(
@@ -164,14 +165,14 @@ class Engine:
 
     @property
     def raw(self) -> trt.ICudaEngine:
-        """TensorRT's own object. Raises `DeviceError` after `close`."""
+        """TensorRT's own engine object. Raises `DeviceError` after `close`."""
         if self._raw is None:
             raise DeviceError(f"{self.label} is closed")
         return self._raw
 
     @property
     def max_batch(self) -> int:
-        """Maximum number of frames in one run: the largest first dimension of the first input."""
+        """Maximum number of frames in one run, that is, of the first dimension of the first input."""
         name = self.inputs[0].name
         return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
 
@@ -182,7 +183,7 @@ class Engine:
 
     @property
     def weights_bytes(self) -> int:
-        """Size of the weights on the device, in bytes. If unknown, the size of the plan, which is slightly larger."""
+        """Size in bytes of the weights on the GPU. If unknown, the size of the plan, which is slightly larger."""
         statistic = member_of("EngineStat", "TOTAL_WEIGHTS_SIZE")
         if statistic is None or not hasattr(self.raw, "get_engine_stat"):
             return self.plan_bytes
@@ -190,7 +191,7 @@ class Engine:
         return size if size >= 0 else self.plan_bytes
 
     def tensor(self, name: str) -> Tensor:
-        """Return an input or output by name. Raises `ModelError` if there is no tensor with this name."""
+        """Return the input or output with this name. Raise `ModelError` if the engine has none."""
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
@@ -198,30 +199,30 @@ class Engine:
         raise ModelError(f"{self.label} has no tensor {name}; it has {names}", code="no-tensor")
 
     def choose(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the index of the profile with which to run `shapes`. See `choose_profile`."""
+        """Return the index of the best profile for inputs of these shapes. See `choose_profile`."""
         return choose_profile(self.profiles, shapes)
 
     def create_context(self, profile: int, stream: int) -> Context:
-        """Create a context for the profile with this index. The caller provides its scratch memory.
+        """Create a context for the profile with the index `profile`. The caller provides its scratch memory.
 
-        `stream` receives the copies that a change of profile may need: synchronize it, or also use it for `enqueue`.
-        Raises `DeviceError` if TensorRT refuses, for example because of a lack of memory.
+        Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`. Raise
+        `DeviceError` if TensorRT refuses, for example because it lacks memory.
         """
         with collect_log() as log:
             raw = self._new_context()
             if raw is None:
                 raise _device_error(f"no execution context for {self.label}", log, self._pool)
-        # The engine contains details for `vision profile`, which would slow down the tracer at every run.
+        # With the details that the engine contains for `vision profile`, every run would be slower under a tracer.
         raw.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         with _refusing(f"profile {profile} of {self.label} was refused") as check:
             check(raw.set_optimization_profile_async(profile, stream))
         return Context(self, raw, profile)
 
     def _new_context(self) -> trt.IExecutionContext | None:
-        """Create a context whose caller captures its graphs.
+        """Create a context that is suitable for CUDA graphs; None if TensorRT fails.
 
-        A captured graph must not contain fallback kernels that TensorRT-RTX replaces later. Therefore, the library is
-        set to compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the default).
+        A captured graph must not contain fallback kernels that TensorRT-RTX replaces later. Therefore, the library must
+        compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the default).
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):
@@ -238,19 +239,17 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Create a cache for all contexts, and load the kernels of `file` into it."""
+        """Create a cache of compiled kernels for all contexts, and load the contents of `file` into it."""
         cache = config.create_runtime_cache()
         kernels = read_checked(file)
         if kernels is None:
-            _log.info(
-                "%s: compiling its kernels, once on this machine; this takes several seconds per batch size", self.label
-            )
+            _log.info("%s: compiling kernels, which takes several seconds per batch size, only once", self.label)
         elif not cache.deserialize(kernels):
-            _log.info("%s: the saved kernels do not fit this driver or library; compiling again", self.label)
+            _log.info("%s: the saved kernels do not fit this driver or library; compiling them again", self.label)
         return cache
 
     def save_kernels(self) -> bool:
-        """Store the compiled kernels for the next start. Call it after the warm-up. Return False if there are none."""
+        """Store the compiled kernels for the next start. Call this after the warm-up. Return False if none exist."""
         memory = self._compiled.serialize() if self._compiled is not None else None
         if memory is None or not memory.nbytes or self._kernel_file is None:
             return False
@@ -265,7 +264,7 @@ class Engine:
         return True
 
     def information(self) -> str:
-        """Return the layers as JSON. It contains only names, unless the engine was built with detailed verbosity."""
+        """Return the layers as JSON. Without detailed verbosity at the build, the JSON contains only names."""
         return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
@@ -289,12 +288,12 @@ def load_engine(
     label: str = "engine",
     dla_core: int | None = None,
 ) -> Engine:
-    """Deserialize a plan on the GPU that is current in this thread. See `Engine` for the arguments.
+    """Load a plan on the GPU that is current in this thread. For the arguments, see `Engine`.
 
-    `dla_core` is the core that the plan was built for. Without it, TensorRT uses the first core.
+    `dla_core` is the DLA core for which the plan was built. If it is None, TensorRT uses the first core.
 
     Raises:
-        ModelError: the plan was not built for this machine and library, or is damaged.
+        ModelError: the plan is damaged, or was built for a different machine or library.
         DeviceMissing: no GPU works.
         DeviceError: the engine does not fit into the GPU's memory.
     """
@@ -302,8 +301,8 @@ def load_engine(
     with collect_log() as log:
         runtime = start(trt.Runtime, log)
         if pool is not None:
-            setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - write-only, so the stubs do not have it
-            pool.last_failure = ""  # an earlier failure may not have mattered to TensorRT
+            setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - the stubs lack this write-only property
+            pool.last_failure = ""  # TensorRT may have recovered from an earlier failure
         aim_at_dla(runtime, dla_core)
         causes = invalidity(runtime, plan)
         raw = or_none(runtime.deserialize_cuda_engine(plan))
@@ -320,15 +319,15 @@ def load_engine(
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
-    """Select the accelerator on which the plans of `runtime` run, if the machine has it."""
+    """Select the DLA core on which the plans of `runtime` run, if the machine has this core."""
     if core is not None and core < runtime.num_DLA_cores:
         runtime.DLA_core = core
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """Return the reasons why TensorRT-RTX finds a plan invalid on this machine. Empty if the library has no such call.
+    """Return the reasons why TensorRT-RTX finds a plan invalid on this machine. Empty if the library cannot tell.
 
-    They do not justify refusing the plan: version 1.6.1 reports "unsupported cc" on an H100, but loads and runs it.
+    The reasons do not justify refusing a plan: version 1.6.1 reports "unsupported cc" on an H100, but runs the plan.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return []

@@ -1,4 +1,4 @@
-"""Inputs, outputs, and profiles of engines and of parsed networks, as plain data."""
+"""Descriptions of the inputs, outputs, and profiles of engines and of parsed networks, as plain data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from vision.engine.build_plan import FLOATS, BuildPlan, Quantised
+from vision.engine.build_plan import FLOATS, BuildPlan, Quantized
 from vision.engine.library import find_library, trt
 from vision.engine.onnx_transform import INTERLEAVED_CHANNELS
 from vision.engine.profiles import NetworkInput, Profile, Range, Shape
@@ -31,12 +31,12 @@ class _Dims(Protocol):
 
 
 def as_shape(dims: _Dims) -> Shape:
-    """Return a ``trt.Dims`` as a tuple."""
+    """Convert a ``trt.Dims`` to a tuple."""
     return tuple(dims[index] for index in range(len(dims)))
 
 
 def dtype_name(member: str) -> str:
-    """Return the name of a ``trt.DataType`` member, as in `ITEM_BITS`. `trt.nptype` does not support half of them."""
+    """Return the key of `ITEM_BITS` for a ``trt.DataType`` member. `trt.nptype` supports only half of the members."""
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:
@@ -52,8 +52,8 @@ class Tensor:
     dtype: str  # a key of ITEM_BITS
     shape: Shape  # -1 for a dimension that is not fixed
     location: Literal["device", "host"]
-    is_shape_io: bool  # its values decide other shapes; addresses of such inputs are host addresses
-    interleaved: bool = False  # (B, 4, H, W) that lies in memory as (B, H, W, 4)
+    is_shape_io: bool  # True if its values determine other shapes; the address of such an input is a host address
+    interleaved: bool = False  # True for a shape (B, 4, H, W) that is stored as (B, H, W, 4)
 
     @property
     def channels(self) -> int:
@@ -61,7 +61,7 @@ class Tensor:
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Return the size in bytes of a buffer with the shape `shape`, which must have no open dimension."""
+        """Return the size in bytes of this tensor if it has the shape `shape`, in which no dimension is open (-1)."""
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
         return -(-math.prod(shape) * ITEM_BITS[self.dtype] // 8)
@@ -69,10 +69,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputSize:
-    """Size of one output. `shape` is None if it depends on the data (NonMaxSuppression, NonZero)."""
+    """Size of one output for given input shapes."""
 
-    shape: Shape | None
-    bytes: int | None  # None if not even a bound is known: use an output allocator
+    shape: Shape | None  # None if it depends on the data (NonMaxSuppression, NonZero)
+    bytes: int | None  # maximum size; None if unknown, so that an output allocator is needed
 
 
 def read_tensors(engine: Any) -> tuple[Tensor, ...]:
@@ -93,12 +93,12 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
 
 
 def _format(engine: Any, name: str) -> Any:
-    """Return the format of the first profile. Without a number, an engine with several profiles logs a warning."""
+    """Return the memory format of a tensor. The first profile is named, because TensorRT otherwise logs a warning."""
     return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Return the input ranges of every profile. For outputs, TensorRT returns shapes that cannot be iterated."""
+    """Return the profiles of an engine, with ranges for inputs only. Shapes of outputs cannot be read from TensorRT."""
     inputs = [tensor for tensor in tensors if tensor.mode == "input"]
     return tuple(
         Profile(
@@ -107,7 +107,7 @@ def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]
                 for tensor in inputs
             },
             values={
-                # positional: the bindings have the names of these two arguments swapped
+                # by position, because the bindings swap the names of these two arguments
                 tensor.name: Range(*(tuple(values) for values in engine.get_tensor_profile_values(index, tensor.name)))
                 for tensor in inputs
                 if tensor.is_shape_io and tensor.location == "host"
@@ -121,7 +121,7 @@ def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]
 
 
 def inputs_of(network: trt.INetworkDefinition) -> tuple[NetworkInput, ...]:
-    """Return the inputs of a parsed network."""
+    """Return the inputs of a parsed network as plain data."""
     tensors = (network.get_input(index) for index in range(network.num_inputs))
     return tuple(NetworkInput(tensor.name, as_shape(tensor.shape), bool(tensor.is_shape_tensor)) for tensor in tensors)
 
@@ -129,11 +129,11 @@ def inputs_of(network: trt.INetworkDefinition) -> tuple[NetworkInput, ...]:
 def add_profile(
     builder: trt.Builder, config: trt.IBuilderConfig, inputs: Sequence[NetworkInput], profile: Profile
 ) -> trt.IOptimizationProfile:
-    """Add a profile to a configuration. The caller keeps the result until the build has ended.
+    """Add a profile to a build configuration. The caller must keep the result until the build has ended.
 
     TensorRT accepts `set_shape_input` for inputs that are not shape tensors, but then the build fails because a range
-    is missing. It also accepts a minimum above the maximum, which only makes the profile false as a bool. This function
-    raises `ModelError` in both cases.
+    is missing. It also accepts a minimum above the maximum, after which the profile is false as a bool. Raise
+    `ModelError` in both cases.
     """
     added = builder.create_optimization_profile()
     try:
@@ -153,7 +153,7 @@ def add_profile(
     return added
 
 
-def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
+def quantization_of(network: trt.INetworkDefinition) -> Quantized:
     """Return the type of the QuantizeLinear nodes of a network, or "none" if it has no such nodes."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -165,16 +165,17 @@ def quantisation_of(network: trt.INetworkDefinition) -> Quantised:
 
 
 def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
-    """Return the floating-point types that a network computes in."""
+    """Return the floating-point types in which a network computes."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
     outputs = (layer.get_output(index) for layer in layers for index in range(layer.num_outputs))
     return frozenset(dtype_name(tensor.dtype.name) for tensor in outputs if tensor is not None) & FLOATS
 
 
 def halve_ends(network: Any, plan: BuildPlan) -> None:
-    """Set 16-bit inputs or outputs in a weakly typed network. A strongly typed network has them in its ONNX file.
+    """Set the types of the inputs and outputs of a weakly typed network, if `plan` requests 16 bits for some of them.
 
-    Also sets float32 inputs or outputs, because the type of an output can otherwise follow from the type of the input.
+    The others are set to float32, because the type of an output could otherwise follow from the type of an input. For a
+    strongly typed network, the ONNX file contains these types.
     """
     half = {"fp16": "HALF", "bf16": "BF16"}.get(plan.precision)
     if half is None or not (plan.half_input or plan.half_outputs):
@@ -184,7 +185,7 @@ def halve_ends(network: Any, plan: BuildPlan) -> None:
     kinds = [(tensor, half if plan.half_input else "FLOAT") for tensor in inputs]
     kinds += [(tensor, half if plan.half_outputs else "FLOAT") for tensor in outputs]
     floats = [(tensor, kind) for tensor, kind in kinds if dtype_name(tensor.dtype.name) == "float32"]
-    with warnings.catch_warnings():  # deprecated since strong typing, but correct with weak typing
+    with warnings.catch_warnings():  # TensorRT deprecates setting types, but weak typing needs it
         warnings.simplefilter("ignore", DeprecationWarning)
         for tensor, kind in floats:
             tensor.dtype = getattr(trt.DataType, kind)

@@ -1,6 +1,6 @@
-"""Spans on a timeline, written as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
+"""Record time spans, and write them as a Chrome trace (for chrome://tracing or https://ui.perfetto.dev).
 
-The format is the JSON object form of "Trace Event Format": complete events (``ph: X``), in microseconds.
+The format is the JSON object form of the "Trace Event Format", with complete events (``ph: X``) in microseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vision.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One span of time. `lane` is the row in which it is drawn, such as a slot, a thread, or the copy engine."""
+    """Named span of time. `lane` names the row of the diagram, such as a slot, a thread, or the copy engine."""
 
     name: str
     lane: str
@@ -30,7 +30,7 @@ class Span:
 
 
 class SpanRecorder:
-    """Ring buffer of the newest `keep` spans. Thread-safe. `clock` returns monotonic nanoseconds."""
+    """Stores the newest `keep` spans. Thread-safe. `clock` returns a monotonic time in ns."""
 
     def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._spans: deque[Span] = deque(maxlen=keep)
@@ -44,7 +44,7 @@ class SpanRecorder:
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
-        """Measure a block of code on the host."""
+        """Measure the `with` block on the host, and add the span."""
         start_ns = self._clock()
         try:
             yield
@@ -58,7 +58,7 @@ class SpanRecorder:
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
-    """Return one span per layer, one after another, from (name, milliseconds) in the order of execution."""
+    """Return consecutive spans for layers that are given as (name, duration in ms) in the order of execution."""
     spans: list[Span] = []
     for name, ms in layers:
         end_ns = start_ns + round(ms * 1e6)
@@ -68,7 +68,7 @@ def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -
 
 
 def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
-    """Convert spans to a trace. Time 0 is the earliest start. Lanes are sorted by name."""
+    """Convert spans to a Chrome trace. Time 0 is the start of the earliest span. Lanes are sorted by name."""
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     origin_ns = ordered[0].start_ns if ordered else 0
     lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}
@@ -93,7 +93,7 @@ def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans for chrome://tracing or Perfetto. Raises `ConfigError` if the file cannot be written."""
+    """Write spans to a Chrome trace file. Raise `ConfigError` if the file cannot be written."""
     try:
         path.write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
     except OSError as error:

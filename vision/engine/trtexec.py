@@ -1,7 +1,7 @@
-"""The `nsys`, `trtexec`, and `tensorrt_rtx` commands for the installed library.
+"""Generate command lines of `nsys`, `trtexec`, and `tensorrt_rtx` for the installed library.
 
-trtexec 11 removed some options of version 10 and inverted others: CUDA graphs, spinning, and no transfers are now its
-defaults. Results of both versions are comparable only with the options below.
+trtexec 11 has fewer options than version 10, and different defaults: it uses CUDA graphs, spins while it waits, and
+transfers no data. Results of both versions can be compared only with the options below.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vision.engine.profiles import Profile, Shape
 _TRTEXEC_PLACES = (Path("/usr/src/tensorrt/bin/trtexec"), Path("/opt/tensorrt/bin/trtexec"))
 
 Dialect: TypeAlias = Literal["trtexec-10", "trtexec-11", "tensorrt_rtx"]
-"""The set of options of a tool. `trtexec-10` has options for precisions (weak typing), `trtexec-11` does not."""
+"""Set of options of a tool. Only `trtexec-10` has options for the precision, because it supports weak typing."""
 
 _LIKE_THE_DETECTOR: Mapping[Dialect, tuple[str, ...]] = {
     "trtexec-10": ("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
-    "trtexec-11": (),  # its defaults
+    "trtexec-11": (),  # these options are its defaults
     "tensorrt_rtx": ("--specializeStrategyDS=eager", "--rtxCudaGraphStrategy=wholeGraph"),
 }
 _PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ _PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """The command-line tool of a library. `found` is True if it is installed on this machine."""
+    """Command-line tool of a library. `found` is True if the tool is installed on this machine."""
 
     dialect: Dialect
     program: str
@@ -45,14 +45,14 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return the set of options of the tool that belongs to a library."""
+    """Return which set of options the tool of a library has."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """Find the tool on this machine. If it is missing, `program` is its name. JetPack installs trtexec outside PATH."""
+    """Find the tool in PATH and in `places`, where JetPack installs it. If it is missing, `program` is its name."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":
@@ -61,27 +61,27 @@ def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Too
 
 
 def installed_tool() -> Tool:
-    """Return the tool that belongs to the library of this process."""
+    """Return the command-line tool of the installed library."""
     return find_tool(dialect_of(find_library().flavour, weak_typing=has_weak_typing()))
 
 
 def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
-    """Return the Nsight Systems command for `target`. It traces each kernel of a CUDA graph."""
+    """Return the Nsight Systems command that runs `target` and traces each kernel of a CUDA graph."""
     options = ["--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--force-overwrite=true", "--output=vision"]
     command = [shutil.which("nsys") or "nsys", "profile", *options]
-    if tegra:  # the GPU's decoder and encoder; needs root
+    if tegra:  # traces the video decoder and encoder, which requires root
         command = ["sudo", *command, "--accelerator-trace=tegra-accelerators"]
     return shlex.join([*command, *target])
 
 
 def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1) -> str:
-    """Return the command that measures an engine as the detector runs it: CUDA graph, no transfers, spinning."""
+    """Return the command that measures an engine under the conditions of the detector, such as CUDA graphs."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     return shlex.join([tool.program, *options, f"--infStreams={streams}", *_LIKE_THE_DETECTOR[tool.dialect]])
 
 
 def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the command that shows the time and the description of every layer."""
+    """Return the command that shows the time and the description of every layer of an engine."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
     if tool.dialect == "trtexec-10":
@@ -98,7 +98,7 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Return the command that builds a similar engine. With strong typing, `onnx` must already be in `precision`."""
+    """Return the command that builds a similar engine. For strong typing, `onnx` must already have the precision."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
         options.append("--noTF32")
@@ -115,31 +115,31 @@ def build_line(
 
 
 def _shapes(shapes: Mapping[str, Shape]) -> str:
-    """Return shapes as the value of an option. Names that contain a separator are quoted."""
+    """Return shapes as the value of a command-line option. Names that contain a separator are quoted."""
     names = {name: f'"{name}"' if set(name) & {":", ","} else name for name in shapes}
     return ",".join(f"{names[name]}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def trtexec_text(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the output of ``vision profile --print-trtexec``."""
+    """Return the commands that ``vision profile --print-trtexec`` prints."""
     source = "the TensorRT-RTX archive"
     if tool.dialect != "tensorrt_rtx":
-        source = "the Debian package libnvinfer-bin and in the archive"
-    missing = "" if tool.found else f" (not found on this machine: it is in {source}, not in the wheels)"
+        source = "the Debian package libnvinfer-bin or the archive"
+    missing = "" if tool.found else f" (not found on this machine; {source} contains it, but the wheels do not)"
     lines = [
         f"# {tool.dialect}{missing}",
-        "# throughput and latency, as the detector runs it",
+        "# throughput and latency, under the conditions of the detector",
         run_command(tool, plan, shapes, profile),
-        "# the same with two batches in flight",
+        "# the same, with two batches in flight",
         run_command(tool, plan, shapes, profile, streams=2),
-        "# every layer",
+        "# time of every layer",
         layers_command(tool, plan, shapes, profile),
     ]
     return "\n".join(lines)
 
 
 def nsys_text(target: Sequence[str]) -> str:
-    """Return the output of ``vision profile --print-nsys``."""
-    missing = " (not found: Jetson `sudo apt install nsight-systems`, else NVIDIA's site)"
+    """Return the command that ``vision profile --print-nsys`` prints."""
+    missing = " (not found; on a Jetson, `sudo apt install nsight-systems`; elsewhere, download it from NVIDIA)"
     title = f"# Nsight Systems{'' if shutil.which('nsys') else missing}; open the .nsys-rep file in its window"
     return f"{title}\n{nsys_command(target, tegra=TEGRA_RELEASE.exists())}"

@@ -1,4 +1,4 @@
-"""CUDA: devices, streams, events, graphs, memory, and kernels. The import needs cuda-python, but no GPU."""
+"""Use CUDA devices, streams, graphs, memory, and kernels. The import requires cuda-python, but not a GPU."""
 
 import importlib
 
@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise DeviceMissing(
         f"cuda-python cannot be imported: {error}",
-        hint=f"install the extra of the machine's CUDA version: `{install_hint('cuda13')}`, "
+        hint=f"install the extra for the CUDA version of the machine: `{install_hint('cuda13')}`, "
         "or cuda12 instead of cuda13 (JetPack 6)",
         code="cuda-python-missing",
     ) from error

@@ -1,11 +1,11 @@
 """Thin wrappers for the CUDA calls that the detector uses: errors, the device, streams, events, and graphs.
 
-They use calls of ``cuda.bindings.runtime`` that are the same from cuda-python 12.6 (JetPack 6) to 13.x (JetPack 7 and
-servers). Memory is in `vision.gpu.memory`, and kernels are in `vision.gpu.nvrtc`. docs/decisions/030-cuda-core.md
+The wrappers use calls of ``cuda.bindings.runtime`` that are the same in cuda-python 12.6 (JetPack 6) to 13.x (JetPack 7
+and servers). Memory is in `vision.gpu.memory`, and kernels are in `vision.gpu.nvrtc`. docs/decisions/030-cuda-core.md
 explains why NVIDIA's own wrappers are not used.
 
 Every object has one owner, which calls `close`. `close` is idempotent. An object that was not closed emits a warning.
-Every CUDA error becomes a `DeviceError` that contains the action that failed.
+Every CUDA error becomes a `DeviceError` that states the action that failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIRST = 0  # CUDA_VISIBLE_DEVICES selects the GPU with this index
+_FIRST = 0  # index of the GPU to use; CUDA_VISIBLE_DEVICES determines which GPU has this index
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 _UNLOADING = 4  # cudaErrorCudartUnloading: the process is ending
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver: the driver is too old or missing
@@ -62,7 +62,7 @@ _MISSING = {  # status of CUDA: message, hint, code
 
 
 def _name_of(status: Any) -> str:
-    """Return the name and the description of a status of any CUDA library."""
+    """Return the name and the description of a status code of any CUDA library."""
     try:
         if isinstance(status, nvrtc.nvrtcResult):
             return str(nvrtc.nvrtcGetErrorString(status)[1].decode())
@@ -76,14 +76,14 @@ def _name_of(status: Any) -> str:
         RuntimeError,
         TypeError,
         ValueError,
-    ):  # the status is newer than the library, or there is no library
+    ):  # the library is missing, or older than the status
         return str(getattr(status, "name", status))
 
 
 def failure(status: Any, action: str) -> DeviceError:
-    """Return the error to raise for an action that ended with `status`."""
+    """Return the error to raise if `action` ended with the status code `status`."""
     if isinstance(status, (runtime.cudaError_t, driver.CUresult)) and int(status) == _OUT_OF_MEMORY:
-        runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
+        runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
         return OutOfMemory(
             f"{action}: out of GPU memory", hint="end other programs that use the GPU", code="out-of-memory"
         )
@@ -92,14 +92,14 @@ def failure(status: Any, action: str) -> DeviceError:
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
-    """Return the value of a call of ``cuda.bindings``. Raises `failure` if the call's status is not success."""
+    """Return the values in the result of a ``cuda.bindings`` call. Raise `failure` if its status is not success."""
     if result[0] != _SUCCESS:
         raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def queued(status: int, action: str) -> None:
-    """Raise `failure` if the status of one of `driver_calls` is not success."""
+    """Raise `failure` if the status that a function of `driver_calls` returned is not success."""
     if status:
         raise failure(_status(status), action)
 
@@ -107,15 +107,15 @@ def queued(status: int, action: str) -> None:
 def _status(code: int) -> Any:
     try:
         return runtime.cudaError_t(code)
-    except ValueError:  # newer than the library
+    except ValueError:  # the code is newer than the library
         return f"CUDA error {code}"
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU. It is `DeviceMissing` if a restart does not help.
+    """Return the error for a missing or unusable GPU. Return `DeviceMissing` if a restart of the program is no help.
 
-    `code` is the status of `cudaGetDeviceCount`. The CUDA versions of driver and cuda-python are 1000 * major + 10 *
-    minor, or 0 without a driver.
+    `code` is the status of `cudaGetDeviceCount`. The CUDA versions of the driver and of cuda-python are
+    1000 * major + 10 * minor. 0 means that there is no driver.
     """
 
     def dotted(version: int) -> str:
@@ -133,7 +133,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
         return DeviceMissing(message, hint=hint, code=error_code)
     message = f"the GPU cannot be used: {_name_of(_status(code))}"
     if code in _OTHER_DRIVER:
-        hint = "restart the machine: the driver was updated, but its old module is still loaded"
+        hint = "restart the machine, because the driver was updated but its old kernel module is still loaded"
         return DeviceMissing(message, hint=hint, code="driver-mismatch")
     return DeviceError(message, hint=_RESTART, code="cuda-error")
 
@@ -143,15 +143,15 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The GPU that this process uses."""
+    """GPU that this process uses."""
 
     index: int
     name: str
     compute_capability: tuple[int, int]
-    integrated: bool  # CPU and GPU share the memory
+    integrated: bool  # True if CPU and GPU share memory
     total_bytes: int
-    shared_bytes: int  # maximum of one block
-    cache_bytes: int  # L2 cache
+    shared_bytes: int  # maximum shared memory of one block
+    cache_bytes: int  # size of the L2 cache
     driver_version: int  # 1000 * major + 10 * minor
 
     @property
@@ -162,11 +162,11 @@ class Device:
 
 @functools.cache
 def open_device() -> Device:
-    """Open the first GPU and make it current in the calling thread. Later calls return the same object.
+    """Open the first GPU, and make it current in the calling thread. Later calls return the same object.
 
     Raises:
         DeviceMissing: the driver is missing or too old, or there is no GPU.
-        DeviceError: the GPU does not work, or another process uses it exclusively.
+        DeviceError: the GPU does not work, or another process has exclusive use of it.
     """
     try:
         status, count = runtime.cudaGetDeviceCount()
@@ -198,12 +198,12 @@ def open_device() -> Device:
 
 
 def use_device(device: Device) -> None:
-    """Make the GPU current in the calling thread. In a new thread, no GPU is current."""
+    """Make the GPU current in the calling thread. This is necessary in each new thread."""
     check(runtime.cudaSetDevice(device.index), "choosing the GPU")
 
 
 def memory_info() -> tuple[int, int]:
-    """Return free and total device memory, in bytes. On a Jetson, free excludes memory that the system can reclaim."""
+    """Return the free and the total GPU memory in bytes. On a Jetson, the system can reclaim further memory."""
     free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "reading the free device memory")
     return int(free_bytes), int(total_bytes)
 
@@ -212,15 +212,15 @@ def memory_info() -> tuple[int, int]:
 
 
 class DriverCalls(NamedTuple):
-    """CUDA calls that queue work or query its progress, without releasing the GIL.
+    """CUDA calls that queue work or query its progress without releasing the GIL.
 
     cuda-python releases the GIL in every call, which is right for calls that wait. These calls take only a few
     microseconds, but acquiring the GIL again takes milliseconds if the threads of thirty cameras wait for it, and a
-    batch makes one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to
+    batch needs one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to
     80 ms.
 
-    The functions are those of the driver, at the addresses that CUDA returns. They accept the runtime's handles, and
-    return a CUresult, whose numbers are those of cudaError_t.
+    The functions are called at their addresses in the driver. They accept handles of the CUDA runtime, and return a
+    CUresult, whose numbers equal those of cudaError_t.
     """
 
     copy_to_device: Callable[..., int]  # target, source, bytes, stream; waits unless the source is page-locked
@@ -232,7 +232,7 @@ class DriverCalls(NamedTuple):
 
 @functools.cache
 def driver_calls() -> DriverCalls:
-    """Return the functions of the driver. Raises `DeviceMissing` if it lacks one of them."""
+    """Look up the functions in the driver. Raise `DeviceMissing` if the driver lacks one of them."""
     address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     return DriverCalls(
         _driver_call("cuMemcpyHtoDAsync", address, address, nbytes, address),
@@ -244,18 +244,18 @@ def driver_calls() -> DriverCalls:
 
 
 def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
-    status, address = runtime.cudaGetDriverEntryPointByVersion(symbol.encode(), 12_000, 0)[:2]  # signatures of 12.0
+    status, address = runtime.cudaGetDriverEntryPointByVersion(symbol.encode(), 12_000, 0)[:2]  # as in CUDA 12.0
     if status != _SUCCESS or not address:
         raise DeviceMissing(
             f"the NVIDIA driver has no {symbol}: {status.name}",
             hint="CUDA 12.0 or newer is needed: update the driver",
             code="old-driver",
         )
-    function = ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(address))  # PYFUNCTYPE: the GIL is kept
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(address))  # PYFUNCTYPE does not release the GIL
 
     def call(*arguments: int) -> int:
         status = int(function(*arguments))
-        if status == _INVALID_CONTEXT:  # calls of the runtime handle this automatically
+        if status == _INVALID_CONTEXT:  # the CUDA runtime handles this automatically
             runtime.cudaSetDevice(runtime.cudaGetDevice()[1])
             status = int(function(*arguments))
         return status
@@ -267,7 +267,7 @@ def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
 
 
 class Resource(ABC):
-    """An object with one owner, which must close it."""
+    """Object with one owner, which must close it."""
 
     _closed = False
 
@@ -292,26 +292,26 @@ class Resource(ABC):
 
 
 def released(result: tuple[Any, ...], resource: str) -> None:
-    """Log a failed release. Does not raise an error: if the device is lost, a later call raises it."""
+    """Log a warning if a release failed. No error is raised, because a later call raises it if the GPU is lost."""
     if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
         _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
 
 class Stream(Resource):
-    """A queue of work on the GPU. Never the default stream, which cannot be captured and waits for all others."""
+    """Queue of work on the GPU. It is never the default stream, which cannot be captured and waits for all others."""
 
     def __init__(self) -> None:
         flag = runtime.cudaStreamNonBlocking
         self.handle = check(runtime.cudaStreamCreateWithFlags(flag), "creating a stream")
-        self.address = int(self.handle)  # the form that TensorRT accepts
+        self.address = int(self.handle)  # as an integer, for TensorRT
         self._opened = True
 
     def synchronize(self) -> None:
-        """Wait for all queued work. Releases the GIL."""
+        """Wait until the GPU has completed all queued work. The GIL is released meanwhile."""
         check(runtime.cudaStreamSynchronize(self.handle), "waiting for a stream")
 
     def wait(self, event: Event) -> None:
-        """Make work that is queued from now on start after `event`."""
+        """Make all work that is queued after this call wait for `event`. The host does not wait."""
         queued(driver_calls().wait(self.address, event.address, 0), "making a stream wait")
 
     def _release(self) -> None:
@@ -319,7 +319,7 @@ class Stream(Resource):
 
 
 class Event(Resource):
-    """A position in a stream. An event that was never recorded counts as reached."""
+    """Position in a stream. An event that was never recorded counts as reached."""
 
     def __init__(self, *, timing: bool = False) -> None:
         flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
@@ -328,11 +328,11 @@ class Event(Resource):
         self._opened = True
 
     def record(self, stream: Stream) -> None:
-        """Record the event after the work that is queued on `stream`."""
+        """Place the event after all work that is currently queued on `stream`."""
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return True if the GPU has reached the event. Does not wait. Raises an error if work before it failed."""
+        """Return True if the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False
@@ -340,11 +340,11 @@ class Event(Resource):
         return True
 
     def synchronize(self) -> None:
-        """Wait for the event without busy waiting. Releases the GIL."""
+        """Wait until the GPU has reached the event, without busy waiting. The GIL is released meanwhile."""
         check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
 
     def ms_since(self, earlier: Event) -> float:
-        """Return the time since the event `earlier`, in milliseconds. Both events need `timing`."""
+        """Return the time since the event `earlier` in ms. Both events must be created with `timing`."""
         return float(check(runtime.cudaEventElapsedTime(earlier.handle, self.handle), "timing"))
 
     def _release(self) -> None:
@@ -352,11 +352,11 @@ class Event(Resource):
 
 
 _CAPTURING = threading.Lock()
-"""Held during a capture: only one at a time, because TensorRT's allocations in other threads would invalidate it."""
+"""Lock for captures. Allocations of TensorRT in other threads would invalidate a capture, so one runs at a time."""
 
 
 class Graph(Resource):
-    """Work that was captured once and is launched as a whole. The memory that it uses must outlive it."""
+    """Captured work that is launched as a whole. The memory that it uses must outlive the graph."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -365,9 +365,10 @@ class Graph(Resource):
 
     @classmethod
     def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
-        """Run `enqueue` once as a warm-up, because libraries allocate at their first call, then capture it.
+        """Capture the work that `enqueue` queues on `stream`, after one run as a warm-up. Return the graph.
 
-        `enqueue` queues work on `stream`. It must not wait or allocate. Errors contain `label` to identify the work.
+        Libraries may allocate memory in the first run. After that, `enqueue` must not wait or allocate. Errors contain
+        `label` to identify the work.
         """
         enqueue()
         stream.synchronize()
@@ -384,7 +385,7 @@ class Graph(Resource):
             if problem is not None and not isinstance(problem, Exception):
                 raise problem
             if problem is not None or status != _SUCCESS:
-                runtime.cudaGetLastError()  # the next call would report the failed capture again
+                runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
                 cause = str(problem).splitlines()[0] if problem is not None and str(problem) else _name_of(status)
                 raise DeviceError(
                     f"the CUDA graph of {label} could not be captured: {cause}",
@@ -401,7 +402,7 @@ class Graph(Resource):
         return graph
 
     def launch(self, stream: Stream) -> None:
-        """Queue the whole graph."""
+        """Queue the whole graph on a stream."""
         queued(driver_calls().launch(self._address, stream.address), "launching a CUDA graph")
 
     def _release(self) -> None:

@@ -1,6 +1,6 @@
-"""GPU memory and page-locked host memory: allocations and their total size, copies, and buffers for frames.
+"""Allocate, count, and copy GPU memory and page-locked host memory, and create buffers for frames.
 
-As in `vision.gpu.cuda`, every object has one owner, which closes it. Every error contains the purpose of the memory.
+As in `vision.gpu.cuda`, every object has one owner, which closes it. Errors state the purpose of the memory.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """Memory that the process holds through this module, and the number of allocations."""
+    """Amount of memory that this module has allocated and not yet freed."""
 
     device_bytes: int
     host_bytes: int  # page-locked
-    calls: int
+    calls: int  # number of allocations, including freed ones
 
 
 class _Ledger:
+    """Thread-safe counter of allocated memory."""
+
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer can run while the lock is held
         self.now = Allocated(0, 0, 0)
@@ -54,7 +56,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """Return the memory that is currently held."""
+    """Return how much memory is currently allocated."""
     return _ledger.now
 
 
@@ -63,21 +65,21 @@ def _mib(nbytes: int) -> str:
 
 
 def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
-    """Return the error for an allocation that failed."""
+    """Return the error for a failed allocation of `nbytes`. `kind` is "device" or "page-locked"."""
     if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
         return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
-    runtime.cudaGetLastError()  # out of memory does not persist, but the next call would report it again
+    runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
     free_bytes, total_bytes = memory_info()
     return OutOfMemory(
         f"{purpose}: {_mib(nbytes)} of {kind} memory were requested; {_mib(free_bytes)} of "
-        f"{_mib(total_bytes)} device memory are free, {_mib(allocated().device_bytes)} are held by vision",
+        f"{_mib(total_bytes)} of device memory are free, and vision holds {_mib(allocated().device_bytes)}",
         hint="lower detect.max_batch or detect.batches_in_flight, use a smaller model, or end other GPU programs",
         code="out-of-memory",
     )
 
 
 class DeviceBuffer(Resource):
-    """GPU memory, aligned to 256 bytes, not initialized. Raises `OutOfMemory` with the requested and free memory."""
+    """Uninitialized GPU memory, aligned to 256 bytes. Raises `OutOfMemory` with the requested and the free size."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         self.nbytes = max(nbytes, 1)
@@ -89,7 +91,7 @@ class DeviceBuffer(Resource):
         _ledger.add(device_bytes=self.nbytes)
 
     def fill(self, byte: int, stream: Stream) -> None:
-        """Queue an operation on `stream` that sets every byte to `byte`."""
+        """Queue an operation on `stream` that sets every byte of the memory to `byte`."""
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
     def write(self, array: NDArray[Any]) -> None:
@@ -99,10 +101,10 @@ class DeviceBuffer(Resource):
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Return a copy of the contents. Work that writes to the memory must have ended."""
+        """Copy the memory from byte `offset` on to a new host array. Work that writes to it must have ended."""
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
-            raise ValueError(f"{array.nbytes} bytes from {offset} of {self.nbytes}")
+            raise ValueError(f"expected a part of {self.nbytes} bytes, got {array.nbytes} bytes from byte {offset} on")
         copied = runtime.cudaMemcpy(array.ctypes.data, self.address + offset, array.nbytes, _TO_HOST)
         check(copied, "reading device memory")
         return array
@@ -113,13 +115,13 @@ class DeviceBuffer(Resource):
 
 
 class CudaMemory:
-    """Allocates segments for a `vision.engine.memory.MemoryPool`, and counts them like all other memory."""
+    """Allocates GPU memory for a `vision.engine.memory.MemoryPool`, and counts it like all other memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Allocate `size` bytes. Return the address, aligned to 256 bytes, or 0 if there is too little memory."""
+        """Allocate `size` bytes. Return the address, aligned to 256 bytes; 0 if there is too little memory."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -133,21 +135,21 @@ class CudaMemory:
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait for the stream with this handle. If None, wait for all work on the GPU."""
+        """Wait for all work on the stream with this handle. None waits for all work on the GPU."""
         done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
         check(done, "waiting for TensorRT")
 
     def free_and_total_bytes(self) -> tuple[int, int]:
-        """Return the free and the total memory of the GPU, in bytes."""
+        """Return the sizes of the free and of the total memory of the GPU, in bytes."""
         return memory_info()
 
 
 class HostBuffer(Resource):
     """Page-locked host memory. The GPU copies from it at full speed, or reads and writes it in place.
 
-    After `close`, it returns no new arrays. The memory is freed with the last array that uses it, so that a camera's
-    thread can still write to its frame while the detector closes. Raises `OutOfMemory` with the requested and free
-    memory.
+    After `close`, `array` raises an error. The memory is freed with the last array that uses it, so that the thread of
+    a camera can still write to its frame while the detector closes. Raises `OutOfMemory` with the requested and the
+    free size.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
@@ -166,10 +168,11 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return an array that keeps the memory alive. Raises ValueError if the buffer is closed or too small."""
+        """Return an array that uses and keeps this memory. Raise ValueError if the buffer is closed or too small."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
-            raise ValueError(f"{nbytes} bytes from {offset} of a buffer of {0 if self._bytes is None else self.nbytes}")
+            held = 0 if self._bytes is None else self.nbytes
+            raise ValueError(f"expected a part of {held} bytes, got {nbytes} bytes from byte {offset} on")
         return self._bytes[offset : offset + nbytes].view(dtype).reshape(shape)
 
     def _release(self) -> None:
@@ -180,7 +183,7 @@ _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """Never free memory again, because the GPU hangs and freeing would wait for it. The process is about to end."""
+    """Stop freeing memory. Call this if the GPU hangs, because freeing memory would wait, and the process is ending."""
     _abandoned.set()
 
 
@@ -196,36 +199,37 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked memory. Keeps the GIL, so do not use it for other memory: the call would wait."""
+    """Queue a copy from page-locked host memory to the GPU. Do not use other memory: the call would hold the GIL."""
     status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
     queued(status, f"copying {nbytes} bytes to the device")
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy. Returns immediately for page-locked memory, but waits until pageable memory has been read."""
+    """Queue a copy from host memory to the GPU. If the memory is not page-locked, wait until it has been read."""
     (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
     if status != _SUCCESS:
         raise failure(status, f"copying {nbytes} bytes to the device")
 
 
 def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy into page-locked memory."""
-    check(runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle), f"copying {nbytes} bytes back")
+    """Queue a copy from GPU memory to page-locked host memory."""
+    copied = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle)
+    check(copied, f"copying {nbytes} bytes to the host")
 
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
-    """Queue a copy of rows that are `pitch_bytes` apart at `source`. Copies in any direction between GPU and host."""
+    """Queue a copy of rows that start every `pitch_bytes` at `source`. Both addresses can be on the GPU or host."""
     shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
     check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
 
 
 # ------------------------------------------------------------------------------------------------ frame buffers
 
-_WORD_BYTES: Final = 16  # kernels read whole words, so a frame's size is a multiple of this
+_WORD_BYTES: Final = 16  # sizes of frames are padded to this, because kernels read whole words
 
 
 class DeviceFrameMemory:
-    """GPU memory of one frame, freed with the last reference to it. Implements `vision.types.DeviceMemory`."""
+    """GPU memory of one frame. It is freed with the last reference. Implements `vision.types.DeviceMemory`."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         buffer = DeviceBuffer(nbytes, purpose)
@@ -234,7 +238,7 @@ class DeviceFrameMemory:
         self.free.atexit = False
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a host copy (rows, row_bytes) of rows that are `pitch_bytes` apart."""
+        """Copy rows that start every `pitch_bytes` from `first_byte` on. Return a host array (rows, row_bytes)."""
         pixels = np.empty((rows, row_bytes), np.uint8)
         source = (self.address + first_byte, max(pitch_bytes, row_bytes))
         copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
@@ -243,7 +247,7 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return a buffer in GPU memory only, not initialized. Raises the errors of `page_locked_frame_buffer`."""
+    """Return an uninitialized frame buffer in GPU memory. Raise the errors of `page_locked_frame_buffer`."""
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 
@@ -251,18 +255,18 @@ def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat
 def page_locked_frame_buffer(
     height_px: int, width_px: int, pixel_format: PixelFormat, *, integrated: bool
 ) -> FrameBuffer:
-    """Return a buffer in page-locked host memory. Adds GPU memory to copy to, unless CPU and GPU share their memory.
+    """Return a frame buffer in page-locked host memory and, unless CPU and GPU share memory, also in GPU memory.
 
-    Raises ValueError if the format does not allow this size. Raises `OutOfMemory` and frees all parts if one fails.
+    Raise ValueError if the format does not allow this size. Raise `OutOfMemory`, and free all parts, if one fails.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if integrated else DeviceFrameMemory(nbytes, purpose)
     try:
-        with HostBuffer(nbytes, purpose) as host:  # closed at the end, but the array keeps the memory
+        with HostBuffer(nbytes, purpose) as host:  # closed at the end of the block, but the array keeps the memory
             array = host.array(frame_shape(height_px, width_px, pixel_format))
     except BaseException:
         if memory is not None:
-            memory.free()  # otherwise, the error's traceback would keep it
+            memory.free()  # otherwise, the traceback of the error would keep the memory
         raise
     if memory is None:
         return FrameBuffer(pixel_format, height_px, width_px, array, host.device_address)
@@ -272,4 +276,4 @@ def page_locked_frame_buffer(
 def _size(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, str]:
     """Return the padded size of a frame in bytes, and the purpose of its memory for error messages."""
     nbytes = math.prod(frame_shape(height_px, width_px, pixel_format))
-    return -(-nbytes // _WORD_BYTES) * _WORD_BYTES, f"a camera's frame of {width_px}x{height_px}"
+    return -(-nbytes // _WORD_BYTES) * _WORD_BYTES, f"a frame of {width_px}x{height_px}"

@@ -1,6 +1,6 @@
-"""Kernels: CUDA source that NVRTC compiles for this machine's GPU at the first start, and a cache of the results.
+"""Compile CUDA kernels with NVRTC for the GPU of this machine, cache the results, and launch the kernels.
 
-The package contains no compiled kernels for two reasons. Sizes and types of the model are constants in the source, and
+The package contains no compiled kernels for two reasons: sizes and types of the model are constants in the source, and
 one package supports every GPU that the installed CUDA supports.
 """
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A ``.cu`` file, the headers that it includes, and its preprocessor definitions."""
+    """Contents of a ``.cu`` file and of its headers, and the preprocessor definitions."""
 
     name: str
     text: str
@@ -41,13 +41,13 @@ class Source:
         return cls(path.name, path.read_text("utf-8"), headers, definitions)
 
     def options(self, arch: str) -> tuple[str, ...]:
-        """Return the compiler options for an architecture, such as ``sm_87``."""
+        """Return the compiler options for the architecture `arch`, such as ``sm_87``."""
         fixed = (f"--gpu-architecture={arch}", "--std=c++17", "--fmad=true", "-default-device")
         return fixed + tuple(f"-D{name}={value}" for name, value in self.definitions.items())
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Return the version of NVRTC as (major, minor). Raises `DeviceMissing` if the library is not installed."""
+    """Return the version of NVRTC as (major, minor). Raise `DeviceMissing` if the library is not installed."""
     try:
         major, minor = check(nvrtc.nvrtcVersion(), "reading the version of NVRTC")
     except RuntimeError as error:  # cuda-python loads the library at its first use
@@ -60,11 +60,11 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
-    """Return the machine code for `arch`. Read it from the folder `cache` if possible, otherwise compile it.
+    """Return the machine code of kernels for `arch`: from the folder `cache` if possible, otherwise from the compiler.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
-        DeviceError: the source does not compile. The error contains the compiler's messages.
+        DeviceError: the source does not compile. The error contains the messages of the compiler.
         ModelError: other users can write to the cache, or it cannot be created.
     """
     major, minor = nvrtc_version()
@@ -109,7 +109,7 @@ def _compiler_log(program: Any) -> str:
 
 
 class Module(Resource):
-    """Compiled kernels, loaded on the GPU."""
+    """Compiled kernels that are loaded on the GPU."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
         self._name = name
@@ -118,13 +118,13 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Compile the source, or read the result from the cache, and load it."""
+        """Load kernels on the GPU. Compile them if the folder `cache` does not contain them."""
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
         """Return the kernel `name` with `shared_bytes` of dynamic shared memory."""
         function = check(driver.cuModuleGetFunction(self.handle, name.encode()), f"looking for {name} in {self._name}")
-        if shared_bytes > 48 << 10:  # the limit without a request
+        if shared_bytes > 48 << 10:  # maximum size that needs no request
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute(function, attribute, shared_bytes), f"requesting shared memory for {name}")
         return Kernel(function, name, shared_bytes)
@@ -135,19 +135,19 @@ class Module(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A function on the GPU. Its module must outlive it."""
+    """Kernel function on the GPU. The module must outlive it."""
 
     function: Any
     name: str
     shared_bytes: int
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
-        """Return a launch of `grid` blocks of `block` threads. See `pack` for the arguments."""
+        """Return a launch of `grid` blocks with `block` threads each. For the types of arguments, see `pack`."""
         return Launch(self, (*grid, *block, self.shared_bytes), arguments)
 
 
 class Launch:
-    """A kernel with its arguments. The memory that they point to must outlive it."""
+    """Kernel with bound arguments. The memory to which the arguments point must outlive the launch."""
 
     def __init__(self, kernel: Kernel, geometry: tuple[int, ...], arguments: Sequence[object]) -> None:
         self._kernel = kernel
@@ -157,20 +157,20 @@ class Launch:
         self._address = ctypes.addressof(self._pointers)
 
     def enqueue(self, stream: Stream) -> None:
-        """Queue the launch on a stream."""
+        """Queue the launch on a stream, without waiting."""
         (status,) = driver.cuLaunchKernel(self._kernel.function, *self._geometry, stream.handle, self._address, 0)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise failure(status, f"launching {self._kernel.name}")
 
 
 def pack(argument: object) -> NDArray[Any]:
-    """Return an argument in separate memory, with the size that the kernel expects.
+    """Copy a kernel argument to an array that has the size that the kernel expects.
 
-    NumPy scalars and structures (zero-dimensional arrays) keep their size. Python integers are addresses. Raises
-    `ModelError` for other types.
+    NumPy scalars and structures (zero-dimensional arrays) keep their size. Python integers are addresses of 64 bits.
+    Raise `ModelError` for other types.
     """
     if isinstance(argument, int) and not isinstance(argument, bool):
         return np.array(argument, np.uint64)
     if isinstance(argument, (np.generic, np.ndarray)) and argument.ndim == 0:
         return np.array(argument)
-    raise ModelError(f"a kernel argument is a NumPy scalar, structure, or address, got {type(argument).__name__}")
+    raise ModelError(f"expected a NumPy scalar, structure, or address as an argument, got {type(argument).__name__}")

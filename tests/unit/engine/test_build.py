@@ -19,7 +19,7 @@ from tests.unit.engine_models import (
     first_layer,
     needs_rtx,
     plan,
-    quantised,
+    quantized,
     spec,
     with_operator,
     with_shape_input,
@@ -274,23 +274,23 @@ def test_batch_outside_the_models_range_is_refused() -> None:
 
 def test_precision_that_contradicts_the_model_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
-        build(quantised())
+        build(quantized())
     assert caught.value.code == "quantised"
 
 
 def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
     """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
     if library.find_library().flavour == "tensorrt":
-        assert build(quantised(), plan("int8", 4)).plan
+        assert build(quantized(), plan("int8", 4)).plan
         return
     with pytest.raises(ModelError) as caught:
-        build(quantised(), plan("int8", 4))
+        build(quantized(), plan("int8", 4))
     assert caught.value.code == "build-failed"
     assert "precision: fp16" in caught.value.hint
 
 
 def test_fp8_model_is_built_if_the_library_supports_it(capfd: pytest.CaptureFixture[str]) -> None:
-    model = quantised(TensorProto.FLOAT8E4M3FN, opset=19)
+    model = quantized(TensorProto.FLOAT8E4M3FN, opset=19)
     if str(library.find_library()).startswith("TensorRT-RTX 1.4"):
         pytest.skip("1.4 asks the driver for the GPU's properties")
     assert build(model, plan("fp8", 4), gpu=ADA).plan

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.paths import ROOT
-from tests.unit.engine_models import convolution, first_layer, quantised
+from tests.unit.engine_models import convolution, first_layer, quantized
 from vision.engine.onnx_transform import reshape_onnx, rewrite_onnx, widen_input, with_weights
 from vision.errors import ModelError
 
@@ -100,8 +100,8 @@ def test_invalid_onnx_is_refused() -> None:
     assert caught.value.code == "not-onnx"
 
 
-def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
-    original = quantised()
+def test_quantized_model_gets_scales_in_float16_and_computes_the_same() -> None:
+    original = quantized()
     rewritten = rewrite_onnx(original, "fp16", keep_inputs=True, keep_outputs=True)
     loaded = onnx.load_model_from_string(rewritten)
     onnx.checker.check_model(loaded, full_check=True)
@@ -115,7 +115,7 @@ def test_quantised_model_gets_scales_in_float16_and_computes_the_same() -> None:
     )  # versions of ONNX Runtime round differently: few values differ by one step of the quantization
 
 
-def test_model_without_quantisation_keeps_its_opset() -> None:
+def test_model_without_quantization_keeps_its_opset() -> None:
     rewritten = onnx.load_model_from_string(
         rewrite_onnx(convolution(opset=17), "fp16", keep_inputs=True, keep_outputs=True)
     )

@@ -6,9 +6,9 @@ import pytest
 
 from vision.engine.build_plan import (
     Precision,
-    Quantised,
+    Quantized,
     Typing,
-    check_quantisation,
+    check_quantization,
     plan_typing,
     precisions_of,
     require_precision,
@@ -73,15 +73,15 @@ def test_typing_follows_from_precision_and_library(precision: Precision, weak: b
         ("fp16", "int8", "quantised"),
     ],
 )
-def test_mismatched_quantisation_and_precision_are_refused(precision: Precision, found: Quantised, code: str) -> None:
+def test_mismatched_quantization_and_precision_are_refused(precision: Precision, found: Quantized, code: str) -> None:
     with pytest.raises(ModelError) as caught:
-        check_quantisation(precision, found)
+        check_quantization(precision, found)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize(("precision", "found"), [("int8", "int8"), ("fp8", "fp8"), ("fp16", "none"), ("fp32", "none")])
-def test_matching_quantisation_and_precision_are_accepted(precision: Precision, found: Quantised) -> None:
-    check_quantisation(precision, found)
+def test_matching_quantization_and_precision_are_accepted(precision: Precision, found: Quantized) -> None:
+    check_quantization(precision, found)
 
 
 @pytest.mark.parametrize(

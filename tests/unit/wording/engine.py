@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vision.engine.build_plan import check_quantisation, require_precision
+from vision.engine.build_plan import check_quantization, require_precision
 from vision.engine.library import GpuDescription
 from vision.errors import ModelError
 
@@ -15,9 +15,9 @@ def _precision_text() -> str:
     return "no error"
 
 
-def _quantisation_text() -> str:
+def _quantization_text() -> str:
     try:
-        check_quantisation("int8", "none")
+        check_quantization("int8", "none")
     except ModelError as error:
         return str(error)
     return "no error"
@@ -33,8 +33,8 @@ ROWS = [
         ),
     ),
     (
-        "int8 without a quantised model",
-        _quantisation_text,
+        "int8 without a quantized model",
+        _quantization_text,
         (
             "precision int8 needs a model with int8 QuantizeLinear nodes; this model has none\n"
             "  hint: NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`"
