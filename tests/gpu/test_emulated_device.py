@@ -37,8 +37,8 @@ from vision.cli.doctor import check_cuda
 from vision.config import AppConfig, CameraConfig, DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.open import open_detector
 from vision.detect.tensorrt.frames import PIXEL_FORMATS
-from vision.errors import EXIT_CONFIG, DeviceMissing, EndOfStream, OutOfMemory, SourceError
-from vision.gpu.cuda import open_device
+from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing, EndOfStream, OutOfMemory, SourceError
+from vision.gpu.cuda import no_device, open_device
 from vision.gpu.memory import allocated, device_frame_buffer, page_locked_frame_buffer
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
@@ -51,52 +51,49 @@ Frame = tuple[int | None, NDArray[np.uint8]]
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs a driver that can be told what to say")
 
-UNUSABLE = [
-    (35, 12020, "CUDA 12.2", "[cuda12]"),
-    (35, 0, "no NVIDIA driver", "install the driver"),
-    (100, 13000, "no GPU", "CUDA_VISIBLE_DEVICES"),
-]
+UNUSABLE = [(35, 12020, "old-driver"), (35, 0, "no-driver"), (100, 13000, "no-gpu")]
 
 
 @pytest.fixture(params=UNUSABLE, ids=["old driver", "no driver", "no GPU"])
-def unusable(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """Make the GPU unusable. Yield the expected message and hint."""
+def unusable(request: pytest.FixtureRequest) -> Iterator[DeviceError]:
+    """Make the GPU unusable. Yield the expected error."""
     from cuda.bindings.device import gpu
 
-    status, version, said, hint = request.param
+    status, version, code = request.param
+    expected = no_device(status, version, 13000)
+    assert expected.code == code
     open_device.cache_clear()
     known, gpu.count_status, gpu.driver_version = gpu.driver_version, status, version
     try:
-        yield said, hint
+        yield expected
     finally:
         gpu.count_status, gpu.driver_version = 0, known
         open_device.cache_clear()
 
 
-def test_unusable_gpu_is_a_configuration_error(unusable: tuple[str, str]) -> None:
-    said, hint = unusable
+def test_unusable_gpu_is_a_configuration_error(unusable: DeviceError) -> None:
     folder = folder_of_model("nanodet-g-416", shipped_models())
     with pytest.raises(DeviceMissing) as caught:
         open_detector(folder, load_model_spec(folder), DetectConfig(backend="tensorrt"))
-    assert said in caught.value.args[0]
-    assert hint in caught.value.hint
+    assert caught.value.code == unusable.code
+    assert caught.value.hint
     assert caught.value.exit_code == EXIT_CONFIG
 
 
 def test_automatic_backend_logs_why_the_gpu_is_not_used(
-    unusable: tuple[str, str], caplog: pytest.LogCaptureFixture
+    unusable: DeviceError, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = folder_of_model("nanodet-g-416", shipped_models())
     with caplog.at_level(logging.DEBUG):
         open_detector(folder, load_model_spec(folder), DetectConfig(threads=1)).close()
-    assert unusable[0] in caplog.text
+    assert unusable.args[0] in caplog.text
 
 
-def test_doctor_reports_an_unusable_gpu(unusable: tuple[str, str]) -> None:
+def test_doctor_reports_an_unusable_gpu(unusable: DeviceError) -> None:
     finding = check_cuda()
     assert finding.verdict in ("missing", "broken")
-    assert unusable[0] in finding.detail
-    assert unusable[1] in finding.hint
+    assert unusable.args[0] in finding.detail
+    assert unusable.hint in finding.hint
 
 
 def test_doctor_reports_the_gpu() -> None:

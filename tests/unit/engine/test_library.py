@@ -83,7 +83,7 @@ def test_first_library_that_loads_is_used(tmp_path: Path, monkeypatch: pytest.Mo
     ("system", "machine", "tegra", "says"),
     [
         ("Linux", "aarch64", True, "python3-libnvinfer"),
-        ("Linux", "aarch64", False, "Arm processor"),
+        ("Linux", "aarch64", False, "tensorrt-cu13"),
         ("Linux", "x86_64", False, "tensorrt-cu13"),
         ("Darwin", "arm64", False, "Darwin"),
     ],
