@@ -1,15 +1,15 @@
 """`Tracker` turns the detections of one camera into tracks.
 
 Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
-size. The same rules apply to the same objects at 30, 10 or 3 frames/s.
+size. Therefore, the same rules apply at 30, 10 and 3 frames/s.
 
-Association has two stages as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every
-Detection Box", ECCV 2022): strong detections can continue any track, weak ones only continue a track that was detected
-just before, and only strong ones start tracks. Motion is a Kalman filter in continuous time. From OC-SORT (Cao et al.,
-"Observation-Centric SORT", CVPR 2023) come the agreement of direction as part of the similarity and, as an option, the
-motion after an object was detected again.
+Detections are matched with tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by
+Associating Every Detection Box", ECCV 2022). Strong detections can continue any track. Weak detections can continue
+only tracks that were detected just before. Only strong detections start tracks. The motion model is a Kalman filter in
+continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity
+includes the direction and, as an option, the motion of an object after a gap comes from two positions only.
 
-All tracks lie in one array with a row per quantity, so that a frame costs a fixed number of NumPy calls.
+One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou, re
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
-# The motion model. Lengths are in object sizes (the longer side of the box), so that near and far objects are alike.
-# The values fit people on foot, with room for faster objects: the filter adapts through acceleration.
-_POSITION_NOISE: Final = 0.05  # standard deviation of a strong detection's centre; ByteTrack's 1/20
-_UNSURE_NOISE: Final = 0.2  # added for each unit of score below _SURE_SCORE
+# The motion model. Lengths are in object sizes (the longer side of the box), so that the distance to the camera does
+# not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
+_POSITION_NOISE: Final = 0.05  # standard deviation of the center of a strong detection; 1/20 as in ByteTrack
+_UNSURE_NOISE: Final = 0.2  # added per unit of score below `_SURE_SCORE`
 _SURE_SCORE: Final = 0.8
-_SIZE_NOISE: Final = 1.5  # variance of width and height over that of the centre
-_PARTIAL: Final = 1.73  # standard deviations of size at which a box counts half: part of an object, or two objects
-_GROWTH: Final = 1.0  # 1/s: deviation of the rate at which an object that approaches or leaves grows or shrinks
-_TREND_S: Final = 0.2  # time constant of the mean of growth
-_CLEAR_GROWTH: Final = 6.0  # variances of that mean from which growth is real, so that the size follows at once
+_SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
+_PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
+_GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
+_TREND_S: Final = 0.2  # time constant of the moving average of growth
+_CLEAR_GROWTH: Final = 6.0  # variances of this average above which the growth is real, so the size follows immediately
 _DOUBT: Final = 0.6  # weight of a box below which its size is doubted
-_DOUBT_S: Final = 0.3  # seconds of doubt after which the new size is the object's size
-_RAMP: Final = 1.25  # growth of the misfit from one doubted box to the next that shows a lasting change
-_ADOPTED: Final = 0.5  # deviation of a size that is adopted, in parts of it
+_DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
+_RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
+_ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
 _EDGE_PX: Final = 1.0  # a box that comes this near to the edge of the frame is cut off by it
 _LEAST_TRUST: Final = 0.02  # of the most unlikely box
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
@@ -49,31 +49,31 @@ _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
 _SIZE_DAMPING: Final = 4.0
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
-_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # of a new object, sizes² per s²
+_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
-# Similarity of a track and a detection, about 0 to 1.
-_REACH: Final = 3.0  # standard deviations at which nearness has fallen to 1/e
-_FARTHEST: Final = 2.0  # sizes beyond which nothing is alike; nearness has fallen to a hundredth there
-_WIDEST_UNCERTAINTY: Final = 0.3  # sizes; limits how far away a long lost object can be matched
+# The similarity of a track and a detection, from about 0 to 1.
+_REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
+_FARTHEST: Final = 2.0  # maximum distance of a match in object sizes, at which nearness is 0.01
+_WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
-_CLEAR_SPEED: Final = 3.0  # standard deviations of speed from which a direction counts in full
-_ANY_STAGE: Final = 0.12  # minimum similarity to a strong detection
-_WEAK_STAGE: Final = 0.5  # to a weak one
-_WEAK_STEPS: Final = 4.5  # usual intervals after the last detection in which a weak one can continue a track
-_TENTATIVE_STAGE: Final = 0.1  # of an unpublished track to a strong detection
+_CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
+_ANY_STAGE: Final = 0.12  # minimum similarity of a published track and a strong detection
+_WEAK_STAGE: Final = 0.5  # minimum similarity of a published track and a weak detection
+_WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within which a weak detection can continue a track
+_TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
 _SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
 
-_CENTRES: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
-"""Corners x1, y1, x2, y2 to center x, center y, width, height."""
+_CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
+"""Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
 _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
-"""Logarithms of the ratios of width and height to their mean and half their difference."""
+"""Matrix that converts logarithms of width and height ratios to growth (mean) and shape (half of the difference)."""
 _QUARTERS: Final = np.array([0.25, 0.25])
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
-"""Center x, center y, width, height to corners x1, y1, x2, y2."""
+"""Matrix that converts center x, center y, width and height to corners x1, y1, x2, y2."""
 
-# Rows of the state. Four rows each: centre x, centre y, width, height.
+# Rows of the state. The first five slices have four rows: center x, center y, width and height.
 _AT: Final = slice(0, 4)
 _SPEED: Final = slice(4, 8)
 _VAR_AT: Final = slice(8, 12)
@@ -83,18 +83,18 @@ _VAR_EXTENT: Final = slice(10, 12)
 _FILTER: Final = slice(0, 20)
 _PLACE: Final = slice(0, 2)
 _EXTENT: Final = slice(2, 4)
-_SEEN_AT: Final = slice(20, 22)  # centre of its last detection
-_SEEN_S: Final = 22  # when that was
-_STRONG_S: Final = 23  # when it was last detected with at least high_score
+_SEEN_AT: Final = slice(20, 22)  # center of the last detection
+_SEEN_S: Final = 22  # time of the last detection
+_STRONG_S: Final = 23  # time of the last detection with at least `high_score`
 _DOUBTED: Final = slice(24, 26)
-_DOUBTED_S: Final = 24  # since when its boxes have been doubted; infinite if they are not
-_MISFIT: Final = 25  # of its last doubted box, as the logarithm of a ratio of sizes; infinite if it was not doubted
-_TREND: Final = 26  # mean growth of its last boxes, over `_TREND_S`
+_DOUBTED_S: Final = 24  # time since when the boxes are doubted; infinite if they are not
+_MISFIT: Final = 25  # logarithm of the ratio of sizes for the last box; infinite if the box was not doubted
+_TREND: Final = 26  # moving average of growth, over `_TREND_S`
 _BORN_S: Final = 27
 _ROWS: Final = 28
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_next_track_id = itertools.count(1)  # one for the process: ids are unique across cameras and epochs
+_next_track_id = itertools.count(1)  # one counter, so that ids are unique across all cameras and epochs
 
 
 class Tracker:
@@ -119,18 +119,19 @@ class Tracker:
         self._time = FrameClock()
         self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
         self._trend_share = 1.0  # weight of a new box in the mean growth of a track
-        self._growth_variance = 0.0  # of the growth that is expected between two frames
+        self._growth_variance = 0.0  # variance of the growth that is expected between two frames
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame.
 
         Args:
-            detections: down to `TrackConfig.low_score`; boxes that are not finite or have no area are ignored.
-            captured_ns: monotonic time of the frame.
+            detections: detections down to `TrackConfig.low_score`. Boxes without area or with infinite or NaN
+                coordinates are ignored.
+            captured_ns: capture time of the frame on the monotonic clock.
 
         Returns:
-            The published tracks that were detected in this frame. A box lies between the detection and the position
-            predicted by the motion: the higher the score and the likelier the size, the nearer to the detection.
+            The published tracks that were detected in this frame. Each box lies between the detected and the predicted
+            box: the higher the score and the more likely the size, the nearer to the detected box.
         """
         self._advance(captured_ns)
         frame = _Frame(detections, self._config, self._edges_px)
@@ -153,7 +154,7 @@ class Tracker:
             self._classes = self._classes[kept]
 
     def _advance(self, captured_ns: int) -> None:
-        """Move every track to the time of the frame."""
+        """Predict every track at the time of the frame. End the tracks that have been lost for too long."""
         step_s = self._time.advance(captured_ns)
         if len(self._ids):
             memory_s = self._time.memory_s(self._config.lost_s)
@@ -162,10 +163,10 @@ class Tracker:
             self._predict(step_s)
 
     def _predict(self, step_s: float) -> None:
-        """Advance the filter by an Ornstein-Uhlenbeck speed, integrated exactly for steps of any length.
+        """Predict all tracks after `step_s`. The speed is an Ornstein-Uhlenbeck process, integrated exactly.
 
-        Center and size do not depend on each other in this model, so the 8×8 filter of the literature separates into
-        four filters of 2×2. Their means and covariances are the state's first 20 rows: one matrix updates them all.
+        In this model, center and size do not depend on each other, so the 8×8 filter of the literature separates into
+        four filters of 2×2. Their means and covariances are the first 20 rows of the state: one matrix updates all.
         """
         if step_s != self._step_s:
             self._step_s, self._step = step_s, _motion(step_s)
@@ -203,10 +204,10 @@ class Tracker:
         return matches
 
     def _similarity(self, frame: _Frame) -> FloatArray:
-        """Return the similarity, (M, N), from overlap, distance in standard deviations, size and direction.
+        """Return the similarity (M, N) of tracks and detections, from overlap, distance, size and direction.
 
-        Overlap alone fails if frames are far apart in time, and distance alone if objects are close together. Only the
-        few pairs within reach are computed; the others are 0.
+        Overlap alone fails if frames are far apart in time, and distance alone fails if objects are close together. To
+        save time, only pairs within reach are computed. For all other pairs, the similarity is 0.
         """
         state, at = self._state, frame.at
         similarity = np.zeros((state.shape[1], len(frame.scores)))
@@ -247,11 +248,7 @@ class Tracker:
     # --- the life of a track ------------------------------------------------------------------------------------------
 
     def _correct(self, tracks: IndexArray, matched: IndexArray, frame: _Frame) -> FloatArray:
-        """Update the Kalman filter with the detections, and everything else that a detection changes.
-
-        Returns:
-            The weight of each box, (M,) from `_LEAST_TRUST` to 1.
-        """
+        """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1."""
         if not len(tracks):
             return np.ones(0)
         all_tracks = len(tracks) == len(self._ids)
@@ -287,12 +284,12 @@ class Tracker:
         return belief
 
     def _believe(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: NDArray[np.bool_]) -> FloatArray:
-        """Return the weight of each box, (M,), by its width and height, and let sizes follow real changes.
+        """Return the weight (M,) of each box, which depends on its width and height. Let sizes follow real changes.
 
-        The shape of an object changes slowly, and its width and height grow or shrink together when it approaches or
-        leaves. A box that is suddenly narrower, shorter or wider shows a part of an object, or two objects, and its
-        center and edges are wrong by as much. Such a box gets less weight, as if errors had Student's distribution
-        instead of Gauss's. Growth in one direction over several boxes is real, so the filter's gain rises.
+        The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
+        leaves. A box that is suddenly narrower, shorter or wider shows only a part of an object, or two objects, so its
+        center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution instead
+        of a normal distribution. Growth in the same direction over several boxes is real, so it raises the gain.
         """
         extent = state[_EXTENT]
         changes = _GROWTH_AND_SHAPE @ np.log(at[_EXTENT] / extent)
@@ -321,11 +318,11 @@ class Tracker:
     def _adopt_changes(
         self, state: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
     ) -> None:
-        """Adopt changes of size that last.
+        """Let tracks adopt changes of size that last.
 
-        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: the
-        object turns, or a part of it stays hidden. The edge of the frame changes the size of the boxes that it cuts
-        off at any rate, so these are always adopted. `changes`, (2, M), holds logarithms of ratios: growth and shape.
+        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: then
+        the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at
+        any rate, so their size is always adopted. `changes` (2, M) contains growth and shape, as logarithms of ratios.
         """
         now_s = self._time.now_s
         doubted = belief < _DOUBT
@@ -399,8 +396,8 @@ class _Frame:
         scores = detections.scores.astype(np.float64)
         finite = np.isfinite(boxes)
         if count_nonzero(finite) < finite.size:
-            boxes[~finite.all(axis=1)] = 0.0  # without area, hence not usable
-        at = _CENTRES @ boxes.T
+            boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
+        at = _CENTERS @ boxes.T
         size = np.maximum(at[2], at[3])
         usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         classes = detections.class_ids
@@ -413,15 +410,15 @@ class _Frame:
         self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
         self.classes: NDArray[np.int32] = classes
         self.cut: BoolArray = reach_edge(boxes, edges_px, _EDGE_PX)
-        self.at: FloatArray = at  # (4, N) centre x, centre y, width, height
+        self.at: FloatArray = at  # (4, N) center x, center y, width, height
         relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
-        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the centre
+        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """Set the motion from the last and the new position alone, for tracks detected again after a gap.
+    """Compute the motion of tracks that are detected again after a gap from only the last and the new position.
 
-    This is the limit of OC-SORT's re-update, which runs the filter along a straight virtual path between the positions.
+    The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
     """
     if not len(again):
         return
@@ -477,9 +474,9 @@ _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
-    """Match tracks (rows) with detections (columns) that are unmatched so far. Write the pairs into `matches`.
+    """Match tracks (`rows`) with unmatched detections (`columns`). Write the index of each detection to `matches`.
 
-    The assignment maximizes the sum of the similarities above `least`.
+    The assignment maximizes the sum of `similarity - least` over all pairs with a similarity above `least`.
     """
     if not len(rows) or not len(columns):
         return
@@ -490,7 +487,7 @@ def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least:
         rows, gain, best = rows[worth], gain[worth], best[worth]
         if not len(rows):
             return
-    # If no two tracks share their best detection, each has its best, which is optimal.
+    # If all tracks have different best detections, this assignment is optimal.
     if len(set(best.tolist())) < len(best):
         _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
         worth = best >= 0
