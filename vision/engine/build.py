@@ -84,7 +84,7 @@ class BuildOptions:
     """Options that affect a build, but not the engine."""
 
     ahead_of_time: bool = False
-    """Build for a GPU that is not in this machine (TensorRT-RTX only)."""
+    """True if the GPU is not in this machine. Only TensorRT-RTX supports this."""
     listener: BuildListener | None = None
     """Object that receives the progress. If None, the progress is logged."""
     cancel: threading.Event = field(default_factory=threading.Event)

@@ -36,7 +36,7 @@ _SINCE: Mapping[Precision, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """How to get a precision with a library: by typing, builder flags, and conversion of the ONNX file."""
+    """Typing, builder flags, and conversion of the ONNX file with which a library provides a precision."""
 
     strongly_typed: bool
     flags_on: tuple[str, ...]
@@ -44,7 +44,7 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return whether the input, and whether the outputs of a detector can be float16 without worse boxes.
+        """Return two flags: whether the input, and whether the outputs can be float16 without making boxes worse.
 
         The network rounds its input to float16 in any case. The last layer of a strongly typed network also computes
         float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
@@ -139,17 +139,17 @@ class BuildPlan:
     optimization_level: int = DEFAULT_LEVEL
     """Effort of the optimization. 0 gives the fastest build, 5 the fastest engine."""
     on_dla: bool = False
-    """Run on the DLA core `dla_core` of a Jetson. Layers that the DLA does not support run on the GPU."""
+    """True to run on the DLA core `dla_core` of a Jetson. Layers that the DLA does not support run on the GPU."""
     dla_core: int = 0
     half_input: bool = False
-    """Input frames have 16 bits per value instead of float32."""
+    """True if input frames have 16 bits per value instead of float32."""
     half_outputs: bool = False
     interleaved_input: bool = False
-    """Input frames have four interleaved channels. See `vision.engine.onnx_transform.widen_input`."""
+    """True if input frames have four interleaved channels. See `vision.engine.onnx_transform.widen_input`."""
     folded: bool = False
-    """Narrow convolutions are folded. See `vision.engine.conv_folding`."""
+    """True if narrow convolutions are folded. See `vision.engine.conv_folding`."""
     fixed_batches: bool = False
-    """Each batch size has a separate profile. See `vision.engine.profiles.make_profiles`."""
+    """True if each batch size has a separate profile. See `vision.engine.profiles.make_profiles`."""
 
 
 def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _UNUSED_DAYS = 90.0
-_STALE_S = 3600.0  # temporary files that are older are left over, because a write takes less time
+_STALE_S = 3600.0  # older temporary files are left over from a crash, because a write takes less time
 _STEM = re.compile(rf".+-({'|'.join(PRECISIONS)})-b\d+-sm\d+-[0-9a-f]{{20}}")
 _TIMING = re.compile(r"[0-9a-f]{20}\.timing")
 _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
@@ -57,7 +57,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Values that determine the contents of a plan. A plan is used only if all of them are equal."""
+    """Values that determine the contents of a plan. A plan is used only if its key is equal to the requested key."""
 
     onnx_sha256: str
     flavour: str

@@ -222,7 +222,7 @@ def _factor(shape: Sequence[int], stride: int) -> int:
 
 
 def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[np.float32]:
-    """Return folded weights: float32 [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
+    """Return the folded weights, float32 [factor * outputs, inputs, height, width + stride * (factor - 1)]."""
     last = stride * (factor - 1)
     padding = [((0, 0), (0, 0), (0, 0), (start, last - start)) for start in range(0, last + 1, stride)]
     return np.concatenate([np.pad(weights, sides) for sides in padding])

@@ -184,7 +184,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Free memory that work on `stream` (None: any stream) may still use. Return False if it is not ours."""
+        """Free the memory at `address`, last used on `stream` (None if unknown). Return False if it is not ours."""
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -297,7 +297,7 @@ class MemoryBudget:
     lines: tuple[BudgetLine, ...]
 
     def total_bytes(self, place: Literal["device", "host"]) -> int:
-        """Return the size of the memory on the GPU, or of the page-locked memory on the host, in bytes."""
+        """Return the total size in bytes of the GPU memory, or of the page-locked host memory, in the budget."""
         return sum(line.total_bytes for line in self.lines if line.place == place)
 
     def table(self) -> str:

@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Yield a function that raises an error if a result of TensorRT is False or None, with the log of the block."""
+    """Yield a function that checks a result of TensorRT. If it is False or None, raise an error with the log."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -172,7 +172,7 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """Maximum number of frames in one run, that is, of the first dimension of the first input."""
+        """Maximum number of frames in one run: the maximum of the first dimension of the first input."""
         name = self.inputs[0].name
         return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
 

@@ -112,7 +112,7 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU. Return `DeviceMissing` if a restart of the program is no help.
+    """Return the error for a missing or unusable GPU. Return `DeviceMissing` if a restart would not help.
 
     `code` is the status of `cudaGetDeviceCount`. The CUDA versions of the driver and of cuda-python are
     1000 * major + 10 * minor. 0 means that there is no driver.
@@ -307,7 +307,7 @@ class Stream(Resource):
         self._opened = True
 
     def synchronize(self) -> None:
-        """Wait until the GPU has completed all queued work. The GIL is released meanwhile."""
+        """Wait until the GPU has completed all queued work. Waiting releases the GIL."""
         check(runtime.cudaStreamSynchronize(self.handle), "waiting for a stream")
 
     def wait(self, event: Event) -> None:
@@ -340,7 +340,7 @@ class Event(Resource):
         return True
 
     def synchronize(self) -> None:
-        """Wait until the GPU has reached the event, without busy waiting. The GIL is released meanwhile."""
+        """Wait until the GPU has reached the event, without busy waiting. Waiting releases the GIL."""
         check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
 
     def ms_since(self, earlier: Event) -> float:

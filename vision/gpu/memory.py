@@ -168,7 +168,7 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return an array that uses and keeps this memory. Raise ValueError if the buffer is closed or too small."""
+        """Return an array in this memory. Raise ValueError if the buffer is closed or too small."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
             held = 0 if self._bytes is None else self.nbytes
@@ -199,7 +199,7 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked host memory to the GPU. Do not use other memory: the call would hold the GIL."""
+    """Queue a copy from page-locked host memory to the GPU. With other memory, the call would wait and hold the GIL."""
     status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
     queued(status, f"copying {nbytes} bytes to the device")
 

@@ -17,7 +17,7 @@ _KR_KB: Final = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 @functools.cache
 def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, int]:
-    """Return the black level, and the factors from luma, U to blue, U to green, V to green, and V to red.
+    """Return the black level, and the factors for luma, U in blue, U in green, V in green, and V in red.
 
     The factors are in units of ``2**-FRACTION_BITS``. ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, and
     similarly for green and red. The sources are ITU-R BT.601-7 and BT.709-6. For ``bt601``, the factors are the rounded
