@@ -26,7 +26,7 @@ _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
-    """Opens, reads and closes a resource on a separate thread. Only `interrupt` can be called from any thread."""
+    """Opens, reads, and closes a resource on a separate thread. Only `interrupt` can be called from any thread."""
 
     def __init__(
         self,

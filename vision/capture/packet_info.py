@@ -19,7 +19,7 @@ GIVE_UP_NS = 3_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class PacketInfo:
-    """The arrival time, capture time and damage of one coded frame."""
+    """The arrival time, capture time, and damage of one coded frame."""
 
     arrived_ns: int  # monotonic
     ntp_utc_ns: int | None  # capture time according to the camera's sender reports; None if unknown

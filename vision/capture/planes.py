@@ -1,4 +1,4 @@
-"""Functions for the sizes, planes and color encodings of frames. Buffers store planes without padding."""
+"""Functions for the sizes, planes, and color encodings of frames. Buffers store planes without padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervisor of one camera: connects, reads frames, detects failures, waits and reconnects.
+"""Supervisor of one camera: connects, reads frames, detects failures, waits, and reconnects.
 
 Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
 frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that the same
@@ -40,7 +40,7 @@ class SupervisorPolicy:
 
 
 class CameraSupervisor:
-    """Keeps one camera connected. `run` occupies a thread; other threads call `status`, `stop` and `blocked_in`.
+    """Keeps one camera connected. `run` occupies a thread; other threads call `status`, `stop`, and `blocked_in`.
 
     `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 

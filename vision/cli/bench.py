@@ -90,7 +90,7 @@ def bench(
 ) -> int:
     """Measure the speed of a model on this machine.
 
-    The parts are the network alone (engine), the detection stage (stage) and the whole program (pipeline).
+    The parts are the network alone (engine), the detection stage (stage), and the whole program (pipeline).
 
     Examples:
       vision bench

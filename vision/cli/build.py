@@ -91,7 +91,7 @@ def build(
     for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
-    """Build, list or prune TensorRT engines.
+    """Build, list, or prune TensorRT engines.
 
     `vision run` uses an engine from the cache if it was built with the values of `detect.precision`,
     `detect.max_batch` and `detect.engine` in camera.yaml.

@@ -1,4 +1,4 @@
-"""`vision check`: validate a configuration, its model and its pipeline, and open each camera once."""
+"""`vision check`: validate a configuration, its model, and its pipeline, and open each camera once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _GRACE_S = 2.0  # added to the camera's timeouts, for libraries that exceed them
 def check(context: typer.Context, config: ConfigName, json: Json = False) -> int:
     """Validate a configuration and open its cameras.
 
-    Also check the model, the back-end and the pipeline, and read one frame from each camera.
+    Also check the model, the back-end, and the pipeline, and read one frame from each camera.
 
     Exit codes: 0 if `vision run` can start and every camera delivers frames, 1 if a camera delivers none, 78 if
     `vision run` cannot start.
@@ -84,7 +84,7 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
 
 
 def check_configuration(name: str) -> tuple[Path, AppConfig]:
-    """Validate a configuration, its pipeline and its models. Return the path and the configuration.
+    """Validate a configuration, its pipeline, and its models. Return the path and the configuration.
 
     Raises:
         VisionError: `vision run` would not start, and would report this error.
@@ -111,7 +111,7 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 def _faults_at(
     path: Path, *loc: int | str, of: tuple[type[VisionError], ...] = (ConfigError, ModelError, DeviceMissing)
 ) -> Iterator[None]:
-    """Add the file, line and key of `loc` to each error of the types `of` that contains no `faults`."""
+    """Add the file, line, and key of `loc` to each error of the types `of` that contains no `faults`."""
     try:
         yield
     except of as error:

@@ -1,4 +1,4 @@
-"""The console on standard error. Log lines, live tables and progress share it, so that none overwrites another."""
+"""The console on standard error. Log lines, live tables, and progress share it, so that none overwrites another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def terminal() -> Console | None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Removes user names, passwords and tokens from every line, including tracebacks and lines of other libraries."""
+    """Removes user names, passwords, and tokens from every line, including tracebacks and lines of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

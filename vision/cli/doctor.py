@@ -147,7 +147,7 @@ def _power_mode() -> Finding:
 
 
 def _opencv() -> Finding:
-    hint = f"required for USB cameras, images and drawings: {install_hint('opencv')}; on a Jetson, see docs/jetson.md"
+    hint = f"required for USB cameras, images, and drawings: {install_hint('opencv')}; on a Jetson, see docs/jetson.md"
     try:
         import cv2
     except ImportError as error:
@@ -225,7 +225,7 @@ def check_gpu() -> Finding:
 
 def _no_gpu() -> Finding:
     """Return the finding that replaces the GPU checks on a machine without an NVIDIA GPU."""
-    detail = "no NVIDIA GPU: the detector runs on the CPU with ONNX Runtime, without CUDA, TensorRT and NVDEC"
+    detail = "no NVIDIA GPU: the detector runs on the CPU with ONNX Runtime, without CUDA, TensorRT, and NVDEC"
     return Finding("GPU", "note", detail)
 
 

@@ -25,7 +25,7 @@ COMMANDS: Final = {
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List the shipped models, and describe how to add one.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",
-    "build": "Build, list or prune TensorRT engines.",
+    "build": "Build, list, or prune TensorRT engines.",
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
     "plan": "Run a configuration with stand-in cameras, and report its speed and limits.",
@@ -103,7 +103,7 @@ def _start(
         bool, typer.Option("--version", help="Print the version, and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Detect, track and count objects in many camera streams."""
+    """Detect, track, and count objects in many camera streams."""
     context.obj = Session(log_level)
 
 

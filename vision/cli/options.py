@@ -35,7 +35,7 @@ _Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
-    """Parse a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d`` or ``500ms``, and return it in seconds."""
+    """Parse a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d``, or ``500ms``, and return it in seconds."""
     match = _DURATION.match(text)
     if match is None or float(match["number"]) <= 0:
         raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")
@@ -112,7 +112,7 @@ def _check_plot(text: str) -> Path:
     return Path(text)
 
 
-_SHIPPED = "counting, demo, four-cameras, jetson or reference"
+_SHIPPED = "counting, demo, four-cameras, jetson, or reference"
 _CONFIG_HELP = f"Path of a camera.yaml, or name of a shipped configuration: {_SHIPPED}."
 _MODEL_HELP = "Name of a model that `vision models` lists, or path of a folder that contains model.yaml."
 

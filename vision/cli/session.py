@@ -1,4 +1,4 @@
-"""The process around each command: signals, logging, errors and exit codes."""
+"""The process around each command: signals, logging, errors, and exit codes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _BY_IMPORTANCE: Final = (
 
 
 class StatusView:
-    """Shows each `Report`: the rates, the latency and the dropped frames of each camera."""
+    """Shows each `Report`: the rates, the latency, and the dropped frames of each camera."""
 
     def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
         """Create the view for a terminal, or for log lines every `line_interval_s` seconds if `console` is None."""
@@ -147,7 +147,7 @@ def _latency(camera: CameraReport) -> LatencyPercentiles | None:
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt and the reason of a camera without frames; empty if there is no fault."""
+    """Return the state, the next attempt, and the reason of a camera without frames; empty if there is no fault."""
     if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"

@@ -123,7 +123,7 @@ class Board:
         return rows if counts else [{name: row[name] for name in row if name != "lines and zones"} for row in rows]
 
     def outages(self) -> dict[str, str]:
-        """Return the state, the next attempt and the reason of each camera that delivers no frames."""
+        """Return the state, the next attempt, and the reason of each camera that delivers no frames."""
         return {_printable(name): camera.outage for name, camera in sorted(self._cameras.items()) if camera.outage}
 
     def _camera(self, name: str) -> _Camera:

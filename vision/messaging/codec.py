@@ -225,7 +225,7 @@ def boot_id() -> str:
 def _plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"expected numbers, texts, lists and mappings in a message, got {type(value).__name__}")
+    raise TypeError(f"expected numbers, texts, lists, and mappings in a message, got {type(value).__name__}")
 
 
 _TO_JSON = msgspec.json.Encoder(enc_hook=_plain)

@@ -1,4 +1,4 @@
-"""`Publisher` sends results, events and status over ZeroMQ. `Recorder` writes results to a file.
+"""`Publisher` sends results, events, and status over ZeroMQ. `Recorder` writes results to a file.
 
 A lock guards the socket: ZeroMQ sockets may move between threads, but two threads must not use one at the same time. A
 thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while the GIL
@@ -46,7 +46,7 @@ _READABLE: Final = int(zmq.POLLIN)
 
 
 class Publisher:
-    """Sends results, events and status. With a recorder or an event log, only one thread may publish results.
+    """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
     `address` is the bound address, and `replay_address` serves requests for missed events. Both have the actual port.
     """

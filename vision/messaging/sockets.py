@@ -30,7 +30,7 @@ _BIND_ERRORS: Final = {
     errno.EACCES: ("not-permitted", "permission denied", "use a port from 1024 on, or a folder that you can write to"),
     errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create the folder first"),
 }
-"""The code, reason and hint for each error number. `vision.config` refuses malformed addresses earlier."""
+"""The code, reason, and hint for each error number. `vision.config` refuses malformed addresses earlier."""
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
@@ -76,7 +76,7 @@ class BoundSocket:
         self._file = _socket_file(self.address)
 
     def interrupt(self) -> None:
-        """Free the address while another thread waits on the socket, and wait until that thread has closed it.
+        """Free the address while another thread waits on the socket. Wait until that thread has closed the socket.
 
         The calls of that thread raise `zmq.ContextTerminated`.
         """
@@ -114,7 +114,7 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
 
 
 def check_address(address: str) -> None:
-    """Raise `ConfigError` if ZeroMQ would report the address as "Invalid argument", or accept but never connect it."""
+    """Raise `ConfigError` if ZeroMQ would refuse the address as "Invalid argument", or accept it but never connect."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return
     match = _TCP.fullmatch(address)

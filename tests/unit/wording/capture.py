@@ -17,7 +17,7 @@ ROWS = [
         lambda: str(errors.no_frame(_GATE, interrupted=False, connected=False, coded_frames=0)),
         (
             "rtsp://192.0.2.1/a: no answer within 5 s\n"
-            "  hint: check the address, cable and power of the camera, or raise `open_timeout_s`"
+            "  hint: check the address, cable, and power of the camera, or raise `open_timeout_s`"
         ),
     ),
     (

@@ -1,4 +1,4 @@
-"""Access to the containers, times and frames of PyAV. Importing this module disables FFmpeg's log.
+"""Access to the containers, times, and frames of PyAV. Importing this module disables FFmpeg's log.
 
 FFmpeg's log prints URLs with passwords, and calls Python code from FFmpeg's threads, which can deadlock.
 

@@ -1,7 +1,7 @@
 """The protocol of packet decoders, and FFmpeg's decoder.
 
-Reading a stream is separate from decoding it, because connections, key frames, damage and times are handled in the same
-way for all decoders: FFmpeg on the CPU in this module, and NVDEC in `vision.capture.nvdec.decoder`.
+Reading a stream is separate from decoding it, because connections, key frames, damage, and times are handled in the
+same way for all decoders: FFmpeg on the CPU in this module, and NVDEC in `vision.capture.nvdec.decoder`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole
 _LINE_BYTES: Final = 512
 
 _Answer: TypeAlias = tuple[str, str, str]
-"""The code, the text and the hint of an error."""
+"""The code, the text, and the hint of an error."""
 
 
 def named(name: str | Path, error: SourceError) -> SourceError:
@@ -31,7 +31,7 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 def explain_open(url: str, *, open_timeout_s: float, took_s: float) -> SourceError:
     """Send a request to a camera that FFmpeg could not open, and return an error with the probable cause.
 
-    The scheme of `url` is rtsp, rtsps, http or https. The call takes at most 2 s, or 0.5 s if FFmpeg reached its
+    The scheme of `url` is rtsp, rtsps, http, or https. The call takes at most 2 s, or 0.5 s if FFmpeg reached its
     timeout, and longer if the lookup of the host name takes longer.
     """
     code, text, hint = _ask(urlsplit(url), late=took_s >= open_timeout_s)
@@ -49,9 +49,9 @@ def _ask(url: SplitResult, *, late: bool) -> _Answer:
     except ConnectionRefusedError:
         return "refused", f"port {port} refuses connections", "check the camera's address, and that it has started"
     except TimeoutError:
-        return "no-answer", "no answer", "check the address, cable and power of the camera, or raise `open_timeout_s`"
+        return "no-answer", "no answer", "check the address, cable, and power of the camera, or raise `open_timeout_s`"
     except OSError as error:
-        return "network", f"{error.strerror or error}", "check the address, cable and power of the camera"
+        return "network", f"{error.strerror or error}", "check the address, cable, and power of the camera"
     return _explain_status(line, has_user=url.username is not None, late=late)
 
 
@@ -82,7 +82,7 @@ _NO_FRAME: Final = (
     "the camera answers, but no frame arrived in time",
     "raise `open_timeout_s`, or make the camera's key frames more frequent",
 )
-_CODEC: Final = ("codec", "the camera's stream cannot be decoded", "set the camera to H.264, H.265 or MJPEG")
+_CODEC: Final = ("codec", "the camera's stream cannot be decoded", "set the camera to H.264, H.265, or MJPEG")
 _BY_STATUS: Final[Mapping[str, _Answer]] = {
     "401": (
         "unauthorized",

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_HEAD_BYTES: Final = 4096  # enough for parameter sets, messages of the encoder and the start of the first slice
+_HEAD_BYTES: Final = 4096  # enough for parameter sets, messages of the encoder, and the start of the first slice
 _SLICE, _KEY_SLICE, _PARAMETERS = 1, 5, 7  # nal_unit_type, table 7-1
 _PROFILES_WITH_CHROMA: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 _START_CODE: Final = re.compile(b"\x00\x00\x01")

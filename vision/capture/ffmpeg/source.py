@@ -153,7 +153,7 @@ def _connect(camera: CameraConfig, open_decoder: OpenDecoder, pixel_formats: tup
         raise explain_open(camera.source, open_timeout_s=camera.open_timeout_s, took_s=took_s) from None
     try:
         if not container.streams.video:
-            hint = "set the camera to H.264, H.265 or MJPEG"
+            hint = "set the camera to H.264, H.265, or MJPEG"
             raise SourceError("the camera sends no video", hint=hint, code="no-video")
         stream = container.streams.video[0]
         return _Connection(camera.source, container, stream, open_decoder(stream, pixel_formats))
@@ -233,7 +233,7 @@ class _Connection:
         if isinstance(error, av.error.ExitError):  # PyAV's own timeout
             text, hint = f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
         else:
-            text, hint = f"the connection failed: {error.strerror}", "check the cable, network and power of the camera"
+            text, hint = f"the connection failed: {error.strerror}", "check the cable, network, and power of the camera"
         return SourceError(f"{self._name}: {text}", hint=hint, code="read")
 
 

@@ -10,7 +10,7 @@ from vision.config.source_address import Csi
 from vision.errors import SourceError
 
 _NOT_LISTENING = (
-    "no camera listens at this address, or it accepts no more clients: check the address, port and power of the camera"
+    "no camera listens at this address, or it accepts no more clients: check the address, port, and power of the camera"
 )
 _READ = 9
 _CAUSES = {  # code and hint by GstResourceError
@@ -23,7 +23,7 @@ _CAUSES = {  # code and hint by GstResourceError
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
-    """Return the error for a GError of GStreamer, which has this `domain`, `code`, `message` and `debug` text."""
+    """Return the error for a GError of GStreamer, which has this `domain`, `code`, `message`, and `debug` text."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
     cause, hint = _cause(camera, domain, code, f"{message} {debug}")
@@ -33,7 +33,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
     """Return the code and hint of the error. FFmpeg's errors have the same codes."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
-        return "camera-mode", "the camera does not support this size, rate or format; remove width, height and fps"
+        return "camera-mode", "the camera does not support this size, rate, or format; remove width, height, and fps"
     if domain != "gst-resource-error-quark":
         return "gstreamer", ""
     if isinstance(camera.address, Csi):
@@ -65,4 +65,4 @@ def source_error(camera: CameraConfig, text: str, hint: str = "", *, code: str =
 def _no_answer(camera: CameraConfig) -> str:
     if camera.transport == "udp":
         return "a firewall may block UDP: try `transport: tcp`"
-    return "check the address, cable and power of the camera, or raise `open_timeout_s`"
+    return "check the address, cable, and power of the camera, or raise `open_timeout_s`"

@@ -35,7 +35,7 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def info(self, pts_ns: int | None) -> PacketInfo:
-        """Return the arrival time, capture time and damage of the decoded frame with this presentation time."""
+        """Return the arrival time, capture time, and damage of the decoded frame with this presentation time."""
         packet = self._timeline.take(pts_ns)
         if packet is not None:
             return packet

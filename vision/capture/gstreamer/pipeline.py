@@ -171,7 +171,7 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
 
 
 def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Serialized:
-    """Return the caps that request a media type, a frame size and a rate from a USB camera."""
+    """Return the caps that request a media type, a frame size, and a rate from a USB camera."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
     return Serialized(media_type + size_and_rate(width, height, camera.fps))
 
@@ -210,7 +210,7 @@ def unavailable(address: SourceAddress, registry: Registry) -> str | None:
         case Usb():
             required = ["v4l2src", "videoconvert", "appsink"]
         case _:
-            return "GStreamer opens rtsp://, rtsps://, csi:N and /dev/videoN only"
+            return "GStreamer opens rtsp://, rtsps://, csi:N, and /dev/videoN only"
     return missing(required, registry)
 
 

@@ -1,4 +1,4 @@
-"""Cameras that GStreamer reads: RTSP, CSI and USB, with a Jetson's decoders if available.
+"""Cameras that GStreamer reads: RTSP, CSI, and USB, with a Jetson's decoders if available.
 
 GStreamer reports every lost packet and the capture times of a camera, and uses a Jetson's hardware. It needs Debian's
 package ``python3-gi``, which is not available as a wheel.
@@ -314,7 +314,7 @@ class Player:
         codec = _CODECS.get(encoding)
         if codec is None:
             raise self._error(
-                f"expected H.264, H.265 or Motion JPEG from the camera, got {encoding}",
+                f"expected H.264, H.265, or Motion JPEG from the camera, got {encoding}",
                 hint="choose a different codec in the camera's settings",
             )
         chain = pipeline.decode_chain(codec, self._pixel_formats, installed)

@@ -43,7 +43,7 @@ CODECS: Final = {
 }
 """The member of ``cudaVideoCodec`` for each decoder of FFmpeg. Motion JPEG is missing: NVDEC does not decode it."""
 
-_NAMES: Final = "H.264, H.265, AV1, VP8, VP9 or MPEG-2"
+_NAMES: Final = "H.264, H.265, AV1, VP8, VP9, or MPEG-2"
 
 _NO_LIBRARY: Final = install_hint("nvdec")
 _NO_DRIVER: Final = (

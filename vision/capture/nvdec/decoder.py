@@ -52,7 +52,7 @@ class NvdecDecoder:
         self._annexb = AnnexB(stream)
         self._at_once = live
         self._parameters: bytes | None = None
-        self._format: tuple[int, int, YuvEncoding] | None = None  # height, width and encoding of the session
+        self._format: tuple[int, int, YuvEncoding] | None = None  # height, width, and encoding of the session
         self._latest_ns: int | None = None
         self._stream = Stream()
         self._session: Session | None = None

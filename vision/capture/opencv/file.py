@@ -1,4 +1,4 @@
-"""Source that reads a folder of images, or one image, for test sets, time lapses and archives of web cameras."""
+"""Source that reads a folder of images, or one image, for test sets, time lapses, and archives of web cameras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FPS: Final = 1.0
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
     """Delivers the images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as EXIF requires.
 
-    An image that cannot be read is skipped, counted in `skipped` and logged. A folder without a readable image is an
+    An image that cannot be read is skipped, counted in `skipped`, and logged. A folder without a readable image is an
     error. Files that are added later are read when the folder is reopened.
     """
 

@@ -1,12 +1,12 @@
 """The address of a synthetic camera in camera.yaml, such as ``synthetic:768x576@30?objects=5&seed=1``.
 
-Size, rate and options are optional:
+Size, rate, and options are optional:
 
 ===========  =====================  ==================================================================================
 option       example                meaning
 ===========  =====================  ==================================================================================
 objects      ``5``                  rectangles in each frame; default: 3, or fewer in a small frame
-seed         ``1``                  random seed for the sizes, colors and paths of the rectangles
+seed         ``1``                  random seed for the sizes, colors, and paths of the rectangles
 frames       ``100``                number of frames; default: no end
 format       ``nv12``               pixel format; default: the detector's preferred format
 overlap      ``1``                  objects may overlap
