@@ -94,7 +94,7 @@ def build(
     """Build, list, or prune TensorRT engines.
 
     `vision run` uses an engine from the cache if it was built with the values of `detect.precision`,
-    `detect.max_batch` and `detect.engine` in camera.yaml.
+    `detect.max_batch`, and `detect.engine` in camera.yaml.
 
     Examples:
       vision build nanodet-g-416

@@ -17,7 +17,7 @@ import typer
 from vision.cli.session import Session
 
 COMMANDS: Final = {
-    "run": "Detect objects in the cameras of a configuration, and publish the results.",
+    "run": "Detect objects in cameras, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
     "watch": "Show the results of a running `vision run`.",
@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "build": "Build, list, or prune TensorRT engines.",
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
-    "plan": "Run a configuration with stand-in cameras, and report its speed and limits.",
+    "plan": "Measure a configuration with stand-in cameras.",
 }
 """The commands, and the first line of their help. Only the module of the called command is imported."""
 

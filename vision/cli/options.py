@@ -142,7 +142,7 @@ PlotFile = Annotated[
     typer.Option(
         parser=argument_parser(_check_plot),
         metavar="FILE",
-        help="Plot throughput and p99 latency over the batch size to FILE (.svg, .png or .pdf).",
+        help="Plot throughput and p99 latency over the batch size to FILE (.svg, .png, or .pdf).",
     ),
 ]
 TraceFile = Annotated[

@@ -1,4 +1,4 @@
-"""`vision plan`: run a configuration with stand-in cameras, and report its speed and limits."""
+"""`vision plan`: measure a configuration with stand-in cameras."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(
     ] = 10.0,
     json: JsonFile = None,
 ) -> int:
-    """Run a configuration with stand-in cameras, and report its speed and limits.
+    """Measure a configuration with stand-in cameras.
 
     The report contains the throughput, the latency, the bottleneck, and how many such cameras this machine can serve.
 

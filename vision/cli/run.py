@@ -1,4 +1,4 @@
-"""`vision run`: detect objects in the cameras of a configuration, and publish the results."""
+"""`vision run`: detect objects in cameras, and publish the results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
-    """Detect objects in the cameras of a configuration, and publish the results.
+    """Detect objects in cameras, and publish the results.
 
     Examples:
       vision run demo --for 30s
