@@ -39,7 +39,7 @@ class DecodedFrame:
 
 
 class PacketDecoder(Protocol):
-    """The decoder of one stream. Calls must not overlap; `write` can be called from a different thread."""
+    """The decoder of one stream. Calls must not overlap; `write` can be called from another thread."""
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         """Decode a packet. Return the frames that it completes; after an empty packet, return all remaining frames.
