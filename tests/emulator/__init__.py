@@ -1,1 +1,1 @@
-"""Emulator: builds the CUDA files of ``vision/detect/tensorrt/cuda`` for the CPU, with one fiber per GPU thread."""
+"""Emulated GPU: the CUDA files in ``vision/detect/tensorrt/cuda`` run on the CPU, with one fiber per GPU thread."""

@@ -1,4 +1,4 @@
-"""Builds a kernel file for the CPU and runs its kernels; see ``emulator.h``."""
+"""Compile a kernel file for the CPU, and run its kernels. See ``emulator.h``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNELS = _HERE.parents[1] / "vision" / "detect" / "tensorrt" / "cuda"
 
 
 class Launch:
-    """A kernel with its arguments, which are read when the object is made."""
+    """Kernel with its arguments, which are read when the object is created."""
 
     def __init__(
         self, library: ctypes.CDLL, name: bytes, geometry: Sequence[int], shared_bytes: int, arguments: object
@@ -28,7 +28,7 @@ class Launch:
         self._prepared = ctypes.c_void_p(library.prepare(name, sides, ctypes.c_uint(shared_bytes), arguments))
 
     def run(self, seed: int = 1) -> None:
-        """Run the kernel. `seed` sets the order in which its threads run."""
+        """Run the kernel. `seed` determines the order in which its threads run."""
         with _one_kernel:
             self._library.run(self._prepared, ctypes.c_ulonglong(seed))
 
@@ -40,7 +40,7 @@ _one_kernel = threading.Lock()  # the emulator keeps its state in globals
 
 
 def _folder() -> Path:
-    """Return the folder of built libraries. Their names contain the hash of their sources."""
+    """Return the folder of compiled libraries, whose names contain the hash of their sources."""
     folder = Path(tempfile.gettempdir()) / f"vision-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -58,7 +58,7 @@ def fingerprint() -> int:
 
 
 def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
-    """Build ``vision/detect/tensorrt/cuda/<file>`` with these definitions. Return the path of the library."""
+    """Compile ``vision/detect/tensorrt/cuda/<file>`` with these definitions. Return the path of the library."""
     options = [f"-D{name}={value}" for name, value in definitions.items()]
     stem = file.removesuffix(".cu")
     key = hashlib.sha256(_sources() + " ".join([file, *options]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""An engine for the emulated GPU: ONNX Runtime runs the network on the emulated stream."""
+"""Engine for the emulated GPU: ONNX Runtime computes the network on the emulated stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 
 def onnx_compute(path: str) -> Compute:
-    """Return a function that runs an ONNX file."""
+    """Return a function that computes the network in an ONNX file."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -30,7 +30,7 @@ def onnx_compute(path: str) -> Compute:
 
 
 class EmulatedContext:
-    """The part of `vision.engine.runtime.Context` that a detector uses."""
+    """Implements the part of `vision.engine.runtime.Context` that a detector uses."""
 
     def __init__(self, engine: EmulatedEngine, profile: int) -> None:
         self.profile = profile
@@ -118,7 +118,7 @@ def _array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 class EmulatedEngine:
-    """The part of `vision.engine.runtime.Engine` that a detector uses."""
+    """Implements the part of `vision.engine.runtime.Engine` that a detector uses."""
 
     def __init__(
         self,
@@ -130,12 +130,12 @@ class EmulatedEngine:
         dtypes: Mapping[str, str] | None = None,
         interleaved: bool = False,
     ) -> None:
-        """Make an engine.
+        """Create an engine.
 
         Args:
-            outputs: shapes without the batch axis; -1: depends on the data.
-            dtypes: of tensors that are not float32.
-            interleaved: the input is (B, H, W, 4), and the fourth channel is ignored.
+            outputs: shapes without the batch axis. -1 means that the size depends on the data.
+            dtypes: types of the tensors that are not float32.
+            interleaved: if True, the input is (B, H, W, 4), and the fourth channel is ignored.
         """
         given = dtypes or {}
         self.label = "emulated"

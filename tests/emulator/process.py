@@ -1,4 +1,4 @@
-"""Runs tests on the emulated GPU in a separate process, which imports the stand-in for cuda-python first."""
+"""Run tests on the emulated GPU in a separate process, which imports the stand-in for cuda-python first."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_emulated(tests: Sequence[str], cache: Path, *, engines: bool = True) -> None:
-    """Run pytest with `tests` on the emulated GPU. Fail if a test fails or is skipped without need.
+    """Run pytest with `tests` on the emulated GPU. Fail if a test fails or is skipped unnecessarily.
 
     Args:
         tests: pytest's arguments.
         cache: folder for compiled files.
-        engines: the tests need TensorRT to build engines.
+        engines: if True, the tests need TensorRT to build engines.
     """
     try:
         if engines:

@@ -1,4 +1,4 @@
-"""Synthetic video in many codecs and containers, and its frames as decoded by FFmpeg."""
+"""Synthetic video in many codecs and containers, and its frames as FFmpeg decodes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAST = {"preset": "ultrafast", "g": "10"}
 
 
 def scene(count: int, height_px: int, width_px: int) -> Iterator[Image]:
-    """Return frames with a still part and a moving one, (H, W, 3) BGR."""
+    """Return BGR frames (H, W, 3) with a part that is still and a part that moves."""
     random = np.random.default_rng(5)
     shades = random.integers(0, 255, (height_px // 8 + 1, (width_px + 4 * count) // 8 + 1, 3), np.uint8)
     wide = shades.repeat(8, 0).repeat(8, 1)
@@ -48,7 +48,7 @@ def video(
     pixels: str = "yuv420p",
     options: tuple[tuple[str, str], ...] = (),
 ) -> bytes:
-    """Return the content of a file in `container`. `size` is height and width."""
+    """Return the contents of a video file in the format `container`. `size` is (height, width)."""
     return written(list(scene(count, *size)), codec, container, pixels=pixels, options=dict(options))
 
 
@@ -87,7 +87,7 @@ def coded(data: bytes) -> list[bytes]:
 
 
 def decoded(data: bytes | Path, count: int | None = None) -> Iterator[tuple[int | None, Image]]:
-    """Return presentation times and NV12 frames as decoded by FFmpeg, at most `count`."""
+    """Decode at most `count` frames with FFmpeg. Return their presentation times and NV12 pixels."""
     with av.open(BytesIO(data) if isinstance(data, bytes) else str(data)) as file:
         for number, frame in enumerate(file.decode(video=0)):
             if number == count:
@@ -96,7 +96,7 @@ def decoded(data: bytes | Path, count: int | None = None) -> Iterator[tuple[int 
 
 
 def _nv12(frame: av.VideoFrame) -> Image:
-    """Reorder the samples of 4:2:0 without a conversion."""
+    """Reorder the samples of a 4:2:0 frame to NV12, without converting values."""
     height_px, width_px = frame.height, frame.width
     planar = np.zeros(frame_shape(height_px, width_px, "i420"), np.uint8)
     FrameWriter("i420").write(frame, planar)
@@ -108,11 +108,11 @@ def _nv12(frame: av.VideoFrame) -> Image:
 
 @contextmanager
 def served(*parts: bytes, name: str, pause_s: float = 0.0, interval_s: float = 0.0) -> Iterator[str]:
-    """Serve `parts` one after the other. Yield the HTTP address."""
+    """Serve `parts` over HTTP, one after another. Yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
-            """Nothing."""
+            """Log nothing."""
 
         def do_GET(self) -> None:
             self.send_response(200)

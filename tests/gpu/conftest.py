@@ -1,4 +1,4 @@
-"""Marks everything here, and skips it where there is no GPU."""
+"""Mark all tests in this folder, and skip them if there is no GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be imported everywhere
-    """Return the GPU, or the emulated one."""
+    """Return the real or emulated GPU."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -31,7 +31,7 @@ def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be impor
 
 @pytest.fixture
 def nvdec(device: object) -> None:
-    """NVDEC, or the emulated one."""
+    """Skip the test if neither a real nor an emulated NVDEC is available."""
     from vision.capture.nvdec.bindings import require_nvdec
     from vision.errors import SourceError
 

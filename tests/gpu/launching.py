@@ -1,4 +1,4 @@
-"""Launches kernels on arrays: copies them to the GPU and the results back."""
+"""Launch kernels on arrays: copy the arrays to the GPU, and the results back."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ class Bench(contextlib.ExitStack):
         self.stream = self.enter_context(Stream())
 
     def buffer(self, nbytes: int) -> DeviceBuffer:
-        """Spoiled memory."""
+        """Return GPU memory with invalid contents."""
         buffer = self.enter_context(DeviceBuffer(nbytes, "a test"))
         buffer.fill(POISON, self.stream)
         self.stream.synchronize()
         return buffer
 
     def put(self, array: NDArray[Any]) -> int:
-        """Return the address of a copy on the GPU, padded as the detector's buffers are."""
+        """Copy an array to the GPU, padded like the buffers of the detector. Return the address."""
         buffer = self.buffer(-(-array.nbytes // 16) * 16)
         if array.nbytes:
             buffer.write(np.ascontiguousarray(array))
         return buffer.address
 
     def module(self, file: str, definitions: Mapping[str, int | float | str]) -> Module:
-        """Compiled kernels."""
+        """Return the compiled kernels."""
         return self.enter_context(Module.build(Source.read(KERNELS / file, definitions), self.device.arch, None))
 
 
@@ -70,9 +70,9 @@ def letterbox(
     half: bool,
     interleaved: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Return the network's input for frames (None: an empty row of the batch), and the counts.
+    """Run the letterbox kernel on frames. None is an empty row of the batch. Return the network's input and the counts.
 
-    The input is (B, 3, H, W); a view (B, 4, H, W) of what lies as (B, H, W, 4) where it is interleaved.
+    The input is (B, 3, H, W) or, if interleaved, a view (B, 4, H, W) of an array (B, H, W, 4).
     """
     program = LetterboxProgram(spec, half_input=half, interleaved=interleaved)
     batch = len(images)
@@ -100,7 +100,7 @@ def postprocess(
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
 ) -> list[Detections]:
-    """Return the kernels' results for raw outputs and frames of `sizes` (height, width). None: an empty row."""
+    """Run the kernels on raw outputs. `sizes` are (height, width) of frames, or None. Return the results."""
     classes = len(class_names(spec))
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
     program = PostprocessProgram.of(spec, head, classes, layout, device.shared_bytes)

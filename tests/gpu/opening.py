@@ -36,7 +36,7 @@ extern "C" __global__ void nap(unsigned long long ns) {
 
 
 def open_model(folder: Path, spec: ModelSpec, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
-    """Open a detector for a model's ONNX file. `outputs`, without the batch axis, are for the emulated engine."""
+    """Open a detector for an ONNX file. `outputs` are shapes, without the batch axis, for the emulated engine."""
     if not EMULATED:
         return open_tensorrt_detector(folder, spec, detect)
     from tests.emulator.engine import onnx_compute
@@ -53,7 +53,7 @@ def open_computed(
     stop: threading.Event | None = None,
     **engine: Any,
 ) -> TensorRTDetector:
-    """Open a detector over an emulated engine that runs `compute`."""
+    """Open a detector that uses an emulated engine, which calls `compute`."""
     from tests.emulator.engine import EmulatedEngine
 
     names = class_names(spec)
@@ -68,7 +68,7 @@ def open_computed(
 
 
 class SlowDetector:
-    """A detector whose batches take `seconds` longer, on the GPU."""
+    """Detector whose batches take `seconds` longer on the GPU."""
 
     def __init__(self, detector: TensorRTDetector, seconds: float) -> None:
         self._detector = detector

@@ -1,4 +1,4 @@
-"""Runs all GPU tests, each part in a separate process with a time limit.
+"""Run all GPU tests, each part in a separate process with a time limit.
 
 The output of each part is kept, and the summary is written after each part.
 
@@ -31,7 +31,7 @@ SANITIZED = (
 
 @dataclass(frozen=True)
 class Part:
-    """One command."""
+    """Part of the tests, which one command runs."""
 
     command: tuple[str, ...]
     seconds: float  # at most

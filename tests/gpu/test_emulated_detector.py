@@ -1,4 +1,4 @@
-"""The TensorRT detector with emulated engines that fail, hang or give wrong results. Runs in the emulator only."""
+"""Tests of the TensorRT detector with emulated engines that fail, hang, or give wrong results."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_scores_outside_0_and_1_are_refused() -> None:
 
 
 def test_logged_budget_equals_the_allocated_memory(caplog: pytest.LogCaptureFixture) -> None:
-    """Weights are excluded: an emulated engine has none."""
+    """The weights are excluded, because an emulated engine has none."""
     caplog.set_level("INFO")
     before = allocated()
     with closing(opened(max_batch=64)):
@@ -139,7 +139,7 @@ def test_stop_during_startup_ends_before_the_next_context() -> None:
 
 
 def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
-    """A build takes minutes on a Jetson; systemd kills the process much earlier."""
+    """A build takes minutes on a Jetson, but systemd kills the process much earlier."""
     config = write_config(tmp_path / "camera.yaml", ["synthetic:96x64@5"], detect={"backend": "tensorrt"})
     environment = {**os.environ, "CACHE_DIRECTORY": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir(mode=0o700)
@@ -236,7 +236,7 @@ def test_efficient_nms_runs_as_a_graph() -> None:
 
 
 def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
-    """The first pixel sets the number of rows; the output memory grows."""
+    """The first pixel determines the number of rows. The memory of the output grows."""
 
     def rows(images: Images) -> Outputs:
         count = round(float(images.max()))
@@ -258,7 +258,7 @@ def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.Lo
 
 
 def test_missing_memory_for_a_growing_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT requests the memory inside a call that no exception can pass."""
+    """TensorRT requests the memory in a callback, in which an exception would be lost."""
     from cuda.bindings.device import gpu
 
     def rows(images: Images) -> Outputs:
@@ -290,7 +290,7 @@ def test_output_rows_without_a_frame_are_refused() -> None:
 
 
 class Crowd:
-    """A slow engine that records how many batches run at the same time."""
+    """Slow engine that records how many batches run at the same time."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -309,7 +309,7 @@ class Crowd:
 
 @pytest.mark.parametrize(("frames", "together"), [(1, 5), (4, 3)])
 def test_concurrent_batches_fit_into_the_cache(frames: int, together: int) -> None:
-    """Five frames of 74 kB fit into 400 kB; at most three batches run at the same time."""
+    """Five frames of 74 kB fit into 400 kB, so at most three batches run at the same time."""
     crowd = Crowd()
     with closing(opened(crowd, batches_in_flight=6)) as detector:
         crowd.most = 0

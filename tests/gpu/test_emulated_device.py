@@ -1,5 +1,5 @@
-"""What is said of a GPU that cannot be used, from the call of CUDA to the line in the terminal; and which cameras NVDEC
-is given, and does not take. In the emulator.
+"""Tests of the errors for an unusable GPU, from the CUDA call to the line in the terminal, and of which cameras NVDEC
+decodes. Run in the emulator.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ UNUSABLE = [(35, 12020, "old-driver"), (35, 0, "no-driver"), (100, 13000, "no-gp
 
 @pytest.fixture(params=UNUSABLE, ids=["old driver", "no driver", "no GPU"])
 def unusable(request: pytest.FixtureRequest) -> Iterator[DeviceError]:
-    """Make the GPU unusable. Yield the expected error."""
+    """Make the GPU unusable in the block. Yield the expected error."""
     from cuda.bindings.device import gpu
 
     status, version, code = request.param
@@ -109,7 +109,7 @@ FRAME_BYTES = 640 * 480 * 3 // 2
 
 @contextmanager
 def room_for(nbytes: int) -> Iterator[None]:
-    """Limit the free memory."""
+    """Limit the free memory of the GPU."""
     from cuda.bindings.device import gpu
 
     total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + nbytes
@@ -123,7 +123,7 @@ page_locked = partial(page_locked_frame_buffer, integrated=False)
 
 
 def held() -> tuple[int, int, int]:
-    """Return the allocated bytes as counted by vision and by the GPU."""
+    """Return how many bytes are allocated according to vision, and according to the GPU."""
     from cuda.bindings.device import gpu
 
     now = allocated()
@@ -133,7 +133,7 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("images", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> None:
-    """Either the host memory or the GPU memory of a frame is missing."""
+    """There is too little memory for either the host part or the GPU part of the buffer."""
     allocators: dict[str, Allocate] = {
         "both": page_locked,
         "shared": partial(page_locked_frame_buffer, integrated=True),
@@ -156,7 +156,7 @@ def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> N
 
 
 def test_camera_without_memory_reconnects_and_others_go_on() -> None:
-    """The camera releases its memory and reconnects; once there is memory, its frames arrive."""
+    """The camera releases its memory and reconnects. When there is enough memory, its frames arrive."""
     from cuda.bindings.device import gpu
 
     spec = SyntheticSpec.parse("synthetic:64x48?format=nv12&resize=5:640x480&frames=8")
@@ -217,7 +217,7 @@ def test_nvdec_decodes_supported_sources(source: str, settings: dict[str, Any], 
 
 
 def test_nvdec_decodes_rtsp_over_tcp_without_gstreamer() -> None:
-    """Runs in a separate process without GStreamer. Over UDP, damage by lost packets would not be reported."""
+    """The test runs in a separate process without GStreamer. Over UDP, damage by lost packets would not be reported."""
     program = """
 import sys
 sys.modules["gi"] = None
@@ -232,7 +232,7 @@ for transport in ("tcp", "udp"):
 
 @pytest.fixture
 def caches_cleared() -> Iterator[None]:
-    """Clear what is cached about the GPU and its decoders, before and after the test."""
+    """Clear all cached properties of the GPU and its decoders, before and after the test."""
     for known in (open_device, opening._has_nvdec):
         known.cache_clear()
     yield
@@ -307,7 +307,7 @@ REFUSED = {
 def test_ffmpeg_decodes_into_gpu_memory_what_nvdec_refuses(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No frame is lost, and the log has each reason once."""
+    """No frame is lost, and the log contains each reason only once."""
     make, why = REFUSED[name]
     path = tmp_path / f"{name}.video"
     path.write_bytes(make())
@@ -336,7 +336,7 @@ def test_nvdec_decodes_a_supported_file(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_rotated_video_is_decoded_by_ffmpeg(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """NVDEC does not rotate; if the configuration requires it, that is an error."""
+    """NVDEC does not rotate frames. A configuration that requires NVDEC for such a video is an error."""
     path = tmp_path / "a.mp4"
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     turned(path, 1)
@@ -396,7 +396,7 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
-    """This happens if a camera is reconfigured; the next connection uses FFmpeg."""
+    """This happens if a camera is reconfigured. The next connection uses FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
     actual: list[Frame] = []
@@ -421,13 +421,13 @@ class Counted:
         self.results[result.meta.camera_id] += 1
 
     def report(self, report: Report) -> None:
-        """Nothing."""
+        """Ignore the report."""
 
 
 def test_program_decodes_each_camera_with_the_decoder_that_supports_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two cameras without a decoder setting: NVDEC decodes one and refuses the other."""
+    """The two cameras have no decoder setting. NVDEC decodes one, and refuses the other."""
     caplog.set_level(logging.INFO)
     options = (*FAST.items(), ("bf", "0"))
     (tmp_path / "a.mp4").write_bytes(video("libx264", "mp4", count=8, options=options))

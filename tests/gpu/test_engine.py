@@ -1,4 +1,4 @@
-"""Engines on a real GPU: what they compute, eagerly and as a graph, and what is kept for the next start."""
+"""Tests of engines on a real GPU: their results, with and without CUDA graphs, and the data kept for the next start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DETECT = DetectConfig.model_validate({"precision": "fp16", "max_batch": 8})
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> None:
-    """Skips everything here on a machine without a GPU."""
+    """Skip all tests of this module if the machine has no GPU."""
     try:
         cuda.open_device()
         find_library()
@@ -80,7 +80,7 @@ def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
 
 
 class Bench:
-    """A context with all that it needs to run one batch size."""
+    """Context with all memory that it needs to run one batch size."""
 
     def __init__(self, engine: Engine, batch: int, made: contextlib.ExitStack) -> None:
         self.stream = made.enter_context(cuda.Stream())
@@ -103,13 +103,13 @@ class Bench:
         self.context.set_address("y", self._output.address)
 
     def launch(self) -> None:
-        """Copy in, compute, copy out."""
+        """Queue the copy of the input, the computation, and the copy of the outputs."""
         memory.copy_to_device(self._input.address, self.pixels.address, self._input.nbytes, self.stream)
         self.context.enqueue(self.stream.address)
         memory.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
     def run(self, frames: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the engine's outputs."""
+        """Run the engine once. Return its outputs."""
         extra = self._images.channels - frames.shape[1]
         channels = np.pad(frames, ((0, 0), (0, extra), (0, 0), (0, 0)))
         laid_out = channels.transpose(0, 2, 3, 1) if self._images.interleaved else channels
@@ -119,7 +119,7 @@ class Bench:
         return np.array(self.outcome())
 
     def outcome(self) -> NDArray[Any]:
-        """Where the result of the last launch is."""
+        """Return the outputs of the last launch."""
         array: NDArray[Any] = self.result.array(self._output_shape, self._y.dtype)
         return array
 
@@ -202,7 +202,7 @@ def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: 
 def test_engine_that_does_not_load_is_built_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The name and the hash are right, but TensorRT cannot load the plan."""
+    """The name and the hash of the plan are correct, but TensorRT cannot load it."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
     settings = resolve(DetectConfig(precision="fp16"), spec())

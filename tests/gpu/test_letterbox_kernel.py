@@ -1,4 +1,4 @@
-"""``letterbox.cu`` against `sample` and `normalized` of `tests.letterbox_reference`."""
+"""Compare ``letterbox.cu`` with `sample` and `normalized` of `tests.letterbox_reference`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def frame(layout: FrameLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
-    """Return the result of the reference, not rounded."""
+    """Return the levels that the reference computes, without rounding."""
     fit = Letterbox.fit(layout.width_px, layout.height_px, spec.width, spec.height, spec.letterbox)
     return sample(
         pixels,
@@ -116,7 +116,7 @@ def test_letterbox_kernel_matches_the_reference_for_an_8k_frame(device: Any) -> 
 
 
 def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
-    """Decoders pad rows: here the frame is the left part of a wider one."""
+    """Decoders pad rows. In this test, the frame is the left part of a wider frame."""
     spec = InputSpec(width=96, height=64)
     wide = frame(FrameLayout(48, 128, "nv12"), 5)
     narrow = np.ascontiguousarray(wide[:, :100])
@@ -127,7 +127,7 @@ def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
 
 
 def test_rounding_matches_opencv(device: Any) -> None:
-    """Most levels of a real frame are equal, and none differs by more than one: OpenCV's weights have fewer bits."""
+    """Most levels of a real frame are equal. None differs by more than 1, because OpenCV's weights have fewer bits."""
     capture = cv2.VideoCapture(str(CLIP))
     frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()

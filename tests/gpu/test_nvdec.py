@@ -1,4 +1,4 @@
-"""NVDEC compared with FFmpeg, bit by bit: files, network streams, and frames for the detector."""
+"""Compare NVDEC with FFmpeg, bit by bit, for files, network streams, and frames for the detector."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def opened_camera(address: str, **settings: Any) -> Source:
 
 
 def on_gpu(source: Source, height_px: int, width_px: int) -> Image:
-    """Return the frame grabbed last, through GPU memory."""
+    """Return the last grabbed frame, read through GPU memory."""
     buffer = device_frame_buffer(height_px, width_px, "nv12")
     source.retrieve(buffer)
     return buffer.read()
@@ -140,7 +140,7 @@ def test_shipped_clip_matches_ffmpeg() -> None:
 def test_every_codec_matches_ffmpeg(
     codec: str, container: str, options: tuple[tuple[str, str], ...], tolerance: int, tmp_path: Path
 ) -> None:
-    """Compares pixels and time of every frame in presentation order."""
+    """Pixels and times of all frames are compared in presentation order."""
     data = video(codec, container, count=COUNT, options=options)
     reference = list(decoded(data))
     assert len(reference) == COUNT
@@ -239,14 +239,14 @@ ENCODINGS: tuple[tuple[str, YuvEncoding], ...] = (
 
 
 def encodings(count: int = 5) -> list[bytes]:
-    """H.264 of one size, and of each of the `ENCODINGS`."""
+    """Return H.264 video of one size with each of the `ENCODINGS`."""
     return [
         video("libx264", "h264", count=count, options=(*NO_B_FRAMES, ("x264-params", x264))) for x264, _ in ENCODINGS
     ]
 
 
 def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
-    """This includes frames that were in the decoder when the encoding changed, and the next pass of the file."""
+    """This includes frames that were in the decoder when the encoding changed, and the next repetition of the file."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
         actual = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
@@ -296,7 +296,7 @@ def test_network_stream_matches_ffmpeg(
 
 
 def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
-    """Frames of a file are returned one or more calls later."""
+    """In contrast, frames of a file are returned one or more calls later."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
     print("\nlive: frames in the decoder after each packet")
     held = {live: held_back(path, live=live) for live in (True, False)}
@@ -307,7 +307,7 @@ def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Return the frames inside the decoder after each packet. All are returned in the end."""
+    """Return the number of frames in the decoder after each packet. Check that all are returned in the end."""
     import av
 
     held, within = [], 0
@@ -342,7 +342,7 @@ def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCapture
 
 
 def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
-    """H.264 of 320x192, and then of 208x160."""
+    """Return H.264 video of 320x192, followed by 208x160."""
     large = video("libx264", "h264", count=count, options=NO_B_FRAMES)
     return large, video("libx264", "h264", count=count, size=(160, 208), options=NO_B_FRAMES)
 

@@ -45,7 +45,7 @@ def detector(device: object) -> Iterator[Any]:
 
 
 class NeverClosed:
-    """A detector whose `close` does nothing."""
+    """Detector whose `close` does nothing."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector
@@ -71,7 +71,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the shipped clip, shortened for the emulator."""
+    """Return the path of the shipped clip, which is shortened for the emulator."""
     if not EMULATED:
         return CLIP
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
@@ -143,7 +143,7 @@ def test_frames_from_nvdec_and_from_the_host_give_the_same_detections(short_clip
 
 
 class Brightness:
-    """Pixel stage: the mean of each frame's bytes."""
+    """Pixel stage that computes the mean of the bytes of each frame."""
 
     def __init__(self) -> None:
         self.means: list[float] = []

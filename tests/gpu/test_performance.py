@@ -1,4 +1,4 @@
-"""Benchmarks on a GPU: the network alone in lanes, and a time line of the slots."""
+"""Tests of the benchmarks on a GPU: the network alone in lanes, and a timeline of the slots."""
 
 from __future__ import annotations
 

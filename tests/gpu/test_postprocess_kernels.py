@@ -1,4 +1,4 @@
-"""``postprocess.cu`` against the heads, `nms` and `to_detections`."""
+"""Compare ``postprocess.cu`` with the heads, NMS, and `to_detections` of the reference."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Case:
         )
 
     def scores(self, random: np.random.Generator, *shape: int) -> NDArray[np.float64]:
-        """Raw scores: logits where the head has an activation."""
+        """Return raw scores: logits if the head has an activation."""
         values = random.random(shape) ** 2
         if (
             self.sigmoid
@@ -86,7 +86,7 @@ class Case:
         return values
 
     def boxes(self, random: np.random.Generator, *shape: int, corners: bool = False) -> NDArray[np.float64]:
-        """Centre and size, or corners, some of them without area or far outside."""
+        """Return boxes as center and size, or as corners. Some have no area or are far outside of the frame."""
         center, size = random.random((*shape, 2)) * [96, 64], random.random((*shape, 2)) * 40
         if self.content == "same box":
             center[:], size[:] = 30, 20
@@ -126,7 +126,7 @@ class Case:
         return self._rows(batch, random)
 
     def _rows(self, batch: int, random: np.random.Generator) -> Arrays:
-        """Of heads that have one class a box."""
+        """Return the rows of a head that has one class per box."""
         rows = self.rows
         corners = self.boxes(random, batch, rows, corners=True)
         named = random.integers(-1, self.classes + 1, (batch, rows))

@@ -1,4 +1,4 @@
-"""The TensorRT detector. Tests with engines that fail are in ``test_emulated_detector.py``."""
+"""Tests of the TensorRT detector. Tests with engines that fail are in ``test_emulated_detector.py``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HALF = dict.fromkeys(("images", *OUTPUTS), "float16")
 
 
 def open_nanodet(dtypes: Mapping[str, str] | None = None, **settings: Any) -> Any:
-    """`dtypes` are of the emulated engine; a real one has those of `BuildOptions`."""
+    """Open nanodet-g-416. `dtypes` are the types of an emulated engine; a real engine has its own types."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
     detect = DetectConfig(
         **{"score_threshold": 0.25, "batches_in_flight": 2, "max_batch": 2 if EMULATED else 8, **settings}
@@ -67,7 +67,7 @@ def frame(pixels: Image, pixel_format: PixelFormat = "bgr", size: tuple[int, int
 
 
 def in_buffer(buffer: FrameBuffer) -> Frame:
-    """Return a frame of 768x576 in a buffer."""
+    """Copy pixels of 768x576 to a buffer of the detector. Return the frame."""
     return Frame(FrameMeta("clip", 0, 0, 0, 0, 768, 576), buffer)
 
 
@@ -94,7 +94,7 @@ def iou(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.floa
 
 
 def test_detections_match_onnx_runtime(detector: Any) -> None:
-    """At least 99 % of the boxes over 0.3 at IoU 0.98, their scores within 0.01, over the whole clip."""
+    """In the whole clip, at least 99 % of the boxes with scores over 0.3 match: IoU over 0.98, scores within 0.01."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
     spec = load_model_spec(folder)
     clip = [frame(image) for image in images(FRAMES)]

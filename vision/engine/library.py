@@ -71,7 +71,7 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return how to install TensorRT. `system` and `machine` are values of the functions of the module `platform`."""
+    """Return how to install TensorRT. `system` and `machine` are as in the module `platform`."""
     if tegra:
         return (
             "JetPack includes TensorRT: `sudo apt install python3-libnvinfer`, then create the environment with the "

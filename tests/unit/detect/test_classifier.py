@@ -1,4 +1,4 @@
-"""The second model on ONNX Runtime: what it is shown, what it says, and everything that can be wrong with it."""
+"""Tests of the second model on ONNX Runtime: its crops, its scores, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the host sleeps while a GPU works that is done when the test says so, by a clock that sleeping turns."""
+"""Tests of how long the host sleeps while a simulated GPU works. A simulated clock advances with each sleep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAKING_NS = 10_000  # that each sleep lasts longer than it should
 
 
 class OnTheClock(Event):
-    """Reached when the clock says so. Counts the looks at it."""
+    """Event that is reached at a given time. Counts how often it is polled."""
 
     def __init__(self) -> None:
         self.now_ns = 1000 * MS
@@ -40,7 +40,7 @@ class OnTheClock(Event):
 
 
 class NoStream(Stream):
-    """What is queued on it is the test's affair."""
+    """Stream that queues nothing."""
 
     def __init__(self) -> None:
         pass
@@ -53,7 +53,7 @@ def waited_for(gpu: OnTheClock) -> Iterator[Completion]:
 
 
 def run(gpu: OnTheClock, completion: Completion, takes_ms: float, size: int = SIZE) -> tuple[float, int]:
-    """One batch: by how many ms its end was seen late, and how often it was looked at."""
+    """Simulate one batch. Return the delay in ms after which its end was detected, and the number of polls."""
     gpu.takes_ns, gpu.looks = round(takes_ms * MS), 0
     completion.record(NoStream(), size)
     while not completion.wait(TIMEOUT_S):
@@ -89,7 +89,7 @@ def test_host_pause_delays_no_other_batch() -> None:
 
 @pytest.mark.parametrize("takes_ms", [0.3, 2, 50, 400])
 def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
-    """And the end is seen as soon as by looking all the time."""
+    """The end is still detected as early as by continuous polling."""
     batches = run_all([takes_ms] * 30)
     assert max(looks for _, looks in batches[2:]) <= 20  # looking all the time would take up to 400
     assert max(late_ms for late_ms, _ in batches) < 0.05 + takes_ms / 64

@@ -1,4 +1,4 @@
-"""The fake detector: exact boxes of painted rectangles, and time that only the given clock moves."""
+"""Tests of the fake detector: exact boxes of painted rectangles, and batch times by the given clock."""
 
 from __future__ import annotations
 

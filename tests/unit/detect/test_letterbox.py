@@ -1,4 +1,4 @@
-"""The letterbox: geometry, the reference of sampling against OpenCV, and the CPU's pre-processing against it."""
+"""Tests of the letterbox: geometry, the sampling reference against OpenCV, and pre-processing against the reference."""
 
 from __future__ import annotations
 

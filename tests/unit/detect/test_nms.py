@@ -1,4 +1,4 @@
-"""Non-maximum suppression: the semantics in tables, and against an implementation that follows them word by word."""
+"""Tests of non-maximum suppression, with tables and against an implementation that follows the rules literally."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def naive(
     max_candidates: int,
     max_objects: int,
 ) -> tuple[list[int], int]:
-    """Apply the numbered points of `vision.detect.reference.postprocess`, one pair at a time, in float32."""
+    """Apply the numbered rules of `vision.detect.reference.postprocess`, one pair at a time, in float32."""
     zero = np.float32(0)
 
     def side(low: np.float32, high: np.float32) -> np.float32:
@@ -64,7 +64,7 @@ def nms(
     max_candidates: int = 1024,
     max_objects: int = 300,
 ) -> tuple[NDArray[np.intp], int]:
-    """Apply the points with the functions under test: indices, best first, and the number of truncated candidates."""
+    """Apply the rules with the functions under test. Return indices, best first, and how many were truncated."""
     order, truncated = best_first(scores, max_candidates)
     survivors = order[kept_in_order(boxes[order], class_ids[order] if class_aware else None, iou)]
     return survivors[:max_objects], truncated + max(0, len(survivors) - max_objects)

@@ -1,4 +1,4 @@
-"""Real builds on the CPU with TensorRT-RTX, without GPU and driver: the names of both generations are used for real."""
+"""Tests of builds with TensorRT-RTX on the CPU, without a GPU or a driver."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def _damaged(how: str) -> bytes:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("how", ["an input that nothing gives", "weights cut short", "no opset"])
 def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest.CaptureFixture[str]) -> None:
-    """Readable and wrong: onnx and ONNX Runtime raise a dozen kinds of errors over such files."""
+    """The files can be read, but are invalid. onnx and ONNX Runtime raise a dozen types of errors for such files."""
     if how == "no opset" and precision == "fp32":
         pytest.skip("TensorRT takes it")
     with pytest.raises(ModelError) as caught:
@@ -228,7 +228,7 @@ def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest
 
 @pytest.mark.engine
 def test_model_in_another_type_than_the_precision_is_refused() -> None:
-    """A strongly typed library would build it all the same, and call float16 fp32."""
+    """A strongly typed library would build the model, and report float16 as fp32."""
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
     with pytest.raises(ModelError) as caught:
         build(half)
@@ -237,7 +237,7 @@ def test_model_in_another_type_than_the_precision_is_refused() -> None:
 
 
 def test_lack_of_memory_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its own words. To make TensorRT say them takes more memory than a test should."""
+    """The test simulates the messages, because a real lack of memory would need too much memory."""
     monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
     said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
     error = failed_build("tiny", said, "fp16")
@@ -279,7 +279,7 @@ def test_precision_that_contradicts_the_model_is_refused() -> None:
 
 
 def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorRT-RTX before 1.7 parses int8 convolutions and has none; TensorRT has them."""
+    """TensorRT-RTX before 1.7 parses int8 convolutions, but lacks kernels for them. TensorRT has the kernels."""
     if library.find_library().flavour == "tensorrt":
         assert build(quantized(), plan("int8", 4)).plan
         return
@@ -329,7 +329,7 @@ def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
 
 
 def test_weak_typing_flags_are_set_if_the_library_has_them() -> None:
-    """TensorRT 10's way, on the configuration of a library that has its names (TensorRT-RTX 1.4)."""
+    """This is the method of TensorRT 10, tested with a library that has the same names (TensorRT-RTX 1.4)."""
     if library.member_of("BuilderFlag", "FP16") is None:
         pytest.skip("a library without weak typing")
     config = library.trt.Builder(library.logger()).create_builder_config()
@@ -375,7 +375,7 @@ def test_plan_has_the_values_of_the_configuration() -> None:
 
 
 def test_tensorrt_gets_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full TensorRT: found without being there."""
+    """The test simulates that TensorRT is installed."""
     monkeypatch.setattr("vision.engine.build_plan.keeps_timing", lambda: True)
     found = resolve(DetectConfig(precision="fp16"), spec())
     assert (found.interleaved_input, found.folded, found.fixed_batches) == (False, False, False)
@@ -393,7 +393,7 @@ def test_interleaved_engine_has_a_profile_for_every_batch(caplog: pytest.LogCapt
 
 
 def test_model_with_four_channels_is_not_interleaved() -> None:
-    """Its fourth channel is a frame of its own, such as of heat, and nothing here would fill it."""
+    """The fourth channel contains other data, such as heat, which vision cannot provide."""
     with pytest.raises(ModelError) as caught:
         build(first_layer(channels=4), plan("fp16", 2))
     assert caught.value.code == "dimension-fixed"
@@ -417,7 +417,7 @@ def test_unbuildable_reshaped_model_is_built_unchanged(
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
 def test_timings_are_attached_and_read_back() -> None:
-    """Checks the calls only: measuring takes a GPU and TensorRT."""
+    """Only the calls are checked, because measuring requires a GPU and TensorRT."""
     builder = library.trt.Builder(library.logger())
     config = builder.create_builder_config()
     kept = attach_timing_cache(config, None)

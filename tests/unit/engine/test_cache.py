@@ -117,7 +117,7 @@ def test_profiles_of_the_spec_are_in_the_key() -> None:
 
 
 def rewrite(path: Path, change: dict[str, Any]) -> None:
-    """Change the JSON beside a plan."""
+    """Change values in the JSON file of a plan."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
 
 
@@ -208,7 +208,7 @@ def test_failed_build_stores_nothing(cache: EngineCache) -> None:
 def test_second_process_loads_the_engine_that_the_first_builds(
     cache: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Separate caches have separate descriptors of the lock, as separate processes have."""
+    """Separate caches have separate file descriptors for the lock, like separate processes."""
     caplog.set_level(logging.INFO)
     building, go_on = threading.Event(), threading.Event()
     builds: list[str] = []
@@ -334,7 +334,7 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
 
 
 def test_prune_keeps_files_of_others(cache: EngineCache) -> None:
-    """`--cache .` may be any folder: a project with lock files, or one with engines that trtexec wrote."""
+    """`--cache .` can be any folder, such as a project with lock files, or a folder with engines that trtexec wrote."""
     theirs = {
         "package.json",
         "poetry.lock",

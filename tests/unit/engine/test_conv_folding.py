@@ -90,7 +90,7 @@ def network(
 
 
 def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
-    """Return the network with a branch that reads a tensor from outside."""
+    """Return the network with a subgraph that reads a tensor from outside of the subgraph."""
     onnx_model = network()
     branch = helper.make_graph([helper.make_node("Relu", [reads], [inside])], "branch", [], [value(inside, None)])
     onnx_model.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
@@ -100,7 +100,7 @@ def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
 
 
 def giving(name: str, shape: Sequence[int | str]) -> onnx.ModelProto:
-    """Return the network with one more output."""
+    """Return the network with an additional output."""
     onnx_model = network()
     onnx_model.graph.output.append(value(name, shape))
     return onnx_model
@@ -120,7 +120,7 @@ def shapes_of(onnx_model: onnx.ModelProto, names: Sequence[str]) -> list[list[st
 
 
 def kernels_of(onnx_model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Shapes of the convolutions' weights."""
+    """Return the shapes of the weights of all convolutions."""
     shapes = {tensor.name: list(tensor.dims) for tensor in onnx_model.graph.initializer}
     return {node.name: shapes[node.input[1]] for node in onnx_model.graph.node if node.op_type == "Conv"}
 
@@ -132,7 +132,7 @@ def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
-    """Fold in place."""
+    """Fold a model in place."""
     loaded = ir.from_proto(onnx_model)
     folded = fold_narrow_convolutions(loaded)
     onnx_model.CopyFrom(ir.to_proto(loaded))
@@ -142,7 +142,7 @@ def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
 def check_fold(
     original: onnx.ModelProto, expected: Sequence[str], size: tuple[int, int, int] = (32, 5, 16), batch: int = 2
 ) -> onnx.ModelProto:
-    """Fold, and compare results and inferred shapes. Return the folded model."""
+    """Fold a model, and compare its results and inferred shapes with the original. Return the folded model."""
     folded = copy_of(original)
     assert fold(folded) == tuple(expected)
     onnx.checker.check_model(folded, full_check=True)
@@ -317,12 +317,12 @@ def test_shapes_stored_in_the_file_are_ignored() -> None:
 
 
 def then(kind: str, *more: str, **attributes: Any) -> list[NodeProto]:
-    """Build a -> one operator -> z."""
+    """Return the nodes of a -> one operator -> z."""
     return [helper.make_node(kind, ["a", *more], ["z"], **attributes)]
 
 
 def as_input(name: str) -> onnx.ModelProto:
-    """Return the network with a constant that may be replaced at run time."""
+    """Return the network with a constant that is an input, so that it can be replaced at run time."""
     onnx_model = network(ACTIVATED["one slope"])
     dims = next(tensor.dims for tensor in onnx_model.graph.initializer if tensor.name == name)
     onnx_model.graph.input.append(value(name, dims))
@@ -490,7 +490,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def build(onnx_model: bytes, messages: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
-    """Name and kind of every kernel of an engine."""
+    """Build an engine. Return the name and the kind of each of its kernels."""
     messages.clear()
     chosen = BuildPlan("fp16", 4, half_input=True, folded=folded)
     built = build_engine(

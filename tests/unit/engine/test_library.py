@@ -1,4 +1,4 @@
-"""TensorRT is found, or its absence is explained; its log reaches code that listens."""
+"""Tests of the search for TensorRT, of the error if it is missing, and of the collection of its log."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 class PlainMemory:
-    """Emulated GPU memory with unique addresses."""
+    """Simulated GPU memory with unique addresses."""
 
     def __init__(self, total_bytes: int = 1 << 40) -> None:
         self.total_bytes = total_bytes
@@ -182,8 +182,8 @@ def test_close_frees_everything_and_reports_memory_in_use() -> None:
     assert raw.held == {}
 
 
-def test_finaliser_inside_an_allocation_runs_after_it() -> None:
-    """A garbage collection may free TensorRT's objects at any allocation, in this very thread."""
+def test_finalizer_inside_an_allocation_runs_after_it() -> None:
+    """Garbage collection can free TensorRT's objects during any allocation, in the same thread."""
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=2 * MIB)
     old = pool.allocate(MIB, stream=1)
@@ -236,7 +236,7 @@ def test_threads_get_separate_memory() -> None:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Any order of calls: no two parts overlap, all lie in segments, and the sums are right."""
+    """Checks, for any order of calls, that parts do not overlap, lie in segments, and that the sums are correct."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, dea
 @needs_tensorrt
 @pytest.mark.parametrize("stream", [0, 77])
 def test_tensorrt_reaches_the_pool_with_the_right_stream(stream: int) -> None:
-    """Through the real bindings, which pass (flags, stream) or (stream, flags) depending on their version."""
+    """The real bindings pass (flags, stream) or (stream, flags), depending on their version."""
     trt = library.trt
     raw = PlainMemory()
     pool = MemoryPool(raw)

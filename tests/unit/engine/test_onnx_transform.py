@@ -1,4 +1,4 @@
-"""Rewriting of ONNX files: types, shapes, and unchanged results."""
+"""Tests of rewritten ONNX files: types, shapes, and unchanged results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def relative_error(found: NDArray[np.float64], right: NDArray[np.float64]) -> fl
 
 
 def types_of(model: bytes) -> set[int]:
-    """Types of weights, inputs and outputs."""
+    """Return the types of the weights, inputs, and outputs."""
     graph = onnx.load_model_from_string(model).graph
     ends = (*graph.input, *graph.output)
     return {tensor.data_type for tensor in graph.initializer} | {each.type.tensor_type.elem_type for each in ends}
@@ -67,7 +67,7 @@ def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
 
 @pytest.mark.parametrize("to", HALVES)
 def test_model_in_the_target_type_is_unchanged(to: Literal["fp16", "bf16"]) -> None:
-    """Such as one that was exported in float16, or converted by the same package: its casts would get names twice."""
+    """The model was exported in float16, or converted before. A second conversion would duplicate names."""
     half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
     assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
 
@@ -126,7 +126,7 @@ def test_model_without_quantization_keeps_its_opset() -> None:
 
 
 def widened(frames: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
-    """With a fourth channel, which must not count."""
+    """Return the input with a fourth channel, which must not affect the results."""
     noise = np.random.default_rng(seed).normal(size=frames[:, :1].shape).astype(np.float32)
     return np.concatenate([frames, noise], axis=1)
 
@@ -143,7 +143,7 @@ def test_wider_input_changes_no_result(original: bytes) -> None:
 
 
 def test_widening_and_folding_together_change_no_result() -> None:
-    """As TensorRT-RTX gets the shipped model, but for the types."""
+    """TensorRT-RTX gets the shipped model in this form, except for the types."""
     original = NANODET.read_bytes()
     frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)

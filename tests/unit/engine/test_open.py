@@ -1,4 +1,4 @@
-"""From a model folder to an engine plan and `vision build`, with real builds on the CPU."""
+"""Tests of opening engines from a model folder, and of `vision build`, with real builds on the CPU."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_engine_that_does_not_load_is_rebuilt_once(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a driver nothing loads: a fresh engine fails at once, one from the cache is built once more before."""
+    """Without a driver, no engine loads. A new engine fails at once. A cached engine is built again first."""
     caplog.set_level(logging.INFO)
     for attempt, again in enumerate((False, True)):
         caplog.clear()

@@ -1,4 +1,4 @@
-"""Precisions of GPUs, and the typing of libraries."""
+"""Tests of the precisions that GPUs support, and of the typing of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer times, layer descriptions, time lines and command lines."""
+"""Tests of layer times, layer descriptions, timelines, and command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress and cancellation of a build."""
+"""Tests of the progress and the cancellation of a build."""
 
 from __future__ import annotations
 

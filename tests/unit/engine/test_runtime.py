@@ -1,7 +1,7 @@
-"""Engines and contexts: False, None and RuntimeError of TensorRT become exceptions with the reason.
+"""Tests of engines and contexts: False, None, and RuntimeError of TensorRT become exceptions that contain the reason.
 
-TensorRT gives an engine only to a machine with a GPU, so here a stand-in answers as its headers and bindings say; its
-enumerations are the real ones. `tests/gpu` runs the same wrappers over a real engine.
+TensorRT loads an engine only on a machine with a GPU. Therefore, a stand-in behaves as the headers and the bindings of
+TensorRT specify, with the real enumerations. `tests/gpu` tests the same wrappers with a real engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ trt = library.trt  # found at its first use, which is in the tests
 
 
 class RawContext:
-    """Answers as an execution context does. `refusals` are names of calls that fail."""
+    """Stand-in for an execution context. `refusals` contains the names of the calls that fail."""
 
     def __init__(self, refusals: Sequence[str] = ()) -> None:
         self.refusals = set(refusals)
@@ -99,7 +99,7 @@ class RawContext:
 
 
 class RawEngine:
-    """Answers as an engine with one input of frames, one shape tensor and one output does."""
+    """Stand-in for an engine with one input for frames, one shape tensor, and one output."""
 
     num_io_tensors = 3
     num_optimization_profiles = 2
@@ -157,7 +157,7 @@ class RawEngine:
 
 
 class RuntimeConfig:
-    """Answers as TensorRT-RTX's settings of a context do."""
+    """Stand-in for the settings of a context of TensorRT-RTX."""
 
     def __init__(self, accepts: bool = True) -> None:
         self.cuda_graph_strategy: Any = None
@@ -181,7 +181,7 @@ class RuntimeConfig:
 
 
 class RawRtxEngine(RawEngine):
-    """The same with TensorRT-RTX's settings."""
+    """Stand-in for an engine of TensorRT-RTX, with settings of contexts."""
 
     def __init__(self, context: RawContext, accepts: bool = True) -> None:
         super().__init__(context)
@@ -396,7 +396,7 @@ def test_data_dependent_output_has_an_upper_bound_and_no_shape() -> None:
 
 
 def test_output_sizes_need_input_shapes() -> None:
-    """Its error path crashes in 10.3 when it is not on the main thread."""
+    """Without input shapes, TensorRT 10.3 crashes outside of the main thread."""
     made, raw = context("infer")
     with pytest.raises(DeviceError) as caught:
         made.output_sizes()
@@ -429,7 +429,7 @@ def test_layer_times_are_fetched_after_each_run_and_not_during() -> None:
 @needs_rtx
 @needs_no_gpu
 def test_plan_without_a_gpu_is_refused_with_a_hint(capfd: pytest.CaptureFixture[str]) -> None:
-    """A real plan, a real runtime, and no driver."""
+    """The plan and the runtime are real, but there is no driver."""
     ahead = BuildOptions(ahead_of_time=True)
     built = build_engine(convolution(), spec(), BuildPlan("fp32", 2), GpuDescription("A4000", (8, 6)), ahead)
     with pytest.raises(ModelError) as caught:
@@ -516,7 +516,7 @@ def test_open_shape_has_no_size() -> None:
 
 
 def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
-    """Where ``trt.nptype`` raises for bf16, fp8, fp4 and int4."""
+    """In contrast, ``trt.nptype`` raises an error for bf16, fp8, fp4, and int4."""
     names = set(trt.DataType.__members__)
     assert {dtype_name(name) for name in names - {"E8M0"}} <= {
         "float32", "float16", "bfloat16", "fp8", "fp4", "int64", "int32", "int8", "int4", "uint8", "bool",

@@ -1,4 +1,4 @@
-"""Errors of CUDA, and of machines without a usable GPU. The other tests are in ``tests/gpu``."""
+"""Tests of CUDA errors, and of machines without a usable GPU. The other tests are in ``tests/gpu``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_driver_calls_need_a_driver() -> None:
 
 
 def test_out_of_memory_does_not_need_a_restart() -> None:
-    """The error does not persist: one camera's decoder can fail so while the others go on."""
+    """The error does not persist: the decoder of one camera can fail in this way while the others continue."""
     error = failure(cuda.cudaError_t.cudaErrorMemoryAllocation, "making a stream")
     assert isinstance(error, OutOfMemory)
     assert error.code == "out-of-memory"

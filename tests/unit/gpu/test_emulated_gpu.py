@@ -1,4 +1,4 @@
-"""Runs the GPU tests on the emulated GPU: kernels, detector, and measurements."""
+"""Run the GPU tests of kernels, detector, and benchmarks on the emulated GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WITHOUT_ENGINES = ("postprocess", "letterbox", "video")
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
-    """Run the selected suites, two at a time: each is a separate process that often waits for the compiler."""
+    """Run the selected suites in separate processes, two at a time, because each often waits for the compiler."""
     cases = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     selected = [suite for suite in SUITES if any(case.get("suite") == suite for case in cases)]
     with ThreadPoolExecutor(2) as pool:

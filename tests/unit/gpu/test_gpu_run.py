@@ -1,4 +1,4 @@
-"""`tests.gpu.run_all` names tests that exist: a part without tests would look like a part without failures."""
+"""Tests that `tests.gpu.run_all` selects existing tests, because a part without tests would seem to have passed."""
 
 from __future__ import annotations
 

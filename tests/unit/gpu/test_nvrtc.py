@@ -1,4 +1,4 @@
-"""The cache of compiled kernels, and kernel arguments."""
+"""Tests of the cache of compiled kernels, and of kernel arguments."""
 
 from __future__ import annotations
 

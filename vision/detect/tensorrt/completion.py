@@ -134,7 +134,7 @@ class ConcurrencyLimit:
             self._order[-count].before(stream)
 
     def queued(self, end: Completion) -> None:
-        """Add the batch that was queued last. `end` was recorded after its work."""
+        """Register the batch that was queued last. `end` marks its end."""
         if end in self._order:
             self._order.remove(end)
         self._order.append(end)
