@@ -235,10 +235,14 @@ inline unsigned min(unsigned a, unsigned b) { return std::min(a, b); }
 inline int min(int a, int b) { return std::min(a, b); }
 inline int max(int a, int b) { return std::max(a, b); }
 
+// GCC 11, the compiler of Ubuntu 22.04, has no 16-bit floats in C++, so integers do the conversions.
 inline float half_to_float(unsigned short bits) {
-    _Float16 value;
-    std::memcpy(&value, &bits, 2);
-    return (float)value;
+    unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ffu;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * std::ldexp((float)fraction, -24);
+    unsigned whole = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13;
+    float value;
+    std::memcpy(&value, &whole, 4);
+    return value;
 }
 inline unsigned load(const unsigned char* address) { return *address; }
 inline unsigned load(const unsigned* address) { return *address; }
@@ -255,10 +259,15 @@ inline unsigned funnel(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((unsigned long long)high << 32 | low) >> shift);
 }
 inline unsigned short float_to_half(float value) {
-    _Float16 half = (_Float16)value;
-    unsigned short bits;
-    std::memcpy(&bits, &half, 2);
-    return bits;
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    unsigned sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (unsigned short)(sign | 0x7e00u);   // not a number
+    if (magnitude >= 0x477ff000u) return (unsigned short)(sign | 0x7c00u);  // infinite after rounding
+    if (magnitude < 0x38800000u)                                            // below the smallest normal number
+        return (unsigned short)(sign | (unsigned)std::nearbyint(std::ldexp(std::fabs(value), 24)));
+    unsigned rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);  // half to even
+    return (unsigned short)(sign | (rounded - 0x38000000u) >> 13);
 }
 inline unsigned floats_to_halves(float first, float second) {
     return float_to_half(first) | (unsigned)float_to_half(second) << 16;

@@ -277,3 +277,9 @@ def open_files() -> set[str]:
         except FileNotFoundError:
             continue  # the one that lists them
     return found
+
+
+def codes_of_wrong_path() -> tuple[str, ...]:
+    """Return the error codes for a path without a stream. GStreamer 1.20 cannot tell it from a wrong password."""
+    old = library().Gst.version()[:2] < (1, 22)
+    return ("no-stream", "unauthorized") if old else ("no-stream",)

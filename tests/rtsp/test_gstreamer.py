@@ -18,6 +18,7 @@ from tests.rtsp.stage import (
     PATIENCE_S,
     Server,
     camera,
+    codes_of_wrong_path,
     frame,
     open_files,
     opened,
@@ -205,7 +206,7 @@ def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, bla
     try:
         with pytest.raises(SourceError) as raised:
             source.open()
-        assert raised.value.code == "no-stream"
+        assert raised.value.code in codes_of_wrong_path()
     finally:
         source.close()
     assert not owned.exists()
@@ -223,7 +224,8 @@ def test_connections_leave_no_resources(server: Server) -> None:
             opened_cycles.append(cycle)
             source.grab(PATIENCE_S)
         except SourceError as error:
-            assert error.code == "interrupted"  # either is right: it depends on who was faster
+            # Either a frame or an error is right: it depends on which was faster. The server may still be closing.
+            assert error.code in ("interrupted", "busy")
         timer.join()
         source.close()
         source.close()

@@ -22,6 +22,13 @@ _CAUSES = {  # code and hint by GstResourceError
 }
 
 
+_CAUSES_BY_TEXT = {  # checked first
+    # GStreamer 1.20 reports this for a wrong path, if the camera answers with a request for a password.
+    "No supported authentication": ("unauthorized", "the user, password, or path is wrong"),
+    "(503)": ("busy", "the camera accepts no more clients, or is starting"),
+}
+
+
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
     """Return the error for a GError of GStreamer, which has this `domain`, `code`, `message`, and `debug` text."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
@@ -39,6 +46,9 @@ def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str
     if isinstance(camera.address, Csi):
         hint = "check the ribbon cable, and restart nvargus-daemon: sudo systemctl restart nvargus-daemon"
         return "csi-camera", hint
+    for words, cause in _CAUSES_BY_TEXT.items():
+        if words in text:
+            return cause
     return ("read", _no_answer(camera)) if code == _READ else _CAUSES.get(code, ("gstreamer", ""))
 
 
