@@ -131,7 +131,7 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Lock the pool for one operation. Then free what finalizers in this thread requested to free."""
+        """Lock the pool for one operation. Then free the memory that finalizers in this thread gave back."""
         with self._lock:
             self._inside = True
             try:

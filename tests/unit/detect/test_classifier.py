@@ -45,7 +45,7 @@ def plain(*colour: int, shape: tuple[int, int, int] = (24, 16, 3)) -> NDArray[np
     return np.full(shape, colour, np.uint8)
 
 
-def test_classifier_reports_the_mean_colour(tmp_path: Path) -> None:
+def test_classifier_reports_the_mean_color(tmp_path: Path) -> None:
     with opened(save(tmp_path)) as opened_classifier:
         assert (opened_classifier.name, opened_classifier.class_names, opened_classifier.exclusive) == (
             "paint",

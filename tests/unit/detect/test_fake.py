@@ -73,6 +73,6 @@ def test_fake_detector_uses_the_injected_clock(parallel: int, ready_ms: list[int
         assert finished == ready_ms
 
 
-def test_fake_classes_match_their_colours() -> None:
+def test_fake_classes_match_their_colors() -> None:
     assert len(FAKE_CLASSES) == len(FAKE_COLORS)
     assert [FAKE_CLASSES[color.index(255)] for color in FAKE_COLORS] == ["blue", "green", "red"]

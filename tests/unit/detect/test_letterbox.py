@@ -125,7 +125,7 @@ def test_reference_conversion_equals_opencv(pixel_format: PixelFormat, code: int
         ("bt709-full", (54, 99, 255), (0, 0, 254)),
     ],
 )
-def test_yuv_encodings_give_the_standard_colours(
+def test_yuv_encodings_give_the_standard_colors(
     encoding: YuvEncoding, yuv: tuple[int, int, int], bgr: tuple[int, int, int]
 ) -> None:
     pixels = np.array([[yuv[0]] * 2] * 2 + [[yuv[1], yuv[2]]], np.uint8)

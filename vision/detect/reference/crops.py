@@ -36,7 +36,7 @@ class PartReader:
         self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return a part of a frame as BGR (rows, columns, 3), valid until the next call or the end of its lease.
+        """Return a part of a frame as BGR (H, W, 3), valid until the next call or the end of the frame's lease.
 
         Raises:
             ValueError: the part is empty or not within the frame.

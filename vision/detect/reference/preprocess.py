@@ -1,6 +1,6 @@
 """Pre-processing of BGR frames on one core: with OpenCV if it is installed, otherwise with NumPy.
 
-After the network, pre-processing takes the most CPU time per frame. Therefore all memory is allocated once per frame
+After the network, pre-processing takes the most CPU time per frame. Therefore, all memory is allocated once per frame
 size. Decision 060 (``docs/decisions/060-letterbox-in-numpy.md``) contains measurements.
 """
 
