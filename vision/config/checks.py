@@ -92,7 +92,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
 
 
 def pipeline_name(config: Section) -> object:
-    """Return the configured pipeline; if none is configured, count if there are analytics, otherwise detect."""
+    """Return the configured pipeline. The default is count if there are analytics, otherwise detect."""
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
@@ -143,7 +143,7 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield all conflicts between the lines, zones and ground points of one camera. `base` is its location."""
+    """Yield the conflicts between lines, zones and ground points of one camera. `base` is the section's location."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
     yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")
