@@ -42,7 +42,7 @@ _DOUBT: Final = 0.6  # weight of a box below which its size is doubted
 _DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
 _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
 _ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
-_EDGE_PX: Final = 1.0  # a box that comes this near to the edge of the frame is cut off by it
+_EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
 _LEAST_TRUST: Final = 0.02  # of the most unlikely box
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
@@ -105,7 +105,7 @@ class Tracker:
     intervals) ends every track. Ids, ages and the order of events therefore never go back.
 
     Args:
-        config: scores and times.
+        config: scores and times that control the tracks.
         frame_size_px: width and height of the frame. Published boxes lie within it, and boxes that its edge cuts off
             may change their size at any rate. None: unknown.
     """
