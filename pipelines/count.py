@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, pipeline
-from vision.stages.analytics import TrackStage
+from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, open_tracking, pipeline
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
 
@@ -17,7 +16,7 @@ def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) ->
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)
-    track = TrackStage(config.track, score=config.detect.score_threshold)
+    track = open_tracking(config)
     return [track, *cascade, analytics, RuleStage(config.rules, config.analytics), *snapshots]
 
 

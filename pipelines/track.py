@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_cascade, pipeline
-from vision.stages.analytics import TrackStage
+from vision.runtime.builder import RunOptions, open_cascade, open_tracking, pipeline
 from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
     """Open and return the tracker and, if configured, the second model."""
-    track = TrackStage(config.track, score=config.detect.score_threshold)
+    track = open_tracking(config)
     return [track, *open_cascade(config, options, resources)]
 
 

@@ -23,8 +23,10 @@ import numpy as np
 from numpy import count_nonzero  # several times faster than any() and all() on small arrays
 from numpy.typing import NDArray
 
+from vision.analytics.class_groups import ClassGroups, ClassIds, single_boxes, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou, reach_edge
+from vision.analytics.track_motion import motion
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
@@ -44,10 +46,6 @@ _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted 
 _ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
 _EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
 _LEAST_TRUST: Final = 0.02  # of the most unlikely box
-_POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
-_SIZE_AGITATION: Final = 0.05
-_POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
-_SIZE_DAMPING: Final = 4.0
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
@@ -91,7 +89,9 @@ _DOUBTED_S: Final = 24  # time since when the boxes are doubted; infinite if the
 _MISFIT: Final = 25  # logarithm of the ratio of sizes for the last box; infinite if the box was not doubted
 _TREND: Final = 26  # moving average of growth, over `_TREND_S`
 _BORN_S: Final = 27
-_ROWS: Final = 28
+_LEAD: Final = 28  # of its class over the other classes of its group, in votes
+_VOTES: Final = 29
+_ROWS: Final = 30
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _next_track_id = itertools.count(1)  # one counter, so that ids are unique across all cameras and epochs
@@ -100,24 +100,32 @@ _next_track_id = itertools.count(1)  # one counter, so that ids are unique acros
 class Tracker:
     """Tracks the objects of one camera. Not thread-safe.
 
-    Detections of different classes are different objects. Capture times can stay the same, go back or jump ahead: a
-    time before the last one counts as one usual interval later, and a gap longer than `lost_s` (and two usual
-    intervals) ends every track. Ids, ages and the order of events therefore never go back.
+    Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
+    the same, go back or jump ahead: a time before the last one counts as one usual interval later, and a gap longer
+    than `lost_s` (and two usual intervals) ends every track. Ids, ages and the order of events therefore never go back.
 
     Args:
         config: scores and times that control the tracks.
         frame_size_px: width and height of the frame. Published boxes lie within it, and boxes that its edge cuts off
             may change their size at any rate. None: unknown.
+        groups: classes that the detector confuses. The class of a track is the one with the most votes in its group.
     """
 
-    def __init__(self, config: TrackConfig | None = None, frame_size_px: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        config: TrackConfig | None = None,
+        frame_size_px: tuple[int, int] | None = None,
+        groups: ClassGroups | None = None,
+    ) -> None:
         self._config = config or TrackConfig()
+        self._class_groups = groups if groups is not None and groups.grouped else None
         self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
         self._state: FloatArray = np.zeros((_ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
-        self._classes: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._classes: ClassIds = np.zeros(0, np.int32)
+        self._groups: ClassIds = np.zeros(0, np.int32)
         self._time = FrameClock()
-        self._step_s, self._step = 0.0, _motion(0.0)  # most steps are as long as the one before
+        self._step_s, self._step = 0.0, motion(0.0)  # most steps are as long as the one before
         self._trend_share = 1.0  # weight of a new box in the mean growth of a track
         self._growth_variance = 0.0  # variance of the growth that is expected between two frames
 
@@ -134,7 +142,7 @@ class Tracker:
             box: the higher the score and the more likely the size, the nearer to the detected box.
         """
         self._advance(captured_ns)
-        frame = _Frame(detections, self._config, self._edges_px)
+        frame = _Frame(detections, self._config, self._edges_px, self._class_groups)
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
         matched = matches[tracks]
@@ -152,6 +160,7 @@ class Tracker:
             self._state = self._state[:, kept]
             self._ids = self._ids[kept]
             self._classes = self._classes[kept]
+            self._groups = self._groups[kept]
 
     def _advance(self, captured_ns: int) -> None:
         """Predict every track at the time of the frame. End the tracks that have been lost for too long."""
@@ -169,7 +178,7 @@ class Tracker:
         four filters of 2×2. Their means and covariances are the first 20 rows of the state: one matrix updates all.
         """
         if step_s != self._step_s:
-            self._step_s, self._step = step_s, _motion(step_s)
+            self._step_s, self._step = step_s, motion(step_s)
             self._trend_share = min(step_s / _TREND_S, 1.0)
             self._growth_variance = (_GROWTH * step_s) ** 2
         transition, growth = self._step
@@ -233,7 +242,7 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Return rows and columns, (K,) each, of near pairs of one class. Use float32 to compare M·N pairs fast."""
+        """Return rows and columns, (K,) each, of near pairs of one group. Use float32 to compare M·N pairs fast."""
         x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
         seen_x, seen_y = frame.at[_PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
@@ -241,7 +250,7 @@ class Tracker:
         near = np.abs(offset, out=offset) < reach
         np.subtract(y, seen_y, out=offset)
         near &= np.abs(offset, out=offset) < reach
-        near &= self._classes[:, None] == frame.classes
+        near &= self._groups[:, None] == frame.groups
         rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much faster than nonzero in 2 dimensions
         return rows, columns
 
@@ -274,6 +283,10 @@ class Tracker:
         state[_SEEN_AT] = at[_PLACE]
         state[_SEEN_S] = now_s
         state[_STRONG_S, frame.strong[matched]] = now_s
+        if self._class_groups is not None:
+            classes = self._classes.take(tracks)
+            vote(classes, state[_LEAD], state[_VOTES], frame.classes.take(matched), frame.scores.take(matched))
+            self._classes[tracks] = classes
         if not all_tracks:
             self._state[:, tracks] = state
         tentative = self._ids[tracks] == 0
@@ -348,7 +361,7 @@ class Tracker:
             return
         if len(matched):
             overlap = iou(frame.boxes[new], frame.boxes[matched])
-            overlap[frame.classes[new][:, None] != frame.classes[matched]] = 0.0
+            overlap[frame.groups[new][:, None] != frame.groups[matched]] = 0.0
             new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
         if not len(new):
             return
@@ -362,9 +375,11 @@ class Tracker:
         state[_SEEN_S:] = self._time.now_s
         state[_DOUBTED_S] = state[_MISFIT] = math.inf
         state[_TREND] = 0.0
+        state[_LEAD] = state[_VOTES] = frame.scores[new]
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])
+        self._groups = np.concatenate([self._groups, frame.groups[new]])
 
     def _tracks(self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray) -> Tracks:
         boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
@@ -389,9 +404,15 @@ class Tracker:
 class _Frame:
     """The usable detections of one frame, in the layouts that the tracker needs."""
 
-    __slots__ = ("at", "boxes", "classes", "cut", "noise", "scores", "strong", "truncated_candidates")
+    __slots__ = ("at", "boxes", "classes", "cut", "groups", "noise", "scores", "strong", "truncated_candidates")
 
-    def __init__(self, detections: Detections, config: TrackConfig, edges_px: FloatArray | None) -> None:
+    def __init__(
+        self,
+        detections: Detections,
+        config: TrackConfig,
+        edges_px: FloatArray | None,
+        class_groups: ClassGroups | None,
+    ) -> None:
         boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
         scores = detections.scores.astype(np.float64)
         finite = np.isfinite(boxes)
@@ -400,15 +421,20 @@ class _Frame:
         at = _CENTERS @ boxes.T
         size = np.maximum(at[2], at[3])
         usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
-        classes = detections.class_ids
+        groups = classes = detections.class_ids
+        if class_groups is not None:
+            groups = class_groups.of(classes)
+            if count_nonzero(groups != classes):
+                usable[usable] = single_boxes(boxes[usable], scores[usable], classes[usable], groups[usable])
         if count_nonzero(usable) < len(usable):
-            boxes, scores, classes = boxes[usable], scores[usable], classes[usable]
+            boxes, scores, classes, groups = boxes[usable], scores[usable], classes[usable], groups[usable]
             at, size = at[:, usable], size[usable]
         self.truncated_candidates = detections.truncated_candidates
         self.boxes: FloatArray = boxes  # (N, 4) corners
         self.scores: FloatArray = scores
         self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
-        self.classes: NDArray[np.int32] = classes
+        self.classes: ClassIds = classes
+        self.groups: ClassIds = groups
         self.cut: BoolArray = reach_edge(boxes, edges_px, _EDGE_PX)
         self.at: FloatArray = at  # (4, N) center x, center y, width, height
         relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
@@ -427,50 +453,6 @@ def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise:
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]
-
-
-def _motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return the transition of the filter's rows, (20, 20), and their growth for an object of size 1, (20, 1).
-
-    Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
-    """
-    moves: list[float] = []
-    growths: list[float] = []
-    for damping, agitation in ((_POSITION_DAMPING, _POSITION_AGITATION), (_SIZE_DAMPING, _SIZE_AGITATION)):
-        fade = math.exp(-damping * step_s)
-        travel = (1.0 - fade) / damping
-        spread = (1.0 - fade * fade) / (2.0 * damping)
-        moves += (1.0, travel, fade, 2.0 * travel, travel * travel, fade * travel, fade * fade)
-        var_at = agitation * max(step_s - 2.0 * travel + spread, 0.0) / damping**2
-        growths += (var_at, agitation * travel * travel / 2.0, agitation * spread)
-    transition: FloatArray = (np.array(moves) @ _WHERE_MOVES).reshape(20, 20)
-    return transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None]
-
-
-def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
-    """Return the positions of `_motion`'s coefficients: (14, 400) in the flat matrix and (6, 20) in the column."""
-    moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
-    at, speed, var_at, covariance, var_speed = range(0, 20, 4)
-    for row in range(4):
-        kind = 7 * (row // 2)  # of the centre, then of the size
-        for coefficient, to, of in (
-            (0, at, at),
-            (1, at, speed),
-            (2, speed, speed),
-            (0, var_at, var_at),
-            (3, var_at, covariance),
-            (4, var_at, var_speed),
-            (2, covariance, covariance),
-            (5, covariance, var_speed),
-            (6, var_speed, var_speed),
-        ):
-            moves[kind + coefficient, to + row, of + row] = 1.0
-        for coefficient, to in enumerate((var_at, covariance, var_speed)):
-            growths[3 * (row // 2) + coefficient, to + row] = 1.0
-    return moves.reshape(14, 400), growths
-
-
-_WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:

@@ -152,6 +152,8 @@ class TrackConfig(ConfigSection):
     """Motion of a track after a gap; filter: predicted and corrected; observation: from two positions only."""
     max_objects: int = Field(default=500, ge=1, le=10_000)
     """Maximum number of tracks at the same time."""
+    class_groups: tuple[ClassNames, ...] | None = None
+    """Groups of classes that the detector confuses; car, truck and bus if absent and the model has them."""
 
     _consistent = free_of(tracking_conflicts)
 

@@ -135,6 +135,17 @@ def tracking_conflicts(track: Section) -> Iterator[Conflict]:
             wrong_key = key if key in track else next_key
             message = f"expected {key} ({value:g}) to be at most {next_key} ({next_value:g})"
             yield Conflict((wrong_key,), "score-order", message)
+    yield from _classes_in_two_groups(track.get("class_groups"))
+
+
+def _classes_in_two_groups(groups: object) -> Iterator[Conflict]:
+    seen: set[str] = set()
+    for number, group in enumerate(groups if isinstance(groups, tuple | list) else ()):
+        names = {name for name in group if isinstance(name, str)} if isinstance(group, tuple | list) else set()
+        for name in sorted(names & seen):
+            message = f"expected {name!r} in one group only"
+            yield Conflict(("class_groups", number), "class-in-two-groups", message)
+        seen |= names
 
 
 # --- lines and zones --------------------------------------------------------------------------------------------------
@@ -196,6 +207,10 @@ def class_lists(config: Section) -> Iterator[tuple[Loc, tuple[object, ...]]]:
         names = section.get("classes")
         if isinstance(names, tuple):
             yield (*loc, "classes"), names
+    groups = _mapping(config, "track").get("class_groups")
+    for number, names in enumerate(groups if isinstance(groups, tuple) else ()):
+        if isinstance(names, tuple):
+            yield ("track", "class_groups", number), names
 
 
 def _undetected_classes(config: Section) -> Iterator[Conflict]:

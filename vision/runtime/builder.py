@@ -221,6 +221,11 @@ def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
     return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
 
 
+def open_tracking(config: AppConfig) -> TrackStage:
+    """Create the stage that tracks the objects of all cameras."""
+    return TrackStage(config.track, score=config.detect.score_threshold, class_names=_class_names(config))
+
+
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
     """Open the stage that classifies objects with the second model. Return an empty list if none is configured."""
     options.check_stop()

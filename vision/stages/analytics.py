@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vision.analytics.camera_analytics import Analytics
+from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
@@ -26,10 +27,18 @@ class TrackStage:
     An object is published once its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
     `TrackConfig.new_score`. From then on, it is published while it is tracked, even if its score is lower. Therefore,
     the detector must report detections down to `detector_score`.
+
+    Args:
+        score: minimum score of a detection that starts a track.
+        class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to them.
     """
 
-    def __init__(self, config: TrackConfig | None = None, *, score: float = 0.0) -> None:
+    def __init__(
+        self, config: TrackConfig | None = None, *, score: float = 0.0, class_names: Sequence[str] = ()
+    ) -> None:
         config = config or TrackConfig()
+        groups = DEFAULT_GROUPS if config.class_groups is None else config.class_groups
+        self._groups = ClassGroups(class_names, groups)
         self.detector_score = min(score, config.low_score)
         self._config = config.model_copy(update={"new_score": max(score, config.new_score)})
         self._trackers: dict[str, tuple[int, Tracker]] = {}
@@ -42,7 +51,7 @@ class TrackStage:
     def _tracker(self, meta: FrameMeta) -> Tracker:
         epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
         if tracker is None or epoch != meta.epoch:
-            tracker = Tracker(self._config, (meta.width_px, meta.height_px))
+            tracker = Tracker(self._config, (meta.width_px, meta.height_px), self._groups)
         self._trackers[meta.camera_id] = meta.epoch, tracker
         return tracker
 

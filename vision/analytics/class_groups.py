@@ -1,0 +1,82 @@
+"""Groups of classes that a detector confuses with each other, such as car, truck, and bus.
+
+Without them, a vehicle that the detector calls a car in one frame and a truck in the next is two objects. With them, it
+is one track, and its class is the one with the most votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy import count_nonzero
+from numpy.typing import NDArray
+
+from vision.analytics.geometry import BoolArray, FloatArray, iou
+
+ClassIds = NDArray[np.int32]
+
+DEFAULT_GROUPS: Final = (("car", "truck", "bus"),)
+"""The groups of a model that has these classes: vehicles with four wheels."""
+
+_SAME_OBJECT_IOU: Final = 0.6  # two boxes of one group that overlap this much are one object
+_MARGIN: Final = 0.2  # lead of a new class, as a fraction of all votes
+
+
+class ClassGroups:
+    """The group of each class. The number of a group is the id of one of its classes.
+
+    Args:
+        class_names: classes of the model, by class id.
+        groups: names of the classes of each group. Names that the model does not have are ignored.
+    """
+
+    def __init__(self, class_names: Sequence[str], groups: Sequence[Sequence[str]]) -> None:
+        self._group: ClassIds = np.arange(len(class_names), dtype=np.int32)
+        for names in groups:
+            members = np.isin(class_names, names)
+            if count_nonzero(members):
+                self._group[members] = members.argmax()
+        self.grouped = len(set(self._group.tolist())) < len(self._group)  # whether any class shares its group
+
+    def of(self, class_ids: ClassIds) -> ClassIds:
+        """Return the group of each class. A class that the model does not name is its own group."""
+        named = (class_ids >= 0) & (class_ids < len(self._group))
+        return np.where(named, self._group.take(class_ids, mode="clip"), class_ids)
+
+
+def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
+    """Return a mask, (N,), without the boxes of objects that the detector reported with several classes of one group.
+
+    The detector has already suppressed the weaker boxes of one class. Of boxes of different classes, the best is kept.
+    """
+    kept = np.ones(len(scores), np.bool_)
+    members = np.isin(groups, groups[groups != classes]).nonzero()[0]
+    if len(members) < 2:
+        return kept
+    same = iou(boxes_xyxy[members], boxes_xyxy[members]) >= _SAME_OBJECT_IOU
+    same &= groups[members][:, None] == groups[members]
+    same &= classes[members][:, None] != classes[members]
+    if count_nonzero(same):
+        kept_members = kept[members]
+        for best in np.argsort(-scores[members], kind="stable"):
+            if kept_members[best]:
+                kept_members &= ~same[best]
+        kept[members] = kept_members
+    return kept
+
+
+def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds, scores: FloatArray) -> None:
+    """Count the class of each track's detection as a vote, weighted by its score. Update all but `seen` in place.
+
+    Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981. `lead`, (M,), is that of the class of the track over
+    all others, and `total`, (M,), is the sum of all votes. A new class needs a margin, because a detector that is
+    undecided would otherwise change the class again and again.
+    """
+    lead += np.where(classes == seen, scores, -scores)
+    total += scores
+    lost = lead < -_MARGIN * total
+    if count_nonzero(lost):
+        classes[lost] = seen[lost]
+        lead[lost] *= -1.0
