@@ -109,7 +109,8 @@ class Analytics:
         def to_pixels(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
             return [(x * scale_x, y * scale_y) for x, y in points]
 
-        self._zone_watch.place([to_pixels(zone.polygon) for zone in config.zones])
+        zones = [[to_pixels(ring) for ring in zone.rings] for zone in config.zones]
+        self._zone_watch.place(zones, (width_px, height_px))
         self._objects = TrackedObjects(
             self._anchors,
             self._line_watch.place([to_pixels(line.points) for line in config.lines]),

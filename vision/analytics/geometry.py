@@ -20,6 +20,12 @@ IndexArray: TypeAlias = NDArray[np.intp]
 Points: TypeAlias = NDArray[np.complex128]
 """Points as complex numbers x + iy. This halves the number of NumPy calls, which take most of the time."""
 
+Corners: TypeAlias = Sequence[tuple[float, float]]
+"""Corners of a polygon as (x, y)."""
+
+_EDGE_PX: Final = 1.5  # a corner this near to the edge of the frame is on it: the last pixel of 1920 is number 1919
+_INSIDE_PX: Final = 1e-3
+
 ANCHORS: Final = {
     "bottom-center": (0.5, 1.0),
     "center": (0.5, 0.5),
@@ -80,14 +86,22 @@ class LineSet:
 
 
 class ZoneSet:
-    """A set of Z closed polygons, tested against all points at once."""
+    """A set of Z closed polygons with holes, tested against all points at once.
 
-    def __init__(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
-        corners = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
-        most = max((len(polygon) for polygon in corners), default=0)
-        # Every polygon is padded to the number of sides of the longest one. The extra sides have no length.
-        padded = np.array([np.concatenate([p, np.repeat(p[:1], most - len(p), axis=0)]) for p in corners])
-        padded = padded.reshape(len(corners), most, 2)
+    A zone that reaches the edge of the frame contains what lies on the edge or beyond it, and cannot be left there.
+
+    Args:
+        zones: the outline and the holes of each zone, as corners in pixels.
+        frame_size_px: width and height of the frame. None: unknown.
+    """
+
+    def __init__(self, zones: Sequence[Sequence[Corners]], frame_size_px: tuple[int, int] | None = None) -> None:
+        self._last_px = None if frame_size_px is None else np.array(frame_size_px) - _INSIDE_PX
+        outlines = [_one_outline([_snapped(ring, frame_size_px) for ring in rings]) for rings in zones]
+        most = max((len(corners) for corners, _ in outlines), default=0)
+        # Every outline is padded to the number of sides of the longest one. The extra sides have no length.
+        padded = np.array([np.concatenate([c, np.repeat(c[:1], most - len(c), axis=0)]) for c, _ in outlines])
+        padded = padded.reshape(len(outlines), most, 2)
         low, high = padded.min(axis=1, initial=1e9), padded.max(axis=1, initial=-1e9)
         self._middle = _complex((low + high) / 2)
         self._half = (high - low) / 2
@@ -95,18 +109,21 @@ class ZoneSet:
         next_x, next_y = np.roll(x, -1, axis=1), np.roll(y, -1, axis=1)
         run, rise = next_x - x, next_y - y
         slope = np.divide(run, rise, out=np.zeros_like(rise), where=rise != 0)
-        self._heights = np.ascontiguousarray(np.concatenate([y, y[:, :1]], axis=1).T)  # (sides + 1, Z): y of corners
+        self._heights = np.ascontiguousarray(np.concatenate([y, y[:, :1]], axis=1).T)  # (sides + 1, Z) of the corners
         self._slopes, self._offsets = np.ascontiguousarray(slope.T), np.ascontiguousarray((x - slope * y).T)
-        # (point - corner) * turn is the position along the side + i times the distance from the side, in side lengths.
+        # (point - corner) * turn: position along the side (real) and distance from it (imaginary), in side lengths.
         side = np.ascontiguousarray(_complex(np.stack([run, rise], axis=2)).T)
         self._lengths = np.abs(side)
         self._turns = np.divide(1.0, side, out=np.zeros_like(side), where=side != 0)
         self._corners = np.ascontiguousarray(_complex(padded).T)
-        empty = self._lengths == 0  # move the extra sides far away from every point
-        self._corners[empty], self._turns[empty], self._lengths[empty] = 1e9, 1.0, 1.0
+        ignored = self._lengths == 0
+        for zone, (corners, bridges) in enumerate(outlines):
+            ignored[: len(corners), zone] |= bridges | _sides_on_edge(corners, frame_size_px)
+        self._corners[ignored], self._turns[ignored], self._lengths[ignored] = 1e9, 1.0, 1.0  # far from every point
 
     def contain(self, points: Points) -> BoolArray:
         """Return the mask (M, Z) of the points (M, Z) or (M, 1) that are inside each polygon by the even-odd rule."""
+        points = self._within_frame(points)
         offset = (points - self._middle)[..., None].view(np.float64)
         in_box = np.abs(offset, out=offset) <= self._half
         inside: BoolArray = in_box[..., 0] & in_box[..., 1]
@@ -123,7 +140,7 @@ class ZoneSet:
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
         """Return the distance (K,) of each point (K,) from the border of its zone, in pixels; never negative."""
-        at = points - self._corners.take(zones, axis=1)
+        at = self._within_frame(points) - self._corners.take(zones, axis=1)
         at *= self._turns.take(zones, axis=1)
         share = at.real
         share -= np.minimum(np.maximum(share, 0.0), 1.0)
@@ -131,6 +148,47 @@ class ZoneSet:
         distances *= self._lengths.take(zones, axis=1)
         nearest: FloatArray = distances.min(axis=0)
         return nearest
+
+    def _within_frame(self, points: Points) -> Points:
+        """Return the points, with those on the edge of the frame or beyond it moved just inside."""
+        if self._last_px is None:
+            return points
+        places = np.ascontiguousarray(points)[..., None].view(np.float64)
+        return np.minimum(np.maximum(places, 0.0), self._last_px).view(np.complex128)[..., 0]
+
+
+def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatArray:
+    """Return corners, (N, 2), with those within `_EDGE_PX` of the edge of the frame, or beyond it, on the edge."""
+    ring = np.asarray(corners, np.float64).reshape(-1, 2)
+    if frame_size_px is None:
+        return ring
+    size = np.array(frame_size_px, np.float64)
+    return np.where(ring <= _EDGE_PX, 0.0, np.where(ring >= size - _EDGE_PX, np.maximum(ring, size), ring))
+
+
+def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
+    """Return the corners, (N, 2), of an outline and its holes as one ring, and a mask, (N,), of the bridges in it.
+
+    A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts it twice, so it
+    changes nothing.
+    """
+    outline, bridges = [*rings[0]], [False] * len(rings[0])
+    for hole in rings[1:]:
+        outline += [rings[0][0], *hole, hole[0]]
+        bridges += [True, *[False] * len(hole), True]
+    return np.array(outline).reshape(-1, 2), np.array(bridges, np.bool_)
+
+
+def _sides_on_edge(corners: FloatArray, frame_size_px: tuple[int, int] | None) -> BoolArray:
+    """Return a mask, (N,), of the sides that lie on the edge of the frame or beyond it."""
+    if frame_size_px is None:
+        return np.zeros(len(corners), np.bool_)
+    following = np.roll(corners, -1, axis=0)
+    size = np.array(frame_size_px, np.float64)
+    beyond_low = (corners <= 0.0) & (following <= 0.0)
+    beyond_high = (corners >= size) & (following >= size)
+    on_edge: BoolArray = (beyond_low | beyond_high).any(axis=1)
+    return on_edge
 
 
 def _complex(places: FloatArray) -> Points:

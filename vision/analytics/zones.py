@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import ZoneSet, pairs
+from vision.analytics.geometry import Corners, ZoneSet, pairs
 from vision.analytics.lines import ClassFilter
 from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import ZoneConfig
@@ -48,9 +48,9 @@ class ZoneWatch:
         self._classes = ClassFilter(zones, class_names)
         self._next_dwell_s = math.inf  # no object reaches its `dwell_s` before this time
 
-    def place(self, polygons: Sequence[Sequence[tuple[float, float]]]) -> None:
-        """Set the pixel coordinates of the corners of each zone."""
-        self._set = ZoneSet(polygons)
+    def place(self, zones: Sequence[Sequence[Corners]], frame_size_px: tuple[int, int]) -> None:
+        """Set the outline and the holes of each zone, in pixels of a frame of this size."""
+        self._set = ZoneSet(zones, frame_size_px)
         self._next_dwell_s = math.inf
 
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Passage]:
