@@ -93,8 +93,8 @@ class Overlay:
         """
         colors = itertools.cycle(ZONE_COLORS)
         zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colors)) for zone in section.zones]
-        for _, corners, color in zones:
-            self._zone(corners, color)
+        for zone, corners, color in zones:
+            self._zone(corners, [self._to_pixels(hole, section.units) for hole in zone.holes], color)
         if section.ground is not None and crossed is None:
             self._plan(section.ground, self._to_pixels(section.ground.points, section.units))
         for line in section.lines:
@@ -107,16 +107,18 @@ class Overlay:
         """Convert points to pixels of this frame. Return an array (N, 2) of x and y."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
-    def _zone(self, corners: NDArray[np.float64], color: Color) -> None:
-        whole = np.rint(corners).astype(np.int32)
+    def _zone(self, corners: NDArray[np.float64], holes: Sequence[NDArray[np.float64]], color: Color) -> None:
+        rings = [np.rint(ring).astype(np.int32) for ring in (corners, *holes)]
+        whole = rings[0]
         left, top = np.maximum(whole.min(axis=0), 0)
         right, bottom = np.minimum(whole.max(axis=0) + 1, (self.width_px, self.height_px))
         if left < right and top < bottom:
             area = self.frame[top:bottom, left:right]
             tinted = area.copy()
-            cv2.fillPoly(tinted, [whole - (left, top)], color)
+            cv2.fillPoly(tinted, [ring - (left, top) for ring in rings], color)  # by the even-odd rule
             cv2.addWeighted(tinted, _FILL, area, 1.0 - _FILL, 0.0, dst=area)
-        self._path(corners, color, closed=True)
+        for ring in (corners, *holes):
+            self._path(ring, color, closed=True)
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
         """Draw the four ground points with their positions in meters."""

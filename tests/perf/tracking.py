@@ -170,7 +170,7 @@ def _geometry_cost(repetitions: int) -> Mapping[str, float]:
     polygons = make_polygons(20)
     rng = np.random.default_rng(3)
     x, y = rng.uniform(0, _WIDTH, 200), rng.uniform(0, _HEIGHT, 200)
-    zones, points = ZoneSet(polygons), (x + 1j * y)[:, None]
+    zones, points = ZoneSet([[polygon] for polygon in polygons]), (x + 1j * y)[:, None]
     ways: dict[str, Callable[[], Any]] = {"vision": lambda: zones.contain(points)}
     try:
         shapely: Any = importlib.import_module("shapely")

@@ -238,8 +238,22 @@ def test_zone_beyond_the_frame_is_clipped(shift: float) -> None:
     frame = grey()
     overlay = Overlay(frame)
     corners = np.array([[10, 10], [300, 20], [200, 230]], float) + shift
-    overlay._zone(corners, ZONE_COLORS[0])
+    overlay._zone(corners, [], ZONE_COLORS[0])
     assert (count(frame, ZONE_COLORS[0]) > 0) is (shift == 0.0)
+
+
+def test_hole_of_a_zone_is_not_tinted() -> None:
+    hole = [(0.4, 0.4), (0.6, 0.4), (0.6, 0.6), (0.4, 0.6)]
+    polygon = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
+    section = CameraAnalytics.model_validate(
+        {"units": "fraction", "zones": [{"name": "queue", "polygon": polygon, "holes": [hole]}]}
+    )
+    frame, untouched = grey(), grey()
+    Overlay(frame).analytics(section, crossed={}, inside={"queue": 0})
+    height, width = frame.shape[:2]
+    middle, beside = (height // 2 + 20, width // 2 + 20), (height // 2, round(0.3 * width))
+    assert np.array_equal(frame[middle], untouched[middle])
+    assert not np.array_equal(frame[beside], untouched[beside])
 
 
 def test_trail_fades_towards_its_beginning() -> None:

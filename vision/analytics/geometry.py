@@ -96,7 +96,6 @@ class ZoneSet:
     """
 
     def __init__(self, zones: Sequence[Sequence[Corners]], frame_size_px: tuple[int, int] | None = None) -> None:
-        self._last_px = None if frame_size_px is None else np.array(frame_size_px) - _INSIDE_PX
         outlines = [_one_outline([_snapped(ring, frame_size_px) for ring in rings]) for rings in zones]
         most = max((len(corners) for corners, _ in outlines), default=0)
         # Every outline is padded to the number of sides of the longest one. The extra sides have no length.
@@ -117,8 +116,12 @@ class ZoneSet:
         self._turns = np.divide(1.0, side, out=np.zeros_like(side), where=side != 0)
         self._corners = np.ascontiguousarray(_complex(padded).T)
         ignored = self._lengths == 0
+        self._last_px: FloatArray | None = None  # limit of the points, if a zone reaches the edge of the frame
         for zone, (corners, bridges) in enumerate(outlines):
-            ignored[: len(corners), zone] |= bridges | _sides_on_edge(corners, frame_size_px)
+            on_edge = _sides_on_edge(corners, frame_size_px)
+            ignored[: len(corners), zone] |= bridges | on_edge
+            if on_edge.any():
+                self._last_px = np.array(frame_size_px) - _INSIDE_PX
         self._corners[ignored], self._turns[ignored], self._lengths[ignored] = 1e9, 1.0, 1.0  # far from every point
 
     def contain(self, points: Points) -> BoolArray:
@@ -187,8 +190,8 @@ def _sides_on_edge(corners: FloatArray, frame_size_px: tuple[int, int] | None) -
     size = np.array(frame_size_px, np.float64)
     beyond_low = (corners <= 0.0) & (following <= 0.0)
     beyond_high = (corners >= size) & (following >= size)
-    on_edge: BoolArray = (beyond_low | beyond_high).any(axis=1)
-    return on_edge
+    beyond: BoolArray = beyond_low | beyond_high
+    return beyond[:, 0] | beyond[:, 1]
 
 
 def _complex(places: FloatArray) -> Points:

@@ -136,7 +136,7 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
     if section.units != "pixels":  # with percent and fraction, points cannot be outside
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]
-    shapes += [("zone", zone.name, zone.polygon) for zone in section.zones]
+    shapes += [("zone", zone.name, ring) for zone in section.zones for ring in zone.rings]
     for kind, name, points in shapes:
         beyond = [f"[{x:g}, {y:g}]" for x, y in points if x > width_px or y > height_px]
         if beyond:

@@ -17,7 +17,7 @@ from itertools import combinations, pairwise
 from math import lcm
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from vision.config.checks import analytics_conflicts
 from vision.config.fields import ClassNames, ConfigSection, Day, Identifier, free_of
@@ -63,6 +63,29 @@ def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     return polygon
 
 
+def check_holes(outline: Sequence[Point], holes: Sequence[Sequence[Point]]) -> None:
+    """Check that every hole lies within the outline, and that no two holes share a point.
+
+    Raises:
+        InvalidValue: A hole touches the outline or another hole, or lies outside the outline or inside another hole.
+    """
+    points = _whole_numbers([point for ring in (outline, *holes) for point in ring])
+    rings = []
+    for ring in (outline, *holes):
+        rings.append(points[: len(ring)])
+        points = points[len(ring) :]
+    for number, hole in enumerate(rings[1:], 1):
+        if _rings_meet(hole, rings[0]) or not _encloses(rings[0], hole[0]):
+            raise InvalidValue("hole-outside", "holes within the polygon", f"hole {number} touches it or is outside it")
+        for other, earlier in enumerate(rings[1:number], 1):
+            if _rings_meet(hole, earlier) or _encloses(earlier, hole[0]) or _encloses(hole, earlier[0]):
+                advice = f"holes {other} and {number} overlap: draw them as one"
+                raise InvalidValue("holes-overlap", "holes without common points", advice)
+
+
+Polygon: TypeAlias = Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
+
+
 class LineConfig(ConfigSection):
     """A line that objects cross."""
 
@@ -83,8 +106,10 @@ class ZoneConfig(ConfigSection):
 
     name: Identifier
     """Name of the zone in events, unique among the lines and zones of the camera."""
-    polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
+    polygon: Polygon
     """Corners, [[x, y], ...], in the camera's units, in order around the area; the last is joined to the first."""
+    holes: tuple[Polygon, ...] = Field(default=(), max_length=20)
+    """Areas within the polygon that do not belong to the zone, each a list of points."""
     crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)
     """Number of objects above which the zone is crowded; never crowded if absent."""
     crowded_for_s: float = Field(default=0.0, ge=0, le=86_400)
@@ -95,6 +120,18 @@ class ZoneConfig(ConfigSection):
     """Classes to count; all published classes if absent."""
     anchor: Anchor = "bottom-center"
     """Point of an object's box that must be inside the zone."""
+
+    @property
+    def rings(self) -> tuple[tuple[Point, ...], ...]:
+        """The outline, followed by the holes."""
+        return self.polygon, *self.holes
+
+    @field_validator("holes")
+    @classmethod
+    def _holes_fit(cls, holes: tuple[tuple[Point, ...], ...], info: ValidationInfo) -> tuple[tuple[Point, ...], ...]:
+        if "polygon" in info.data:
+            check_holes(info.data["polygon"], holes)
+        return holes
 
 
 def check_corners(corners: tuple[Point, ...]) -> tuple[Point, ...]:
@@ -183,3 +220,18 @@ def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
         if meets:
             return first, second
     return None
+
+
+def _rings_meet(first: Sequence[_Corner], second: Sequence[_Corner]) -> bool:
+    """Return True if any side of one polygon shares a point with a side of the other."""
+    sides = list(pairwise([*second, second[0]]))
+    return any(_meet(a, b, c, d) for a, b in pairwise([*first, first[0]]) for c, d in sides)
+
+
+def _encloses(ring: Sequence[_Corner], point: _Corner) -> bool:
+    """Return True if a point that is not on the border lies inside the polygon, by the even-odd rule."""
+    inside = False
+    for a, b in pairwise([*ring, ring[0]]):
+        if (a[1] > point[1]) != (b[1] > point[1]) and (_turn(a, b, point) > 0) == (b[1] > a[1]):
+            inside = not inside
+    return inside

@@ -161,6 +161,9 @@ def analytics_conflicts(
     for loc, shape in shapes:
         key = "points" if loc[-2] == "lines" else "polygon"
         yield from _unit_conflicts((*loc, key), shape.get(key), units)
+        holes = shape.get("holes")
+        for number, hole in enumerate(holes if isinstance(holes, tuple) else ()):
+            yield from _unit_conflicts((*loc, "holes", number), hole, units)
         if shape.get("crowded_for_s") is not None and "crowd_threshold" not in shape:
             yield Conflict((*loc, "crowded_for_s"), "no-effect", "has no effect without crowd_threshold")
     yield from _unit_conflicts((*base, "ground", "points"), _mapping(section, "ground").get("points"), units)

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import cv2
 import numpy as np
 
+from vision.analytics.geometry import ZoneSet
 from vision.capture.frame_reader import read_frames
 from vision.config.analytics import pixels_per_unit
 from vision.evaluation.crossings import anchor_points, lines_of_class
@@ -117,9 +117,11 @@ class _Painter:
         scale = pixels_per_unit(self._shown.units, self._video.width_px, self._video.height_px)
         inside = {}
         for zone in self._shown.zones:
-            corners = (np.array(zone.polygon, np.float64) * scale).astype(np.float32)
-            points = anchor_points(self._scene.found.boxes_xyxy[rows], zone.anchor).tolist()
-            inside[zone.name] = sum(cv2.pointPolygonTest(corners, (x, y), False) >= 0 for x, y in points)
+            rings = [[(x * scale[0], y * scale[1]) for x, y in ring] for ring in zone.rings]
+            places = anchor_points(self._scene.found.boxes_xyxy[rows], zone.anchor)
+            points = (places[:, 0] + 1j * places[:, 1])[:, None]
+            contained = ZoneSet([rings], (self._video.width_px, self._video.height_px)).contain(points)
+            inside[zone.name] = int(np.count_nonzero(contained))
         return inside
 
 

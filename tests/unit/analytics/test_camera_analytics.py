@@ -545,7 +545,7 @@ def stars(draw: st.DrawFn) -> list[Place]:
 def test_zone_containment_and_distance_match_the_geometry_of_the_polygon(
     polygons: list[list[Place]], points: list[Place]
 ) -> None:
-    zones = ZoneSet(polygons)
+    zones = ZoneSet([[polygon] for polygon in polygons])
     places = np.array([complex(*point) for point in points])[:, None]
     found = zones.contain(places)
     assert found.shape == (len(points), len(polygons))
@@ -559,7 +559,7 @@ def test_zone_containment_and_distance_match_the_geometry_of_the_polygon(
 
 
 def test_adjacent_zones_share_no_point() -> None:
-    zones = ZoneSet([[(0, 0), (50, 0), (50, 50), (0, 50)], [(50, 0), (100, 0), (100, 50), (50, 50)]])
+    zones = ZoneSet([[[(0, 0), (50, 0), (50, 50), (0, 50)]], [[(50, 0), (100, 0), (100, 50), (50, 50)]]])
     assert (zones.contain(np.array([complex(x, 25) for x in range(1, 100)])[:, None]).sum(axis=1) == 1).all()
 
 
@@ -567,7 +567,7 @@ def test_adjacent_zones_share_no_point() -> None:
     ("point", "distance"), [((5, 5), 5.0), ((5, 1), 1.0), ((-3, 5), 3.0), ((13, 14), 5.0), ((10, 10), 0.0)]
 )
 def test_distance_to_a_border_is_that_to_the_nearest_side(point: Place, distance: float) -> None:
-    zones = ZoneSet([[(0, 0), (10, 0), (10, 10), (0, 10)], [(0, 0), (900, 0), (900, 900), (500, 901), (0, 900)]])
+    zones = ZoneSet([[[(0, 0), (10, 0), (10, 10), (0, 10)]], [[(0, 0), (900, 0), (900, 900), (500, 901), (0, 900)]]])
     found = zones.distances_to_border(np.array([complex(*point)]), np.array([0]))
     assert found[0] == pytest.approx(distance)
 
