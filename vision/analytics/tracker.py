@@ -61,7 +61,7 @@ _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within whic
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
-_SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
+SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
 
 _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
 """Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
@@ -354,7 +354,7 @@ class Tracker:
 
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
         """Start a track for each strong detection without one, best score first while there is room."""
-        fresh = frame.scores >= self._config.new_score - _SCORE_GRAIN
+        fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]
         if not len(new):
@@ -420,7 +420,7 @@ class _Frame:
             boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
         at = _CENTERS @ boxes.T
         size = np.maximum(at[2], at[3])
-        usable = (scores >= config.low_score - _SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
+        usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         groups = classes = detections.class_ids
         if class_groups is not None:
             groups = class_groups.of(classes)
@@ -432,7 +432,7 @@ class _Frame:
         self.truncated_candidates = detections.truncated_candidates
         self.boxes: FloatArray = boxes  # (N, 4) corners
         self.scores: FloatArray = scores
-        self.strong: NDArray[np.bool_] = scores >= config.high_score - _SCORE_GRAIN
+        self.strong: NDArray[np.bool_] = scores >= config.high_score - SCORE_GRAIN
         self.classes: ClassIds = classes
         self.groups: ClassIds = groups
         self.cut: BoolArray = reach_edge(boxes, edges_px, _EDGE_PX)

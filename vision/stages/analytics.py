@@ -15,6 +15,7 @@ from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
+from vision.stages.hidden_objects import HiddenObjects
 from vision.state.database import StateDatabase
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
 
@@ -41,17 +42,27 @@ class TrackStage:
         self._groups = ClassGroups(class_names, groups)
         self.detector_score = min(score, config.low_score)
         self._config = config.model_copy(update={"new_score": max(score, config.new_score)})
+        self._least_score = min(score, config.high_score)
+        self._score_key = "detect.score_threshold" if score > config.new_score else "track.new_score"
+        self._hidden: dict[str, HiddenObjects] = {}
         self._trackers: dict[str, tuple[int, Tracker]] = {}
 
     def __call__(self, result: Result) -> Result:
         if not isinstance(result.objects, Detections):
             raise TypeError(f"expected detections, got {type(result.objects).__name__}: use only one TrackStage")
-        return replace(result, objects=self._tracker(result.meta).update(result.objects, result.meta.captured_ns))
+        meta, detections = result.meta, result.objects
+        tracker = self._tracker(meta)
+        hidden = self._hidden[meta.camera_id]
+        if not hidden.done:
+            hidden.update(detections, meta)
+        return replace(result, objects=tracker.update(detections, meta.captured_ns))
 
     def _tracker(self, meta: FrameMeta) -> Tracker:
         epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
         if tracker is None or epoch != meta.epoch:
             tracker = Tracker(self._config, (meta.width_px, meta.height_px), self._groups)
+            new = HiddenObjects(self._least_score, self._config.new_score, self._score_key)
+            self._hidden.setdefault(meta.camera_id, new)
         self._trackers[meta.camera_id] = meta.epoch, tracker
         return tracker
 

@@ -1,0 +1,62 @@
+"""A warning for cameras whose objects are all hidden by a score threshold."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from vision.analytics.tracker import SCORE_GRAIN
+from vision.types import Detections, FrameMeta
+
+log = logging.getLogger(__name__)
+
+_AFTER_S: Final = 30.0
+_SHARE: Final = 0.5  # of the frames of that time which contain a detection
+
+
+class HiddenObjects:
+    """Warns once if one camera has detections, but their scores stay too low to start a track.
+
+    It watches until a detection could start a track, so an empty scene after the first object causes no warning.
+
+    Args:
+        least: minimum score of a detection that is probably an object.
+        new_score: minimum score of a detection that starts a track.
+        key: configuration key that determines `new_score`.
+    """
+
+    def __init__(self, least: float, new_score: float, key: str) -> None:
+        self._least, self._new_score, self._key = least, new_score, key
+        self._since_ns: int | None = None
+        self._frames = self._frames_with_detections = 0
+        self._best = 0.0
+        self.done = least >= new_score  # whether a warning is no longer possible
+
+    def update(self, detections: Detections, meta: FrameMeta) -> None:
+        """Process the detections of one frame, until `done`."""
+        best = float(detections.scores.max(initial=0.0))
+        if best >= self._new_score - SCORE_GRAIN:
+            self.done = True
+            return
+        if self._since_ns is None or meta.captured_ns < self._since_ns:
+            self._since_ns, self._frames, self._frames_with_detections, self._best = meta.captured_ns, 0, 0, 0.0
+        self._frames += 1
+        self._frames_with_detections += best >= self._least
+        self._best = max(self._best, best)
+        if meta.captured_ns - self._since_ns < _AFTER_S * 1e9:
+            return
+        if self._frames_with_detections >= _SHARE * self._frames:
+            text = (
+                "camera %s: %d of %d frames have detections, but no score is above %.2f, and a track starts at %s (%g)"
+            )
+            log.warning(
+                f"{text}, so nothing is tracked; lower it if these are objects",
+                meta.camera_id,
+                self._frames_with_detections,
+                self._frames,
+                self._best,
+                self._key,
+                self._new_score,
+            )
+            self.done = True
+        self._since_ns = None
