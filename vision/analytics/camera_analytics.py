@@ -93,6 +93,29 @@ class Analytics:
         self._begin(width_px, height_px)
         return tuple(events)
 
+    def start_period(self, period_s: int, at_ns: int) -> tuple[Event, ...]:
+        """Set all counters to zero. Return an event with the totals of each line and zone.
+
+        The first period continues the present counts, so it has no events.
+
+        Args:
+            period_s: start of the new period, seconds since 1970.
+            at_ns: capture time of the first frame of the period.
+        """
+        shapes: tuple[Shape, ...] = (*self._config.lines, *self._config.zones)
+        totals = self._counters.start_period(period_s)
+        if totals is None:
+            return ()
+        return tuple(
+            self._event("counters_reset", shape, None, at_ns, {"phase": "instant", **totals[shape.name]})
+            for shape in shapes
+        )
+
+    @property
+    def period_s(self) -> int | None:
+        """Start of the period of the counters, in seconds since 1970; None if they have never been reset."""
+        return self._counters.period_s
+
     def counts(self) -> Counts:
         """Return a copy of all counters.
 
@@ -204,6 +227,7 @@ class _ShapeCounters:
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
         self._zones = {zone.name: {"entered": 0, "left": 0} for zone in config.zones}
         self._counts = {**self._lines, **self._zones}
+        self._period_s = None if stored is None else stored.period_s
         if stored is not None:
             for (name, key), value in stored.counts().items():
                 if key.partition(":")[0] in self._counts.get(name, ()):
@@ -217,6 +241,28 @@ class _ShapeCounters:
         if self._stored is not None:
             self._stored.add(name, (key, key_of_class))
         return counts
+
+    @property
+    def period_s(self) -> int | None:
+        """Start of the period of the counts, in seconds since 1970; None if they have never been reset."""
+        return self._period_s
+
+    def start_period(self, period_s: int) -> Mapping[str, Mapping[str, int]] | None:
+        """Set all counters to zero. Return the counts until now by line or zone; None in the first period."""
+        is_first, self._period_s = self._period_s is None, period_s
+        if self._stored is not None:
+            self._stored.start_period(period_s, keep=is_first)
+            self._stored.flush()
+        if is_first:
+            return None
+        totals = {name: dict(counts) for name, counts in self._counts.items()}
+        for counts in self._counts.values():
+            for key in [*counts]:
+                if ":" in key:
+                    del counts[key]
+                else:
+                    counts[key] = 0
+        return totals
 
     def flush(self) -> None:
         """Write the counts added since the last call to the persistent storage, if there is one."""

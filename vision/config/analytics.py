@@ -83,6 +83,9 @@ def check_holes(outline: Sequence[Point], holes: Sequence[Sequence[Point]]) -> N
                 raise InvalidValue("holes-overlap", "holes without common points", advice)
 
 
+TimeOfDay: TypeAlias = Annotated[
+    str, Field(pattern=r"^(?:[01][0-9]|2[0-3]):[0-5][0-9]$", title='a time of the day, such as "06:30"')
+]
 Polygon: TypeAlias = Annotated[tuple[Point, ...], Field(min_length=3, max_length=100), AfterValidator(check_polygon)]
 
 
@@ -162,6 +165,8 @@ class CameraAnalytics(ConfigSection):
     """Lines that objects cross."""
     zones: tuple[ZoneConfig, ...] = Field(default=(), max_length=100)
     """Areas that objects enter, leave and stay in."""
+    reset_at: tuple[TimeOfDay, ...] = Field(default=(), max_length=24)
+    """Times of the day, such as "00:00", at which the counters start at zero again; local time of the machine."""
     ground: GroundConfig | None = None
     """Four points with known positions, from which speeds in km/h are computed; no speeds if absent."""
 

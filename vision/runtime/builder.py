@@ -218,7 +218,13 @@ def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
     """Create the stage that evaluates the lines and zones of all cameras and continues their stored counters."""
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")
-    return AnalyticsStage(config.analytics, _class_names(config), forget_s=config.track.lost_s, state=options.state)
+    return AnalyticsStage(
+        config.analytics,
+        _class_names(config),
+        forget_s=config.track.lost_s,
+        state=options.state,
+        resets=not options.offline,  # the time of the day must not change the results of files
+    )
 
 
 def open_tracking(config: AppConfig) -> TrackStage:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
+from vision.analytics.reset_schedule import ResetSchedule
 from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
@@ -75,6 +76,7 @@ class _Watched:
     epoch: int
     frame_size: tuple[int, int]
     counts: Counts
+    resets: ResetSchedule
 
 
 class AnalyticsStage:
@@ -87,6 +89,7 @@ class AnalyticsStage:
         *,
         forget_s: float = 1.5,
         state: StateDatabase | None = None,
+        resets: bool = True,
     ) -> None:
         """Create the stage.
 
@@ -96,12 +99,14 @@ class AnalyticsStage:
             forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
             state: database from which counters continue after a restart. The caller closes the database. If None, the
                 counters start at 0.
+            resets: reset the counters at the times in `CameraAnalytics.reset_at`.
         """
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
         self._forget_s = forget_s
         self._cameras: dict[str, _Watched] = {}
         self._state = state
+        self._resets = resets
 
     def __call__(self, result: Result) -> Result:
         if result.meta.camera_id not in self._sections:
@@ -109,6 +114,9 @@ class AnalyticsStage:
         if not isinstance(result.objects, Tracks):
             raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before this stage")
         watched, events = self._watched(result.meta)
+        period_s = watched.resets.starts_period(result.meta.captured_utc_ns)
+        if period_s is not None:
+            events += watched.analytics.start_period(period_s, result.meta.captured_ns)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
             watched.counts = watched.analytics.counts()
@@ -125,8 +133,13 @@ class AnalyticsStage:
             events = watched.analytics.restart(*size, meta.captured_ns)
         if watched is None or watched.frame_size != size:
             self._warn_outside(meta.camera_id, size)
-        analytics = self._open(meta.camera_id, size) if watched is None else watched.analytics
-        watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, analytics.counts())
+        if watched is None:
+            analytics = self._open(meta.camera_id, size)
+            times = self._sections[meta.camera_id].reset_at if self._resets else ()
+            resets = ResetSchedule(times, analytics.period_s)
+        else:
+            analytics, resets = watched.analytics, watched.resets
+        watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, analytics.counts(), resets)
         return watched, events
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase
+
+
+_PERIOD: Final = ("", "period_s")  # name and key of the start of the period, which is stored as a counter
 
 
 def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
@@ -31,6 +34,18 @@ class CameraCounters:
     def counts(self) -> Mapping[tuple[str, str], int]:
         """Return all counters, including those of lines and zones that are no longer configured."""
         return dict(self._counts)
+
+    @property
+    def period_s(self) -> int | None:
+        """Start of the period of the counts, in seconds since 1970; None if they have never been reset."""
+        return self._counts.get(_PERIOD)
+
+    def start_period(self, period_s: int, *, keep: bool) -> None:
+        """Start a new period, and set every counter to zero unless `keep` is True. The next `flush` writes them."""
+        if not keep:
+            self._counts = dict.fromkeys(self._counts, 0)
+        self._counts[_PERIOD] = period_s
+        self._dirty = dict.fromkeys(self._counts)
 
     def add(self, name: str, keys: Iterable[str]) -> None:
         """Increment the counters `keys` of the line or zone called `name`. The next `flush` writes them."""

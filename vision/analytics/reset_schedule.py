@@ -1,0 +1,45 @@
+"""Times of the day at which the counters of a camera start at zero again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, time, timedelta
+
+
+class ResetSchedule:
+    """The periods between the resets, in the local time of the machine.
+
+    A clock that is set back does not end a period: the next one starts when the clock reaches it for the first time.
+
+    Args:
+        times: times of the day as HH:MM. Without any, the counters are never reset.
+        period_s: start of the period of the present counts, in seconds since 1970 (UTC). None if they have none.
+    """
+
+    def __init__(self, times: Sequence[str], period_s: int | None = None) -> None:
+        self._times = [time.fromisoformat(text) for text in times]
+        self._period_s = period_s
+        self._next_ns = -1 if self._times else None  # when a period ends; -1 means not computed yet
+
+    def starts_period(self, utc_ns: int) -> int | None:
+        """Return the start of a new period, in seconds since 1970, if one has started; otherwise None.
+
+        Args:
+            utc_ns: capture time of a frame, nanoseconds since 1970 (UTC).
+        """
+        if self._next_ns is None or utc_ns < self._next_ns:
+            return None
+        now_s = utc_ns // 1_000_000_000
+        starts = self._starts(now_s)
+        self._next_ns = min(start for start in starts if start > now_s) * 1_000_000_000
+        period_s = max(start for start in starts if start <= now_s)
+        if self._period_s is not None and period_s <= self._period_s:
+            return None
+        self._period_s = period_s
+        return period_s
+
+    def _starts(self, now_s: int) -> list[int]:
+        """Return the starts of periods from at least a day before to at least a day after `now_s`."""
+        today = datetime.fromtimestamp(now_s).date()
+        days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1, 2)]
+        return [int(datetime.combine(day, at).timestamp()) for day in days for at in self._times]
