@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.simulation.actors import travel
-from tests.simulation.detector_errors import ErrorModel, SimulatedDetector
-from tests.simulation.projection import CameraView
-from tests.simulation.scenes import Scene
-from tests.simulation.truth import camera_analytics, class_ids, class_names, observe
 from tests.unit.analytics.test_tracker import Box, detections, follow, ids
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.tracker import Tracker
 from vision.evaluation.mot import overlaps
+from vision.evaluation.simulation.actors import travel
+from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
+from vision.evaluation.simulation.projection import CameraView
+from vision.evaluation.simulation.scenes import Scene
+from vision.evaluation.simulation.truth import camera_analytics, class_ids, class_names, observe
 from vision.types import Event, Tracks
 
 WIDTH, HEIGHT = 1280, 720

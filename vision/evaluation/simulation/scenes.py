@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from tests.simulation.actors import Actor, rest, travel
-from tests.simulation.projection import CameraView
+from vision.evaluation.simulation.actors import Actor, rest, travel
+from vision.evaluation.simulation.projection import CameraView
 
 Place: TypeAlias = tuple[float, float]
 Rng: TypeAlias = np.random.Generator

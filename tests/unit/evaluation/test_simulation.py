@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from tests.simulation.actors import rest, travel
-from tests.simulation.detector_errors import ErrorModel, SimulatedDetector
-from tests.simulation.projection import CameraView
-from tests.simulation.scenes import SCENES, Obstacle, Scene, build_scene
-from tests.simulation.simulate import frame_times
-from tests.simulation.truth import (
+from vision.evaluation.simulation.actors import rest, travel
+from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
+from vision.evaluation.simulation.projection import CameraView
+from vision.evaluation.simulation.scenes import SCENES, Obstacle, Scene, build_scene
+from vision.evaluation.simulation.simulate import frame_times
+from vision.evaluation.simulation.truth import (
     camera_analytics,
     class_ids,
     class_names,

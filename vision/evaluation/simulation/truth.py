@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.simulation.actors import KINDS, Actor
-from tests.simulation.projection import CameraView, FloatArray
-from tests.simulation.scenes import Place, Scene
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig
 from vision.evaluation.crossings import anchor_points, crossings_of_path
+from vision.evaluation.simulation.actors import KINDS, Actor
+from vision.evaluation.simulation.projection import CameraView, FloatArray
+from vision.evaluation.simulation.scenes import Place, Scene
 
 _SAMPLES: Final = 16  # visibility is sampled on a grid of this many points in each direction of a box
 _BODY: Final = 0.8  # of its box's width that a round object fills

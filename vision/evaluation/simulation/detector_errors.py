@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from tests.simulation.projection import CameraView, FloatArray
-from tests.simulation.truth import TrueFrame
+from vision.evaluation.simulation.projection import CameraView, FloatArray
+from vision.evaluation.simulation.truth import TrueFrame
 from vision.types import Detections
 
 _PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)  # visible parts for which `ErrorModel.recall` and `score` are given

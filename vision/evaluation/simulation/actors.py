@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from tests.simulation.projection import CameraView, FloatArray
+from vision.evaluation.simulation.projection import CameraView, FloatArray
 
 _STEP_S: Final = 0.05  # between two points of a path
 _STEP_M: Final = 0.02  # of the integration of speeds

@@ -10,10 +10,14 @@ from typing import Final, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.simulation.detector_errors import ErrorModel, SimulatedDetector
-from tests.simulation.projection import FloatArray
-from tests.simulation.scenes import Scene, build_scene
-from tests.simulation.truth import (
+from vision.analytics.camera_analytics import Analytics
+from vision.analytics.tracker import Tracker
+from vision.config import CameraAnalytics, TrackConfig
+from vision.evaluation.mot import Boxes, overlaps
+from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
+from vision.evaluation.simulation.projection import FloatArray
+from vision.evaluation.simulation.scenes import Scene, build_scene
+from vision.evaluation.simulation.truth import (
     TrueFrame,
     camera_analytics,
     class_ids,
@@ -23,10 +27,6 @@ from tests.simulation.truth import (
     true_crossings,
     true_occupancy,
 )
-from vision.analytics.camera_analytics import Analytics
-from vision.analytics.tracker import Tracker
-from vision.config import CameraAnalytics, TrackConfig
-from vision.evaluation.mot import Boxes, overlaps
 from vision.evaluation.tracks import TrackingScores, match_frames, score_tracks
 from vision.types import Detections, Event, Tracks
 

@@ -1,6 +1,6 @@
 """Tracking and counting in every simulated scene.
 
-    python -m tests.simulation [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing steady|gaps|bursts]
+    python -m vision.evaluation.simulation [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing steady|gaps|bursts]
 
 Prints one line per scene and frame rate: crossings, wrong crossings, identity switches, IDF1, HOTA, and the first
 percentile of the overlap of published boxes with their detections. TrackEval must be installed (docs/evaluation.md).
@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from tests.simulation.detector_errors import ErrorModel
-from tests.simulation.scenes import SCENES
-from tests.simulation.simulate import TIMINGS, SceneScores, prepare, run_scene
 from vision.analytics.tracker import Tracker
+from vision.evaluation.simulation.detector_errors import ErrorModel
+from vision.evaluation.simulation.scenes import SCENES
+from vision.evaluation.simulation.simulate import TIMINGS, SceneScores, prepare, run_scene
 
 MODERATE: Final = ErrorModel(
     recall=(0.6, 0.8, 0.93, 0.98, 0.99),
@@ -37,7 +37,7 @@ MODELS: Final = {"none": ErrorModel(), "moderate": MODERATE}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser = argparse.ArgumentParser(prog="python -m vision.evaluation.simulation")
     parser.add_argument("--fps", default="10")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--errors", choices=MODELS, default="none")
