@@ -211,6 +211,7 @@ class Tracks:
     track_ids: NDArray[np.int64]  # (M,)
     age_ms: NDArray[np.int64]  # (M,) time since the track's first detection
     truncated_candidates: int = 0  # as in the frame's `Detections`
+    hidden_px: NDArray[np.float32] | None = None  # (M,) height of the part below each box that something hides
 
     def __len__(self) -> int:
         return len(self.scores)

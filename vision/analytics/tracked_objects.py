@@ -139,7 +139,10 @@ class TrackedObjects:
         rows, fresh = table.rows_of(tracks.track_ids)
         if fresh is not None:
             self.oldest_s = min(self.oldest_s, now_s)
-        columns: FloatArray = tracks.boxes_xyxy.astype(np.float64) @ self._matrix
+        boxes = tracks.boxes_xyxy.astype(np.float64)
+        if tracks.hidden_px is not None:
+            boxes[:, 3] += tracks.hidden_px
+        columns: FloatArray = boxes @ self._matrix
         columns += self._offset
         points = columns.view(np.complex128)[:, : end // 2]
         size = np.maximum(columns[:, end], columns[:, end + 1])

@@ -45,6 +45,11 @@ _DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
 _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
 _ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
 _EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
+_HIDES: Final = 0.85  # ratio of heights below which the lower part of an object is hidden
+_TOP_STAYS: Final = 0.15  # maximum motion of the upper side then, as a fraction of the height
+_WIDTH_STAYS: Final = 0.35  # maximum logarithm of the ratio of widths
+_WHOLE_AGAIN: Final = 0.9  # ratio of heights from which the whole object is visible again
+_HIDDEN_LIMIT_S: Final = 5.0  # time after which the object is taken to be as small as its box
 _LEAST_TRUST: Final = 0.02  # of the most unlikely box
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
@@ -91,7 +96,9 @@ _TREND: Final = 26  # moving average of growth, over `_TREND_S`
 _BORN_S: Final = 27
 _LEAD: Final = 28  # of its class over the other classes of its group, in votes
 _VOTES: Final = 29
-_ROWS: Final = 30
+_WHOLE: Final = 30  # height while its lower part is hidden; 0 if nothing is known to be hidden
+_HIDDEN_S: Final = 31  # since when
+_ROWS: Final = 32
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _next_track_id = itertools.count(1)  # one counter, so that ids are unique across all cameras and epochs
@@ -304,6 +311,8 @@ class Tracker:
         center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution instead
         of a normal distribution. Growth in the same direction over several boxes is real, so it raises the gain.
         """
+        if count_nonzero(state[_WHOLE]):
+            cut = cut | self._show_again(state, at)
         extent = state[_EXTENT]
         changes = _GROWTH_AND_SHAPE @ np.log(at[_EXTENT] / extent)
         variances = state[_VAR_EXTENT] + noise[_EXTENT]
@@ -315,7 +324,7 @@ class Tracker:
         belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
         doubted = belief < _DOUBT
         if count_nonzero(doubted) or count_nonzero(cut):
-            self._adopt_changes(state, changes, cut, belief)
+            self._adopt_changes(state, at, changes, cut, belief)
         else:
             state[_DOUBTED] = math.inf
         share, trend = self._trend_share, state[_TREND]
@@ -328,8 +337,24 @@ class Tracker:
             state[_VAR_EXTENT] += change_px
         return belief
 
+    def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:
+        """Remember the height of objects whose box became shorter while its upper side and its width stayed."""
+        height = state[3]
+        shift = np.abs(at[1] - 0.5 * at[3] - state[1] + 0.5 * height)
+        hidden = begins & (at[3] < _HIDES * height) & (shift < _TOP_STAYS * height)
+        hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
+        state[_WHOLE, hidden] = height[hidden]
+        state[_HIDDEN_S, hidden] = self._time.now_s
+
+    def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
+        """Return a mask, (M,), of objects whose hidden lower part is visible again. Forget others after some time."""
+        whole = state[_WHOLE]
+        again = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
+        whole[again | (state[_HIDDEN_S] < self._time.now_s - _HIDDEN_LIMIT_S)] = 0.0
+        return again
+
     def _adopt_changes(
-        self, state: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
+        self, state: FloatArray, at: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
     ) -> None:
         """Let tracks adopt changes of size that last.
 
@@ -339,6 +364,9 @@ class Tracker:
         """
         now_s = self._time.now_s
         doubted = belief < _DOUBT
+        begins = doubted & ~cut & (state[_DOUBTED_S] == math.inf) & (state[_WHOLE] == 0.0)
+        if count_nonzero(begins):
+            self._hide(state, at, begins)
         doubted_s = np.minimum(state[_DOUBTED_S], 0.5 * (now_s + state[_SEEN_S]))
         misfit = np.abs(changes).max(axis=0)
         lasts = (doubted_s <= now_s - _DOUBT_S + CLOCK_GRAIN_S) | (misfit > _RAMP * state[_MISFIT])
@@ -374,7 +402,7 @@ class Tracker:
         state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
         state[_SEEN_S:] = self._time.now_s
         state[_DOUBTED_S] = state[_MISFIT] = math.inf
-        state[_TREND] = 0.0
+        state[_TREND] = state[_WHOLE] = 0.0
         state[_LEAD] = state[_VOTES] = frame.scores[new]
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
@@ -398,7 +426,18 @@ class Tracker:
             track_ids=self._ids[tracks],
             age_ms=np.rint((self._time.now_s - self._state[_BORN_S].take(tracks)) * 1e3).astype(np.int64),
             truncated_candidates=frame.truncated_candidates,
+            hidden_px=self._hidden_px(tracks, detected, boxes),
         )
+
+    def _hidden_px(
+        self, tracks: IndexArray, detected: FloatArray, published: FloatArray
+    ) -> NDArray[np.float32] | None:
+        """Return the height, (M,), of the hidden part below each published box; None if nothing is hidden."""
+        whole = self._state[_WHOLE].take(tracks)
+        if not count_nonzero(whole):
+            return None
+        below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
+        return np.where(whole > 0.0, below, 0.0).astype(np.float32)
 
 
 class _Frame:
