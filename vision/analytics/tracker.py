@@ -429,9 +429,7 @@ class Tracker:
             hidden_px=self._hidden_px(tracks, detected, boxes),
         )
 
-    def _hidden_px(
-        self, tracks: IndexArray, detected: FloatArray, published: FloatArray
-    ) -> NDArray[np.float32] | None:
+    def _hidden_px(self, tracks: IndexArray, detected: FloatArray, published: FloatArray) -> NDArray[np.float32] | None:
         """Return the height, (M,), of the hidden part below each published box; None if nothing is hidden."""
         whole = self._state[_WHOLE].take(tracks)
         if not count_nonzero(whole):
