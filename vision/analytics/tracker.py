@@ -26,7 +26,29 @@ from numpy.typing import NDArray
 from vision.analytics.class_groups import ClassGroups, ClassIds, single_boxes, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou, reach_edge
-from vision.analytics.track_motion import motion
+from vision.analytics.track_sizes import SizeFilter
+from vision.analytics.track_state import (
+    AT,
+    BORN_S,
+    COVARIANCE,
+    DOUBTED_S,
+    EXTENT,
+    FILTER,
+    LEAD,
+    MISFIT,
+    PLACE,
+    ROWS,
+    SEEN_AT,
+    SEEN_S,
+    SPEED,
+    STRONG_S,
+    TREND,
+    VAR_AT,
+    VAR_SPEED,
+    VOTES,
+    WHOLE,
+    motion,
+)
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
@@ -36,21 +58,7 @@ _POSITION_NOISE: Final = 0.05  # standard deviation of the center of a strong de
 _UNSURE_NOISE: Final = 0.2  # added per unit of score below `_SURE_SCORE`
 _SURE_SCORE: Final = 0.8
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
-_PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
-_GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
-_TREND_S: Final = 0.2  # time constant of the moving average of growth
-_CLEAR_GROWTH: Final = 6.0  # variances of this average above which the growth is real, so the size follows immediately
-_DOUBT: Final = 0.6  # weight of a box below which its size is doubted
-_DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
-_RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
-_ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
 _EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
-_HIDES: Final = 0.85  # ratio of heights below which the lower part of an object is hidden
-_TOP_STAYS: Final = 0.15  # maximum motion of the upper side then, as a fraction of the height
-_WIDTH_STAYS: Final = 0.35  # maximum logarithm of the ratio of widths
-_WHOLE_AGAIN: Final = 0.9  # ratio of heights from which the whole object is visible again
-_HIDDEN_LIMIT_S: Final = 5.0  # time after which the object is taken to be as small as its box
-_LEAST_TRUST: Final = 0.02  # of the most unlikely box
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
@@ -66,39 +74,13 @@ _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within whic
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
-SCORE_GRAIN: Final = 1e-6  # scores are float32: rounding must not miss a threshold
+SCORE_GRAIN: Final = 1e-6  # tolerance of thresholds, because scores are rounded to float32
 
 _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
 """Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
-_GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
-"""Matrix that converts logarithms of width and height ratios to growth (mean) and shape (half of the difference)."""
-_QUARTERS: Final = np.array([0.25, 0.25])
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Matrix that converts center x, center y, width and height to corners x1, y1, x2, y2."""
 
-# Rows of the state. The first five slices have four rows: center x, center y, width and height.
-_AT: Final = slice(0, 4)
-_SPEED: Final = slice(4, 8)
-_VAR_AT: Final = slice(8, 12)
-_COVARIANCE: Final = slice(12, 16)
-_VAR_SPEED: Final = slice(16, 20)
-_VAR_EXTENT: Final = slice(10, 12)
-_FILTER: Final = slice(0, 20)
-_PLACE: Final = slice(0, 2)
-_EXTENT: Final = slice(2, 4)
-_SEEN_AT: Final = slice(20, 22)  # center of the last detection
-_SEEN_S: Final = 22  # time of the last detection
-_STRONG_S: Final = 23  # time of the last detection with at least `high_score`
-_DOUBTED: Final = slice(24, 26)
-_DOUBTED_S: Final = 24  # time since when the boxes are doubted; infinite if they are not
-_MISFIT: Final = 25  # logarithm of the ratio of sizes for the last box; infinite if the box was not doubted
-_TREND: Final = 26  # moving average of growth, over `_TREND_S`
-_BORN_S: Final = 27
-_LEAD: Final = 28  # of its class over the other classes of its group, in votes
-_VOTES: Final = 29
-_WHOLE: Final = 30  # height while its lower part is hidden; 0 if nothing is known to be hidden
-_HIDDEN_S: Final = 31  # since when
-_ROWS: Final = 32
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _next_track_id = itertools.count(1)  # one counter, so that ids are unique across all cameras and epochs
@@ -109,12 +91,12 @@ class Tracker:
 
     Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
     the same, go back or jump ahead: a time before the last one counts as one usual interval later, and a gap longer
-    than `lost_s` (and two usual intervals) ends every track. Ids, ages and the order of events therefore never go back.
+    than `lost_s` (and two usual intervals) ends every track. Therefore, ids and ages never decrease.
 
     Args:
         config: scores and times that control the tracks.
-        frame_size_px: width and height of the frame. Published boxes lie within it, and boxes that its edge cuts off
-            may change their size at any rate. None: unknown.
+        frame_size_px: width and height of the frame; None if unknown. Published boxes are clipped to the frame. Boxes
+            that the edge of the frame cuts off may change their size at any rate.
         groups: classes that the detector confuses. The class of a track is the one with the most votes in its group.
     """
 
@@ -127,14 +109,13 @@ class Tracker:
         self._config = config or TrackConfig()
         self._class_groups = groups if groups is not None and groups.grouped else None
         self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
-        self._state: FloatArray = np.zeros((_ROWS, 0))
-        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0: not yet published
+        self._state: FloatArray = np.zeros((ROWS, 0))
+        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0 means not yet published
         self._classes: ClassIds = np.zeros(0, np.int32)
         self._groups: ClassIds = np.zeros(0, np.int32)
         self._time = FrameClock()
-        self._step_s, self._step = 0.0, motion(0.0)  # most steps are as long as the one before
-        self._trend_share = 1.0  # weight of a new box in the mean growth of a track
-        self._growth_variance = 0.0  # variance of the growth that is expected between two frames
+        self._step_s, self._step = 0.0, motion(0.0)  # reused, because most steps have the same length
+        self._sizes = SizeFilter(self._time)
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame.
@@ -156,7 +137,7 @@ class Tracker:
         trust = self._correct(tracks, matched, frame)
         published = self._ids[tracks] > 0
         result = self._tracks(tracks[published], matched[published], frame, trust[published])
-        self._keep((self._ids > 0) | (self._time.now_s - self._state[_SEEN_S] <= self._config.tentative_s))
+        self._keep((self._ids > 0) | (self._time.now_s - self._state[SEEN_S] <= self._config.tentative_s))
         self._begin(frame, matched)
         return result
 
@@ -174,7 +155,7 @@ class Tracker:
         step_s = self._time.advance(captured_ns)
         if len(self._ids):
             memory_s = self._time.memory_s(self._config.lost_s)
-            self._keep(self._state[_SEEN_S] >= self._time.now_s - memory_s - CLOCK_GRAIN_S)
+            self._keep(self._state[SEEN_S] >= self._time.now_s - memory_s - CLOCK_GRAIN_S)
         if len(self._ids) and step_s:
             self._predict(step_s)
 
@@ -186,13 +167,12 @@ class Tracker:
         """
         if step_s != self._step_s:
             self._step_s, self._step = step_s, motion(step_s)
-            self._trend_share = min(step_s / _TREND_S, 1.0)
-            self._growth_variance = (_GROWTH * step_s) ** 2
+            self._sizes.set_step(step_s)
         transition, growth = self._step
         state = self._state
         scale2 = np.maximum(state[2], state[3]) ** 2
-        state[_FILTER] = transition @ state[_FILTER] + growth * scale2
-        np.maximum(state[_EXTENT], 1.0, out=state[_EXTENT])
+        state[FILTER] = transition @ state[FILTER] + growth * scale2
+        np.maximum(state[EXTENT], 1.0, out=state[EXTENT])
 
     # --- association --------------------------------------------------------------------------------------------------
 
@@ -210,8 +190,8 @@ class Tracker:
         _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
         if len(sure) < len(strong):
             now_s, just_before_s = self._time.now_s, _WEAK_STEPS * self._time.usual_s + CLOCK_GRAIN_S
-            candidates = published & (matches < 0) & (self._state[_SEEN_S] >= now_s - just_before_s)
-            candidates &= self._state[_STRONG_S] >= now_s - max(config.weak_s, just_before_s)
+            candidates = published & (matches < 0) & (self._state[SEEN_S] >= now_s - just_before_s)
+            candidates &= self._state[STRONG_S] >= now_s - max(config.weak_s, just_before_s)
             _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
         tentative = (~published).nonzero()[0]
         if len(tentative):
@@ -231,7 +211,7 @@ class Tracker:
         rows, columns = self._within_reach(size, frame)
         track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
         extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
-        offset, moved = seen[_PLACE] - track[_PLACE], seen[_PLACE] - track[9:11]
+        offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
         smaller = np.minimum(extent, seen_extent)
         shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
         np.maximum(shared, 0.0, out=shared)
@@ -249,9 +229,9 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Return rows and columns, (K,) each, of near pairs of one group. Use float32 to compare M·N pairs fast."""
-        x, y = self._state[_PLACE].astype(np.float32)[:, :, None]
-        seen_x, seen_y = frame.at[_PLACE].astype(np.float32)
+        """Return the rows (K,) and columns (K,) of near pairs of one group. float32 makes the comparison faster."""
+        x, y = self._state[PLACE].astype(np.float32)[:, :, None]
+        seen_x, seen_y = frame.at[PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
         offset = x - seen_x
         near = np.abs(offset, out=offset) < reach
@@ -271,117 +251,40 @@ class Tracker:
         state = self._state if all_tracks else self._state.take(tracks, axis=1)
         at = frame.at.take(matched, axis=1)  # much faster than an index
         noise = _NOISE_OF_ROWS * frame.noise[matched]
-        error = at - state[_AT]
-        belief = self._believe(state, at, noise, frame.cut[matched])
+        error = at - state[AT]
+        belief = self._sizes.weigh(state, at, noise, frame.cut[matched])
         noise /= belief
-        inverse = 1.0 / (state[_VAR_AT] + noise)
-        gain, speed_gain = state[_VAR_AT] * inverse, state[_COVARIANCE] * inverse
+        inverse = 1.0 / (state[VAR_AT] + noise)
+        gain, speed_gain = state[VAR_AT] * inverse, state[COVARIANCE] * inverse
         trust = 1.0 - gain
-        state[_AT] += gain * error
-        state[_SPEED] += speed_gain * error
-        state[_VAR_SPEED] -= speed_gain * state[_COVARIANCE]
-        state[_VAR_AT] *= trust
-        state[_COVARIANCE] *= trust
+        state[AT] += gain * error
+        state[SPEED] += speed_gain * error
+        state[VAR_SPEED] -= speed_gain * state[COVARIANCE]
+        state[VAR_AT] *= trust
+        state[COVARIANCE] *= trust
         now_s = self._time.now_s
         if self._config.reactivation == "observation":
-            gap_s = now_s - state[_SEEN_S]
+            gap_s = now_s - state[SEEN_S]
             again = (gap_s > 1.5 * self._time.usual_s + CLOCK_GRAIN_S).nonzero()[0]
             _restart_motion(state, again, at, noise, gap_s)
-        state[_SEEN_AT] = at[_PLACE]
-        state[_SEEN_S] = now_s
-        state[_STRONG_S, frame.strong[matched]] = now_s
+        state[SEEN_AT] = at[PLACE]
+        state[SEEN_S] = now_s
+        state[STRONG_S, frame.strong[matched]] = now_s
         if self._class_groups is not None:
             classes = self._classes.take(tracks)
-            vote(classes, state[_LEAD], state[_VOTES], frame.classes.take(matched), frame.scores.take(matched))
+            vote(classes, state[LEAD], state[VOTES], frame.classes.take(matched), frame.scores.take(matched))
             self._classes[tracks] = classes
         if not all_tracks:
             self._state[:, tracks] = state
         tentative = self._ids[tracks] == 0
         if count_nonzero(tentative):
-            tentative &= now_s - state[_BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
+            tentative &= now_s - state[BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
             for track in tracks[tentative]:
                 self._ids[track] = next(_next_track_id)
         return belief
 
-    def _believe(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: NDArray[np.bool_]) -> FloatArray:
-        """Return the weight (M,) of each box, which depends on its width and height. Let sizes follow real changes.
-
-        The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
-        leaves. A box that is suddenly narrower, shorter or wider shows only a part of an object, or two objects, so its
-        center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution instead
-        of a normal distribution. Growth in the same direction over several boxes is real, so it raises the gain.
-        """
-        if count_nonzero(state[_WHOLE]):
-            cut = cut | self._show_again(state, at)
-        extent = state[_EXTENT]
-        changes = _GROWTH_AND_SHAPE @ np.log(at[_EXTENT] / extent)
-        variances = state[_VAR_EXTENT] + noise[_EXTENT]
-        variances /= extent * extent
-        variance = _QUARTERS @ variances
-        unlikely, of_shape = changes * changes
-        unlikely /= variance + self._growth_variance
-        unlikely += of_shape / variance
-        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
-        doubted = belief < _DOUBT
-        if count_nonzero(doubted) or count_nonzero(cut):
-            self._adopt_changes(state, at, changes, cut, belief)
-        else:
-            state[_DOUBTED] = math.inf
-        share, trend = self._trend_share, state[_TREND]
-        trend += share * (changes[0] - trend)
-        grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
-        if count_nonzero(grows):
-            grows &= ~doubted
-            change_px = changes[0] * grows * extent
-            change_px *= change_px
-            state[_VAR_EXTENT] += change_px
-        return belief
-
-    def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:
-        """Remember the height of objects whose box became shorter while its upper side and its width stayed."""
-        height = state[3]
-        shift = np.abs(at[1] - 0.5 * at[3] - state[1] + 0.5 * height)
-        hidden = begins & (at[3] < _HIDES * height) & (shift < _TOP_STAYS * height)
-        hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
-        state[_WHOLE, hidden] = height[hidden]
-        state[_HIDDEN_S, hidden] = self._time.now_s
-
-    def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
-        """Return a mask, (M,), of objects whose hidden lower part is visible again. Forget others after some time."""
-        whole = state[_WHOLE]
-        again = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
-        whole[again | (state[_HIDDEN_S] < self._time.now_s - _HIDDEN_LIMIT_S)] = 0.0
-        return again
-
-    def _adopt_changes(
-        self, state: FloatArray, at: FloatArray, changes: FloatArray, cut: NDArray[np.bool_], belief: FloatArray
-    ) -> None:
-        """Let tracks adopt changes of size that last.
-
-        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: then
-        the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at
-        any rate, so their size is always adopted. `changes` (2, M) contains growth and shape, as logarithms of ratios.
-        """
-        now_s = self._time.now_s
-        doubted = belief < _DOUBT
-        begins = doubted & ~cut & (state[_DOUBTED_S] == math.inf) & (state[_WHOLE] == 0.0)
-        if count_nonzero(begins):
-            self._hide(state, at, begins)
-        doubted_s = np.minimum(state[_DOUBTED_S], 0.5 * (now_s + state[_SEEN_S]))
-        misfit = np.abs(changes).max(axis=0)
-        lasts = (doubted_s <= now_s - _DOUBT_S + CLOCK_GRAIN_S) | (misfit > _RAMP * state[_MISFIT])
-        adopted = cut | (doubted & lasts)
-        belief[adopted] = 1.0
-        doubted &= ~adopted
-        if count_nonzero(adopted):
-            wide = _ADOPTED * adopted * state[_EXTENT]
-            wide *= wide
-            np.maximum(state[_VAR_EXTENT], wide, out=state[_VAR_EXTENT])
-        state[_DOUBTED_S] = np.where(doubted, doubted_s, math.inf)
-        state[_MISFIT] = np.where(doubted, misfit, math.inf)
-
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
-        """Start a track for each strong detection without one, best score first while there is room."""
+        """Start tracks for unmatched detections with at least `new_score`, highest score first, up to `max_objects`."""
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]
@@ -395,22 +298,22 @@ class Tracker:
             return
         room = self._config.max_objects - len(self._ids)
         new = new[np.argsort(-frame.scores[new], kind="stable")[:room]]
-        state = np.zeros((_ROWS, len(new)))
-        state[_AT] = frame.at[:, new]
-        state[_SEEN_AT] = frame.at[_PLACE, new]
-        state[_VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
-        state[_VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
-        state[_SEEN_S:] = self._time.now_s
-        state[_DOUBTED_S] = state[_MISFIT] = math.inf
-        state[_TREND] = state[_WHOLE] = 0.0
-        state[_LEAD] = state[_VOTES] = frame.scores[new]
+        state = np.zeros((ROWS, len(new)))
+        state[AT] = frame.at[:, new]
+        state[SEEN_AT] = frame.at[PLACE, new]
+        state[VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
+        state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
+        state[SEEN_S:] = self._time.now_s
+        state[DOUBTED_S] = state[MISFIT] = math.inf
+        state[TREND] = state[WHOLE] = 0.0
+        state[LEAD] = state[VOTES] = frame.scores[new]
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])
         self._groups = np.concatenate([self._groups, frame.groups[new]])
 
     def _tracks(self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray) -> Tracks:
-        boxes = (_CORNERS @ self._state[_AT].take(tracks, axis=1)).T
+        boxes = (_CORNERS @ self._state[AT].take(tracks, axis=1)).T
         scores = frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)
         boxes += (scores * trust)[:, None] * (detected - boxes)
@@ -424,14 +327,14 @@ class Tracker:
             scores=scores.astype(np.float32),
             class_ids=self._classes[tracks],
             track_ids=self._ids[tracks],
-            age_ms=np.rint((self._time.now_s - self._state[_BORN_S].take(tracks)) * 1e3).astype(np.int64),
+            age_ms=np.rint((self._time.now_s - self._state[BORN_S].take(tracks)) * 1e3).astype(np.int64),
             truncated_candidates=frame.truncated_candidates,
             hidden_px=self._hidden_px(tracks, detected, boxes),
         )
 
     def _hidden_px(self, tracks: IndexArray, detected: FloatArray, published: FloatArray) -> NDArray[np.float32] | None:
         """Return the height, (M,), of the hidden part below each published box; None if nothing is hidden."""
-        whole = self._state[_WHOLE].take(tracks)
+        whole = self._state[WHOLE].take(tracks)
         if not count_nonzero(whole):
             return None
         below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
@@ -486,7 +389,7 @@ def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise:
     if not len(again):
         return
     gap = gap_s[again]
-    state[4:6, again] = (at[:2, again] - state[_SEEN_AT, again]) / gap
+    state[4:6, again] = (at[:2, again] - state[SEEN_AT, again]) / gap
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]

@@ -1,6 +1,6 @@
 """Tracking and counting in every simulated scene.
 
-    python -m vision.evaluation.simulation [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing steady|gaps|bursts]
+    python -m vision.evaluation.simulation.report [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing ...]
 
 Prints one line per scene and frame rate: crossings, wrong crossings, identity switches, IDF1, HOTA, and the first
 percentile of the overlap of published boxes with their detections. TrackEval must be installed (docs/evaluation.md).

@@ -1,7 +1,8 @@
-"""The motion model of tracks: an Ornstein-Uhlenbeck speed, in continuous time, so that steps can have any length.
+"""The state of tracks, an array with a row per quantity, and its motion model.
 
-Lengths are in object sizes (the longer side of the box), so that near and far objects are alike. The values fit people
-on foot, with room for faster objects, because the filter adapts through acceleration.
+The model is an Ornstein-Uhlenbeck speed in continuous time, so that steps can have any length. Lengths are in object
+sizes (the longer side of the box), so that the distance to the camera does not matter. The values fit people on foot.
+The filter also follows faster objects, because it allows acceleration.
 """
 
 from __future__ import annotations
@@ -13,16 +14,40 @@ import numpy as np
 
 from vision.analytics.geometry import FloatArray
 
+# Rows of the state. The first five slices have four rows: center x, center y, width and height.
+AT: Final = slice(0, 4)
+SPEED: Final = slice(4, 8)
+VAR_AT: Final = slice(8, 12)
+COVARIANCE: Final = slice(12, 16)
+VAR_SPEED: Final = slice(16, 20)
+VAR_EXTENT: Final = slice(10, 12)
+FILTER: Final = slice(0, 20)
+PLACE: Final = slice(0, 2)
+EXTENT: Final = slice(2, 4)
+SEEN_AT: Final = slice(20, 22)  # center of the last detection
+SEEN_S: Final = 22  # time of the last detection
+STRONG_S: Final = 23  # time of the last detection with at least `high_score`
+DOUBTED: Final = slice(24, 26)
+DOUBTED_S: Final = 24  # time since when the boxes are doubted; infinite if they are not
+MISFIT: Final = 25  # logarithm of the ratio of sizes for the last box; infinite if the box was not doubted
+TREND: Final = 26  # moving average of growth, over `_TREND_S`
+BORN_S: Final = 27
+LEAD: Final = 28  # votes for its class minus votes for the other classes of its group
+VOTES: Final = 29  # sum of all votes
+WHOLE: Final = 30  # whole height while the lower part is hidden; 0 if nothing is known to be hidden
+HIDDEN_S: Final = 31  # when the lower part was hidden
+ROWS: Final = 32
+
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
-_POSITION_DAMPING: Final = 0.2  # 1/s by which an unobserved speed fades
+_POSITION_DAMPING: Final = 0.2  # rate in 1/s at which an unobserved speed decays
 _SIZE_DAMPING: Final = 4.0
 
 
 def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return the transition of the filter's rows, (20, 20), and their growth for an object of size 1, (20, 1).
+    """Return the transition matrix (20, 20) of the filter's rows, and their growth (20, 1) for an object of size 1.
 
-    Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
+    See Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
     """
     moves: list[float] = []
     growths: list[float] = []
@@ -38,7 +63,7 @@ def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
-    """Return the positions of the coefficients of `motion`, (14, 400) in the matrix and (6, 20) in the column."""
+    """Return the positions of the coefficients of `motion`: (14, 400) in the matrix, and (6, 20) in the growth."""
     moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
     for row in range(4):

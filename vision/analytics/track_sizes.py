@@ -1,0 +1,141 @@
+"""`SizeFilter` decides how much the size of a detected box says about the size of its object.
+
+A box that changes its size suddenly shows a part of an object, or two objects. A change that lasts, growth in one
+direction, and boxes at the edge of the frame are real changes. If something hides the feet of an object, its height
+before is remembered, so that its point on the ground stays where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy import count_nonzero
+
+from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
+from vision.analytics.geometry import BoolArray, FloatArray
+from vision.analytics.track_state import (
+    DOUBTED,
+    DOUBTED_S,
+    EXTENT,
+    HIDDEN_S,
+    MISFIT,
+    SEEN_S,
+    TREND,
+    VAR_EXTENT,
+    WHOLE,
+)
+
+_PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
+_GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
+_TREND_S: Final = 0.2  # time constant of the moving average of growth
+_CLEAR_GROWTH: Final = 6.0  # variances of this average above which the growth is real, so the size follows immediately
+_DOUBT: Final = 0.6  # weight of a box below which its size is doubted
+_DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
+_RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
+_ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
+_HIDES: Final = 0.85  # ratio of heights below which the lower part of an object is hidden
+_TOP_STAYS: Final = 0.15  # maximum motion of the upper side then, as a fraction of the height
+_WIDTH_STAYS: Final = 0.35  # maximum logarithm of the ratio of widths
+_WHOLE_AGAIN: Final = 0.9  # ratio of heights from which the whole object is visible again
+_HIDDEN_LIMIT_S: Final = 5.0  # time after which the object is taken to be as small as its box
+_LEAST_TRUST: Final = 0.02  # minimum weight of a box
+_GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
+"""Matrix that converts logarithms of width and height ratios to growth (mean) and shape (half of the difference)."""
+_QUARTERS: Final = np.array([0.25, 0.25])
+
+
+class SizeFilter:
+    """Weighs the sizes of the boxes of one camera's tracks.
+
+    Args:
+        clock: time of the frames.
+    """
+
+    def __init__(self, clock: FrameClock) -> None:
+        self._clock = clock
+        self._trend_share = 1.0  # weight of a new box in the moving average of growth
+        self._growth_variance = 0.0  # variance of the growth that is expected between two frames
+
+    def set_step(self, step_s: float) -> None:
+        """Set the time between the previous frame and this one."""
+        self._trend_share = min(step_s / _TREND_S, 1.0)
+        self._growth_variance = (_GROWTH * step_s) ** 2
+
+    def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
+        """Return the weight (M,) of each box, which depends on its width and height. Let sizes follow real changes.
+
+        The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
+        leaves. A box that is suddenly narrower, shorter or wider shows only a part of an object, or two objects, so its
+        center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution instead
+        of a normal distribution. Growth in the same direction over several boxes is real, so it raises the gain.
+        """
+        if count_nonzero(state[WHOLE]):
+            cut = cut | self._show_again(state, at)
+        extent = state[EXTENT]
+        changes = _GROWTH_AND_SHAPE @ np.log(at[EXTENT] / extent)
+        variances = state[VAR_EXTENT] + noise[EXTENT]
+        variances /= extent * extent
+        variance = _QUARTERS @ variances
+        unlikely, of_shape = changes * changes
+        unlikely /= variance + self._growth_variance
+        unlikely += of_shape / variance
+        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        doubted = belief < _DOUBT
+        if count_nonzero(doubted) or count_nonzero(cut):
+            self._adopt_changes(state, at, changes, cut, belief)
+        else:
+            state[DOUBTED] = math.inf
+        share, trend = self._trend_share, state[TREND]
+        trend += share * (changes[0] - trend)
+        grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
+        if count_nonzero(grows):
+            grows &= ~doubted
+            change_px = changes[0] * grows * extent
+            change_px *= change_px
+            state[VAR_EXTENT] += change_px
+        return belief
+
+    def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:
+        """Remember the height of objects whose box became shorter while its upper side and its width stayed."""
+        height = state[3]
+        shift = np.abs(at[1] - 0.5 * at[3] - state[1] + 0.5 * height)
+        hidden = begins & (at[3] < _HIDES * height) & (shift < _TOP_STAYS * height)
+        hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
+        state[WHOLE, hidden] = height[hidden]
+        state[HIDDEN_S, hidden] = self._clock.now_s
+
+    def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
+        """Return a mask, (M,), of objects whose hidden lower part is visible again. Forget others after some time."""
+        whole = state[WHOLE]
+        again: BoolArray = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
+        whole[again | (state[HIDDEN_S] < self._clock.now_s - _HIDDEN_LIMIT_S)] = 0.0
+        return again
+
+    def _adopt_changes(
+        self, state: FloatArray, at: FloatArray, changes: FloatArray, cut: BoolArray, belief: FloatArray
+    ) -> None:
+        """Let tracks adopt changes of size that last.
+
+        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: then
+        the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at
+        any rate, so their size is always adopted. `changes` (2, M) contains growth and shape, as logarithms of ratios.
+        """
+        now_s = self._clock.now_s
+        doubted = belief < _DOUBT
+        begins = doubted & ~cut & (state[DOUBTED_S] == math.inf) & (state[WHOLE] == 0.0)
+        if count_nonzero(begins):
+            self._hide(state, at, begins)
+        doubted_s = np.minimum(state[DOUBTED_S], 0.5 * (now_s + state[SEEN_S]))
+        misfit = np.abs(changes).max(axis=0)
+        lasts = (doubted_s <= now_s - _DOUBT_S + CLOCK_GRAIN_S) | (misfit > _RAMP * state[MISFIT])
+        adopted = cut | (doubted & lasts)
+        belief[adopted] = 1.0
+        doubted &= ~adopted
+        if count_nonzero(adopted):
+            wide = _ADOPTED * adopted * state[EXTENT]
+            wide *= wide
+            np.maximum(state[VAR_EXTENT], wide, out=state[VAR_EXTENT])
+        state[DOUBTED_S] = np.where(doubted, doubted_s, math.inf)
+        state[MISFIT] = np.where(doubted, misfit, math.inf)
