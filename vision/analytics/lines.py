@@ -110,7 +110,7 @@ class LineWatch:
         return True
 
     def _counts(self, table: TrackTable, row: int, line: int, to_right: bool) -> bool:
-        """Return True if an object's change to a side of a line is a crossing to report."""
+        """Return True if the move of an object to the other side of a line must be reported as a crossing."""
         if not table["passed"][row, line] or table["unknown"][row, line] or not self._reported[line][to_right]:
             return False
         return self._classes.allows(int(table["class_id"][row]), line)

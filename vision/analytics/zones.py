@@ -125,7 +125,10 @@ class CrowdDetector:
         }
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the zone and data of each event. After a long gap (`unobserved`), the durations start again."""
+        """Update the crowding of each zone. Yield the zone's index and the data of each event.
+
+        After a long gap (`unobserved`), a change must again last for `crowded_for_s` before it is reported.
+        """
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
             if crowd.is_crowded:

@@ -1,4 +1,4 @@
-"""`vision run`: detect objects in cameras, and publish the results."""
+"""`vision run`: detect objects in camera streams, and publish the results."""
 
 from __future__ import annotations
 

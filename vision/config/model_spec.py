@@ -14,7 +14,7 @@ _Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _NormalizedInput(ConfigSection):
-    """Pre-processing: ``tensor = (pixels * scale - mean) / std`` per channel, with pixels from 0 to 255, NCHW."""
+    """Pre-processing of pixels from 0 to 255: ``tensor = (pixels * scale - mean) / std`` per channel."""
 
     color: Literal["bgr", "rgb"] = "rgb"
     """Order of the color channels."""

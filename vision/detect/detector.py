@@ -154,7 +154,7 @@ class InFlight(Generic[Batch]):
             raise ValueError(f"slot {slot} is occupied: call `wait` for it first")
 
     def submitted(self, slot: int) -> Batch:
-        """Return the batch in a slot for `Detector.wait`, or raise the errors that it documents."""
+        """Return the batch that was submitted to a slot. Raise `Closed` or `ValueError` as documented for `wait`."""
         if self.closed:
             raise Closed("the detector is closed")
         batch = self.batches[slot] if 0 <= slot < len(self.batches) else None

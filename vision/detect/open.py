@@ -1,4 +1,4 @@
-"""Open the detector or second model that a configuration selects."""
+"""Functions that open the detector or the second model that a configuration selects."""
 
 from __future__ import annotations
 

@@ -82,7 +82,11 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 
 
 def encoding_of(frame: VideoFrame) -> YuvEncoding:
-    """Return the color encoding of a frame. If the stream does not specify it, derive it from the frame size."""
+    """Return the color encoding of a frame.
+
+    If the stream does not specify the matrix, the height of the frame decides. If it does not specify the range, the
+    pixel format decides.
+    """
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
     color_range = int(frame.color_range)  # counts more than the format's name, which can keep a previous range

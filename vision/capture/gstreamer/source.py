@@ -294,7 +294,7 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True, which selects a stream, only for the first video. Audio and metadata would use bandwidth."""
+        """Return True to select a stream: only the first video stream, because audio and metadata use bandwidth."""
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select

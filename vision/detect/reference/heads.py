@@ -2,7 +2,8 @@
 
 Every pair of box and class whose score reaches the threshold is a candidate. Its index is ``box * classes + class``. A
 box can be a candidate for several classes, as in COCO's evaluation. Decoding boxes takes the most time, and few boxes
-are needed. Therefore only the boxes of the best `max_candidates` pairs are decoded. Equal scores are sorted by index.
+are needed. Therefore, only the boxes of the best pairs are decoded: `max_candidates`, or `max_objects` without NMS.
+Equal scores are sorted by index.
 """
 
 from __future__ import annotations
