@@ -94,9 +94,9 @@ class Analytics:
         return tuple(events)
 
     def start_period(self, period_s: int, at_ns: int) -> tuple[Event, ...]:
-        """Set all counters to zero. Return an event with the totals of each line and zone.
+        """Set all counters to zero. Return an event for each line and zone, with its totals until now.
 
-        The first period continues the present counts, so it has no events.
+        If there was no period before, keep the counters, and return no events.
 
         Args:
             period_s: start of the new period, seconds since 1970.
@@ -248,7 +248,7 @@ class _ShapeCounters:
         return self._period_s
 
     def start_period(self, period_s: int) -> Mapping[str, Mapping[str, int]] | None:
-        """Set all counters to zero. Return the counts until now by line or zone; None in the first period."""
+        """Set all counters to zero, and return the previous counts. In the first period, keep them and return None."""
         is_first, self._period_s = self._period_s is None, period_s
         if self._stored is not None:
             self._stored.start_period(period_s, keep=is_first)

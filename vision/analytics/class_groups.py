@@ -25,7 +25,7 @@ _MARGIN: Final = 0.2  # lead of a new class, as a fraction of all votes
 
 
 class ClassGroups:
-    """The group of each class. The number of a group is the id of one of its classes.
+    """Assigns each class to a group. The number of a group is the id of one of its classes.
 
     Args:
         class_names: classes of the model, by class id.
@@ -47,9 +47,9 @@ class ClassGroups:
 
 
 def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
-    """Return a mask, (N,), without the boxes of objects that the detector reported with several classes of one group.
+    """Return a mask (N,) that is False for the weaker boxes of an object with boxes of several classes of one group.
 
-    The detector has already suppressed the weaker boxes of one class. Of boxes of different classes, the best is kept.
+    The detector itself suppresses the weaker boxes only within each class.
     """
     kept = np.ones(len(scores), np.bool_)
     members = np.isin(groups, groups[groups != classes]).nonzero()[0]
@@ -68,11 +68,11 @@ def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, 
 
 
 def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds, scores: FloatArray) -> None:
-    """Count the class of each track's detection as a vote, weighted by its score. Update all but `seen` in place.
+    """Count the classes `seen` (M,) of the tracks' detections as votes, weighted by their scores.
 
-    Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981. `lead`, (M,), is that of the class of the track over
-    all others, and `total`, (M,), is the sum of all votes. A new class needs a margin, because a detector that is
-    undecided would otherwise change the class again and again.
+    Update the arrays (M,) in place: `classes`, the classes of the tracks; `lead`, the votes for the class of each track
+    minus all other votes; and `total`, the sum of all votes. A new class needs a margin. Otherwise, an undecided
+    detector would change the class repeatedly. See Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981.
     """
     lead += np.where(classes == seen, scores, -scores)
     total += scores

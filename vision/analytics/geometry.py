@@ -92,7 +92,7 @@ class ZoneSet:
 
     Args:
         zones: the outline and the holes of each zone, as corners in pixels.
-        frame_size_px: width and height of the frame. None: unknown.
+        frame_size_px: width and height of the frame; None if unknown.
     """
 
     def __init__(self, zones: Sequence[Sequence[Corners]], frame_size_px: tuple[int, int] | None = None) -> None:
@@ -153,7 +153,7 @@ class ZoneSet:
         return nearest
 
     def _within_frame(self, points: Points) -> Points:
-        """Return the points, with those on the edge of the frame or beyond it moved just inside."""
+        """Move points on or beyond the edge of the frame just inside it. Return all points."""
         if self._last_px is None:
             return points
         places = np.ascontiguousarray(points)[..., None].view(np.float64)
@@ -161,7 +161,7 @@ class ZoneSet:
 
 
 def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatArray:
-    """Return corners, (N, 2), with those within `_EDGE_PX` of the edge of the frame, or beyond it, on the edge."""
+    """Move corners within `_EDGE_PX` of the edge of the frame onto the edge. Return all corners (N, 2)."""
     ring = np.asarray(corners, np.float64).reshape(-1, 2)
     if frame_size_px is None:
         return ring
@@ -170,7 +170,7 @@ def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatAr
 
 
 def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
-    """Return the corners, (N, 2), of an outline and its holes as one ring, and a mask, (N,), of the bridges in it.
+    """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the bridges in it.
 
     A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts it twice, so it
     changes nothing.
@@ -183,7 +183,7 @@ def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
 
 
 def _sides_on_edge(corners: FloatArray, frame_size_px: tuple[int, int] | None) -> BoolArray:
-    """Return a mask, (N,), of the sides that lie on the edge of the frame or beyond it."""
+    """Return a mask (N,) of the sides that lie on the edge of the frame or beyond it."""
     if frame_size_px is None:
         return np.zeros(len(corners), np.bool_)
     following = np.roll(corners, -1, axis=0)

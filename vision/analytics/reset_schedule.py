@@ -1,4 +1,4 @@
-"""Times of the day at which the counters of a camera start at zero again."""
+"""`ResetSchedule` determines when the counters of a camera start at zero again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from datetime import datetime, time, timedelta
 
 
 class ResetSchedule:
-    """The periods between the resets, in the local time of the machine.
+    """Divides time into periods that start at given times of the day, in the local time of the machine.
 
-    A clock that is set back does not end a period: the next one starts when the clock reaches it for the first time.
+    If the clock is set back, the period continues: the next period starts when the clock first reaches its start.
 
     Args:
-        times: times of the day as HH:MM. Without any, the counters are never reset.
-        period_s: start of the period of the present counts, in seconds since 1970 (UTC). None if they have none.
+        times: times of the day as HH:MM. If there are none, no period ever starts.
+        period_s: start of the current period, in seconds since 1970 (UTC); None if there is none yet.
     """
 
     def __init__(self, times: Sequence[str], period_s: int | None = None) -> None:
@@ -22,7 +22,7 @@ class ResetSchedule:
         self._next_ns = -1 if self._times else None  # when a period ends; -1 means not computed yet
 
     def starts_period(self, utc_ns: int) -> int | None:
-        """Return the start of a new period, in seconds since 1970, if one has started; otherwise None.
+        """Return the start of the new period, in seconds since 1970; None if no period has started since the last call.
 
         Args:
             utc_ns: capture time of a frame, nanoseconds since 1970 (UTC).

@@ -47,7 +47,7 @@ _QUARTERS: Final = np.array([0.25, 0.25])
 
 
 class SizeFilter:
-    """Weighs the sizes of the boxes of one camera's tracks.
+    """Weighs the detected boxes of one camera by their size, and lets the sizes of tracks follow lasting changes.
 
     Args:
         clock: time of the frames.
@@ -107,7 +107,7 @@ class SizeFilter:
         state[HIDDEN_S, hidden] = self._clock.now_s
 
     def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
-        """Return a mask, (M,), of objects whose hidden lower part is visible again. Forget others after some time."""
+        """Return a mask (M,) of objects whose hidden part is visible again. Forget hidden parts after some time."""
         whole = state[WHOLE]
         again: BoolArray = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
         whole[again | (state[HIDDEN_S] < self._clock.now_s - _HIDDEN_LIMIT_S)] = 0.0

@@ -15,9 +15,9 @@ _SHARE: Final = 0.5  # of the frames of that time which contain a detection
 
 
 class HiddenObjects:
-    """Warns once if one camera has detections, but their scores stay too low to start a track.
+    """Warns once if the scores of one camera's detections are all too low to start a track.
 
-    It watches until a detection could start a track, so an empty scene after the first object causes no warning.
+    It stops watching when a detection is high enough, so that an empty scene causes no warning later.
 
     Args:
         least: minimum score of a detection that is probably an object.
@@ -33,7 +33,7 @@ class HiddenObjects:
         self.done = least >= new_score  # whether a warning is no longer possible
 
     def update(self, detections: Detections, meta: FrameMeta) -> None:
-        """Process the detections of one frame, until `done`."""
+        """Process the detections of one frame. Call this only while `done` is False."""
         best = float(detections.scores.max(initial=0.0))
         if best >= self._new_score - SCORE_GRAIN:
             self.done = True
