@@ -46,6 +46,64 @@ def save_constant_model(
     _save(path, nodes, constants, [batch, 3, *sides], shapes)
 
 
+def save_typed_model(
+    path: Path,
+    outputs: Mapping[str, NDArray[Any]],
+    *,
+    sides: tuple[int, int] = (64, 64),
+    batch: int | str = "batch",
+    dtype: int = TensorProto.FLOAT,
+    channels_last: bool = False,
+    constants: Mapping[str, tuple[int, Sequence[int | str]]] | None = None,
+) -> None:
+    """Save a network that gives `outputs` (without a batch axis, in their own types) for every frame.
+
+    The output `boxes`, if there is one, is multiplied by the constant inputs (width and height, or twice the same).
+
+    Args:
+        sides: height and width of the input for frames.
+        dtype: type of this input.
+        channels_last: the input is (batch, height, width, 3).
+        constants: type and shape of each further input, by name.
+    """
+    shape = [batch, *sides, 3] if channels_last else [batch, 3, *sides]
+    inputs = {name: (kind, list(axes)) for name, (kind, axes) in (constants or {}).items()}
+    inputs["images"] = (dtype, shape)
+    values: dict[str, NDArray[np.generic] | np.generic] = {"none": np.float32(0)}
+    nodes = [
+        _node("Cast", ["images"], "real", to=TensorProto.FLOAT),
+        _node("ReduceMean", ["real"], "mean", axes=[1, 2, 3], keepdims=0),
+        _node("Mul", ["mean", "none"], "zero"),
+    ]
+    for name, value in outputs.items():
+        values[f"{name}_value"] = value[None].astype(np.float32)
+        values[f"{name}_shape"] = np.array([-1, *[1] * value.ndim])
+        nodes.append(_node("Reshape", ["zero", f"{name}_shape"], f"{name}_zero"))
+        nodes.append(_node("Add", [f"{name}_zero", f"{name}_value"], f"{name}_real"))
+        last = f"{name}_real"
+        for constant in (constants or {}) if name == "boxes" else ():
+            nodes.append(_node("Cast", [constant], f"{constant}_real", to=TensorProto.FLOAT))
+            nodes.append(_node("Concat", [f"{constant}_real"] * 2, f"{constant}_twice", axis=1))
+            nodes.append(_node("Unsqueeze", [f"{constant}_twice", "one"], f"{constant}_box"))
+            nodes.append(_node("Mul", [last, f"{constant}_box"], f"{constant}_scaled"))
+            values["one"] = np.array([1])
+            last = f"{constant}_scaled"
+        nodes.append(_node("Cast", [last], name, to=helper.np_dtype_to_tensor_dtype(value.dtype)))
+    graph = helper.make_graph(
+        nodes,
+        "typed",
+        [helper.make_tensor_value_info(name, kind, axes) for name, (kind, axes) in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [batch, *value.shape])
+            for name, value in outputs.items()
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    checker.check_model(model)
+    save_model(model, str(path))
+
+
 def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, batch: int | str = "batch") -> None:
     """One box, the whole 32x32 canvas; the scores of its three classes are the channels of the pixel in the middle.
 

@@ -15,16 +15,20 @@ from vision.engine.profiles import Profile, Range, choose_profile
 from vision.engine.tensors import OutputSize, Tensor
 from vision.errors import DeviceError
 
-Compute = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+Compute = Callable[..., Mapping[str, NDArray[Any]]]
+"""Function of the images, and of the constant inputs by name, that returns the outputs by name."""
 
 
 def onnx_compute(path: str) -> Compute:
-    """Return a function that computes the network in an ONNX file."""
+    """Return a function that computes the network in an ONNX file, with images in the type of its input."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    (frames,) = (each for each in session.get_inputs() if len(each.shape) == 4)
+    types = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
-    def compute(images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
+    def compute(images: NDArray[Any], **constants: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        images = images.astype(types.get(frames.type, np.float32))
+        return dict(zip(names, session.run(names, {frames.name: images, **constants}), strict=True))
 
     return compute
 
@@ -51,7 +55,8 @@ class EmulatedContext:
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         assert shape in self._engine.profiles[self.profile].shapes[name]
-        self._shape = shape
+        if name == self._engine.inputs[0].name:
+            self._shape = shape
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
         raise AssertionError("this engine has no shape tensors")
@@ -70,12 +75,13 @@ class EmulatedContext:
     def output_sizes(self) -> Mapping[str, OutputSize]:
         sizes = {}
         for output in self._engine.outputs:
-            shape = (self._shape[0], *output.shape[1:])
+            shape = self.get_tensor_shape(output.name)
             sizes[output.name] = OutputSize(None, None) if min(shape) < 0 else OutputSize(shape, output.bytes_of(shape))
         return sizes
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self._shape[0], *self._engine.tensor(name).shape[1:])
+        shape = self._engine.tensor(name).shape
+        return shape if name in self._engine.without_batch else (self._shape[0], *shape[1:])
 
     def enqueue(self, stream: int) -> None:
         from cuda.bindings import runtime
@@ -97,7 +103,11 @@ class EmulatedContext:
             assert not pixels[..., 3:].any(), "the fourth channel is not zero"
             images = pixels[..., :3].transpose(0, 3, 1, 2)
         engine.runs += 1
-        for output, computed in engine.compute(images.astype(np.float32)).items():
+        constants = {
+            tensor.name: _array(self._addresses[tensor.name], (self._shape[0], *tensor.shape[1:]), tensor.dtype)
+            for tensor in engine.inputs[1:]
+        }
+        for output, computed in engine.compute(images.astype(np.float32), **constants).items():
             value = np.ascontiguousarray(computed, engine.tensor(output).dtype)
             if output in self._allocators:
                 allocator = self._allocators[output]
@@ -129,6 +139,9 @@ class EmulatedEngine:
         batches: tuple[int, int] = (1, 64),
         dtypes: Mapping[str, str] | None = None,
         interleaved: bool = False,
+        channels_last: bool = False,
+        constants: Mapping[str, int] | None = None,
+        without_batch: Sequence[str] = (),
     ) -> None:
         """Create an engine.
 
@@ -136,6 +149,9 @@ class EmulatedEngine:
             outputs: shapes without the batch axis. -1 means that the size depends on the data.
             dtypes: types of the tensors that are not float32.
             interleaved: if True, the input is (B, H, W, 4), and the fourth channel is ignored.
+            channels_last: if True, the input is (B, H, W, 3).
+            constants: number of values of each additional input (B, values), by name.
+            without_batch: names of outputs whose first axis is not the batch.
         """
         given = dtypes or {}
         self.label = "emulated"
@@ -146,11 +162,23 @@ class EmulatedEngine:
         self.saved = 0
         batch = -1 if batches[0] != batches[1] else batches[0]
         channels = 4 if interleaved else 3
-        frame = _tensor("images", "input", given, (batch, channels, *input_hw))
-        self.inputs = (replace(frame, interleaved=interleaved),)
-        self.outputs = tuple(_tensor(name, "output", given, (batch, *shape)) for name, shape in outputs.items())
-        low, high = ((size, channels, *input_hw) for size in batches)
-        self.profiles = (Profile({"images": Range(low, high, high)}, {}),)
+        sides = (*input_hw, channels) if channels_last else (channels, *input_hw)
+        frame = _tensor("images", "input", given, (batch, *sides))
+        others = constants or {}
+        self.inputs = (
+            replace(frame, interleaved=interleaved),
+            *(_tensor(name, "input", given, (batch, values)) for name, values in others.items()),
+        )
+        self.without_batch = without_batch
+        self.outputs = tuple(
+            _tensor(name, "output", given, shape if name in without_batch else (batch, *shape))
+            for name, shape in outputs.items()
+        )
+        shapes = {"images": sides, **{name: (values,) for name, values in others.items()}}
+        ranges = {
+            name: Range((batches[0], *rest), (batches[1], *rest), (batches[1], *rest)) for name, rest in shapes.items()
+        }
+        self.profiles = (Profile(ranges, {}),)
 
     @property
     def max_batch(self) -> int:

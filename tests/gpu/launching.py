@@ -23,6 +23,7 @@ from vision.detect.tensorrt.kernels import (
     describe_frame,
     describe_normalization,
     kept_classes,
+    overlaps,
     threshold,
 )
 from vision.detect.tensorrt.slot import LetterboxKernel
@@ -67,22 +68,22 @@ def letterbox(
     spec: InputSpec,
     images: Sequence[tuple[NDArray[np.uint8], FrameLayout] | None],
     *,
-    half: bool,
-    interleaved: bool = False,
+    dtype: str,
+    channels: int = 0,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
     """Run the letterbox kernel on frames. None is an empty row of the batch. Return the network's input and the counts.
 
-    The input is (B, 3, H, W) or, if interleaved, a view (B, 4, H, W) of an array (B, H, W, 4).
+    The input is (B, 3, H, W) or, if `channels` is 3 or 4, a view (B, channels, H, W) of an array (B, H, W, channels).
     """
-    program = LetterboxProgram(spec, half_input=half, interleaved=interleaved)
+    program = LetterboxProgram(spec, dtype, channels)
     batch = len(images)
     with Bench(device) as bench:
         rows = b"".join(
             NO_FRAME if each is None else describe_frame(spec, each[1], bench.put(each[0])) for each in images
         )
         frames = bench.put(np.frombuffer(rows, np.uint8))
-        sides, dtype = (spec.height, spec.width), np.float16 if half else np.float32
-        shape = (batch, *sides, 4) if interleaved else (batch, 3, *sides)
+        sides = (spec.height, spec.width)
+        shape = (batch, *sides, channels) if channels else (batch, 3, *sides)
         tensor = bench.buffer(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         counts = bench.buffer(4 * batch)
         kernel = bench.module(program.file, program.definitions).kernel("letterbox")
@@ -90,7 +91,7 @@ def letterbox(
         bound.bind(batch, frames, tensor.address, counts.address).enqueue(bench.stream)
         bench.stream.synchronize()
         written = tensor.read(shape, dtype)
-        return (written.transpose(0, 3, 1, 2) if interleaved else written), counts.read((batch,), np.uint32)
+        return (written.transpose(0, 3, 1, 2) if channels else written), counts.read((batch,), np.uint32)
 
 
 def postprocess(
@@ -99,11 +100,13 @@ def postprocess(
     head: Head,
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
-) -> list[Detections]:
-    """Run the kernels on raw outputs. `sizes` are (height, width) of frames, or None. Return the results."""
-    classes = len(class_names(spec))
+) -> list[tuple[Detections, int]]:
+    """Run the kernels on raw outputs. `sizes` are (height, width) of frames, or None.
+
+    Return the results, each with the number of boxes whose class has no name.
+    """
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
-    program = PostprocessProgram.of(spec, head, classes, layout, device.shared_bytes)
+    program = PostprocessProgram.of(spec, head, layout, device.shared_bytes)
     batch, objects = len(sizes), program.objects
     with Bench(device) as bench:
         rows = b"".join(
@@ -111,8 +114,8 @@ def postprocess(
         )
         frames = bench.put(np.frombuffer(rows, np.uint8))
         on_gpu = {name: bench.put(value) for name, value in outputs.items()}
-        extra = tuple(on_gpu[name] if name else 0 for name in program.extra)
-        limit = threshold(head, bench.put(kept_classes(head, classes)))
+        tensors = program.tensors(on_gpu)
+        limit = threshold(head, bench.put(kept_classes(head, len(class_names(spec)))))
         keys, counts = bench.buffer(batch * program.keys_bytes), bench.put(np.zeros(batch, np.uint32))
         work = bench.buffer(1 if program.shared_work else batch * program.work_bytes)
         host = bench.enter_context(HostBuffer(batch * (RESULT.itemsize + objects * 24), "results"))
@@ -122,7 +125,7 @@ def postprocess(
         pairs.bind(
             program.pairs_grid(batch),
             program.pairs_block,
-            *(frames, on_gpu[program.scores], *extra, keys.address, counts, limit),
+            *(frames, tensors, keys.address, counts, limit),
         ).enqueue(bench.stream)
         offsets = np.cumsum([0, RESULT.itemsize, 16 * objects, 4 * objects])[:4] * batch
         results = [host.device_address + int(offset) for offset in offsets]
@@ -130,15 +133,16 @@ def postprocess(
         kernel.bind(
             program.objects_grid(batch),
             program.objects_block,
-            *(frames, on_gpu[program.scores], on_gpu[program.boxes], *extra, keys.address, counts, limit),
-            *(np.float32(spec.nms.iou_threshold), work.address, *results),
+            *(frames, tensors, keys.address, counts, limit),
+            *(overlaps(spec.nms), work.address, *results),
         ).enqueue(bench.stream)
         bench.stream.synchronize()
         found = host.array((batch,), RESULT).copy()
         boxes = host.array((batch, objects, 4), np.float32, int(offsets[1])).copy()
         scores = host.array((batch, objects), np.float32, int(offsets[2])).copy()
         class_ids = host.array((batch, objects), np.int32, int(offsets[3])).copy()
+    truncated, unnamed = found["truncated"].tolist(), found["unnamed"].tolist()
     return [
-        Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], int(found["truncated"][i]))
+        (Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], truncated[i]), unnamed[i])
         for i, n in enumerate(found["count"].tolist())
     ]

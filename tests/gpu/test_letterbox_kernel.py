@@ -53,44 +53,52 @@ def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, sa
     assert nearest.max() <= spread * (1e-3 if half else 2e-6), said
 
 
-def check(device: Any, spec: InputSpec, layouts: list[FrameLayout], *, half: bool, interleaved: bool = False) -> None:
+def check(
+    device: Any, spec: InputSpec, layouts: list[FrameLayout], *, dtype: str = "float32", channels: int = 0
+) -> None:
     pixels = [frame(layout, seed) for seed, layout in enumerate(layouts)]
     given = [*zip(pixels, layouts, strict=True), None]
-    tensor, counts = letterbox(device, spec, given, half=half, interleaved=interleaved)
+    tensor, counts = letterbox(device, spec, given, dtype=dtype, channels=channels)
     assert not counts.any()
     assert (np.ascontiguousarray(tensor[-1]).view(np.uint8) == 0xA7).all(), "a row without a frame was written"
-    assert tensor.shape[1] == (4 if interleaved else 3)
+    assert tensor.shape[1] == (channels or 3)
     assert not tensor[:-1, 3:].any(), "the fourth channel counts for something"
     for row, each, layout in zip(tensor[:, :3], pixels, layouts, strict=False):
+        half = dtype == "float16"
         assert_rounded(spec, row.astype(np.float32), levels(spec, each, layout), half=half, said=str(layout))
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "half", "interleaved"),
+    ("width", "height", "dtype", "channels"),
     [
-        *((*size, half, False) for size in ((416, 416), (96, 64), (50, 34), (33, 17)) for half in (False, True)),
-        (416, 416, True, True),
-        (33, 17, True, True),
-        (96, 64, True, True),
-        (96, 64, False, True),
+        *((*size, dtype, 0) for size in ((416, 416), (96, 64), (50, 34), (33, 17)) for dtype in ("float32", "float16")),
+        (416, 416, "float16", 4),
+        (33, 17, "float16", 4),
+        (96, 64, "float16", 4),
+        (96, 64, "float32", 4),
+        *((*size, dtype, 3) for size in ((96, 64), (33, 17)) for dtype in ("float32", "float16", "uint8")),
+        (96, 64, "uint8", 0),
+        (33, 17, "uint8", 0),
     ],
 )
 def test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats(
-    device: Any, width: int, height: int, half: bool, interleaved: bool
+    device: Any, width: int, height: int, dtype: str, channels: int
 ) -> None:
     layouts = [
         FrameLayout(height_px, width_px, pixel_format)
         for pixel_format, (height_px, width_px) in itertools.product(FORMATS, EVEN)
     ]
     layouts += [FrameLayout(*size, pixel_format) for pixel_format in FORMATS[:2] for size in ODD]
-    spec = InputSpec(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
-    check(device, spec, layouts, half=half, interleaved=interleaved)
+    spec = InputSpec(width=width, height=height)
+    if dtype != "uint8":
+        spec = InputSpec(width=width, height=height, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
+    check(device, spec, layouts, dtype=dtype, channels=channels)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_letterbox_kernel_matches_the_reference_for_each_yuv_encoding(device: Any, encoding: YuvEncoding) -> None:
     layouts = [FrameLayout(64, 96, "nv12", encoding), FrameLayout(34, 50, "i420", encoding)]
-    check(device, InputSpec(width=96, height=64), layouts, half=False)
+    check(device, InputSpec(width=96, height=64), layouts)
 
 
 @pytest.mark.parametrize("color", ["bgr", "rgb"])
@@ -108,11 +116,11 @@ def test_letterbox_kernel_matches_the_reference_for_each_color_order_and_placeme
         std=(1, 2, 3),
         fill=0,
     )
-    check(device, spec, [FrameLayout(*size, "bgr") for size in EVEN], half=False)
+    check(device, spec, [FrameLayout(*size, "bgr") for size in EVEN])
 
 
 def test_letterbox_kernel_matches_the_reference_for_an_8k_frame(device: Any) -> None:
-    check(device, InputSpec(width=96, height=64), [FrameLayout(4320, 7680, "bgr")], half=False)
+    check(device, InputSpec(width=96, height=64), [FrameLayout(4320, 7680, "bgr")])
 
 
 def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
@@ -121,7 +129,7 @@ def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
     wide = frame(FrameLayout(48, 128, "nv12"), 5)
     narrow = np.ascontiguousarray(wide[:, :100])
     layout = FrameLayout(48, 100, "nv12", pitch_bytes=128)
-    tensor, _ = letterbox(device, spec, [(wide, layout)], half=False)
+    tensor, _ = letterbox(device, spec, [(wide, layout)], dtype="float32")
     expected = levels(spec, narrow, FrameLayout(48, 100, "nv12"))
     assert_rounded(spec, tensor[0], expected, half=False, said="a wide pitch")
 
@@ -132,7 +140,7 @@ def test_rounding_matches_opencv(device: Any) -> None:
     frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()
     spec = InputSpec(width=416, height=416, color="bgr", letterbox="top-left")
-    tensor, _ = letterbox(device, spec, [(frame_bgr, FrameLayout(576, 768, "bgr"))], half=False)
+    tensor, _ = letterbox(device, spec, [(frame_bgr, FrameLayout(576, 768, "bgr"))], dtype="float32")
     expected = cv2.resize(frame_bgr, (416, 312), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
     away = np.abs(tensor[0, :, :312] - expected)
     assert away.max() <= 1

@@ -21,16 +21,18 @@ SIZES = [(480, 640), (77, 33), (64, 96), (1, 1), (4320, 7680), None]
 ROUNDING = (
     1e-6  # of float32, 6e-8, over the few operations of a score or a coordinate; 2.4e-7 is the most that was seen
 )
-CELLS = 12 * 8 + 6 * 4 + 3 * 2  # of a 96x64 input, strides 8, 16, 32
+LEVELS = {8: 12 * 8, 16: 6 * 4, 32: 3 * 2, 64: 2 * 1}  # cells of a 96x64 input by stride
+CELLS = 12 * 8 + 6 * 4 + 3 * 2  # at strides 8, 16, 32
 
 Arrays = Mapping[str, NDArray[Any]]
+WHOLE = {"labels": np.int64}  # type of outputs with integers that are not int32
 
 
 @dataclass(frozen=True)
 class Case:
     """One network's head with one kind of input."""
 
-    kind: str  # of the head; "nanodet, one output" and "efficient nms" are forms of others
+    kind: str  # of the head, then its form after a comma
     classes: int = 7
     half: bool = False
     sigmoid: bool = False
@@ -38,6 +40,7 @@ class Case:
     score: float = 0.3
     iou: float = 0.5
     class_aware: bool = True
+    across: float = 0.8
     candidates: int = 1024
     objects: int = 300
     wanted: tuple[int, ...] | None = None
@@ -46,7 +49,7 @@ class Case:
 
     @property
     def spec(self) -> ModelSpec:
-        head = {"nanodet, one output": "nanodet", "efficient nms": "end-to-end"}.get(self.kind, self.kind)
+        head = self.kind.split(",")[0]
         return ModelSpec(
             name="test",
             file="test.onnx",
@@ -60,6 +63,7 @@ class Case:
             nms=NmsSpec(
                 iou_threshold=self.iou,
                 class_aware=self.class_aware,
+                iou_across_classes=self.across,
                 max_candidates=self.candidates,
                 max_objects=self.objects,
             ),
@@ -104,50 +108,130 @@ class Case:
         real = np.float16 if self.half else np.float32
         with np.errstate(over="ignore"):
             return {
-                name: np.ascontiguousarray(value, real if value.dtype.kind == "f" else np.int32)
+                name: np.ascontiguousarray(value, real if value.dtype.kind == "f" else WHOLE.get(name, np.int32))
                 for name, value in made.items()
             }
 
     def _raw(self, batch: int, random: np.random.Generator) -> Arrays:
         rows, classes = self.rows, self.classes
-        if self.kind.startswith("nanodet"):
-            scores, sides = self.scores(random, batch, CELLS, classes), random.normal(size=(batch, CELLS, 44)) * 3
-            if self.kind == "nanodet":
-                return {"scores": scores, "distances": sides}
+        if self.kind in ("nanodet", "nanodet, one output", "nanodet-plus", "nanodet, per stride", "picodet"):
+            return self._distances(batch, random)
+        if self.kind in ("yolox", "yolox, maps", "yunet"):
+            return self._cells(batch, random)
+        if self.kind.startswith(("end-to-end", "paddle", "tensorflow")):
+            return self._rows(batch, random)
+        boxes = self.boxes(random, batch, rows, corners=self.kind.startswith("corners"))
+        scores = self.scores(random, batch, rows, classes)
+        made: Mapping[str, Arrays] = {
+            "yolov5": {"output": np.concatenate([boxes, self.scores(random, batch, rows, 1), scores], axis=-1)},
+            "yolov8": {"output": np.concatenate([boxes, scores], axis=-1).transpose(0, 2, 1)},
+            "corners": {"scores": scores, "boxes": boxes},
+            "corners, columns": {"boxes": boxes[:, :, None], "scores": scores.transpose(0, 2, 1)},
+            "rt-detr": {"boxes": boxes, "logits": scores},
+            "rt-detr, one output": {"output": np.concatenate([boxes, scores], axis=-1)},
+        }
+        return made[self.kind]
+
+    def _distances(self, batch: int, random: np.random.Generator) -> Arrays:
+        strides, bins = ((8, 16, 32), 11) if self.kind.split(",")[0] == "nanodet" else ((8, 16, 32, 64), 8)
+        cells = sum(LEVELS[stride] for stride in strides)
+        scores = self.scores(random, batch, cells, self.classes)
+        sides = random.normal(size=(batch, cells, 4 * bins)) * 3
+        if self.kind == "nanodet":
+            return {"scores": scores, "distances": sides}
+        if self.kind in ("nanodet, one output", "nanodet-plus"):
             return {"both": np.concatenate([scores, sides], axis=-1)}
-        if self.kind == "yolov5":
-            parts = [self.boxes(random, batch, rows), self.scores(random, batch, rows, 1 + classes)]
-            return {"output": np.concatenate(parts, axis=-1)}
-        if self.kind == "yolov8":
-            parts = [self.boxes(random, batch, rows), self.scores(random, batch, rows, classes)]
-            return {"output": np.concatenate(parts, axis=-1).transpose(0, 2, 1)}
-        if self.kind == "rt-detr":
-            return {"boxes": self.boxes(random, batch, rows), "logits": self.scores(random, batch, rows, classes)}
-        return self._rows(batch, random)
+        return {**_split("cls", scores, strides), **_split("dis", sides, strides)}
+
+    def _cells(self, batch: int, random: np.random.Generator) -> Arrays:
+        strides = (8, 16, 32)
+        boxes = random.normal(size=(batch, CELLS, 4))
+        if self.content == "not numbers":
+            boxes[random.random(boxes.shape) < 0.1] = np.nan
+            boxes[random.random(boxes.shape) < 0.1] = 200  # overflows
+        factors, scores = self.scores(random, batch, CELLS, 1), self.scores(random, batch, CELLS, self.classes)
+        if self.kind == "yunet":
+            landmarks = np.zeros((batch, CELLS, 10))
+            parts = {"cls": scores, "obj": factors, "bbox": boxes, "kps": landmarks}
+            return {key: each for name, part in parts.items() for key, each in _split(name, part, strides).items()}
+        output = np.concatenate([boxes, factors, scores], axis=-1)
+        if self.kind == "yolox":
+            return {"output": output}
+        return {
+            name: level.transpose(0, 2, 1).reshape(batch, -1, 64 // stride, 96 // stride)
+            for stride, (name, level) in zip(strides, _split("map", output, strides).items(), strict=True)
+        }
 
     def _rows(self, batch: int, random: np.random.Generator) -> Arrays:
-        """Return the rows of a head that has one class per box."""
+        """Of heads that have one class per box."""
         rows = self.rows
         corners = self.boxes(random, batch, rows, corners=True)
-        named = random.integers(-1, self.classes + 1, (batch, rows))
-        if self.kind == "end-to-end":
-            parts = [corners, self.scores(random, batch, rows, 1), named[..., None].astype(float)]
-            return {"output": np.concatenate(parts, axis=-1)}
-        numbers, scores = random.integers(0, rows + 1, (batch, 1)), self.scores(random, batch, rows)
-        return {"num_dets": numbers, "det_boxes": corners, "det_scores": scores, "det_classes": named}
+        named = random.integers(-1, self.classes + 2, (batch, rows))
+        scores = self.scores(random, batch, rows)
+        match self.kind:
+            case "end-to-end":
+                labels = named + (random.random((batch, rows)) < 0.1) * 0.5  # some are no whole numbers
+                return {"output": np.concatenate([corners, scores[..., None], labels[..., None]], axis=-1)}
+            case "paddle":
+                numbers = random.integers(0, rows + 1, batch)
+                parts = [named[..., None], scores[..., None], corners]
+                return {"rows": np.concatenate(parts, axis=-1), "numbers": numbers}
+            case "end-to-end, efficient nms" | "tensorflow":
+                numbers = random.integers(0, rows + 1, (batch, 1))
+                return {"num_dets": numbers, "det_boxes": corners, "det_scores": scores, "det_classes": named}
+            case "end-to-end, three outputs":
+                return {"labels": named.astype(np.int64), "boxes": corners, "scores": scores}
+            case _:
+                return {"dets": np.concatenate([corners, scores[..., None]], axis=-1), "labels": named}
 
 
-KINDS = ("nanodet", "nanodet, one output", "yolov5", "yolov8", "end-to-end", "efficient nms", "rt-detr")
+def _split(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+    """Return the values of the cells of each stride."""
+    edges = np.cumsum([LEVELS[stride] for stride in strides])[:-1]
+    return {f"{name}_{stride}": part for stride, part in zip(strides, np.split(values, edges, axis=1), strict=True)}
+
+
+KINDS = (
+    "nanodet",
+    "nanodet, one output",
+    "nanodet, per stride",
+    "nanodet-plus",
+    "picodet",
+    "yolov5",
+    "yolox",
+    "yolox, maps",
+    "yolov8",
+    "yunet",
+    "corners",
+    "corners, columns",
+    "end-to-end",
+    "end-to-end, efficient nms",
+    "end-to-end, three outputs",
+    "end-to-end, two outputs",
+    "rt-detr",
+    "rt-detr, one output",
+    "paddle",
+    "tensorflow",
+)
+
+# Each half and each sigmoid is a separate compilation, which takes seconds in the emulator.
+HALVES = ("nanodet", "picodet", "yolov5", "yolox, maps", "yolov8", "corners", "end-to-end", "end-to-end, two outputs")
+LOGITS = ("nanodet", "yolov5", "yolov8", "yunet", "corners, columns", "end-to-end, efficient nms", "rt-detr")
 
 CASES = [
-    *(Case(kind, half=half) for kind in KINDS for half in (False, True)),
-    *(Case(kind, sigmoid=True) for kind in KINDS),
-    *(Case(kind, fraction=True) for kind in ("yolov5", "yolov8", "end-to-end", "rt-detr")),
+    *(Case(kind) for kind in KINDS),
+    *(Case(kind, half=True) for kind in HALVES),
+    *(Case(kind, sigmoid=True) for kind in LOGITS),
+    *(Case(kind, fraction=True) for kind in ("yolov5", "yolov8", "corners", "end-to-end", "rt-detr")),
     *(Case(kind, content="ties") for kind in KINDS),
     *(Case(kind, content="not numbers") for kind in KINDS),
     *(Case(kind, content="nothing") for kind in ("nanodet", "yolov8", "rt-detr")),
     *(Case(kind, content="all", score=0.5) for kind in ("nanodet", "yolov8", "rt-detr", "end-to-end")),
     *(Case("yolov8", content="same box", class_aware=aware) for aware in (False, True)),
+    *(Case("yolov8", content="same box", across=across) for across in (0.5, 1.0)),
+    *(Case("corners", across=across, iou=0.3) for across in (0.3, 0.6, 1.0)),
+    Case("end-to-end", rows=1200),  # not suppressed
+    Case("end-to-end", rows=CELLS, iou=0.2),
     *(Case("yolov8", iou=iou, class_aware=False) for iou in (0.0, 1.0)),
     *(Case("yolov8", score=score) for score in (0.0, 1.0)),
     *(Case("yolov8", wanted=wanted) for wanted in ((0,), (2, 5), (6,))),
@@ -156,6 +240,10 @@ CASES = [
     Case("yolov8", candidates=8192, score=0.0, classes=80),  # work outside shared memory
     Case("yolov8", rows=3000, score=0.0),  # more pairs than can be written down
     Case("yolov8", rows=3000, score=0.0, half=True, content="ties"),
+    Case("picodet", score=0.0, content="ties", candidates=50),
+    Case("yunet", classes=1, rows=1),
+    Case("picodet", wanted=(1, 4), half=True),
+    Case("yolox", wanted=(1, 4)),
     Case("nanodet", classes=80, score=0.0, content="ties", candidates=300, objects=300, class_aware=False),
     Case("yolov5", classes=1, rows=1),
     Case("yolov8", classes=1, rows=1),
@@ -163,16 +251,17 @@ CASES = [
 ]
 
 
-def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) -> Detections:
+def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) -> tuple[Detections, int]:
     spec = case.spec
     head = make_head(spec, case.classes, case.score, case.wanted)
-    names = head.choose_outputs({name: value.shape for name, value in outputs.items()})
+    decoder = head.bind({name: value.shape for name, value in outputs.items()})
     fit = Letterbox.fit(size[1], size[0], 96, 64, spec.input.letterbox)
     with np.errstate(all="ignore"):
-        candidates = head.decode([outputs[name][index].astype(np.float32) for name in names])
+        candidates = decoder.decode([outputs[name][index].astype(np.float32) for name in decoder.outputs])
         if case.sigmoid:
             assert_rounding_decides_nothing(candidates.scores, case.score)
-        return to_detections(candidates, spec.nms if head.needs_nms else None, fit, size[1], size[0])
+        limits = spec.nms if decoder.needs_nms else None
+        return to_detections(candidates, limits, fit, size[1], size[0]), candidates.unnamed
 
 
 def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
@@ -190,11 +279,12 @@ def test_detections_match_the_reference(device: Any, case: Case) -> None:
     outputs = case.outputs(len(SIZES), seed=CASES.index(case))
     head = make_head(case.spec, case.classes, case.score, case.wanted)
     found = postprocess(device, case.spec, head, outputs, SIZES)
-    for index, (given, size) in enumerate(zip(found, SIZES, strict=True)):
+    for index, ((given, unnamed), size) in enumerate(zip(found, SIZES, strict=True)):
         if size is None:
             assert len(given) == given.truncated_candidates == 0, "a row without a frame has objects"
             continue
-        wanted = reference(case, outputs, index, size)
+        wanted, unnamed_wanted = reference(case, outputs, index, size)
+        assert unnamed == unnamed_wanted
         assert (len(given), given.truncated_candidates) == (len(wanted), wanted.truncated_candidates)
         np.testing.assert_array_equal(given.class_ids, wanted.class_ids)
         np.testing.assert_allclose(given.scores, wanted.scores, rtol=ROUNDING)
@@ -209,6 +299,6 @@ def test_results_are_deterministic(device: Any) -> None:
     first = postprocess(device, case.spec, head, outputs, [(480, 640), (64, 96)])
     for _ in range(5):
         again = postprocess(device, case.spec, head, outputs, [(480, 640), (64, 96)])
-        for one, other in zip(first, again, strict=True):
+        for (one, _), (other, _) in zip(first, again, strict=True):
             np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
             np.testing.assert_array_equal(one.class_ids, other.class_ids)

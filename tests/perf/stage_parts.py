@@ -304,9 +304,8 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
     frame = model.engine.tensor(model.input_name)
     mean, std = np.array(spec.input.mean, np.float32), np.array(spec.input.std, np.float32)
     shapes = {name: size.shape or () for name, size in context.output_sizes().items()}
-    outputs = {
-        name: np.empty(shapes[name], model.engine.tensor(name).dtype) for name in model.head.choose_outputs(shapes)
-    }
+    decoder = model.head.bind(shapes)
+    outputs = {name: np.empty(shapes[name], model.engine.tensor(name).dtype) for name in decoder.outputs}
 
     def one(image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
@@ -325,7 +324,7 @@ def naive(model: LoadedEngine, slot: Slot, count: int = 40) -> float:
         for name, output in outputs.items():
             copy_to_host(output.ctypes.data, memory.outputs[name].address, output.nbytes, stream)
         stream.synchronize()
-        candidates = model.head.decode([output[0].astype(np.float32) for output in outputs.values()])
+        candidates = decoder.decode([output[0].astype(np.float32) for output in outputs.values()])
         to_detections(candidates, spec.nms, box, width, height)
 
     clip = images(count, "bgr")

@@ -174,7 +174,7 @@ class _Benchmark:
             return
         with gpu.opened_engine(self._folder, self._spec, self._detect(precision)) as engine:
             yield lambda case: [
-                gpu.GpuLane(engine, gpu.frame_shapes(engine, self._spec, case.batch), graph=case.mode == "graph")
+                gpu.GpuLane(engine, gpu.network_shapes(engine, self._spec, case.batch), graph=case.mode == "graph")
                 for _ in range(case.lanes)
             ]
 

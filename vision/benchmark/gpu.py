@@ -14,6 +14,7 @@ import numpy as np
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.tensorrt.detector import TensorRTDetector
+from vision.detect.tensorrt.loaded_engine import input_shapes
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
@@ -95,10 +96,9 @@ def _give_memory(
         context.set_address(name, buffer(size.bytes, f"output {name}").address)
 
 
-def frame_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, Shape]:
-    """Return the name of the input that receives frames, with its shape for batches of `batch` frames."""
-    frame = next(tensor for tensor in engine.inputs if not tensor.is_shape_io)
-    return {frame.name: (batch, frame.channels, spec.input.height, spec.input.width)}
+def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, Shape]:
+    """Return the shapes of the inputs, by name, for batches of `batch` frames."""
+    return input_shapes(engine, spec, batch)
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def _tensorrt_layers(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileS
     from vision.engine.profiler import profile_layers
 
     with gpu.opened_engine(folder, spec, settings.detect) as engine:
-        shapes = gpu.frame_shapes(engine, spec, settings.batch)
+        shapes = gpu.network_shapes(engine, spec, settings.batch)
         with closing(gpu.GpuLane(engine, shapes, graph=False)) as lane:
             times = profile_layers(lane.context, lane.start, lane.finish, runs=settings.runs, warm_up=_WARM_UP)
             layers = parse_layers(engine.information())

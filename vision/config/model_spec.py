@@ -37,6 +37,9 @@ class InputSpec(_NormalizedInput):
     """Height of the model's input in pixels."""
     letterbox: Literal["top-left", "center"] = "center"
     """Position of the scaled frame in the model's input; the rest is padded."""
+    constants: dict[str, tuple[float, ...]] = Field(default={})
+    """Values of additional inputs of the model, by name; those of `orig_target_sizes`, `im_shape`, and `scale_factor`
+    are known."""
 
 
 class CropSpec(_NormalizedInput):
@@ -53,12 +56,17 @@ class CropSpec(_NormalizedInput):
 class HeadSpec(ConfigSection):
     """Layout of the outputs of a detection model."""
 
-    kind: Literal["nanodet", "yolov5", "yolov8", "end-to-end", "rt-detr"]
+    kind: Literal[
+        "nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8", "yunet", "corners", "end-to-end", "rt-detr",
+        "paddle", "tensorflow",
+    ]  # fmt: skip
     """Model family that defines the layout of the outputs."""
-    strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] = (8, 16, 32)
-    """Only nanodet: sizes of the grid cells, in pixels of the model's input."""
-    bins: int = Field(default=11, ge=2, le=64)
-    """Only nanodet: number of bins of the distribution of each side's distance."""
+    strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] | None = None
+    """Only nanodet, nanodet-plus, picodet, yolox, and yunet: sizes of the grid cells, in pixels of the model's input;
+    if absent, those of the family."""
+    bins: Annotated[int, Field(ge=2, le=64)] | None = None
+    """Only nanodet, nanodet-plus, and picodet: number of bins of the distribution of each side's distance; if absent,
+    that of the family."""
     box_scale: Literal["pixels", "fraction"] = "pixels"
     """Unit of the boxes in the outputs: pixels or fractions of the model's input."""
     activation: Literal["none", "sigmoid"] = "none"
@@ -82,7 +90,10 @@ class NmsSpec(ConfigSection):
     iou_threshold: Fraction = 0.6
     """Overlap (IoU) above which the box with the lower score is dropped."""
     class_aware: bool = True
-    """Compare only boxes of the same class."""
+    """Apply `iou_threshold` only to boxes of the same class."""
+    iou_across_classes: Fraction = 0.8
+    """Overlap (IoU) above which boxes of different classes are one object; 1: boxes of different classes are never one
+    object."""
     max_candidates: int = Field(default=1024, ge=1, le=8192)
     """Maximum number of candidate boxes in a frame; those with the highest scores are used."""
     max_objects: int = Field(default=300, ge=1, le=4096)
@@ -154,9 +165,11 @@ class ModelSpec(_Spec):
     head: HeadSpec
     """Layout of the outputs."""
     classes: Annotated[
-        Annotated[ClassNames, Tag("names")] | Annotated[Literal["coco80"], Tag("set")], Discriminator(_kind_of_classes)
+        Annotated[ClassNames, Tag("names")] | Annotated[Literal["coco80", "coco91"], Tag("set")],
+        Discriminator(_kind_of_classes),
     ]
-    """Class names in the order of the model's outputs; coco80: the 80 classes of COCO."""
+    """Class names in the order of the model's outputs; coco80: the 80 classes of COCO; coco91: its 91 category ids. A
+    class with the name `background` is not reported."""
     nms: NmsSpec = NmsSpec()
     """Defaults of non-maximum suppression."""
     profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None

@@ -32,17 +32,24 @@ The folder must contain an ONNX file and a model.yaml, for example:
     file: my-model.onnx
     input: {width: 640, height: 640, scale: 0.00392156862745098}   # RGB, 0..1
     head: {kind: yolov8}
-    classes: [person, car]                                         # or coco80
+    classes: [person, car]                                         # or coco80, coco91
     nms: {iou_threshold: 0.6}
     licence: AGPL-3.0
 
 Choose the kind of head that fits the layout of the model's outputs:
 
-    nanodet      (batch, cells, classes) scores and (batch, cells, 4 x bins) distances
-    yolov5       (batch, boxes, 5 + classes)
-    yolov8       (batch, 4 + classes, boxes): YOLOv8, v9, 11, 12
-    end-to-end   (batch, objects, 6): YOLOv10, YOLO26, exports that include NMS
-    rt-detr      (batch, queries, 4) boxes and (batch, queries, classes) scores: RT-DETR, D-FINE
+    nanodet        (batch, cells, classes) scores and (batch, cells, 44) distances, in one, two, or six outputs
+    nanodet-plus   (batch, cells, classes + 32)
+    picodet        (batch, cells, classes) scores and (batch, cells, 32) distances, for each of four strides
+    yolov5         (batch, boxes, 5 + classes)
+    yolox          (batch, cells, 5 + classes), with boxes relative to the cells
+    yolov8         (batch, 4 + classes, boxes): YOLOv8, v9, 11, 12
+    yunet          scores, objectness, boxes, and landmarks of faces, for each of three strides
+    corners        (batch, boxes, 4) corners and (batch, boxes, classes) scores: SSD, YOLO-NAS, YOLOv4, PP-YOLOE
+    end-to-end     (batch, objects, 6), or boxes, scores, and classes: YOLOv10, YOLO26, exports that include NMS
+    rt-detr        (batch, queries, 4) boxes and (batch, queries, classes) scores: RT-DETR, RF-DETR, D-FINE
+    paddle         (objects, 6) with class, score, and corners: PaddleDetection, including NMS
+    tensorflow     detection_boxes, detection_scores, and detection_classes of TensorFlow's object detection API
 
 For a complete example of each kind, see docs/models.md."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from vision.config import ModelSpec
 from vision.config.wording import did_you_mean_class
 from vision.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 COCO80: Final[tuple[str, ...]] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -22,10 +26,29 @@ COCO80: Final[tuple[str, ...]] = (
 )  # fmt: skip
 """The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), sorted by class id."""
 
+BACKGROUND: Final = "background"
+"""Name of a class that means that there is no object. It is not reported."""
+
+_NEVER_LABELED: Final[Mapping[int, str]] = {
+    0: BACKGROUND, 12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate", 66: "mirror",
+    68: "window", 69: "desk", 71: "door", 83: "blender",
+}  # fmt: skip
+
+
+def _coco91() -> tuple[str, ...]:
+    labeled = iter(COCO80)
+    return tuple(_NEVER_LABELED.get(index) or next(labeled) for index in range(91))
+
+
+COCO91: Final = _coco91()
+"""The names of COCO's category ids 0 to 90. Id 0 is the background. Ten ids have a name, but no objects."""
+
+_LISTS: Final[Mapping[str, tuple[str, ...]]] = {"coco80": COCO80, "coco91": COCO91}
+
 
 def class_names(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of the classes that a model detects, sorted by class id."""
-    return COCO80 if isinstance(spec.classes, str) else spec.classes
+    return _LISTS[spec.classes] if isinstance(spec.classes, str) else spec.classes
 
 
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
@@ -48,3 +71,31 @@ def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) ->
 
 def _advice(name: str, names: Sequence[str]) -> str:
     return did_you_mean_class(name, names) or f"`vision models` lists its {len(names)} classes"
+
+
+class UnnamedClasses:
+    """Counts boxes whose class id has no name in model.yaml, and warns about the first. Thread-safe."""
+
+    def __init__(self, model: str, names: int) -> None:
+        self._model = model
+        self._names = names
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        """Count the boxes of a frame or batch."""
+        if not count:
+            return
+        with self._lock:
+            first = not self._count
+            self._count += count
+        if first:
+            _log.warning(
+                "%s: boxes are not published because their class id has no name, so far %d; `classes` in model.yaml "
+                "lists %d names (ids 0 to %d); `detector.unnamed_classes` in status messages counts these boxes",
+                *(self._model, count, self._names, self._names - 1),
+            )
+
+    def counters(self) -> Mapping[str, int]:
+        """Return the number of boxes so far, for status messages; empty if there were none."""
+        return {"detector.unnamed_classes": self._count} if self._count else {}

@@ -52,7 +52,7 @@ class Typing:
         apart, and the library may fuse the cast with the layers that compute the coordinates.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
-        return computes_half, self.rewrite == "fp16" and head == "nanodet"
+        return computes_half, self.rewrite == "fp16" and head in ("nanodet", "nanodet-plus", "picodet")
 
 
 def precisions_of(compute_capability: tuple[int, int]) -> tuple[Precision, ...]:

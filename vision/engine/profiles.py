@@ -212,8 +212,11 @@ def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]]
 
 def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, channels: int) -> Range:
     heights, widths = profile.height or (spec.input.height,) * 3, profile.width or (spec.input.width,) * 3
-    extents = (profile.batch, (channels,) * 3, heights, widths)
-    for axis, fixed, extent in zip(("batch", "channels", "height", "width"), frame.shape, extents, strict=True):
+    axes = {"batch": profile.batch, "channels": (channels,) * 3, "height": heights, "width": widths}
+    if frame.shape[3] == 3 and frame.shape[1] != 3:  # (batch, height, width, channels)
+        axes = {name: axes[name] for name in ("batch", "height", "width", "channels")}
+    extents = tuple(axes.values())
+    for axis, fixed, extent in zip(axes, frame.shape, extents, strict=True):
         if fixed >= 0 and extent != (fixed,) * 3:
             raise ModelError(
                 f"input {frame.name}: {axis} is fixed to {fixed} in the ONNX file, but the profile requests "

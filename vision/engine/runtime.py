@@ -172,9 +172,9 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """Maximum number of frames in one run: the maximum of the first dimension of the first input."""
-        name = self.inputs[0].name
-        return max((profile.shapes[name].max[0] for profile in self.profiles), default=self.inputs[0].shape[0])
+        """Maximum number of frames in one run: the largest first dimension of the input for frames."""
+        frames = next((tensor for tensor in self.inputs if len(tensor.shape) == 4), self.inputs[0])
+        return max((profile.shapes[frames.name].max[0] for profile in self.profiles), default=frames.shape[0])
 
     @property
     def layers(self) -> int:

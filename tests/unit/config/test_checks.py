@@ -340,4 +340,4 @@ def test_short_model_spec_has_defaults() -> None:
             "licence": "MIT",
         }
     )
-    assert (spec.nms.iou_threshold, spec.input.letterbox, spec.head.strides) == (0.6, "center", (8, 16, 32))
+    assert (spec.nms.iou_threshold, spec.input.letterbox, spec.head.strides) == (0.6, "center", None)

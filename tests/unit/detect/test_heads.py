@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.detect.reference.heads import HEADS, Head, Shape, make_head, sigmoid
+from vision.detect.reference.decoder import Decoder, sigmoid
+from vision.detect.reference.heads import HEADS, make_head
+from vision.detect.reference.layout import Shape
 from vision.detect.reference.postprocess import Candidates
 from vision.errors import ModelError
 
@@ -38,11 +40,9 @@ def spec(
     )
 
 
-def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0.5, **options: Any) -> Head:
+def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0.5, **options: Any) -> Decoder:
     classes = options.pop("classes", None)
-    made = make_head(spec(head, **options), len(ABC), score, classes)
-    made.choose_outputs(shapes)
-    return made
+    return make_head(spec(head, **options), len(ABC), score, classes).bind(shapes)
 
 
 def rows(decoded: Candidates) -> list[tuple[float, ...]]:
@@ -85,8 +85,9 @@ def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Fl
         ({(5, 0): 0.4999}, {}, []),
         # cell 9: the second of stride 32: centre (47.5, 15.5)
         ({(9, 1): 1.0}, {}, [(1, 1.0, 47.5, -16.5, 111.5, 63.5)]),
-        # a cell may be of two classes; best first
-        ({(0, 0): 0.6, (0, 2): 0.9}, {}, [(2, 0.9, 7.5, -8.5, 39.5, 31.5), (0, 0.6, 7.5, -8.5, 39.5, 31.5)]),
+        # a cell has one class, the best that is reported
+        ({(0, 0): 0.6, (0, 2): 0.9}, {}, [(2, 0.9, 7.5, -8.5, 39.5, 31.5)]),
+        ({(0, 0): 0.6, (0, 2): 0.6}, {}, [(0, 0.6, 7.5, -8.5, 39.5, 31.5)]),
         ({(0, 0): 0.6, (0, 2): 0.9}, {"classes": [0]}, [(0, 0.6, 7.5, -8.5, 39.5, 31.5)]),
         ({(0, 0): 0.6}, {"classes": [1, 2]}, []),
         ({(0, 0): float("nan")}, {}, []),
@@ -97,7 +98,7 @@ def test_nanodet_cells_become_detections(
 ) -> None:
     scores, distances = nanodet_outputs(scored)
     head = bound(NANODET, NANODET_SHAPES, **options)
-    assert head.choose_outputs(NANODET_SHAPES) == ("scores", "distances")
+    assert head.outputs == ("scores", "distances")
     assert rows(head.decode([scores, distances])) == expected
     joined = bound(NANODET, {"output": (1, CELLS, 15)}, **options)
     assert rows(joined.decode([np.concatenate([scores, distances], axis=1)])) == expected
@@ -132,7 +133,7 @@ V5 = {"kind": "yolov5"}
         (
             [[10, 20, 4, 8, 1.0, 0.5, 0.6, 0.0], [1, 2, 2, 2, 1.0, 0.0, 0.0, 0.7]],
             V5,
-            [(2, 0.7, 0, 1, 2, 3), (1, 0.6, 8, 16, 12, 24), (0, 0.5, 8, 16, 12, 24)],
+            [(2, 0.7, 0, 1, 2, 3), (1, 0.6, 8, 16, 12, 24)],
         ),
         ([[0.5, 0.5, 0.25, 0.5, 1.0, 1.0, 0.0, 0.0]], {**V5, "box_scale": "fraction"}, [(0, 1.0, 24, 8, 40, 24)]),
         ([[10, 20, 4, 8, 2.0, 3.0, -9.0, -9.0]], {**V5, "activation": "sigmoid"}, [(0, 0.839, 8, 16, 12, 24)]),
@@ -159,10 +160,10 @@ V8 = {"kind": "yolov8"}
         ([[10, 20, 4, 8, 0.1, 0.9, 0.0]], V8, [(1, 0.9, 8, 16, 12, 24)]),
         ([[10, 20, 4, 8, 0.1, 0.49, 0.0]], V8, []),
         (
-            # ties go by box, then class, although the scores lie class by class
-            [[10, 20, 4, 8, 0.0, 0.6, 0.6], [1, 2, 2, 2, 0.6, 0.0, 0.8]],
+            # ties go by class within a box, then by box, although the scores lie class by class
+            [[10, 20, 4, 8, 0.0, 0.6, 0.6], [1, 2, 2, 2, 0.6, 0.0, 0.0], [4, 4, 2, 2, 0.6, 0.0, 0.8]],
             V8,
-            [(2, 0.8, 0, 1, 2, 3), (1, 0.6, 8, 16, 12, 24), (2, 0.6, 8, 16, 12, 24), (0, 0.6, 0, 1, 2, 3)],
+            [(2, 0.8, 3, 3, 5, 5), (1, 0.6, 8, 16, 12, 24), (0, 0.6, 0, 1, 2, 3)],
         ),
         ([[0.5, 0.5, 0.25, 0.5, 1.0, 0.0, 0.0]], {**V8, "box_scale": "fraction"}, [(0, 1.0, 24, 8, 40, 24)]),
         ([[10, 20, 4, 8, 3.0, -9.0, -9.0]], {**V8, "activation": "sigmoid"}, [(0, 0.9526, 8, 16, 12, 24)]),
@@ -173,8 +174,10 @@ def test_yolov8_columns_become_detections(
 ) -> None:
     output = np.ascontiguousarray(np.array(boxes, np.float32).reshape(-1, 7).T)
     assert rows(bound(head, {"output": (1, 7, None)}).decode([output])) == expected
-    of_class_2 = [row for row in expected if row[0] == 2]
-    assert rows(bound(head, {"output": (1, 7, None)}, classes=[2]).decode([output])) == of_class_2
+    for class_id in range(3):
+        decoded = rows(bound(head, {"output": (1, 7, None)}, classes=[class_id]).decode([output]))
+        assert {row[0] for row in decoded} <= {class_id}
+        assert {row for row in expected if row[0] == class_id} <= set(decoded)
 
 
 # ------------------------------------------------------------------------------------------ end to end
@@ -218,11 +221,8 @@ RT_SHAPES: dict[str, Shape] = {"pred_logits": (1, 2, 3), "pred_boxes": (1, 2, 4)
         ([[-9, -9, -9], [-9, -9, -9]], {}, []),
         ([[-9, 3, -9], [-9, -9, -9]], {}, [(1, 0.9526, 24, 8, 40, 24)]),
         ([[-9, 0, -9], [-9, -9, -9]], {}, [(1, 0.5, 24, 8, 40, 24)]),
-        ([[1, 2, -9], [3, -9, -9]], {}, [(0, 0.9526, 0, 0, 64, 32), (1, 0.8808, 24, 8, 40, 24),
-                                         (0, 0.7311, 24, 8, 40, 24)]),
-        # top-K over all pairs of query and class; equal ones by index
-        ([[2, 2, 2], [3, 3, 3]], {"nms": {"max_objects": 4}}, [(0, 0.9526, 0, 0, 64, 32), (1, 0.9526, 0, 0, 64, 32),
-                                                               (2, 0.9526, 0, 0, 64, 32), (0, 0.8808, 24, 8, 40, 24)]),
+        ([[1, 2, -9], [3, -9, -9]], {}, [(0, 0.9526, 0, 0, 64, 32), (1, 0.8808, 24, 8, 40, 24)]),
+        ([[2, 2, 2], [3, 3, 3]], {"nms": {"max_objects": 1}}, [(0, 0.9526, 0, 0, 64, 32)]),
         ([[1, 2, 3], [-9, -9, -9]], {"classes": [0]}, [(0, 0.7311, 24, 8, 40, 24)]),
         ([[-1e5, 1e5, -1e5], [-1e5, -1e5, -1e5]], {}, [(1, 1.0, 24, 8, 40, 24)]),
     ],
@@ -231,48 +231,76 @@ def test_rt_detr_queries_become_detections(
     logits: list[list[float]], options: Mapping[str, Any], expected: list[tuple[float, ...]]
 ) -> None:
     head = bound(RT, RT_SHAPES, **options)
-    assert head.choose_outputs(RT_SHAPES) == ("pred_boxes", "pred_logits")
+    assert head.outputs == ("pred_boxes", "pred_logits")
     boxes = array([0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0])
     decoded = head.decode([boxes, np.array(logits, np.float32)])
     assert rows(decoded) == expected
 
 
 def test_rt_detr_counts_truncated_candidates() -> None:
-    head = bound(RT, RT_SHAPES, nms={"max_objects": 4})
-    assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).truncated_candidates == 2
+    head = bound(RT, RT_SHAPES, nms={"max_objects": 1})
+    assert head.decode([np.zeros((2, 4), np.float32), np.full((2, 3), 9, np.float32)]).truncated_candidates == 1
 
 
 # ------------------------------------------------------------------------------------------- all heads
 
+CELLS_OF = {8: 8 * 4, 16: 4 * 2, 32: 2 * 1, 64: 1}  # of 64x32
+
+
+def per_stride(strides: Sequence[int], **values: int) -> dict[str, Shape]:
+    return {f"{name}_{stride}": (1, CELLS_OF[stride], count) for name, count in values.items() for stride in strides}
+
+
 SHAPES: dict[str, dict[str, Shape]] = {
     "nanodet": NANODET_SHAPES,
+    "nanodet-plus": {"output": (1, CELLS, 15)},
+    "picodet": per_stride((16, 32), cls=3, dis=12),
     "yolov5": {"output": (1, 40, 8)},
+    "yolox": {"output": (1, CELLS, 8)},
     "yolov8": {"output": (1, 7, 40)},
-    "end-to-end": {"output": (1, 40, 6)},
+    "yunet": per_stride((16, 32), cls=3, obj=1, bbox=4, kps=10),
+    "corners": {"boxes": (1, 40, 1, 4), "confs": (1, 40, 3)},
+    "end-to-end": {"output": (1, 50, 6)},
     "rt-detr": {"boxes": (1, 40, 4), "scores": (1, 40, 3)},
+    "paddle": {"output": (1, 50, 6)},
+    "tensorflow": {"detection_boxes": (1, 50, 4), "detection_classes": (1, 50), "detection_scores": (1, 50)},
 }
 
 
+def test_every_head_is_in_the_table() -> None:
+    assert set(SHAPES) == set(HEADS)
+
+
 def zeros(kind: str) -> list[Floats]:
-    return [
-        np.zeros([CELLS if side is None else side for side in shape[1:]], np.float32) for shape in SHAPES[kind].values()
-    ]
+    """Return the outputs of one frame, in the order of the decoder."""
+    shapes = SHAPES[kind]
+    names = bound({**NANODET, "kind": kind}, shapes).outputs
+    return [np.zeros([CELLS if side is None else side for side in shapes[name][1:]], np.float32) for name in names]
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_candidates_over_the_capacity_are_counted(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.0, nms={"max_candidates": 7, "max_objects": 7})
     decoded = head.decode(zeros(kind))
-    pairs = {"nanodet": CELLS * 3, "end-to-end": 40}.get(kind, 40 * 3)
+    boxes = {
+        "end-to-end": 50,
+        "paddle": 50,
+        "tensorflow": 50,
+        "yolov5": 40,
+        "yolov8": 40,
+        "corners": 40,
+        "rt-detr": 40,
+    }.get(kind, CELLS)
     assert len(decoded.scores) == 7
-    assert decoded.truncated_candidates == pairs - 7
+    assert decoded.truncated_candidates == boxes - 7
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_non_finite_boxes_are_dropped(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind], 0.5)
     outputs = [np.full_like(each, np.inf) for each in zeros(kind)]
-    head.raw_scores(outputs)[...] = 1.0
+    for scores in head.raw_scores(outputs):
+        scores[...] = 1.0
     if kind == "end-to-end":
         outputs[0][:, 5] = 0
     decoded = head.decode(outputs)
@@ -295,7 +323,7 @@ def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
     head = bound({**NANODET, "kind": kind}, SHAPES[kind])
     head.check_scores(outputs)
     for wrong in (-4.0, 3.0, math.nan):
-        head.raw_scores(outputs)[-1:] = wrong
+        head.raw_scores(outputs)[-1][-1:] = wrong
         with pytest.raises(ModelError) as caught:
             head.check_scores(outputs)
         assert caught.value.code == "scores-out-of-range"
@@ -315,17 +343,28 @@ def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
         ("yolov5", {"output": (1, 25200, 8), "p3": (1, 3, 80, 80, 8)}, ("output",)),
         ("yolov8", {"output": (None, 7, None)}, ("output",)),
         ("end-to-end", {"output": (1, 300, 6)}, ("output",)),
+        ("end-to-end", {"labels": (1, 1), "boxes": (1, 1, 4), "scores": (1, 1)}, ("boxes", "scores", "labels")),
+        ("end-to-end", {"labels": (1, 0), "boxes": (1, 0, 4), "scores": (1, 0)}, ("boxes", "scores", "labels")),
+        (
+            "end-to-end",
+            {"num": (1, 1), "classes": (1, 1), "boxes": (1, 1, 4), "scores": (1, 1)},
+            ("boxes", "scores", "classes", "num"),
+        ),
+        ("end-to-end", {"dets": (1, 0, 5), "labels": (1, 0)}, ("dets", "labels")),
+        ("end-to-end", {"dets": (1, 1, 5), "labels": (1, 1)}, ("dets", "labels")),
         ("rt-detr", {"logits": (1, 300, 3), "pred_boxes": (1, 300, 4)}, ("pred_boxes", "logits")),
         ("rt-detr", {"pred_boxes": (1, None, 4), "logits": (1, None, 3)}, ("pred_boxes", "logits")),
     ],
 )
 def test_head_chooses_its_outputs(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
-    assert make_head(spec({**NANODET, "kind": kind}), len(ABC), 0.5).choose_outputs(shapes) == outputs
+    assert bound({**NANODET, "kind": kind}, shapes).outputs == outputs
 
 
 def test_scores_of_four_classes_are_not_taken_for_boxes() -> None:
-    head = HEADS["rt-detr"](spec(RT), 4, 0.5)
-    assert head.choose_outputs({"scores": (1, 300, 4), "boxes": (1, 300, 4)}) == ("boxes", "scores")
+    for names in (("scores", "boxes"), ("labels", "dets"), ("pred_logits", "pred_boxes")):
+        for order in (names, names[::-1]):
+            head = HEADS["rt-detr"](spec(RT), 4, 0.5)
+            assert head.bind(dict.fromkeys(order, (1, 300, 4))).outputs == names[::-1]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +379,7 @@ def test_scores_of_four_classes_are_not_taken_for_boxes() -> None:
         (
             "nanodet",
             {"a": (1, 300, 4), "b": (1, 300, 3)},
-            "(batch, 10, 3) scores and (batch, 10, 12) distances, or both in one (batch, 10, 15)",
+            "(batch, 10, 3) scores and (batch, 10, 12) distances, both in one (batch, 10, 15)",
             "a (1, 300, 4), b (1, 300, 3)",
             "`rt-detr`",
         ),
@@ -369,5 +408,5 @@ def test_logit_floor_drops_no_candidate(score: float, logits: list[float]) -> No
     output[4:] = -100
     output[4] = values
     head = bound({**V8, "activation": "sigmoid"}, {"output": (1, 7, len(values))}, score, nms={"max_candidates": 8192})
-    expected = np.count_nonzero(sigmoid(output[4:]) >= np.float32(score))
+    expected = np.count_nonzero(sigmoid(output[4:]).max(axis=0) >= np.float32(score))
     assert len(head.decode([output]).scores) == expected

@@ -25,19 +25,43 @@ ARCHS = {
     "sm_120": "RTX 50, new in CUDA 12.8",
 }
 
-OUTPUTS: dict[str, dict[str, tuple[int, ...]]] = {
-    "nanodet": {"scores": (3549, 80), "distances": (3549, 44)},
-    "nanodet, one output": {"both": (3549, 124)},
-    "yolov5": {"output": (25200, 85)},
-    "yolov8": {"output": (84, 8400)},
-    "end-to-end": {"output": (300, 6)},
-    "efficient nms": {"num_dets": (1,), "det_boxes": (100, 4), "det_scores": (100,), "det_classes": (100,)},
-    "rt-detr": {"boxes": (300, 4), "logits": (300, 80)},
+LEVELS = {8: 2704, 16: 676, 32: 169, 64: 49}  # cells of a 416x416 input by stride
+
+OUTPUTS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "nanodet": ("nanodet", {"scores": (3549, 80), "distances": (3549, 44)}),
+    "nanodet, one output": ("nanodet", {"both": (3549, 124)}),
+    "nanodet, two outputs per stride": (
+        "nanodet",
+        {f"{kind}_{stride}": (LEVELS[stride], n) for kind, n in (("cls", 80), ("dis", 44)) for stride in (8, 16, 32)},
+    ),
+    "nanodet-plus": ("nanodet-plus", {"output": (3598, 112)}),
+    "picodet": (
+        "picodet",
+        {f"{kind}_{stride}": (LEVELS[stride], n) for kind, n in (("a", 80), ("b", 32)) for stride in LEVELS},
+    ),
+    "yolov5": ("yolov5", {"output": (25200, 85)}),
+    "yolox": ("yolox", {"output": (3549, 85)}),
+    "yolov8": ("yolov8", {"output": (84, 8400)}),
+    "yunet": (
+        "yunet",
+        {
+            f"{kind}_{stride}": (LEVELS[stride], n)
+            for kind, n in (("cls", 80), ("obj", 1), ("bbox", 4), ("kps", 10))
+            for stride in (8, 16, 32)
+        },
+    ),
+    "corners": ("corners", {"boxes": (8400, 1, 4), "scores": (80, 8400)}),
+    "end-to-end": ("end-to-end", {"output": (300, 6)}),
+    "efficient nms": (
+        "end-to-end",
+        {"num_dets": (1,), "det_boxes": (100, 4), "det_scores": (100,), "det_classes": (100,)},
+    ),
+    "rt-detr": ("rt-detr", {"boxes": (300, 4), "logits": (300, 80)}),
 }
 
 
 def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions:
-    head = {"nanodet, one output": "nanodet", "efficient nms": "end-to-end"}.get(kind, kind)
+    head, shapes = OUTPUTS[kind]
     spec = ModelSpec(
         name="test",
         file="test.onnx",
@@ -47,12 +71,11 @@ def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions
         nms=NmsSpec(max_candidates=candidates),
         licence="none",
     )
-    shapes = OUTPUTS[kind]
     made = make_head(spec, 80, 0.35)
     real = "float16" if half else "float32"
     whole = {"num_dets", "det_classes"}
     outputs = {name: Output(shape, "int32" if name in whole else real) for name, shape in shapes.items()}
-    return PostprocessProgram.of(spec, made, 80, outputs, 100_000).definitions
+    return PostprocessProgram.of(spec, made, outputs, 100_000).definitions
 
 
 def supported(arch: str) -> bool:
@@ -64,13 +87,26 @@ def supported(arch: str) -> bool:
     return known
 
 
+def letterbox(dtype: str, channels: int, width: int, arch: str) -> bytes:
+    program = LetterboxProgram(InputSpec(width=width, height=416), dtype, channels)
+    return compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_letterbox_kernel_compiles(arch: str) -> None:
     if supported(arch):
-        for half, interleaved, width in ((False, False, 417), (True, False, 416), (True, True, 416), (True, True, 417)):
-            spec = InputSpec(width=width, height=416)
-            program = LetterboxProgram(spec, half_input=half, interleaved=interleaved)
-            assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
+        for dtype, channels, width in (
+            ("float32", 0, 417),
+            ("float16", 0, 416),
+            ("float16", 4, 416),
+            ("float16", 4, 417),
+        ):
+            assert letterbox(dtype, channels, width, arch)
+
+
+@pytest.mark.parametrize(("dtype", "channels", "width"), [("float16", 3, 416), ("uint8", 0, 416), ("uint8", 3, 417)])
+def test_letterbox_kernel_compiles_for_every_input_format(dtype: str, channels: int, width: int) -> None:
+    assert letterbox(dtype, channels, width, "sm_87")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -81,8 +117,8 @@ def test_postprocess_kernels_compile(arch: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-@pytest.mark.parametrize("half", [False, True])
-def test_postprocess_kernels_compile_for_every_head(kind: str, half: bool) -> None:
+def test_postprocess_kernels_compile_for_every_head(kind: str) -> None:
+    half = kind not in ("yolov5", "yolox", "end-to-end")
     source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
     assert compile_cubin(source, "sm_87")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vision.detect.reference.postprocess import best_first, kept_in_order
+from vision.detect.reference.postprocess import Overlaps, best_first, kept_in_order
 
 Floats = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ def naive(
     class_ids: NDArray[np.int32],
     *,
     iou: float,
-    class_aware: bool,
+    across: float,
     max_candidates: int,
     max_objects: int,
 ) -> tuple[list[int], int]:
@@ -39,17 +39,17 @@ def naive(
         covered: np.float32 = side(box[0], box[2]) * side(box[1], box[3])
         return covered
 
-    def suppresses(a: Floats, b: Floats) -> bool:
+    def suppresses(first: int, second: int) -> bool:
+        a, b, limit = boxes[first], boxes[second], iou if class_ids[first] == class_ids[second] else across
         width = side(max(a[0], b[0]), min(a[2], b[2]))
         height = side(max(a[1], b[1]), min(a[3], b[3]))
         intersection = width * height
-        return bool(intersection > np.float32(iou) * ((area(a) + area(b)) - intersection))
+        return bool(intersection > np.float32(limit) * ((area(a) + area(b)) - intersection))
 
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
     kept: list[int] = []
     for index in order[:max_candidates]:
-        rivals = [other for other in kept if not class_aware or class_ids[other] == class_ids[index]]
-        if not any(suppresses(boxes[other], boxes[index]) for other in rivals):
+        if not any(suppresses(other, index) for other in kept):
             kept.append(index)
     return kept[:max_objects], max(0, len(order) - max_candidates) + max(0, len(kept) - max_objects)
 
@@ -60,13 +60,13 @@ def nms(
     class_ids: NDArray[np.int32],
     *,
     iou: float,
-    class_aware: bool = True,
+    across: float = 1.0,
     max_candidates: int = 1024,
     max_objects: int = 300,
 ) -> tuple[NDArray[np.intp], int]:
     """Apply the rules with the functions under test. Return indices, best first, and how many were truncated."""
     order, truncated = best_first(scores, max_candidates)
-    survivors = order[kept_in_order(boxes[order], class_ids[order] if class_aware else None, iou)]
+    survivors = order[kept_in_order(boxes[order], class_ids[order], Overlaps(iou, across))]
     return survivors[:max_objects], truncated + max(0, len(survivors) - max_objects)
 
 
@@ -89,7 +89,10 @@ def run(
         pytest.param([A], [0.5], [3], {}, [0], 0, id="one"),
         pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 0], {}, [1], 0, id="the better one stays"),
         pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 1], {}, [1, 0], 0, id="classes do not suppress each other"),
-        pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 1], {"class_aware": False}, [1], 0, id="unless they should"),
+        pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 1], {"across": 0.6}, [1], 0, id="unless they should"),
+        pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 1], {"across": 2 / 3 + 1e-6}, [1, 0], 0, id="just under, across"),
+        pytest.param([A, A_SHIFTED], [0.5, 0.9], [0, 0], {"across": 0.7, "iou": 0.7}, [1, 0], 0, id="both overlaps"),
+        pytest.param([A, A_SHIFTED, A], [0.9, 0.8, 0.7], [0, 1, 2], {"across": 0.8}, [0, 1], 0, id="the same box"),
         pytest.param([A, A_SHIFTED], [0.9, 0.5], [0, 0], {"iou": 2 / 3 + 1e-6}, [0, 1], 0, id="just under"),
         pytest.param([A, A_SHIFTED], [0.9, 0.5], [0, 0], {"iou": 2 / 3 - 1e-6}, [0], 0, id="just over"),
         pytest.param([A, A], [0.9, 0.5], [0, 0], {"iou": 1.0}, [0, 1], 0, id="equality does not suppress"),
@@ -131,7 +134,7 @@ def test_suppression_keeps_the_expected_boxes(
     objects=st.sampled_from([1, 3, 40]),
     levels=st.sampled_from([2, 10, 1000]),
     iou=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
-    class_aware=st.booleans(),
+    across=st.sampled_from([0.3, 0.8, 1.0]),
     max_candidates=st.sampled_from([1, 100, 128, 1024]),
     max_objects=st.sampled_from([1, 20, 300]),
 )
@@ -142,7 +145,7 @@ def test_nms_equals_the_naive_implementation(
     objects: int,
     levels: int,
     iou: float,
-    class_aware: bool,
+    across: float,
     max_candidates: int,
     max_objects: int,
 ) -> None:
@@ -157,7 +160,7 @@ def test_nms_equals_the_naive_implementation(
         scores,
         class_ids,
         iou=iou,
-        class_aware=class_aware,
+        across=across,
         max_candidates=max_candidates,
         max_objects=max_objects,
     )
@@ -166,7 +169,7 @@ def test_nms_equals_the_naive_implementation(
         scores,
         class_ids,
         iou=iou,
-        class_aware=class_aware,
+        across=across,
         max_candidates=max_candidates,
         max_objects=max_objects,
     )

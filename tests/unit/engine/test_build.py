@@ -6,14 +6,19 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import yaml
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from tests.log_records import log_args
 from tests.paths import ROOT
+from tests.tiny_models import save_typed_model
 from tests.unit.engine_models import (
     convolution,
     first_layer,
@@ -92,6 +97,24 @@ def test_dynamic_batch_is_built_in_every_float_precision(
     assert [each.shapes["images"].max[0] for each in built.profiles] == [4, 8, 1, 2, 4, 8]
     assert built.weights_bytes is not None
     assert built.seconds > 0
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("dtype", "channels_last"), [("FLOAT", True), ("UINT8", False), ("UINT8", True)])
+def test_input_formats_and_constant_inputs_are_built(
+    precision: Precision, dtype: str, channels_last: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.onnx"
+    outputs: dict[str, NDArray[Any]] = {"boxes": np.zeros((9, 4), np.float32), "labels": np.zeros(9, np.int64)}
+    kind = getattr(TensorProto, dtype)
+    constants = {"orig_target_sizes": (TensorProto.INT64, ("batch", 2))}
+    sides = (spec().input.height, spec().input.width)
+    save_typed_model(path, outputs, sides=sides, dtype=kind, channels_last=channels_last, constants=constants)
+    built = build(path.read_bytes(), plan(precision, 4, half_input=precision == "fp16"))
+    shapes = built.profiles[0].shapes
+    assert shapes["orig_target_sizes"].max == (4, 2)
+    assert shapes["images"].max == ((4, *sides, 3) if channels_last else (4, 3, *sides))
 
 
 @pytest.mark.engine

@@ -16,6 +16,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
     "letterbox": ("tests/gpu/test_letterbox_kernel.py",),
     "contract": ("tests/contract/test_detector.py", "-k", "tensorrt and not thousand"),
     "detector": (
+        "tests/gpu/test_exports.py",
         "tests/gpu/test_tensorrt_detector.py",
         "tests/gpu/test_emulated_detector.py",
         "tests/gpu/test_emulated_device.py",

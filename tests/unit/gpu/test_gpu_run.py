@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.run_all import ROOT, parts
+from vision.detect.reference.heads import HEADS as KINDS
 
 pytestmark = pytest.mark.integration
 
-HEADS = ("nanodet", "nanodet, one output", "yolov5", "yolov8", "end-to-end", "efficient nms", "rt-detr")
+HEADS = tuple(KINDS)
 
 
 def test_sanitizers_cover_every_kernel_and_head(tmp_path: Path) -> None:

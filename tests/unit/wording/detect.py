@@ -47,7 +47,7 @@ def _file_as_folder_text() -> str:
 ROWS = [
     (
         "a head that does not fit",
-        lambda: _text(lambda: make_head(SPEC, 2, 0.5).choose_outputs({"output0": (1, 6, 84)})),
+        lambda: _text(lambda: make_head(SPEC, 2, 0.5).bind({"output0": (1, 6, 84)})),
         (
             "mine: head `yolov5` with 2 classes expects (batch, boxes, 7); the model has output0 (1, 6, 84)\n"
             "  hint: these outputs fit head `yolov8`"

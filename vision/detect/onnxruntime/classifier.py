@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec
-from vision.detect.onnxruntime.network import checked_input, describe_tensors, open_session
+from vision.detect.onnxruntime.network import describe_tensors, open_session
 from vision.detect.reference.crops import PartReader
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.errors import Closed, DeviceError, ModelError
@@ -40,10 +40,9 @@ class OnnxRuntimeClassifier:
         self.max_batch = max_batch
         self._spec = spec
         self._session: Any = open_session(path, spec, threads)
-        inputs = self._session.get_inputs()
-        self._input_name, batch = checked_input(inputs, spec)
-        self._fixed = isinstance(inputs[0].shape[0], int)  # True if the network accepts only one batch size
-        size = batch if self._fixed else max_batch
+        self._input_name, batch = _checked_input(self._session.get_inputs(), spec)
+        self._fixed = batch is not None  # True if the network accepts only one batch size
+        size = batch or max_batch
         self._tensor = np.zeros((size, 3, spec.input.height, spec.input.width), np.float32)
         self._gain, self._offset = gain_and_offset(spec.input.scale, spec.input.mean, spec.input.std)
         self._channels = (0, 1, 2) if spec.input.color == "bgr" else (2, 1, 0)
@@ -122,6 +121,26 @@ class OnnxRuntimeClassifier:
                 hint="write `head: {activation: softmax}` or `sigmoid` in model.yaml",
                 code="scores-out-of-range",
             )
+
+
+def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
+    """Return the name of the only input, and its batch size. The batch size is None if the file leaves it open.
+
+    Raises:
+        ModelError: the input differs from the spec.
+    """
+    expected = (3, spec.input.height, spec.input.width)
+    shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
+    if len(shape) != 4 or any(
+        isinstance(side, int) and side != size for side, size in zip(shape[1:], expected, strict=True)
+    ):
+        raise ModelError(
+            f"{spec.name}: expected one input, float32 (batch, {', '.join(map(str, expected))}); "
+            f"the model has {describe_tensors(inputs)}",
+            hint="`input` in model.yaml sets width and height; export the model with one input, in fp32 and NCHW",
+            code="input-mismatch",
+        )
+    return inputs[0].name, shape[0] if isinstance(shape[0], int) else None
 
 
 def _softmax(values: _Floats) -> _Floats:

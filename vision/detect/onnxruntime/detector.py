@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec, NmsSpec
-from vision.detect.classes import class_names
+from vision.detect.classes import UnnamedClasses, class_names
 from vision.detect.detector import DetectorSpec, InFlight
 from vision.detect.onnxruntime.network import Network
+from vision.detect.reference.decoder import Decoder
 from vision.detect.reference.heads import Head, make_head
+from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.reference.preprocess import Preprocessor
-from vision.errors import DeviceError, ModelError
+from vision.errors import DeviceError
 from vision.metrics import span
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
@@ -73,7 +75,8 @@ class OnnxRuntimeDetector:
         head = make_head(spec, len(names), score, classes)
         limits = spec.nms if iou is None else spec.nms.model_copy(update={"iou_threshold": iou})
         shares = _split(threads or len(os.sched_getaffinity(0)), min(_WORKERS, batches_in_flight))
-        workers = _open_workers(path, spec, head, limits, shares)
+        self._unnamed = UnnamedClasses(spec.name, len(names))
+        workers = _open_workers(path, spec, head, limits, shares=shares, unnamed=self._unnamed)
         self.spec = DetectorSpec(
             name="onnxruntime cpu fp32",
             class_names=names,
@@ -92,6 +95,10 @@ class OnnxRuntimeDetector:
         ]
         for thread in self._threads:
             thread.start()
+
+    def counters(self) -> Mapping[str, int]:
+        """Return the number of boxes whose class has no name, for status messages; empty if there were none."""
+        return self._unnamed.counters()
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         return FrameBuffer.allocate(height_px, width_px, pixel_format)
@@ -138,29 +145,34 @@ class _Job:
 class _Worker:
     """Processes batches in one thread, with memory that is allocated once, at the start."""
 
-    def __init__(self, network: Network, head: Head, outputs: Sequence[str], limits: NmsSpec) -> None:
-        self.batch = network.batch
+    def __init__(self, network: Network, decoder: Decoder, limits: NmsSpec, unnamed: UnnamedClasses) -> None:
+        frames = network.frames
+        self.batch = frames.batch
         self._network = network
-        self._head = head
-        self._limits = limits if head.needs_nms else None
-        self._tensor = np.zeros(network.input_shape, np.float32)
-        self._preprocessor = Preprocessor(network.spec.input, self._tensor)
+        self._decoder = decoder
+        self._limits = limits if decoder.needs_nms else None
+        self._unnamed = unnamed
+        tensor = self._tensor = np.zeros(frames.shape(network.spec), frames.dtype)
+        self._preprocessor = Preprocessor(network.spec.input, tensor, channels_last=frames.channels_last)
         self._binding = network.session.io_binding()
-        self._binding.bind_input(network.input_name, "cpu", 0, np.float32, self._tensor.shape, self._tensor.ctypes.data)
-        self._outputs = self._bind_outputs(outputs)  # empty if the size of an output depends on the frame
+        self._binding.bind_input(frames.name, "cpu", 0, tensor.dtype.type, tensor.shape, tensor.ctypes.data)
+        for name, values in network.constants.items():
+            self._binding.bind_cpu_input(name, values)
+        self._outputs = self._bind_outputs(decoder.outputs)  # empty if the size of an output depends on the frame
 
-    def _bind_outputs(self, names: Sequence[str]) -> list[_Floats]:
+    def _bind_outputs(self, names: Sequence[str]) -> list[NDArray[Any]]:
         """Bind the outputs to arrays, and return these. Return none if the size of an output depends on the frame."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
-        if any(
+        if self._network.without_batch.intersection(names) or any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)
         ):
             for name in names:
                 self._binding.bind_output(name, "cpu")
             return []
-        outputs = [np.empty((self.batch, *fixed), np.float32) for fixed in sides]
+        dtypes = self._network.output_dtypes
+        outputs = [np.empty((self.batch, *fixed), dtypes[name]) for name, fixed in zip(names, sides, strict=True)]
         for name, output in zip(names, outputs, strict=True):
-            self._binding.bind_output(name, "cpu", 0, np.float32, output.shape, output.ctypes.data)
+            self._binding.bind_output(name, "cpu", 0, output.dtype.type, output.shape, output.ctypes.data)
         return outputs
 
     def work(self, jobs: queue.SimpleQueue[_Job | None], in_flight: InFlight[_Job]) -> None:
@@ -189,18 +201,19 @@ class _Worker:
             outputs = self._outputs or [value.numpy() for value in self._binding.get_outputs()]
         with span("postprocess"):
             return [
-                to_detections(
-                    self._head.decode([output[index] for output in outputs]),
-                    self._limits,
-                    letterbox,
-                    frame.meta.width_px,
-                    frame.meta.height_px,
-                )
+                self._objects(self._network.frame_outputs(self._decoder, outputs, index), letterbox, frame)
                 for index, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True))
             ]
 
+    def _objects(self, outputs: Sequence[_Floats], letterbox: Letterbox, frame: Frame) -> Detections:
+        candidates = self._decoder.decode(outputs)
+        self._unnamed.add(candidates.unnamed)
+        return to_detections(candidates, self._limits, letterbox, frame.meta.width_px, frame.meta.height_px)
 
-def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shares: Sequence[int]) -> list[_Worker]:
+
+def _open_workers(
+    path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, *, shares: Sequence[int], unnamed: UnnamedClasses
+) -> list[_Worker]:
     """Open one worker for each number of threads in `shares`.
 
     Single-threaded workers share a session. This is as fast as one session per worker (39.3 and 38.8 frames/s on two
@@ -208,28 +221,10 @@ def _open_workers(path: Path, spec: ModelSpec, head: Head, limits: NmsSpec, shar
     workers have a session each, because two runs in one session would wait for each other in its thread pool.
     """
     network = Network(path, spec, shares[0])
-    sample = network.sample(head)
-    for name, output in sample.items():
-        _check_output(spec, name, output, network.batch)
+    decoder = network.sample(head)
     single_threaded = max(shares) == 1
     others = [network if single_threaded else Network(path, spec, share) for share in shares[1:]]
-    return [_Worker(network, head, list(sample), limits) for network in (network, *others)]
-
-
-def _check_output(spec: ModelSpec, name: str, output: NDArray[Any], batch: int) -> None:
-    if output.dtype != np.float32:
-        raise ModelError(
-            f"{spec.name}: expected float32 for output {name}, got {output.dtype}",
-            hint="export the model in fp32, or keep its inputs and outputs in fp32",
-            code="output-dtype",
-        )
-    if len(output) != batch:
-        raise ModelError(
-            f"{spec.name}: expected the batch size {batch} as the first axis of output {name}; its shape is "
-            f"{output.shape}",
-            hint="export the model with one batch axis for its input and all outputs",
-            code="output-without-batch",
-        )
+    return [_Worker(each, decoder, limits, unnamed) for each in (network, *others)]
 
 
 def _split(threads: int, workers: int) -> list[int]:

@@ -4,56 +4,85 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec, ModelSpec
-from vision.detect.reference.heads import Head, Shape
+from vision.detect.reference.decoder import Decoder
+from vision.detect.reference.heads import Head
+from vision.detect.reference.inputs import constant_input, is_channels_last, require_levels
+from vision.detect.reference.layout import Shape
 from vision.errors import ModelError
 
 _log = logging.getLogger(__name__)
 
-_DTYPES: Mapping[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DTYPES: Final[Mapping[str, str]] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(double)": "float64",
+}
+_FRAME_DTYPES: Final = ("float32", "float16", "uint8")
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInput:
+    """The input of a network that receives the frames."""
+
+    name: str
+    batch: int  # 1 if the file leaves it open
+    dtype: str  # of `_FRAME_DTYPES`
+    channels_last: bool  # (batch, height, width, 3) instead of (batch, 3, height, width)
+    any_size: bool  # the file does not fix height or width
+
+    def shape(self, spec: ModelSpec, batch: int | None = None) -> tuple[int, int, int, int]:
+        """Return the shape of the tensor for a batch; for `self.batch` frames if None."""
+        size, count = spec.input, self.batch if batch is None else batch
+        return (count, size.height, size.width, 3) if self.channels_last else (count, 3, size.height, size.width)
 
 
 class Network:
     """ONNX Runtime session of a model, with the names and shapes of its tensors."""
 
-    def __init__(self, path: Path, spec: ModelSpec, threads: int, *, allow_half: bool = False) -> None:
-        """Load the model. `threads` threads compute each batch. If `allow_half` is True, the input can also be float16.
+    def __init__(self, path: Path, spec: ModelSpec, threads: int) -> None:
+        """Load the model. `threads` threads compute each batch.
 
         Raises:
-            ModelError: the file cannot be loaded, or its input differs from the spec.
+            ModelError: the file cannot be loaded, or its inputs differ from the spec.
         """
         self.spec = spec
         self.session = open_session(path, spec, threads)
-        self.input_name, self.batch = checked_input(self.session.get_inputs(), spec, allow_half=allow_half)
-        self.input_shape = (self.batch, 3, spec.input.height, spec.input.width)
+        self.frames, self.constants = checked_inputs(self.session.get_inputs(), spec)
         self.output_shapes: dict[str, Shape] = {
             output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
             for output in self.session.get_outputs()
         }
+        self.without_batch: frozenset[str] = frozenset()  # outputs of one frame, known after `sample`
+        self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
-    def sample(self, head: Head) -> dict[str, NDArray[Any]]:
-        """Run the network on zeros, choose the outputs that `head` reads, and check their scores.
+    def sample(self, head: Head) -> Decoder:
+        """Run the network on zeros, choose the outputs that `head` reads, and check their types, batch, and scores.
 
         Returns:
-            The chosen outputs by name, in the order of `head.decode`.
+            The decoder for the chosen outputs.
 
         Raises:
             ModelError: the network fails, an output does not have its declared size, or the head does not fit.
         """
-        (tensor,) = self.session.get_inputs()
-        any_size = has_free_size(tensor.shape)
+        any_size = self.frames.any_size
         size = self.spec.input
         hint = f"`input` in model.yaml is {size.width}x{size.height}; write the size that the model was exported for"
         hint = hint if any_size else ""
+        frames = np.zeros(self.frames.shape(self.spec), self.frames.dtype)
         try:
-            outputs = self.session.run(None, {self.input_name: np.zeros(self.input_shape, _DTYPES[tensor.type])})
+            outputs = self.session.run(None, {**self.constants, self.frames.name: frames})
         except Exception as error:
             message = f"{self.spec.name}: the model cannot be run: {error}"
             raise ModelError(message, hint=hint, code="model-fails") from error
@@ -67,9 +96,29 @@ class Network:
                     hint=hint,
                     code="input-size",
                 )
-        names = head.choose_outputs({name: output.shape for name, output in by_name.items()})
-        head.check_scores([np.asarray(by_name[name][0], np.float32) for name in names])
-        return {name: by_name[name] for name in names}
+        self.without_batch = frozenset(name for name, output in by_name.items() if head.is_one_frame(output.shape))
+        decoder = head.bind({name: output.shape for name, output in by_name.items()})
+        decoder.check_types([by_name[name].dtype.name for name in decoder.outputs])
+        for name in decoder.outputs:
+            self._check_batch(name, by_name[name])
+        decoder.check_scores(self.frame_outputs(decoder, [by_name[name] for name in decoder.outputs], 0))
+        return decoder
+
+    def frame_outputs(self, decoder: Decoder, outputs: Sequence[NDArray[Any]], index: int) -> list[NDArray[np.float32]]:
+        """Return the outputs of frame `index` of a batch, in float32 and in the order of `Decoder.decode`."""
+        pairs = zip(decoder.outputs, outputs, strict=True)
+        return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
+
+    def _check_batch(self, name: str, output: NDArray[Any]) -> None:
+        batch = self.frames.batch
+        one_frame = name in self.without_batch
+        if output.ndim == 0 or (batch != 1 if one_frame else len(output) != batch):
+            raise ModelError(
+                f"{self.spec.name}: expected the batch size {batch} as the first axis of output {name}; its shape is "
+                f"{output.shape}",
+                hint="export the model with one batch axis for its input and all outputs",
+                code="output-without-batch",
+            )
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
@@ -77,11 +126,6 @@ def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
     if len(declared) != len(actual):
         return True
     return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))
-
-
-def has_free_size(shape: Sequence[int | str | None]) -> bool:
-    """Return True if an input of this shape (batch, channels, height, width) has a variable height or width."""
-    return any(not isinstance(side, int) for side in shape[2:])
 
 
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
@@ -93,7 +137,7 @@ def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
         ModelError: the file is damaged, its input differs from the spec, or the head does not fit.
     """
     try:
-        Network(path, spec, threads=1, allow_half=True).sample(head)
+        Network(path, spec, threads=1).sample(head)
     except ModelError as error:
         if error.code not in {"unsupported-model", "model-fails"}:
             raise
@@ -137,36 +181,47 @@ def describe_tensors(tensors: Sequence[Any]) -> str:
     return ", ".join(f"{tensor.name} {tensor.type} {tuple(tensor.shape)}" for tensor in tensors)
 
 
-def checked_input(
-    inputs: Sequence[Any], spec: ModelSpec | ClassifierSpec, *, allow_half: bool = False
-) -> tuple[str, int]:
+def checked_inputs(inputs: Sequence[Any], spec: ModelSpec) -> tuple[FrameInput, dict[str, NDArray[Any]]]:
     """Check the inputs of a session against the spec.
 
     Returns:
-        The name of the input, and its batch size, which is 1 if the file does not fix it.
+        The input for frames, and the values of the others by name.
 
     Raises:
-        ModelError: the input differs from the spec.
+        ModelError: the input for frames differs from the spec, or the values of a different input are not known.
     """
-    expected = (3, spec.input.height, spec.input.width)
+    size = spec.input
+    expected = f"(batch, 3, {size.height}, {size.width}) or (batch, {size.height}, {size.width}, 3)"
     mismatch = ModelError(
-        f"{spec.name}: expected one input, float32 (batch, {', '.join(map(str, expected))}); "
+        f"{spec.name}: expected one input for frames, {expected} in fp32, fp16, or uint8; "
         f"the model has {describe_tensors(inputs)}",
-        hint="`input` in model.yaml sets width and height; export the model with one input, in fp32 and NCHW",
+        hint="`input` in model.yaml sets width and height, in the order of the model's axes",
         code="input-mismatch",
     )
-    types = set(_DTYPES) if allow_half else {"tensor(float)"}
-    if len(inputs) != 1 or inputs[0].type not in types or len(inputs[0].shape) != 4:
+    images = [tensor for tensor in inputs if len(tensor.shape) == 4]
+    if len(images) != 1 or _DTYPES.get(images[0].type) not in _FRAME_DTYPES:
         raise mismatch
-    batch, *sides = inputs[0].shape
-    if any(isinstance(side, int) and side != size for side, size in zip(sides, expected, strict=True)):
+    shape, dtype = images[0].shape, _DTYPES[images[0].type]
+    last = is_channels_last(shape)
+    sides, wanted = (shape[1:3], shape[3]) if last else (shape[2:], shape[1])
+    if any(
+        isinstance(side, int) and side != value
+        for side, value in zip((wanted, *sides), (3, size.height, size.width), strict=True)
+    ):
         raise mismatch
-    if has_free_size(inputs[0].shape):
-        size = spec.input
+    if dtype == "uint8":
+        require_levels(spec)
+    any_size = any(not isinstance(side, int) for side in sides)
+    if any_size:
         _log.info(
             "%s accepts any input size; it runs at %dx%d (`input` in model.yaml)", spec.name, size.width, size.height
         )
-    return inputs[0].name, batch if isinstance(batch, int) else 1
+    batch = shape[0] if isinstance(shape[0], int) else 1
+    return FrameInput(images[0].name, batch, dtype, last, any_size), {
+        tensor.name: constant_input(spec, tensor.name, tensor.shape, _DTYPES.get(tensor.type, "float32"), batch)
+        for tensor in inputs
+        if tensor is not images[0]
+    }
 
 
 class OnnxNetwork:
@@ -179,17 +234,23 @@ class OnnxNetwork:
             ModelError: the model cannot be loaded, or accepts only batches of a different size.
         """
         self._session = open_session(path, spec, threads, profile=profile)
-        name, fixed = checked_input(self._session.get_inputs(), spec)
-        shape = self._session.get_inputs()[0].shape
+        inputs = self._session.get_inputs()
+        frames, _ = checked_inputs(inputs, spec)
+        shape = next(tensor.shape for tensor in inputs if tensor.name == frames.name)
         if isinstance(shape[0], int) and shape[0] != batch:
             raise ModelError(
-                f"{spec.name} accepts only batches of {fixed}, but {batch} was requested", code="fixed-batch"
+                f"{spec.name} accepts only batches of {shape[0]}, but {batch} was requested", code="fixed-batch"
             )
-        size = (batch, 3, spec.input.height, spec.input.width)
-        self.input_shapes = {name: size}
-        self._tensor = np.random.default_rng(1).standard_normal(size, np.float32)
+        size = frames.shape(spec, batch)
+        self.input_shapes = {frames.name: size}
+        random = np.random.default_rng(1)
+        noise = random.integers(0, 256, size) if frames.dtype == "uint8" else random.standard_normal(size, np.float32)
         self._binding = self._session.io_binding()
-        self._binding.bind_input(name, "cpu", 0, np.float32, size, self._tensor.ctypes.data)
+        for tensor in inputs:
+            if tensor.name != frames.name:
+                dtype = _DTYPES.get(tensor.type, "float32")
+                self._binding.bind_cpu_input(tensor.name, constant_input(spec, tensor.name, tensor.shape, dtype, batch))
+        self._binding.bind_cpu_input(frames.name, noise.astype(frames.dtype))
         for output in self._session.get_outputs():
             self._binding.bind_output(output.name, "cpu")
 

@@ -1,59 +1,68 @@
-"""Decoders of network outputs, one class per family of models. Each is the reference for the GPU kernel of its family.
-
-Every pair of box and class whose score reaches the threshold is a candidate. Its index is ``box * classes + class``. A
-box can be a candidate for several classes, as in COCO's evaluation. Decoding boxes takes the most time, and few boxes
-are needed. Therefore, only the boxes of the best pairs are decoded: `max_candidates`, or `max_objects` without NMS.
-Equal scores are sorted by index.
-"""
+"""Families of detectors: one class per layout of outputs, which finds scores and boxes in the outputs of a model."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
-from typing import TypeAlias
+from typing import ClassVar, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.detect.reference.postprocess import Candidates, best_first
+from vision.detect.classes import BACKGROUND, COCO91, class_names
+from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
+from vision.detect.reference.layout import (
+    Layout,
+    Part,
+    Shape,
+    Values,
+    in_words,
+    is_named,
+    is_size,
+    joined,
+    named_last,
+    tables,
+)
 from vision.errors import ModelError
 
-Shape: TypeAlias = tuple[int | None, ...]
-"""Shape of an output, batch axis first. The size of an axis is None if the model does not fix it."""
-
-Floats: TypeAlias = NDArray[np.float32]
-Indices: TypeAlias = NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Way in which a head can read the outputs of a model."""
-
-    outputs: tuple[str, ...]  # names of the outputs, in the order that `Head.decode` expects
-    classes: int | None  # number of classes; None if the shapes do not show it
+_BOX_NAMES: Final = ("box", "det", "loc", "reg")
+_MOST_SUPPRESSED: Final = 1000
+"""Maximum number of rows of an export that includes NMS. More rows are all boxes of the network."""
 
 
 class Head(ABC):
-    """Decodes the outputs of one model. Has no state, so that several threads can call it at the same time."""
+    """Layout of outputs that a family of detectors shares. Stateless, so any thread can call it."""
 
-    needs_nms = True
+    coding: ClassVar[Coding]
+    root: ClassVar[bool] = False
+    center: ClassVar[tuple[float, float]] = (0.5, 0.0)
+    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    bins: ClassVar[int] = 0
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create a decoder for scores of at least `score` and for the class ids in `classes` (None: all classes)."""
+        """Create the head for candidates with at least `score`. `classes` are the ids to keep; None keeps all."""
         self._spec = spec
         self._class_count = class_count
-        self.score = np.float32(score)
-        self.classes: Indices = np.array(sorted(set(range(class_count) if classes is None else classes)), np.intp)
-        self._sigmoid = spec.head.activation == "sigmoid"
-        # A raw score below `floor` cannot reach `score`, so the activation is computed only for few pairs.
-        self.floor = np.float32(_logit_floor(score)) if self._sigmoid else self.score
-        self._limit = spec.nms.max_candidates if self.needs_nms else spec.nms.max_objects
+        sigmoid = spec.head.activation == "sigmoid"
+        least = score * score * (1 - 1e-6) if self.root else score
+        background = {index for index, name in enumerate(class_names(spec)) if name == BACKGROUND}
+        wanted = set(range(class_count) if classes is None else classes) - background
         sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
-        self._unit_px = np.array(sides, np.float32)
+        strides = spec.head.strides or self.strides
+        self.rules = Rules(
+            coding=self.coding,
+            class_count=class_count,
+            score=np.float32(score),
+            floor=np.float32(logit_floor(least) if sigmoid else least),
+            classes=np.array(sorted(wanted), np.intp),
+            sigmoid=sigmoid,
+            root=self.root,
+            unit_px=np.array(sides, np.float32),
+            strides=strides,
+            grid=Grid.of(spec.input.width, spec.input.height, strides),
+            center=self.center,
+            bins=spec.head.bins or self.bins,
+        )
 
     @property
     @abstractmethod
@@ -61,28 +70,34 @@ class Head(ABC):
         """Text that describes the shapes of the outputs that this head reads."""
 
     @abstractmethod
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        """Yield every way to read outputs of these shapes, for any number of classes, the most likely way first."""
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        """Yield every way to read outputs of these shapes, the most likely first, with any number of classes."""
 
-    def fits(self, shapes: Mapping[str, Shape]) -> Fit | None:
-        """Return how this head, with its number of classes, reads outputs of these shapes; None if it cannot."""
+    def is_one_frame(self, shape: Shape) -> bool:
+        """Return True if an output of this shape has no batch axis, so that the model can run only on one frame."""
+        del shape
+        return False
+
+    def fits(self, shapes: Mapping[str, Shape]) -> Layout | None:
+        """Return the way in which this head reads outputs of these shapes with its number of classes; None if none."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
-    def choose_outputs(self, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
-        """Return the names of the model's outputs to read, in the order of `decode`.
+    def bind(self, shapes: Mapping[str, Shape]) -> Decoder:
+        """Return the decoder for outputs of these shapes.
 
         Raises:
             ModelError: the head cannot read the outputs.
         """
-        fit = self.fits(shapes)
-        if fit is None:
+        shapes = {name: (1, *shape) if self.is_one_frame(shape) else shape for name, shape in shapes.items()}
+        layout = self.fits(shapes)
+        if layout is None:
             raise ModelError(
                 f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
-                f"{self.expected}; the model has {_in_words(shapes)}",
+                f"{self.expected}; the model has {in_words(shapes)}",
                 hint=self._advice(shapes),
                 code="head-mismatch",
             )
-        return fit.outputs
+        return Decoder(self._spec, self.rules, layout)
 
     def _advice(self, shapes: Mapping[str, Shape]) -> str:
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
@@ -91,115 +106,107 @@ class Head(ABC):
             return f"these outputs fit head `{'` or `'.join(fitting)}`"
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]
         if counts:
-            return f"these outputs have {counts[0]} classes; `classes` in model.yaml must list the same number"
+            known = ", for example `classes: coco91`" if counts[0] == len(COCO91) else ""
+            return f"these outputs have {counts[0]} classes; `classes` in model.yaml must list the same number{known}"
         return "no head fits; `vision models` shows the outputs that each head expects"
 
-    @abstractmethod
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        """Return the scores in the outputs of one frame, before the activation. Their shape depends on the head."""
+    @property
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of the cells of each stride."""
+        size = self._spec.input
+        return [(-(-size.height // stride), -(-size.width // stride)) for stride in self.rules.strides]
 
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return the box indices, class ids, and scores of all pairs that reach the threshold, sorted by pair index.
+    @property
+    def _cells(self) -> int:
+        return len(self.rules.grid.strides)
 
-        This implementation expects raw scores of shape (boxes, classes).
+    def _per_cell(self, shapes: Mapping[str, Shape], level: tuple[int, int]) -> dict[str, tuple[int | None, bool]]:
+        """Find the outputs with values for each cell of one stride, as rows of a table or as a map per value.
+
+        Returns:
+            Number of values, and True for maps, by the name of the output.
         """
-        scores = self.raw_scores(outputs)
-        if len(self.classes) < scores.shape[1]:
-            scores = scores[:, self.classes]
-        index, column = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
-        return self._activated(index, column, scores[index, column])
-
-    @abstractmethod
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Decode the boxes with these indices. Return them as xyxy (N, 4), in the unit that the model uses."""
-
-    def decode(self, outputs: Sequence[Floats]) -> Candidates:
-        """Decode the outputs of one frame. Return the candidates.
-
-        Args:
-            outputs: outputs of one frame in the order of `choose_outputs`, float32 without the batch axis.
-        """
-        index, class_ids, scores = self._pairs(outputs)
-        chosen, truncated_candidates = best_first(scores, self._limit)
-        with np.errstate(over="ignore", invalid="ignore"):
-            boxes = self._boxes(outputs, index[chosen]) * self._unit_px
-        finite = np.isfinite(boxes).all(axis=1)
-        chosen = chosen[finite]
-        return Candidates(boxes[finite], scores[chosen], class_ids[chosen].astype(np.int32), truncated_candidates)
-
-    def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Check that the outputs of one frame contain possible scores.
-
-        Raises:
-            ModelError: the head applies no activation, and a score is outside [0, 1].
-        """
-        scores = self.raw_scores(outputs)
-        if self._sigmoid or not scores.size or (scores.min() >= -1e-3 and scores.max() <= 1 + 1e-3):
-            return
-        raise ModelError(
-            f"{self._spec.name}: expected scores from 0 to 1, got {scores.min():.3g} to {scores.max():.3g}",
-            hint="if the model outputs logits, write `activation: sigmoid` under `head` in model.yaml; "
-            "otherwise the model may need a different head",
-            code="scores-out-of-range",
-        )
-
-    def _activated(self, index: Indices, column: Indices, scores: Floats) -> tuple[Indices, Indices, Floats]:
-        """Apply the activation to pairs. Return box indices, class ids, and scores of pairs that reach `score`."""
-        if self._sigmoid:
-            scores = sigmoid(scores)
-            sure = scores >= self.score
-            index, column, scores = index[sure], column[sure], scores[sure]
-        return index, self.classes[column], scores
+        rows, columns = level
+        found: dict[str, tuple[int | None, bool]] = {}
+        for name, shape in shapes.items():
+            if len(shape) == 3 and is_size(shape[1], rows * columns):
+                found[name] = (shape[2], False)
+            elif len(shape) == 4 and is_size(shape[2], rows) and is_size(shape[3], columns):
+                found[name] = (shape[1], True)
+        return found
 
 
-class NanoDet(Head):
+def _same(counts: Sequence[int | None]) -> bool:
+    return len({count for count in counts if count is not None}) <= 1
+
+
+class _Distances(Head):
     """Head with class scores per cell and, for each side of the box, a distribution of its distance from the center.
 
     The distance is the expectation of the softmax over `bins` (Generalized Focal Loss, Li et al., NeurIPS 2020), in
-    units of the stride. Cells are ordered by stride, then row by row. The center of cell x is at
-    ``x * stride + (stride - 1) / 2``.
-    The model has separate outputs for scores and distances, or one output with the scores in the first columns.
+    units of the stride. Scores and distances are separate outputs, one output with the scores first, or two outputs
+    per stride.
     """
 
-    def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        super().__init__(spec, class_count, score, classes)
-        self._sides = 4 * spec.head.bins
-        self._bins = np.arange(spec.head.bins, dtype=np.float32)
-        centers, strides = _cells(spec)
-        self._cells = len(centers)
-        self._corners = np.concatenate([centers, centers], axis=1)
-        self._reach = strides[:, None] * np.array([-1, -1, 1, 1], np.float32)
+    coding = "distances"
 
     @property
     def expected(self) -> str:
-        cells, sides = self._cells, self._sides
+        cells, sides, count = self._cells, 4 * self.rules.bins, self._class_count
         return (
-            f"(batch, {cells}, {self._class_count}) scores and (batch, {cells}, {sides}) distances, "
-            f"or both in one (batch, {cells}, {self._class_count + sides})"
+            f"(batch, {cells}, {count}) scores and (batch, {cells}, {sides}) distances, both in one (batch, {cells}, "
+            f"{count + sides}), or scores and distances for each of the strides {self.rules.strides}"
         )
 
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        cells = self._cells
-        tables = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 3 and _is(shape[1], cells)}
-        for scores, distances in _named_last(tables, ("dist", "reg", "box")):
-            if _is(tables[distances][1], self._sides):
-                yield Fit((scores, distances), tables[scores][1])
-        yield from _joined({name: shapes[name] for name in tables}, 2, self._sides)
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        sides = 4 * self.rules.bins
+        whole = {name: table for name, table in tables(shapes).items() if is_size(table[0], self._cells)}
+        for scores, distances in named_last(whole, ("dis", "reg", "box")):
+            if is_size(whole[distances][1], sides):
+                yield Layout((scores, distances), (Part(Values(1), Values(0)),), whole[scores][1])
+        for name, _, classes in joined({name: shapes[name] for name in whole}, 2, sides):
+            first = 0 if classes is None else classes
+            yield Layout((name,), (Part(Values(0, first or self._class_count), Values(0)),), classes)
+        yield from self._per_stride(shapes)
 
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return outputs[0] if len(outputs) == 2 else outputs[0][:, : -self._sides]
+    def _per_stride(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        names: list[str] = []
+        parts, counts = [], []
+        for level in self._sizes:
+            found = {name: way for name, way in self._per_cell(shapes, level).items() if name not in names}
+            for scores, distances in named_last(found, ("dis", "reg", "box")):
+                if is_size(found[distances][0], 4 * self.rules.bins):
+                    at = len(names)
+                    parts.append(Part(Values(at + 1, 0, found[distances][1]), Values(at, 0, found[scores][1])))
+                    counts.append(found[scores][0])
+                    names += [scores, distances]
+                    break
+            else:
+                return
+        if _same(counts):
+            yield Layout(tuple(names), tuple(parts), counts[0])
 
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        # Each row is one side. With cold caches, even a small operation takes several microseconds, so use few of them.
-        logits = outputs[-1][index, -self._sides :].reshape(-1, len(self._bins))
-        logits -= logits.max(axis=1, keepdims=True)
-        weights = np.exp(logits, out=logits)
-        total = weights.sum(axis=1)
-        weights *= self._bins
-        distances = weights.sum(axis=1)
-        distances /= total
-        boxes: Floats = distances.reshape(-1, 4) * self._reach[index] + self._corners[index]
-        return boxes
+
+class NanoDet(_Distances):
+    """NanoDet before NanoDet-Plus. The center of cell x is at ``(x + 0.5) * stride - 0.5``."""
+
+    center = (0.5, -0.5)
+    bins = 11
+
+
+class NanoDetPlus(_Distances):
+    """NanoDet-Plus. The center of cell x is at ``x * stride``."""
+
+    center = (0.0, 0.0)
+    strides = (8, 16, 32, 64)
+    bins = 8
+
+
+class PicoDet(_Distances):
+    """PicoDet without its post-processor. The center of cell x is at ``(x + 0.5) * stride``."""
+
+    strides = (8, 16, 32, 64)
+    bins = 8
 
 
 class YoloV5(Head):
@@ -208,196 +215,249 @@ class YoloV5(Head):
     The score of a pair is the product of the objectness and the class score.
     """
 
+    coding = "centers"
+
     @property
     def expected(self) -> str:
         return f"(batch, boxes, {5 + self._class_count})"
 
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        yield from _joined(shapes, 2, 5)
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        for name, _, classes in joined(shapes, 2, 5):
+            yield Layout((name,), (Part(Values(0), Values(0, 5), Values(0, 4)),), classes)
 
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return outputs[0][:, 4:]
 
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        rows = outputs[0]
-        likely = np.flatnonzero(rows[:, 4] >= self.floor)  # a product of fractions is not larger than any factor
-        objectness, scores = rows[likely, 4:5], rows[likely[:, None], 5 + self.classes]
-        if self._sigmoid:
-            objectness, scores = sigmoid(objectness), sigmoid(scores)
-        scores = scores * objectness
-        row, column = np.divmod(np.flatnonzero(scores >= self.score), len(self.classes))
-        return likely[row], self.classes[column], scores[row, column]
+class YoloX(Head):
+    """Head with the values of YOLOv5 for each cell, but with boxes relative to the cell. One output, or one per stride.
 
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        return to_xyxy(outputs[0][index, :4])
+    YOLOX exports it if `decode_in_inference` is off.
+    """
+
+    coding = "grid"
+
+    @property
+    def expected(self) -> str:
+        values = 5 + self._class_count
+        return f"(batch, {self._cells}, {values}), or (batch, {values}, rows, columns) for each stride"
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        for name, boxes, classes in joined(shapes, 2, 5):
+            if is_size(boxes, self._cells):
+                yield Layout((name,), (Part(Values(0), Values(0, 5), Values(0, 4)),), classes)
+        names: list[str] = []
+        parts, counts = [], []
+        for level in self._sizes:
+            for name, (values, by_column) in self._per_cell(shapes, level).items():
+                if name not in names and (values is None or values > 5):
+                    at = len(names)
+                    parts.append(Part(*(Values(at, first, by_column) for first in (0, 5, 4))))
+                    counts.append(None if values is None else values - 5)
+                    names.append(name)
+                    break
+            else:
+                return
+        if _same(counts):
+            yield Layout(tuple(names), tuple(parts), counts[0])
+
+
+class YuNet(Head):
+    """Head with four outputs per stride: class scores, objectness, boxes relative to the cell, and face landmarks.
+
+    The landmarks are not read. The score is the square root of class score times objectness.
+    """
+
+    coding = "grid"
+    root = True
+
+    @property
+    def expected(self) -> str:
+        return (
+            f"(batch, cells, {self._class_count}) scores, (batch, cells, 1) objectness, and (batch, cells, 4) boxes "
+            f"for each of the strides {self.rules.strides}"
+        )
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        names: list[str] = []
+        parts, counts = [], []
+        for level in self._sizes:
+            found = {name: way for name, way in self._per_cell(shapes, level).items() if name not in names}
+            boxes = [name for name in found if found[name][0] == 4]
+            pairs = [pair for pair in named_last(found, ("obj",)) if found[pair[1]][0] == 1 and boxes[:1] != [pair[0]]]
+            if not boxes or not pairs:
+                return
+            pairs.sort(key=lambda pair: found[pair[0]][0] != self._class_count)
+            (scores, objectness), at = pairs[0], len(names)
+            names += [scores, objectness, boxes[0]]
+            parts.append(Part(*(Values(at + k, 0, found[names[at + k]][1]) for k in (2, 0, 1))))
+            counts.append(found[scores][0])
+        if _same(counts):
+            yield Layout(tuple(names), tuple(parts), counts[0])
 
 
 class YoloV8(Head):
     """Head with one column per box: center x and y, width, height, and class scores (YOLOv8, v9, 11, 12)."""
 
+    coding = "centers"
+
     @property
     def expected(self) -> str:
         return f"(batch, {4 + self._class_count}, boxes)"
 
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        yield from _joined(shapes, 1, 4)
-
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return outputs[0][4:]
-
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        scores = self.raw_scores(outputs)
-        if len(self.classes) < len(scores):
-            scores = scores[self.classes]
-        row, index = np.divmod(np.flatnonzero(scores >= self.floor), scores.shape[1])
-        ascending = np.lexsort((row, index))
-        row, index = row[ascending], index[ascending]
-        return self._activated(index, row, scores[row, index])
-
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        return to_xyxy(outputs[0][:4, index].T)
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        for name, _, classes in joined(shapes, 1, 4):
+            yield Layout((name,), (Part(Values(0, 0, by_column=True), Values(0, 4, by_column=True)),), classes)
 
 
-class EndToEnd(Head):
-    """Head with one row per object: x1, y1, x2, y2, score, class (YOLOv10, YOLO26, exports that include NMS).
+class Corners(Head):
+    """Head with the corners x1, y1, x2, y2 of each box, and class scores (SSD, YOLO-NAS, YOLOv4, PP-YOLOE).
 
-    The head also reads the four outputs of TensorRT's plugin EfficientNMS_TRT: count, boxes, scores, and classes.
+    The scores have a row or a column per box.
     """
 
-    needs_nms = False
+    coding = "corners"
 
     @property
     def expected(self) -> str:
-        return "(batch, objects, 6), or the four outputs of EfficientNMS_TRT"
+        count = self._class_count
+        return f"(batch, boxes, 4) corners and (batch, boxes, {count}) or (batch, {count}, boxes) scores"
 
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        for name, shape in shapes.items():
-            if len(shape) == 3 and _is(shape[2], 6):
-                yield Fit((name,), None)
-        tables = {name: shape[1:] for name, shape in shapes.items()}
-        numbers = [name for name, table in tables.items() if table == (1,)]
-        boxes = [name for name, table in tables.items() if len(table) == 2 and table[1] == 4]
-        rows = {name: table for name, table in tables.items() if len(table) == 1 and name not in numbers}
-        if len(shapes) == 4 and len(numbers) == len(boxes) == 1 and len(rows) == 2:
-            yield Fit((numbers[0], boxes[0], *_named_last(rows, ("class", "label"))[0]), None)
-
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return _rows(outputs)[:, 4]
-
-    def _pairs(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        rows = _rows(outputs)
-        index = np.flatnonzero((rows[:, 4] >= self.floor) & np.isin(rows[:, 5], self.classes))
-        column = np.searchsorted(self.classes, rows[index, 5])
-        return self._activated(index, column, rows[index, 4])
-
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        return _rows(outputs)[index, :4]
-
-
-def _rows(outputs: Sequence[Floats]) -> Floats:
-    """Return the outputs of an `EndToEnd` model as rows (N, 6)."""
-    if len(outputs) == 1:
-        return outputs[0]
-    number, boxes, scores, class_ids = outputs
-    return np.concatenate([boxes, scores[:, None], class_ids[:, None]], axis=1)[: int(number[0])]
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        found = tables(shapes, (3, 4))
+        for scores, boxes in named_last(found, _BOX_NAMES):
+            (rows, columns), (count, values) = found[scores], found[boxes]
+            if values != 4:
+                continue
+            if count is None or is_size(rows, count):
+                yield Layout((boxes, scores), (Part(Values(0), Values(1)),), columns)
+            if count is not None and columns == count:
+                yield Layout((boxes, scores), (Part(Values(0), Values(1, by_column=True)),), rows)
 
 
 class RtDetr(Head):
-    """Head with a box (center x and y, width, height) and class scores for each query (RT-DETR, D-FINE).
+    """Head with a box (center x and y, width, height) and class scores per query, in one or two outputs.
 
-    As in the post-processor of RT-DETR (Zhao et al., CVPR 2024), the objects are the pairs of query and class with the
-    highest scores, without NMS.
+    The best queries are the objects, without NMS, as in RT-DETR (Zhao et al., CVPR 2024).
     """
 
-    needs_nms = False
+    coding = "centers"
 
     @property
     def expected(self) -> str:
-        return f"(batch, queries, 4) boxes and (batch, queries, {self._class_count}) scores"
+        count = self._class_count
+        return (
+            f"(batch, queries, 4) boxes and (batch, queries, {count}) scores, or both in one (batch, queries, "
+            f"{4 + count})"
+        )
 
-    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Fit]:
-        tables = {name: shape[1:] for name, shape in shapes.items() if len(shape) == 3}
-        for scores, boxes in _named_last(tables, ("box",)):
-            (queries, classes), (rows, columns) = tables[scores], tables[boxes]
-            if _is(columns, 4) and (queries is None or _is(rows, queries)):
-                yield Fit((boxes, scores), classes)
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        found = tables(shapes)
+        for scores, boxes in named_last(found, _BOX_NAMES):
+            (queries, classes), (rows, columns) = found[scores], found[boxes]
+            if is_size(columns, 4) and (queries is None or is_size(rows, queries)):
+                yield Layout((boxes, scores), (Part(Values(0), Values(1)),), classes, needs_nms=False)
+        for name, _, classes in joined(shapes, 2, 4):
+            yield Layout((name,), (Part(Values(0), Values(0, 4)),), classes, needs_nms=False)
 
-    def raw_scores(self, outputs: Sequence[Floats]) -> Floats:
-        return outputs[1]
 
-    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        return to_xyxy(outputs[0][index])
+class EndToEnd(Head):
+    """Head with the corners, one score, and one class per object (YOLOv10, YOLO26, exports that include NMS).
+
+    The values are in one output with the order x1, y1, x2, y2, score, class, or in two to four outputs. Exports that
+    stop before NMS have the same columns, but a row for each box of the network. NMS runs for them.
+    """
+
+    coding: ClassVar[Coding] = "corners"
+
+    @property
+    def expected(self) -> str:
+        return (
+            "(batch, objects, 6), (batch, objects, 4) boxes with (batch, objects) scores and classes, or (batch, "
+            "objects, 5) boxes and scores with (batch, objects) classes"
+        )
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        found = tables(shapes)
+        for name, (rows, columns) in found.items():
+            if is_size(columns, 6):
+                part, nms = Part(Values(0), Values(0, 4)), self._has_all_boxes(rows)
+                yield Layout((name,), (part,), class_ids=Values(0, 5), needs_nms=nms)
+        for boxes, (rows, columns) in found.items():
+            counts = [name for name, shape in shapes.items() if _is_count(name, shape, rows)]
+            lists = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2 and name not in counts}
+            beside = {name: size for name, size in lists.items() if rows is None or is_size(size, rows)}
+            nms = self._has_all_boxes(rows)
+            if columns == 5 and beside:
+                labels = min(beside, key=lambda name: not is_named(name, ("class", "label")))
+                yield Layout((boxes, labels), (Part(Values(0), Values(0, 4)),), class_ids=Values(1), needs_nms=nms)
+            if columns != 4 or len(beside) < 2:
+                continue
+            pairs = named_last(beside, ("class", "label"))
+            scores, labels = min(pairs, key=lambda pair: not is_named(pair[0], ("score", "conf")))
+            part = Part(Values(0), Values(1))
+            if counts:
+                names = (boxes, scores, labels, counts[0])
+                yield Layout(names, (part,), class_ids=Values(2), count=3, needs_nms=nms)
+            else:
+                yield Layout((boxes, scores, labels), (part,), class_ids=Values(2), needs_nms=nms)
+
+    def _has_all_boxes(self, rows: int | None) -> bool:
+        """Return True if the number of rows shows that they are all boxes of the network, before NMS."""
+        if rows is None:
+            return False
+        levels = [rows * columns for rows, columns in self._sizes]
+        return rows > _MOST_SUPPRESSED or rows in {sum(levels), 3 * sum(levels)}
+
+
+def _is_count(name: str, shape: Shape, rows: int | None) -> bool:
+    """Return True for an output with the number of objects of each frame, beside `rows` boxes."""
+    return len(shape) == 1 or (shape[1:] == (1,) and (rows != 1 or is_named(name, ("num", "count"))))
+
+
+class TensorFlow(EndToEnd):
+    """The outputs of TensorFlow's object detection API: as `EndToEnd`, but with the order y1, x1, y2, x2."""
+
+    coding = "corners-yx"
+
+
+class Paddle(Head):
+    """Head with one row per object: class, score, x1, y1, x2, y2, and the number of rows (PaddleDetection with NMS).
+
+    The rows of a model for one frame have no batch axis.
+    """
+
+    coding = "corners"
+
+    @property
+    def expected(self) -> str:
+        return "(objects, 6) or (batch, objects, 6), and optionally the number of objects"
+
+    def is_one_frame(self, shape: Shape) -> bool:
+        return len(shape) == 2 and shape[1] == 6
+
+    def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
+        counts = [name for name, shape in shapes.items() if len(shape) == 1 or shape[1:] == (1,)]
+        for name, (_, columns) in tables(shapes).items():
+            if is_size(columns, 6):
+                names, count = ((name, counts[0]), 1) if counts else ((name,), None)
+                part = Part(Values(0, 2), Values(0, 1))
+                yield Layout(names, (part,), class_ids=Values(0, 0), count=count, needs_nms=False)
 
 
 HEADS: Mapping[str, type[Head]] = {
     "nanodet": NanoDet,
+    "nanodet-plus": NanoDetPlus,
+    "picodet": PicoDet,
     "yolov5": YoloV5,
+    "yolox": YoloX,
     "yolov8": YoloV8,
+    "yunet": YuNet,
+    "corners": Corners,
     "end-to-end": EndToEnd,
     "rt-detr": RtDetr,
+    "paddle": Paddle,
+    "tensorflow": TensorFlow,
 }
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
     """Create the head of the kind that `spec` selects. For the arguments, see `Head`."""
     return HEADS[spec.head.kind](spec, class_count, score, classes)
-
-
-def _in_words(shapes: Mapping[str, Shape]) -> str:
-    def side(axis: int | None) -> str:
-        return "?" if axis is None else str(axis)
-
-    return ", ".join(f"{name} ({', '.join(map(side, shape))})" for name, shape in shapes.items()) or "nothing"
-
-
-def _is(axis: int | None, size: int) -> bool:
-    return axis is None or axis == size
-
-
-def _joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[Fit]:
-    """Yield each output with three axes whose axis `axis` is longer than `others`. The rest of the axis is classes."""
-    for name, shape in shapes.items():
-        if len(shape) == 3:
-            columns = shape[axis]
-            if columns is None or columns > others:
-                yield Fit((name,), None if columns is None else columns - others)
-
-
-def _named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return all ordered pairs of names. Pairs in which only the second name contains one of `parts` come first."""
-
-    def matches(name: str) -> bool:
-        return any(part in name.lower() for part in parts)
-
-    return sorted(permutations(names, 2), key=lambda pair: matches(pair[0]) - matches(pair[1]))
-
-
-def _cells(spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Return the centers (N, 2) and the strides (N,) of NanoDet's cells, in model pixels."""
-    centers, strides = [], []
-    for stride in spec.head.strides:
-        columns, rows = -(-spec.input.width // stride), -(-spec.input.height // stride)
-        x, y = np.meshgrid(np.arange(columns), np.arange(rows))
-        centers.append(np.stack([x.ravel(), y.ravel()], axis=1) * stride + (stride - 1) / 2)
-        strides.append(np.full(columns * rows, stride))
-    return np.concatenate(centers).astype(np.float32), np.concatenate(strides).astype(np.float32)
-
-
-def _logit_floor(score: float) -> float:
-    """Return a logit that is lower than any logit whose sigmoid, in float32, reaches `score`."""
-    if score <= 0:
-        return -math.inf
-    return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Return the sigmoid ``1 / (1 + exp(-x))`` of each logit x, in float32."""
-    with np.errstate(over="ignore"):
-        result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
-    return result
-
-
-def to_xyxy(boxes_cxcywh: Floats) -> Floats:
-    """Convert boxes (N, 4) from center x and y, width, and height to the corners x1, y1, x2, and y2."""
-    half = boxes_cxcywh[:, 2:] * np.float32(0.5)
-    return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

@@ -5,7 +5,9 @@ Every back-end follows the same rules of suppression:
 1. Candidates are sorted by score, highest first. Equal scores are sorted by index, lowest first.
 2. Only the first `max_candidates` are used. The others are dropped, and counted as truncated.
 3. In this order, each candidate is kept unless an earlier kept candidate suppresses it. A candidate suppresses another
-   if ``intersection > iou * union`` and, if `class_aware` is true, both are of the same class.
+   if ``intersection > iou * union``. If both are of the same class, or `class_aware` is false, `iou` is
+   `iou_threshold`. Otherwise it is `iou_across_classes`, so that a vehicle that the model finds as a car and as a truck
+   is one object.
 4. All arithmetic is IEEE float32 with one rounding per operation (no fused multiply-add), in this order::
 
        width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      same for height
@@ -47,6 +49,7 @@ class Candidates:
     scores: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int32]  # (N,)
     truncated_candidates: int = 0  # number of further candidates, dropped because of the maximum number
+    unnamed: int = 0  # number of boxes over the threshold whose class id has no name
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp], int]:
@@ -65,15 +68,23 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
     return chosen[np.argsort(-scores[chosen], kind="stable")], truncated_candidates
 
 
-def kept_in_order(
-    boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, iou: float
-) -> NDArray[np.bool_]:
-    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep.
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """Overlaps (IoU) above which a box suppresses others."""
 
-    If `class_ids` is None, candidates of different classes suppress each other too.
-    """
+    same: float  # of its class
+    across: float  # of other classes
+
+    @classmethod
+    def of(cls, limits: NmsSpec) -> Overlaps:
+        return cls(limits.iou_threshold, limits.iou_across_classes if limits.class_aware else limits.iou_threshold)
+
+
+def kept_in_order(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32], iou: Overlaps) -> NDArray[np.bool_]:
+    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep."""
     with np.errstate(over="ignore", invalid="ignore"):
-        rows = _Rows.of(boxes_xyxy, class_ids)
+        one_class = iou.same == iou.across or len(class_ids) == 0 or bool((class_ids == class_ids[0]).all())
+        rows = _Rows.of(boxes_xyxy, None if one_class else class_ids)
         count = len(boxes_xyxy)
         if count <= _BLOCK:
             return _keep(rows, iou)
@@ -95,7 +106,7 @@ class _Rows:
     low: NDArray[np.float32]  # (2, N) x1, y1
     high: NDArray[np.float32]  # (2, N) x2, y2
     area: NDArray[np.float32]  # (N,)
-    class_ids: NDArray[np.int32] | None  # (N,); None if classes are ignored
+    class_ids: NDArray[np.int32] | None  # (N,); None if the same overlap applies to all classes
 
     @staticmethod
     def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None) -> _Rows:
@@ -108,16 +119,18 @@ class _Rows:
         class_ids = None if self.class_ids is None else self.class_ids[index]
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids)
 
-    def suppress(self, others: _Rows, iou: float) -> NDArray[np.bool_]:
+    def suppress(self, others: _Rows, iou: Overlaps) -> NDArray[np.bool_]:
         """Return a mask (K, M): [k, m] is True if candidate k suppresses candidate m of `others` (rules 3 and 4)."""
         intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
         intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
         union = self.area[:, None] + others.area
         union -= intersection
-        union *= np.float32(iou)
-        suppressed: NDArray[np.bool_] = intersection > union
         if self.class_ids is not None and others.class_ids is not None:
-            suppressed &= self.class_ids[:, None] == others.class_ids
+            same = self.class_ids[:, None] == others.class_ids
+            union *= np.where(same, np.float32(iou.same), np.float32(iou.across))
+        else:
+            union *= np.float32(iou.same)
+        suppressed: NDArray[np.bool_] = intersection > union
         return suppressed
 
 
@@ -131,7 +144,7 @@ def _overlap(
     return shared
 
 
-def _keep(rows: _Rows, iou: float) -> NDArray[np.bool_]:
+def _keep(rows: _Rows, iou: Overlaps) -> NDArray[np.bool_]:
     """Return a mask (N,) of the candidates that greedy suppression keeps.
 
     Each round settles every candidate whose suppressors are settled, so N rounds suffice.
@@ -161,7 +174,7 @@ def to_detections(
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     truncated_candidates = candidates.truncated_candidates
     if limits is not None:
-        kept = np.flatnonzero(kept_in_order(boxes, class_ids if limits.class_aware else None, limits.iou_threshold))
+        kept = np.flatnonzero(kept_in_order(boxes, class_ids, Overlaps.of(limits)))
         truncated_candidates += max(0, len(kept) - limits.max_objects)
         kept = kept[: limits.max_objects]
         boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]

@@ -6,7 +6,7 @@ size. Decision 060 (``docs/decisions/060-letterbox-in-numpy.md``) contains measu
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,19 +25,22 @@ _ROW_WEIGHTS: Final = 256  # sum of the weights of two rows, so that a weighted 
 
 
 class Preprocessor:
-    """Scales frames into the network's input, a float32 tensor (B, 3, H, W) of the caller. Not thread-safe.
+    """Scales frames into the network's input, a tensor of the caller in float32, float16, or uint8. Not thread-safe.
 
-    The result differs from that of ``tests/letterbox_reference.py`` by at most one of 255 levels.
+    The tensor is (B, 3, H, W), or (B, H, W, 3) if `channels_last` is true. The result differs from that of
+    ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 
-    def __init__(self, spec: InputSpec, tensor: NDArray[np.float32]) -> None:
+    def __init__(self, spec: InputSpec, tensor: NDArray[Any], *, channels_last: bool = False) -> None:
         self._spec = spec
-        self._tensor = tensor
+        self._target = tensor.transpose(0, 3, 1, 2) if channels_last else tensor
+        same = tensor.dtype == np.float32 and not channels_last
+        self._tensor = tensor if same else np.zeros(self._target.shape, np.float32)
         self._scalers: dict[tuple[int, ...], _Scaler] = {}
         self._drawn: list[_Scaler | None] = [None] * len(tensor)
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Letterbox:
-        """Scale one frame, (H, W, 3) or (H, W, 4), into ``tensor[index]``. Return its position on the canvas."""
+        """Scale one frame, (H, W, 3) or (H, W, 4), into row `index`. Return its position on the canvas."""
         scaler = self._scalers.get(pixels.shape)
         if scaler is None:  # this is rare, because cameras seldom change their frame size
             if len(self._scalers) >= _MAX_SIZES:
@@ -48,6 +51,8 @@ class Preprocessor:
             self._drawn[index] = scaler
             self._tensor[index] = scaler.background
         scaler.write(pixels, self._tensor[index])
+        if self._target is not self._tensor:
+            np.copyto(self._target[index], self._tensor[index], casting="unsafe")
         return scaler.letterbox
 
 

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from vision.config import DetectConfig, ModelSpec
-from vision.detect.classes import class_ids, class_names
+from vision.detect.classes import UnnamedClasses, class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_GPU, IN_FLIGHT_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.completion import ConcurrencyLimit
-from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, choose_open_outputs
+from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
 from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
 from vision.detect.tensorrt.kernels import (
@@ -36,6 +34,7 @@ from vision.detect.tensorrt.kernels import (
     PostprocessProgram,
     describe_normalization,
     kept_classes,
+    overlaps,
     threshold,
 )
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache
@@ -165,6 +164,7 @@ class TensorRTDetector:
         self._slots = list(slots)
         self.spec = _detector_spec(device, model, slots)
         self._in_flight = InFlight[DetectorSlot](self.spec)
+        self._unnamed = UnnamedClasses(model.spec.name, len(model.class_names))
         self.close_s = _CLOSE_S
         self._resources = resources.pop_all()
 
@@ -173,9 +173,13 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """Return counters for status messages: how often the memory of outputs of variable size was enlarged."""
+        """Return counters for status messages.
+
+        They count how often the memory of outputs of variable size was enlarged, and the boxes whose class has no name.
+        """
         dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
-        return {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
+        grown = {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
+        return {**grown, **self._unnamed.counters()}
 
     def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
         """Return the slots, and the stream that copies frames to the GPU. For benchmarks only."""
@@ -200,7 +204,9 @@ class TensorRTDetector:
         if not submitted.ready(timeout_s):
             raise TimeoutError(f"slot {slot} is not ready after {timeout_s} s")
         self._in_flight.batches[slot] = None
-        return submitted.detections()
+        found = submitted.detections()
+        self._unnamed.add(submitted.unnamed)
+        return found
 
     def close(self) -> None:
         if self._in_flight.closed:
@@ -291,8 +297,7 @@ class _Builder:
         device, model = self.device, self.model
         with self.timer.phase("contexts"):
             lanes = self._open_lanes(stop)
-        frame = model.engine.tensor(model.input_name)
-        limit = ConcurrencyLimit(device.cache_bytes, frame.bytes_of(model.input_shape(1)))
+        limit = ConcurrencyLimit(device.cache_bytes, model.frames.bytes_of(model.input_shape(1)))
         uploads = UploadPath(FrameUploader(model.spec.input), self.resources.enter_context(Stream()), limit)
         dynamic = any(size.shape is None for size in lanes[0].greatest.output_sizes().values())
         slots = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
@@ -321,9 +326,7 @@ class _Builder:
         device, model = self.device, self.model
         outputs, sizes = self._measure_tensors(lanes[0])
         with self.timer.phase("kernels"):
-            program = PostprocessProgram.of(
-                model.spec, model.head, len(model.class_names), outputs, device.shared_bytes
-            )
+            program = PostprocessProgram.of(model.spec, model.head, outputs, device.shared_bytes)
             kernels = self._load_kernels(program)
         with self.timer.phase("memory"):
             budget = self._budget(sizes, program, len(lanes))
@@ -342,11 +345,12 @@ class _Builder:
             "without CUDA graphs, and the host waits for each batch",
             model.spec.name,
         )
-        names = choose_open_outputs(model, lanes[0])
+        decoder = bind_open_outputs(model, lanes[0])
         with self.timer.phase("kernels"):
             letterbox = self._load_letterbox()
         with self.timer.phase("memory"):
-            opened = (DynamicSlot(model, names, lane, letterbox, uploads) for lane in lanes)
+            constants = self._write_constants(max(lanes[0].contexts))
+            opened = (DynamicSlot(model, decoder, lane, letterbox, uploads, constants=constants) for lane in lanes)
             slots = [self.resources.enter_context(slot) for slot in opened]
         with self.timer.phase("warm-up"):
             for slot in slots:
@@ -354,8 +358,8 @@ class _Builder:
         return slots
 
     def _load_letterbox(self) -> LetterboxKernel:
-        spec, tensor = self.model.spec.input, self.model.engine.tensor(self.model.input_name)
-        program = LetterboxProgram(spec, half_input=tensor.dtype == "float16", interleaved=tensor.interleaved)
+        spec = self.model.spec.input
+        program = LetterboxProgram(spec, self.model.frames.dtype, self.model.last_channels)
         module = self._load_module(program.file, program.definitions)
         return LetterboxKernel(module.kernel("letterbox"), program, describe_normalization(spec))
 
@@ -375,7 +379,7 @@ class _Builder:
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
             program=program,
             threshold=threshold(self.model.head, kept.address),
-            iou=self.model.spec.nms.iou_threshold,
+            overlaps=overlaps(self.model.spec.nms),
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
@@ -386,13 +390,23 @@ class _Builder:
         for name, size in lane.greatest.output_sizes().items():
             if size.shape is None or size.bytes is None:
                 raise ModelError(f"{model.spec.name}: the size of output {name} depends on the frame")
-            outputs[name] = Output(size.shape[1:], model.engine.tensor(name).dtype)
+            shape = model.shape_of_frame(name, size.shape, max(lane.contexts))
+            outputs[name] = Output(shape, model.engine.tensor(name).dtype)
             bytes_of[name] = size.bytes
         batch = max(lane.contexts)
         scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in lane.contexts.values())
-        item = np.dtype(model.engine.tensor(model.input_name).dtype).itemsize
-        input_bytes = item * int(np.prod(model.input_shape(batch)))
-        return outputs, TensorSizes(batch, model.input_name, input_bytes, bytes_of, scratch_bytes)
+        frames, shape = model.frames, model.input_shape(batch)
+        constants = self._write_constants(batch)
+        return outputs, TensorSizes(batch, frames.name, frames.bytes_of(shape), constants, bytes_of, scratch_bytes)
+
+    def _write_constants(self, batch: int) -> dict[str, int]:
+        """Copy the inputs that are the same for every frame to the GPU. Return their addresses by name."""
+        addresses = {}
+        for name, values in self.model.constants(batch).items():
+            buffer = self.resources.enter_context(DeviceBuffer(values.nbytes, f"the network's input {name}"))
+            buffer.write(values)
+            addresses[name] = buffer.address
+        return addresses
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
         """Return the sizes of all memory to allocate at the start. The sizes of frames are not known yet."""
@@ -425,6 +439,6 @@ class _Builder:
                             graph.capture(check.label)
             with self.timer.phase("comparison"):
                 for check, eager in checked:
-                    model.head.check_scores([eager.first(name) for name in program.outputs])
+                    program.decoder.check_scores([eager.first(name) for name in program.outputs])
                     if model.detect.graphs:
                         check.require_same(eager)

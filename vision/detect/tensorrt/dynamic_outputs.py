@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.detect.reference.decoder import Decoder
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
 from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, StagingBuffers
@@ -23,7 +24,7 @@ from vision.detect.tensorrt.loaded_engine import LoadedEngine
 from vision.detect.tensorrt.slot import DetectorSlot, ExecutionLane, LetterboxKernel, UploadPath
 from vision.engine.library import trt
 from vision.engine.memory import shared_scratch_bytes
-from vision.errors import DeviceError, ModelError
+from vision.errors import DeviceError
 from vision.gpu.cuda import Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, copy_to_host, queue_to_device
 from vision.types import Detections, Frame, FrameMeta
@@ -108,13 +109,15 @@ class DynamicSlot(DetectorSlot):
     def __init__(
         self,
         model: LoadedEngine,
-        outputs: Sequence[str],
+        decoder: Decoder,
         lane: ExecutionLane,
         letterbox: LetterboxKernel,
         uploads: UploadPath,
+        *,
+        constants: Mapping[str, int],
     ) -> None:
         self._model = model
-        self._names = outputs  # in the order of `Head.decode`
+        self._decoder = decoder
         self._contexts = dict(sorted(lane.contexts.items()))
         batch = max(self._contexts)
         scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in self._contexts.values())
@@ -140,7 +143,8 @@ class DynamicSlot(DetectorSlot):
             }
             for context in self._contexts.values():
                 context.give_memory(scratch.address, scratch_bytes)
-                context.set_address(model.input_name, images.address)
+                for name, address in {model.input_name: images.address, **constants}.items():
+                    context.set_address(name, address)
                 for output in self.outputs.values():
                     context.set_output_allocator(output.name, make_output_allocator(output))
             self._resources = resources.pop_all()
@@ -170,8 +174,8 @@ class DynamicSlot(DetectorSlot):
         for batch in self._contexts:
             self._queue(batch, ())
             self.stream.synchronize()
-            outputs = [self.outputs[name].read() for name in self._names]
-            self._model.head.check_scores([output[0] for output in outputs])
+            outputs = [self.outputs[name].read() for name in self._decoder.outputs]
+            self._decoder.check_scores(self._of_frame(outputs, 0))
 
     def _queue(self, batch: int, frames: Sequence[Frame]) -> None:
         rows: memoryview = self._rows.array((batch * DESCRIPTION_BYTES,)).data
@@ -197,15 +201,23 @@ class DynamicSlot(DetectorSlot):
 
     def detections(self) -> list[Detections]:
         frames, self._in_flight = self._in_flight, ()
-        outputs = [self.outputs[name].read() for name in self._names]
-        return [self._objects([output[index] for output in outputs], frame.meta) for index, frame in enumerate(frames)]
+        self.unnamed = 0
+        outputs = [self.outputs[name].read() for name in self._decoder.outputs]
+        return [self._objects(self._of_frame(outputs, index), frame.meta) for index, frame in enumerate(frames)]
+
+    def _of_frame(self, outputs: Sequence[NDArray[np.float32]], index: int) -> list[NDArray[np.float32]]:
+        """Return the outputs of frame `index` of a batch."""
+        is_one_frame = self._model.head.is_one_frame
+        return [output if is_one_frame(output.shape) else output[index] for output in outputs]
 
     def _objects(self, outputs: Sequence[NDArray[np.float32]], meta: FrameMeta) -> Detections:
-        spec, head = self._model.spec, self._model.head
+        spec = self._model.spec
         size = spec.input
         letterbox = Letterbox.fit(meta.width_px, meta.height_px, size.width, size.height, size.letterbox)
-        limits = spec.nms if head.needs_nms else None
-        return to_detections(head.decode(outputs), limits, letterbox, meta.width_px, meta.height_px)
+        limits = spec.nms if self._decoder.needs_nms else None
+        candidates = self._decoder.decode(outputs)
+        self.unnamed += candidates.unnamed
+        return to_detections(candidates, limits, letterbox, meta.width_px, meta.height_px)
 
     def _release(self) -> None:
         self._in_flight = ()
@@ -213,8 +225,10 @@ class DynamicSlot(DetectorSlot):
         self._resources.close()
 
 
-def choose_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> tuple[str, ...]:
-    """Return the names of the outputs that the head reads. An axis fits any size if its size is known only after a run.
+def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> Decoder:
+    """Return the decoder for the outputs that the head reads.
+
+    An axis fits any size if its size is known only after a run.
 
     Raises:
         ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.
@@ -222,10 +236,6 @@ def choose_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> tuple[str, 
     shapes: dict[str, tuple[int | None, ...]] = {}
     for name in lane.greatest.output_sizes():
         shape = tuple(int(axis) for axis in lane.greatest.raw.get_tensor_shape(name))
-        if shape[:1] not in {(max(lane.contexts),), (-1,)}:
-            raise ModelError(
-                f"{model.spec.name}: expected the batch as the first axis of output {name}; its shape is {shape}",
-                hint="export the model so that each frame has its own rows",
-            )
-        shapes[name] = (None, *(None if axis < 0 else axis for axis in shape[1:]))
-    return model.head.choose_outputs(shapes)
+        of_frame = model.shape_of_frame(name, shape, max(lane.contexts))
+        shapes[name] = (None, *(None if axis < 0 else axis for axis in of_frame))
+    return model.head.bind(shapes)

@@ -8,7 +8,7 @@ This module needs no GPU, so that tests can compare the kernels with `vision.det
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
@@ -16,11 +16,13 @@ from typing import ClassVar, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import HeadSpec, InputSpec, ModelSpec
+from vision.config import InputSpec, ModelSpec, NmsSpec
+from vision.detect.reference.decoder import Coding, Decoder, Rules
 from vision.detect.reference.heads import Head
+from vision.detect.reference.layout import Layout, Values
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
+from vision.detect.reference.postprocess import Overlaps
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
-from vision.errors import ModelError
 from vision.types import PixelFormat, YuvEncoding
 
 KERNELS: Final = Path(__file__).with_name("cuda")
@@ -65,7 +67,7 @@ THRESHOLD: Final = np.dtype([("score", np.float32), ("floor", np.float32), ("kee
 """Memory layout of ``struct Threshold`` in ``heads.cuh``."""
 
 RESULT: Final = np.dtype(
-    [("count", np.uint32), ("truncated", np.uint32), ("candidates", np.uint32), ("reserved", np.uint32)]
+    [("count", np.uint32), ("truncated", np.uint32), ("candidates", np.uint32), ("unnamed", np.uint32)]
 )
 """Memory layout of ``struct Result`` in ``postprocess.cu``."""
 
@@ -73,8 +75,11 @@ _PAIR_CAPACITY: Final = 16384
 """Maximum number of pairs per frame that are stored. Typically, a hundred pairs reach a threshold of 0.35, and a few
 thousand reach 0.05. If there are more pairs, the kernel reads the scores again, which is slower but correct."""
 
-_HEADS: Final[Mapping[str, int]] = {"nanodet": 0, "yolov5": 1, "yolov8": 2, "end-to-end": 3, "rt-detr": 4}
-_EFFICIENT_NMS: Final = 5
+OVERLAPS: Final = np.dtype([("same", np.float32), ("across", np.float32)])
+"""``struct Overlaps`` of ``nms.cuh``."""
+
+_CODINGS: Final[Mapping[Coding, int]] = {"distances": 0, "grid": 1, "centers": 2, "corners": 3, "corners-yx": 4}
+_INTEGERS: Final[Mapping[str, int]] = {"int32": 1, "int64": 2, "float32": 3, "float16": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,8 @@ class LetterboxProgram:
     """Constants and launch size of ``letterbox.cu`` for one model input."""
 
     spec: InputSpec
-    half_input: bool
-    interleaved: bool = False  # True if the tensor is (B, H, W, 4) instead of (B, 3, H, W)
+    dtype: str  # of the tensor: float32, float16, or uint8
+    channels: int = 0  # 3 or 4: the tensor is (B, H, W, channels); 0: it is (B, 3, H, W)
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
@@ -94,8 +99,8 @@ class LetterboxProgram:
         return {
             "WIDTH": self.spec.width,
             "HEIGHT": self.spec.height,
-            "HALF_INPUT": int(self.half_input),
-            "INTERLEAVED": int(self.interleaved),
+            "INPUT_TYPE": {"float32": 0, "float16": 1, "uint8": 2}[self.dtype],
+            "INTERLEAVED": self.channels,
             "RED_FIRST": int(self.spec.color == "rgb"),
             "FRACTION_BITS": FRACTION_BITS,
             "DOWN": self.pixels[1],
@@ -119,19 +124,21 @@ class Output:
         return self.dtype == "float16"
 
     @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return self.size * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class PostprocessProgram:
-    """Constants and launch sizes of ``postprocess.cu`` for one head."""
+    """Constants and launch sizes of ``postprocess.cu`` for one layout of outputs."""
 
     definitions: Definitions
-    outputs: tuple[str, ...]  # names of the outputs to read, in the order of `Head.decode`
-    scores: str  # name of the output with scores
-    boxes: str  # name of the output with boxes, which can be the same output
-    extra: tuple[str, str]  # names of the outputs with classes and counts of EfficientNMS_TRT; otherwise empty
+    decoder: Decoder
     candidates: int  # maximum number of candidates per frame
     objects: int  # maximum number of objects per frame
     work_bytes: int  # size of the work memory per frame
@@ -143,9 +150,7 @@ class PostprocessProgram:
     objects_block: ClassVar[Grid] = (512, 1, 1)
 
     @classmethod
-    def of(
-        cls, spec: ModelSpec, head: Head, class_count: int, outputs: Mapping[str, Output], shared_bytes: int
-    ) -> PostprocessProgram:
+    def of(cls, spec: ModelSpec, head: Head, outputs: Mapping[str, Output], shared_bytes: int) -> PostprocessProgram:
         """Create the program for the outputs that `head` reads.
 
         Args:
@@ -154,45 +159,51 @@ class PostprocessProgram:
         Raises:
             ModelError: the outputs do not fit the head, or the kernels cannot read them.
         """
-        names = head.choose_outputs({name: (None, *output.shape) for name, output in outputs.items()})
-        scores, boxes, extra = _roles(spec.head, names)
-        for name in (scores, boxes):
-            _require(spec, name, outputs[name].dtype, ("float32", "float16"))
-        for name in filter(None, extra):
-            _require(spec, name, outputs[name].dtype, ("int32",))
-        layout = _layout(spec.head, class_count, outputs[scores].shape, outputs[boxes].shape, scores == boxes)
-        objects = spec.nms.max_objects
-        candidates = spec.nms.max_candidates if head.needs_nms else objects
+        decoder = head.bind({name: (None, *output.shape) for name, output in outputs.items()})
+        tensors = [outputs[name] for name in decoder.outputs]
+        decoder.check_types([tensor.dtype for tensor in tensors])
+        places = _places(decoder.layout, decoder.rules, tensors)
+        candidates, objects = decoder.limit, spec.nms.max_objects
         work_bytes = _work_bytes(candidates)
         shared_work = work_bytes <= shared_bytes - _STATIC_SHARED
-        unit = (spec.input.width, spec.input.height) if spec.head.box_scale == "fraction" else (1, 1)
+        per_load = 8 if places["HALF_SCORES"] else 4
+        elements = _elements(decoder.layout, decoder.rules, tensors)
         definitions: Definitions = {
-            **layout,
-            "HEAD": _HEADS[spec.head.kind] if not any(extra) else _EFFICIENT_NMS,
-            "CLASSES": class_count,
-            "SIGMOID": int(spec.head.activation == "sigmoid"),
-            "HALF_SCORES": int(outputs[scores].half),
-            "HALF_BOXES": int(outputs[boxes].half),
-            "UNIT_X": unit[0],
-            "UNIT_Y": unit[1],
-            "BINS": spec.head.bins,
-            "STRIDES": ",".join(map(str, spec.head.strides)),
-            "WIDTH": spec.input.width,
-            "HEIGHT": spec.input.height,
+            **places,
+            **_coding(spec, decoder.rules),
             "CANDIDATES": candidates,
             "OBJECTS": objects,
             "PAIR_CAPACITY": max(_PAIR_CAPACITY, candidates),
-            "NMS": int(head.needs_nms),
-            "CLASS_AWARE": int(spec.nms.class_aware),
+            "NMS": int(decoder.needs_nms),
             "SHARED_WORK": int(shared_work),
+            "WHOLE_LOADS": int(all(number % per_load == 0 for numbers in elements for number in numbers)),
         }
-        per_block = 256 * 2 * (8 if outputs[scores].half else 4)
-        elements = layout["BOXES"] * (class_count if spec.head.kind == "yolov8" else layout["SCORE_COLUMNS"])
-        blocks = -(-elements // per_block)
-        return cls(definitions, names, scores, boxes, extra, candidates, objects, work_bytes, shared_work, blocks)
+        blocks = -(-max(count for count, _, _ in elements) // (256 * 2 * per_load))
+        return cls(definitions, decoder, candidates, objects, work_bytes, shared_work, blocks)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the engine's outputs that the kernels read."""
+        return self.decoder.outputs
+
+    def tensors(self, addresses: Mapping[str, int]) -> NDArray[np.void]:
+        """Return the ``struct Tensors`` of ``heads.cuh`` for the addresses of the outputs, by name."""
+        layout = self.decoder.layout
+        parts = layout.parts
+
+        def at(values: Values | None) -> int:
+            return 0 if values is None else addresses[layout.outputs[values.output]]
+
+        row = np.zeros((), [(name, np.uint64, len(parts)) for name in ("scores", "objectness", "boxes")] + _SINGLE)
+        row["scores"] = [at(part.scores) for part in parts]
+        row["objectness"] = [at(part.objectness) for part in parts]
+        row["boxes"] = [at(part.boxes) for part in parts]
+        row["classes"] = at(layout.class_ids)
+        row["number"] = 0 if layout.count is None else addresses[layout.outputs[layout.count]]
+        return row
 
     def pairs_grid(self, batch: int) -> Grid:
-        return (self._pairs_blocks, batch, 1)
+        return (self._pairs_blocks, batch, len(self.decoder.layout.parts))
 
     def objects_grid(self, batch: int) -> Grid:
         return (batch, 1, 1)
@@ -213,52 +224,98 @@ def _work_bytes(candidates: int) -> int:
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
 
 
-def _require(spec: ModelSpec, name: str, dtype: str, dtypes: tuple[str, ...]) -> None:
-    """Check that an output has one of the types `dtypes`.
-
-    Raises:
-        ModelError: the kernels cannot read this output.
-    """
-    if dtype not in dtypes:
-        raise ModelError(
-            f"{spec.name}: expected {' or '.join(dtypes)} for output {name}, got {dtype}",
-            hint="export the model with outputs in fp32",
-        )
+_SINGLE: Final[list[tuple[str, type[np.uint64], int]]] = [("classes", np.uint64, 1), ("number", np.uint64, 1)]
 
 
-def _roles(head: HeadSpec, outputs: tuple[str, ...]) -> tuple[str, str, tuple[str, str]]:
-    """Return the names of the outputs with scores, with boxes, and (EfficientNMS_TRT only) with classes and counts."""
-    if head.kind == "end-to-end" and len(outputs) == 4:
-        number, boxes, scores, classes = outputs
-        return scores, boxes, (classes, number)
-    if head.kind == "rt-detr":
-        return outputs[1], outputs[0], ("", "")
-    return outputs[0], outputs[-1], ("", "")
+def _boxes_of(values: Values, tensor: Output) -> int:
+    """Return the number of boxes in a tensor."""
+    return tensor.size // tensor.shape[0] if values.by_column else tensor.shape[0]
 
 
-def _layout(
-    head: HeadSpec, class_count: int, scores: tuple[int, ...], boxes: tuple[int, ...], shared: bool
-) -> dict[str, int]:
-    """Return the kernel constants for the positions of scores and boxes in the outputs."""
-    if head.kind == "yolov8":
-        return {"BOXES": scores[1], "SCORE_COLUMNS": 0, "BOX_COLUMNS": 0, "BOX_OFFSET": 0}
-    if len(scores) == 1:
-        return {"BOXES": scores[0], "SCORE_COLUMNS": 1, "BOX_COLUMNS": 4, "BOX_OFFSET": 0}
-    offset = class_count if head.kind == "nanodet" and shared else 0
-    return {"BOXES": scores[0], "SCORE_COLUMNS": scores[1], "BOX_COLUMNS": boxes[1], "BOX_OFFSET": offset}
+def _columns(values: Values | None, tensors: Sequence[Output]) -> int:
+    """Return the number of values of a box in a tensor."""
+    if values is None:
+        return 0
+    tensor = tensors[values.output]
+    return tensor.size // max(1, _boxes_of(values, tensor))
+
+
+def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str, int | float | str]:
+    """Return the definitions of the positions of scores, boxes, and classes in the tensors."""
+    part, class_ids = layout.parts[0], layout.class_ids
+    boxes = [_boxes_of(each.boxes, tensors[each.boxes.output]) for each in layout.parts]
+    number = "" if layout.count is None else tensors[layout.count].dtype
+    return {
+        "PARTS": len(layout.parts),
+        "PART_BOXES": ",".join(map(str, boxes)),
+        "BOXES": sum(boxes),
+        "CLASSES": rules.class_count,
+        "SCORE_COLUMNS": _columns(part.scores, tensors),
+        "SCORE_FIRST": part.scores.first,
+        "SCORES_BY_COLUMN": int(part.scores.by_column),
+        "OBJECTNESS_COLUMNS": _columns(part.objectness, tensors),
+        "OBJECTNESS_FIRST": 0 if part.objectness is None else part.objectness.first,
+        "FACTOR": 0 if part.objectness is None else 1 + int(rules.root),
+        "BOX_COLUMNS": _columns(part.boxes, tensors),
+        "BOX_FIRST": part.boxes.first,
+        "BOXES_BY_COLUMN": int(part.boxes.by_column),
+        "LABELED": int(class_ids is not None),
+        "CLASS_COLUMNS": _columns(class_ids, tensors),
+        "CLASS_FIRST": 0 if class_ids is None else class_ids.first,
+        "CLASS_TYPE": 0 if class_ids is None else _INTEGERS[tensors[class_ids.output].dtype],
+        "NUMBER_TYPE": _INTEGERS.get(number, 0),
+        "HALF_SCORES": int(tensors[part.scores.output].half),
+        "HALF_BOXES": int(tensors[part.boxes.output].half),
+    }
+
+
+def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
+    """Return, for each part, the number of elements to read, of those before the first, and of those of a frame."""
+    found = []
+    for part in layout.parts:
+        tensor = tensors[part.scores.output]
+        boxes = _boxes_of(part.scores, tensor)
+        by_column = part.scores.by_column
+        count = rules.class_count * boxes if by_column else tensor.size
+        found.append((count, part.scores.first * boxes if by_column else 0, tensor.size))
+    return found
+
+
+def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
+    """Return the definitions of the meaning of a box's values, and of the scores."""
+    fraction = spec.head.box_scale == "fraction"
+    return {
+        "CODING": _CODINGS[rules.coding],
+        "SIGMOID": int(rules.sigmoid),
+        "UNIT_X": spec.input.width if fraction else 1,
+        "UNIT_Y": spec.input.height if fraction else 1,
+        "BINS": max(1, rules.bins),
+        "STRIDES": ",".join(map(str, rules.strides)),
+        "CENTER_SCALE": rules.center[0],
+        "CENTER_SHIFT": rules.center[1],
+        "WIDTH": spec.input.width,
+        "HEIGHT": spec.input.height,
+    }
+
+
+def overlaps(limits: NmsSpec) -> NDArray[np.void]:
+    """Return an `OVERLAPS` structure."""
+    row, given = np.zeros((), OVERLAPS), Overlaps.of(limits)
+    row["same"], row["across"] = given.same, given.across
+    return row
 
 
 def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
     """Return the `THRESHOLD` structure of a head. `keep_address` is the device address of its `kept_classes`."""
     row = np.zeros((), THRESHOLD)
-    row["score"], row["floor"], row["keep"] = head.score, head.floor, keep_address
+    row["score"], row["floor"], row["keep"] = head.rules.score, head.rules.floor, keep_address
     return row
 
 
 def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
     """Return one byte per class: 1 if the detector reports the class, otherwise 0."""
     keep = np.zeros(class_count, np.uint8)
-    keep[head.classes] = 1
+    keep[head.rules.classes] = 1
     return keep
 
 

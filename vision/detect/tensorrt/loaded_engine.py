@@ -7,19 +7,78 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.reference.heads import Head
+from vision.detect.reference.inputs import constant_input, is_channels_last, require_levels
 from vision.engine.cache import default_folder
 from vision.engine.profiles import batch_sizes
 from vision.engine.runtime import Context, Engine
+from vision.engine.tensors import Tensor
 from vision.errors import ModelError
 from vision.gpu.cuda import Stream
+
+_FRAME_DTYPES: Final = ("float32", "float16", "uint8")
 
 
 def kernel_cache() -> Path:
     """Return the folder in which compiled kernels are cached."""
     return default_folder().parent / "kernels"
+
+
+def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
+    """Return the input for frames.
+
+    Raises:
+        ModelError: there is no such input, or more than one.
+    """
+    inputs = [tensor for tensor in engine.inputs if not tensor.is_shape_io]
+    frames = [tensor for tensor in inputs if len(tensor.shape) == 4 and tensor.dtype in _FRAME_DTYPES]
+    if len(frames) != 1:
+        listed = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in inputs) or "none"
+        raise ModelError(
+            f"{spec.name}: expected one input for frames, (batch, 3, height, width) or (batch, height, width, 3) in "
+            f"fp32, fp16, or uint8; the engine has {listed}",
+            hint="export the model with one input for frames",
+            code="input-mismatch",
+        )
+    if frames[0].dtype == "uint8":
+        require_levels(spec)
+    return frames[0]
+
+
+def frame_shape(frames: Tensor, spec: ModelSpec, batch: int) -> tuple[int, ...]:
+    """Return the shape of the input for frames."""
+    size = spec.input
+    if is_channels_last(frames.shape):
+        return batch, size.height, size.width, 3
+    return batch, frames.channels, size.height, size.width
+
+
+def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArray[Any]]:
+    """Return the tensors of the inputs that are the same for every frame, by name.
+
+    Raises:
+        ModelError: the values of an input are not known.
+    """
+    frames = frame_input(engine, spec)
+    others = [tensor for tensor in engine.inputs if not tensor.is_shape_io and tensor != frames]
+    return {
+        tensor.name: constant_input(
+            spec, tensor.name, [side if side >= 0 else None for side in tensor.shape], tensor.dtype, batch
+        )
+        for tensor in others
+    }
+
+
+def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all inputs whose values do not decide other shapes. Raises the errors of `constants_of`."""
+    frames = frame_input(engine, spec)
+    constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
+    return {frames.name: frame_shape(frames, spec, batch), **constants}
 
 
 @dataclass(slots=True)
@@ -51,40 +110,62 @@ class LoadedEngine:
     detect: DetectConfig
 
     @property
+    def frames(self) -> Tensor:
+        """The input for frames. Raises the errors of `frame_input`."""
+        return frame_input(self.engine, self.spec)
+
+    @property
     def input_name(self) -> str:
-        """Name of the tensor that holds the frames.
+        """Name of the input for frames. Raises the errors of `frame_input`."""
+        return self.frames.name
+
+    @property
+    def last_channels(self) -> int:
+        """Number of channels in the last axis of the memory of the input for frames. 0 if it consists of planes."""
+        frames = self.frames
+        if is_channels_last(frames.shape):
+            return 3
+        return frames.channels if frames.interleaved else 0
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Return the shape of the input for frames."""
+        return frame_shape(self.frames, self.spec, batch)
+
+    def constants(self, batch: int) -> dict[str, NDArray[Any]]:
+        """Return the tensors of the inputs that are the same for every frame. Raises the errors of `constants_of`."""
+        return constants_of(self.engine, self.spec, batch)
+
+    def shape_of_frame(self, output: str, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+        """Return the shape of an output for one frame, from its shape for a batch. -1 marks an axis of variable size.
 
         Raises:
-            ModelError: the engine has no such tensor, or several.
+            ModelError: the first axis is not the batch.
         """
-        frames = [tensor for tensor in self.engine.inputs if not tensor.is_shape_io]
-        if len(frames) != 1 or len(frames[0].shape) != 4 or frames[0].dtype not in {"float32", "float16"}:
-            inputs = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in frames) or "none"
-            raise ModelError(
-                f"{self.spec.name}: expected one input, (batch, 3, height, width) in fp32 or fp16; "
-                f"the engine has {inputs}",
-                hint="export the model with only this input",
-            )
-        return frames[0].name
-
-    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Return the shape of the tensor that holds the frames."""
-        channels = self.engine.tensor(self.input_name).channels
-        return (batch, channels, self.spec.input.height, self.spec.input.width)
+        one_frame = self.head.is_one_frame(shape)
+        if batch == 1 if one_frame else shape[:1] in {(batch,), (-1,)}:
+            return shape if one_frame else shape[1:]
+        raise ModelError(
+            f"{self.spec.name}: expected the batch size {batch} as the first axis of output {output}; its shape is "
+            f"{shape}",
+            hint="set `detect: {max_batch: 1}`"
+            if one_frame
+            else "export the model so that each frame has its own rows",
+            code="output-without-batch",
+        )
 
     def batches(self) -> tuple[int, ...]:
         """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts; if none, its largest."""
-        name, profiles = self.input_name, self.engine.profiles
-        sizes = batch_sizes(self.detect.max_batch)
-        taken = tuple(size for size in sizes if any(p.contains({name: self.input_shape(size)}) for p in profiles))
+        shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
+        taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
         """Create a context for one batch size on a stream. The caller must set its memory and addresses."""
-        shapes = {self.input_name: self.input_shape(batch)}
+        shapes = input_shapes(self.engine, self.spec, batch)
         profile = self.engine.choose(shapes)
         context = self.engine.create_context(profile, stream.address)
-        context.set_shape(self.input_name, shapes[self.input_name])
+        for name, shape in shapes.items():
+            context.set_shape(name, shape)
         for name, values in self.engine.profiles[profile].values.items():
             context.set_values(name, values.opt)
         return context

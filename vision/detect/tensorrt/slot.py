@@ -76,7 +76,7 @@ class Kernels:
     objects: Kernel
     program: PostprocessProgram
     threshold: NDArray[np.void]
-    iou: float
+    overlaps: NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class TensorSizes:
     batch: int
     input_name: str
     input_bytes: int
+    constants: Mapping[str, int]  # device addresses of the inputs that are the same for every frame, by name
     outputs: Mapping[str, int]  # size of each output, by name
     scratch_bytes: int  # maximum over the contexts, because the contexts of a slot run one after another
 
@@ -183,25 +184,19 @@ class BatchGraph(Resource):
         self._stream = stream
         self._captured = contextlib.ExitStack()
         program = kernels.program
-        frames, scores, boxes = (
-            memory.descriptions.address,
-            memory.outputs[program.scores].address,
-            memory.outputs[program.boxes].address,
-        )
+        frames = memory.descriptions.address
+        tensors = program.tensors({name: memory.outputs[name].address for name in program.outputs})
         letterbox = kernels.letterbox.bind(batch, frames, memory.input.address, memory.counts.address)
-        extra = tuple(memory.outputs[name].address if name else 0 for name in program.extra)
         pairs = kernels.pairs.bind(
             program.pairs_grid(batch),
             program.pairs_block,
-            *(frames, scores, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
+            *(frames, tensors, memory.keys.address, memory.counts.address, kernels.threshold),
         )
         objects = kernels.objects.bind(
             program.objects_grid(batch),
             program.objects_block,
-            *(frames, scores, boxes, *extra, memory.keys.address, memory.counts.address, kernels.threshold),
-            np.float32(kernels.iou),
-            memory.work.address,
-            *memory.result.addresses,
+            *(frames, tensors, memory.keys.address, memory.counts.address, kernels.threshold),
+            *(kernels.overlaps, memory.work.address, *memory.result.addresses),
         )
         self.steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("letterbox", partial(letterbox.enqueue, stream)),
@@ -237,6 +232,8 @@ class DetectorSlot(Resource):
 
     def __init__(self, stream: Stream, uploads: UploadPath) -> None:
         self.stream = stream
+        self.unnamed = 0
+        """Number of boxes of the last batch whose class id has no name."""
         self._uploads = uploads
         self._in_flight: Sequence[Frame] = ()  # keeps the memory of the frames valid
         self._done = Completion()
@@ -269,9 +266,10 @@ class Slot(DetectorSlot):
             self.graphs: dict[int, BatchGraph] = {}
             for batch, context in sorted(lane.contexts.items()):
                 context.give_memory(memory.scratch.address, sizes.scratch_bytes)
-                context.set_address(sizes.input_name, memory.input.address)  # once: a graph stores addresses
-                for name, buffer in memory.outputs.items():
-                    context.set_address(name, buffer.address)
+                addresses = {name: buffer.address for name, buffer in memory.outputs.items()}
+                addresses |= {sizes.input_name: memory.input.address, **sizes.constants}
+                for name, address in addresses.items():  # once: a graph stores addresses
+                    context.set_address(name, address)
                 graph = BatchGraph(batch, context, memory, stream, kernels)
                 self.graphs[batch] = resources.enter_context(graph)
             self._resources = resources.pop_all()
@@ -298,6 +296,7 @@ class Slot(DetectorSlot):
 
     def detections(self) -> list[Detections]:
         count, self._in_flight = len(self._in_flight), ()
+        self.unnamed = int(self.memory.result.counts[:count, 3].sum())
         return [self.memory.result.detections(index) for index in range(count)]
 
     def _release(self) -> None:

@@ -1,20 +1,28 @@
-// Decodes the outputs of a network, for one head per compilation, with the arithmetic of
-// vision/detect/reference/heads.py.
+// Decodes a network's outputs. One layout per compilation. Uses the arithmetic of vision/detect/reference/decoder.py.
 //
-// Definitions: HEAD, BOXES (cells or queries of one frame), CLASSES, SIGMOID, HALF_SCORES, HALF_BOXES (1: fp16),
-// SCORE_COLUMNS and BOX_COLUMNS (row lengths of their tensors; both can be in one tensor), BOX_OFFSET (column of the
-// first box value), UNIT_X, UNIT_Y (model pixels per unit of a box), and, for nanodet, BINS, STRIDES, WIDTH, HEIGHT.
+// Boxes are in one part, or in one part per stride, each with its own tensors. Definitions:
+//
+// - PARTS, PART_BOXES (boxes of each part), BOXES (of all parts), CLASSES, SIGMOID.
+// - HALF_SCORES, HALF_BOXES (1: fp16).
+// - For SCORE, OBJECTNESS, BOX, and CLASS (the class id of a box): _COLUMNS (values of a box in the tensor), _FIRST
+//   (column of the first value).
+// - SCORES_BY_COLUMN, BOXES_BY_COLUMN (1: the tensor has a column per box, not a row. Objectness is stored as scores).
+// - FACTOR: 0: no objectness, 1: the score is the product with it, 2: the root of the product.
+// - LABELED: 1: one score and one class per box, 0: a score per class.
+// - CLASS_TYPE and NUMBER_TYPE (of the class ids, and of the number of valid boxes): see `integer_of`.
+// - CODING, UNIT_X, UNIT_Y (model pixels per unit of a box). With cells: BINS, STRIDES, CENTER_SCALE, CENTER_SHIFT
+//   (center of a cell = (cell + CENTER_SCALE) * stride + CENTER_SHIFT), WIDTH, HEIGHT.
 #pragma once
 #include "device.cuh"
 
-#define NANODET 0
-#define YOLOV5 1
-#define YOLOV8 2
-#define END_TO_END 3
-#define RT_DETR 4
-#define EFFICIENT_NMS 5  // the four outputs of the plugin EfficientNMS_TRT
+#define DISTANCES 0
+#define GRID 1
+#define CENTERS 2
+#define CORNERS 3
+#define CORNERS_YX 4
 
-#define ONE_CLASS_A_BOX (HEAD == END_TO_END || HEAD == EFFICIENT_NMS)  // the index of a pair is the index of its box
+#define PRODUCT 1
+#define ROOT 2
 
 #if HALF_SCORES
 typedef u16 ScoreValue;
@@ -32,15 +40,38 @@ typedef float BoxValue;
 __device__ __forceinline__ float value_of_box(BoxValue value) { return value; }
 #endif
 
+// Addresses of the engine's outputs, as `vision.detect.tensorrt.kernels.PostprocessProgram.tensors` writes them.
+struct Tensors {
+    const ScoreValue* scores[PARTS];
+    const ScoreValue* objectness[PARTS];
+    const BoxValue* boxes[PARTS];
+    const void* classes;
+    const void* number;  // of valid boxes
+};
+
 struct Threshold {
     float score;         // lowest score of a candidate
     float floor;         // lowest raw value that can reach `score`
     const u8* keep;      // one byte per class: 1 if the detector reports it
 };
 
+__device__ __forceinline__ u32 boxes_in(u32 part) {
+    const u32 boxes[] = {PART_BOXES};
+    return boxes[PARTS == 1 ? 0 : part];
+}
+
+// Replaces the number of a box by its number in its part. Returns the part.
+__device__ __forceinline__ u32 part_of(u32* box) {
+    u32 part = 0;
+    while (part + 1 < PARTS && *box >= boxes_in(part)) *box -= boxes_in(part++);
+    return part;
+}
+
 __device__ __forceinline__ float activated(float raw) {
 #if SIGMOID
     return 1.0f / (1.0f + expf(-raw));
+#elif FACTOR == ROOT
+    return fminf(fmaxf(raw, 0.0f), 1.0f);
 #else
     return raw;
 #endif
@@ -53,109 +84,149 @@ __device__ __forceinline__ u64 key_of(float score, u32 index) {
 __device__ __forceinline__ u32 index_of(u64 key) { return 0xFFFFFFFFu - (u32)key; }
 __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32)(key >> 32)); }
 
-// ---------------------------------------------------------------------------------------------- pairs of box and class
+// Returns an integer that a tensor holds as int32 (1), int64 (2), float (3), or fp16 (4); -1 if it is no whole number
+// from 0 to 2^24.
+__device__ __forceinline__ int integer_of(const void* values, u64 at, int type) {
+    if (type == 1) return max(((const int*)values)[at], -1);
+    if (type == 2) {
+        long long value = ((const long long*)values)[at];
+        return value >= 0 && value <= 1 << 24 ? (int)value : -1;
+    }
+    float value = type == 3 ? ((const float*)values)[at] : half_to_float(((const u16*)values)[at]);
+    return value >= 0.0f && value <= 16777216.0f && value == floorf(value) ? (int)value : -1;
+}
 
-#if HEAD == YOLOV8
-#define ELEMENTS (CLASSES * BOXES)
-#define FIRST_ELEMENT (4 * BOXES)
-#define SCORES_OF_A_FRAME ((4 + CLASSES) * BOXES)
-#else
-#define ELEMENTS (BOXES * SCORE_COLUMNS)
-#define FIRST_ELEMENT 0
-#define SCORES_OF_A_FRAME ELEMENTS
-#endif
-#define BOXES_OF_A_FRAME (HEAD == YOLOV8 ? SCORES_OF_A_FRAME : BOXES * BOX_COLUMNS)
+// ------------------------------------------------------------------------------------- candidates: pairs of box, class
 
-// The score tensors of one frame. Only EFFICIENT_NMS uses `classes` and `number`.
+// Position of value `column` of a box in the part of one frame.
+__device__ __forceinline__ u32 score_at(u32 boxes, u32 box, u32 column, u32 columns) {
+    return SCORES_BY_COLUMN ? column * boxes + box : box * columns + column;
+}
+
+// The elements of a part that contain scores: a range of its tensor, in which `find_pairs` reads all.
+__device__ __forceinline__ u32 elements_in(u32 part) {
+    return boxes_in(part) * (SCORES_BY_COLUMN ? CLASSES : SCORE_COLUMNS);
+}
+__device__ __forceinline__ u32 first_element(u32 part) { return SCORES_BY_COLUMN ? SCORE_FIRST * boxes_in(part) : 0; }
+
+// The scores of one frame in one part.
 struct Scores {
-    const ScoreValue* values;
-    const int* classes;
-    u32 number;  // number of valid rows
+    const ScoreValue* values;  // from `first_element`
+    const ScoreValue* objectness;
+    u32 boxes, start;  // boxes in the part, and in those before it
+    u32 number;        // of valid boxes
 
-    __device__ __forceinline__ Scores(const ScoreValue* all, const int* all_classes, const int* numbers, u32 frame)
-        : values(all + (u64)frame * SCORES_OF_A_FRAME + FIRST_ELEMENT), classes(0), number(0) {
-#if HEAD == EFFICIENT_NMS
-        classes = all_classes + (u64)frame * BOXES;
-        number = (u32)numbers[frame];
+    __device__ __forceinline__ Scores(const Tensors& tensors, u32 frame, u32 part)
+        : values(0), objectness(0), boxes(boxes_in(part)), start(0), number(boxes) {
+        values = tensors.scores[part] + (u64)frame * boxes * SCORE_COLUMNS + first_element(part);
+#if FACTOR
+        objectness = tensors.objectness[part] + (u64)frame * boxes * OBJECTNESS_COLUMNS;
+#endif
+        for (u32 before = 0; before < part; before++) start += boxes_in(before);
+#if LABELED && NUMBER_TYPE
+        int valid = integer_of(tensors.number, frame, NUMBER_TYPE);
+        number = (u32)min(max(valid, 0), (int)boxes);
 #endif
     }
 };
 
-// Returns the key of the pair at element `at` of a frame's scores; 0 if the element is not a score, or is below the
-// threshold. `raw` is the value of the element. The threshold is tested first, because most elements are far below it.
-__device__ __forceinline__ u64 pair_key(Scores scores, u32 at, float raw, Threshold limit) {
-    float score = raw;
-#if HEAD == YOLOV5
-    u32 box = at / SCORE_COLUMNS, column = at % SCORE_COLUMNS;
-    if (column < 5) return 0;
-    float objectness = value_of_score(scores.values[box * SCORE_COLUMNS + 4]);
-    if (!(objectness >= limit.floor)) return 0;
-    u32 class_id = column - 5;
-#elif HEAD == END_TO_END
-    u32 box = at / SCORE_COLUMNS;
-    if (at % SCORE_COLUMNS != 4 || !(raw >= limit.floor)) return 0;
-    float named = value_of_score(scores.values[at + 1]);
-    if (!(named >= 0.0f && named < (float)CLASSES) || named != floorf(named)) return 0;
-    u32 class_id = (u32)named;
-#elif HEAD == EFFICIENT_NMS
-    u32 box = at, class_id = (u32)scores.classes[at];
-    if (at >= scores.number || class_id >= CLASSES || !(raw >= limit.floor)) return 0;
+// Returns the class of a box, or -1 if it has no name.
+__device__ __forceinline__ int labeled_class(const Tensors& tensors, u32 frame, u32 box) {
+#if LABELED
+    int id = integer_of(tensors.classes, ((u64)frame * BOXES + box) * CLASS_COLUMNS + CLASS_FIRST, CLASS_TYPE);
+    return id < CLASSES ? id : -1;
 #else
-    if (!(raw >= limit.floor)) return 0;
-#if HEAD == YOLOV8
-    u32 class_id = at / BOXES, box = at % BOXES;
-#else
-    u32 box = at / SCORE_COLUMNS, class_id = at % SCORE_COLUMNS;
-    if (class_id >= CLASSES) return 0;
+    return -1;
 #endif
-#endif
-    if (!limit.keep[class_id]) return 0;
-    score = activated(score);
-#if HEAD == YOLOV5
-    score = __fmul_rn(score, activated(objectness));
-#endif
-    if (!(score >= limit.score)) return 0;
-    return key_of(score, ONE_CLASS_A_BOX ? box : box * CLASSES + class_id);
 }
 
-__device__ __forceinline__ u32 box_of(u32 index) { return ONE_CLASS_A_BOX ? index : index / CLASSES; }
-
-__device__ __forceinline__ int class_of(Scores scores, u32 index) {
-#if HEAD == END_TO_END
-    return (int)value_of_score(scores.values[index * SCORE_COLUMNS + 5]);
-#elif HEAD == EFFICIENT_NMS
-    return scores.classes[index];
+// Returns the key of the pair at element `at` of a frame's scores in a part, or 0 if that is not a candidate. `raw` is
+// the element's value. Most elements are far below the threshold, so that test comes first.
+__device__ __forceinline__ u64 pair_key(
+    const Tensors& tensors, const Scores& scores, u32 frame, u32 at, float raw, Threshold limit) {
+    if (!(raw >= limit.floor)) return 0;
+#if LABELED
+    u32 box = at / SCORE_COLUMNS;
+    if (at % SCORE_COLUMNS != SCORE_FIRST || box >= scores.number) return 0;
+    int class_id = labeled_class(tensors, frame, box);
+    if (class_id < 0 || !limit.keep[class_id]) return 0;
+    float score = activated(raw);
+    return score >= limit.score ? key_of(score, box) : 0;
 #else
-    return (int)(index % CLASSES);
+#if SCORES_BY_COLUMN
+    u32 class_id = at / scores.boxes, box = at % scores.boxes;
+#else
+    u32 box = at / SCORE_COLUMNS, class_id = at % SCORE_COLUMNS - SCORE_FIRST;  // wraps for columns before the first
+    if (class_id >= CLASSES) return 0;
 #endif
+    if (!limit.keep[class_id]) return 0;
+    float score = activated(raw);
+#if FACTOR
+    float factor = value_of_score(scores.objectness[score_at(scores.boxes, box, OBJECTNESS_FIRST, OBJECTNESS_COLUMNS)]);
+    if (!(factor >= limit.floor)) return 0;
+    score = __fmul_rn(score, activated(factor));
+#if FACTOR == ROOT
+    score = __fsqrt_rn(score);
+#endif
+#endif
+    if (!(score >= limit.score)) return 0;
+    const u32 column = SCORES_BY_COLUMN ? 0 : SCORE_FIRST;
+    for (u32 other = 0; other < CLASSES; other++) {  // the box is of its best class
+        float rival = value_of_score(scores.values[score_at(scores.boxes, box, column + other, SCORE_COLUMNS)]);
+        if ((rival > raw || (rival == raw && other < class_id)) && limit.keep[other]) return 0;
+    }
+    return key_of(score, (scores.start + box) * CLASSES + class_id);
+#endif
+}
+
+__device__ __forceinline__ u32 box_of(u32 index) { return LABELED ? index : index / CLASSES; }
+
+__device__ __forceinline__ int class_of(const Tensors& tensors, u32 frame, u32 index) {
+    return LABELED ? labeled_class(tensors, frame, index) : (int)(index % CLASSES);
 }
 
 // ---------------------------------------------------------------------------------------------- boxes
 
-#if HEAD == NANODET
-// Returns the center of a cell along x (axis 0) or y (axis 1), and its stride.
-__device__ __forceinline__ float center_of(u32 cell, int axis, float* stride_px) {
+#if CODING == DISTANCES || CODING == GRID
+// Returns the column (axis 0) or row (axis 1) of a cell in the grid of its stride.
+__device__ __forceinline__ float cell_of(u32 box, int axis, float* stride_px) {
     const int strides[] = {STRIDES};
 #pragma unroll
     for (int level = 0; level < (int)(sizeof(strides) / sizeof(int)); level++) {
         u32 stride = strides[level], columns = (WIDTH + stride - 1) / stride, rows = (HEIGHT + stride - 1) / stride;
-        if (cell < columns * rows) {
+        if (box < columns * rows) {
             *stride_px = (float)stride;
-            return (float)((axis ? cell / columns : cell % columns) * stride) + (float)(stride - 1) * 0.5f;
+            return (float)(axis ? box / columns : box % columns);
         }
-        cell -= columns * rows;
+        box -= columns * rows;
     }
     *stride_px = 0.0f;
     return 0.0f;
 }
+#endif
 
+// The values of one box. `step` is the distance between two of them.
+struct BoxValues {
+    const BoxValue* values;
+    u32 step;
+
+    __device__ __forceinline__ BoxValues(const Tensors& tensors, u32 frame, u32 box) {
+        u32 part = part_of(&box), boxes = boxes_in(part);
+        values = tensors.boxes[part] + (u64)frame * boxes * BOX_COLUMNS;
+        values += BOXES_BY_COLUMN ? (u64)BOX_FIRST * boxes + box : (u64)box * BOX_COLUMNS + BOX_FIRST;
+        step = BOXES_BY_COLUMN ? boxes : 1;
+    }
+    __device__ __forceinline__ float operator[](u32 at) const { return value_of_box(values[at * step]); }
+};
+
+#if CODING == DISTANCES
 // Returns the expectation of the softmax over the bins of one side.
-__device__ __forceinline__ float distance_of(const BoxValue* side) {
-    float logits[BINS], highest = value_of_box(side[0]);
+__device__ __forceinline__ float distance_of(const BoxValues& box, int side) {
+    float logits[BINS], highest = box[side * BINS];
     logits[0] = highest;
 #pragma unroll
     for (int bin = 1; bin < BINS; bin++) {
-        logits[bin] = value_of_box(side[bin]);
+        logits[bin] = box[side * BINS + bin];
         highest = fmaxf(highest, logits[bin]);
     }
     float sum = 0.0f, weighted = 0.0f;
@@ -170,21 +241,24 @@ __device__ __forceinline__ float distance_of(const BoxValue* side) {
 #endif
 
 // Returns x1, y1, x2, or y2 (side 0 to 3) of a box, in model pixels.
-__device__ __forceinline__ float coordinate(const BoxValue* boxes, u32 box, int side) {
+__device__ __forceinline__ float coordinate(const Tensors& tensors, u32 frame, u32 box, int side) {
     const float unit = side & 1 ? (float)UNIT_Y : (float)UNIT_X;
-#if HEAD == NANODET
-    float stride, center = center_of(box, side & 1, &stride);
-    float distance = __fmul_rn(distance_of(boxes + (u64)box * BOX_COLUMNS + BOX_OFFSET + side * BINS), stride);
+    const BoxValues values(tensors, frame, box);
+#if CODING == DISTANCES
+    float stride, cell = cell_of(box, side & 1, &stride);
+    float center = __fadd_rn(__fmul_rn(__fadd_rn(cell, (float)CENTER_SCALE), stride), (float)CENTER_SHIFT);
+    float distance = __fmul_rn(distance_of(values, side), stride);
     float edge = side < 2 ? __fsub_rn(center, distance) : __fadd_rn(center, distance);
-#elif ONE_CLASS_A_BOX
-    float edge = value_of_box(boxes[(u64)box * BOX_COLUMNS + side]);
+#elif CODING == CORNERS
+    float edge = values[side];
+#elif CODING == CORNERS_YX
+    float edge = values[side ^ 1];
 #else
-#if HEAD == YOLOV8
-    float center = value_of_box(boxes[(u64)(side & 1) * BOXES + box]);
-    float extent = value_of_box(boxes[(u64)(2 + (side & 1)) * BOXES + box]);
-#else
-    float center = value_of_box(boxes[(u64)box * BOX_COLUMNS + BOX_OFFSET + (side & 1)]);
-    float extent = value_of_box(boxes[(u64)box * BOX_COLUMNS + BOX_OFFSET + 2 + (side & 1)]);
+    float center = values[side & 1], extent = values[2 + (side & 1)];
+#if CODING == GRID
+    float stride, cell = cell_of(box, side & 1, &stride);
+    center = __fmul_rn(__fadd_rn(center, cell), stride);
+    extent = __fmul_rn(expf(extent), stride);
 #endif
     float half = __fmul_rn(extent, 0.5f);
     float edge = side < 2 ? __fsub_rn(center, half) : __fadd_rn(center, half);

@@ -8,9 +8,10 @@
 // The rate of instructions limits this kernel more than the memory does. Therefore, levels become floats without a
 // conversion (`raised`), additions replace divisions, and the branch on the format is outside of all loops.
 //
-// Definitions: WIDTH, HEIGHT (of the canvas), HALF_INPUT (1: fp16 tensor, 0: fp32), INTERLEAVED (1: the tensor is
-// (B, HEIGHT, WIDTH, 4) with zeros in the fourth channel, 0: (B, 3, HEIGHT, WIDTH)), RED_FIRST (1: channels are red,
-// green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`), DOWN (rows per thread).
+// Definitions: WIDTH, HEIGHT (of the canvas), INPUT_TYPE (of the tensor; 0: fp32, 1: fp16, 2: uint8), INTERLEAVED (0:
+// the tensor is (B, 3, HEIGHT, WIDTH), 3: (B, HEIGHT, WIDTH, 3), 4: (B, HEIGHT, WIDTH, 4) with zeros in the fourth
+// channel), RED_FIRST (1: channels are red, green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`),
+// DOWN (rows per thread).
 #include "device.cuh"
 
 struct Normalize {
@@ -225,7 +226,12 @@ struct Column<FORMAT_I420> : YuvColumn<FORMAT_I420> {
 
 #define ACROSS 2  // adjacent pixels per thread, so that an interleaved fp16 store has 16 bytes
 
-#if HALF_INPUT
+#if INPUT_TYPE == 2  // levels: there is no normalization
+typedef u8 Input;
+typedef u16 Pair;
+__device__ __forceinline__ Input to_input(float value) { return (Input)value; }
+__device__ __forceinline__ Pair to_pair(float first, float second) { return (Pair)((u32)first | (u32)second << 8); }
+#elif INPUT_TYPE == 1
 typedef u16 Input;
 typedef u32 Pair;
 __device__ __forceinline__ Input to_input(float value) { return float_to_half(value); }
@@ -253,7 +259,18 @@ __device__ __forceinline__ Pixel normalized(Levels levels, const Normalize& norm
     }};
 }
 
-#if INTERLEAVED
+#if INTERLEAVED == 3
+
+__device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a, Pixel b) {
+    Input* out = tensor + (((u64)blockIdx.y * HEIGHT + row) * WIDTH + left) * 3;
+#pragma unroll
+    for (int c = 0; c < 3; c++) {
+        out[c] = to_input(a.channel[c]);
+        if (WIDTH % ACROSS == 0 || left + 1 < WIDTH) out[3 + c] = to_input(b.channel[c]);
+    }
+}
+
+#elif INTERLEAVED == 4
 
 struct __align__(4 * sizeof(Input)) Interleaved {
     Pair at[2];
@@ -263,7 +280,7 @@ __device__ __forceinline__ void store(Input* tensor, int row, int left, Pixel a,
     Interleaved* out = (Interleaved*)tensor + ((u64)blockIdx.y * HEIGHT + row) * WIDTH + left;
     Interleaved first = {{to_pair(a.channel[0], a.channel[1]), to_pair(a.channel[2], 0.0f)}};
     Interleaved second = {{to_pair(b.channel[0], b.channel[1]), to_pair(b.channel[2], 0.0f)}};
-#if HALF_INPUT
+#if INPUT_TYPE == 1
     if (WIDTH % ACROSS == 0) {
         store_words(out, first.at[0], first.at[1], second.at[0], second.at[1]);
         return;

@@ -17,13 +17,18 @@ __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, flo
     return intersection > __fmul_rn(iou, joined);
 }
 
+// Overlaps above which a box suppresses boxes of its class, and of other classes.
+struct Overlaps {
+    float same, across;
+};
+
 // Sets gone[i] for every candidate i that an earlier candidate suppresses. Ignores candidates that are already gone.
-// All threads of the block must call this. `classes` is null if a box suppresses boxes of any class.
+// All threads of the block must call this.
 //
 // Processes 64 candidates at a time. All their pairs are tested in parallel, and the results are stored in 64-bit
 // masks. One thread then processes the masks in order. The kept candidates are tested against all later candidates.
 __device__ void suppress(
-    const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, float iou) {
+    const float4* boxes, const float* areas, const int* classes, volatile u8* gone, u32 count, Overlaps iou) {
     __shared__ u64 rows[64];
     __shared__ u32 halves[2];
     __shared__ u32 kept[64], kept_count;
@@ -42,9 +47,11 @@ __device__ void suppress(
             for (u32 pair = threadIdx.x; pair < size * 64; pair += blockDim.x) {
                 u32 i = pair / 64, j = pair % 64;
                 bool hit = false;
-                if (j > i && j < size && (alive >> i & 1) && (alive >> j & 1) &&
-                    (!classes || classes[start + i] == classes[start + j]))
-                    hit = suppresses(boxes[start + i], areas[start + i], boxes[start + j], areas[start + j], iou);
+                if (j > i && j < size && (alive >> i & 1) && (alive >> j & 1)) {
+                    u32 a = start + i, b = start + j;
+                    float limit = classes[a] == classes[b] ? iou.same : iou.across;
+                    hit = suppresses(boxes[a], areas[a], boxes[b], areas[b], limit);
+                }
                 u32 votes = __ballot_sync(0xFFFFFFFFu, hit);
                 if (threadIdx.x % 32 == 0) words[2 * i + j / 32] = votes;
             }
@@ -71,11 +78,10 @@ __device__ void suppress(
             if (gone[j]) continue;
             float4 box = boxes[j];
             float area = areas[j];
-            int class_id = classes ? classes[j] : 0;
+            int class_id = classes[j];
             for (u32 k = 0; k < found; k++) {
                 u32 i = kept[k];
-                if (classes && classes[i] != class_id) continue;
-                if (suppresses(boxes[i], areas[i], box, area, iou)) {
+                if (suppresses(boxes[i], areas[i], box, area, classes[i] == class_id ? iou.same : iou.across)) {
                     gone[j] = 1;
                     break;
                 }

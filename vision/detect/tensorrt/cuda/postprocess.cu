@@ -6,7 +6,8 @@
 // number of objects, and the number of candidates that did not fit.
 //
 // Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
-// `find_pairs` can store; with more, `objects` reads the scores again), NMS, CLASS_AWARE, SHARED_WORK.
+// `find_pairs` can store; with more, `objects` reads the scores again), NMS, SHARED_WORK, WHOLE_LOADS (1: the scores of
+// every frame and part can be loaded in units of 16 bytes).
 #include "device.cuh"
 #include "heads.cuh"
 #include "nms.cuh"
@@ -15,35 +16,35 @@
 #define FULL_WARP 0xFFFFFFFFu
 #define PER_LOAD (HALF_SCORES ? 8 : 4)
 #define LOADS 2
-#define WHOLE_LOADS (ELEMENTS % PER_LOAD == 0 && FIRST_ELEMENT % PER_LOAD == 0 && SCORES_OF_A_FRAME % PER_LOAD == 0)
 
 struct __align__(16) Values {
     ScoreValue at[PER_LOAD];
 };
 
-__device__ __forceinline__ Values load_values(const ScoreValue* values_of_frame, u32 at) {
+__device__ __forceinline__ Values load_values(const ScoreValue* values_of_frame, u32 at, u32 elements) {
     Values values;
 #if WHOLE_LOADS
-    if (at < ELEMENTS) values = *(const Values*)(values_of_frame + at);
+    if (at < elements) values = *(const Values*)(values_of_frame + at);
 #else
     for (u32 i = 0; i < PER_LOAD; i++)
-        if (at + i < ELEMENTS) values.at[i] = values_of_frame[at + i];
+        if (at + i < elements) values.at[i] = values_of_frame[at + i];
 #endif
     return values;
 }
 
-// Launch: grid (ceil(ELEMENTS / (256 * LOADS * PER_LOAD)), batch), block 256. `letterbox` has set `counts` to 0.
+// Launch: grid (ceil(elements / (256 * LOADS * PER_LOAD)), batch, PARTS) for the elements of the largest part, block
+// 256. `letterbox` has set `counts` to 0.
 extern "C" __global__ void __launch_bounds__(256)
-find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_classes, const int* numbers, u64* all_keys,
-           u32* counts, Threshold limit) {
-    u32 row = blockIdx.y;
-    if (frames[row].width == 0) return;
-    Scores scores(all_scores, all_classes, numbers, row);
+find_pairs(const Frame* frames, Tensors tensors, u64* all_keys, u32* counts, Threshold limit) {
+    u32 row = blockIdx.y, part = blockIdx.z, elements = elements_in(part);
+    if (frames[row].width == 0 || blockIdx.x * LOADS * 256 * PER_LOAD >= elements) return;
+    const Scores scores(tensors, row, part);
     u64* keys = all_keys + (u64)row * PAIR_CAPACITY;
     u32 start = (blockIdx.x * LOADS * 256 + threadIdx.x) * PER_LOAD;
     Values values[LOADS];
 #pragma unroll
-    for (int load = 0; load < LOADS; load++) values[load] = load_values(scores.values, start + load * 256 * PER_LOAD);
+    for (int load = 0; load < LOADS; load++)
+        values[load] = load_values(scores.values, start + load * 256 * PER_LOAD, elements);
 #pragma unroll
     for (int load = 0; load < LOADS; load++) {
         u32 first = start + load * 256 * PER_LOAD;
@@ -52,7 +53,8 @@ find_pairs(const Frame* frames, const ScoreValue* all_scores, const int* all_cla
 #pragma unroll
         for (u32 i = 0; i < PER_LOAD; i++) {
             u32 at = first + i;
-            found[i] = at < ELEMENTS ? pair_key(scores, at, value_of_score(values[load].at[i]), limit) : 0;
+            found[i] = 0;
+            if (at < elements) found[i] = pair_key(tensors, scores, row, at, value_of_score(values[load].at[i]), limit);
             any |= found[i] != 0;
         }
         if (!__any_sync(FULL_WARP, any)) continue;
@@ -73,11 +75,44 @@ struct FromList {
     __device__ u64 operator()(u32 i) const { return keys[i]; }
 };
 
+// The elements of all parts, one after the other.
 struct FromScores {
-    Scores scores;
+    const Tensors& tensors;
+    u32 frame;
     Threshold limit;
-    __device__ u64 operator()(u32 i) const { return pair_key(scores, i, value_of_score(scores.values[i]), limit); }
+    __device__ u64 operator()(u32 i) const {
+        u32 part = 0;
+        while (part + 1 < PARTS && i >= elements_in(part)) i -= elements_in(part++);
+        const Scores scores(tensors, frame, part);
+        return pair_key(tensors, scores, frame, i, value_of_score(scores.values[i]), limit);
+    }
 };
+
+__device__ __forceinline__ u32 all_elements() {
+    u32 elements = 0;
+    for (u32 part = 0; part < PARTS; part++) elements += elements_in(part);
+    return elements;
+}
+
+// Returns the number of boxes over the threshold whose class id has no name, in one thread. All threads of the block
+// must call this.
+__device__ u32 count_unnamed(const Tensors& tensors, u32 frame, Threshold limit) {
+#if LABELED
+    __shared__ u32 unnamed;
+    if (threadIdx.x == 0) unnamed = 0;
+    __syncthreads();
+    const Scores scores(tensors, frame, 0);
+    for (u32 box = threadIdx.x; box < scores.number; box += blockDim.x) {
+        float raw = value_of_score(scores.values[box * SCORE_COLUMNS + SCORE_FIRST]);
+        if (raw >= limit.floor && activated(raw) >= limit.score && labeled_class(tensors, frame, box) < 0)
+            atomicAdd(&unnamed, 1u);
+    }
+    __syncthreads();
+    return unnamed;
+#else
+    return 0;
+#endif
+}
 
 template <typename KeyAt>
 __device__ void gather_best(KeyAt key_at, u32 count, u64* best) {
@@ -126,14 +161,13 @@ struct __align__(16) Work {
 };
 
 struct Result {
-    u32 count, truncated, candidates, reserved;
+    u32 count, truncated, candidates, unnamed;
 };
 
 // Launch: grid (batch), block 512. Writes one element of `results` and up to OBJECTS rows per frame, to host memory.
 extern "C" __global__ void __launch_bounds__(512)
-objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_boxes, const int* all_classes,
-        const int* numbers, const u64* all_keys, const u32* counts, Threshold limit, float iou, Work* all_work,
-        Result* results, float4* out_boxes, float* out_scores, int* out_classes) {
+objects(const Frame* frames, Tensors tensors, const u64* all_keys, const u32* counts, Threshold limit, Overlaps iou,
+        Work* all_work, Result* results, float4* out_boxes, float* out_scores, int* out_classes) {
     u32 row = blockIdx.x;
     const Frame* frame = frames + row;
     if (frame->width == 0) {
@@ -146,8 +180,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 #else
     Work* work = all_work + row;
 #endif
-    Scores scores(all_scores, all_classes, numbers, row);
-    const BoxValue* boxes = all_boxes + (u64)row * BOXES_OF_A_FRAME;
+    u32 unnamed = count_unnamed(tensors, row, limit);
     const u64* keys = all_keys + (u64)row * PAIR_CAPACITY;
 
     u32 found = counts[row], taken = min(found, (u32)CANDIDATES);
@@ -156,7 +189,7 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
     } else if (found <= PAIR_CAPACITY) {
         gather_best(FromList{keys}, found, work->keys);
     } else {
-        gather_best(FromScores{scores, limit}, ELEMENTS, work->keys);
+        gather_best(FromScores{tensors, row, limit}, all_elements(), work->keys);
     }
     u32 size = 32;
     while (size < taken) size <<= 1;
@@ -166,18 +199,18 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
 
     for (u32 i = threadIdx.x; i < 4 * taken; i += blockDim.x) {  // each thread computes one side of a box
         u32 index = index_of(work->keys[i / 4]);
-        ((float*)work->boxes)[i] = coordinate(boxes, box_of(index), i % 4);
+        ((float*)work->boxes)[i] = coordinate(tensors, row, box_of(index), i % 4);
     }
     __syncthreads();
     for (u32 i = threadIdx.x; i < taken; i += blockDim.x) {
         float4 box = work->boxes[i];
         work->gone[i] = !(is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w));
         work->areas[i] = area_of(box);
-        work->classes[i] = class_of(scores, index_of(work->keys[i]));
+        work->classes[i] = class_of(tensors, row, index_of(work->keys[i]));
     }
     __syncthreads();
 #if NMS
-    suppress(work->boxes, work->areas, CLASS_AWARE ? work->classes : 0, work->gone, taken, iou);
+    suppress(work->boxes, work->areas, work->classes, work->gone, taken, iou);
 #endif
 
     u32 survivors = 0, written = 0;
@@ -205,5 +238,5 @@ objects(const Frame* frames, const ScoreValue* all_scores, const BoxValue* all_b
         }
     }
     if (threadIdx.x == 0)
-        results[row] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, 0};
+        results[row] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, unnamed};
 }

@@ -1,0 +1,318 @@
+"""Decoder of raw network outputs, the reference for the GPU kernel.
+
+It follows one rule: a box has one class, the one with the highest score of those that are reported (equal scores: the
+lowest class). A box whose score reaches the threshold is a candidate. Boxes take the most time to decode and few are
+needed, so they are decoded last: after the threshold, and after the selection of the best `max_candidates` (equal
+scores: the lowest box).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from vision.config import ModelSpec
+from vision.detect.reference.layout import Floats, Indices, Layout, Part, Values
+from vision.detect.reference.postprocess import Candidates, best_first
+from vision.errors import ModelError
+
+Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-yx"]
+"""Meaning of a box's values:
+
+- distances: for each side, a distribution of its distance from the center of the cell, in strides.
+- grid: center relative to the cell, in strides; logarithms of width and height in strides.
+- centers: center x and y, width, height.
+- corners: x1, y1, x2, y2.
+- corners-yx: y1, x1, y2, x2.
+"""
+
+_YX: Final = [1, 0, 3, 2]
+_REALS: Final = ("float32", "float16")
+_NUMBERS: Final = (*_REALS, "int32", "int64")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Cells of all strides, ordered by stride, then row by row."""
+
+    cells: Floats  # (N, 2) column and row
+    strides: Floats  # (N,) model pixels
+
+    @classmethod
+    def of(cls, width: int, height: int, strides: Sequence[int]) -> Grid:
+        cells, steps = [], []
+        for stride in strides:
+            columns, rows = -(-width // stride), -(-height // stride)
+            x, y = np.meshgrid(np.arange(columns), np.arange(rows))
+            cells.append(np.stack([x.ravel(), y.ravel()], axis=1))
+            steps.append(np.full(columns * rows, stride))
+        return cls(np.concatenate(cells).astype(np.float32), np.concatenate(steps).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the values of a model become candidates."""
+
+    coding: Coding
+    class_count: int
+    score: np.float32  # lowest score of a candidate
+    floor: np.float32  # lowest raw value that can reach `score`
+    classes: Indices  # ids to report, in ascending order
+    sigmoid: bool
+    root: bool  # the score is the root of class score times objectness, not the product
+    unit_px: Floats  # (4,) model pixels per unit of x1, y1, x2, y2
+    strides: tuple[int, ...]
+    grid: Grid
+    center: tuple[float, float]  # center of a cell = (cell + center[0]) * stride + center[1]
+    bins: int
+
+
+class Decoder:
+    """Decoder of one model. Stateless, so any thread can call it."""
+
+    def __init__(self, spec: ModelSpec, rules: Rules, layout: Layout) -> None:
+        self.rules = rules
+        self.layout = layout
+        self.needs_nms = layout.needs_nms
+        self.limit = spec.nms.max_candidates if layout.needs_nms else spec.nms.max_objects
+        """Maximum number of candidates."""
+        self._name = spec.name
+        self._reported = np.zeros(rules.class_count, np.bool_)
+        self._reported[rules.classes] = True
+        if rules.coding == "distances":
+            centers = (rules.grid.cells + rules.center[0]) * rules.grid.strides[:, None] + rules.center[1]
+            self._corners = np.concatenate([centers, centers], axis=1, dtype=np.float32)
+            self._reach = rules.grid.strides[:, None] * np.array([-1, -1, 1, 1], np.float32)
+            self._bins = np.arange(rules.bins, dtype=np.float32)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs to read, in the order of `decode`."""
+        return self.layout.outputs
+
+    @property
+    def width(self) -> int:
+        """Number of values of a box."""
+        return 4 * self.rules.bins if self.rules.coding == "distances" else 4
+
+    def raw_scores(self, outputs: Sequence[Floats]) -> list[Floats]:
+        """Return views of all class scores and objectness values, before the activation."""
+        views = []
+        for part in self.layout.parts:
+            views.append(self._class_scores(part, outputs))
+            if part.objectness is not None:
+                views.append(_column(part.objectness, outputs))
+        return views
+
+    def check_types(self, dtypes: Sequence[str]) -> None:
+        """Check the types of the outputs, in the order of `self.outputs`.
+
+        Raises:
+            ModelError: scores or boxes are not in fp32 or fp16, or not in the same type in all parts, or classes are no
+                numbers.
+        """
+        layout = self.layout
+        factors = [part.objectness for part in layout.parts if part.objectness is not None]
+        groups: list[tuple[list[Values], tuple[str, ...]]] = [
+            ([*(part.scores for part in layout.parts), *factors], _REALS),
+            ([part.boxes for part in layout.parts], _REALS),
+        ]
+        if layout.class_ids is not None:
+            groups.append(([layout.class_ids], _NUMBERS))
+        if layout.count is not None:
+            groups.append(([Values(layout.count)], _NUMBERS))
+        for group, accepted in groups:
+            indices = [values.output for values in group]
+            types = {dtypes[index] for index in indices}
+            if types - set(accepted) or len(types) > 1:
+                names = ", ".join(dict.fromkeys(self.outputs[index] for index in indices))
+                raise ModelError(
+                    f"{self._name}: expected {' or '.join(accepted)} for {names}, got {' and '.join(sorted(types))}",
+                    hint="export the model with outputs in fp32 or fp16",
+                    code="output-dtype",
+                )
+
+    def check_scores(self, outputs: Sequence[Floats]) -> None:
+        """Check that the outputs of one frame, whatever it shows, can be scores.
+
+        Raises:
+            ModelError: there is no activation, and a score is outside [0, 1].
+        """
+        views = [view for view in self.raw_scores(outputs) if view.size]
+        if self.rules.sigmoid or not views:
+            return
+        low, high = np.min([view.min() for view in views]), np.max([view.max() for view in views])
+        if low >= -1e-3 and high <= 1 + 1e-3:
+            return
+        raise ModelError(
+            f"{self._name}: expected scores from 0 to 1, got {low:.3g} to {high:.3g}",
+            hint="if the model outputs logits, write `activation: sigmoid` under `head` in model.yaml; "
+            "otherwise the model may need a different head",
+            code="scores-out-of-range",
+        )
+
+    def decode(self, outputs: Sequence[Floats]) -> Candidates:
+        """Return the candidates of one frame.
+
+        Args:
+            outputs: outputs of one frame in the order of `self.outputs`, float32 without the batch axis.
+        """
+        if self.layout.class_ids is not None:
+            index, class_ids, scores, unnamed = self._labelled(self.layout.class_ids, outputs)
+        else:
+            index, class_ids, scores = self._classified(outputs)
+            unnamed = 0
+        chosen, truncated_candidates = best_first(scores, self.limit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = self._boxes(outputs, index[chosen]) * self.rules.unit_px
+        finite = np.isfinite(boxes).all(axis=1)
+        chosen = chosen[finite]
+        class_ids = class_ids[chosen].astype(np.int32)
+        return Candidates(boxes[finite], scores[chosen], class_ids, truncated_candidates, unnamed)
+
+    # ------------------------------------------------------------------------------------------------ scores
+
+    def _class_scores(self, part: Part, outputs: Sequence[Floats]) -> Floats:
+        count = self.rules.class_count if self.layout.class_ids is None else 1
+        first = part.scores.first
+        return part.scores.table(outputs)[:, first : first + count]
+
+    def _classified(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        """Return box, class, and score of every candidate, in ascending order of the boxes."""
+        found, start = [], 0
+        for part in self.layout.parts:
+            scores = self._class_scores(part, outputs)
+            index, class_ids, reached = self._best_classes(part, scores, outputs)
+            found.append((index + start, class_ids, reached))
+            start += len(scores)
+        if len(found) == 1:
+            return found[0]
+        index, class_ids, reached = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return index, class_ids, reached
+
+    def _best_classes(self, part: Part, scores: Floats, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
+        """Return box, class, and score of the candidates of one part, whose class scores are (boxes, classes)."""
+        rules, factors = self.rules, None
+        if not len(rules.classes):
+            return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
+        if len(rules.classes) < rules.class_count:
+            scores = scores.T[rules.classes].T if part.scores.by_column else scores[:, rules.classes]
+        if part.objectness is None:
+            index = _boxes_over(scores, rules.floor, by_column=part.scores.by_column)
+        else:
+            factors = _column(part.objectness, outputs)
+            index = np.flatnonzero(factors >= rules.floor)  # a product of fractions is not larger than its factors
+        rows = scores[index]
+        rows[np.isnan(rows)] = -np.inf
+        columns = rows.argmax(axis=1)
+        best = rows[np.arange(len(rows)), columns]
+        over = best >= rules.floor
+        index, columns, values = index[over], columns[over], self._activated(best[over])
+        if factors is not None:
+            values = values * self._activated(factors[index])
+            values = np.sqrt(values) if rules.root else values
+        sure = values >= rules.score
+        return index[sure], rules.classes[columns[sure]], values[sure]
+
+    def _labelled(self, named: Values, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats, int]:
+        """Return box, class, and score of every candidate, and the number of boxes whose class has no name."""
+        rules, part = self.rules, self.layout.parts[0]
+        scores, class_ids = _column(part.scores, outputs), _column(named, outputs)
+        if self.layout.count is not None:
+            count = max(0, int(outputs[self.layout.count].ravel()[0]))
+            scores, class_ids = scores[:count], class_ids[:count]
+        index = np.flatnonzero(scores >= rules.floor)
+        values, class_ids = self._activated(scores[index]), class_ids[index]
+        sure = values >= rules.score
+        index, values, class_ids = index[sure], values[sure], class_ids[sure]
+        known = (class_ids >= 0) & (class_ids < rules.class_count) & (class_ids == np.floor(class_ids))
+        unnamed = len(known) - int(np.count_nonzero(known))
+        index, values, ids = index[known], values[known], class_ids[known].astype(np.intp)
+        kept = self._reported[ids]
+        return index[kept], ids[kept], values[kept], unnamed
+
+    def _activated(self, raw: Floats) -> Floats:
+        if self.rules.sigmoid:
+            return sigmoid(raw)
+        return np.clip(raw, np.float32(0), np.float32(1)) if self.rules.root else raw
+
+    # ------------------------------------------------------------------------------------------------ boxes
+
+    def _values(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        """Return the raw values (N, width) of the boxes with these indices."""
+        parts = self.layout.parts
+        if len(parts) == 1:
+            first = parts[0].boxes.first
+            return parts[0].boxes.table(outputs)[index, first : first + self.width]
+        values, start = np.empty((len(index), self.width), np.float32), 0
+        for part in parts:
+            table, first = part.boxes.table(outputs), part.boxes.first
+            inside = (index >= start) & (index < start + len(table))
+            values[inside] = table[index[inside] - start, first : first + self.width]
+            start += len(table)
+        return values
+
+    def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
+        """Return the boxes with these indices, xyxy (N, 4), in the unit of the model."""
+        values = self._values(outputs, index)
+        match self.rules.coding:
+            case "corners":
+                return values
+            case "corners-yx":
+                return values[:, _YX]
+            case "centers":
+                return to_xyxy(values)
+            case "grid":
+                grid = self.rules.grid
+                strides = grid.strides[index, None]
+                centers = (values[:, :2] + grid.cells[index]) * strides
+                return to_xyxy(np.concatenate([centers, np.exp(values[:, 2:]) * strides], axis=1))
+            case "distances":
+                return self._from_distances(values, index)
+
+    def _from_distances(self, values: Floats, index: Indices) -> Floats:
+        # One row per side, and few operations: with cold caches, each takes several microseconds even if it is small.
+        logits = values.reshape(-1, self.rules.bins)
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits, out=logits)
+        total = weights.sum(axis=1)
+        weights *= self._bins
+        distances = weights.sum(axis=1)
+        distances /= total
+        boxes: Floats = distances.reshape(-1, 4) * self._reach[index] + self._corners[index]
+        return boxes
+
+
+def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indices:
+    """Return the rows of `scores` (boxes, classes) with a value of at least `floor`, in ascending order."""
+    if by_column:
+        return np.unique(np.flatnonzero(floor <= scores.T) % max(1, len(scores)))
+    return np.unique(np.flatnonzero(scores >= floor) // max(1, scores.shape[1]))
+
+
+def _column(values: Values, outputs: Sequence[Floats]) -> Floats:
+    return values.table(outputs)[:, values.first]
+
+
+def logit_floor(score: float) -> float:
+    """Return a logit that is lower than every logit whose float32 sigmoid reaches `score`."""
+    if score <= 0:
+        return -math.inf
+    return min(math.log(score / (1 - score)) - 1e-3, 10.0) if score < 1 else 10.0
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Return ``1 / (1 + exp(-x))`` in float32."""
+    with np.errstate(over="ignore"):
+        result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    return result
+
+
+def to_xyxy(boxes_cxcywh: Floats) -> Floats:
+    """Convert boxes (N, 4) from center, width, and height to corners."""
+    half = boxes_cxcywh[:, 2:] * np.float32(0.5)
+    return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

@@ -1,0 +1,123 @@
+"""Positions of scores, boxes, and classes in the outputs of a network, as plain data.
+
+A head finds the layout from the shapes of the outputs. The NumPy decoder and the GPU kernel read the outputs by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape: TypeAlias = tuple[int | None, ...]
+"""Shape of a whole output, batch axis first. An axis that the model leaves open is None."""
+
+Table: TypeAlias = tuple[int | None, int | None]
+"""Shape of one frame's output as a table: rows, columns."""
+
+Floats: TypeAlias = NDArray[np.float32]
+Indices: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Position of one kind of value, such as the scores, in one output of a frame."""
+
+    output: int  # index into `Layout.outputs`
+    first: int = 0  # number of the first value of a box
+    by_column: bool = False  # True if the output has a column per box, False if it has a row per box
+
+    def table(self, outputs: Sequence[Floats]) -> Floats:
+        """Return a view (boxes, values) of the whole output, from the outputs of one frame."""
+        array = outputs[self.output]
+        table = array.reshape(len(array), math.prod(array.shape[1:]))
+        return table.T if self.by_column else table
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Boxes whose values are in the same outputs: the boxes of one stride, or all boxes."""
+
+    boxes: Values
+    scores: Values
+    """Class scores, or the only score if the layout has `class_ids`."""
+    objectness: Values | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which a head can read the outputs of a model."""
+
+    outputs: tuple[str, ...]
+    """Names, in the order of `Decoder.decode`."""
+    parts: tuple[Part, ...]
+    classes: int | None = None
+    """Number of classes. None if the shapes do not show it."""
+    class_ids: Values | None = None
+    """Class of each box, in a layout with one score and one class per box. None if boxes have a score per class."""
+    count: int | None = None
+    """Index of the output with the number of valid boxes. None if all boxes are valid."""
+    needs_nms: bool = True
+
+
+def as_table(shape: Shape) -> Table | None:
+    """Return the shape of one frame as a table. An axis of length 1 between others is dropped, and maps are flattened.
+
+    Return None if the shape has no such form.
+    """
+    match shape:
+        case (_, rows):
+            return rows, 1
+        case (_, rows, columns) | (_, rows, 1, columns):
+            return rows, columns
+        case (_, rows, int(height), int(width)):
+            return rows, height * width
+        case _:
+            return None
+
+
+def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
+    """Return the outputs that are tables for each frame, by name. `axes` are the numbers of axes to accept."""
+    found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
+    return {name: table for name, table in found.items() if table is not None}
+
+
+def is_size(axis: int | None, size: int) -> bool:
+    """Return True if an axis has this size, or is open."""
+    return axis is None or axis == size
+
+
+def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tuple[str, int | None, int | None]]:
+    """Find the outputs whose axis number `axis` (1 or 2) has space for `others` values and at least one class.
+
+    Yields:
+        Name, number of boxes, and number of classes. The numbers are None if the axis is open.
+    """
+    for name, table in tables(shapes).items():
+        values, boxes = table[axis - 1], table[2 - axis]
+        if values is None or values > others:
+            yield name, boxes, None if values is None else values - others
+
+
+def named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return all ordered pairs of names. Pairs in which only the second name contains one of `parts` come first."""
+    return sorted(permutations(names, 2), key=lambda pair: is_named(pair[0], parts) - is_named(pair[1], parts))
+
+
+def is_named(name: str, parts: tuple[str, ...]) -> bool:
+    """Return True if a name contains one of `parts`, in lower or upper case."""
+    return any(part in name.lower() for part in parts)
+
+
+def in_words(shapes: Mapping[str, Shape]) -> str:
+    """Return names and shapes as text for error messages."""
+
+    def side(axis: int | None) -> str:
+        return "?" if axis is None else str(axis)
+
+    return ", ".join(f"{name} ({', '.join(map(side, shape))})" for name, shape in shapes.items()) or "nothing"
