@@ -1,7 +1,7 @@
-"""`Overlay` draws lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
+"""Drawing of lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
 
-Sizes are proportional to the frame. Text has a plate and strokes have a dark rim, to be legible on any background.
-Letters are drawn at four times their size and scaled down, because the thin strokes of OpenCV 4 are hard to read.
+Sizes are proportional to the frame. Text is on a colored plate and strokes have a dark rim, so that both are visible on
+any background. Letters are drawn four times as large and scaled down, because thin strokes of OpenCV are hard to read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A rectangle in pixels. `right` and `bottom` are exclusive."""
+    """Rectangle in pixels. `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -65,7 +65,7 @@ class Rect:
 
 
 class Overlay:
-    """Draws on one frame in place: (H, W, 3) uint8 BGR. Later drawings cover earlier drawings."""
+    """Drawing tool for one frame, (H, W, 3) uint8 BGR, which it changes. Later drawings cover earlier drawings."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -87,9 +87,9 @@ class Overlay:
         """Draw every zone and line of a camera.
 
         Args:
-            section: configuration of the camera.
-            crossed: number of crossings by line and direction (``in``, ``out``). If None, no counts are drawn.
-            inside: number of objects by zone. If None, the limits of each zone are drawn instead.
+            section: analytics configuration of the camera.
+            crossed: number of crossings by line and direction (``in``, ``out``). None draws ground points instead.
+            inside: number of objects by zone. None draws the limits of each zone instead.
         """
         colors = itertools.cycle(ZONE_COLORS)
         zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colors)) for zone in section.zones]
@@ -104,7 +104,7 @@ class Overlay:
             self._name(words, _inner_point(corners), color)
 
     def _to_pixels(self, points: Iterable[Point], units: Units) -> NDArray[np.float64]:
-        """Convert points to pixels of this frame. Return an array (N, 2) of x and y."""
+        """Return the positions of points in this frame, as an array (N, 2) of x and y in pixels."""
         return np.array(list(points), np.float64) * pixels_per_unit(units, self.width_px, self.height_px)
 
     def _zone(self, corners: NDArray[np.float64], holes: Sequence[NDArray[np.float64]], color: Color) -> None:
@@ -141,7 +141,7 @@ class Overlay:
         self._name(line.name, ends[0], LINE_COLOR)
 
     def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colors: Sequence[Color]) -> None:
-        """Draw boxes (N, 4) in pixels with their labels, the first box on top. An empty label is not drawn."""
+        """Draw boxes (N, 4) in pixels with their labels, the first box on top. Leave out empty labels and NaN boxes."""
         rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
         for box, _, color in rows:
             self._box(box, color)
@@ -164,7 +164,7 @@ class Overlay:
             self._tag(box_xyxy, label, color)
 
     def trail(self, points: NDArray[np.float64], color: Color) -> None:
-        """Draw a line through the positions of an object, (N, 2) in pixels, oldest first. Older parts are fainter."""
+        """Draw a line through the positions of an object, (N, 2) in pixels, oldest first. Older parts are darker."""
         fixed = _fixed(points)
         for at in range(1, len(fixed)):
             share = 0.3 + 0.7 * at / len(fixed)
@@ -239,7 +239,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOR)
 
     def _name(self, words: str, point: NDArray[np.float64], color: Color) -> None:
-        """Draw a plate with text at a point, or above or below the point if a different plate is there."""
+        """Draw a plate with text at a point, or above or below the point if another plate is there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -247,7 +247,7 @@ class Overlay:
         self._place(places, words, color)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, color: Color) -> None:
-        """Draw a plate with a label above, below or inside a box, where it covers no other plate."""
+        """Draw a plate with a label above, below or inside a box, if possible where it covers no other plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
@@ -255,7 +255,7 @@ class Overlay:
         self._place(places, label, color)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
-        """Draw a plate at the first of `places` that is free and inside the frame; at `places[0]` if none is."""
+        """Draw a plate at the first of `places` (left, top) that is free and inside the frame, or else at the first."""
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, color)
 
@@ -264,7 +264,7 @@ class Overlay:
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Return the position of a plate with this text, moved into the frame if necessary."""
+        """Return the rectangle of a plate with this text, moved into the frame if necessary."""
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
         height = sum(letters.shape[0] for letters in lines) + self._pad_px
@@ -277,7 +277,7 @@ class Overlay:
 
 
 def zone_words(zone: ZoneConfig) -> str:
-    """Return a text with the name of a zone and its limits, each on its own line."""
+    """Return text with the name of a zone and its configured limits, each on its own line."""
     limits = [zone.name]
     if zone.crowd_threshold is not None:
         lasting = f" for {zone.crowded_for_s:g} s" if zone.crowded_for_s else ""
@@ -322,7 +322,7 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """Return the font scale and thickness for capitals of this height, measured because OpenCV's fonts differ."""
+    """Return the font scale and line thickness for capitals of this height. Fonts differ between OpenCV versions."""
     thickness = max(1, round(capital_px * 0.13))
     scale = capital_px / 22
     for _ in range(3):

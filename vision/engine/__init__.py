@@ -1,5 +1,5 @@
-"""Find TensorRT, and build, cache, and open its engines. This package can be imported without TensorRT or a GPU.
+"""Modules that find TensorRT, and that build, store, load, and profile its engines.
 
-The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX share. It looks up everything else by name
-(`hasattr`), because the numbers of flags and the names differ between versions.
+They can be imported without TensorRT and without a GPU. The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX
+share. It looks up everything else by name (`hasattr`), because names and numbers of flags differ between versions.
 """

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Build an engine from an ONNX model, with TensorRT 10.3 to 11 or TensorRT-RTX.
+"""Functions that build an engine from an ONNX model, with TensorRT 10.3 to 11 or TensorRT-RTX.
 
-Flags and calls that only some versions have are looked up by name, and omitted if they are absent. If this would change
-the configured result, the build is refused instead.
+Flags and calls that only some versions have are looked up by name, and omitted if the library lacks them. If the engine
+would then not match the configuration, the build is refused instead.
 """
 
 from __future__ import annotations
@@ -76,21 +76,21 @@ class Built:
     weights_bytes: int | None  # from the log; None if the log has no size
     activation_bytes: int | None  # maximum over the profiles, from the log; None if the log has no size
     notes: tuple[str, ...]  # warnings, and log lines about sparsity
-    timing_cache: bytes | None  # for the next build on this machine; None if the library has none
+    timing_cache: bytes | None  # for the next build on this machine; None if the library does not support timing caches
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options that affect a build, but not the engine."""
+    """Options that control how a build runs. They do not change the engine."""
 
     ahead_of_time: bool = False
-    """True if the GPU is not in this machine. Only TensorRT-RTX supports this."""
+    """True if the engine is for a GPU that is not in this machine. Only TensorRT-RTX supports this."""
     listener: BuildListener | None = None
-    """Object that receives the progress. If None, the progress is logged."""
+    """Object that receives the progress of the build. If None, the progress is logged."""
     cancel: threading.Event = field(default_factory=threading.Event)
-    """Event that cancels the build. The build then raises `Closed`."""
+    """Event that cancels the build if another thread sets it. The build then raises `Closed`."""
     prepare_thread: Callable[[], object] = lambda: None
-    """Function that the thread of the build calls first, to select the GPU."""
+    """Function that the build thread calls first, for example to select the GPU."""
 
 
 def build_engine(
@@ -104,14 +104,15 @@ def build_engine(
 ) -> Built:
     """Build an engine from a serialized ONNX model in a separate thread.
 
-    A build takes from seconds (TensorRT-RTX) to many minutes (TensorRT). `timing_cache` is the timing cache of an
-    earlier build on the same GPU with the same library, or None.
+    A build takes from seconds (TensorRT-RTX) to many minutes (TensorRT). If the library refuses the model after changes
+    to its shapes, the model is built without these changes. `timing_cache` is the timing cache of an earlier build on
+    the same GPU with the same library, or None. Errors of `options.prepare_thread` are passed on unchanged.
 
     Raises:
         ModelError: the model, the spec, and the settings do not fit together, or TensorRT cannot build the engine.
         DeviceMissing: TensorRT is missing, or no GPU works.
         Closed: the build was canceled.
-        KeyboardInterrupt: the user pressed Ctrl-C. TensorRT has stopped.
+        KeyboardInterrupt: the user pressed Ctrl-C. A second Ctrl-C ends the wait before TensorRT has stopped.
     """
     require_precision(plan.precision, gpu)
 
@@ -135,7 +136,7 @@ def build_engine(
 
 
 class _Build:
-    """Builds one engine. Each step of `run` is a method."""
+    """A single build of an engine: its settings, and a method for each step of `run`."""
 
     def __init__(self, spec: ModelSpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
         self._spec = spec
@@ -150,7 +151,7 @@ class _Build:
         self._builder = start(trt.Builder, log)
 
     def _refuse_untested(self) -> None:
-        """Refuse quantized precisions on GPUs that TensorRT-RTX does not list. On one (9.0), fp8 gave wrong results."""
+        """Raise `ModelError` for fp8 and int8 on GPUs that TensorRT-RTX does not list. One gave wrong results (9.0)."""
         capabilities = supported_capabilities()
         quantized = self._plan.precision in ("fp8", "int8")
         if quantized and capabilities and self._gpu.compute_capability not in capabilities:
@@ -162,7 +163,7 @@ class _Build:
             )
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
-        """Rewrite and parse the model, configure the build, and build the engine."""
+        """Build the engine: rewrite and parse the model, configure the builder, and run it."""
         started_ns = time.monotonic_ns()
         onnx, channels = prepare_onnx(model, self._plan, self._spec.file)
         network, parser = self._parse(onnx)
@@ -224,7 +225,7 @@ class _Build:
         return config
 
     def _aim(self, config: Any) -> None:
-        """Set the compute capability of a TensorRT-RTX build. If the library does not list it, keep the default."""
+        """Set the GPU's compute capability. If the library lacks it, build for this machine or raise `ModelError`."""
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
             config.num_compute_capabilities = 1
@@ -240,7 +241,7 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Configure the DLA, and log how many layers it supports. All other layers run on the GPU."""
+        """Select the DLA core, and the GPU for layers that it does not support. If it is absent, only log a warning."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
@@ -303,7 +304,7 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Attach the timing cache of earlier builds. The caller must keep the result until the build has ended."""
+    """Attach the timing cache `blob`; an empty one if it is None or unusable. Keep the result until the build ends."""
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache
@@ -334,7 +335,7 @@ def refused_model(file: str, errors: Sequence[Any]) -> Refused:
 
 
 def _fault(error: Any) -> str:
-    """Return an error of the parser as text that contains the operator, the node, and the reason."""
+    """Return a parser error as text: its reason and, if the error names an operator, the operator and its node."""
     operator, node, text = error.node_operator(), error.node_name(), str(error.desc()).strip()
     if not operator:
         return text
@@ -348,7 +349,7 @@ def is_damage(error: Any) -> bool:
 
 
 def free_memory() -> str:
-    """Return the free memory of the GPU as text for the end of a message. Empty if no GPU is available."""
+    """Return the free memory of the GPU as text for the end of a message. Empty if no GPU works."""
     try:
         from vision.gpu.cuda import memory_info
 
@@ -362,7 +363,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Return the reason why a build failed, from the log. If the log names a node, include its operator."""
+    """Return why a build failed: the operator that the GPU does not support, or else all errors in the log."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:
@@ -373,7 +374,7 @@ def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
 
 
 def failed_build(problem: str, cause: str, precision: Precision) -> ModelError:
-    """Return the error for a failed build: `Refused`, unless the cause is a lack of memory."""
+    """Return the error for a failed build: `ModelError` if `cause` is a lack of memory, otherwise `Refused`."""
     if any(word in cause for word in _OUT_OF_MEMORY):
         hint = "lower `detect: {max_batch: ...}`"
         return ModelError(f"{problem}: {cause}{free_memory()}", hint=hint, code="out-of-memory")
@@ -390,7 +391,7 @@ def notes_of(log: LogLines) -> tuple[str, ...]:
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:
-    """Return the largest size in bytes that the log reports for `what`, over all profiles; None if it has none."""
+    """Return the largest size in bytes that the log reports for `what`; None if the log reports none."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
     matches = (pattern.search(line.text) for line in log.lines)
     return max((int(match[1]) for match in matches if match), default=None)

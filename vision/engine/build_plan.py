@@ -1,8 +1,8 @@
-"""Derive the settings of an engine from the configuration, the model, and the GPU.
+"""Settings of an engine, derived from the configuration, the model, and the library, and checks of its precision.
 
 In TensorRT 10, a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX read types only from
 the ONNX file (strong typing). For these, ONNX Runtime's float16 converter rewrites the file. The converter keeps inputs
-that must stay float32, such as the scales of Resize, and leaves no casts inside a plain detector.
+that must stay float32, such as the scales of Resize, and adds no casts inside a typical detector.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SINCE: Mapping[Precision, tuple[int, int]] = {
     "bf16": (8, 0),
     "fp8": (8, 9),
 }
-"""Lowest compute capability that supports the precision."""
+"""Lowest compute capability that supports each precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """Typing, builder flags, and conversion of the ONNX file with which a library provides a precision."""
+    """Method by which a library provides a precision: typing, builder flags, and conversion of the ONNX file."""
 
     strongly_typed: bool
     flags_on: tuple[str, ...]
@@ -44,12 +44,12 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return two flags: whether the input, and whether the outputs can be float16 without making boxes worse.
+        """Return (input, outputs): whether each can be float16 without making boxes less accurate.
 
-        The network rounds its input to float16 in any case. The last layer of a strongly typed network also computes
+        A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
         float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
-        precision. Outputs that are coordinates always stay float32, because float16 values from 512 on are half a pixel
-        apart, and the library may fuse the cast with the layers that compute the coordinates.
+        precision. Coordinates, which all heads except nanodet output, always stay float32: from 512 on, float16 values
+        are half a pixel apart, and the library may fuse the cast with the layers that compute the coordinates.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head in ("nanodet", "nanodet-plus", "picodet")
@@ -81,7 +81,7 @@ _WEAK_FLAGS: Mapping[Precision, tuple[str, ...]] = {
 
 
 def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
-    """Return how to get `precision` with a library that has or lacks weak typing."""
+    """Return the method by which a library, with or without weak typing, provides `precision`."""
     if precision == "fp32":
         return Typing(not weak_typing, (), ("TF32",), "none")
     if precision == "tf32":
@@ -92,9 +92,9 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
 
 
 def check_types(precision: Precision, types: frozenset[str]) -> None:
-    """Raise `ModelError` if the precision is fp32 or tf32, but the network computes in lower `types` (of `FLOATS`).
+    """Raise `ModelError` if the precision is fp32 or tf32, but `types`, a subset of `FLOATS`, has a 16-bit type.
 
-    Call this only for a library that reads types from the ONNX file.
+    `types` are the types in which a strongly typed network computes.
     """
     if precision in ("fp32", "tf32") and types - {"float32"}:
         half = "bf16" if "bfloat16" in types else "fp16"
@@ -106,7 +106,7 @@ def check_types(precision: Precision, types: frozenset[str]) -> None:
 
 
 def check_quantization(precision: Precision, quantized: Quantized) -> None:
-    """Raise `ModelError` if the precision is not the one to which the model is quantized."""
+    """Raise `ModelError` if the quantization of the model (int8, fp8, or none) does not match the precision."""
     if precision in ("int8", "fp8") and quantized != precision:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes; this model has "
@@ -130,16 +130,16 @@ DEFAULT_LEVEL: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """Settings that change the engine of a model. The cache key contains all of them."""
+    """Settings that determine the engine of a model. The cache key contains all of them."""
 
     precision: Precision
     max_batch: int
     workspace_mib: int = 0
-    """Maximum scratch memory of one layer, in MiB. 0 means that only the memory of the GPU is the limit."""
+    """Maximum scratch memory of one layer, in MiB. 0 means no limit except the memory of the GPU."""
     optimization_level: int = DEFAULT_LEVEL
-    """Effort of the optimization. 0 gives the fastest build, 5 the fastest engine."""
+    """Optimization effort, from 0 (fastest build) to 5 (fastest engine)."""
     on_dla: bool = False
-    """True to run on the DLA core `dla_core` of a Jetson. Layers that the DLA does not support run on the GPU."""
+    """True if the engine runs on the DLA core `dla_core` of a Jetson, and on the GPU where the DLA has no support."""
     dla_core: int = 0
     half_input: bool = False
     """True if input frames have 16 bits per value instead of float32."""
@@ -149,14 +149,14 @@ class BuildPlan:
     folded: bool = False
     """True if narrow convolutions are folded. See `vision.engine.conv_folding`."""
     fixed_batches: bool = False
-    """True if each batch size has a separate profile. See `vision.engine.profiles.make_profiles`."""
+    """True if each batch size also has a separate profile. See `vision.engine.profiles.make_profiles`."""
 
 
 def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
     """Return the build plan for a configuration. The library and the model determine settings that are not configured.
 
-    Interleaved input, folding, and profiles with one size are for a library that selects kernels by rules
-    (TensorRT-RTX). TensorRT measures kernels, also for narrow convolutions, and each profile takes minutes on a Jetson.
+    Interleaved input, folding, and profiles with one size are used only with TensorRT-RTX, which selects kernels by
+    rules. TensorRT measures kernels instead, even for narrow convolutions, and each profile takes minutes on a Jetson.
     """
     typing = plan_typing(detect.precision, weak_typing=has_weak_typing())
     half_input, half_outputs = typing.half_ends(spec.head.kind)
@@ -178,14 +178,14 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
 
 
 class Refused(ModelError):
-    """TensorRT, or a package that rewrites the model, reports an error. Without rewriting, the build may succeed."""
+    """Error of TensorRT, or of a package that rewrites the model. Without rewriting, the build may succeed."""
 
 
 def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
-    """Rewrite the contents of an ONNX file for `plan`. Errors contain the file name `file`.
+    """Rewrite the contents of an ONNX file for `plan`. Return the model, and the number of channels of its input.
 
-    Return the model and the number of channels of its input: 3, or 4 if they are interleaved. Raise the errors of
-    `rewrite_onnx`, and `Refused` for the many types of errors that the packages raise for a damaged file.
+    The number is 4 if the channels are interleaved, otherwise 3. Raise `Refused`, which contains the file name `file`,
+    if a package fails to process the model. Pass on `ModelError` and `MemoryError` unchanged.
     """
     rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
     try:

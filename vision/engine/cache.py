@@ -1,7 +1,7 @@
-"""Store built engines in a folder. The key describes the model, the settings, the library, and the GPU of an engine.
+"""Cache of built engines in a folder. Each has a key that describes its model, settings, library, and GPU.
 
-The file name contains the hash of the key, so after any change a different file is used, never a wrong engine. A JSON
-file in the same folder contains the key in readable form, and the hash of the plan, which is checked at every start.
+File names contain the hash of the key, so after a change of the key, the cache looks for a different file. A JSON file
+next to the engine contains the key in readable form, and the hash of the plan, which is checked at every load.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ class EngineKey:
     input_hw: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the key as plain data."""
+        """Return the key as data that JSON can represent."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def digest(self) -> str:
-        """Return the hash of the key, which is part of the file names."""
+        """Return the first 20 hexadecimal digits of the SHA-256 of the key. File names contain them."""
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
-        """Return text that lists the values in which `other`, a key as plain data, differs. Empty if none do."""
+        """Return text that lists the values of this key that differ in `other`, a result of `as_json`. Can be empty."""
         theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
             f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
@@ -88,7 +88,7 @@ class EngineKey:
 
 
 def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a key as plain data, with the settings as values of the key itself."""
+    """Return a copy of a key from `EngineKey.as_json`, with each setting at the top level of the dictionary."""
     settings = key.get("settings")
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
@@ -108,7 +108,7 @@ def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: M
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
-    """Contents of the JSON file next to a plan."""
+    """Contents of the JSON file that is stored with a plan."""
 
     model: str
     key: dict[str, Any]
@@ -126,10 +126,10 @@ class _Sidecar(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine in the cache. If its JSON file cannot be read, only `path` and `fault` are set."""
+    """One engine in the cache. If its files cannot be read, `key`, `plan_bytes`, and `built_at` are empty."""
 
     path: Path  # of the plan
-    model: str
+    model: str  # name of the model; if the files cannot be read, the name of the plan file without its suffix
     key: Mapping[str, Any]
     plan_bytes: int
     built_at: str  # UTC, RFC 3339
@@ -137,13 +137,13 @@ class Entry:
 
     @property
     def unused_s(self) -> float:
-        """Time in seconds since the engine was last loaded or built."""
+        """Time in seconds since the engine was last loaded or built; 0 if its file no longer exists."""
         return max(0.0, _age_s(self.path))
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Plan from the cache or from a build."""
+    """Plan of an engine, loaded from the cache or built."""
 
     plan: bytes
     path: Path
@@ -152,7 +152,7 @@ class Loaded:
 
 
 class EngineCache:
-    """Folder of engines. Raises `Untrusted` if other users can write to the folder or to one of its parents."""
+    """Folder of engines. The constructor raises the errors of `make_private_folder`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
@@ -162,7 +162,7 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- finding
 
     def path_of(self, model: str, key: EngineKey) -> Path:
-        """Return the path of a plan. The file name consists of readable parts and the hash of the key."""
+        """Return the path at which the plan with this key is stored, even if there is no such file yet."""
         major, minor = key.compute_capability
         precision, max_batch = key.settings.precision, key.settings.max_batch
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
@@ -170,7 +170,7 @@ class EngineCache:
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
         """Return the plan and an empty text, or None and the reason why no plan can be used.
 
-        Raise `Untrusted` if other users can write to the plan.
+        Raise `Untrusted` if a file of the engine is unreadable, or if other users can write to it.
         """
         path = self.path_of(model, key)
         try:
@@ -197,8 +197,9 @@ class EngineCache:
         """Load the plan from the cache, or build and store it. If several processes need it, only one builds it.
 
         If the plan cannot be stored, it is returned in any case, so that the program can start. `build` receives the
-        timing cache of earlier builds, or None. `force` builds even if the cache has the plan. If `canceled` returns
-        True, the wait for another process ends with `Closed`. Raise `Untrusted` if other users can write to the plan.
+        timing cache of earlier builds, or None; its errors are passed on. `force` builds even if the cache has the
+        plan. While another process builds the plan, this call waits: it raises `Closed` if `canceled` returns True, and
+        `Held` after an hour. Raise the errors of `find`.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -217,7 +218,7 @@ class EngineCache:
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
-        """Return text that describes how the most similar stored engine of the model differs from `key`."""
+        """Return why no engine has this key: how the most similar engine of the model differs, or that none exists."""
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
             return "not built yet"
@@ -264,12 +265,12 @@ class EngineCache:
             write_whole(self._timing_path(key), built.timing_cache)
 
     def _timing_path(self, key: EngineKey) -> Path:
-        """Return the path of the timing cache, which all models share. It is valid for one library on one GPU."""
+        """Return the path of the timing cache for a library version and a GPU. All models share the timing cache."""
         place = sha256_of(f"{key.flavour} {key.version} {key.gpu_name} {key.compute_capability}".encode())[:20]
         return self.folder / f"{place}.timing"
 
     def _timing_cache(self, key: EngineKey) -> bytes | None:
-        """Read the timing cache; None if there is none."""
+        """Return the stored timing cache; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return read_private(self._timing_path(key))
         return None
@@ -289,11 +290,11 @@ class EngineCache:
             ) from error
 
     def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
-        """Remove the files that this machine does not use. Return the reason for each removed file by name.
+        """Remove files that are of no use on this machine. Return the reasons, by the names of engines and other files.
 
-        These are engines for a different library or GPU (None keeps them), engines that were not loaded for 90 days,
-        and leftover files. An engine that another process builds or stores is kept. Raise `ModelError` if a file
-        cannot be removed.
+        These are damaged engines, engines for a different library or GPU (None accepts any), all that was not used for
+        90 days, and leftover files. An engine that another process builds or stores is kept. Raise `ModelError` if the
+        folder cannot be read, or a file cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
@@ -320,7 +321,7 @@ class EngineCache:
 
     @staticmethod
     def _remove(engine: Path, built_at: str | None) -> bool:
-        """Remove the files of an engine, unless its build time is no longer `built_at` or another process uses it."""
+        """Remove the files of an engine, and return True. Return False if another process builds or has replaced it."""
         try:
             with locked(engine.with_suffix(".lock"), timeout_s=0):
                 if (_entry(engine).built_at if engine.exists() else None) != built_at:
@@ -365,7 +366,7 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Read a plan and its JSON file. Return the entry and the plan. Raise the errors of `read_private`."""
+    """Read a plan and its JSON file. Return an entry, which can have a fault, and the plan. Raise as `read_private`."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:
@@ -390,12 +391,12 @@ def _entry(path: Path) -> Entry:
 
 
 def _faulty(path: Path, fault: str) -> Entry:
-    """Return the entry of an engine whose JSON file cannot be read."""
+    """Return the entry of an engine whose files cannot be read, for the reason `fault`."""
     return Entry(path, path.stem, key={}, plan_bytes=0, built_at="", fault=fault)
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return the reason why an engine with this key cannot run on this machine. Empty if it can, or if not known."""
+    """Return why an engine with this key cannot run on `library` and `gpu`. Empty if it can. None accepts any."""
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, but this machine has {library}"
     here = None if gpu is None else [gpu.name, list(gpu.compute_capability)]

@@ -1,12 +1,12 @@
-"""Fold convolutions with few output channels, so that they compute several columns of the frame at the same time.
+"""Folding of convolutions with few output channels, so that they compute several columns of a frame together.
 
 The kernels that TensorRT-RTX selects compute at least 64 output channels. In small detectors, the first convolutions,
 which process the largest feature maps, have only 16 or 32 output channels, so most of the work of a kernel is wasted. A
 folded convolution computes `factor` adjacent columns as additional channels. Its kernel is wider by
-`stride * (factor - 1)`, and contains the weights of each column where that column's window starts, with zeros around
-them. Its stride is `factor` times as large. The sums are the same, with zeros added. On an H100 (fp16, batch 32,
-104 x 104), folding reduces the time of a convolution from 65 to 35 µs for 32 -> 32 channels, from 64 to 26 µs for
-32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
+`stride * (factor - 1)`. For each column, it contains the original weights at the offset of the column's window, and
+zeros around them. Its stride is `factor` times as large. The sums are the same, with zeros added. On an H100 (fp16,
+batch 32, 104 x 104), folding reduces the time of a convolution from 65 to 35 µs for 32 -> 32 channels, from 64 to 26 µs
+for 32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
 
 The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
 interleaved channels. To express this, the graph needs a transposition, which the library fuses with the kernel of the
@@ -58,7 +58,7 @@ _Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 
 
 def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
-    """Fold the convolutions for which this is likely to save time, in place. The results stay the same.
+    """Change a model in place: fold the convolutions for which this is likely to save time. The results stay the same.
 
     Such convolutions have constant float32 weights, few input and output channels, and overlapping windows. The width
     of their output is known. Only pointwise activations read the output, and a Concat joins their results with other
@@ -174,7 +174,7 @@ def _constant(value: ir.Value) -> NDArray[np.float32] | None:
 
 
 def _is_activated_and_joined(value: ir.Value) -> bool:
-    """Return True if only activations use a tensor, and a Concat joins their results with other tensors."""
+    """Return True if only activations with separate kernels read a tensor, and a Concat joins one of their results."""
     activated = [value]
     for tensor in activated:  # the list grows, because Mish can be Softplus, Tanh, and a product
         activated.extend(node.outputs[0] for node in tensor.consumers() if _activates(node))
@@ -189,7 +189,7 @@ def _is_activated_and_joined(value: ir.Value) -> bool:
 
 
 def _activates(node: ir.Node) -> bool:
-    """Return True if a node is a pointwise activation of one tensor, and its other inputs are constants."""
+    """Return True if a node is one of `ACTIVATIONS`, and its inputs after the first, such as slopes, are constants."""
     if node.op_type not in ACTIVATIONS or node.domain:
         return False
     by_tanh = node.attributes.get_string("approximate", "none") != "none"  # this Gelu is fused with convolutions
@@ -197,7 +197,7 @@ def _activates(node: ir.Node) -> bool:
 
 
 def _is_joined(values: Iterable[ir.Value]) -> bool:
-    """Return True if a Concat uses one of the tensors, directly or after an addition."""
+    """Return True if a Concat reads one of the tensors, or a sum to which one of them was added."""
     reached = list(values)
     for value in reached:  # the list grows
         for node in value.consumers():
@@ -229,7 +229,7 @@ def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[
 
 
 def _shapes_of(model: ir.Model) -> _Shapes:
-    """Infer the shapes of all node outputs from the shapes of the inputs. A side of unknown size is None.
+    """Infer the shapes of node outputs from the shapes of the inputs. Unknown sizes are None. Empty if this fails.
 
     Shapes that are stored in the file are not used, because they may belong to a different frame size.
     """
@@ -249,7 +249,7 @@ def _shapes_of(model: ir.Model) -> _Shapes:
 
 
 def _names_in(graph: ir.Graph) -> Iterable[str]:
-    """Yield the names of all tensors and nodes, including those in subgraphs."""
+    """Yield the names of the graph's inputs and initializers, and of all nodes and their outputs, even in subgraphs."""
     import onnx_ir as ir
 
     yield from (str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
@@ -267,7 +267,7 @@ def _fresh(name: str, names: set[str]) -> str:
 
 
 def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
-    """Remove those of the constants `values` that no node uses any longer."""
+    """Remove each of the constants `values` from the graph if it is no longer used."""
     for value in values:
         if value.uses() or value.is_graph_output():
             continue

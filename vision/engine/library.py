@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Find the installed TensorRT module, `tensorrt` or `tensorrt_rtx`, and provide it as `trt`.
+"""The installed TensorRT module (`tensorrt` or `tensorrt_rtx`) as `trt`, its log, and queries of its features.
 
 Both modules have the same API, except for names that differ between versions. The code does not compare version
-numbers. It uses `hasattr`, and looks up the numbers of flags by name, because they differ between 10.x and 11.x.
+numbers. It uses `hasattr`, and looks up flags by name, because their numbers differ between 10.x and 11.x.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return how to install TensorRT. `system` and `machine` are as in the module `platform`."""
+    """Return text that explains how to install TensorRT. `system` and `machine` are from the module `platform`."""
     if tegra:
         return (
             "JetPack includes TensorRT: `sudo apt install python3-libnvinfer`, then create the environment with the "
@@ -93,7 +93,7 @@ def find_library(names: tuple[str, ...] = MODULES) -> Library:
     """Find the TensorRT library: the first module of `names` that can be imported. The result is cached.
 
     Raises:
-        DeviceMissing: no module can be imported. The message lists the reason for each.
+        DeviceMissing: no module can be imported, or none is TensorRT. The message contains the reason for each module.
     """
     tried: list[str] = []
     for name in names:
@@ -161,7 +161,7 @@ _sinks_lock = threading.Lock()
 
 
 def take_message(severity: str, text: str) -> None:
-    """Pass a message of TensorRT to the log and to all `collect_log` blocks. Any thread can call this."""
+    """Pass a TensorRT message of level INFO or above to the log and to all `collect_log` blocks. Thread-safe."""
     level = _LEVELS.get(severity)
     if level is None:  # at the level VERBOSE, a build logs a hundred thousand lines
         return
@@ -174,14 +174,14 @@ def take_message(severity: str, text: str) -> None:
 
 
 def recent_errors() -> str:
-    """Return the last errors of TensorRT as one line. Use this for calls that are too frequent for `collect_log`."""
+    """Return up to 8 recent errors of TensorRT as one line, for calls that are too frequent for `collect_log`."""
     with _sinks_lock:
         return "; ".join(dict.fromkeys(_recent_errors)) or "no reason given"
 
 
 @contextmanager
 def collect_log() -> Iterator[LogLines]:
-    """Collect the messages that TensorRT logs in the `with` block, because only its log contains reasons of errors."""
+    """Collect the messages that TensorRT logs during a `with` block. Only the log explains why a call failed."""
     sink = LogLines()
     with _sinks_lock:
         _sinks.append(sink)
@@ -194,7 +194,7 @@ def collect_log() -> Iterator[LogLines]:
 
 @functools.cache
 def logger() -> trt.ILogger:
-    """Return the only TensorRT logger. It is never freed, because TensorRT uses it until the process ends."""
+    """Return the logger of all TensorRT objects. It is never freed, because TensorRT uses it until the process ends."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -221,7 +221,7 @@ def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
 
 
 def or_none(result: _T) -> _T | None:
-    """Return `result` with a type that includes None: TensorRT returns None on failure, but its stubs do not say so."""
+    """Return `result`, typed as possibly None. TensorRT returns None on failure, but its type stubs omit this."""
     return result
 
 
@@ -231,7 +231,7 @@ def member_of(enumeration: str, name: str) -> Any:
 
 
 def keeps_timing() -> bool:
-    """Return True if builds can reuse timings of earlier builds. TensorRT-RTX cannot, because it measures nothing."""
+    """Return True if builds can reuse kernel timings of earlier builds. TensorRT-RTX does not measure its kernels."""
     return find_library().flavour == "tensorrt"
 
 
@@ -244,7 +244,7 @@ def has_weak_typing() -> bool:
 
 
 def network_flags(*, strongly_typed: bool) -> int:
-    """Return the flags for `create_network` as an integer. A library without this flag always uses strong typing."""
+    """Return the flags for `create_network`. A library without the flag STRONGLY_TYPED always uses strong typing."""
     flag = member_of("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
     return 1 << int(flag) if strongly_typed and flag is not None else 0
 

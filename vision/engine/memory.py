@@ -1,5 +1,5 @@
 # mypy: allow-subclassing-any
-"""Manage GPU memory: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
+"""GPU memory for engines: a pool for TensorRT, scratch memory that contexts share, and the memory budget.
 
 The pool allocates large segments from the driver, and hands out parts of them. It accesses the driver through the
 protocol `RawMemory`, so that tests run without a GPU.
@@ -101,11 +101,11 @@ class _Part:
 
 
 class MemoryPool:
-    """Allocates GPU memory in segments whose parts are reused. Thread-safe.
+    """Pool that allocates segments of GPU memory from the driver, and reuses parts of them. Thread-safe.
 
     Each stream has separate segments, so memory that is freed on a stream can be reused immediately, by later work on
-    this stream. Freeing memory on a different stream, or without a stream, first waits for the GPU. A request for more
-    than `segment_bytes` gets a separate segment of the requested size.
+    this stream. If memory is freed on a different stream, the pool first waits for that stream; if it is freed without
+    a stream, for the whole GPU. If a request exceeds `segment_bytes`, a segment of about its size is allocated.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -131,7 +131,7 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Lock the pool for one operation. Then free the memory that finalizers in this thread gave back."""
+        """Lock the pool during a `with` block. Then free the memory that finalizers in this thread returned in it."""
         with self._lock:
             self._inside = True
             try:
@@ -160,7 +160,7 @@ class MemoryPool:
         return self._hand_out(grown, stream, offset, size)
 
     def _grow(self, size: int, stream: int) -> _Segment | None:
-        """Allocate a segment, if necessary after freeing unused segments. Return None if memory is lacking."""
+        """Allocate a segment of at least `size` bytes. If necessary, free unused ones first. Return None on failure."""
         needed = _round_up(size, _SEGMENT_STEP)
         for segment_bytes in dict.fromkeys((max(needed, self._segment_bytes), needed)):
             address = self._raw.allocate(segment_bytes)
@@ -184,7 +184,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Free the memory at `address`, last used on `stream` (None if unknown). Return False if it is not ours."""
+        """Free the memory at `address`, last used on `stream` (None if unknown). Return False if there is none."""
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -241,7 +241,7 @@ class MemoryPool:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return an allocator through which TensorRT uses `pool`. It must outlive all TensorRT objects that use it."""
+    """Return an allocator through which TensorRT uses `pool`. Keep the allocator as long as any TensorRT object."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
@@ -271,7 +271,7 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 
 
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
-    """Return the size of scratch memory for one stream: the maximum over its contexts, which run one after another."""
+    """Return the scratch memory in bytes for one stream: the largest size in `contexts`, which run one at a time."""
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
 
@@ -292,7 +292,7 @@ class BudgetLine:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Sizes of all memory that a detector allocates at its start."""
+    """Sizes of all memory that a detector allocates when it starts."""
 
     lines: tuple[BudgetLine, ...]
 
@@ -312,11 +312,11 @@ class MemoryBudget:
         return "\n".join("{:<24} {:<6} {:>12} {:>5} {:>12}".format(*row) for row in rows)
 
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
-        """Raise an error if the budget exceeds the memory of the GPU.
+        """Raise `DeviceError` if the budget exceeds the free memory of the GPU.
 
-        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too, and the budget can reach the
-        total memory, because the system can reclaim more than the free memory. The error shows the largest line of the
-        budget, the required memory, and the free memory.
+        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too, and the limit is the total
+        memory, because the system can reclaim more than the free memory. The error shows the required memory, the
+        largest line of the budget, and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
         if needed <= (total_bytes if shared_with_host else free_bytes):

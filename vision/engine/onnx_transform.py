@@ -1,4 +1,4 @@
-"""Rewrite the ONNX file that TensorRT parses, with different types and operators but the same results.
+"""Functions that prepare an ONNX model for TensorRT: conversion of types and shapes, and external weights.
 
 TensorRT 11 and TensorRT-RTX read types only from the ONNX file, so a model in float16 or bfloat16 needs a file in
 float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT
@@ -32,9 +32,9 @@ _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Rewrite an ONNX model, where possible, with shapes that suit tensor cores. The results stay the same.
+    """Widen the input of an ONNX model (`interleave`) and fold convolutions (`fold`) where possible, for tensor cores.
 
-    Return the model, and True if its input was widened. Raise the errors of `load_onnx`.
+    The results stay the same. Return the model, and True if its input was widened. Raise the errors of `load_onnx`.
     """
     if not interleave and not fold:
         return model, False
@@ -51,15 +51,15 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
 
 
 def widen_input(model: ir.Model) -> bool:
-    """Add a fourth channel to the model's input for frames, in place. The results stay the same.
+    """Change a model in place: add a fourth channel to its input for frames. The results stay the same.
 
     Tensor cores need interleaved channels, in groups of at least four. Therefore, a network with an input of three
     planes starts with a kernel that only interleaves them and adds a fourth channel of zeros. This kernel is not needed
     if the letterbox kernel, which writes every pixel in any case, writes this layout. The fourth channel gets weights
     of zero.
 
-    Return True if this was possible: the model has one input with three channels, only convolutions over all three use
-    the input, and no other node uses the weights of these convolutions.
+    Return False, without a change, unless the model has one input with three channels, only convolutions over all three
+    use the input, and no other node uses the weights of these convolutions.
     """
     import onnx_ir as ir
 
@@ -90,10 +90,10 @@ def _convolves(node: ir.Node, frame: ir.Value) -> bool:
 
 
 def with_weights(model: bytes, folder: Path) -> bytes:
-    """Return an ONNX model into which its external weights are copied from the files in `folder`.
+    """Copy the external weights of an ONNX model from files in `folder` into the model. Return the model.
 
     Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
-    them. Raise `ModelError` if a package is missing, or if such a file is missing, damaged, or too large.
+    them. Raise `ModelError` if a package is missing, or if the model or such a file is missing, damaged, or too large.
     """
     if _EXTERNAL not in model:
         return model
@@ -103,7 +103,7 @@ def with_weights(model: bytes, folder: Path) -> bytes:
     try:
         load_external_data_for_model(loaded, str(folder))
         return bytes(loaded.SerializeToString())
-    except Exception as error:  # onnx and protobuf raise many types for a file that is missing, truncated, or too large
+    except Exception as error:  # onnx and protobuf raise errors that have no common base class
         raise ModelError(
             f"the external weights in {folder} cannot be used: {error}",
             hint="put all files of the export there; models with more than 2 GB of weights are not supported",
@@ -165,7 +165,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
 
 
 def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
-    """Return True if the weights of products have the type `to`. Biases and scales can have a higher precision."""
+    """Return True if tensors of two or more dimensions, such as weights, have the type `to`, and none is float32."""
     import onnx
 
     target = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
@@ -175,7 +175,7 @@ def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
 
 
 def _for_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a model that contains QuantizeLinear to an opset in which this operator accepts float16."""
+    """Return a model in an opset in which QuantizeLinear accepts float16. Unchanged if it has no such operator."""
     import onnx
 
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), _QDQ_OPSET)
@@ -185,7 +185,7 @@ def _for_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield the float32 weights: initializers, and constants under the names of their outputs."""
+    """Yield all float32 initializers, and a copy of each float32 constant that has the name of its node's output."""
     import onnx
 
     for tensor in model.graph.initializer:
@@ -219,7 +219,7 @@ def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Change float16 to bfloat16 in a converted model. Compute the weights from the float32 values in `weights`."""
+    """Change all float16 types of a model to bfloat16. Compute its weights from the float32 values in `weights`."""
     import onnx
 
     half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

@@ -1,4 +1,4 @@
-"""Open the engine of a model: load the engine from the cache, or build it from the folder of the model."""
+"""Functions that load the engine of a model from the cache, or build it from the ONNX file in the model's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
-    """Read the ONNX file of a model, including its external weights. Raise `ModelError` if this is not possible."""
+    """Read the ONNX file of a model, including its external weights. Raise `ModelError` if a file cannot be used."""
     return with_weights(checked_model_file(folder, spec).read_bytes(), folder)
 
 
@@ -37,7 +37,7 @@ def load_or_build(
     cache: EngineCache,
     force: bool = False,
 ) -> Loaded:
-    """Load the plan of a model from the cache, or build it. Raise the errors of `build_engine` and `EngineCache`."""
+    """Load or build the plan of a model. Raise as `read_onnx`, `build_engine`, and `EngineCache.load_or_build` do."""
     onnx = read_onnx(folder, spec)
 
     def build(timing_cache: bytes | None) -> Built:
@@ -57,15 +57,16 @@ def open_engine(
     cache_folder: Path | None = None,
     pool: MemoryPool | None = None,
 ) -> Engine:
-    """Load the engine of a model on the GPU that is current in this thread. Build the engine if none is cached.
+    """Load the engine of a model on the GPU that is current in this thread. Build it if the cache has no usable engine.
 
     `pool` provides TensorRT's memory, and must outlive the engine.
 
     Raises:
-        ModelError: the model, spec, settings, and GPU do not fit together, or other users can write to the cache.
+        ModelError: the model, spec, settings, and GPU do not fit together, or the cache cannot be used.
         DeviceMissing: TensorRT is missing, or no GPU works.
         DeviceError: the GPU has too little memory.
-        Closed: the build was canceled.
+        Closed: the build, or the wait for a build in another process, was canceled.
+        KeyboardInterrupt: the user pressed Ctrl-C during the build.
     """
     cache = EngineCache(cache_folder)
 

@@ -1,8 +1,8 @@
 # mypy: allow-subclassing-any
-"""Measure the time of each layer of an engine, and describe the layers.
+"""Measurement of the time of each layer of an engine, and descriptions of the layers.
 
-By default (``enqueue_emits_profile``), a context with a profiler runs synchronously, unlike the detector. Therefore,
-this setting is off, and the times are fetched after each run.
+By default, a context with a profiler runs synchronously, unlike the detector. Therefore, the setting
+``enqueue_emits_profile`` is turned off, and the times are fetched after each run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vision.errors import DeviceError, ModelError
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
-    """Times of one layer over all runs, in milliseconds."""
+    """Statistics of the times of one layer in all runs, in milliseconds."""
 
     name: str
     mean_ms: float
@@ -34,7 +34,7 @@ class LayerTime:
 
 
 class LayerTimes:
-    """Collects the times that TensorRT's profiler reports for each layer and run."""
+    """Times that a profiler reported, by run and layer."""
 
     def __init__(self) -> None:
         self._runs: list[dict[str, float]] = []
@@ -44,7 +44,7 @@ class LayerTimes:
         self._runs.append({})
 
     def add(self, layer: str, ms: float) -> None:
-        """Add the time of a layer to the current run. Times of layers with the same name are summed."""
+        """Add the time of a layer in ms to the current run. Times of layers with the same name are summed."""
         run = self._runs[-1]
         run[layer] = run.get(layer, 0.0) + ms
 
@@ -54,12 +54,12 @@ class LayerTimes:
         return sum(1 for run in self._runs if run)
 
     def total_ms(self) -> float:
-        """Return the total time of all layers in ms, averaged over the runs."""
+        """Return the total time of all layers in ms, averaged over the runs; 0 if there are no runs."""
         totals = [sum(run.values()) for run in self._runs if run]
         return statistics.fmean(totals) if totals else 0.0
 
     def layers(self) -> tuple[LayerTime, ...]:
-        """Return the times of all layers, in the order of execution."""
+        """Return statistics for each layer, in the order of execution."""
         names = dict.fromkeys(name for run in self._runs for name in run)
         times = {name: [run[name] for run in self._runs if name in run] for name in names}
         whole = sum(statistics.fmean(layer_ms) for layer_ms in times.values())
@@ -77,7 +77,7 @@ class LayerTimes:
 
 
 def make_profiler(times: LayerTimes) -> trt.IProfiler:
-    """Return a profiler that adds the times that it receives to `times`."""
+    """Return a TensorRT profiler that adds each reported layer time to `times`."""
 
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
@@ -97,7 +97,7 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Measure the time of each layer in `runs` runs. Do not use the context for other work afterwards.
+    """Measure the time of each layer in `runs` runs, after `warm_up` runs. Then do not use the context for other work.
 
     `launch` enqueues the network once, or launches a graph that was captured with the profiler of this context.
     `synchronize` waits until the run has ended. Raise `DeviceError` if TensorRT reports no times.
@@ -141,7 +141,7 @@ class Layer:
     outputs: tuple[LayerTensor, ...]
     tactic: str
     onnx_nodes: tuple[str, ...]
-    profile: int  # index of its optimization profile
+    profile: int  # index of the optimization profile to which the layer belongs
 
     @property
     def dtypes(self) -> str:
@@ -154,7 +154,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON of the engine inspector, of any version and verbosity. Raise `ModelError` if it has no layers."""
+    """Parse the JSON text of TensorRT's engine inspector. Raise `ModelError` if it does not have a list of layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
@@ -212,7 +212,7 @@ class Profile:
     layers: tuple[Layer, ...]
 
     def layer_of(self, name: str) -> Layer | None:
-        """Return the description of the layer with this name; None if there is none."""
+        """Return the description of the layer with this name, with or without its profile number; None if unknown."""
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
 

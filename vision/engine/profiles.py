@@ -1,7 +1,7 @@
-"""Create the optimization profiles of an engine, and choose the profile with which to run given shapes.
+"""Optimization profiles of an engine, and functions that create them and choose one for given input shapes.
 
 A profile is a range of input shapes, with one shape for which the engine is tuned. TensorRT does not choose a profile.
-The first profile that fits is often the widest and slowest. The fastest profile is tuned for the nearest shape.
+The first profile that fits is often the widest and slowest. The profile that is tuned for the nearest shape is fastest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64)
-"""Limits of the ranges of batch sizes that have separate profiles: kernels tuned for 64 frames are slow for 1 frame."""
+"""Limits of ranges of batch sizes. Each has a profile, because kernels tuned for 64 frames are slow for 1 frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Profile:
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if the shape of every given input is in its range. Unknown inputs are in no range."""
+        """Return True if the profile has a range for every input in `shapes`, and the shape of the input is in it."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
-        """Return the distance from the optimum shapes: the sum of ``|log(size / opt)|`` over all dimensions."""
+        """Return how far `shapes` are from the optimum: the sum of ``|log(size / opt)|`` over all dimensions."""
         return sum(
             abs(math.log(max(size, 1) / max(best, 1)))
             for name, shape in shapes.items()
@@ -64,7 +64,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the total size of the inputs at the maximum shapes, and how much larger it is than at the minimum."""
+        """Return the number of values in all inputs at the maximum shapes, and that number minus the minimum number."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -91,10 +91,10 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
 
 
 def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
-    """Return (min, opt, max) of the batch size for the ranges 1-4, 4-16, 16-64, and so on, up to `max_batch`.
+    """Return (min, opt, max) of the batch size for each range between the limits `BATCH_BANDS`, up to `max_batch`.
 
-    `opt` is the upper limit of a range. In the last range, it is `max_batch`, which busy systems run. Ranges share
-    their limits, so that a batch whose size is a limit uses the profile that is tuned for this size.
+    `opt` is the upper limit of a range. In the last range, it is `max_batch`, the batch size of busy systems. Ranges
+    share their limits, so that a batch whose size is a limit uses the profile that is tuned for this size.
     """
     if max_batch == 1:
         return ((1, 1, 1),)
@@ -117,15 +117,15 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
-    """Input that the ONNX file declares."""
+    """Input of a network, as the ONNX file declares it."""
 
     name: str
-    shape: Shape  # -1 means that the file leaves a dimension open
+    shape: Shape  # -1 means a dynamic dimension
     is_shape_tensor: bool = False  # True if its values determine shapes
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """Return the input for frames: the first input with four dimensions (batch, channels, height, width)."""
+    """Return the input for frames: the first with four dimensions. Raise `ModelError` if there is no such input."""
     for tensor in inputs:
         if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
             return tensor
@@ -165,11 +165,11 @@ def make_profiles(
 
 
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
-    """Return the ranges of batch sizes of a model. `fixed` is the batch size in the ONNX file, negative if open."""
+    """Return (min, opt, max) of the batch size for each profile. `fixed` is that in the ONNX file, < 0 if dynamic."""
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
             f"the model's batch is fixed to {fixed} in the ONNX file, but max_batch is {plan.max_batch}",
-            hint=f"set `detect: {{max_batch: {fixed}}}`, or export the model with an open batch dimension",
+            hint=f"set `detect: {{max_batch: {fixed}}}`, or export the model with a dynamic batch dimension",
             code="batch-fixed",
         )
     if fixed >= 0 or plan.on_dla:
@@ -203,7 +203,7 @@ def _profile(
 def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
     if tensor.name not in table:
         raise ModelError(
-            f"the ONNX file leaves {tensor.name} {tensor.shape} open, but model.yaml has no {key} for it",
+            f"input {tensor.name} {tensor.shape} is dynamic in the ONNX file, but model.yaml has no {key} for it",
             hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` there",
             code="profile-missing",
         )
@@ -221,7 +221,7 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
             raise ModelError(
                 f"input {frame.name}: {axis} is fixed to {fixed} in the ONNX file, but the profile requests "
                 f"{extent[0] if extent[0] == extent[2] else list(extent)}",
-                hint="correct `input` and `profiles` in model.yaml, or export the model with this dimension open",
+                hint="correct `input` and `profiles` in model.yaml, or export the model with this dimension dynamic",
                 code="dimension-fixed",
             )
     low, best, top = zip(*extents, strict=True)
@@ -229,7 +229,7 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
 
 
 def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
-    """Return the range of an input that is not for frames, from its shape and the batch sizes or from the profile."""
+    """Return the range of an input that is not for frames: from the profile, or else from its shape in the file."""
     shape = tensor.shape
     if tensor.name not in profile.shapes and all(size >= 0 for size in shape[1:]):
         return Range(*((size if shape[0] < 0 else shape[0], *shape[1:]) for size in profile.batch))

@@ -1,7 +1,7 @@
-"""Report the progress of an engine build as nested phases, and cancel a build.
+"""Progress of an engine build as nested phases, and cancellation of a build.
 
-TensorRT blocks the thread of the build for minutes. During this time, only its callbacks run Python code. Therefore,
-the build has a separate thread. Ctrl-C reaches the waiting thread, and the next callback tells TensorRT to stop.
+TensorRT blocks the thread of the build for minutes, except for callbacks, and Ctrl-C would have to wait. Therefore, the
+build has a separate thread. Ctrl-C reaches the waiting thread, and the next callback tells TensorRT to stop.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Phase:
 
 
 class BuildListener(Protocol):
-    """Receives the progress of a build. TensorRT's threads call the methods."""
+    """Receiver of the progress of a build. The build thread and threads of TensorRT call the methods."""
 
     def parsed(self, layers: int) -> None:
         """Receive the number of layers before fusion. Called after the ONNX file was parsed."""
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Receive the running phases, outermost first. Steps of different phases take different times."""
+        """Receive the running phases, outermost first. Steps of different phases take different amounts of time."""
 
     def built(self, plan_bytes: int) -> None:
         """Receive the size of the engine in bytes. Called after a successful build."""
 
 
 class LogListener:
-    """Logs the progress every `every_s` seconds, for services."""
+    """Listener that logs the progress, at most once every `every_s` seconds."""
 
     def __init__(self, label: str, clock: Callable[[], int] = time.monotonic_ns, every_s: float = 15.0) -> None:
         self._label = label
@@ -57,7 +57,7 @@ class LogListener:
         _log.info("building %s: %d layers before fusion", self._label, layers)
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Log the innermost running phase, unless the last line was logged recently."""
+        """Log the innermost running phase, unless the last line was logged less than `every_s` seconds ago."""
         now_ns = self._clock()
         if phases and now_ns - self._logged_ns >= self._every_ns:
             self._logged_ns = now_ns
@@ -72,7 +72,7 @@ class LogListener:
 
 
 class Monitor:
-    """Implements the methods of TensorRT's progress monitor without importing TensorRT."""
+    """Methods of TensorRT's progress monitor, in a class that does not depend on TensorRT."""
 
     def __init__(self, listener: BuildListener, cancel: threading.Event) -> None:
         self._listener = listener
@@ -114,7 +114,7 @@ class Monitor:
 def run_interruptible(work: Callable[[], _T], cancel: threading.Event) -> _T:
     """Run `work` in a separate thread, and wait for it. Return its result, or raise its error.
 
-    Ctrl-C sets `cancel`. When `work` has then ended, `KeyboardInterrupt` is raised.
+    Ctrl-C sets `cancel`. `KeyboardInterrupt` is raised when `work` has ended, or immediately after a second Ctrl-C.
     """
     outcome: Future[_T] = Future()
     begun, ended = threading.Event(), threading.Event()

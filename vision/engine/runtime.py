@@ -1,7 +1,7 @@
-"""Load an engine into memory, and run it with execution contexts.
+"""Engines in memory, and execution contexts that run them.
 
-TensorRT reports most failures by returning False or None, and by writing the reason to its log. This module raises an
-exception that contains the reason. Only calls of `trt` objects need a GPU. Everything else is plain data.
+TensorRT reports most failures by returning False or None, and by writing the reason to its log. The classes in this
+module raise an exception that contains the reason instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
-    """Return an error for `action` with TensorRT's messages and, if an allocation failed, its size."""
+    """Return an error for `action` with TensorRT's messages and, if an allocation failed, the sizes in the pool."""
     reason = "; ".join(log.errors()) or "no reason given"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Yield a function that checks a result of TensorRT. If it is False or None, raise an error with the log."""
+    """Convert failures in a `with` block to `DeviceError`. Yield a function that also raises it for False or None."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -48,11 +48,11 @@ def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
 
 
 class Context:
-    """Runs an engine with one optimization profile, for one slot. Not thread-safe.
+    """Execution context that runs an engine with one optimization profile. Not thread-safe.
 
     The profile cannot be changed, because a change would invalidate graphs. The caller owns the scratch memory. Call
-    `give_memory` before the first `enqueue`. The memory is in use until the enqueued work has ended on the GPU. Methods
-    raise `DeviceError` if TensorRT refuses the call.
+    `give_memory` before the first `enqueue`. The memory is in use until the enqueued work has ended on the GPU. All
+    methods raise `DeviceError` if TensorRT refuses a call.
     """
 
     def __init__(self, engine: Engine, raw: trt.IExecutionContext, profile: int) -> None:
@@ -134,7 +134,7 @@ class Context:
 
 
 class Engine:
-    """Loaded engine that creates execution contexts, and describes its tensors and profiles. Thread-safe.
+    """Loaded engine that creates execution contexts, and describes its tensors and profiles.
 
     `load_engine` creates an engine from a plan. `owners` are objects, such as the runtime, to keep as long as `raw`.
     `pool` provides TensorRT's memory, and must outlive the engine. `kernel_file` stores the kernels that TensorRT-RTX
@@ -206,7 +206,7 @@ class Engine:
         """Create a context for the profile with the index `profile`. The caller provides its scratch memory.
 
         Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`. Raise
-        `DeviceError` if TensorRT refuses, for example because it lacks memory.
+        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking.
         """
         with collect_log() as log:
             raw = self._new_context()
@@ -239,7 +239,7 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Create a cache of compiled kernels for all contexts, and load the contents of `file` into it."""
+        """Create the cache of compiled kernels that all contexts share, and load the contents of `file` if possible."""
         cache = config.create_runtime_cache()
         kernels = read_checked(file)
         if kernels is None:
@@ -264,11 +264,11 @@ class Engine:
         return True
 
     def information(self) -> str:
-        """Return the layers as JSON. Without detailed verbosity at the build, the JSON contains only names."""
+        """Return a JSON description of the layers. It contains only names if the build did not request details."""
         return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Release the engine. Every context must already be closed. Idempotent."""
+        """Release the engine. No context of the engine must exist any longer. Idempotent."""
         self._compiled = None
         self._raw = None
         self._owners = ()
@@ -319,13 +319,13 @@ def load_engine(
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
-    """Select the DLA core on which the plans of `runtime` run, if the machine has this core."""
+    """Select the DLA core for the engines that `runtime` loads. Do nothing if the machine does not have this core."""
     if core is not None and core < runtime.num_DLA_cores:
         runtime.DLA_core = core
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """Return the reasons why TensorRT-RTX finds a plan invalid on this machine. Empty if the library cannot tell.
+    """Return the reasons why TensorRT-RTX considers a plan invalid on this machine. TensorRT gives no reasons.
 
     The reasons do not justify refusing a plan: version 1.6.1 reports "unsupported cc" on an H100, but runs the plan.
     """

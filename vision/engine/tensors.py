@@ -1,4 +1,4 @@
-"""Descriptions of the inputs, outputs, and profiles of engines and of parsed networks, as plain data."""
+"""Inputs, outputs, and profiles of engines and of parsed networks: functions that read them, and that set them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_shape(dims: _Dims) -> Shape:
 
 
 def dtype_name(member: str) -> str:
-    """Return the key of `ITEM_BITS` for a ``trt.DataType`` member. `trt.nptype` supports only half of the members."""
+    """Return the key of `ITEM_BITS` for the name of a ``trt.DataType`` member. Raise `ModelError` if it has none."""
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:
@@ -57,11 +57,11 @@ class Tensor:
 
     @property
     def channels(self) -> int:
-        """Number of channels of an input for frames. A fourth channel, always 0, exists only for the memory layout."""
+        """Number of channels of an input for frames: 3, or 4 if it is interleaved. The fourth channel is always 0."""
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Return the size in bytes of this tensor if it has the shape `shape`, in which no dimension is open (-1)."""
+        """Return the size of this tensor in bytes for a shape. Raise ValueError if a dimension is unknown (-1)."""
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
         return -(-math.prod(shape) * ITEM_BITS[self.dtype] // 8)
@@ -93,12 +93,12 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
 
 
 def _format(engine: Any, name: str) -> Any:
-    """Return the memory format of a tensor. The first profile is named, because TensorRT otherwise logs a warning."""
+    """Return the memory format of a tensor in the first profile. Without the number 0, TensorRT logs a warning."""
     return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Return the profiles of an engine, with ranges for inputs only. Shapes of outputs cannot be read from TensorRT."""
+    """Return the profiles of an engine. They contain ranges for inputs only; TensorRT has none for outputs."""
     inputs = [tensor for tensor in tensors if tensor.mode == "input"]
     return tuple(
         Profile(
@@ -131,9 +131,8 @@ def add_profile(
 ) -> trt.IOptimizationProfile:
     """Add a profile to a build configuration. The caller must keep the result until the build has ended.
 
-    TensorRT accepts `set_shape_input` for inputs that are not shape tensors, but then the build fails because a range
-    is missing. It also accepts a minimum above the maximum, after which the profile is false as a bool. Raise
-    `ModelError` in both cases.
+    Raise `ModelError` if TensorRT refuses the profile. If a minimum exceeds the maximum, `bool(profile)` is False. For
+    inputs that are not shape tensors, TensorRT accepts `set_shape_input`, but the build fails: a range is missing.
     """
     added = builder.create_optimization_profile()
     try:
@@ -154,7 +153,7 @@ def add_profile(
 
 
 def quantization_of(network: trt.INetworkDefinition) -> Quantized:
-    """Return the type of the QuantizeLinear nodes of a network, or "none" if it has no such nodes."""
+    """Return the type of the first QuantizeLinear node of a network, or "none" if it has no such node."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":
@@ -165,14 +164,14 @@ def quantization_of(network: trt.INetworkDefinition) -> Quantized:
 
 
 def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
-    """Return the floating-point types in which a network computes."""
+    """Return the types of all floating-point outputs of the layers of a network."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
     outputs = (layer.get_output(index) for layer in layers for index in range(layer.num_outputs))
     return frozenset(dtype_name(tensor.dtype.name) for tensor in outputs if tensor is not None) & FLOATS
 
 
 def halve_ends(network: Any, plan: BuildPlan) -> None:
-    """Set the types of the inputs and outputs of a weakly typed network, if `plan` requests 16 bits for some of them.
+    """Set the types of float inputs and outputs of a weakly typed network, if `plan` requests 16 bits for some of them.
 
     The others are set to float32, because the type of an output could otherwise follow from the type of an input. For a
     strongly typed network, the ONNX file contains these types.

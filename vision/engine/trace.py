@@ -1,4 +1,4 @@
-"""Record time spans, and write them as a Chrome trace (for chrome://tracing or https://ui.perfetto.dev).
+"""Recorder of time spans, and output as a Chrome trace (for chrome://tracing or https://ui.perfetto.dev).
 
 The format is the JSON object form of the "Trace Event Format", with complete events (``ph: X``) in microseconds.
 """
@@ -30,7 +30,7 @@ class Span:
 
 
 class SpanRecorder:
-    """Stores the newest `keep` spans. Thread-safe. `clock` returns a monotonic time in ns."""
+    """Recorder that keeps the newest `keep` spans. Thread-safe. `clock` returns a monotonic time in ns."""
 
     def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._spans: deque[Span] = deque(maxlen=keep)
@@ -44,7 +44,7 @@ class SpanRecorder:
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
-        """Measure the `with` block on the host, and add the span."""
+        """Measure a `with` block with the host clock, and add a span with its start and end."""
         start_ns = self._clock()
         try:
             yield
@@ -52,7 +52,7 @@ class SpanRecorder:
             self.add(Span(name, lane, start_ns, self._clock(), details))
 
     def spans(self) -> tuple[Span, ...]:
-        """Return the spans, oldest first."""
+        """Return the spans, in the order in which they were added."""
         with self._lock:
             return tuple(self._spans)
 

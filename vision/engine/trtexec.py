@@ -1,4 +1,4 @@
-"""Generate command lines of `nsys`, `trtexec`, and `tensorrt_rtx` for the installed library.
+"""Functions that generate command lines of `nsys`, `trtexec`, and `tensorrt_rtx` for the installed library.
 
 trtexec 11 has fewer options than version 10, and different defaults: it uses CUDA graphs, spins while it waits, and
 transfers no data. Results of both versions can be compared only with the options below.
@@ -45,14 +45,14 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return which set of options the tool of a library has."""
+    """Return the dialect of the tool that belongs to a library."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """Find the tool in PATH and in `places`, where JetPack installs it. If it is missing, `program` is its name."""
+    """Find the tool in PATH or, only for trtexec, at one of `places`. If it is missing, `program` is its name."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":
@@ -98,7 +98,7 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Return the command that builds a similar engine. For strong typing, `onnx` must already have the precision."""
+    """Return the command that builds an engine. For strong typing, `onnx` must already have the precision."""
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
         options.append("--noTF32")
@@ -121,7 +121,7 @@ def _shapes(shapes: Mapping[str, Shape]) -> str:
 
 
 def trtexec_text(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the commands that ``vision profile --print-trtexec`` prints."""
+    """Return commands that measure an engine, with comments, for ``vision profile --print-trtexec``."""
     source = "the TensorRT-RTX archive"
     if tool.dialect != "tensorrt_rtx":
         source = "the Debian package libnvinfer-bin or the archive"
@@ -139,7 +139,7 @@ def trtexec_text(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: i
 
 
 def nsys_text(target: Sequence[str]) -> str:
-    """Return the command that ``vision profile --print-nsys`` prints."""
+    """Return the command that traces `target`, with a comment, for ``vision profile --print-nsys``."""
     missing = " (not found; on a Jetson, `sudo apt install nsight-systems`; elsewhere, download it from NVIDIA)"
     title = f"# Nsight Systems{'' if shutil.which('nsys') else missing}; open the .nsys-rep file in its window"
     return f"{title}\n{nsys_command(target, tegra=TEGRA_RELEASE.exists())}"

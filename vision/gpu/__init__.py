@@ -1,4 +1,4 @@
-"""Use CUDA devices, streams, graphs, memory, and kernels. The import requires cuda-python, but not a GPU."""
+"""Wrappers for CUDA: devices, streams, graphs, memory, and kernels. The import requires cuda-python, but not a GPU."""
 
 import importlib
 

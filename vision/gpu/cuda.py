@@ -4,8 +4,8 @@ The wrappers use calls of ``cuda.bindings.runtime`` that are the same in cuda-py
 and servers). Memory is in `vision.gpu.memory`, and kernels are in `vision.gpu.nvrtc`. docs/decisions/030-cuda-core.md
 explains why NVIDIA's own wrappers are not used.
 
-Every object has one owner, which calls `close`. `close` is idempotent. An object that was not closed emits a warning.
-Every CUDA error becomes a `DeviceError` that states the action that failed.
+Every object has one owner, which calls `close`. `close` is idempotent. An object that is freed without `close` emits a
+ResourceWarning. Except in `close`, every CUDA error becomes a `DeviceError` that states which action failed.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def failure(status: Any, action: str) -> DeviceError:
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
-    """Return the values in the result of a ``cuda.bindings`` call. Raise `failure` if its status is not success."""
+    """Return the result of a ``cuda.bindings`` call without its status. Raise a `DeviceError` if the call failed."""
     if result[0] != _SUCCESS:
         raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def queued(status: int, action: str) -> None:
-    """Raise `failure` if the status that a function of `driver_calls` returned is not success."""
+    """Raise a `DeviceError` if `status`, which a function of `driver_calls` returned, is an error."""
     if status:
         raise failure(_status(status), action)
 
@@ -112,7 +112,7 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU. Return `DeviceMissing` if a restart would not help.
+    """Return the error for a missing or unusable GPU: `DeviceMissing` if restarting the process would not help.
 
     `code` is the status of `cudaGetDeviceCount`. The CUDA versions of the driver and of cuda-python are
     1000 * major + 10 * minor. 0 means that there is no driver.
@@ -162,10 +162,10 @@ class Device:
 
 @functools.cache
 def open_device() -> Device:
-    """Open the first GPU, and make it current in the calling thread. Later calls return the same object.
+    """Open the first GPU, and make it current in the calling thread. Later calls only return the same object.
 
     Raises:
-        DeviceMissing: the driver is missing or too old, or there is no GPU.
+        DeviceMissing: there is no GPU, or the driver is missing, too old, or does not match its kernel module.
         DeviceError: the GPU does not work, or another process has exclusive use of it.
     """
     try:
@@ -332,7 +332,7 @@ class Event(Resource):
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return True if the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
+        """Return whether the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False
@@ -352,7 +352,7 @@ class Event(Resource):
 
 
 _CAPTURING = threading.Lock()
-"""Lock for captures. Allocations of TensorRT in other threads would invalidate a capture, so one runs at a time."""
+"""Lock that allows only one capture at a time, because allocations of TensorRT in a second one can invalidate it."""
 
 
 class Graph(Resource):
@@ -367,8 +367,8 @@ class Graph(Resource):
     def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
         """Capture the work that `enqueue` queues on `stream`, after one run as a warm-up. Return the graph.
 
-        Libraries may allocate memory in the first run. After that, `enqueue` must not wait or allocate. Errors contain
-        `label` to identify the work.
+        Libraries may allocate memory in the first run. After that, `enqueue` must not wait or allocate. Raise
+        `DeviceError`, which contains `label`, if the capture fails. Errors of the first run are passed on unchanged.
         """
         enqueue()
         stream.synchronize()

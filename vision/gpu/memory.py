@@ -1,6 +1,6 @@
-"""Allocate, count, and copy GPU memory and page-locked host memory, and create buffers for frames.
+"""GPU memory and page-locked host memory: allocation, counting, copies, and buffers for frames.
 
-As in `vision.gpu.cuda`, every object has one owner, which closes it. Errors state the purpose of the memory.
+As in `vision.gpu.cuda`, every object has one owner, which closes it. Errors of allocations state the purpose.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """Return how much memory is currently allocated."""
+    """Return how much memory this module has allocated and not yet freed."""
     return _ledger.now
 
 
@@ -65,7 +65,7 @@ def _mib(nbytes: int) -> str:
 
 
 def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
-    """Return the error for a failed allocation of `nbytes`. `kind` is "device" or "page-locked"."""
+    """Return the error to raise for a failed allocation. `kind` is "device" or "page-locked"."""
     if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
         return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
     runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
@@ -79,7 +79,7 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
 
 
 class DeviceBuffer(Resource):
-    """Uninitialized GPU memory, aligned to 256 bytes. Raises `OutOfMemory` with the requested and the free size."""
+    """Uninitialized GPU memory, aligned to 256 bytes. The constructor raises `OutOfMemory` if too little is free."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         self.nbytes = max(nbytes, 1)
@@ -95,13 +95,13 @@ class DeviceBuffer(Resource):
         check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the start of the memory, and wait for the copy."""
+        """Copy a contiguous array to the start of the memory, and wait. Raise ValueError if the array does not fit."""
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Copy the memory from byte `offset` on to a new host array. Work that writes to it must have ended."""
+        """Return a host copy of the memory from byte `offset` on. Work that writes to this memory must have ended."""
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
             raise ValueError(f"expected a part of {self.nbytes} bytes, got {array.nbytes} bytes from byte {offset} on")
@@ -115,13 +115,13 @@ class DeviceBuffer(Resource):
 
 
 class CudaMemory:
-    """Allocates GPU memory for a `vision.engine.memory.MemoryPool`, and counts it like all other memory."""
+    """Source of GPU memory for `vision.engine.memory.MemoryPool`. This memory counts in `allocated`, like all other."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Allocate `size` bytes. Return the address, aligned to 256 bytes; 0 if there is too little memory."""
+        """Allocate `size` bytes. Return the address, aligned to 256 bytes; 0 if the allocation fails."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -148,8 +148,8 @@ class HostBuffer(Resource):
     """Page-locked host memory. The GPU copies from it at full speed, or reads and writes it in place.
 
     After `close`, `array` raises an error. The memory is freed with the last array that uses it, so that the thread of
-    a camera can still write to its frame while the detector closes. Raises `OutOfMemory` with the requested and the
-    free size.
+    a camera can still write to its frame while the detector closes. The constructor raises `OutOfMemory` if too little
+    memory is free.
     """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
@@ -168,7 +168,7 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return an array in this memory. Raise ValueError if the buffer is closed or too small."""
+        """Return an array that starts at byte `offset`. Raise ValueError if the buffer is closed or too small."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
             held = 0 if self._bytes is None else self.nbytes
@@ -183,7 +183,7 @@ _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """Stop freeing memory. Call this if the GPU hangs, because freeing memory would wait, and the process is ending."""
+    """Stop freeing frame buffers and page-locked memory. Call this if the GPU hangs, because freeing would wait."""
     _abandoned.set()
 
 
@@ -218,7 +218,7 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
 
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
-    """Queue a copy of rows that start every `pitch_bytes` at `source`. Both addresses can be on the GPU or host."""
+    """Queue a copy of `rows` rows, `pitch_bytes` apart at `source`, adjacent at `target`, on the GPU or the host."""
     shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
     check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
 
@@ -238,7 +238,7 @@ class DeviceFrameMemory:
         self.free.atexit = False
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Copy rows that start every `pitch_bytes` from `first_byte` on. Return a host array (rows, row_bytes)."""
+        """Return a host copy of rows, uint8 (rows, row_bytes). They start at `first_byte`, `pitch_bytes` apart."""
         pixels = np.empty((rows, row_bytes), np.uint8)
         source = (self.address + first_byte, max(pitch_bytes, row_bytes))
         copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
@@ -247,7 +247,7 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return an uninitialized frame buffer in GPU memory. Raise the errors of `page_locked_frame_buffer`."""
+    """Return an uninitialized frame buffer in GPU memory. Raise as `page_locked_frame_buffer` does."""
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 
@@ -257,7 +257,8 @@ def page_locked_frame_buffer(
 ) -> FrameBuffer:
     """Return a frame buffer in page-locked host memory and, unless CPU and GPU share memory, also in GPU memory.
 
-    Raise ValueError if the format does not allow this size. Raise `OutOfMemory`, and free all parts, if one fails.
+    Raise ValueError if the format does not allow this size. If an allocation fails, free the others and raise its
+    `DeviceError`, which is `OutOfMemory` if too little memory is free.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if integrated else DeviceFrameMemory(nbytes, purpose)

@@ -1,7 +1,7 @@
-"""Compile CUDA kernels with NVRTC for the GPU of this machine, cache the results, and launch the kernels.
+"""CUDA kernels: compilation with NVRTC for the GPU of this machine, a cache of compiled kernels, and launches.
 
-The package contains no compiled kernels for two reasons: sizes and types of the model are constants in the source, and
-one package supports every GPU that the installed CUDA supports.
+The package does not contain compiled kernels, because sizes and types of the model are constants in the source, and
+because the same package must support every GPU that the installed CUDA supports.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     Raises:
         DeviceMissing: NVRTC is not installed.
         DeviceError: the source does not compile. The error contains the messages of the compiler.
-        ModelError: other users can write to the cache, or it cannot be created.
+        ModelError: the cache cannot be created or read, or other users can write to it.
     """
     major, minor = nvrtc_version()
     options = source.options(arch)
@@ -109,7 +109,7 @@ def _compiler_log(program: Any) -> str:
 
 
 class Module(Resource):
-    """Compiled kernels that are loaded on the GPU."""
+    """Compiled kernels of one source, loaded on the GPU."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
         self._name = name
@@ -135,7 +135,7 @@ class Module(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Kernel function on the GPU. The module must outlive it."""
+    """Kernel function on the GPU. Its `Module` must stay open as long as the kernel is used."""
 
     function: Any
     name: str
@@ -147,7 +147,7 @@ class Kernel:
 
 
 class Launch:
-    """Kernel with bound arguments. The memory to which the arguments point must outlive the launch."""
+    """Kernel with its grid, block, and arguments. Memory to which the arguments point must outlive the launch."""
 
     def __init__(self, kernel: Kernel, geometry: tuple[int, ...], arguments: Sequence[object]) -> None:
         self._kernel = kernel
@@ -157,16 +157,16 @@ class Launch:
         self._address = ctypes.addressof(self._pointers)
 
     def enqueue(self, stream: Stream) -> None:
-        """Queue the launch on a stream, without waiting."""
+        """Queue the kernel on a stream, without waiting."""
         (status,) = driver.cuLaunchKernel(self._kernel.function, *self._geometry, stream.handle, self._address, 0)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise failure(status, f"launching {self._kernel.name}")
 
 
 def pack(argument: object) -> NDArray[Any]:
-    """Copy a kernel argument to an array that has the size that the kernel expects.
+    """Copy a kernel argument to a zero-dimensional array, whose memory CUDA reads at the launch.
 
-    NumPy scalars and structures (zero-dimensional arrays) keep their size. Python integers are addresses of 64 bits.
+    NumPy scalars and structures (zero-dimensional arrays) keep their type. Python integers are addresses of 64 bits.
     Raise `ModelError` for other types.
     """
     if isinstance(argument, int) and not isinstance(argument, bool):

@@ -45,7 +45,7 @@ ROWS = [
         _batch_text,
         (
             "the model's batch is fixed to 4 in the ONNX file, but max_batch is 8\n"
-            "  hint: set `detect: {max_batch: 4}`, or export the model with an open batch dimension"
+            "  hint: set `detect: {max_batch: 4}`, or export the model with a dynamic batch dimension"
         ),
     ),
     ("a range of an optimisation profile", _profile_text, "1x3x16x16 .. 8x3x16x16 (best 4x3x16x16)"),
