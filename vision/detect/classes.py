@@ -51,6 +51,11 @@ def class_names(spec: ModelSpec) -> tuple[str, ...]:
     return _LISTS[spec.classes] if isinstance(spec.classes, str) else spec.classes
 
 
+def background_ids(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the ids of the classes that mean that there is no object, such as ``background`` or ``__background__``."""
+    return tuple(index for index, name in enumerate(class_names(spec)) if name.strip("_").lower() == BACKGROUND)
+
+
 def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) -> tuple[int, ...]:
     """Return the class ids of the `wanted` names, or all class ids if `wanted` is None, in ascending order.
 

@@ -19,6 +19,7 @@ from tests.tiny_models import save_typed_model
 from vision.config import ModelSpec
 from vision.detect.classes import COCO80, COCO91, class_ids, class_names
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
+from vision.detect.onnxruntime.network import OnnxNetwork
 from vision.errors import ModelError
 from vision.types import Detections, Frame, FrameMeta
 
@@ -293,3 +294,22 @@ def test_every_scene_has_the_objects_of_the_default() -> None:
     assert len(FOUND) == 2
     assert all(export.found for export in EXPORTS.values())
     assert NAMES[CAR] == "car"
+
+
+@pytest.mark.parametrize("name", ["background", "__background__", "BACKGROUND"])
+def test_background_is_not_reported(name: str, tmp_path: Path) -> None:
+    export = EXPORTS["ssd with background"]
+    spec = spec_of(export, classes=[name, *NAMES])
+    with closing(opened(tmp_path / "tiny.onnx", export, spec=spec)) as detector:
+        assert_found(detected(detector)[0], export)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
+def test_network_with_any_input_format_is_measured(dtype: int, tmp_path: Path) -> None:
+    export, path = EXPORTS["rt-detr, official"], tmp_path / "tiny.onnx"
+    constants = {"orig_target_sizes": (TensorProto.INT64, ("batch", 2))}
+    outputs = as_type(export, np.float32)
+    save_typed_model(path, outputs, sides=(HEIGHT, WIDTH), dtype=dtype, channels_last=True, constants=constants)
+    network = OnnxNetwork(path, spec_of(export), 3, threads=1)
+    network.run()
+    assert network.input_shapes == {"images": (3, HEIGHT, WIDTH, 3)}

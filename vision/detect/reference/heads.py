@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from vision.config import ModelSpec
-from vision.detect.classes import BACKGROUND, COCO91, class_names
+from vision.detect.classes import COCO91, background_ids
 from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
 from vision.detect.reference.layout import (
     Layout,
@@ -45,8 +45,7 @@ class Head(ABC):
         self._class_count = class_count
         sigmoid = spec.head.activation == "sigmoid"
         least = score * score * (1 - 1e-6) if self.root else score
-        background = {index for index, name in enumerate(class_names(spec)) if name == BACKGROUND}
-        wanted = set(range(class_count) if classes is None else classes) - background
+        wanted = set(range(class_count) if classes is None else classes) - set(background_ids(spec))
         sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
         strides = spec.head.strides or self.strides
         self.rules = Rules(
