@@ -139,6 +139,7 @@ class Analytics:
             self._line_watch.place([to_pixels(line.points) for line in config.lines]),
             GroundPlane(to_pixels(config.ground.points), config.ground.metres) if config.ground else None,
             {**self._line_watch.columns, **self._zone_watch.columns},
+            (width_px, height_px),
         )
         self._crowds = CrowdDetector(config.zones)
 

@@ -23,7 +23,8 @@ Points: TypeAlias = NDArray[np.complex128]
 Corners: TypeAlias = Sequence[tuple[float, float]]
 """Corners of a polygon as (x, y)."""
 
-_EDGE_PX: Final = 1.5  # a corner this near to the edge of the frame is on it: the last pixel of 1920 is number 1919
+EDGE_PX: Final = 1.5
+"""What is this near to the edge of the frame is on the edge: the last pixel of 1920 is number 1919."""
 _INSIDE_PX: Final = 1e-3
 
 ANCHORS: Final = {
@@ -161,12 +162,12 @@ class ZoneSet:
 
 
 def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatArray:
-    """Move corners within `_EDGE_PX` of the edge of the frame onto the edge. Return all corners (N, 2)."""
+    """Move corners within `EDGE_PX` of the edge of the frame onto the edge. Return all corners (N, 2)."""
     ring = np.asarray(corners, np.float64).reshape(-1, 2)
     if frame_size_px is None:
         return ring
     size = np.array(frame_size_px, np.float64)
-    return np.where(ring <= _EDGE_PX, 0.0, np.where(ring >= size - _EDGE_PX, np.maximum(ring, size), ring))
+    return np.where(ring <= EDGE_PX, 0.0, np.where(ring >= size - EDGE_PX, np.maximum(ring, size), ring))
 
 
 def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:

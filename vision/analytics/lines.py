@@ -1,26 +1,30 @@
-"""`LineWatch` detects when objects cross lines.
+"""`LineWatch` detects when objects cross lines. docs/analytics.md defines a crossing.
 
-Boxes jitter, so a crossing needs a margin: an object has crossed a line when its anchor is far beyond the line, or
-slightly beyond the line for some time. The crossing counts only if the path of the anchor met the line between the ends
-of the line. So a jump across the line between two frames counts, but a path around an end of the line does not.
+Boxes jitter, so a side counts only with a margin: an object is established on a side of a line when its anchor is far
+beyond the line, or slightly beyond the line for some time. A crossing is a change from one established side to the
+other. It counts only if the path of the anchor last met the line between the ends of the line. So a jump across the
+line between two frames counts, but a path around an end of the line does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs
-from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs, places_of_anchors
+from vision.analytics.tracked_objects import MARGIN, TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # distance beyond a line, in margins, at which an object has crossed
 _STAYS_S: Final = 0.5  # time beyond a line by more than one margin after which an object has crossed
+_CUT: Final = 0.5  # least distance, in margins, at the start and end of a path beyond which the frame ends
+_SLIGHT: Final = 1e-6  # smaller effects of a side of a box on a distance are rounding errors
+_REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id by then continues its path
 
 
 class Crossing(NamedTuple):
@@ -31,6 +35,13 @@ class Crossing(NamedTuple):
     direction: str  # "in" (from left to right) or "out"
 
 
+class _Absent(NamedTuple):
+    """The state of a lost object."""
+
+    seen_s: float  # time of its last detection
+    columns: Mapping[str, NDArray[Any]]  # its row of the track table: the columns of `LineWatch`, and "points"
+
+
 class LineWatch:
     """Detects crossings of one camera's lines. `columns` defines the state that a `TrackTable` stores per object."""
 
@@ -38,20 +49,27 @@ class LineWatch:
         """Create the detector of crossings. `anchors` are the names of the columns of `TrackSnapshot.points`."""
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
-            # True if it is the right side: of each line, the side where the object is, then the side where it counts.
+            # True if it is the right side: of each line, the side where the object is, then its established side.
             "right": TrackColumn(np.bool_, (2 * number,)),
-            "unknown": TrackColumn(np.bool_, (number,)),  # the object is on the line since it appeared
+            "unknown": TrackColumn(np.bool_, (number,), True),  # the object has no established side yet
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
             # When the object went beyond the line, while its crossing is open; otherwise infinite.
             "beyond_s": TrackColumn(np.float64, (number,), math.inf),
         }
         self._anchors = [anchors.index(line.anchor) for line in lines]
+        self._places = places_of_anchors(anchors)
         self._reported = [(line.direction != "in", line.direction != "out") for line in lines]
         self._classes = ClassFilter(lines, class_names)
+        self._absent: dict[int, _Absent] = {}  # by track id, in the order in which they were lost
 
     def place(self, points: Sequence[Sequence[tuple[float, float]]]) -> LineSet:
-        """Set the pixel coordinates of the end points of each line. Return the lines."""
+        """Set the pixel coordinates of the end points of each line. Forget all lost objects. Return the lines."""
+        self._absent.clear()
         self._set = LineSet(points, self._anchors)
+        if points:
+            factors, _ = self._set.of_places(self._places)
+            grows = factors * ((-1.0,), (-1.0,), (1.0,), (1.0,))
+            self._to_right, self._to_left = grows > _SLIGHT, grows < -_SLIGHT
         return self._set
 
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
@@ -60,36 +78,59 @@ class LineWatch:
         Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
         L - 1), then its crossings.
         """
-        stored_right, is_right = table["right"], seen.distances > 0
+        is_right = seen.distances > 0
         if seen.fresh is not None:
-            appeared = seen.rows[seen.fresh]
-            stored_right[appeared] = is_right[seen.fresh]
-            table["unknown"][appeared] = seen.distances[seen.fresh, : len(self._anchors)] == 0
+            self._appear(table, seen, is_right)
+        stored_right = table["right"]
         objects, columns = pairs(stored_right.take(seen.rows, axis=0) != is_right)
-        if not len(objects):
-            return []
-        candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
         crossings = []
-        for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
-            line = column - len(self._anchors)
-            if line < 0:
-                self._meet(table, seen, at, row, column)
-            elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
-                if self._counts(table, row, line, distance > 0):
-                    crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
-                stored_right[row, column] = distance > 0
-                table["unknown"][row, line] = False
+        if len(objects):
+            candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
+            for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
+                line = column - len(self._anchors)
+                if line < 0:
+                    self._meet(table, seen, at, row, column)
+                elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
+                    if self._counts(table, row, line, distance > 0):
+                        crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
+                    stored_right[row, column] = distance > 0
+        self._establish(table, seen, is_right)
         return crossings
 
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of a lost object, which are those of lines that it was last slightly beyond."""
-        lines = (table["beyond_s"][row] < math.inf).nonzero()[0].tolist()
-        ended = [(line, bool(table["right"][row, line])) for line in lines]
-        return [
-            Crossing(row, line, "in" if to_right else "out")
-            for line, to_right in ended
-            if self._counts(table, row, line, to_right)
-        ]
+        """Return the crossings of a lost object, which are those of lines that it was last slightly beyond.
+
+        Keep the state of the object, in case it returns.
+        """
+        right, number = table["right"][row], len(self._anchors)
+        crossings = []
+        for line in (right[:number] != right[number:]).nonzero()[0].tolist():
+            if table["beyond_s"][row, line] == math.inf and not self._leaves_frame(table, row, line):
+                continue
+            to_right = bool(right[line])
+            if self._counts(table, row, line, to_right):
+                crossings.append(Crossing(row, line, "in" if to_right else "out"))
+            right[number + line] = to_right
+        table["beyond_s"][row] = math.inf
+        names = (*self.columns, "points")
+        state = {name: table[name][row].copy() for name in names}
+        self._absent[int(table.ids[row])] = _Absent(float(table["seen_s"][row]), state)
+        return crossings
+
+    def _appear(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
+        """Set the sides of new objects. An object that was lost not long ago continues its path."""
+        appeared = seen.rows[seen.fresh]
+        table["right"][appeared] = is_right[seen.fresh]
+        while self._absent:
+            oldest = next(iter(self._absent))
+            if self._absent[oldest].seen_s >= seen.now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
+                break
+            del self._absent[oldest]
+        for row in appeared.tolist() if self._absent else ():
+            absent = self._absent.pop(int(table.ids[row]), None)
+            if absent is not None:
+                for name, values in absent.columns.items():
+                    table[name][row] = values
 
     def _meet(self, table: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
         """Record that an object's path meets the extension of a line, and whether they meet between the line's ends."""
@@ -98,6 +139,35 @@ class LineWatch:
         table["passed"][row, line] = self._set.is_passed(before, now, line)
         table["beyond_s"][row, line] = math.inf
         table["right"][row, line] = not table["right"][row, line]
+
+    def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
+        """Establish the first side of each object that is now far enough from a line. This is not a crossing."""
+        unknown = table["unknown"].take(seen.rows, axis=0)
+        if not unknown.any():
+            return
+        number = len(self._anchors)
+        outside = np.where(is_right[:, :number], *self._pushed(seen.cut))
+        margins = seen.margin[:, None] * np.where(outside, _CUT, 1.0)
+        objects, lines = pairs(unknown & (np.abs(seen.distances[:, :number]) > margins))
+        rows = seen.rows[objects]
+        table["right"][rows, number + lines] = is_right[objects, lines]
+        table["unknown"][rows, lines] = False
+        table["beyond_s"][rows, lines] = math.inf
+
+    def _leaves_frame(self, table: TrackTable, row: int, line: int) -> bool:
+        """Return True if the edge of the frame cuts off an object beyond a line, where the object was last detected."""
+        distance = self._set.distance(complex(table["points"][row, self._set.anchors[line]]), line)
+        outside = self._pushed(table["cut"][row])[distance <= 0][line]
+        return bool(outside) and abs(distance) > _CUT * MARGIN * float(table["size"][row])
+
+    def _pushed(self, cut: BoolArray) -> tuple[BoolArray, BoolArray]:
+        """Return two masks (..., L), from the cut sides (..., 4) of boxes.
+
+        They are True if the anchor of the whole object is certainly farther to the right of a line, or farther to the
+        left, than the anchor of the box.
+        """
+        to_right, to_left = cut @ self._to_right, cut @ self._to_left
+        return to_right & ~to_left, to_left & ~to_right
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:

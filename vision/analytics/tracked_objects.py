@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from vision.analytics.frame_clock import FrameClock
 from vision.analytics.geometry import (
+    EDGE_PX,
     BoolArray,
     FloatArray,
     GroundPlane,
@@ -30,13 +31,16 @@ from vision.analytics.geometry import (
 )
 from vision.types import Tracks
 
-_MARGIN: Final = 0.1  # margin as a fraction of the box's longer side: twice the jitter of detected boxes
+MARGIN: Final = 0.1
+"""Margin as a fraction of the box's longer side: twice the jitter of detected boxes."""
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
 _SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
 _SPACING_S: Final = 0.125
 _WINDOW_S: Final = 1.05
 _LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
+_OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
+"""Directions out of a box at its x1, y1, x2 and y2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class TrackSnapshot:
     points: Points  # (M, A) positions of the anchors
     distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
     margin: FloatArray  # (M,) distance in pixels by which an object must pass a border
+    cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right or bottom of the box
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +111,33 @@ class TrackedObjects:
     """Stores the state of objects in `table`, and the time in `clock`. Anchor 0 is the point on the ground."""
 
     def __init__(
-        self, anchors: Sequence[str], lines: LineSet, ground: GroundPlane | None, columns: Mapping[str, TrackColumn]
+        self,
+        anchors: Sequence[str],
+        lines: LineSet,
+        ground: GroundPlane | None,
+        columns: Mapping[str, TrackColumn],
+        frame_size_px: tuple[int, int],
     ) -> None:
         """Create an empty table.
 
         Args:
             anchors: names of the columns of `TrackSnapshot.points`.
             columns: additional columns, for the state that lines and zones store per object.
+            frame_size_px: width and height of the frame.
         """
         own = {
             "class_id": TrackColumn(np.int32),
             "seen_s": TrackColumn(np.float64),
             "size": TrackColumn(np.float64),
             "points": TrackColumn(np.complex128, (len(anchors),)),
+            "cut": TrackColumn(np.bool_, (4,)),
             "trail": TrackColumn(np.complex128, (_SAMPLES,), math.nan),
         }
         self.table = TrackTable({**own, **columns})
         self.clock = FrameClock()
         self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = ground
+        self._edges_px = np.array([0.0, 0.0, *frame_size_px])
         self._end = 2 * len(anchors)
         self._matrix, self._offset = _box_transform(anchors, lines)
         self._sample_times_s = [-math.inf] * _SAMPLES  # the same for all objects
@@ -140,6 +153,7 @@ class TrackedObjects:
         if fresh is not None:
             self.oldest_s = min(self.oldest_s, now_s)
         boxes = tracks.boxes_xyxy.astype(np.float64)
+        cut = (boxes - self._edges_px) * _OUTWARD >= -EDGE_PX
         if tracks.hidden_px is not None:
             boxes[:, 3] += tracks.hidden_px
         columns: FloatArray = boxes @ self._matrix
@@ -149,13 +163,14 @@ class TrackedObjects:
         table["seen_s"][rows] = now_s
         table["size"][rows] = size
         table["class_id"][rows] = tracks.class_ids
+        table["cut"][rows] = cut
         if now_s - self._sample_times_s[self._sample] >= _SPACING_S:
             self._sample = (self._sample + 1) % _SAMPLES
             self._sample_times_s[self._sample] = now_s
             samples = table["trail"][:, self._sample]
             samples.fill(math.nan)
             samples[rows] = points[:, 0]
-        return TrackSnapshot(now_s, rows, fresh, points, columns[:, end + 2 :], _MARGIN * size)
+        return TrackSnapshot(now_s, rows, fresh, points, columns[:, end + 2 :], MARGIN * size, cut)
 
     def keep(self, kept: BoolArray) -> None:
         """Forget the objects for which the mask `kept` (R,) is False."""

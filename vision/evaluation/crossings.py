@@ -1,8 +1,8 @@
 """True crossings of each line, computed from the ground truth alone.
 
-This code is independent of the stage that counts. It evaluates each true path as a whole, from its first to its last
-position. While an object is closer to the line than a tenth of its size, it keeps its side. A change of sides counts
-if the path passes between the end points of the line.
+This code is independent of the stage that counts, but follows the same definition, which is in docs/analytics.md. It
+evaluates each true path as a whole: it splits the path into visits to either side of the line, and finds the visits
+that establish a side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -23,8 +22,16 @@ from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.types import Event
 
-_JITTER: Final = 0.1  # distance within which an object keeps its side, as a part of the longer side of its box
-_MAX_GAP_S: Final = 2.0  # a longer gap splits a path, because the object can have passed around the line
+_MARGIN: Final = 0.1  # least distance of an established side, as a part of the longer side of the object's box
+_CUT_MARGIN: Final = 0.05  # the same for an object that the edge of the frame cuts off beyond the line
+_EDGE_PX: Final = 1.5  # a side of a box this near to the edge of the frame is cut off
+_SLIGHT: Final = 1e-6
+_CLEAR: Final = 0.2  # distance that establishes a side at once
+_HOLD_S: Final = 0.5  # time that establishes a side after the distance has exceeded `_MARGIN`
+_LOST_S: Final = 1.5  # `track.lost_s`, unless configured otherwise
+_MAX_GAP_S: Final = 60.0  # a longer gap splits a path
+_GRAIN_S: Final = 1e-3  # precision of times
+_FRAMES_KEPT: Final = 2.5  # frame intervals for which an object is kept even if `lost_s` is shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,13 @@ class LineScore:
 
 
 def score_lines(
-    section: CameraAnalytics, truth: Boxes, events: Sequence[tuple[int, Event]], class_name: str, video: Video
+    section: CameraAnalytics,
+    truth: Boxes,
+    events: Sequence[tuple[int, Event]],
+    class_name: str,
+    video: Video,
+    *,
+    lost_s: float = _LOST_S,
 ) -> list[LineScore]:
     """Compare the crossings that the pipeline counted with the true ones. Return a score per line and direction."""
     counted = Counter(
@@ -54,7 +67,7 @@ def score_lines(
     )
     scores = []
     for line in lines_of_class(section, class_name):
-        true = Counter(true_crossings(line, section.units, truth, video))
+        true = Counter(true_crossings(line, section.units, truth, video, lost_s))
         directions = ("in", "out") if line.direction == "both" else (line.direction,)
         scores += [LineScore(line.name, name, true[name], counted[line.name, name]) for name in directions]
     return scores
@@ -65,23 +78,38 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
     return [line for line in section.lines if line.classes is None or class_name in line.classes]
 
 
-def true_crossings(line: LineConfig, units: Units, truth: Boxes, video: Video) -> Iterator[str]:
+def true_crossings(
+    line: LineConfig, units: Units, truth: Boxes, video: Video, lost_s: float = _LOST_S
+) -> Iterator[str]:
     """Yield ``in`` or ``out`` for each true crossing of one line."""
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
-    points = anchor_points(truth.boxes_xyxy, line.anchor)
-    sizes_px = (truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).max(axis=1)
-    max_gap = max(1, round(_MAX_GAP_S / video.interval_s))
+    lost_s = max(lost_s, _FRAMES_KEPT * video.interval_s)
     for object_id in np.unique(truth.ids):
         rows = np.flatnonzero(truth.ids == object_id)
-        gaps = np.flatnonzero(np.diff(truth.frames[rows]) > max_gap) + 1
-        for path in np.split(rows, gaps):
-            yield from _crossings(points[path], sizes_px[path] * _JITTER, ends)
+        times_s = truth.frames[rows].astype(np.float64) * video.interval_s
+        size_px = video.width_px, video.height_px
+        yield from _crossings(_Path.of(truth.boxes_xyxy[rows], times_s, line.anchor, ends, size_px), lost_s)
 
 
-def crossings_of_path(boxes_xyxy: NDArray[np.float64], line: LineConfig) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each crossing of a line by one object. Boxes (N, 4) and line are in pixels."""
-    sizes_px = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1)
-    return _crossings(anchor_points(boxes_xyxy, line.anchor), sizes_px * _JITTER, np.array(line.points, np.float64))
+def crossings_of_path(
+    boxes_xyxy: NDArray[np.float64],
+    times_s: NDArray[np.float64],
+    line: LineConfig,
+    *,
+    lost_s: float = _LOST_S,
+    frame_size_px: tuple[int, int] | None = None,
+) -> Iterator[str]:
+    """Yield ``in`` or ``out`` for each crossing of a line by one object.
+
+    Args:
+        boxes_xyxy: boxes of the object, (N, 4), in pixels like the line.
+        times_s: times of the boxes, (N,), ascending.
+        line: a line in pixels.
+        lost_s: time without a box after which the object is lost.
+        frame_size_px: width and height of the frame that cuts off boxes; None if the boxes are whole.
+    """
+    ends = np.array(line.points, np.float64)
+    return _crossings(_Path.of(boxes_xyxy, times_s, line.anchor, ends, frame_size_px), lost_s)
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
@@ -90,26 +118,85 @@ def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.fl
     return low + (high - low) * ANCHORS[anchor]
 
 
-def _crossings(path: NDArray[np.float64], jitter_px: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each crossing of the line from ``ends[0]`` to ``ends[1]`` by one path (N, 2)."""
-    along = ends[1] - ends[0]
-    length = float(np.hypot(*along))
-    offset = path - ends[0]
-    right_px = (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length  # distance from the line; right is positive
-    place = offset @ along / length**2  # 0 at the first end, 1 at the second
-    decided = np.abs(right_px) > jitter_px
-    decided[[0, -1]] = True
-    is_right = right_px > 0
-    for start, end in pairwise(np.flatnonzero(decided)):
-        if is_right[start] != is_right[end] and _passes(right_px[start : end + 1], place[start : end + 1]):
-            yield "in" if is_right[end] else "out"
+def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask (N, 4) of the left, top, right and bottom sides of boxes (N, 4) that the frame cuts off."""
+    low, high = boxes_xyxy[:, :2] <= _EDGE_PX, boxes_xyxy[:, 2:] >= np.array(frame_size_px) - _EDGE_PX
+    return np.concatenate([low, high], axis=1)
 
 
-def _passes(right_px: NDArray[np.float64], place: NDArray[np.float64]) -> bool:
-    """Return whether a path that changes sides passes between the ends of the line. Opposite crossings cancel out."""
-    is_right = (right_px > 0).astype(int)
-    steps = np.flatnonzero(np.diff(is_right))
-    share = right_px[steps] / (right_px[steps] - right_px[steps + 1])
-    met = place[steps] + share * (place[steps + 1] - place[steps])
-    between = (met >= 0) & (met <= 1)
-    return bool(np.diff(is_right)[steps[between]].sum() != 0) if len(steps) else False
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The N positions of one object, relative to one line."""
+
+    times_s: NDArray[np.float64]  # (N,)
+    right: NDArray[np.float64]  # (N,) distance from the line in object sizes; positive on the right
+    place: NDArray[np.float64]  # (N,) 0 at the first end of the line, 1 at the second
+    sizes: NDArray[np.float64]  # (N,) longer side of the box, in pixels
+    outside: NDArray[np.bool_]  # (N,) the edge of the frame cuts off the box, so the whole object is even farther away
+
+    @classmethod
+    def of(
+        cls,
+        boxes_xyxy: NDArray[np.float64],
+        times_s: NDArray[np.float64],
+        anchor: str,
+        ends: NDArray[np.float64],
+        frame_size_px: tuple[int, int] | None,
+    ) -> _Path:
+        """Compute the path from boxes (N, 4), for the line from ``ends[0]`` to ``ends[1]``."""
+        sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1)
+        along = ends[1] - ends[0]
+        length = float(np.hypot(*along))
+        offset = anchor_points(boxes_xyxy, anchor) - ends[0]
+        right_px = (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length
+        outside = np.zeros(len(boxes_xyxy), np.bool_)
+        if frame_size_px is not None:
+            cut = cut_sides(boxes_xyxy, frame_size_px)
+            # How the anchor moves if a cut side moves outward, and how its distance to the right changes then.
+            share_x, share_y = ANCHORS[anchor]
+            moves = np.array([(share_x - 1, 0), (0, share_y - 1), (share_x, 0), (0, share_y)])
+            change = cut * (along[0] * moves[:, 1] - along[1] * moves[:, 0]) * np.sign(right_px)[:, None] / length
+            outside = (change > _SLIGHT).any(axis=1) & ~(change < -_SLIGHT).any(axis=1)
+        return cls(times_s, right_px / sizes, offset @ along / length**2, sizes, outside)
+
+
+def _crossings(path: _Path, lost_s: float) -> Iterator[str]:
+    """Yield ``in`` or ``out`` for each crossing of a line by one path."""
+    gaps_s = np.diff(path.times_s)
+    is_right = path.right > 0
+    changes: NDArray[np.intp] = np.flatnonzero((is_right[1:] != is_right[:-1]) | (gaps_s > _MAX_GAP_S)) + 1
+    starts = [0, *changes.tolist()]
+    established: bool | None = None  # whether the object's side is the right one; None: unknown
+    for start, end in zip(starts, [*starts[1:], len(is_right)], strict=True):
+        if start and gaps_s[start - 1] > _MAX_GAP_S:
+            established = None
+        leaves = end == len(is_right) or gaps_s[end - 1] > lost_s + _GRAIN_S
+        visit = slice(start, end)
+        if not _establishes(path, visit, is_first=established is None, is_last=leaves):
+            continue
+        side = bool(is_right[start])
+        if established is not None and side != established and 0 <= _meeting(path, start) <= 1:
+            yield "in" if side else "out"
+        established = side
+
+
+def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) -> bool:
+    """Return True if a visit to one side establishes this side.
+
+    Less is required if no side is established before the visit, or if the object is lost after the visit.
+    """
+    distance, times_s, outside = np.abs(path.right[visit]), path.times_s[visit], path.outside[visit]
+    beyond, enters = np.flatnonzero(distance > _MARGIN), outside & (distance > _CUT_MARGIN)
+    if (is_first and enters.any()) or (is_last and enters[-1]):
+        return True
+    if not len(beyond):
+        return False
+    stays = times_s[-1] - times_s[beyond[0]] >= _HOLD_S - _GRAIN_S
+    return bool(is_first or is_last or stays or distance.max() > _CLEAR)
+
+
+def _meeting(path: _Path, later: int) -> float:
+    """Return where the step to the position `later` meets the line's extension: 0 at its first end, 1 at its second."""
+    before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
+    share = before / (before - after)
+    return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -21,7 +21,7 @@ from vision.config import AppConfig, check_classes, load_config, nearest, resolv
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, Closed, ConfigError
 from vision.evaluation import passes
-from vision.evaluation.crossings import lines_of_class, score_lines
+from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
 from vision.evaluation.passes import Findings, Scene, Subject, boxes_of_class
@@ -121,7 +121,10 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
     camera = config.cameras[0]
     published = boxes_of_class(findings.objects, subject.class_id)
     partners = match_frames(truth, published, video.frames)
-    lines = score_lines(subject.section, truth, findings.events, subject.class_name, video) if findings.tracked else ()
+    lines: Sequence[LineScore] = ()
+    if findings.tracked:
+        events, lost_s = findings.events, config.track.lost_s
+        lines = score_lines(subject.section, truth, events, subject.class_name, video, lost_s=lost_s)
     evaluation = Evaluation(
         config=config_name,
         camera=camera.id,

@@ -61,17 +61,35 @@ class OneLine:
     """One object at one line."""
 
     line: Sequence[Place]
-    side: int | None = None  # 1: right
-    point: Place = (0.0, 0.0)
+    anchor: str
+    side: int | None = None  # established; 1: right
+    point: Place | None = None
     passed: bool = False
     beyond_s: float | None = None
+    edge: float = 1.0  # margins to be established where the edge of the frame cuts the object off
+    size: float = 0.0
 
-    def see(self, point: Place, size: float, now_s: float) -> str | None:
+    def see(self, box: Box, now_s: float) -> str | None:
+        point, size = anchor_of(box, self.anchor), max(box[2] - box[0], box[3] - box[1])
+        distance, before = right_of(point, self.line), self.point
+        self.point, self.size, self.edge = point, size, 0.5 if self.is_outside(box, distance) else 1.0
+        crossed = None if before is None else self.step(before, point, size, now_s)
+        if self.side is None and abs(distance) > 0.1 * size * self.edge:
+            self.side, self.beyond_s = 1 if distance > 0 else -1, None
+        return crossed
+
+    def is_outside(self, box: Box, distance: float) -> bool:
+        """Whether the edge cuts off the box, and a longer box would be farther from the line."""
+        cuts = (box[0] <= 1.5, box[1] <= 1.5, box[2] >= WIDTH - 1.5, box[3] >= HEIGHT - 1.5)
+        moves = []
+        for at, grow in enumerate((-100.0, -100.0, 100.0, 100.0)):
+            longer = [value + grow if at == place else value for place, value in enumerate(box)]
+            moved = right_of(anchor_of((longer[0], longer[1], longer[2], longer[3]), self.anchor), self.line)
+            moves.append((moved - distance) * (1 if distance > 0 else -1) if cuts[at] else 0.0)
+        return max(moves) > 1e-4 and min(moves) > -1e-4
+
+    def step(self, before: Place, point: Place, size: float, now_s: float) -> str | None:
         distance = right_of(point, self.line)
-        if self.side is None:
-            self.side, self.point = int(np.sign(distance)), point
-            return None
-        before, self.point = self.point, point
         was = right_of(before, self.line)
         if (was > 0) != (distance > 0):
             share = was / (was - distance)
@@ -80,21 +98,24 @@ class OneLine:
             along = ((met[0] - x0) * (x1 - x0) + (met[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
             self.passed, self.beyond_s = 0 <= along <= 1, None
         now = 1 if distance > 0 else -1
-        if now == self.side:
+        if self.side in (None, now):
             return None
         if abs(distance) > 0.1 * size and self.beyond_s is None:
             self.beyond_s = now_s
         stays = self.beyond_s is not None and now_s - self.beyond_s >= 0.5 - 1e-3
         if not (abs(distance) > 0.2 * size or stays):
             return None
-        counts = self.side != 0 and self.passed
         self.side, self.beyond_s = now, None
-        return ("in" if now > 0 else "out") if counts else None
+        return ("in" if now > 0 else "out") if self.passed else None
 
     def lost(self) -> str | None:
-        if self.beyond_s is None or not self.side or not self.passed:
+        assert self.point is not None
+        distance, beyond, self.beyond_s = right_of(self.point, self.line), self.beyond_s is not None, None
+        leaves = self.edge < 1 and abs(distance) > 0.05 * self.size
+        if self.side in (None, 1 if distance > 0 else -1) or not (beyond or leaves):
             return None
-        return "in" if self.side < 0 else "out"
+        self.side = 1 if distance > 0 else -1
+        return ("in" if self.side > 0 else "out") if self.passed else None
 
 
 @dataclass
@@ -132,8 +153,8 @@ class Slow:
             self.seen[track_id] = now_s, CLASSES[class_id]
             size = max(box[2] - box[0], box[3] - box[1])
             for line in self.config.lines:
-                one = self.lines.setdefault((track_id, line.name), OneLine(line.points))
-                direction = one.see(anchor_of(box, line.anchor), size, now_s)
+                one = self.lines.setdefault((track_id, line.name), OneLine(line.points, line.anchor))
+                direction = one.see(box, now_s)
                 happened |= self._crossed(track_id, line, direction)
             for zone in self.config.zones:
                 if zone.classes is None or CLASSES[class_id] in zone.classes:
@@ -151,7 +172,7 @@ class Slow:
     def _forget(self, track_id: int) -> set[tuple[object, ...]]:
         happened: set[tuple[object, ...]] = set()
         for line in self.config.lines:
-            happened |= self._crossed(track_id, line, self.lines.pop((track_id, line.name)).lost())
+            happened |= self._crossed(track_id, line, self.lines[track_id, line.name].lost())
         for zone in self.config.zones:
             at = self.zones.pop((track_id, zone.name), None)
             if at is not None and at.inside:

@@ -53,15 +53,40 @@ def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
         (along(80, 120, y=50), ["out"]),  # its end belongs to it
         (along(80, 99, 101, 99, 102, 98), []),  # jitter, and back
         (along(80, 98, 102, 98, 102, 98, 120), ["out"]),  # jitter counts once
-        (along(98, 102), ["out"]),  # where it begins and where it ends is taken as it is
+        (along(98, 102), []),  # on the line from its start to its end
+        (along(97, 120), []),  # starts on the line
+        (along(80, 103), []),  # ends on the line
+        (along(95, 105), ["out"]),
+        (along(80, 105, 80), []),  # a little over it, for less than half a second
+        (along(80, *[105] * 5, 80), []),
+        (along(80, *[105] * 6, 80), ["out", "in"]),
+        (along(80, 105, *[101] * 5, 80), ["out", "in"]),
+        (along(80, 109, 80), ["out", "in"]),
+        ([*along(80, 105), *[None] * 16, *along(80)], ["out", "in"]),  # lost beyond it
+        ([*along(80, 105), *[None] * 13, *along(80)], []),
         (along(80, 100, 100, 100, 120), ["out"]),
         (along(80, 100, 100, 80), []),
         ([(80, 100), (80, 30), (120, 30), (120, 100)], []),  # around its end
         ([(80, 30), (120, 170)], ["out"]),  # a step over it, through its middle
     ],
 )
-def test_path_has_its_crossings(path: list[tuple[float, float]], expected: list[str]) -> None:
+def test_path_has_its_crossings(path: list[tuple[float, float] | None], expected: list[str]) -> None:
     assert crossings(line(), *walk(*path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line_x", "xs", "expected"),
+    [
+        (13.0, (10, 100), ["out"]),  # enters the frame of 320 px at its left edge
+        (12.0, (11, 100), []),  # hardly beyond the line
+        (14.0, (12, 100), []),  # the edge does not cut it off
+        (307.0, (200, 310), ["out"]),  # leaves the frame at its right edge
+        (307.0, (200, 308), []),
+        (13.0, (100, 10, 100), []),
+    ],
+)
+def test_edge_of_the_frame_halves_the_margin(line_x: float, xs: Sequence[float], expected: list[str]) -> None:
+    assert crossings(line(((line_x, 50.0), (line_x, 150.0))), *walk(*along(*xs))) == expected
 
 
 def test_jitter_scales_with_the_object() -> None:
@@ -69,7 +94,7 @@ def test_jitter_scales_with_the_object() -> None:
     assert crossings(line(), *small) == ["out", "in", "out"]
 
 
-@pytest.mark.parametrize(("missing", "expected"), [(20, ["out"]), (21, [])])
+@pytest.mark.parametrize(("missing", "expected"), [(600, ["out"]), (601, [])])
 def test_long_gap_splits_a_path(missing: int, expected: list[str]) -> None:
     path = [*along(70, 80), *[None] * (missing - 1), *along(120, 130)]
     assert crossings(line(), *walk(*path)) == expected

@@ -142,21 +142,21 @@ class TrueCrossing:
 def true_crossings(scene: Scene, section: CameraAnalytics) -> Iterator[TrueCrossing]:
     """Yield the crossings of all lines, from the exact paths of the objects' anchors while they are in the frame."""
     for number, actor in enumerate(scene.actors, start=1):
-        for path in _paths(scene, actor):
+        for boxes, times_s in _paths(scene, actor):
             for line in section.lines:
-                for direction in crossings_of_path(path, line):
+                for direction in crossings_of_path(boxes, times_s, line):
                     yield TrueCrossing(number, line.name, direction)
 
 
-def _paths(scene: Scene, actor: Actor) -> Iterator[FloatArray]:
-    """Yield the boxes (N, 4) of an actor, not clipped, for each time that it is in the frame."""
+def _paths(scene: Scene, actor: Actor) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield the boxes (N, 4) of an actor, not clipped, and their times (N,), for each time that it is in the frame."""
     view, end_s = scene.view, min(float(actor.times_s[-1]), scene.duration_s)
     times_s = np.arange(float(actor.times_s[0]), end_s, 1.0 / _ORACLE_HZ)
     boxes, _ = actor.boxes(view, times_s)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], _in_frame(view, boxes), [False]])))
     for start, end in edges.reshape(-1, 2).tolist():
         if end - start > 1:
-            yield boxes[start:end]
+            yield boxes[start:end], times_s[start:end]
 
 
 def true_occupancy(scene: Scene, section: CameraAnalytics, times_s: FloatArray) -> FloatArray:
