@@ -295,7 +295,7 @@ def test_edge_of_the_frame_halves_the_margin(line_y: float, feet_y: Sequence[flo
     noise=st.lists(st.floats(-9.9, 9.9), min_size=40, max_size=40),
     present=st.lists(st.sampled_from([1, 1, 1, 2, 5, 20]), min_size=40, max_size=40),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_crossing_is_invented_by_noise_below_the_margin(
     inside: list[float], noise: list[float], present: list[int]
 ) -> None:
@@ -317,7 +317,7 @@ def test_no_crossing_is_invented_by_noise_below_the_margin(
     ),
     step=st.sampled_from([1, 2, 5, 14]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_crossing_is_missed_of_an_object_that_stays_on_each_side(sides: list[tuple[float, ...]], step: int) -> None:
     """Visits are clear of the line, or last half a second beyond the margin."""
     stage = analytics(lines=[line()])

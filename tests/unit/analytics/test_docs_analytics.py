@@ -12,7 +12,7 @@ DOCS = (ROOT / "docs" / "analytics.md").read_text(encoding="utf-8")
 
 
 def test_example_of_line_zone_and_rule_is_a_complete_configuration(tmp_path: Path) -> None:
-    example, _ = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    example, *_ = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
     file = tmp_path / "camera.yaml"
     file.write_text(example)
     config = load_config(file, {})
