@@ -231,6 +231,8 @@ def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, cha
 def _other_range(tensor: NetworkInput, profile: ProfileSpec) -> Range:
     """Return the range of an input that is not for frames: from the profile, or else from its shape in the file."""
     shape = tensor.shape
+    if not shape:
+        return Range((), (), ())
     if tensor.name not in profile.shapes and all(size >= 0 for size in shape[1:]):
         return Range(*((size if shape[0] < 0 else shape[0], *shape[1:]) for size in profile.batch))
     given = _given(tensor, profile.shapes, "shapes")

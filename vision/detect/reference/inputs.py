@@ -56,7 +56,7 @@ def constant_input(
     sides = [side if isinstance(side, int) and side >= 0 else None for side in shape]
     full = [side if side is not None else (len(values) if axis else batch) for axis, side in enumerate(sides)]
     try:
-        return np.ascontiguousarray(np.broadcast_to(np.array(values), full).astype(dtype))
+        return np.array(np.broadcast_to(np.array(values if full else values[0]), full), dtype, order="C")
     except ValueError as error:
         raise ModelError(
             f"{spec.name}: the input {name} has the shape {tuple(shape)}, which does not fit the values {list(values)}",
