@@ -215,14 +215,14 @@ KINDS = (
 )
 
 # Each half and each sigmoid is a separate compilation, which takes seconds in the emulator.
-HALVES = ("nanodet", "picodet", "yolov5", "yolox, maps", "yolov8", "corners", "end-to-end", "end-to-end, two outputs")
-LOGITS = ("nanodet", "yolov5", "yolov8", "yunet", "corners, columns", "end-to-end, efficient nms", "rt-detr")
+HALVES = ("nanodet", "picodet", "yolox, maps", "yolov8", "end-to-end", "end-to-end, two outputs")
+LOGITS = ("nanodet", "yolov5", "yunet", "corners, columns", "rt-detr")
 
 CASES = [
     *(Case(kind) for kind in KINDS),
     *(Case(kind, half=True) for kind in HALVES),
     *(Case(kind, sigmoid=True) for kind in LOGITS),
-    *(Case(kind, fraction=True) for kind in ("yolov5", "yolov8", "corners", "end-to-end", "rt-detr")),
+    *(Case(kind, fraction=True) for kind in ("yolov8", "end-to-end")),
     *(Case(kind, content="ties") for kind in KINDS),
     *(Case(kind, content="not numbers") for kind in KINDS),
     *(Case(kind, content="nothing") for kind in ("nanodet", "yolov8", "rt-detr")),
