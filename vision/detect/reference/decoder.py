@@ -1,9 +1,9 @@
-"""Decoder of raw network outputs, the reference for the GPU kernel.
+"""Decodes raw network outputs to candidates. This is the reference for the GPU kernel.
 
-It follows one rule: a box has one class, the one with the highest score of those that are reported (equal scores: the
-lowest class). A box whose score reaches the threshold is a candidate. Boxes take the most time to decode and few are
-needed, so they are decoded last: after the threshold, and after the selection of the best `max_candidates` (equal
-scores: the lowest box).
+Each box has one class: the one with the highest score of the classes that are reported. If scores are equal, it is the
+class with the lowest id. Each box whose score reaches the threshold is a candidate. Decoding boxes takes the most time,
+and few boxes are needed. Therefore only the boxes of the best `max_candidates` candidates are decoded. Candidates with
+equal scores are sorted by the index of their box.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from vision.detect.reference.postprocess import Candidates, best_first
 from vision.errors import ModelError
 
 Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-yx"]
-"""Meaning of a box's values:
+"""Meaning of the values of a box:
 
-- distances: for each side, a distribution of its distance from the center of the cell, in strides.
-- grid: center relative to the cell, in strides; logarithms of width and height in strides.
-- centers: center x and y, width, height.
-- corners: x1, y1, x2, y2.
-- corners-yx: y1, x1, y2, x2.
+- distances: a distribution of the distance of each side from the center of the cell, in units of the stride.
+- grid: center x and y relative to the cell, in units of the stride, then the logarithms of width and height in these
+  units.
+- centers: center x and y, width, and height.
+- corners: x1, y1, x2, and y2.
+- corners-yx: y1, x1, y2, and x2.
 """
 
 _YX: Final = [1, 0, 3, 2]
@@ -55,7 +56,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the values of a model become candidates."""
+    """Rules for the conversion of a model's values to candidates."""
 
     coding: Coding
     class_count: int

@@ -1,6 +1,6 @@
 """Positions of scores, boxes, and classes in the outputs of a network, as plain data.
 
-A head finds the layout from the shapes of the outputs. The NumPy decoder and the GPU kernel read the outputs by it.
+A head derives the layout from the shapes of the outputs. The NumPy decoder and the GPU kernel both use it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shape: TypeAlias = tuple[int | None, ...]
-"""Shape of a whole output, batch axis first. An axis that the model leaves open is None."""
+"""Shape of an output, batch axis first. The size of an axis is None if the model does not fix it."""
 
 Table: TypeAlias = tuple[int | None, int | None]
-"""Shape of one frame's output as a table: rows, columns."""
+"""Shape of the output for one frame as a table: numbers of rows and columns."""
 
 Floats: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.intp]
@@ -29,7 +29,7 @@ class Values:
     """Position of one kind of value, such as the scores, in one output of a frame."""
 
     output: int  # index into `Layout.outputs`
-    first: int = 0  # number of the first value of a box
+    first: int = 0  # index of the first of these values, for each box
     by_column: bool = False  # True if the output has a column per box, False if it has a row per box
 
     def table(self, outputs: Sequence[Floats]) -> Floats:
@@ -66,13 +66,11 @@ class Layout:
 
 
 def as_table(shape: Shape) -> Table | None:
-    """Return the shape of one frame as a table. An axis of length 1 between others is dropped, and maps are flattened.
+    """Return the shape of an output for one frame as a table; None if it is no table.
 
-    Return None if the shape has no such form.
+    Maps (values, rows, columns) become tables with one column per cell. A second axis of length 1 is dropped.
     """
     match shape:
-        case (_, rows):
-            return rows, 1
         case (_, rows, columns) | (_, rows, 1, columns):
             return rows, columns
         case (_, rows, int(height), int(width)):
@@ -82,13 +80,13 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the outputs that are tables for each frame, by name. `axes` are the numbers of axes to accept."""
+    """Return the shapes of the outputs that are tables for each frame, by name. `axes` are the accepted ranks."""
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 
 
 def is_size(axis: int | None, size: int) -> bool:
-    """Return True if an axis has this size, or is open."""
+    """Return True if an axis has this size, or if the model does not fix its size."""
     return axis is None or axis == size
 
 
@@ -96,7 +94,7 @@ def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tupl
     """Find the outputs whose axis number `axis` (1 or 2) has space for `others` values and at least one class.
 
     Yields:
-        Name, number of boxes, and number of classes. The numbers are None if the axis is open.
+        Name, number of boxes, and number of classes. A number is None if the model does not fix it.
     """
     for name, table in tables(shapes).items():
         values, boxes = table[axis - 1], table[2 - axis]
