@@ -13,7 +13,7 @@ from onnx import TensorProto
 from tests.detector_outputs import EXPORTS, HEIGHT, WIDTH, as_type
 from tests.gpu.opening import EMULATED, open_model
 from tests.tiny_models import save_typed_model
-from tests.unit.detect.test_exports import CONSTANTS, assert_found, frame, save_without_batch, spec_of
+from tests.unit.detect.test_exports import CONSTANTS, WITHOUT_BATCH, assert_found, frame, save_without_batch, spec_of
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.types import Detections
@@ -89,14 +89,16 @@ def test_constant_input_is_filled_on_the_gpu(device: object, kind: str, tmp_path
 
 
 @pytest.mark.parametrize("free", [False, True])
-def test_rows_without_a_batch_axis_are_of_the_only_frame_on_the_gpu(device: object, free: bool, tmp_path: Path) -> None:
-    export = EXPORTS["paddle"]
+@pytest.mark.parametrize("name", ["torchvision"] if EMULATED else WITHOUT_BATCH)
+def test_outputs_without_a_batch_axis_are_of_the_only_frame_on_the_gpu(
+    device: object, name: str, free: bool, tmp_path: Path
+) -> None:
+    export = EXPORTS[WITHOUT_BATCH[name]]
     spec = spec_of(export)
-    save_without_batch(tmp_path / spec.file, free=free)
+    shapes = save_without_batch(tmp_path / spec.file, name, free=free)
     config = DetectConfig(score_threshold=0.3, batches_in_flight=1, max_batch=1, precision="fp32")
-    shapes: dict[str, tuple[int, ...]] = {"rows": (-1 if free else 20, 6), "count": (1,)}
-    form = {"batches": (1, 1), "constants": {"im_shape": 2}, "dtypes": {"count": "int32"}}
-    with closing(open_model(tmp_path, spec, config, shapes, without_batch=tuple(shapes), **form)) as gpu:
+    form = {"batches": (1, 1), "dtypes": {"labels_flat": "int64"}, "without_batch": tuple(shapes)}
+    with closing(open_model(tmp_path, spec, config, shapes, **form)) as gpu:
         for _ in range(2):
             gpu.submit(0, [frame()])
             assert_found(gpu.wait(0, 60)[0], export, rtol=1e-3)

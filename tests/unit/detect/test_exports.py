@@ -105,25 +105,35 @@ def test_outputs_can_be_in_any_order(name: str, tmp_path: Path) -> None:
             assert_found(detected(detector)[0], export)
 
 
-def save_without_batch(path: Path, *, free: bool) -> None:
-    """Save a network with the outputs of PaddleDetection: rows (objects, 6) without a batch axis, and their number."""
-    outputs = as_type(EXPORTS["paddle"], np.float32)
-    save_typed_model(path, outputs, sides=(HEIGHT, WIDTH), batch=1, constants={"im_shape": (TensorProto.FLOAT, (1, 2))})
+WITHOUT_BATCH = {"paddle": "paddle", "torchvision": "rt-detr, official", "rows": "end-to-end rows"}
+"""Exporter, or layout, whose outputs have no batch axis; and the entry of `EXPORTS` with the same outputs."""
+
+
+def save_without_batch(path: Path, name: str, *, free: bool) -> dict[str, tuple[int, ...]]:
+    """Save a network for one frame whose outputs have no batch axis. Return their shapes, with -1 for a free axis."""
+    outputs = as_type(EXPORTS[WITHOUT_BATCH[name]], np.float32)
+    save_typed_model(path, outputs, sides=(HEIGHT, WIDTH), batch=1)
     model = onnx.load(str(path))
-    rows, count = model.graph.output
-    for old, new, axes in ((rows, "rows", ["objects" if free else 20, 6]), (count, "count", [1])):
+    shapes = {}
+    for old in model.graph.output:
+        value = outputs[old.name]
+        new, shape = f"{old.name}_flat", value.shape
+        target = np.array([-1, *shape[1:]])
         model.graph.node.append(helper.make_node("Reshape", [old.name, f"{new}_shape"], [new]))
-        model.graph.initializer.append(
-            numpy_helper.from_array(np.array([axis if isinstance(axis, int) else -1 for axis in axes]), f"{new}_shape")
-        )
+        model.graph.initializer.append(numpy_helper.from_array(target, f"{new}_shape"))
+        open_axis = free and shape != (1,)
+        axes = ["objects" if open_axis else shape[0], *shape[1:]]
         old.CopyFrom(helper.make_tensor_value_info(new, old.type.tensor_type.elem_type, axes))
+        shapes[new] = (-1 if open_axis else shape[0], *shape[1:])
     onnx.save_model(model, str(path))
+    return shapes
 
 
+@pytest.mark.parametrize("name", WITHOUT_BATCH)
 @pytest.mark.parametrize("free", [False, True])
-def test_rows_without_a_batch_axis_are_of_the_only_frame(free: bool, tmp_path: Path) -> None:
-    path, export = tmp_path / "tiny.onnx", EXPORTS["paddle"]
-    save_without_batch(path, free=free)
+def test_outputs_without_a_batch_axis_are_of_the_only_frame(name: str, free: bool, tmp_path: Path) -> None:
+    path, export = tmp_path / "tiny.onnx", EXPORTS[WITHOUT_BATCH[name]]
+    save_without_batch(path, name, free=free)
     with closing(OnnxRuntimeDetector(path, spec_of(export), score=0.3, batches_in_flight=1, threads=1)) as detector:
         for _ in range(2):
             assert_found(detected(detector)[0], export)

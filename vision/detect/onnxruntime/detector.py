@@ -163,7 +163,7 @@ class _Worker:
     def _bind_outputs(self, names: Sequence[str]) -> list[NDArray[Any]]:
         """Bind the outputs to arrays, and return these. Return none if the size of an output depends on the frame."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
-        if self._network.without_batch.intersection(names) or any(
+        if self._decoder.without_batch.intersection(names) or any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)
         ):
             for name in names:
@@ -201,7 +201,7 @@ class _Worker:
             outputs = self._outputs or [value.numpy() for value in self._binding.get_outputs()]
         with span("postprocess"):
             return [
-                self._objects(self._network.frame_outputs(self._decoder, outputs, index), letterbox, frame)
+                self._objects(self._decoder.of_frame(outputs, index), letterbox, frame)
                 for index, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True))
             ]
 

@@ -64,7 +64,6 @@ class Network:
             output.name: tuple(axis if isinstance(axis, int) else None for axis in output.shape)
             for output in self.session.get_outputs()
         }
-        self.without_batch: frozenset[str] = frozenset()  # outputs of one frame, known after `sample`
         self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
     def sample(self, head: Head) -> Decoder:
@@ -96,22 +95,16 @@ class Network:
                     hint=hint,
                     code="input-size",
                 )
-        self.without_batch = frozenset(name for name, output in by_name.items() if head.is_one_frame(output.shape))
         decoder = head.bind({name: output.shape for name, output in by_name.items()})
         decoder.check_types([by_name[name].dtype.name for name in decoder.outputs])
         for name in decoder.outputs:
-            self._check_batch(name, by_name[name])
-        decoder.check_scores(self.frame_outputs(decoder, [by_name[name] for name in decoder.outputs], 0))
+            self._check_batch(decoder, name, by_name[name])
+        decoder.check_scores(decoder.of_frame([by_name[name] for name in decoder.outputs], 0))
         return decoder
 
-    def frame_outputs(self, decoder: Decoder, outputs: Sequence[NDArray[Any]], index: int) -> list[NDArray[np.float32]]:
-        """Return the outputs of frame `index` of a batch, in float32 and in the order of `Decoder.decode`."""
-        pairs = zip(decoder.outputs, outputs, strict=True)
-        return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
-
-    def _check_batch(self, name: str, output: NDArray[Any]) -> None:
+    def _check_batch(self, decoder: Decoder, name: str, output: NDArray[Any]) -> None:
         batch = self.frames.batch
-        one_frame = name in self.without_batch
+        one_frame = name in decoder.without_batch
         if output.ndim == 0 or (batch != 1 if one_frame else len(output) != batch):
             raise ModelError(
                 f"{self.spec.name}: expected the batch size {batch} as the first axis of output {name}; its shape is "

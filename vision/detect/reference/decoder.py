@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.config import ModelSpec
 from vision.detect.reference.layout import Floats, Indices, Layout, Part, Values
@@ -75,9 +76,13 @@ class Rules:
 class Decoder:
     """Decoder of one model. Stateless, so any thread can call it."""
 
-    def __init__(self, spec: ModelSpec, rules: Rules, layout: Layout) -> None:
+    def __init__(
+        self, spec: ModelSpec, rules: Rules, layout: Layout, without_batch: frozenset[str] = frozenset()
+    ) -> None:
         self.rules = rules
         self.layout = layout
+        self.without_batch = without_batch
+        """Names of the outputs that have no batch axis, because the model runs only on one frame."""
         self.needs_nms = layout.needs_nms
         self.limit = spec.nms.max_candidates if layout.needs_nms else spec.nms.max_objects
         """Maximum number of candidates."""
@@ -99,6 +104,11 @@ class Decoder:
     def width(self) -> int:
         """Number of values of a box."""
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
+
+    def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
+        """Return the outputs of frame `index` of a batch for `decode`, in float32. `outputs` have their batch axis."""
+        pairs = zip(self.outputs, outputs, strict=True)
+        return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
     def raw_scores(self, outputs: Sequence[Floats]) -> list[Floats]:
         """Return views of all class scores and objectness values, before the activation."""

@@ -72,10 +72,10 @@ class Head(ABC):
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         """Yield every way to read outputs of these shapes, the most likely first, with any number of classes."""
 
-    def is_one_frame(self, shape: Shape) -> bool:
-        """Return True if an output of this shape has no batch axis, so that the model can run only on one frame."""
-        del shape
-        return False
+    def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
+        """Return the names of the outputs that have no batch axis, so that the model can run only on one frame."""
+        del shapes
+        return frozenset()
 
     def fits(self, shapes: Mapping[str, Shape]) -> Layout | None:
         """Return the way in which this head reads outputs of these shapes with its number of classes; None if none."""
@@ -87,7 +87,8 @@ class Head(ABC):
         Raises:
             ModelError: the head cannot read the outputs.
         """
-        shapes = {name: (1, *shape) if self.is_one_frame(shape) else shape for name, shape in shapes.items()}
+        without_batch = self.without_batch(shapes)
+        shapes = {name: (1, *shape) if name in without_batch else shape for name, shape in shapes.items()}
         layout = self.fits(shapes)
         if layout is None:
             raise ModelError(
@@ -96,7 +97,7 @@ class Head(ABC):
                 hint=self._advice(shapes),
                 code="head-mismatch",
             )
-        return Decoder(self._spec, self.rules, layout)
+        return Decoder(self._spec, self.rules, layout, without_batch)
 
     def _advice(self, shapes: Mapping[str, Shape]) -> str:
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
@@ -373,6 +374,11 @@ class EndToEnd(Head):
             "objects, 5) boxes and scores with (batch, objects) classes"
         )
 
+    def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
+        if any(len(shape) > 2 for shape in shapes.values()):
+            return frozenset()
+        return frozenset(shapes if any(len(shape) == 2 and shape[1] in {4, 5, 6} for shape in shapes.values()) else ())
+
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         found = tables(shapes)
         for name, (rows, columns) in found.items():
@@ -429,8 +435,8 @@ class Paddle(Head):
     def expected(self) -> str:
         return "(objects, 6) or (batch, objects, 6), and optionally the number of objects"
 
-    def is_one_frame(self, shape: Shape) -> bool:
-        return len(shape) == 2 and shape[1] == 6
+    def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
+        return frozenset(name for name, shape in shapes.items() if len(shape) == 2 and shape[1] == 6)
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         counts = [name for name, shape in shapes.items() if len(shape) == 1 or shape[1:] == (1,)]

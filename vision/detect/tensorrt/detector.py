@@ -385,15 +385,15 @@ class _Builder:
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
         """Return the outputs of one frame by name, and the sizes of all tensors of one slot for the largest batch."""
         model = self.model
-        outputs: dict[str, Output] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         bytes_of: dict[str, int] = {}
         for name, size in lane.greatest.output_sizes().items():
             if size.shape is None or size.bytes is None:
                 raise ModelError(f"{model.spec.name}: the size of output {name} depends on the frame")
-            shape = model.shape_of_frame(name, size.shape, max(lane.contexts))
-            outputs[name] = Output(shape, model.engine.tensor(name).dtype)
-            bytes_of[name] = size.bytes
+            shapes[name], bytes_of[name] = size.shape, size.bytes
         batch = max(lane.contexts)
+        of_frame = model.shapes_of_frame(shapes, batch)
+        outputs = {name: Output(shape, model.engine.tensor(name).dtype) for name, shape in of_frame.items()}
         scratch_bytes = shared_scratch_bytes(context.memory_bytes for context in lane.contexts.values())
         frames, shape = model.frames, model.input_shape(batch)
         constants = self._write_constants(batch)

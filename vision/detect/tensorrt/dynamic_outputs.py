@@ -175,7 +175,7 @@ class DynamicSlot(DetectorSlot):
             self._queue(batch, ())
             self.stream.synchronize()
             outputs = [self.outputs[name].read() for name in self._decoder.outputs]
-            self._decoder.check_scores(self._of_frame(outputs, 0))
+            self._decoder.check_scores(self._decoder.of_frame(outputs, 0))
 
     def _queue(self, batch: int, frames: Sequence[Frame]) -> None:
         rows: memoryview = self._rows.array((batch * DESCRIPTION_BYTES,)).data
@@ -203,12 +203,7 @@ class DynamicSlot(DetectorSlot):
         frames, self._in_flight = self._in_flight, ()
         self.unnamed = 0
         outputs = [self.outputs[name].read() for name in self._decoder.outputs]
-        return [self._objects(self._of_frame(outputs, index), frame.meta) for index, frame in enumerate(frames)]
-
-    def _of_frame(self, outputs: Sequence[NDArray[np.float32]], index: int) -> list[NDArray[np.float32]]:
-        """Return the outputs of frame `index` of a batch."""
-        is_one_frame = self._model.head.is_one_frame
-        return [output if is_one_frame(output.shape) else output[index] for output in outputs]
+        return [self._objects(self._decoder.of_frame(outputs, index), frame.meta) for index, frame in enumerate(frames)]
 
     def _objects(self, outputs: Sequence[NDArray[np.float32]], meta: FrameMeta) -> Detections:
         spec = self._model.spec
@@ -233,9 +228,8 @@ def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> Decoder:
     Raises:
         ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.
     """
-    shapes: dict[str, tuple[int | None, ...]] = {}
-    for name in lane.greatest.output_sizes():
-        shape = tuple(int(axis) for axis in lane.greatest.raw.get_tensor_shape(name))
-        of_frame = model.shape_of_frame(name, shape, max(lane.contexts))
-        shapes[name] = (None, *(None if axis < 0 else axis for axis in of_frame))
-    return model.head.bind(shapes)
+    raw = lane.greatest.raw
+    shapes = {name: tuple(int(axis) for axis in raw.get_tensor_shape(name)) for name in lane.greatest.output_sizes()}
+    model.shapes_of_frame(shapes, max(lane.contexts))  # checks the batch axis
+    known = {name: tuple(None if axis < 0 else axis for axis in shape) for name, shape in shapes.items()}
+    return model.head.bind(known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -135,23 +135,24 @@ class LoadedEngine:
         """Return the tensors of the inputs that are the same for every frame. Raises the errors of `constants_of`."""
         return constants_of(self.engine, self.spec, batch)
 
-    def shape_of_frame(self, output: str, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-        """Return the shape of an output for one frame, from its shape for a batch. -1 marks an axis of variable size.
+    def shapes_of_frame(self, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the outputs for one frame, from those for a batch. -1 marks an axis of variable size.
 
         Raises:
-            ModelError: the first axis is not the batch.
+            ModelError: the first axis of an output is not the batch.
         """
-        one_frame = self.head.is_one_frame(shape)
-        if batch == 1 if one_frame else shape[:1] in {(batch,), (-1,)}:
-            return shape if one_frame else shape[1:]
-        raise ModelError(
-            f"{self.spec.name}: expected the batch size {batch} as the first axis of output {output}; its shape is "
-            f"{shape}",
-            hint="set `detect: {max_batch: 1}`"
-            if one_frame
-            else "export the model so that each frame has its own rows",
-            code="output-without-batch",
-        )
+        without_batch = self.head.without_batch(shapes)
+        for output, shape in shapes.items():
+            one_frame = output in without_batch
+            if batch == 1 if one_frame else shape[:1] in {(batch,), (-1,)}:
+                continue
+            raise ModelError(
+                f"{self.spec.name}: expected the batch size {batch} as the first axis of output {output}; its shape is "
+                f"{shape}",
+                hint="set `detect: {max_batch: 1}`" if one_frame else "export the model with a batch axis",
+                code="output-without-batch",
+            )
+        return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
         """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts; if none, its largest."""
