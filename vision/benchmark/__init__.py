@@ -1,1 +1,1 @@
-"""Speed of a model, time per layer, and capacity of a deployment: `vision bench`, `profile` and `plan`."""
+"""Measurements of the speed of a model (`vision bench`), its layers (`profile`), and a deployment (`plan`)."""

@@ -1,4 +1,4 @@
-"""`vision bench MODEL`: speed of the network alone, of the detection stage and of the whole program."""
+"""Measurements of `vision bench MODEL`: speed of the network alone, the detection stage and the whole program."""
 
 from __future__ import annotations
 
@@ -97,10 +97,13 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, or None if TensorRT is not used; and a note if `auto` finds no GPU.
+    """Return the module `vision.benchmark.gpu`, None if TensorRT is not used, and a note, empty if there is none.
+
+    If `backend` is "auto" and no GPU is found, the note states the reason.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
+        DeviceError: the GPU does not work.
     """
     if backend not in ("tensorrt", "auto"):
         return None, ""
@@ -116,7 +119,7 @@ def load_gpu(backend: str) -> tuple[Any, str]:
 
 
 class _Benchmark:
-    """One run of a benchmark. Its results are in `rows` and `notes`."""
+    """One run of a benchmark. The results are in `rows` and `notes`."""
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class _Benchmark:
         return [ThreadLane(OnnxNetwork(path, self._spec, case.batch, threads=threads).run) for _ in range(case.lanes)]
 
     def _engine(self, case: Case, open_lanes: Callable[[Case], list[Lane]]) -> None:
-        """Measure one case and add its row. If the model refuses the batch size, add a note instead of a row."""
+        """Measure one case and add its row. If the model cannot run the case, add a note instead of a row."""
         self._say(str(case))
         try:
             with ExitStack() as resources:
@@ -238,7 +241,7 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Measure the stage and add its rows. Return the frames/s of each batch size, with the largest slot count."""
+        """Measure the stage, and add rows if requested. Return the frames/s by batch size, for the last of `counts`."""
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
@@ -301,9 +304,9 @@ class _Benchmark:
     def _full_load(
         self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], max_per_s: float, enough_per_s: float
     ) -> Row:
-        """Find the camera rate with the highest throughput.
+        """Measure the program at several camera rates, `max_per_s` first. Return the row with the highest throughput.
 
-        Above that rate, fewer results are published, because the camera threads compete with the others for the GIL.
+        Above its rate, fewer results are published, because the camera threads compete with other threads for the GIL.
         """
         rows: list[Row] = []
         for part in _PARTS_OF_MAX:
@@ -328,7 +331,7 @@ class _Benchmark:
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
-    """Return the frames/s of each camera, and the duration of the run in seconds including its warm-up."""
+    """Return the frames/s of each camera, and the duration of a run in seconds, including its warm-up."""
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)

@@ -1,4 +1,4 @@
-"""Commands of Nsight Systems and trtexec, which show more details than `vision profile`."""
+"""Functions that generate commands of Nsight Systems and trtexec, which show more details than `vision profile`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
-    """Return the output of `vision profile --print-nsys`: a command that traces the stage with Nsight Systems."""
+    """Return the output of `vision profile --print-nsys`: a command that traces the detection stage."""
     vision = shutil.which("vision")
     program = [vision] if vision is not None else [sys.executable, "-m", "vision.cli.main"]
     options = ["--parts", "stage", "--batch", str(batch), "--precision", precision, "--seconds", "5", "--nvtx"]
@@ -33,9 +33,9 @@ def nsys(model: str, batch: int, precision: str) -> str:
 
 
 def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, named: Sequence[str]) -> str:
-    """Return the output of `vision profile --print-trtexec`: a command that measures the engine in the cache.
+    """Return the output of `vision profile --print-trtexec`: commands that measure the engine in the cache.
 
-    If the engine is not in the cache, the commands that build it come first.
+    If the engine is not in the cache, the commands that build the engine come first.
 
     Args:
         detect: settings of the engine; its `max_batch` is at least `batch`.
@@ -43,7 +43,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 
     Raises:
         DeviceMissing: TensorRT is missing or does not start.
-        ModelError: no profile of the model includes this batch size, or TensorRT does not accept the model.
+        ModelError: the model or the cache cannot be used, or no profile of the model includes this batch size.
     """
     onnx = read_onnx(folder, spec)
     settings = resolve(detect, spec)
@@ -68,7 +68,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 def _how_to_build(
     tool: Tool, onnx: Path, named: Sequence[str], plan: Path, *, profiles: Sequence[Profile], settings: BuildPlan
 ) -> str:
-    """Return the `vision build` command and, if it builds the same engine, the command of the tool.
+    """Return the `vision build` command and, if the tool would build the same engine, the tool's command.
 
     The tool builds a different engine if the ONNX file defines the types, because `vision build` rewrites that file.
     """

@@ -31,12 +31,12 @@ class Comparability:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Comparison of a case that both files contain. Each ratio is the value of b divided by that of a."""
+    """Comparison of a case that both files contain. Each ratio is the value in file b divided by that in file a."""
 
     case: Case
     a: Row
     b: Row
-    rate_ratio: float | None  # None for half load, whose rate follows from that of full load
+    rate_ratio: float | None  # None for half load, because its rate is half of the rate at full load
     p50_ratio: float
     p99_ratio: float | None  # None if either file has too few samples for a p99
     verdict: str  # empty if no verdict is possible
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Check whether the measurements of two files are comparable. Return all reasons against a comparison."""
+    """Return all reasons why the measurements in two files are not comparable, or only with doubts."""
     faults = [
         f"{name}: {first!r} and {second!r}"
         for name, first, second in (
@@ -94,7 +94,7 @@ def _doubts(a: Bench, b: Bench) -> Iterator[str]:
 
 
 def compare(a: Bench, b: Bench) -> tuple[tuple[Comparison, ...], tuple[Case, ...], tuple[Case, ...]]:
-    """Compare two files. Return the cases in both, in the order of `a`; those only in `a`; and those only in `b`."""
+    """Compare two files. Return the comparisons in the order of `a`, the cases only in `a`, and those only in `b`."""
     a_rows, b_rows = ({row.case: row for row in bench.rows} for bench in (a, b))
     both = tuple(
         _comparison(row, b_rows[case], busy=a.busy(row) or b.busy(b_rows[case]))
@@ -123,7 +123,7 @@ def noise(a: Row, b: Row) -> float:
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words, such as "slower, p99 worse". If `by_chance` is true, p99 is not judged."""
+    """Return the verdict in words, such as "slower, p99 worse". If `by_chance` is true, the p99 ratio is ignored."""
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])
@@ -133,5 +133,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 if a ratio is above the tolerance, -1 if it is below, and 0 if it is within it."""
+    """Return 1 if a ratio is larger than 1 beyond the tolerance, -1 if it is smaller, and 0 if it is within."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

@@ -1,4 +1,4 @@
-"""Conditions of a measurement: the machine, the versions, and the clocks under load.
+"""Conditions of a measurement: the machine, the versions, the clocks under load, and the CPU use.
 
 A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change measurements more than
 most improvements of the code do. So every row of a benchmark includes the state of the machine under load.
@@ -115,7 +115,7 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, packages and driver. The back-end's name contains that of JetPack's TensorRT."""
+    """Return the versions of Python, packages and the GPU driver. JetPack's TensorRT is only in the back-end's name."""
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -142,7 +142,7 @@ class Clocks:
 
 
 def clocks() -> Clocks:
-    """Return the current state of the machine. Takes up to a second, so do not call it during a measurement."""
+    """Return the current state of the machine. This takes up to a second, so do not call it during a measurement."""
     if shutil.which("tegrastats"):
         values: dict[str, Any] = parse_tegrastats(_output("sh", "-c", _TEGRASTATS))
     else:
@@ -189,7 +189,7 @@ _GPU_FACTS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def query_gpu() -> dict[str, Any]:
-    """Return the values that NVML reports for the first GPU; empty without an NVIDIA driver."""
+    """Return the values that NVML reports for the first GPU, by field name of `Clocks`; empty without a driver."""
     facts: dict[str, Any] = {}
     with suppress(nvml.NVMLError):  # no driver, or no GPU
         nvml.nvmlInit()
@@ -245,9 +245,9 @@ class CpuMeter:
 
 
 def _cpu_times() -> tuple[float, float, float]:
-    """Return the monotonic time, the CPU time of this process, and that of the whole machine, in seconds.
+    """Return the monotonic time, the CPU time of this process, and the CPU time of the whole machine, in seconds.
 
-    The CPU time of the machine includes time that a hypervisor gave to other machines.
+    The CPU time of the machine includes the time that a hypervisor gave to other virtual machines.
     """
     times = psutil.cpu_times()
     machine_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal

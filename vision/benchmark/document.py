@@ -1,6 +1,7 @@
-"""File format of a benchmark: measurements, hardware and conditions. `vision bench --json` writes it.
+"""File format of a benchmark: measurements, hardware and conditions.
 
-The options `--compare` and `--read` read it. Results in the repository have this format too.
+`vision bench --json` writes such files. Its options `--compare` and `--read` read them, for example results in the
+repository.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one row measures. A comparison pairs the rows of two files that have equal cases."""
+    """Description of what one row measures. A comparison pairs the rows of two files that have equal cases."""
 
     part: Part
     mode: str  # engine: "eager" or "graph"; stage: "slots" or "alone"; pipeline: "full" or "half" load
@@ -106,7 +107,7 @@ class Bench:
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:
-        """Return whether other programs used enough of the CPU to affect the measurements of a row."""
+        """Return whether other programs used more than `BUSY_PART` of the CPU cores during the measurement of a row."""
         return row.cores_others > BUSY_PART * self.machine.cores
 
     def rows_of(self, part: Part) -> tuple[Row, ...]:
@@ -134,7 +135,7 @@ def load_bench(path: Path) -> Bench:
 
 
 def check_writable(path: Path) -> None:
-    """Check that `path` can be written. Call this before a long measurement. ``-`` means standard output.
+    """Check that the file `path` can be written. Call this before a long measurement. ``-`` means standard output.
 
     Raises:
         ConfigError: the file cannot be written.

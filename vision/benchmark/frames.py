@@ -1,4 +1,4 @@
-"""Real frames for benchmarks, so that NMS and the results thread have as much work as in production."""
+"""Functions that load real frames for benchmarks, so that NMS and the results thread have realistic work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """Return a batch of frames for each slot, in buffers of the detector. `images` have the format `pixel_format`."""
+    """Return `slots` batches of `batch` frames each, in buffers of the detector. The frames repeat `images`."""
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]

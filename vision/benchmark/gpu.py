@@ -1,4 +1,4 @@
-"""Measure the network alone on TensorRT, and trace the steps of a batch on the GPU. Needs a GPU."""
+"""Tools that measure the network alone on TensorRT, and trace the steps of a batch on the GPU. They need a GPU."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from vision.types import Frame
 
 
 def require() -> None:
-    """Raise DeviceMissing if the GPU, its driver or TensorRT is missing."""
+    """Raise `DeviceMissing` if the GPU, its driver or TensorRT is missing, `DeviceError` if the GPU does not work."""
     open_device()
     find_library()
 
 
 class GpuLane:
-    """Lane on a GPU, with its own stream, context and random input. Runs a CUDA graph or separate launches."""
+    """Lane that runs the network on a GPU, as a CUDA graph or without one. It has its own stream, context and input."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """Create the context and its memory. `shapes` contains the shape of each input that receives frames.
+        """Create the context and its memory, with random input. `shapes` has the shape of each input for frames.
 
         Raises:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
@@ -97,13 +97,13 @@ def _give_memory(
 
 
 def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, Shape]:
-    """Return the shapes of the inputs, by name, for batches of `batch` frames."""
+    """Return the shapes of the network's inputs, by name, for batches of `batch` frames."""
     return input_shapes(engine, spec, batch)
 
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model with a private memory pool. Build the engine if it is not in the cache."""
+    """Open the engine of a model, with its own memory pool, for a `with` block. Build it if it is not in the cache."""
     device = open_device()
     use_device(device)
     options = BuildOptions(prepare_thread=lambda: use_device(device))
@@ -123,8 +123,8 @@ class DeviceTimeline:
     """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
 
     It replaces the graphs of a detector until `close` is called. Nothing else must use the detector until then. Events
-    cannot be recorded inside a CUDA graph. So a detector is traced twice: as it runs, where each graph is one span; and
-    step by step, where the gaps between the spans are the times of the launches.
+    cannot be recorded inside a CUDA graph, so a trace shows either each graph as one span, at full speed, or the
+    separate steps, with gaps between the spans because each step is launched separately.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
@@ -156,7 +156,7 @@ class DeviceTimeline:
         self._detector.submit(slot, frames)
 
     def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Queue the steps with an event before and after each. The slot calls this after it has queued the copies."""
+        """Queue the steps, with an event before and after each step. The slot calls this after it queued the copies."""
         if self._copying is not None:
             self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
             self._copying = None

@@ -1,7 +1,7 @@
 """Loops that measure the network alone, and the whole detection stage.
 
-The stage is measured through the `Detector` protocol, from frames in host memory to boxes in host memory. The loop is
-that of the program: wait for the oldest batch, then submit the next one. So the measurements apply to the program.
+The stage is measured through the `Detector` protocol, from frames in host memory to boxes in host memory. The loop
+works like the program: it waits for the oldest batch, then submits the next one. So the results apply to the program.
 
 The network alone limits the speed of the stage. It runs in lanes: each lane is a stream with its own batch. Latency and
 throughput are measured separately, because neither can be computed from the other.
@@ -35,8 +35,8 @@ Ready = Callable[[], bool]
 FEWEST_FOR_P99: Final = 200
 """Minimum number of samples for a p99. With fewer samples, p99 is almost the slowest sample and not repeatable."""
 
-_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the part of samples below p99, for 1 sample
-_PARTS: Final = 10  # groups that a standard error is computed from
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # of ranks: 2.5 standard errors of the part of 1 sample below p99
+_PARTS: Final = 10  # number of groups from which a standard error is computed
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -61,7 +61,7 @@ class Durations:
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
         """Return the statistics of durations. Each percentile is one of the samples.
 
-        `independent` is the number of independent samples, which sets the confidence limits; None means all.
+        `independent` is the number of samples that are independent, for the confidence limits; None means all.
         """
         if not durations_ns:
             return Durations(0, *(0.0,) * 9)
@@ -80,7 +80,7 @@ class Durations:
 
 
 def relative_error(parts: Sequence[float]) -> float | None:
-    """Return the relative standard error of a mean, or of its inverse; None if it cannot be computed.
+    """Return the relative standard error of the mean of `parts`, or of its inverse; None if it cannot be computed.
 
     Args:
         parts: duration or size of each of several equal pieces of work, in order. Many pieces are first added up in
@@ -96,7 +96,7 @@ def relative_error(parts: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Measurements of a loop of batches."""
+    """Measurements of batches that ran repeatedly."""
 
     durations: Durations  # from the start of a batch to its result
     frames_per_s: float
@@ -152,7 +152,7 @@ def measure_alone(
 
 
 def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]]) -> Iterator[_Batch]:
-    """Keep a batch in flight in every slot. Yield each finished batch, except the first ones of each slot."""
+    """Keep a batch in flight in each of N slots. Yield every finished batch after the first 2 N - 1."""
     submitted_ns = [0] * len(batches)
     for slot, batch in enumerate(batches):
         submitted_ns[slot] = time.monotonic_ns()
@@ -186,7 +186,7 @@ def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: R
 
 
 class Lane(Protocol):
-    """A stream that runs the network on its own memory, with random input."""
+    """Queue of batches that run the network on separate memory, with random input."""
 
     def start(self) -> None:
         """Queue one more batch."""

@@ -1,4 +1,4 @@
-"""Run the pipeline of a deployment for several seconds, with a sink that only counts the results.
+"""Short runs of the pipeline of a deployment, with a sink that only counts the results.
 
 `vision plan` runs a configuration this way, and `vision bench` runs synthetic cameras.
 """
@@ -28,7 +28,7 @@ from vision.runtime.builder import RunOptions, open_publisher
 from vision.stages.stage import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
 
-_WARM_UP_PART: Final = 0.25  # part of a run that is not measured: connections, first batches, first estimates
+_WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 
 class CountingSink:
-    """Sink that records when each result is published. If `behind` is not None, everything is forwarded to it."""
+    """Sink that records when each result is published, and forwards results and reports to `behind`, if given."""
 
     def __init__(self, behind: Sink | None = None) -> None:
         self.published: dict[str, list[Published]] = {}  # by camera
@@ -113,7 +113,7 @@ def synthetic_deployment(
     cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None
 ) -> AppConfig:
     """Return a configuration with `cameras` synthetic cameras at `fps` frames/s each."""
-    frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # the form has room for eight characters
+    frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # a source accepts at most eight characters
     suffix = f"&format={pixel_format}" if pixel_format else ""
     return AppConfig.model_validate(
         {"cameras": [{"id": f"camera-{n}", "source": f"{frame}?seed={n}{suffix}"} for n in range(cameras)]}
@@ -195,7 +195,7 @@ class _End(NamedTuple):
 
 
 class _Window:
-    """The part of a run that is measured: from the first report after `after_s` to the last one before the stop."""
+    """Measured part of a run: from the first report after `after_s` seconds to the last report before the stop."""
 
     def __init__(self, after_s: float) -> None:
         self._from_ns = time.monotonic_ns() + int(after_s * 1e9)
@@ -271,7 +271,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in flight. `batches` contains (start, end) in ns."""
+    """Return the part of the time with at least 1, 2, ... batches in flight. A batch is (start, end) in ns."""
     changes = sorted(
         change
         for begin, end in batches

@@ -1,4 +1,4 @@
-"""`vision plan CONFIG`: throughput, latency and bottleneck of a deployment, measured with stand-in cameras."""
+"""Measurements of `vision plan CONFIG`: throughput, latency and bottleneck of a deployment with stand-in cameras."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SEARCH_LIMIT: Final = 6.0  # latest start of a run of the search, as a multiple
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load of one part. `share` is 0 if the part was idle, and 1 if it was always busy."""
+    """Load of one part of the program. `share` is 0 if the part was idle, and 1 if it was always busy."""
 
     part: Part
     share: float
@@ -152,9 +152,9 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return whether the cameras together reached their requested rates.
+        """Return whether the sum of the published rates of `count` cameras reached the sum of their requested rates.
 
-        Depending on when a run starts, it contains one frame more or less of each camera, which is tolerated.
+        A run contains up to one frame more or less of each camera, depending on its start. This is tolerated.
         """
         requested_per_s = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
         tolerance_per_s = min(count / max(run.seconds, 1e-9), _AT_RANDOM * requested_per_s)
@@ -216,7 +216,7 @@ def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int) -> Iterat
 
 
 def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, ...]:
-    """Return the load of every part of a run, the highest first.
+    """Return the load of every part of the program during a run, the highest first.
 
     Args:
         parallel: number of batches that the detector computes at the same time.
@@ -264,10 +264,10 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Find the largest number of cameras that fits: double or halve it to bracket the limit, then bisect.
+    """Find the largest number of cameras that fits: double or halve the number to bracket the limit, then bisect.
 
     Args:
-        fits: runs the given number of cameras, and returns whether each of them reaches its requested rate.
+        fits: runs the given number of cameras, and returns whether the cameras reach their requested rates.
         tried: a number of cameras that was already tried.
         tried_fits: whether `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.

@@ -1,4 +1,4 @@
-"""Plot of throughput and p99 against batch size. Needs matplotlib.
+"""Plot of the throughput and the p99 time against the batch size. Requires matplotlib.
 
 Each case has a color, and each precision has a line style. The whole program has separate axes, because its times are
 per frame, and those of the network and the stage are per batch. Parts with a single batch size are drawn as bars.
@@ -29,7 +29,7 @@ Lines: TypeAlias = Mapping[tuple[str, str], tuple[Row, ...]]
 
 
 def series(rows: Sequence[Row]) -> Lines:
-    """Group the rows by case and precision, and sort each group by batch size."""
+    """Group the rows by case and precision, without the mode "alone", and sort each group by batch size."""
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         case = row.case

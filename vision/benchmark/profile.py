@@ -1,4 +1,4 @@
-"""`vision profile MODEL`: time of each layer of the network, and a timeline of batches in the detector."""
+"""Measurements of `vision profile MODEL`: time of each layer, and a timeline of batches in the detector."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def profile_model(
     """Measure and describe every layer. If `settings.trace` is set, write a timeline of batches in flight to it.
 
     Raises:
-        VisionError: the model or the back-end is missing, or the model does not accept this batch size.
+        VisionError: the model or back-end is missing, the batch size is not accepted, or the trace cannot be written.
     """
     if settings.detect.backend == "fake":
         raise ConfigError("the fake back-end has no network", hint="use --backend onnxruntime")
@@ -215,9 +215,9 @@ def trace_slots(
     *,
     submit: Callable[[int, Sequence[Frame]], None] | None = None,
 ) -> None:
-    """Run `rounds` batches in each slot as the program does. Record a lane for each slot and each thread.
+    """Run `rounds` batches in each slot as the program does. Record the spans of each slot and each thread.
 
-    `submit` is called instead of `detector.submit`, unless it is None.
+    If `submit` is not None, it is called instead of `detector.submit`.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)

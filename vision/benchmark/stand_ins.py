@@ -37,7 +37,7 @@ _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A camera of the deployment, and the source that replaces it."""
+    """Camera of the deployment, and the source that replaces it."""
 
     camera_id: str
     source: str  # "the camera's own source", or a description of the clip
@@ -50,7 +50,7 @@ class StandIn:
 
     @property
     def asked_fps(self) -> float:
-        """The frames per second to process: the rate of the camera, limited by `max_fps`."""
+        """Frames per second to process: the rate of the camera, limited by `max_fps`."""
         return min(self.fps, self.config.max_fps or self.fps)
 
 
@@ -145,7 +145,7 @@ def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], secon
 
 
 def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
-    """Encode `seconds` of H.264 video, in which the start of the shipped clip plays forward and backward repeatedly.
+    """Encode `seconds` of H.264 video to `path`: the start of the shipped clip, repeated forward and backward.
 
     Raises:
         ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.

@@ -1,4 +1,4 @@
-"""Tables of measurements for the terminal, at most 80 columns wide."""
+"""Tables of benchmarks, comparisons and plans for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def format_number(value: float) -> str:
 
 
 def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return an empty table without borders. `words` are the headings of text columns, `numbers` of numeric ones."""
+    """Return an empty table without borders: columns of text with the headings `words`, then of `numbers`."""
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in words:
         table.add_column(name, no_wrap=name == "case")
@@ -70,7 +70,7 @@ def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Print the tables and notes of a benchmark. The last line is the result."""
+    """Print the tables and notes of a benchmark. The last line is `result_text`."""
     _print_plain(console, *heading(bench))
     groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():

@@ -25,7 +25,7 @@ _REMIND_S: Final = 1.0  # how long a label shows the former track of its object
 
 
 def write_video(path: Path, scene: Scene, progress: Progress) -> str:
-    """Write the annotated video. Return the name of its codec.
+    """Write the annotated video to `path`. Return the name of its codec.
 
     Raises:
         SourceError: the video cannot be read again.
@@ -44,7 +44,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the frames, which are drawn in order. It keeps the trails, the counters and the former tracks."""
+    """Painter of the frames, which must be drawn in order. It keeps the trails, the counters and the former tracks."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject
@@ -126,7 +126,7 @@ class _Painter:
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:
-    """Return the former track of a true object for each row of `found` at which its track changes."""
+    """Find the rows of `scene.found` at which a true object gets a new track. Return the former track for each row."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
     for true_id, partner in zip(scene.subject.truth.boxes.ids.tolist(), scene.partners.tolist(), strict=True):

@@ -45,7 +45,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Error of the count divided by the number of true crossings; infinite if only false ones were counted."""
+        """Error of the count divided by the number of true crossings; infinite if it has an error but none are true."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -59,7 +59,7 @@ def score_lines(
     *,
     lost_s: float = _LOST_S,
 ) -> list[LineScore]:
-    """Compare the crossings that the pipeline counted with the true ones. Return a score per line and direction."""
+    """Compare counted crossings with true crossings. Return the numbers of both for each line and direction."""
     counted = Counter(
         (event.name, event.data.get("direction"))
         for _, event in events
@@ -113,7 +113,7 @@ def crossings_of_path(
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
-    """Return the anchor point of each box (N, 4) as an array (N, 2)."""
+    """Return the point of each box (N, 4) that `anchor`, a key of `ANCHORS`, names, as an array (N, 2)."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     return low + (high - low) * ANCHORS[anchor]
 

@@ -69,7 +69,7 @@ class DetectionScores:
 
 
 def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: float) -> DetectionScores:
-    """Compare all detections with the ground truth.
+    """Compare all detections with the ground truth. Return the metrics.
 
     Args:
         found: detections with a score of at least `lowest_score`.
@@ -100,7 +100,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """Match detections to true boxes at each overlap. Return an array (N, len(OVERLAPS)), True for a match."""
+    """Match detections to true boxes at each of `OVERLAPS`. Return a mask (N, overlaps) of matched detections."""
     hits = np.zeros((len(found), len(OVERLAPS)), bool)
     last = int(max(truth.frames.max(initial=0), found.frames.max(initial=0)))
     for true_rows, found_rows in zip(truth.slices(last), found.slices(last), strict=True):
@@ -111,7 +111,7 @@ def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
 
 
 def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Match the detections of one frame at each overlap. `table` contains the overlaps (detections, true boxes)."""
+    """Match the detections of one frame as `match_detections` does. `table` has the IoU of (detection, true box)."""
     hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     free = np.ones((len(OVERLAPS), table.shape[1]), bool)
     at_overlap = np.arange(len(OVERLAPS))

@@ -1,4 +1,4 @@
-"""`vision eval`: run the pipeline of a configuration on a labeled video, and compare the results with ground truth."""
+"""Implementation of `vision eval`: a run of a pipeline on a labeled video, and a comparison with ground truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The arguments of `vision eval`."""
+    """Arguments of `vision eval`."""
 
     config: str
     truth: Path
@@ -49,7 +49,7 @@ class Request:
     result: Path | None = None
 
     def check_outputs(self) -> None:
-        """Check that all outputs can be written. Call this before the pipeline runs.
+        """Check that all outputs can be written, and create the folder for plots. Call this before the pipeline runs.
 
         Raises:
             ConfigError: an output cannot be written, or a package that it needs is missing.
@@ -72,7 +72,7 @@ class Request:
 
 
 def run(request: Request, stop: threading.Event) -> int:
-    """Evaluate, print the table, and write the requested files. Return the exit code.
+    """Evaluate the pipeline, print the table, and write the requested files. Return the exit code.
 
     Raises:
         ConfigError: an argument, the configuration or the ground truth is invalid, or a package is missing.
@@ -149,7 +149,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
-    """Yield notes on the validity of the metrics."""
+    """Yield notes on anything that limits the validity of the metrics."""
     truth, frames = subject.truth, subject.video.frames
     empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:
@@ -211,7 +211,7 @@ def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
-    """Show progress as a bar on a terminal, otherwise as a line every few seconds. Each step checks `stop`."""
+    """Yield a function that shows progress (as a bar on a terminal, otherwise as lines) and raises `Closed`."""
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

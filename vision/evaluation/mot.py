@@ -54,7 +54,7 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The valid rows of a ground-truth file."""
+    """Valid rows of a ground-truth file."""
 
     path: Path
     boxes: Boxes
@@ -82,7 +82,7 @@ def read_truth(path: Path) -> Truth:
     """Read and check a ground-truth file. Its columns are `COLUMNS`; the last three are ignored and can be missing.
 
     Raises:
-        ConfigError: the file cannot be read, is empty, or has faulty rows. The message lists them.
+        ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -108,7 +108,7 @@ def read_truth(path: Path) -> Truth:
 
 
 class _Reader:
-    """Collector of the valid rows of a file."""
+    """Reader that checks the lines of a ground-truth file, and collects the valid rows."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, ...]] = []

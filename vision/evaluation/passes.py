@@ -1,4 +1,4 @@
-"""The two passes over the labeled video. The first one determines its length, and the second one runs the pipeline.
+"""Two passes over the labeled video. The first pass measures the video, and the second pass runs the pipeline.
 
 After the first pass, ground truth that is longer than the video is refused early. The second pass works like the
 command `vision run --offline`, but also records all detections with a score of at least `LOWEST_SCORE`, which average
@@ -54,7 +54,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The checked inputs of an evaluation."""
+    """Checked inputs of an evaluation."""
 
     config: AppConfig  # contains only the evaluated camera
     build: Build
@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """The lines and zones of the camera."""
+        """Lines and zones of the camera; empty if none are configured."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
@@ -96,7 +96,7 @@ class Findings:
 
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
-    """Return the configuration with only the camera of the labeled video.
+    """Return the configuration with only the camera of the labeled video, and without saved state, snapshots and rules.
 
     Raises:
         ConfigError: the camera does not exist, several exist and none is selected, or its source never ends.
@@ -159,7 +159,7 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
 
 
 def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
-    """Run the pipeline on every frame of the camera, or until `stop` is set. Return its results.
+    """Run the pipeline on every frame of the camera, or until `stop` is set. Return the results.
 
     Raises:
         Closed: `stop` was set before the start.
@@ -209,7 +209,7 @@ class _Recorder:
 
 
 class _FrameNumbers:
-    """Frame numbers from 1 for the whole video, because `FrameMeta.index` restarts when the frame size changes."""
+    """Counter of frames from 1 for the whole video, because `FrameMeta.index` restarts when the frame size changes."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -225,8 +225,8 @@ class _FrameNumbers:
 class _RecordingDetector:
     """Wrapper of a detector that records all detections, and returns those with a score of at least `score`.
 
-    The result is that of a detector with this threshold: NMS processes candidates in order of descending scores, so
-    candidates below the threshold do not affect those above it.
+    The returned detections are the same as with this threshold in the detector, because NMS processes candidates in
+    order of descending scores. Thus candidates below the threshold do not affect those above it.
     """
 
     def __init__(self, detector: Detector, score: float, note: Callable[[FrameMeta, Detections], None]) -> None:

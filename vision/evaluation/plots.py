@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision against recall, and precision, recall and F1 against the score threshold."""
+    """Plot precision against recall, and precision, recall and F1 against the score threshold, to the file `path`."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -52,7 +52,7 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
 
 
 def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot the number of true, found, missed and false objects in each frame."""
+    """Plot the numbers of true, found, missed and false objects in each frame to the file `path`."""
     figure, (axes,) = _figure(10.0, 3.6, 1)
     seconds = np.arange(video.frames) * video.interval_s
     true = np.bincount(truth.frames - 1, minlength=video.frames)
@@ -95,7 +95,7 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Yield (first frame, number of frames, track ID or None) of each period in which the track does not change."""
+    """Yield (first frame, number of frames, track ID or None) for each period in which an object keeps its track."""
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
     for spell in np.split(np.arange(len(frames)), edges):

@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def line_error(self) -> float | None:
-        """Sum of the errors of all lines, divided by the number of true crossings; None if there are no crossings."""
+        """Sum of the errors of all lines, divided by the number of true crossings; None if no crossing is true."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 
@@ -126,7 +126,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. Units are parts of 1, pixels and seconds."""
+    """Return the report as data that JSON can represent. Ratios are fractions of 1, not percentages."""
     plain = asdict(evaluation)
     plain["class"] = plain.pop("class_name")
     plain["video"]["duration_s"] = evaluation.video.duration_s

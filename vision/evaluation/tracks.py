@@ -1,4 +1,4 @@
-"""MOTA, IDF1, HOTA and identity switches.
+"""Tracking metrics: MOTA, IDF1, HOTA and identity switches.
 
 TrackEval, the implementation by the authors of HOTA, computes IDF1 and HOTA. MOTA and identity switches follow the
 definition of CLEAR (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008),
@@ -30,7 +30,7 @@ INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=
 
 @dataclass(frozen=True, slots=True)
 class TrackingScores:
-    """Metrics of the tracks at an overlap of 0.5. HOTA and its parts are means over overlaps from 0.05 to 0.95."""
+    """Metrics of the tracks at an overlap of 0.5. HOTA and its two parts are means over overlaps from 0.05 to 0.95."""
 
     mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
     idf1: float  # Ristani et al. 2016
@@ -51,7 +51,7 @@ class TrackingScores:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the ground truth. `partners` is the result of `match_frames`."""
+    """Compare tracks with the ground truth. `partners` is from `match_frames`. Raise the errors of `load_metrics`."""
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)
@@ -82,7 +82,7 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the part of the frames in which a true object was found, and its numbers of switches and interruptions.
+    """Return the part of its frames in which a true object was found, and the numbers of switches and interruptions.
 
     `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
@@ -133,7 +133,7 @@ def _kept_pairs(
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
-    """Return the row numbers of each true object, in the order of frames."""
+    """Return one array of row numbers for each true object, in the order of frames."""
     order = np.argsort(truth.ids, kind="stable")
     edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
     return np.split(order, edges) if len(order) else []

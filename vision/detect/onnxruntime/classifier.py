@@ -1,7 +1,7 @@
 """Classifier of objects on the CPU with ONNX Runtime. Implements `vision.stages.secondary_model.Classifier`.
 
 Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus no
-frame is kept for a waiting crop, which needs a sixteenth of the memory of a frame.
+frame stays in memory while its crops wait. A crop needs a sixteenth of the memory of a frame.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class OnnxRuntimeClassifier:
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
-    """Return the name of the only input, and its batch size. The batch size is None if the file leaves it open.
+    """Return the name of the only input, and its batch size; None if the batch size is dynamic.
 
     Raises:
         ModelError: the input differs from the spec.

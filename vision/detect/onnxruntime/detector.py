@@ -66,7 +66,7 @@ class OnnxRuntimeDetector:
             classes: ids of the classes to report. None reports all classes.
             batches_in_flight: number of slots. With more slots than workers, no worker waits for the next batch.
             threads: total number of threads. None uses one thread per core that the process may use.
-            max_batch: maximum number of frames in one `submit`.
+            max_batch: maximum number of frames in one `submit`. A larger batch size in the model file overrides it.
 
         Raises:
             ModelError: the file is not a model, its input differs from the spec, or its outputs do not fit the head.
@@ -143,7 +143,7 @@ class _Job:
 
 
 class _Worker:
-    """Processes batches in one thread, with memory that is allocated once, at the start."""
+    """Worker that processes batches in one thread, with memory that is allocated only once."""
 
     def __init__(self, network: Network, decoder: Decoder, limits: NmsSpec, unnamed: UnnamedClasses) -> None:
         frames = network.frames
@@ -161,7 +161,7 @@ class _Worker:
         self._outputs = self._bind_outputs(decoder.outputs)  # empty if the size of an output depends on the frame
 
     def _bind_outputs(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Bind the outputs to arrays, and return these. Return none if the size of an output depends on the frame."""
+        """Bind the outputs to arrays, and return the arrays; [] if an output has no batch or depends on the frame."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
         if self._decoder.without_batch.intersection(names) or any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)

@@ -34,16 +34,16 @@ _FRAME_DTYPES: Final = ("float32", "float16", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class FrameInput:
-    """The input of a network that receives the frames."""
+    """Input of a network that receives the frames."""
 
     name: str
-    batch: int  # 1 if the file leaves it open
-    dtype: str  # of `_FRAME_DTYPES`
-    channels_last: bool  # (batch, height, width, 3) instead of (batch, 3, height, width)
-    any_size: bool  # the file does not fix height or width
+    batch: int  # 1 if it is dynamic in the file
+    dtype: str  # one of `_FRAME_DTYPES`
+    channels_last: bool  # True for (batch, height, width, 3) instead of (batch, 3, height, width)
+    any_size: bool  # True if the height or the width is dynamic
 
     def shape(self, spec: ModelSpec, batch: int | None = None) -> tuple[int, int, int, int]:
-        """Return the shape of the tensor for a batch; for `self.batch` frames if None."""
+        """Return the shape of the input for `batch` frames; None means `self.batch` frames."""
         size, count = spec.input, self.batch if batch is None else batch
         return (count, size.height, size.width, 3) if self.channels_last else (count, 3, size.height, size.width)
 
@@ -73,7 +73,8 @@ class Network:
             The decoder for the chosen outputs.
 
         Raises:
-            ModelError: the network fails, an output does not have its declared size, or the head does not fit.
+            ModelError: the network fails, its input has a dynamic size but an output does not have its declared size,
+                or the head does not fit the outputs.
         """
         any_size = self.frames.any_size
         size = self.spec.input
@@ -115,7 +116,7 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return False if the axes after the batch show that the file was exported for a different input size."""
+    """Return False if a declared size of an axis after the batch is wrong. Ignore a different number of axes."""
     if len(declared) != len(actual):
         return True
     return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))
@@ -178,10 +179,10 @@ def checked_inputs(inputs: Sequence[Any], spec: ModelSpec) -> tuple[FrameInput, 
     """Check the inputs of a session against the spec.
 
     Returns:
-        The input for frames, and the values of the others by name.
+        The input for frames, and the values of all other inputs, by name.
 
     Raises:
-        ModelError: the input for frames differs from the spec, or the values of a different input are not known.
+        ModelError: the input for frames differs from the spec, or the values of another input are not known.
     """
     size = spec.input
     expected = f"(batch, 3, {size.height}, {size.width}) or (batch, {size.height}, {size.width}, 3)"
@@ -218,10 +219,10 @@ def checked_inputs(inputs: Sequence[Any], spec: ModelSpec) -> tuple[FrameInput, 
 
 
 class OnnxNetwork:
-    """Network that computes batches of any size from random input. For measurements only."""
+    """Network that computes batches of random input. For measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
-        """Open a session (see `open_session`), and bind its input and outputs.
+        """Open a session (see `open_session`), and bind its input for `batch` frames and its outputs.
 
         Raises:
             ModelError: the model cannot be loaded, or accepts only batches of a different size.

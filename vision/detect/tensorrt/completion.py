@@ -1,4 +1,4 @@
-"""Wait for the GPU with a time limit, without busy waiting and without oversleeping.
+"""Wait for the end of a batch with a time limit, and limit for the batches that the GPU computes at the same time.
 
 CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch. As
 batches of the same size take nearly the same time, the first poll is shortly before the expected end.
@@ -30,7 +30,7 @@ _precise = threading.local()  # has the attribute `is_set` after the thread's ti
 
 
 def _sleep_precisely(seconds: float) -> None:
-    """Sleep without the timer slack of 50 µs that Linux adds by default, a fifth of the time of a small batch."""
+    """Sleep. On Linux, reduce the timer slack of this thread from 50 µs, a fifth of the time of a small batch."""
     if not hasattr(_precise, "is_set"):
         _precise.is_set = True
         if sys.platform == "linux":
@@ -39,7 +39,7 @@ def _sleep_precisely(seconds: float) -> None:
 
 
 class Completion(Resource):
-    """Waits for the end of a batch on a stream. Measures batches to predict the end of the next batch of their size."""
+    """Event at the end of a batch on a stream. Durations of earlier batches of the same size determine when to poll."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Completion(Resource):
 
 
 class ConcurrencyLimit:
-    """Limits the number of batches that the GPU computes at the same time. Must be used by one thread only.
+    """Limit for the number of batches that the GPU computes at the same time. Must be used by one thread only.
 
     Batches in flight overlap: one is copied while others are computed. Each layer reads the results of the previous
     layer. If too many batches are computed at the same time, they evict each other's results from the GPU's cache, and
@@ -128,7 +128,7 @@ class ConcurrencyLimit:
         return max(_MIN_BATCHES, self._frames // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
-        """Make the next batch on `stream` wait until few enough batches are computed. The host does not wait."""
+        """Make the next batch on `stream` wait until fewer than `at_once` batches are computed, without a host wait."""
         count = self.at_once(batch)
         if len(self._order) >= count:
             self._order[-count].before(stream)

@@ -1,9 +1,9 @@
-"""Detector that runs on an NVIDIA GPU with TensorRT or TensorRT-RTX. One CUDA graph per batch does all the work.
+"""Detector that runs on an NVIDIA GPU with TensorRT or TensorRT-RTX.
 
 If the GPU ran one batch after the other, it would wait for copies of frames, launches of a hundred small kernels, and
-the host for more time than it computes. Therefore several batches are in flight, each in a slot with its own memory,
-and each batch needs only one launch (`vision.detect.tensorrt.slot`). Before the program reports that it is ready, all
-memory is allocated and all graphs are checked.
+the host for more time than it computes. Therefore several batches are in flight, each in a slot with its own memory.
+Each batch is a CUDA graph that needs only one launch (`vision.detect.tensorrt.slot`), unless the sizes of the model's
+outputs depend on the frame. All graphs are checked before the detector is ready.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def build_detector(
 ) -> TensorRTDetector:
     """Build a detector from an open engine. The detector becomes the owner of all `resources`.
 
-    Raises:
-        Closed: `stop` was set. TensorRT-RTX can compile kernels for several seconds per context.
+    If `stop` is set, raise `Closed` before the next context is created, because TensorRT-RTX can compile kernels for
+    several seconds per context. Raise `ModelError` and `DeviceError` as `open_tensorrt_detector` does.
     """
     use_device(device)
     return _Builder(device, model, timer, resources).build(stop)
@@ -173,7 +173,7 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """Return counters for status messages.
+        """Return two counters for status messages; empty if they do not apply.
 
         They count how often the memory of outputs of variable size was enlarged, and the boxes whose class has no name.
         """
@@ -226,7 +226,7 @@ class TensorRTDetector:
 
 
 def _drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work on the streams. Log errors instead of raising them, because `wait` raises them."""
+    """Wait for all work on the streams. Log GPU errors instead of raising them, so that memory is still freed."""
     try:
         use_device(device)  # any thread can call `close`
         for stream in streams:
@@ -286,7 +286,7 @@ def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds a detector and its parts. `resources` owns the parts."""
+    """Builder of a detector. `resources` owns the parts of the detector."""
 
     device: Device
     model: LoadedEngine
@@ -306,7 +306,7 @@ class _Builder:
         return TensorRTDetector(device, model, timer=self.timer, uploads=uploads, slots=slots, resources=self.resources)
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
-        """Create one lane per slot, each with a context for every batch size."""
+        """Create one lane per slot, each with a context for every batch size. Raise `Closed` if `stop` is set."""
         count = self.model.detect.batches_in_flight or (
             IN_FLIGHT_INTEGRATED if self.device.integrated else IN_FLIGHT_GPU
         )
@@ -322,7 +322,7 @@ class _Builder:
         return lanes
 
     def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
-        """Build the slots of a model that runs as CUDA graphs. Warm them up, and check the graphs."""
+        """Build the slots of a model whose output sizes are fixed. Warm them up, and check their graphs."""
         device, model = self.device, self.model
         outputs, sizes = self._measure_tensors(lanes[0])
         with self.timer.phase("kernels"):
@@ -383,7 +383,7 @@ class _Builder:
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-        """Return the outputs of one frame by name, and the sizes of all tensors of one slot for the largest batch."""
+        """Return the outputs for one frame, by name, and the sizes of all tensors of a slot for the largest batch."""
         model = self.model
         shapes: dict[str, tuple[int, ...]] = {}
         bytes_of: dict[str, int] = {}
@@ -409,7 +409,7 @@ class _Builder:
         return addresses
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return the sizes of all memory to allocate at the start. The sizes of frames are not known yet."""
+        """Return the sizes of all memory to allocate at the start, except for frames, whose sizes are not known yet."""
         device_bytes, host_bytes = slot_bytes(sizes.batch, program)
         lines = (
             BudgetLine("weights", "device", self.model.engine.weights_bytes),
@@ -422,9 +422,9 @@ class _Builder:
         return MemoryBudget(lines)
 
     def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> None:
-        """Run the steps of every batch size once and capture them as a graph. Then compare each graph with its steps.
+        """Run the steps of each batch size once, and check the scores. Unless graphs are off, capture and check graphs.
 
-        The comparison comes last, to detect contexts that overwrite memory that they share.
+        Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
         """
         model = self.model
         checked: list[tuple[GraphCheck, Snapshot]] = []

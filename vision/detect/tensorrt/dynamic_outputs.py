@@ -2,8 +2,8 @@
 """Detection with engines whose output sizes depend on the frame, because they contain NonMaxSuppression or NonZero.
 
 TensorRT requests the memory for such outputs during the run, and determines their size on the host. Therefore a CUDA
-graph is not possible, and the host waits for each batch. If possible, export the model without these layers. Such an
-engine returns few rows, so the reference implementation decodes them on the CPU.
+graph is not possible, and the host waits for each batch. If possible, export the model without these layers. With them,
+an engine returns few rows, so the reference implementation decodes the rows on the CPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST_BYTES: Final = 4096
 
 
 class GrowingOutput(Resource):
-    """Host and device memory of one output. It grows if a batch needs more, and never shrinks."""
+    """Host and device memory of one output. It grows if a batch needs more memory, and never shrinks."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
@@ -221,9 +221,7 @@ class DynamicSlot(DetectorSlot):
 
 
 def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> Decoder:
-    """Return the decoder for the outputs that the head reads.
-
-    An axis fits any size if its size is known only after a run.
+    """Return the decoder for the outputs that the head reads. An axis fits any size if its size varies between runs.
 
     Raises:
         ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.

@@ -1,4 +1,4 @@
-"""Prepare the frames of a batch for the letterbox kernel: describe them, and copy them to GPU memory if necessary.
+"""Preparation of the frames of a batch for the letterbox kernel: descriptions, and copies to GPU memory if necessary.
 
 For a frame in a buffer of the detector (`vision.gpu.memory`), the host writes a description of 112 bytes and starts one
 asynchronous copy of the pixels over the bus. The pixels are not copied if CPU and GPU share their memory, or if the
@@ -30,7 +30,7 @@ _DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one t
 
 
 class FrameUploader:
-    """Makes the frames of a batch available to the letterbox kernel. Must be used by one thread only."""
+    """Uploader that makes the frames of a batch available to the letterbox kernel. Must be used by one thread only."""
 
     def __init__(self, spec: InputSpec) -> None:
         def describe(address: int, height_px: int, width_px: int, pixel_format: PixelFormat, yuv: YuvEncoding) -> bytes:

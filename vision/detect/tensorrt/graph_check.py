@@ -1,4 +1,4 @@
-"""Check, at every start, that each CUDA graph produces the same results as the steps from which it was captured.
+"""Comparison of the results of each CUDA graph with those of the steps from which it was captured, at every start.
 
 A graph stores addresses and shapes. If a library replaces a kernel, a shape, or a buffer after the capture, the graph
 silently produces wrong results. Therefore each graph is compared with the same work, run step by step.
@@ -34,7 +34,7 @@ class Noise(Resource):
         self._opened = True
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Describe this frame in each of the first `batch` rows of a slot's input, and queue the copy to the GPU."""
+        """Use this frame for each of the first `batch` frames of a slot: write descriptions, and queue their copy."""
         for index in range(batch):
             memory.row(index)[:] = self._description
         memory.upload_rows(batch, stream)
@@ -58,7 +58,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Runs the work of one slot for one batch size, and compares results."""
+    """Check of the work of one slot for one batch size, which runs the work and compares the results."""
 
     slot: Slot
     graph: BatchGraph
@@ -85,7 +85,7 @@ class GraphCheck:
         return first, buffer.read(output.shape, output.dtype, (self.graph.batch - 1) * nbytes)
 
     def require_same(self, eager: Snapshot) -> None:
-        """Run the graph, and compare its results with `eager`, those of the separate steps.
+        """Run the graph, and compare its results with `eager`, the results of the separate steps.
 
         Raises:
             DeviceError: the results differ.
@@ -115,7 +115,7 @@ class GraphCheck:
 def relative_difference(expected: NDArray[Any], given: NDArray[Any]) -> float:
     """Return the largest absolute difference divided by the largest absolute expected value.
 
-    The result is infinite if a value is finite in only one of the two arrays.
+    The result is infinite if a value is finite in only one of the two arrays, and 0 if no value is finite.
     """
     a, b = expected.astype(np.float64), given.astype(np.float64)
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):

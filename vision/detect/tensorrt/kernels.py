@@ -1,7 +1,7 @@
 """Compile-time constants, launch sizes, and memory sizes of the CUDA kernels for one model.
 
-The NumPy dtypes equal the structures in ``cuda/`` that the host and the kernels exchange. Values that depend on the
-size of a frame are computed once per buffer, so that the host copies only 112 bytes per frame for a launch.
+The NumPy dtypes have the layout of the structures in ``cuda/`` that host and kernels exchange. Values that depend on
+the size of a frame are computed once per buffer, so that the host copies only 112 bytes per frame for a launch.
 
 This module needs no GPU, so that tests can compare the kernels with `vision.detect.reference` on a CPU.
 """
@@ -72,11 +72,11 @@ RESULT: Final = np.dtype(
 """Memory layout of ``struct Result`` in ``postprocess.cu``."""
 
 _PAIR_CAPACITY: Final = 16384
-"""Maximum number of pairs per frame that are stored. Typically, a hundred pairs reach a threshold of 0.35, and a few
-thousand reach 0.05. If there are more pairs, the kernel reads the scores again, which is slower but correct."""
+"""Maximum number of stored pairs (box and class) per frame. Typically, a hundred pairs reach a threshold of 0.35, and a
+few thousand reach 0.05. If there are more pairs, the kernel reads the scores again, which is slower but correct."""
 
 OVERLAPS: Final = np.dtype([("same", np.float32), ("across", np.float32)])
-"""``struct Overlaps`` of ``nms.cuh``."""
+"""Memory layout of ``struct Overlaps`` in ``nms.cuh``."""
 
 _CODINGS: Final[Mapping[Coding, int]] = {"distances": 0, "grid": 1, "centers": 2, "corners": 3, "corners-yx": 4}
 _INTEGERS: Final[Mapping[str, int]] = {"int32": 1, "int64": 2, "float32": 3, "float16": 4}
@@ -88,7 +88,7 @@ class LetterboxProgram:
 
     spec: InputSpec
     dtype: str  # of the tensor: float32, float16, or uint8
-    channels: int = 0  # 3 or 4: the tensor is (B, H, W, channels); 0: it is (B, 3, H, W)
+    channels: int = 0  # 3 or 4 if the tensor is (B, H, W, channels); 0 if it is (B, 3, H, W)
 
     file: ClassVar[str] = "letterbox.cu"
     block: ClassVar[Grid] = (256, 1, 1)
@@ -125,7 +125,7 @@ class Output:
 
     @property
     def size(self) -> int:
-        """Number of values."""
+        """Number of values of the output for one frame."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
@@ -187,7 +187,7 @@ class PostprocessProgram:
         return self.decoder.outputs
 
     def tensors(self, addresses: Mapping[str, int]) -> NDArray[np.void]:
-        """Return the ``struct Tensors`` of ``heads.cuh`` for the addresses of the outputs, by name."""
+        """Return the ``struct Tensors`` of ``heads.cuh``, from the device addresses of the outputs by name."""
         layout = self.decoder.layout
         parts = layout.parts
 
@@ -228,12 +228,12 @@ _SINGLE: Final[list[tuple[str, type[np.uint64], int]]] = [("classes", np.uint64,
 
 
 def _boxes_of(values: Values, tensor: Output) -> int:
-    """Return the number of boxes in a tensor."""
+    """Return the number of boxes for which a tensor contains values."""
     return tensor.size // tensor.shape[0] if values.by_column else tensor.shape[0]
 
 
 def _columns(values: Values | None, tensors: Sequence[Output]) -> int:
-    """Return the number of values of a box in a tensor."""
+    """Return the number of values that the tensor of `values` contains for each box; 0 if `values` is None."""
     if values is None:
         return 0
     tensor = tensors[values.output]
@@ -241,7 +241,7 @@ def _columns(values: Values | None, tensors: Sequence[Output]) -> int:
 
 
 def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str, int | float | str]:
-    """Return the definitions of the positions of scores, boxes, and classes in the tensors."""
+    """Return the preprocessor definitions that locate scores, boxes, and classes in the tensors."""
     part, class_ids = layout.parts[0], layout.class_ids
     boxes = [_boxes_of(each.boxes, tensors[each.boxes.output]) for each in layout.parts]
     number = "" if layout.count is None else tensors[layout.count].dtype
@@ -270,7 +270,7 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return, for each part, the number of elements to read, of those before the first, and of those of a frame."""
+    """Return for each part: the number of scores to read, the index of the first, and the size of the tensor."""
     found = []
     for part in layout.parts:
         tensor = tensors[part.scores.output]
@@ -282,7 +282,7 @@ def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[t
 
 
 def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
-    """Return the definitions of the meaning of a box's values, and of the scores."""
+    """Return the preprocessor definitions that state how to decode the values of boxes and scores."""
     fraction = spec.head.box_scale == "fraction"
     return {
         "CODING": _CODINGS[rules.coding],
@@ -299,7 +299,7 @@ def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
 
 
 def overlaps(limits: NmsSpec) -> NDArray[np.void]:
-    """Return an `OVERLAPS` structure."""
+    """Return the `OVERLAPS` structure with the IoU thresholds of NMS."""
     row, given = np.zeros((), OVERLAPS), Overlaps.of(limits)
     row["same"], row["across"] = given.same, given.across
     return row

@@ -1,4 +1,4 @@
-"""Open engine with the specification of its model, from which the detector is built."""
+"""Open engine with the specification of its model, shapes and constants of its inputs, and a timer for the start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
     """Return the input for frames.
 
     Raises:
-        ModelError: there is no such input, or more than one.
+        ModelError: there is no such input, or more than one, or it is uint8 and the spec does not expect such values.
     """
     inputs = [tensor for tensor in engine.inputs if not tensor.is_shape_io]
     frames = [tensor for tensor in inputs if len(tensor.shape) == 4 and tensor.dtype in _FRAME_DTYPES]
@@ -51,7 +51,7 @@ def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
 
 
 def frame_shape(frames: Tensor, spec: ModelSpec, batch: int) -> tuple[int, ...]:
-    """Return the shape of the input for frames."""
+    """Return the shape of the input `frames` for `batch` frames."""
     size = spec.input
     if is_channels_last(frames.shape):
         return batch, size.height, size.width, 3
@@ -59,10 +59,10 @@ def frame_shape(frames: Tensor, spec: ModelSpec, batch: int) -> tuple[int, ...]:
 
 
 def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArray[Any]]:
-    """Return the tensors of the inputs that are the same for every frame, by name.
+    """Return the values of the inputs that are the same for every frame, by name.
 
     Raises:
-        ModelError: the values of an input are not known.
+        ModelError: the values of an input are not known, or the errors of `frame_input` apply.
     """
     frames = frame_input(engine, spec)
     others = [tensor for tensor in engine.inputs if not tensor.is_shape_io and tensor != frames]
@@ -75,7 +75,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
 
 
 def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all inputs whose values do not decide other shapes. Raises the errors of `constants_of`."""
+    """Return the shapes of all inputs, except those that determine other shapes. Raise as `constants_of` does."""
     frames = frame_input(engine, spec)
     constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
     return {frames.name: frame_shape(frames, spec, batch), **constants}
@@ -111,7 +111,7 @@ class LoadedEngine:
 
     @property
     def frames(self) -> Tensor:
-        """The input for frames. Raises the errors of `frame_input`."""
+        """Input for frames. Raises the errors of `frame_input`."""
         return frame_input(self.engine, self.spec)
 
     @property
@@ -121,25 +121,25 @@ class LoadedEngine:
 
     @property
     def last_channels(self) -> int:
-        """Number of channels in the last axis of the memory of the input for frames. 0 if it consists of planes."""
+        """Number of channels of each pixel in the memory of the input for frames; 0 if each channel is a plane."""
         frames = self.frames
         if is_channels_last(frames.shape):
             return 3
         return frames.channels if frames.interleaved else 0
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Return the shape of the input for frames."""
+        """Return the shape of the input for frames, for `batch` frames."""
         return frame_shape(self.frames, self.spec, batch)
 
     def constants(self, batch: int) -> dict[str, NDArray[Any]]:
-        """Return the tensors of the inputs that are the same for every frame. Raises the errors of `constants_of`."""
+        """Return the values of the inputs that are the same for every frame. Raise as `constants_of` does."""
         return constants_of(self.engine, self.spec, batch)
 
     def shapes_of_frame(self, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the outputs for one frame, from those for a batch. -1 marks an axis of variable size.
 
         Raises:
-            ModelError: the first axis of an output is not the batch.
+            ModelError: the first axis of an output is not the batch, or the output has no batch axis and `batch` is not 1.
         """
         without_batch = self.head.without_batch(shapes)
         for output, shape in shapes.items():
@@ -155,7 +155,7 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts; if none, its largest."""
+        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts, or else its largest."""
         shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
         taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)

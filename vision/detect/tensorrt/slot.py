@@ -1,9 +1,9 @@
 """Slot for one batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
 
-A graph runs the letterbox kernel, the engine, and two kernels that find the pairs over the threshold and the objects.
-The last kernel writes a result of fixed capacity directly to page-locked host memory. Every address is fixed, so the
-whole sequence is one graph, which the host starts with one launch. A separate stream copies the frames and their
-descriptions, because a copy inside the graph would wait in the copy engine behind the frames of the next batch.
+A graph runs the letterbox kernel, the engine, a kernel that finds the pairs (box and class) above the threshold, and a
+kernel that finds the objects and writes them, up to a fixed number, to page-locked host memory. Every address is fixed,
+so the host starts the whole sequence with one launch. A separate stream copies the frames and their descriptions,
+because a copy inside the graph would wait in the copy engine behind the frames of the next batch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ExecutionLane:
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """Objects that all slots share to bring frames to the GPU."""
+    """Objects that all slots share to copy frames to the GPU, and to limit the batches that run at the same time."""
 
     uploader: FrameUploader
     copies: Stream  # a separate stream, so that copies of one batch overlap the work on another
@@ -69,7 +69,7 @@ class UploadPath:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Compiled kernels of a model, and those of their parameters that do not depend on the batch."""
+    """Compiled kernels of a model, and the kernel parameters that are the same for every batch size."""
 
     letterbox: LetterboxKernel
     pairs: Kernel
@@ -228,7 +228,7 @@ def _enqueue_steps(steps: Sequence[tuple[str, Callable[[], object]]]) -> None:
 
 
 class DetectorSlot(Resource):
-    """Runs one batch at a time. Call `submit`, then `ready` until it returns True, then `detections`."""
+    """Slot that runs one batch at a time. Call `submit`, then `ready` until it returns True, then `detections`."""
 
     def __init__(self, stream: Stream, uploads: UploadPath) -> None:
         self.stream = stream
@@ -252,7 +252,7 @@ class DetectorSlot(Resource):
 
 
 class Slot(DetectorSlot):
-    """Slot that runs its batch as a CUDA graph."""
+    """Slot that runs its batch as a CUDA graph, or step by step if the graph was not captured."""
 
     def __init__(self, sizes: TensorSizes, lane: ExecutionLane, kernels: Kernels, uploads: UploadPath) -> None:
         super().__init__(lane.stream, uploads)

@@ -1,4 +1,4 @@
-"""`Actor`: an object that moves over the ground, and the paths that it takes."""
+"""Objects that move over the ground (`Actor`), and functions that create their paths."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 
 from vision.evaluation.simulation.projection import CameraView, FloatArray
 
-_STEP_S: Final = 0.05  # between two points of a path
-_STEP_M: Final = 0.02  # of the integration of speeds
-_CREEP: Final = 0.02  # m/s: lowest speed of the integration, so that a start from rest takes finite time
-_STILL: Final = 0.05  # m/s below which an object keeps its heading
-_CORNER_ROUNDS: Final = 3  # of Chaikin's corner cutting
+_STEP_S: Final = 0.05  # time between two points of a path
+_STEP_M: Final = 0.02  # distance between two points at which the speed is integrated
+_CREEP: Final = 0.02  # lowest speed of the integration in m/s, so that a start from rest takes finite time
+_STILL: Final = 0.05  # speed in m/s below which an object keeps its heading
+_CORNER_ROUNDS: Final = 3  # number of times that Chaikin's algorithm cuts all corners
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Class, size and look of an object."""
+    """Class, size, shape and acceleration of an object."""
 
     class_name: str
     size_m: tuple[float, float, float]  # length, width, height
     is_round: bool = False
-    confused_with: tuple[str, ...] = ()  # classes that a detector reports at times
+    confused_with: tuple[str, ...] = ()  # classes that a detector sometimes reports instead
     acceleration: float = 1.5  # m/s²
 
 
@@ -46,11 +46,11 @@ class Actor:
     places_m: FloatArray  # (K, 2) on the ground
 
     def places(self, times_s: FloatArray) -> FloatArray:
-        """Return the places (T, 2) at some times."""
+        """Return the positions (T, 2) on the ground in meters at the times `times_s` (T,)."""
         return np.stack([np.interp(times_s, self.times_s, self.places_m[:, axis]) for axis in (0, 1)], axis=1)
 
     def headings(self, times_s: FloatArray) -> FloatArray:
-        """Return the directions of motion (T,) in radians. An object at rest keeps the last one."""
+        """Return the directions of motion (T,) in radians at `times_s`. An object at rest keeps its last direction."""
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         moving = np.hypot(steps[:, 0], steps[:, 1]) > _STILL
         if not moving.any():
@@ -63,14 +63,14 @@ class Actor:
         return headings
 
     def speeds(self, times_s: FloatArray) -> FloatArray:
-        """Return the speeds (T,) in m/s."""
+        """Return the speeds (T,) in m/s at `times_s`."""
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         row = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(steps) - 1)
         speeds: FloatArray = np.hypot(steps[row, 0], steps[row, 1])
         return speeds
 
     def boxes(self, view: CameraView, times_s: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return boxes (T, 4) xyxy, not clipped, and distances (T,) in metres; NaN while it is not in the scene."""
+        """Return boxes (T, 4) in pixels, not clipped, NaN while the actor is absent, and distances (T,) in meters."""
         boxes, distances = view.boxes(
             self.places(times_s), self.headings(times_s), self.kind.size_m, is_round=self.kind.is_round
         )
@@ -90,10 +90,10 @@ def travel(
 
     Args:
         kind: a name in `KINDS`.
-        waypoints_m: at least two places.
-        speed: in m/s between starts and stops.
-        start_s: when it is at the first place.
-        stops: seconds of rest by part of the way (0 to 1).
+        waypoints_m: at least two positions (x, y) on the ground.
+        speed: speed in m/s, except while the actor starts or stops.
+        start_s: time at the first waypoint.
+        stops: for each stop, the fraction of the way (0 to 1) and the duration in seconds.
     """
     about = KINDS[kind]
     line = _rounded(np.asarray(waypoints_m, np.float64))
@@ -116,7 +116,7 @@ def travel(
 
 
 def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float) -> Actor:
-    """Return an actor that does not move, such as a parked car. It creeps forward a millimetre to have a heading."""
+    """Return an actor at rest, such as a parked car. It moves a millimeter at its start, which defines its heading."""
     ahead = (np.cos(heading) * 1e-3, np.sin(heading) * 1e-3)
     places = np.array([place_m, (place_m[0] + ahead[0], place_m[1] + ahead[1]), place_m])
     return Actor(KINDS[kind], np.array([0.0, 1e-3, until_s]), places)
@@ -134,7 +134,7 @@ def _rounded(corners_m: FloatArray) -> FloatArray:
 def _leg(
     length_m: float, speed: float, acceleration: float, *, from_rest: bool, to_rest: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return times in seconds and ways in metres of a leg, without its start."""
+    """Return the times in seconds and the distances in meters of points on one leg of a path, without its start."""
     way = np.linspace(0.0, length_m, max(2, round(length_m / _STEP_M)))
     middle = (way[1:] + way[:-1]) / 2
     fastest = np.full(len(middle), speed)

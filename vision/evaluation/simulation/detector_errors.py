@@ -1,7 +1,7 @@
-"""`ErrorModel`: how a detector's boxes differ from the truth, and the detections that follow from it.
+"""Model of the errors of a detector (`ErrorModel`), and a simulated detector with such errors.
 
 Errors of one object last for some time: an object that is missed in one frame is likely to be missed in the next one.
-All of them are stationary processes in continuous time, so that any frame rate shows the same errors.
+They are stationary processes in continuous time, so that they do not depend on the frame rate.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from vision.evaluation.simulation.projection import CameraView, FloatArray
 from vision.evaluation.simulation.truth import TrueFrame
 from vision.types import Detections
 
-_PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)  # visible parts for which `ErrorModel.recall` and `score` are given
+_PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)  # visible fractions to which `ErrorModel.recall` and `score` refer
 _LOWEST_SCORE: Final = 0.05
 _NORMAL: Final = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """Errors of a detector. Lengths are parts of the width or height of the object's box."""
+    """Errors of a detector. Positions and sizes are fractions of the width or height of the object's box."""
 
     recall: tuple[float, ...] = (1.0,) * len(_PARTS)
-    """Part of objects that are detected, by the visible part: 0.15, 0.35, 0.6, 0.85 and 1."""
+    """Fraction of objects that are detected if the fraction 0.15, 0.35, 0.6, 0.85 or 1 of the object is visible."""
     miss_s: float = 0.3  # time constant of misses
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Standard deviations of centre x, centre y, width and height."""
-    jitter_s: float = 0.15  # time constant
-    score: tuple[float, ...] = (1.0,) * len(_PARTS)  # mean score, by the visible part
-    score_deviation: float = 0.0
-    score_s: float = 0.5
-    smallest_px: float = 0.0  # height at which half of the objects are missed
-    cut: float = 0.0  # part of partly hidden objects whose box encloses only the visible part
-    double: float = 0.0  # second boxes for each box
-    false_per_frame: float = 0.0
-    false_s: float = 0.3  # how long a false object lasts
-    flicker: float = 0.0  # part of the time with another class, for classes that are confused
-    flicker_s: float = 0.8
+    """Standard deviations of center x, center y, width and height."""
+    jitter_s: float = 0.15  # time constant of jitter
+    score: tuple[float, ...] = (1.0,) * len(_PARTS)  # mean scores, for the same visible fractions as `recall`
+    score_deviation: float = 0.0  # standard deviation of the score
+    score_s: float = 0.5  # time constant of the score
+    smallest_px: float = 0.0  # height at which half of the objects are missed; 0 means that height has no effect
+    cut: float = 0.0  # fraction of partly hidden objects whose box encloses only the visible part
+    double: float = 0.0  # mean number of second boxes per box
+    false_per_frame: float = 0.0  # number of false objects in a frame
+    false_s: float = 0.3  # mean duration of a false object
+    flicker: float = 0.0  # fraction of the time with a wrong class, for objects that can be confused
+    flicker_s: float = 0.8  # time constant of the class
 
 
 class SimulatedDetector:
-    """Detections of one scene, frame by frame. One seed gives the same errors.
+    """Simulated detector for one scene. The same seed gives the same errors.
 
     Args:
         errors: error model.
-        view: camera; only the size of its frame is used.
-        class_ids: true class id by object.
-        confused: class ids that are reported at times instead, by object.
+        view: camera; only the size of its frames is used.
+        class_ids: true class ID, by object.
+        confused: class IDs that are sometimes reported instead, by object.
         seed: any number from 0.
     """
 
@@ -70,13 +70,13 @@ class SimulatedDetector:
         self._confused = confused
         self._rng = np.random.default_rng((seed, 1))
         objects = max(class_ids, default=0) + 1
-        # Gaussian processes by object: centre x, centre y, width, height, score, miss, cut, class.
+        # Gaussian processes by object: center x, center y, width, height, score, miss, cut, class.
         self._state = self._rng.standard_normal((8, objects))
         self._false: list[tuple[FloatArray, float, int, float]] = []  # box, score, class, end
         self._last_s = -math.inf
 
     def detect(self, frame: TrueFrame) -> Detections:
-        """Return the detections of the next frame, best score first."""
+        """Return the detections of the next frame, in order of descending scores."""
         self._advance(frame.time_s)
         boxes, scores, classes = self._of_objects(frame)
         false_boxes, false_scores, false_classes = self._of_nothing(frame.time_s)
@@ -94,7 +94,7 @@ class SimulatedDetector:
         )
 
     def _advance(self, time_s: float) -> None:
-        """Move all processes to a time: Ornstein-Uhlenbeck with variance 1."""
+        """Advance all processes to a time. They are Ornstein-Uhlenbeck processes with variance 1."""
         errors = self._errors
         constants = np.array(
             [errors.jitter_s] * 4 + [errors.score_s, errors.miss_s, max(errors.jitter_s, 0.5), errors.flicker_s]
@@ -128,7 +128,7 @@ class SimulatedDetector:
         )
 
     def _class_of(self, number: int) -> int:
-        """Return the class that is reported for an object now."""
+        """Return the class ID that the detector currently reports for an object."""
         others = self._confused.get(number, ())
         if others and self._errors.flicker:
             place = _NORMAL.cdf(float(self._state[7, number])) / self._errors.flicker
@@ -137,7 +137,7 @@ class SimulatedDetector:
         return self._class_ids[number]
 
     def _of_nothing(self, time_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return false objects: they appear at random places, each for a random time."""
+        """Return boxes, scores and classes of false objects, which appear at random positions for random durations."""
         errors, rng = self._errors, self._rng
         kept = [one for one in self._false if one[3] > time_s]
         wanted = errors.false_per_frame
@@ -158,7 +158,7 @@ class SimulatedDetector:
 
 
 def _moved(boxes_xyxy: FloatArray, shares: FloatArray) -> FloatArray:
-    """Return boxes (N, 4) with centre x, centre y, width and height changed by parts (4, N) of their size."""
+    """Change center x, center y, width and height of boxes (N, 4) by fractions (4, N) of the size. Return new boxes."""
     size = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     middle = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2 + shares[:2].T * size
     half = size * np.exp(shares[2:].T) / 2

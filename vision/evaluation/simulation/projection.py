@@ -1,7 +1,7 @@
-"""`CameraView`: a pinhole camera above flat ground, and the boxes of solid objects in its frames.
+"""Pinhole camera above flat ground (`CameraView`), with the boxes of solid objects in its frames.
 
-World coordinates are metres: x to the right, y away from the camera, z up. The camera is at (0, 0, `height_m`) and
-looks along y, `tilt_deg` below the horizon. Frame coordinates are pixels, x to the right and y down.
+World coordinates are in meters: x to the right, y away from the camera, z up. The camera is at (0, 0, `height_m`) and
+looks along y, `tilt_deg` below the horizon. Frame coordinates are in pixels: x to the right, y down.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
-_NEAR_M: Final = 0.2  # what is nearer than this, or behind the camera, is cut off
-_OUTLINE: Final = 8  # corners of the base of a round object
+_NEAR_M: Final = 0.2  # parts of objects that are nearer, or behind the camera, are cut off
+_OUTLINE: Final = 8  # number of corners of the base of a round object
 
 
 @dataclass(frozen=True, slots=True)
 class CameraView:
     """Pinhole camera with radial distortion.
 
-    The distortion is the first term of Brown's model ("Decentering Distortion of Lenses", 1966). Negative: barrel.
+    `distortion` is the first term of Brown's model ("Decentering Distortion of Lenses", 1966). A negative value means
+    barrel distortion.
     """
 
     width_px: int = 1280
@@ -34,12 +35,16 @@ class CameraView:
     distortion: float = 0.0
 
     def project(self, points_m: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return pixels (..., 2) and depths in metres (...) of world points (..., 3). Depths must be positive."""
+        """Return the pixels (..., 2) and the depths (...) in meters of world points (..., 3) in front of the camera."""
         right, down, depth = self._rotate(points_m)
         return self._to_pixels(right / depth, down / depth), depth
 
     def to_ground(self, x_px: float, y_px: float) -> tuple[float, float]:
-        """Return the ground point (x, y) in metres that a pixel below the horizon shows. Ignores the distortion."""
+        """Return the ground point (x, y) in meters that a pixel shows, without distortion. The horizon shows none.
+
+        Raises:
+            ValueError: the pixel is at or above the horizon.
+        """
         focal_px = self._focal_px
         right, down = (x_px - self.width_px / 2) / focal_px, (y_px - self.height_px / 2) / focal_px
         tilt = math.radians(self.tilt_deg)
@@ -55,14 +60,14 @@ class CameraView:
         """Project an upright object at several times.
 
         Args:
-            places_m: (T, 2) centre of its base.
-            headings: (T,) direction of its length in radians, counter-clockwise from x.
-            size_m: length, width and height.
-            is_round: an elliptic cylinder instead of a cuboid.
+            places_m: center of the base of the object, (T, 2).
+            headings: direction of the length in radians, counterclockwise from x, (T,).
+            size_m: length, width and height of the object.
+            is_round: True for an elliptic cylinder, False for a cuboid.
 
         Returns:
-            Boxes (T, 4) xyxy in pixels, not clipped to the frame, and distances (T,) of the base from the camera.
-            NaN where the whole object is behind the camera.
+            Boxes (T, 4) xyxy in pixels, not clipped to the frame, NaN where the whole object is behind the camera;
+            and distances (T,) of the base from the point below the camera, in meters.
         """
         base = _base(size_m, is_round)  # (K, 2)
         cos, sin = np.cos(headings)[:, None], np.sin(headings)[:, None]
@@ -94,7 +99,7 @@ class CameraView:
         scale: FloatArray | float = 1.0
         if self.distortion:
             radius2 = right * right + down * down
-            if self.distortion < 0:  # beyond this radius a barrel lens would fold the image back
+            if self.distortion < 0:  # beyond this radius, barrel distortion would mirror the scene
                 radius2 = np.minimum(radius2, -1.0 / (3.0 * self.distortion))
             scale = 1.0 + self.distortion * radius2
         focal_px = self._focal_px
@@ -103,7 +108,7 @@ class CameraView:
         )
 
     def _extents(self, edges: FloatArray) -> FloatArray:
-        """Return boxes (T, 4) around edges (T, E, 2, 3), after clipping them at the near plane."""
+        """Return boxes (T, 4) around edges (T, E, 2, 3), each between two world points, clipped at the near plane."""
         right, down, depth = self._rotate(edges)
         start, end = depth[..., 0], depth[..., 1]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,7 +126,7 @@ class CameraView:
 
 
 def _base(size_m: tuple[float, float, float], is_round: bool) -> FloatArray:
-    """Return the corners (K, 2) of an object's base around its centre."""
+    """Return the corners (K, 2) of an object's base in meters, relative to its center."""
     length, width, _ = size_m
     if not is_round:
         return np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2, width / 2)

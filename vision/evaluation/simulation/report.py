@@ -1,4 +1,4 @@
-"""Tracking and counting in every simulated scene.
+"""Command that reports how well tracking and counting work in every simulated scene.
 
     python -m vision.evaluation.simulation.report [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing ...]
 
@@ -32,7 +32,7 @@ MODERATE: Final = ErrorModel(
     flicker=0.0,
     smallest_px=12.0,
 )
-"""A good detector. nanodet-g-416 on PETS09-S2L1 is worse: it moves the sides of boxes by 15 % of their width."""
+"""Errors of a good detector. nanodet-g-416 has larger errors: on PETS09-S2L1, sides of boxes are off by 15 %."""
 MODELS: Final = {"none": ErrorModel(), "moderate": MODERATE}
 
 

@@ -1,6 +1,6 @@
-"""The scenes of the simulator: who moves where, in front of which camera, over which lines and zones.
+"""Scenes of the simulator: cameras, moving objects, obstacles, lines and zones.
 
-Each scene is a function of a random generator, so one seed always gives the same scene.
+A function builds each scene from a random generator, so the same seed always gives the same scene.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vision.evaluation.simulation.projection import CameraView
 Place: TypeAlias = tuple[float, float]
 Rng: TypeAlias = np.random.Generator
 
-ARRIVALS_S: Final = 50.0  # the last object appears about then
-_TAIL_S: Final = 3.0  # frames after the last object has left
-_LONGEST_S: Final = 150.0
+ARRIVALS_S: Final = 50.0  # approximate time at which the last object appears
+_TAIL_S: Final = 3.0  # duration of the scene after the last object has left
+_LONGEST_S: Final = 150.0  # maximum duration of a scene
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A solid thing that hides what is behind it and is never detected."""
+    """Solid object that hides objects behind it, and is never detected."""
 
     place_m: Place
     size_m: tuple[float, float, float]
@@ -33,7 +33,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Objects, obstacles, lines and zones on the ground, in metres."""
+    """Objects, obstacles, lines and zones on the ground, in meters, and the camera that sees them."""
 
     name: str
     view: CameraView
@@ -44,7 +44,7 @@ class Scene:
 
     @property
     def duration_s(self) -> float:
-        """Seconds until every moving object has left."""
+        """Duration in seconds: until 3 s after the last moving object has left, at most 150 s."""
         ends = [float(actor.times_s[-1]) for actor in self.actors]
         return min(max((end for end in ends if end < _LONGEST_S), default=0.0) + _TAIL_S, _LONGEST_S)
 
@@ -59,7 +59,7 @@ def _starts(rng: Rng, count: int, last_s: float = ARRIVALS_S) -> list[float]:
 
 
 def plaza(rng: Rng) -> Scene:
-    """People walk over a square in all directions."""
+    """Return a scene in which people walk over a square in all directions."""
     view = CameraView(height_m=6.0, tilt_deg=25.0)
     actors = []
     for start_s in _starts(rng, 26):
@@ -77,7 +77,7 @@ def plaza(rng: Rng) -> Scene:
 def _lane(
     rng: Rng, kinds: Sequence[str], speeds: tuple[float, float], offsets: Sequence[float], *, towards: bool, count: int
 ) -> list[Actor]:
-    """Return actors one behind the other in lanes along the view, far enough apart not to run into each other."""
+    """Return actors that follow each other in lanes along the view, far enough apart that they do not collide."""
     actors = []
     free_s = dict.fromkeys(offsets, 0.0)
     for earliest_s in _starts(rng, count):
@@ -93,7 +93,7 @@ def _lane(
 
 
 def approach(rng: Rng) -> Scene:
-    """Cars and people come towards a low camera and pass it."""
+    """Return a scene in which cars and people approach a low camera and pass it."""
     view = CameraView(height_m=2.2, tilt_deg=8.0)
     cars = _lane(rng, ("car", "car", "truck"), (4.0, 10.0), (-2.5, 2.5), towards=True, count=14)
     people = _lane(rng, ("person",), (0, 0), (-5.5, 5.5), towards=True, count=8)
@@ -104,7 +104,7 @@ def approach(rng: Rng) -> Scene:
 
 
 def leaving(rng: Rng) -> Scene:
-    """Cars and people pass a low camera and go away from it."""
+    """Return a scene in which cars and people pass a low camera and move away from it."""
     view = CameraView(height_m=2.5, tilt_deg=10.0)
     cars = _lane(rng, ("car", "car", "truck"), (4.0, 10.0), (-2.5, 2.5), towards=False, count=14)
     people = _lane(rng, ("person",), (0, 0), (-5.5, 5.5), towards=False, count=8)
@@ -115,7 +115,7 @@ def leaving(rng: Rng) -> Scene:
 
 
 def turning(rng: Rng) -> Scene:
-    """Cars turn at a junction, and people turn round."""
+    """Return a scene in which cars turn at a junction, and people turn around."""
     view = CameraView(height_m=7.0, tilt_deg=22.0, field_of_view_deg=80.0)
     actors = []
     free_s = 0.0
@@ -140,7 +140,7 @@ def turning(rng: Rng) -> Scene:
 
 
 def stops(rng: Rng) -> Scene:
-    """People and cars stop before, on and behind a line, and go on or go back."""
+    """Return a scene in which people and cars stop before, on and behind a line, and then continue or turn back."""
     view = CameraView(height_m=5.0, tilt_deg=22.0)
     actors = []
     for start_s in _starts(rng, 16):
@@ -163,7 +163,7 @@ def stops(rng: Rng) -> Scene:
 
 
 def parking(rng: Rng) -> Scene:
-    """Cars come, park in a row and leave, between cars that stay."""
+    """Return a scene in which cars arrive, park in a row between parked cars, and leave, and people walk past."""
     view = CameraView(height_m=6.0, tilt_deg=22.0, field_of_view_deg=80.0)
     spaces = rng.permutation(6)
     actors = [rest("car", (-8.0 + 3.2 * float(space), 19.0), math.pi / 2, _LONGEST_S) for space in spaces[:2]]
@@ -187,7 +187,7 @@ def parking(rng: Rng) -> Scene:
 
 
 def groups(rng: Rng) -> Scene:
-    """Let groups of people walk side by side, meet and pass through each other."""
+    """Return a scene in which groups of people walk side by side, meet and pass through each other."""
     view = CameraView(height_m=5.0, tilt_deg=20.0)
     actors = []
     for start_s in _starts(rng, 9):
@@ -203,7 +203,7 @@ def groups(rng: Rng) -> Scene:
 
 
 def edges(rng: Rng) -> Scene:
-    """Objects enter and leave by every edge of a close view, cut off while they do."""
+    """Return a scene in which people enter and leave a close view at every edge, which cuts them off."""
     view = CameraView(height_m=3.0, tilt_deg=30.0, field_of_view_deg=60.0)
     actors = []
     for start_s in _starts(rng, 24):
@@ -221,7 +221,7 @@ def edges(rng: Rng) -> Scene:
 
 
 def occlusion(rng: Rng) -> Scene:
-    """People walk behind pillars, a kiosk and a parked truck."""
+    """Return a scene in which people walk behind pillars, a kiosk and a parked truck."""
     view = CameraView(height_m=4.0, tilt_deg=18.0)
     pillars = [Obstacle((float(x), 9.0), (0.5, 0.5, 4.0)) for x in (-5.0, -1.5, 2.0, 5.5)]
     obstacles = (*pillars, Obstacle((-3.3, 12.0), (1.6, 1.6, 2.6)))
@@ -245,7 +245,7 @@ def occlusion(rng: Rng) -> Scene:
 
 
 def street(rng: Rng) -> Scene:
-    """Cars, trucks, cyclists and people move both ways in front of a high wide-angle camera."""
+    """Return a scene in which cars, trucks, cyclists and people move both ways below a high wide-angle camera."""
     view = CameraView(height_m=8.0, tilt_deg=24.0, field_of_view_deg=85.0, distortion=-0.08)
     actors: list[Actor] = []
     for y, direction in ((14.0, 1.0), (18.0, -1.0)):
@@ -266,7 +266,7 @@ def street(rng: Rng) -> Scene:
 
 
 def doorway(rng: Rng) -> Scene:
-    """People pass below a steep camera above a door, in both directions."""
+    """Return a scene in which people pass a door in both directions, below a camera that looks down steeply."""
     view = CameraView(height_m=3.4, tilt_deg=52.0, field_of_view_deg=75.0)
     actors = []
     for start_s in _starts(rng, 24):
@@ -285,7 +285,7 @@ SCENES: Final[Mapping[str, Callable[[Rng], Scene]]] = {
 
 
 def build_scene(name: str, seed: int) -> Scene:
-    """Return a scene.
+    """Build a scene of the simulator.
 
     Args:
         name: a name in `SCENES`.

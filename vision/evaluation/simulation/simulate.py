@@ -1,4 +1,4 @@
-"""Run tracker and analytics over simulated scenes, and compare the results with what truly happened."""
+"""Runs of tracker and analytics over simulated scenes, and comparison of the results with the ground truth."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ _BURST: Final = 5  # frames that arrive at once, with the capture times of their
 
 
 class Follower(Protocol):
-    """A tracker under test."""
+    """Tracker under test."""
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
-        """Take one frame's detections. Return the published tracks."""
+        """Process the detections of one frame. Return the published tracks."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneScores:
-    """Figures of one run of one scene."""
+    """Metrics of one run of one scene."""
 
     scene: str
     frames_per_s: float
     tracking: TrackingScores
     true_crossings: int
-    wrong_crossings: int  # sum of the differences over lines and directions
-    true_occupancy: float  # mean number of objects in the zones
-    wrong_occupancy: float  # mean difference
-    box_overlap: NDArray[np.float64]  # of each published box with the detection that it belongs to
+    wrong_crossings: int  # sum of absolute differences from the true numbers, over lines and directions
+    true_occupancy: float  # mean number of objects in all zones
+    wrong_occupancy: float  # mean absolute difference from the true number, summed over the zones
+    box_overlap: NDArray[np.float64]  # IoU of each published box with the most similar detection
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A scene at one frame rate, and its truth."""
+    """Scene at one frame rate, and its ground truth."""
 
     scene: Scene
     section: CameraAnalytics
@@ -74,11 +74,11 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     """Return the times in seconds of a camera's frames, ascending.
 
     Args:
-        duration_s: of the recording.
-        frames_per_s: usual rate.
-        timing: "steady"; "gaps": without frames for 0.4 to 1.2 s now and then; "bursts": frames that wait and arrive
-            in groups, so that only the last one of each group is used.
-        seed: of the gaps.
+        duration_s: duration of the recording.
+        frames_per_s: frame rate, except in gaps and bursts.
+        timing: "steady" for constant intervals, "gaps" for random gaps of 0.4 to 1.2 s, or "bursts" for groups of 5
+            frames that sometimes arrive together, so that only the last frame of the group is used.
+        seed: seed of the random gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
     rng = np.random.default_rng((seed, 2))
@@ -96,7 +96,7 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
 
 
 def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady") -> _Prepared:
-    """Build a scene and its truth. The result can be run with several detectors and trackers."""
+    """Build a scene and its ground truth. The result can be run with several detectors and trackers."""
     scene = build_scene(name, seed)
     section = camera_analytics(scene)
     times_s = frame_times(scene.duration_s, frames_per_s, timing, seed)
@@ -111,7 +111,7 @@ def run_scene(
     seed: int,
     open_tracker: Callable[[], Follower] = Tracker,
 ) -> SceneScores:
-    """Run one tracker over one scene.
+    """Run a tracker and the analytics over one scene. Return their metrics.
 
     Raises:
         ConfigError: TrackEval is not installed.
@@ -154,7 +154,7 @@ def run_scene(
 
 
 def _fit(detections: Detections, tracks: Tracks) -> NDArray[np.float64]:
-    """Return the overlap (M,) of each published box with the nearest detection."""
+    """Return the IoU (M,) of each published box with the detection that overlaps it most; 0 if there are none."""
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
     table = overlaps(tracks.boxes_xyxy.astype(np.float64), detections.boxes_xyxy.astype(np.float64))

@@ -16,10 +16,10 @@ from vision.evaluation.simulation.projection import CameraView, FloatArray
 from vision.evaluation.simulation.scenes import Place, Scene
 
 _SAMPLES: Final = 16  # visibility is sampled on a grid of this many points in each direction of a box
-_BODY: Final = 0.8  # of its box's width that a round object fills
-_LEAST_VISIBLE: Final = 0.1  # of an object, to be in the truth
+_BODY: Final = 0.8  # fraction of the width of its box that a round object fills
+_LEAST_VISIBLE: Final = 0.1  # visible fraction from which an object is part of the ground truth
 _LEAST_SIDE_PX: Final = 6.0
-_ORACLE_HZ: Final = 120.0  # the true paths are looked at this often, whatever the frame rate
+_ORACLE_HZ: Final = 120.0  # sampling rate of the true paths, at any frame rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,25 @@ class TrueFrame:
     """M visible objects of one frame, nearest first."""
 
     time_s: float
-    ids: NDArray[np.int64]  # (M,) from 1: the place in the scene's actors
-    boxes_xyxy: FloatArray  # (M, 4) whole objects, clipped to the frame
-    visible_xyxy: FloatArray  # (M, 4) around the parts that nothing hides
-    visible: FloatArray  # (M,) part of the whole object, with what is outside the frame, that can be seen
+    ids: NDArray[np.int64]  # (M,) positions in `Scene.actors`, from 1
+    boxes_xyxy: FloatArray  # (M, 4) whole objects in pixels, clipped to the frame
+    visible_xyxy: FloatArray  # (M, 4) boxes around the parts that nothing hides, in pixels
+    visible: FloatArray  # (M,) visible fraction of the whole object; parts outside the frame are not visible
 
 
 def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
-    """Return what is visible in the frames at `times_s`, (T,)."""
+    """Return the visible objects of the frame at each of the times `times_s` (T,)."""
     solids = _solids(scene, times_s)
     return [_observe(float(time_s), solids, index, scene) for index, time_s in enumerate(times_s)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Solids:
-    """Actors, then obstacles: everything that hides what is behind it."""
+    """Boxes of everything that hides objects behind it: all actors, then all obstacles."""
 
-    boxes: FloatArray  # (S, T, 4)
-    distances: FloatArray  # (S, T) metres
-    bodies: FloatArray  # (S,) part of the box's width that is filled
+    boxes: FloatArray  # (S, T, 4) in pixels
+    distances: FloatArray  # (S, T) in meters
+    bodies: FloatArray  # (S,) fraction of the width of the box that is filled
 
 
 def _solids(scene: Scene, times_s: FloatArray) -> _Solids:
@@ -89,7 +89,7 @@ def _observe(time_s: float, solids: _Solids, index: int, scene: Scene) -> TrueFr
 
 
 def _unhidden(box: FloatArray, nearer: FloatArray, bodies: FloatArray) -> tuple[FloatArray, float]:
-    """Return the box (4,) around what the nearer boxes (K, 4) leave of a box, and the part that they leave."""
+    """Return the box (4,) around the parts of `box` that no nearer box (K, 4) hides, and the fraction not hidden."""
     middle = (nearer[:, 0] + nearer[:, 2]) / 2
     half = (nearer[:, 2] - nearer[:, 0]) / 2 * bodies
     near_x1, near_x2, near_y1, near_y2 = middle - half, middle + half, nearer[:, 1], nearer[:, 3]
@@ -114,7 +114,7 @@ def _unhidden(box: FloatArray, nearer: FloatArray, bodies: FloatArray) -> tuple[
 
 
 def camera_analytics(scene: Scene) -> CameraAnalytics:
-    """Return the lines and zones as they are configured for the scene's camera, in pixels of its frame."""
+    """Return the analytics configuration of a scene: its lines and zones, in pixels of the camera's frame."""
     ends = {name: _on_frame(scene.view, places) for name, places in scene.lines_m.items()}
     lines = tuple(LineConfig(name=name, points=(first, second)) for name, (first, second) in ends.items())
     zones = tuple(
@@ -132,15 +132,15 @@ def _on_frame(view: CameraView, places_m: Sequence[Place]) -> tuple[Place, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TrueCrossing:
-    """One object that crosses one line."""
+    """Passage of one object across one line."""
 
-    actor: int  # the place in the scene's actors, from 1
+    actor: int  # position in `Scene.actors`, from 1
     line: str
     direction: str  # "in" or "out"
 
 
 def true_crossings(scene: Scene, section: CameraAnalytics) -> Iterator[TrueCrossing]:
-    """Yield the crossings of all lines, from the exact paths of the objects' anchors while they are in the frame."""
+    """Yield the crossings of all lines by the exact paths of all objects while they are in the frame."""
     for number, actor in enumerate(scene.actors, start=1):
         for boxes, times_s in _paths(scene, actor):
             for line in section.lines:
@@ -160,7 +160,7 @@ def _paths(scene: Scene, actor: Actor) -> Iterator[tuple[FloatArray, FloatArray]
 
 
 def true_occupancy(scene: Scene, section: CameraAnalytics, times_s: FloatArray) -> FloatArray:
-    """Return the number of objects in each zone, (T, Z), at some times, also of those that something hides."""
+    """Return the number of objects in each zone at each time, (T, Z), including hidden objects."""
     view = scene.view
     occupancy = np.zeros((len(times_s), len(section.zones)))
     for actor in scene.actors:
@@ -173,7 +173,7 @@ def true_occupancy(scene: Scene, section: CameraAnalytics, times_s: FloatArray) 
 
 
 def _contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
-    """Return (N,): True for points (N, 2) inside a polygon (K, 2), by the even-odd rule."""
+    """Return a mask (N,) of the points (N, 2) that are inside a polygon (K, 2), by the even-odd rule."""
     x, y = points.T
     inside = np.zeros(len(points), np.bool_)
     for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
@@ -184,7 +184,7 @@ def _contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
 
 
 def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
-    """Return (N,): True where enough of a box is in the frame for its object to be seen."""
+    """Return a mask (N,) of the boxes (N, 4) of which at least a tenth of the area is in the frame."""
     size = boxes[:, 2:] - boxes[:, :2]
     shown = np.minimum(boxes[:, 2:], (view.width_px, view.height_px)) - np.maximum(boxes[:, :2], 0.0)
     enough = np.prod(shown, axis=1) >= _LEAST_VISIBLE * np.prod(size, axis=1)
@@ -193,19 +193,19 @@ def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
 
 
 def class_names() -> tuple[str, ...]:
-    """Return all classes that a simulated detector reports, by class id."""
+    """Return the names of all classes that a simulated detector reports, in the order of class IDs."""
     names = [name for kind in KINDS.values() for name in (kind.class_name, *kind.confused_with)]
     return tuple(dict.fromkeys(names))
 
 
 def class_ids(scene: Scene) -> Mapping[int, int]:
-    """Return the true class id by the number of the actor."""
+    """Return the true class ID of each actor, by its position in `Scene.actors`, from 1."""
     names = class_names()
     return {number: names.index(actor.kind.class_name) for number, actor in enumerate(scene.actors, start=1)}
 
 
 def confused_class_ids(scene: Scene) -> Mapping[int, Sequence[int]]:
-    """Return the class ids that a detector reports instead at times, by the number of the actor."""
+    """Return the class IDs that a detector sometimes reports instead, by position in `Scene.actors`, from 1."""
     names = class_names()
     return {
         number: [names.index(name) for name in actor.kind.confused_with]
