@@ -139,7 +139,7 @@ class LoadedEngine:
         """Return the shapes of the outputs for one frame, from those for a batch. -1 marks an axis of variable size.
 
         Raises:
-            ModelError: the first axis of an output is not the batch, or the output has no batch axis and `batch` is not 1.
+            ModelError: the first axis of an output is not the batch, or it has no batch axis and `batch` is not 1.
         """
         without_batch = self.head.without_batch(shapes)
         for output, shape in shapes.items():
