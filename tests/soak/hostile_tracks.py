@@ -37,7 +37,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 WIDTH_PX: Final = 1280
 HEIGHT_PX: Final = 720
 TRACKS: Final = 2000  # per batch
-LIMIT: Final = 0.1  # error of an anchor, as a part of the longer side of the box
+LIMIT: Final = 0.1  # largest error of an anchor, and margin of a line, as a part of the longer side of the box
 CUT_LIMIT: Final = 0.05  # the same for boxes at the edge of the frame
 LOST_S: Final = 1.5
 _HOLD_S: Final = 0.5
@@ -65,6 +65,7 @@ class Batch:
     seen: Bools  # (T, N) the object is detected
     boxes_xyxy: Floats  # (T, N, 4) detected boxes
     distances: Floats  # (T, N, L) true distances to the right of each line, in sizes of the detected box
+    error: Floats  # (N,) largest error of an anchor, in sizes of the detected box
     between: Bools  # (N, L) True: the object can pass the line only between its end points
     around: Bools  # (N, L) True: the object can pass the line only outside its end points
 
@@ -81,14 +82,15 @@ def make_batch(rng: np.random.Generator) -> Batch:
     true = _boxes(feet, sizes[..., None] * shape)
     swollen = sizes * (1 + rng.uniform(-0.08, 0.08, TRACKS) * rng.uniform(-1, 1, sizes.shape))
     visible = _longer_side(_boxes(feet, swollen[..., None] * shape))
-    found = _boxes(feet + _errors(rng, frames) * visible[..., None], swollen[..., None] * shape).astype(np.float32)
-    found = found.astype(np.float64)
+    moved = _boxes(feet + _errors(rng, frames) * visible[..., None], swollen[..., None] * shape)
+    found: Floats = moved.astype(np.float32).astype(np.float64)
     longer = _longer_side(found)
     wrong = np.abs(_distances(found) - _distances(true)).max(axis=2) / np.maximum(longer, 1.0)
     at_edge = (np.minimum(found, (WIDTH_PX, HEIGHT_PX) * 2 - found).min(axis=2) <= 2.0) | (longer < 4.0)
     seen = _seen(rng, frames) & (wrong < np.where(at_edge, CUT_LIMIT, LIMIT) - _SLACK) & (longer >= 4.0)
     distances = _distances(true) / np.maximum(longer, 1.0)[..., None]
-    return Batch(times_s, captured_ns, seen, found, distances, between, around)
+    error = np.where(seen, wrong, 0.0).max(axis=0) + _SLACK
+    return Batch(times_s, captured_ns, seen, found, distances, error, between, around)
 
 
 def _clock(rng: np.random.Generator, frames: int, fps: float) -> tuple[Floats, NDArray[np.int64]]:
@@ -205,6 +207,7 @@ def bounds(batch: Batch) -> Bounds:
     )  # visit without a possible meeting, and its start
     turned = np.zeros(shape, np.bool_)  # the object has truly changed sides
     last_s = np.full(shape[0], -np.inf)
+    error = batch.error[:, None]
     for time_s, seen, distances in zip(batch.times_s, batch.seen, batch.distances, strict=True):
         gap = time_s - last_s
         lost = (seen & (gap > max(4 * LOST_S, 10.0)))[:, None] & (since_s < np.inf)
@@ -219,12 +222,12 @@ def bounds(batch: Batch) -> Bounds:
         most[..., 1] += changed & (now < 0)
         side = np.where(seen[:, None], now, side)
         away = np.abs(distances)
-        ended = seen[:, None] & ((away <= LIMIT) | (now != visit))
-        visit = np.where(ended, np.where(away > LIMIT, now, 0), visit)
+        ended = seen[:, None] & ((away <= error) | (now != visit))
+        visit = np.where(ended, np.where(away > error, now, 0), visit)
         since_s[ended | forgotten[:, None]] = np.inf
-        starts = seen[:, None] & (visit != 0) & (away > 2 * LIMIT) & (since_s == np.inf)
+        starts = seen[:, None] & (visit != 0) & (away > LIMIT + error) & (since_s == np.inf)
         since_s[starts] = time_s
-        holds = (time_s - since_s >= _HOLD_S + _SLACK) | (away > 3 * LIMIT) | (~turned & (away > 2 * LIMIT))
+        holds = (time_s - since_s >= _HOLD_S + _SLACK) | (away > 2 * LIMIT + error) | (~turned & (away > LIMIT + error))
         _settle(sure, visit, seen[:, None] & (visit != 0) & holds, least)
     _settle(sure, visit, since_s < np.inf, least)
     return Bounds(least * batch.between[..., None], most * ~batch.around[..., None])
