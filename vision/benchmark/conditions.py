@@ -232,7 +232,7 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Meter of the CPU use since the meter was created."""
+    """Meter of the CPU use of this process and of other programs, from its creation on."""
 
     def __init__(self) -> None:
         self._begin = _cpu_times()

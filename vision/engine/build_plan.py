@@ -48,8 +48,9 @@ class Typing:
 
         A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
         float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
-        precision. Coordinates, which all heads except nanodet output, always stay float32: from 512 on, float16 values
-        are half a pixel apart, and the library may fuse the cast with the layers that compute the coordinates.
+        precision. Only outputs of nanodet and picodet heads contain no coordinates. Coordinates always stay float32,
+        because float16 values from 512 on are half a pixel apart, and because the library may fuse the cast with the
+        layers that compute the coordinates.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head in ("nanodet", "nanodet-plus", "picodet")
@@ -139,7 +140,7 @@ class BuildPlan:
     optimization_level: int = DEFAULT_LEVEL
     """Optimization effort, from 0 (fastest build) to 5 (fastest engine)."""
     on_dla: bool = False
-    """True if the engine runs on the DLA core `dla_core` of a Jetson, and on the GPU where the DLA has no support."""
+    """True if the DLA core `dla_core` of a Jetson runs the engine, except for layers that only the GPU supports."""
     dla_core: int = 0
     half_input: bool = False
     """True if input frames have 16 bits per value instead of float32."""

@@ -152,7 +152,7 @@ class Loaded:
 
 
 class EngineCache:
-    """Folder of engines. The constructor raises the errors of `make_private_folder`."""
+    """Folder of engines. The constructor raises `ModelError` if the folder cannot be created or is not private."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
@@ -199,7 +199,7 @@ class EngineCache:
         If the plan cannot be stored, it is returned in any case, so that the program can start. `build` receives the
         timing cache of earlier builds, or None; its errors are passed on. `force` builds even if the cache has the
         plan. While another process builds the plan, this call waits: it raises `Closed` if `canceled` returns True, and
-        `Held` after an hour. Raise the errors of `find`.
+        `Held` after an hour. Raise `Untrusted` as `find` does.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -366,7 +366,7 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Read a plan and its JSON file. Return an entry, which can have a fault, and the plan. Raise as `read_private`."""
+    """Read a plan and its JSON file. Return the entry and the plan. Raise FileNotFoundError or `Untrusted`."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:

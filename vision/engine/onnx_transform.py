@@ -32,9 +32,10 @@ _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Widen the input of an ONNX model (`interleave`) and fold convolutions (`fold`) where possible, for tensor cores.
+    """Change the shapes of an ONNX model to suit tensor cores: widen its input (`interleave`) and fold convolutions.
 
-    The results stay the same. Return the model, and True if its input was widened. Raise the errors of `load_onnx`.
+    The results stay the same. Return the model, and True if its input was widened. Raise `ModelError` if a package is
+    missing, or the model is not ONNX.
     """
     if not interleave and not fold:
         return model, False

@@ -37,7 +37,7 @@ def load_or_build(
     cache: EngineCache,
     force: bool = False,
 ) -> Loaded:
-    """Load or build the plan of a model. Raise as `read_onnx`, `build_engine`, and `EngineCache.load_or_build` do."""
+    """Load the plan of a model from `cache`, or build it. `force` always builds. For the errors, see `open_engine`."""
     onnx = read_onnx(folder, spec)
 
     def build(timing_cache: bytes | None) -> Built:

@@ -64,7 +64,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of values in all inputs at the maximum shapes, and that number minus the minimum number."""
+        """Return the number of input values at the maximum shapes, and the difference from the minimum shapes."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -165,7 +165,7 @@ def make_profiles(
 
 
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
-    """Return (min, opt, max) of the batch size for each profile. `fixed` is that in the ONNX file, < 0 if dynamic."""
+    """Return (min, opt, max) of the batch size for each profile. `fixed` is the model's batch size, -1 if dynamic."""
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
             f"the model's batch is fixed to {fixed} in the ONNX file, but max_batch is {plan.max_batch}",

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
-    """Return an error for `action` with TensorRT's messages and, if an allocation failed, the sizes in the pool."""
+    """Return an error that states `action`, TensorRT's messages and, if an allocation in `pool` failed, its size."""
     reason = "; ".join(log.errors()) or "no reason given"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Convert failures in a `with` block to `DeviceError`. Yield a function that also raises it for False or None."""
+    """Convert a RuntimeError in a `with` block to `DeviceError`. Yield a function that raises it for False or None."""
     with collect_log() as log:
 
         def check(result: object) -> None:

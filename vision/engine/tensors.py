@@ -1,4 +1,4 @@
-"""Inputs, outputs, and profiles of engines and of parsed networks: functions that read them, and that set them."""
+"""Functions that read and set the inputs, outputs, and profiles of engines and of parsed networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_shape(dims: _Dims) -> Shape:
 
 
 def dtype_name(member: str) -> str:
-    """Return the key of `ITEM_BITS` for the name of a ``trt.DataType`` member. Raise `ModelError` if it has none."""
+    """Return the key of `ITEM_BITS` for the name of a ``trt.DataType``. Raise `ModelError` for an unsupported type."""
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:

@@ -44,7 +44,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the frames, which must be drawn in order. It keeps the trails, the counters and the former tracks."""
+    """Painter of the video's frames, which must be drawn in order. It keeps trails, counters and former tracks."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject

@@ -22,9 +22,9 @@ from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.types import Event
 
-_MARGIN: Final = 0.1  # least distance of an established side, as a part of the longer side of the object's box
+_MARGIN: Final = 0.1  # minimum distance that establishes a side, as a fraction of the longer side of the object's box
 _CUT_MARGIN: Final = 0.05  # the same for an object that the edge of the frame cuts off beyond the line
-_EDGE_PX: Final = 1.5  # a side of a box this near to the edge of the frame is cut off
+_EDGE_PX: Final = 1.5  # distance from the edge of the frame up to which a side of a box counts as cut off
 _SLIGHT: Final = 1e-6
 _CLEAR: Final = 0.2  # distance that establishes a side at once
 _HOLD_S: Final = 0.5  # time that establishes a side after the distance has exceeded `_MARGIN`
@@ -45,7 +45,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Error of the count divided by the number of true crossings; infinite if it has an error but none are true."""
+        """Error of the count as a fraction of the true crossings; infinite if all counted crossings are false."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -81,7 +81,7 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
 def true_crossings(
     line: LineConfig, units: Units, truth: Boxes, video: Video, lost_s: float = _LOST_S
 ) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each true crossing of one line."""
+    """Yield ``in`` or ``out`` for each true crossing of one line. An object is lost after `lost_s` without a box."""
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
     lost_s = max(lost_s, _FRAMES_KEPT * video.interval_s)
     for object_id in np.unique(truth.ids):
@@ -126,7 +126,7 @@ def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The N positions of one object, relative to one line."""
+    """N positions of one object, relative to one line."""
 
     times_s: NDArray[np.float64]  # (N,)
     right: NDArray[np.float64]  # (N,) distance from the line in object sizes; positive on the right
@@ -166,7 +166,7 @@ def _crossings(path: _Path, lost_s: float) -> Iterator[str]:
     is_right = path.right > 0
     changes: NDArray[np.intp] = np.flatnonzero((is_right[1:] != is_right[:-1]) | (gaps_s > _MAX_GAP_S)) + 1
     starts = [0, *changes.tolist()]
-    established: bool | None = None  # whether the object's side is the right one; None: unknown
+    established: bool | None = None  # True if the established side is the right side; None if no side is established
     for start, end in zip(starts, [*starts[1:], len(is_right)], strict=True):
         if start and gaps_s[start - 1] > _MAX_GAP_S:
             established = None
@@ -196,7 +196,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return where the step to the position `later` meets the line's extension: 0 at its first end, 1 at its second."""
+    """Return where the step to position `later` meets the extended line: 0 at its first end point, 1 at its second."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -211,7 +211,7 @@ def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
-    """Yield a function that shows progress (as a bar on a terminal, otherwise as lines) and raises `Closed`."""
+    """Yield a function that shows the progress, as a bar or as lines, and raises `Closed` if `stop` is set."""
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -51,7 +51,7 @@ class TrackingScores:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the ground truth. `partners` is from `match_frames`. Raise the errors of `load_metrics`."""
+    """Compare tracks with the ground truth. `partners` is from `match_frames`. Raise as `load_metrics` does."""
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)

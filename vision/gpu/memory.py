@@ -115,7 +115,7 @@ class DeviceBuffer(Resource):
 
 
 class CudaMemory:
-    """Source of GPU memory for `vision.engine.memory.MemoryPool`. This memory counts in `allocated`, like all other."""
+    """Source of GPU memory for `vision.engine.memory.MemoryPool`. The counters of `allocated` include this memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, DeviceBuffer] = {}
@@ -247,7 +247,7 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return an uninitialized frame buffer in GPU memory. Raise as `page_locked_frame_buffer` does."""
+    """Return a new frame buffer in GPU memory. Raise ValueError if the format does not allow this size."""
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 

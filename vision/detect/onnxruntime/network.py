@@ -116,7 +116,7 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return False if a declared size of an axis after the batch is wrong. Ignore a different number of axes."""
+    """Return True if all declared sizes of axes after the batch are correct, or if the number of axes differs."""
     if len(declared) != len(actual):
         return True
     return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))

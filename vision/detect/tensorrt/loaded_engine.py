@@ -62,7 +62,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
     """Return the values of the inputs that are the same for every frame, by name.
 
     Raises:
-        ModelError: the values of an input are not known, or the errors of `frame_input` apply.
+        ModelError: the values of an input are not known, or `frame_input` finds no suitable input.
     """
     frames = frame_input(engine, spec)
     others = [tensor for tensor in engine.inputs if not tensor.is_shape_io and tensor != frames]
@@ -75,7 +75,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
 
 
 def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all inputs, except those that determine other shapes. Raise as `constants_of` does."""
+    """Return the shapes of inputs whose values are not shapes. Raise `ModelError` as `constants_of` does."""
     frames = frame_input(engine, spec)
     constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
     return {frames.name: frame_shape(frames, spec, batch), **constants}
@@ -83,13 +83,13 @@ def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple
 
 @dataclass(slots=True)
 class StartupTimer:
-    """Durations of the phases of a start, in seconds, by name."""
+    """Timer for the start of a detector. `seconds` contains the duration of each phase of the start, by name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the `with` block, and add its duration to the phase `name`."""
+        """Measure a `with` block, and add its duration to the phase `name`."""
         start_ns = time.monotonic_ns()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + (time.monotonic_ns() - start_ns) / 1e9
@@ -111,12 +111,12 @@ class LoadedEngine:
 
     @property
     def frames(self) -> Tensor:
-        """Input for frames. Raises the errors of `frame_input`."""
+        """Input for frames. Raises `ModelError` as `frame_input` does."""
         return frame_input(self.engine, self.spec)
 
     @property
     def input_name(self) -> str:
-        """Name of the input for frames. Raises the errors of `frame_input`."""
+        """Name of the input for frames. Raises `ModelError` as `frame_input` does."""
         return self.frames.name
 
     @property
@@ -132,7 +132,7 @@ class LoadedEngine:
         return frame_shape(self.frames, self.spec, batch)
 
     def constants(self, batch: int) -> dict[str, NDArray[Any]]:
-        """Return the values of the inputs that are the same for every frame. Raise as `constants_of` does."""
+        """Return the values of the inputs that are the same for every frame. Raise `ModelError` if they are unknown."""
         return constants_of(self.engine, self.spec, batch)
 
     def shapes_of_frame(self, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:

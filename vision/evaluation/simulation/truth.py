@@ -149,7 +149,7 @@ def true_crossings(scene: Scene, section: CameraAnalytics) -> Iterator[TrueCross
 
 
 def _paths(scene: Scene, actor: Actor) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield the boxes (N, 4) of an actor, not clipped, and their times (N,), for each time that it is in the frame."""
+    """Yield boxes (N, 4) of an actor, not clipped, and their times (N,), for each of its periods in the frame."""
     view, end_s = scene.view, min(float(actor.times_s[-1]), scene.duration_s)
     times_s = np.arange(float(actor.times_s[0]), end_s, 1.0 / _ORACLE_HZ)
     boxes, _ = actor.boxes(view, times_s)
