@@ -135,7 +135,7 @@ def run_deployment(
     Args:
         open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
         publish: whether to publish every result on a private socket as well.
-        open_source: a function that replaces `vision.capture.open.open_source`; None to use that function.
+        open_source: a function to call instead of `vision.capture.open.open_source`, or None.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -163,7 +163,7 @@ class NonClosingDetector:
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """Wrap a detector. `images` has a batch of at least `max_batch` frames in the cameras' format for each slot."""
+        """Wrap a detector. For each slot, `images` has `max_batch` or more frames in the format of the cameras."""
         self._detector = detector
         self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))

@@ -39,7 +39,7 @@ def format_number(value: float) -> str:
 
 
 def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return an empty table without borders: columns of text with the headings `words`, then of `numbers`."""
+    """Return an empty table without borders: text columns with the headings `words`, then number columns `numbers`."""
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in words:
         table.add_column(name, no_wrap=name == "case")

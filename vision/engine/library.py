@@ -1,5 +1,5 @@
 # mypy: allow-subclassing-any
-"""The installed TensorRT module (`tensorrt` or `tensorrt_rtx`) as `trt`, its log, and queries of its features.
+"""Access to the installed TensorRT module (`tensorrt` or `tensorrt_rtx`) as `trt`, to its log, and to its features.
 
 Both modules have the same API, except for names that differ between versions. The code does not compare version
 numbers. It uses `hasattr`, and looks up flags by name, because their numbers differ between 10.x and 11.x.

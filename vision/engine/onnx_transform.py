@@ -1,4 +1,4 @@
-"""Functions that prepare an ONNX model for TensorRT: conversion of types and shapes, and external weights.
+"""Functions that prepare an ONNX model for TensorRT: they convert types and shapes, and embed external weights.
 
 TensorRT 11 and TensorRT-RTX read types only from the ONNX file, so a model in float16 or bfloat16 needs a file in
 float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT

@@ -1,4 +1,4 @@
-"""Recorder of time spans, and output as a Chrome trace (for chrome://tracing or https://ui.perfetto.dev).
+"""Recorder of time spans, and functions that write them as a Chrome trace for chrome://tracing or ui.perfetto.dev.
 
 The format is the JSON object form of the "Trace Event Format", with complete events (``ph: X``) in microseconds.
 """

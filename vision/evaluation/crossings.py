@@ -1,4 +1,4 @@
-"""True crossings of each line, computed from the ground truth alone.
+"""True crossings of each line, computed from the ground truth alone, and their comparison with counted crossings.
 
 This code is independent of the stage that counts, but follows the same definition, which is in docs/analytics.md. It
 evaluates each true path as a whole: it splits the path into visits to either side of the line, and finds the visits
@@ -45,7 +45,7 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Error of the count as a fraction of the true crossings; infinite if all counted crossings are false."""
+        """Error of the count as a fraction of true crossings; infinite if some were counted but there are none."""
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 

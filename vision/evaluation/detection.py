@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class DetectionScores:
-    """Metrics of the detector."""
+    """Accuracy metrics of the detector on the labeled video."""
 
     ap50: float
     ap: float  # AP@[.5:.95]

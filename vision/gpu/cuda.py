@@ -298,7 +298,7 @@ def released(result: tuple[Any, ...], resource: str) -> None:
 
 
 class Stream(Resource):
-    """Queue of work on the GPU. It is never the default stream, which cannot be captured and waits for all others."""
+    """Queue of work on the GPU. It is not the default stream, which cannot be captured and waits for other streams."""
 
     def __init__(self) -> None:
         flag = runtime.cudaStreamNonBlocking

@@ -118,7 +118,7 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Load kernels on the GPU. Compile them if the folder `cache` does not contain them."""
+        """Load kernels on the GPU. Compile them if `cache` is None, or if this folder does not contain them."""
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:

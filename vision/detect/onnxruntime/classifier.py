@@ -1,7 +1,7 @@
-"""Classifier of objects on the CPU with ONNX Runtime. Implements `vision.stages.secondary_model.Classifier`.
+"""Classifier of objects on the CPU with ONNX Runtime, for the protocol `vision.stages.secondary_model.Classifier`.
 
 Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus no
-frame stays in memory while its crops wait. A crop needs a sixteenth of the memory of a frame.
+frame stays in memory while its crops, which are much smaller, wait.
 """
 
 from __future__ import annotations

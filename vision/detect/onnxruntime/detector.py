@@ -161,7 +161,7 @@ class _Worker:
         self._outputs = self._bind_outputs(decoder.outputs)  # empty if the size of an output depends on the frame
 
     def _bind_outputs(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Bind the outputs to arrays, and return the arrays; [] if an output has no batch or depends on the frame."""
+        """Bind outputs to arrays, and return these; [] if one has no batch axis, or its size depends on the frame."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
         if self._decoder.without_batch.intersection(names) or any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)

@@ -1,4 +1,4 @@
-"""Wait for the end of a batch with a time limit, and limit for the batches that the GPU computes at the same time.
+"""Classes that wait for the end of a batch with a time limit, and that limit how many batches run at the same time.
 
 CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch. As
 batches of the same size take nearly the same time, the first poll is shortly before the expected end.

@@ -76,7 +76,7 @@ _CLOSE_S: Final = 5.0
 def open_tensorrt_detector(
     folder: Path, spec: ModelSpec, detect: DetectConfig, *, stop: threading.Event | None = None
 ) -> TensorRTDetector:
-    """Open the detector for a model on the GPU of this machine. If no engine is cached, build it.
+    """Open the detector for a model on the GPU of this machine. Build the engine if none is cached.
 
     Args:
         stop: event that cancels the call while an engine is built, or before the next context is created.
@@ -86,7 +86,8 @@ def open_tensorrt_detector(
         DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built, or does not match its specification.
-        DeviceError: there is too little memory, a graph cannot be captured, or its results differ from its steps.
+        DeviceError: the GPU fails or lacks memory, or a graph cannot be captured or gives results that differ from
+            those of its steps.
     """
     timer = StartupTimer()
     device = open_device()

@@ -24,7 +24,7 @@ _TOLERANCE = 1e-3  # relative to the largest value; so far, the results of all g
 
 
 class Noise(Resource):
-    """A frame of random bytes on the GPU, slightly larger than the model's input."""
+    """Frame of random bytes on the GPU, slightly larger than the model's input."""
 
     def __init__(self, spec: InputSpec) -> None:
         height_px, width_px = spec.height * 5 // 4, spec.width * 4 // 3
@@ -58,7 +58,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Check of the work of one slot for one batch size, which runs the work and compares the results."""
+    """Check of one slot for one batch size. It runs the work of the slot, and compares the results."""
 
     slot: Slot
     graph: BatchGraph

@@ -89,7 +89,7 @@ class CameraView:
         return self.width_px / 2 / math.tan(math.radians(self.field_of_view_deg) / 2)
 
     def _rotate(self, points_m: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the coordinates to the right, down and forward of the camera."""
+        """Return the coordinates of points in meters, relative to the camera: to the right, down, and forward."""
         x, y, z = np.moveaxis(np.asarray(points_m, np.float64), -1, 0)
         z = z - self.height_m
         cos, sin = math.cos(math.radians(self.tilt_deg)), math.sin(math.radians(self.tilt_deg))
