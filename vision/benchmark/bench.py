@@ -97,9 +97,9 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, None if TensorRT is not used, and a note, empty if there is none.
+    """Return the module `vision.benchmark.gpu`, and a note for the report. The module is None without TensorRT.
 
-    If `backend` is "auto" and no GPU is found, the note states the reason.
+    If `backend` is "auto" and no GPU is found, the note states the reason. Otherwise, it is empty.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.

@@ -133,5 +133,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 if a ratio is larger than 1 beyond the tolerance, -1 if it is smaller, and 0 if it is within."""
+    """Return 1 if a ratio is above 1 by more than the tolerance, -1 if it is below 1 by more, otherwise 0."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

@@ -292,7 +292,7 @@ class Resource(ABC):
 
 
 def released(result: tuple[Any, ...], resource: str) -> None:
-    """Log a warning if a release failed. No error is raised, because a later call raises it if the GPU is lost."""
+    """Log a warning if a release failed. Raise no error: if the GPU is lost, a later call raises an error."""
     if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
         _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
