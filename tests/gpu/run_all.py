@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "-W", "default")
 SANITIZED = (
-    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[33-17-True-False]",
-    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[50-34-False-False]",
-    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[96-64-True-True]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[33-17-uint8-3]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[50-34-float32-0]",
+    "tests/gpu/test_letterbox_kernel.py::test_letterbox_kernel_matches_the_reference_for_mixed_sizes_and_formats[96-64-float16-4]",
     "tests/gpu/test_postprocess_kernels.py",
 )
 
@@ -43,10 +43,11 @@ def parts(out: Path) -> Mapping[str, Part]:
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     few = "mixed_sizes or plain or yolov8 or nanodet and ties or efficient"
     kernels = ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py")
+    detector = ("tests/gpu/test_tensorrt_detector.py", "tests/gpu/test_exports.py")
     found = {
         "machine": Part(("nvidia-smi",), 20),
         "kernels": Part((*python, *PYTEST, *kernels), 150),
-        "detector": Part((*python, *PYTEST, "-s", "tests/gpu/test_tensorrt_detector.py"), 240),
+        "detector": Part((*python, *PYTEST, "-s", *detector), 300),
         "stage": Part((*python, "-m", "tests.perf.stage", "--out", str(out / "stage.json"), "--seconds", "0.6"), 300),
         "nvdec": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec.py"), 240),
         "nvdec-detector": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec_detector.py"), 240),
