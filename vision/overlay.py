@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
 from vision.config.analytics import GroundConfig, Units, pixels_per_unit
+from vision.types import Mask, Shapes, rotated_corners
 
 Frame: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
@@ -41,10 +42,19 @@ WHITE: Final[Color] = (255, 255, 255)
 FALSE_COLOR: Final[Color] = (90, 90, 255)
 RIM: Final[Color] = (24, 24, 24)
 
+COCO_LIMBS: Final[tuple[tuple[int, int], ...]] = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+"""Pairs of the 17 keypoints of COCO that the skeleton of its annotations connects, from 0."""
+
 _LETTER_SHARE: Final = 0.016  # height of a capital letter, as a fraction of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
 _STROKE_SHARE: Final = 1 / 360
 _FILL: Final = 0.18  # opacity of a zone's color inside the zone
+_MASK_FILL: Final = 0.4  # opacity of an object's color on its mask
+_SURE_KEYPOINT: Final = 0.3  # score below which a keypoint is not drawn
+_COCO_KEYPOINTS: Final = 17
 _OVERSIZE: Final = 4  # factor by which letters are drawn larger and scaled down
 _SHIFT: Final = 4  # number of fractional bits of OpenCV's coordinates
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
@@ -140,11 +150,31 @@ class Overlay:
             self._arrow(ends[0] + place * along, way, f"{direction}{count}")
         self._name(line.name, ends[0], LINE_COLOR)
 
-    def objects(self, boxes_xyxy: NDArray[np.float32], labels: Sequence[str], colors: Sequence[Color]) -> None:
-        """Draw boxes (N, 4) in pixels with their labels, the first box on top. Leave out empty labels and NaN boxes."""
+    def objects(
+        self,
+        boxes_xyxy: NDArray[np.float32],
+        labels: Sequence[str],
+        colors: Sequence[Color],
+        shapes: Shapes | None = None,
+    ) -> None:
+        """Draw objects with their labels, the first object on top. Leave out empty labels and NaN boxes.
+
+        Args:
+            boxes_xyxy: (N, 4) in pixels. Rotated boxes in `shapes` are drawn instead.
+            labels: text of each object.
+            colors: color of each object.
+            shapes: masks, keypoints, and rotated boxes of the objects.
+        """
         rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
-        for box, _, color in rows:
-            self._box(box, color)
+        rotated = None if shapes is None else shapes.rotated_boxes
+        if rotated is not None:
+            for corners, color in list(zip(rotated_corners(rotated), colors, strict=True))[::-1]:
+                self._path(corners, color, closed=True)
+        else:
+            for box, _, color in rows:
+                self._box(box, color)
+        if shapes is not None:
+            self._shapes(shapes, colors)
         for rect, words, plate_color in self._plates:  # names and counters stay on top of the boxes
             self._draw_plate(rect, words, plate_color)
         for box, label, color in rows:
@@ -155,6 +185,36 @@ class Overlay:
         x1, y1, x2, y2 = self._corners(box_xyxy)
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), RIM, self.stroke_px + 2)
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), color, self.stroke_px)
+
+    def _shapes(self, shapes: Shapes, colors: Sequence[Color]) -> None:
+        """Tint the masks of objects and draw their keypoints, those of the first object last."""
+        for mask, color in list(zip(shapes.masks or (), colors, strict=False))[::-1]:
+            self._mask(mask, color)
+        for points, color in list(zip(() if shapes.keypoints is None else shapes.keypoints, colors, strict=False))[
+            ::-1
+        ]:
+            self._skeleton(points, color)
+
+    def _mask(self, mask: Mask, color: Color) -> None:
+        x1, y1, x2, y2 = np.rint(mask.region_xyxy).astype(int).tolist()
+        size = (max(1, x2 - x1), max(1, y2 - y1))
+        left, top = max(0, -x1), max(0, -y1)  # part of the region outside the frame
+        area = self.frame[max(0, y1) : max(0, y1 + size[1]), max(0, x1) : max(0, x1 + size[0])]
+        if not area.size:
+            return
+        opacity = cv2.resize(mask.cells.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
+        inside = opacity[top : top + area.shape[0], left : left + area.shape[1]] > 127
+        area[inside] = np.rint(area[inside] * (1.0 - _MASK_FILL) + np.array(color) * _MASK_FILL).astype(np.uint8)
+
+    def _skeleton(self, points: NDArray[np.float32], color: Color) -> None:
+        """Draw the keypoints (K, 3) of one object and, if they are those of COCO, the limbs between them."""
+        sure = points[:, 2] >= _SURE_KEYPOINT
+        at = points[:, :2].astype(np.float64)
+        for first, second in COCO_LIMBS if len(points) == _COCO_KEYPOINTS else ():
+            if sure[first] and sure[second]:
+                self._path(at[[first, second]], color, closed=False)
+        for point in at[sure]:
+            self._disc(point, self.stroke_px, color)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
         """Draw a dashed box, (4,) in pixels, for example for an object that the detector missed."""

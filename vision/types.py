@@ -185,6 +185,45 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """The pixels of one object: a grid of cells over a region of the frame, which contains the object's box."""
+
+    cells: NDArray[np.bool_]  # (h, w), at least 1 x 1; True where the object is
+    region_xyxy: tuple[float, float, float, float]  # source pixels of the whole grid; can extend beyond the frame
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Shapes of N objects in addition to their boxes, in the same order. None if the model has no such output."""
+
+    masks: tuple[Mask, ...] | None = None
+    keypoints: NDArray[np.float32] | None = None  # (N, K, 3) x and y in source pixels, score in [0, 1]
+    keypoint_names: tuple[str, ...] = ()  # K names; empty if they are not known
+    rotated_boxes: NDArray[np.float32] | None = None
+    """(N, 5) center x, center y, longer side, and shorter side in source pixels; angle of the longer side in radians,
+    from 0 to pi, clockwise from the x axis."""
+
+    def take(self, rows: NDArray[np.intp]) -> Shapes:
+        """Return the shapes of the objects with these indices."""
+        return Shapes(
+            None if self.masks is None else tuple(self.masks[row] for row in rows.tolist()),
+            None if self.keypoints is None else self.keypoints[rows],
+            self.keypoint_names,
+            None if self.rotated_boxes is None else self.rotated_boxes[rows],
+        )
+
+
+def rotated_corners(rotated_boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the corners (N, 4, 2) of boxes (N, 5) as in `Shapes.rotated_boxes`, clockwise in the frame."""
+    x, y, longer, shorter, angle = rotated_boxes.astype(np.float64).T
+    along = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * longer[:, None] / 2
+    across = np.stack([-np.sin(angle), np.cos(angle)], axis=-1) * shorter[:, None] / 2
+    center = np.stack([x, y], axis=-1)
+    corners = [center - along - across, center + along - across, center + along + across, center - along + across]
+    return np.stack(corners, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Detections:
     """N objects detected in one frame, highest score first."""
 
@@ -192,6 +231,7 @@ class Detections:
     scores: NDArray[np.float32]  # (N,) in [0, 1]
     class_ids: NDArray[np.int32]  # (N,)
     truncated_candidates: int = 0  # number of candidates that exceeded the detector's capacity and were ignored
+    shapes: Shapes | None = None  # None if the model finds only boxes
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -212,6 +252,7 @@ class Tracks:
     age_ms: NDArray[np.int64]  # (M,) time since the track's first detection
     truncated_candidates: int = 0  # as in the frame's `Detections`
     hidden_px: NDArray[np.float32] | None = None  # (M,) height of the part below each box that something hides
+    shapes: Shapes | None = None  # of the detections that were matched with the tracks; None as in `Detections`
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -35,6 +35,9 @@ extern "C" Launch* prepare(const char* name, const unsigned* geometry, unsigned 
 #ifdef KERNEL_POSTPROCESS
     if (!std::strcmp(name, "find_pairs")) launch->body = bound(find_pairs, arguments);
     if (!std::strcmp(name, "objects")) launch->body = bound(objects, arguments);
+#if MASKS
+    if (!std::strcmp(name, "masks")) launch->body = bound(masks, arguments);
+#endif
 #endif
     if (!launch->body) {
         std::fprintf(stderr, "emulator: no kernel %s\n", name);

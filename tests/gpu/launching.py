@@ -15,7 +15,6 @@ from vision.detect.reference.heads import Head
 from vision.detect.tensorrt.kernels import (
     FRAME,
     KERNELS,
-    RESULT,
     FrameLayout,
     LetterboxProgram,
     Output,
@@ -26,11 +25,11 @@ from vision.detect.tensorrt.kernels import (
     overlaps,
     threshold,
 )
-from vision.detect.tensorrt.slot import LetterboxKernel
+from vision.detect.tensorrt.slot import LetterboxKernel, ResultMemory
 from vision.gpu.cuda import Device, Stream
-from vision.gpu.memory import DeviceBuffer, HostBuffer
+from vision.gpu.memory import DeviceBuffer
 from vision.gpu.nvrtc import Module, Source
-from vision.types import Detections
+from vision.types import Detections, FrameMeta
 
 NO_FRAME = bytes(FRAME.itemsize)
 POISON = 0xA7
@@ -107,7 +106,7 @@ def postprocess(
     """
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
     program = PostprocessProgram.of(spec, head, layout, device.shared_bytes)
-    batch, objects = len(sizes), program.objects
+    batch = len(sizes)
     with Bench(device) as bench:
         rows = b"".join(
             NO_FRAME if size is None else describe_frame(spec.input, FrameLayout(*size, "bgr"), 0) for size in sizes
@@ -118,8 +117,12 @@ def postprocess(
         limit = threshold(head, bench.put(kept_classes(head, len(class_names(spec)))))
         keys, counts = bench.buffer(batch * program.keys_bytes), bench.put(np.zeros(batch, np.uint32))
         work = bench.buffer(1 if program.shared_work else batch * program.work_bytes)
-        host = bench.enter_context(HostBuffer(batch * (RESULT.itemsize + objects * 24), "results"))
-        host.array((host.nbytes,))[:] = POISON
+        masked = bench.buffer(max(1, batch * program.masked_bytes))
+        result = bench.enter_context(ResultMemory(batch, program))
+        result.counts[:] = POISON
+        for array in (result.boxes_xyxy, result.scores, result.extras):
+            array[:] = np.nan
+        result.masks[:] = POISON
         module = bench.module(program.file, program.definitions)
         pairs = module.kernel("find_pairs")
         pairs.bind(
@@ -127,22 +130,19 @@ def postprocess(
             program.pairs_block,
             *(frames, tensors, keys.address, counts, limit),
         ).enqueue(bench.stream)
-        offsets = np.cumsum([0, RESULT.itemsize, 16 * objects, 4 * objects])[:4] * batch
-        results = [host.device_address + int(offset) for offset in offsets]
         kernel = module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0)
         kernel.bind(
             program.objects_grid(batch),
             program.objects_block,
             *(frames, tensors, keys.address, counts, limit),
-            *(overlaps(spec.nms), work.address, *results),
+            *(overlaps(spec), work.address, masked.address, *result.addresses),
         ).enqueue(bench.stream)
+        if program.mask_shape is not None:
+            module.kernel("masks").bind(
+                program.masks_grid(batch),
+                program.masks_block,
+                *(frames, tensors, masked.address, result.masks_address),
+            ).enqueue(bench.stream)
         bench.stream.synchronize()
-        found = host.array((batch,), RESULT).copy()
-        boxes = host.array((batch, objects, 4), np.float32, int(offsets[1])).copy()
-        scores = host.array((batch, objects), np.float32, int(offsets[2])).copy()
-        class_ids = host.array((batch, objects), np.int32, int(offsets[3])).copy()
-    truncated, unnamed = found["truncated"].tolist(), found["unnamed"].tolist()
-    return [
-        (Detections(boxes[i, :n], scores[i, :n], class_ids[i, :n], truncated[i]), unnamed[i])
-        for i, n in enumerate(found["count"].tolist())
-    ]
+        metas = [FrameMeta("", 0, 0, 0, 0, *(size or (1, 1))[::-1]) for size in sizes]
+        return [(result.detections(i, meta), int(result.counts[i, 3])) for i, meta in enumerate(metas)]

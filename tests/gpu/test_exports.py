@@ -12,14 +12,19 @@ from onnx import TensorProto
 
 from tests.detector_outputs import EXPORTS, HEIGHT, WIDTH, as_type
 from tests.gpu.opening import EMULATED, open_model
+from tests.shape_outputs import FRAMES, SHAPED
 from tests.tiny_models import save_typed_model
 from tests.unit.detect.test_exports import CONSTANTS, WITHOUT_BATCH, assert_found, frame, save_without_batch, spec_of
+from tests.unit.detect.test_shapes import assert_found as assert_shapes_found
+from tests.unit.detect.test_shapes import frame as shaped_frame
+from tests.unit.detect.test_shapes import spec_of as shaped_spec
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.types import Detections
 
 # In the emulator, each takes seconds to compile; test_postprocess_kernels.py runs the kernels of the others there.
 CHOSEN = ("picodet, eight outputs without names", "ids without a name") if EMULATED else tuple(EXPORTS)
+CHOSEN_SHAPES = ("pose, yolov8", "obb, yolov8", "segment, end-to-end") if EMULATED else tuple(SHAPED)
 FORMATS = [(dtype, last) for dtype in ("float32", "float16", "uint8") for last in (False, True)]
 CHOSEN_FORMATS = [("float16", True), ("uint8", True), ("uint8", False)] if EMULATED else FORMATS
 
@@ -57,6 +62,21 @@ def test_export_finds_the_known_objects_on_the_gpu(device: object, name: str, tm
     for each in found:
         assert_found(each, export, rtol=1e-3)
     assert counters == ({"detector.unnamed_classes": 2 * export.unnamed} if export.unnamed else {})
+
+
+@pytest.mark.parametrize("name", CHOSEN_SHAPES)
+def test_layout_finds_the_known_shapes_on_the_gpu(device: object, name: str, tmp_path: Path) -> None:
+    shaped = SHAPED[name]
+    spec = shaped_spec(shaped.head)
+    save_typed_model(tmp_path / spec.file, shaped.outputs, sides=(HEIGHT, WIDTH))
+    config = DetectConfig(score_threshold=0.3, batches_in_flight=1, max_batch=4, precision="fp32")
+    shapes = {each: value.shape for each, value in shaped.outputs.items()}
+    types = {each: str(value.dtype) for each, value in shaped.outputs.items() if value.dtype != np.float32}
+    with closing(open_model(tmp_path, spec, config, shapes, dtypes=types)) as gpu:
+        for _ in range(2):
+            gpu.submit(0, [shaped_frame(size) for size in FRAMES.values()])
+            for found, size in zip(gpu.wait(0, 60), FRAMES.values(), strict=True):
+                assert_shapes_found(found, shaped, size, atol=1e-3)
 
 
 @pytest.mark.parametrize(("dtype", "channels_last"), CHOSEN_FORMATS)

@@ -15,7 +15,7 @@ from vision.config import HeadSpec, InputSpec, ModelSpec, NmsSpec
 from vision.detect.reference.heads import make_head
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.postprocess import to_detections
-from vision.types import Detections
+from vision.types import Detections, Shapes
 
 SIZES = [(480, 640), (77, 33), (64, 96), (1, 1), (4320, 7680), None]
 ROUNDING = (
@@ -23,6 +23,8 @@ ROUNDING = (
 )
 LEVELS = {8: 12 * 8, 16: 6 * 4, 32: 3 * 2, 64: 2 * 1}  # cells of a 96x64 input by stride
 CELLS = 12 * 8 + 6 * 4 + 3 * 2  # at strides 8, 16, 32
+
+EXTRAS = {"segment": 8, "pose": 15, "obb": 1}
 
 Arrays = Mapping[str, NDArray[Any]]
 WHOLE = {"labels": np.int64}  # type of outputs with integers that are not int32
@@ -45,6 +47,7 @@ class Case:
     objects: int = 300
     wanted: tuple[int, ...] | None = None
     rows: int = 200  # boxes, where the head does not say
+    task: Literal["detect", "segment", "pose", "obb"] = "detect"
     content: Literal["random", "ties", "nothing", "all", "same box", "not numbers"] = "random"
 
     @property
@@ -58,6 +61,7 @@ class Case:
                 kind=head,  # type: ignore[arg-type]
                 activation="sigmoid" if self.sigmoid else "none",
                 box_scale="fraction" if self.fraction else "pixels",
+                task=self.task,
             ),
             classes=tuple(f"class {index}" for index in range(self.classes)),
             nms=NmsSpec(
@@ -114,6 +118,8 @@ class Case:
 
     def _raw(self, batch: int, random: np.random.Generator) -> Arrays:
         rows, classes = self.rows, self.classes
+        if self.task != "detect":
+            return self._with_shapes(batch, random)
         if self.kind in ("nanodet", "nanodet, one output", "nanodet-plus", "nanodet, per stride", "picodet"):
             return self._distances(batch, random)
         if self.kind in ("yolox", "yolox, maps", "yunet"):
@@ -131,6 +137,29 @@ class Case:
             "rt-detr, one output": {"output": np.concatenate([boxes, scores], axis=-1)},
         }
         return made[self.kind]
+
+    def _with_shapes(self, batch: int, random: np.random.Generator) -> Arrays:
+        rows, extra = self.rows, EXTRAS[self.task]
+        corners = self.kind == "end-to-end" and self.task != "obb"
+        boxes = self.boxes(random, batch, rows, corners=corners)
+        extras = random.normal(size=(batch, rows, extra))
+        if self.task == "obb":
+            extras = extras * 2
+            boxes[..., 2:] += 3  # a side of 0 has an angle, but no distance
+        if self.task == "pose":
+            extras = np.abs(extras) * ([40, 40, 0.5] * 5)
+        if self.content == "not numbers":
+            extras[random.random((batch, rows)) < 0.2, -1] = np.inf
+        scores = self.scores(random, batch, rows, self.classes)
+        labels = random.integers(-1, self.classes + 1, (batch, rows, 1))
+        if self.kind == "yolov8":
+            table = np.concatenate([boxes, scores, extras], axis=-1).transpose(0, 2, 1)
+        elif self.kind == "yolov5":
+            table = np.concatenate([boxes, scores[..., :1], scores, extras], axis=-1)
+        else:
+            table = np.concatenate([boxes, scores[..., :1], labels, extras], axis=-1)
+        prototypes = random.normal(size=(batch, extra, 16, 24))
+        return {"output": table, "prototypes": prototypes} if self.task == "segment" else {"output": table}
 
     def _distances(self, batch: int, random: np.random.Generator) -> Arrays:
         strides, bins = ((8, 16, 32), 11) if self.kind.split(",")[0] == "nanodet" else ((8, 16, 32, 64), 8)
@@ -241,6 +270,12 @@ CASES = [
     Case("yolov8", rows=3000, score=0.0),  # more pairs than can be written down
     Case("yolov8", rows=3000, score=0.0, half=True, content="ties"),
     Case("picodet", score=0.0, content="ties", candidates=50),
+    *(Case("yolov8", task=task) for task in ("pose", "obb", "segment")),
+    *(Case("yolov8", task=task, content="not numbers") for task in ("pose", "obb", "segment")),
+    *(Case("yolov8", task="obb", across=across, iou=0.3) for across in (0.3, 0.6, 1.0)),
+    Case("end-to-end", task="obb", rows=1200),  # not suppressed
+    Case("yolov8", task="segment", half=True),
+    Case("yolov5", task="segment", objects=3),
     Case("yunet", classes=1, rows=1),
     Case("picodet", wanted=(1, 4), half=True),
     Case("yolox", wanted=(1, 4)),
@@ -289,6 +324,22 @@ def test_detections_match_the_reference(device: Any, case: Case) -> None:
         np.testing.assert_array_equal(given.class_ids, wanted.class_ids)
         np.testing.assert_allclose(given.scores, wanted.scores, rtol=ROUNDING)
         np.testing.assert_allclose(given.boxes_xyxy, wanted.boxes_xyxy, rtol=0, atol=ROUNDING * max(size))
+        assert_same_shapes(given.shapes, wanted.shapes, max(size))
+
+
+def assert_same_shapes(given: Shapes | None, wanted: Shapes | None, side_px: int) -> None:
+    if wanted is None or given is None:
+        assert given is wanted is None
+        return
+    for mine, other in ((given.keypoints, wanted.keypoints), (given.rotated_boxes, wanted.rotated_boxes)):
+        assert (mine is None) == (other is None)
+        if mine is not None and other is not None:
+            np.testing.assert_allclose(mine, other, rtol=0, atol=ROUNDING * side_px)
+    assert (given.masks is None) == (wanted.masks is None)
+    for mask, expected in zip(given.masks or (), wanted.masks or (), strict=True):
+        assert mask.region_xyxy == expected.region_xyxy
+        different = np.count_nonzero(mask.cells != expected.cells)  # a sum near 0 can have either sign
+        assert different <= 1e-4 * mask.cells.size
 
 
 def test_results_are_deterministic(device: Any) -> None:

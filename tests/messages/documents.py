@@ -70,6 +70,7 @@ def fields_expected() -> str:
         "`detections/<camera>`": detections["DetectionsMessage"],
         "Each of its `objects`": detections["DetectedObject"],
         "Each of their `attributes`": detections["AttributeOfObject"],
+        "Their `mask`": detections["MaskOfObject"],
         "Its `timing_ms`": detections["StageTimes"],
         "`events/<camera>`": events["EventMessage"],
         "`counts/<camera>`": counts["CountsMessage"],
@@ -115,9 +116,17 @@ def _type(field: Mapping[str, Any]) -> str:
     if "prefixItems" in field:
         return f"list of {len(field['prefixItems'])} numbers"
     if field.get("type") == "array":
-        return "list of objects"
+        return f"list of {_several(field['items'])}"
     inner = field.get("additionalProperties", {})
     return f"object of {_type(inner)}s" if inner else field.get("type", "object")
+
+
+def _several(items: Mapping[str, Any]) -> str:
+    """Return the type of the items of a list in the plural."""
+    if "$ref" in items:
+        return "objects"
+    inner = _type(items)
+    return inner.replace("list ", "lists ", 1) if inner.startswith("list ") else f"{inner}s"
 
 
 def write() -> None:

@@ -330,6 +330,7 @@ class Tracker:
             age_ms=np.rint((self._time.now_s - self._state[BORN_S].take(tracks)) * 1e3).astype(np.int64),
             truncated_candidates=frame.truncated_candidates,
             hidden_px=self._hidden_px(tracks, detected, boxes),
+            shapes=None if frame.shapes is None else frame.shapes.take(matched),
         )
 
     def _hidden_px(self, tracks: IndexArray, detected: FloatArray, published: FloatArray) -> NDArray[np.float32] | None:
@@ -344,7 +345,9 @@ class Tracker:
 class _Frame:
     """The usable detections of one frame, in the layouts that the tracker needs."""
 
-    __slots__ = ("at", "boxes", "classes", "cut", "groups", "noise", "scores", "strong", "truncated_candidates")
+    __slots__ = (
+        "at", "boxes", "classes", "cut", "groups", "noise", "scores", "shapes", "strong", "truncated_candidates",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -362,6 +365,7 @@ class _Frame:
         size = np.maximum(at[2], at[3])
         usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         groups = classes = detections.class_ids
+        shapes = detections.shapes
         if class_groups is not None:
             groups = class_groups.of(classes)
             if count_nonzero(groups != classes):
@@ -369,6 +373,8 @@ class _Frame:
         if count_nonzero(usable) < len(usable):
             boxes, scores, classes, groups = boxes[usable], scores[usable], classes[usable], groups[usable]
             at, size = at[:, usable], size[usable]
+            shapes = None if shapes is None else shapes.take(usable.nonzero()[0])
+        self.shapes = shapes
         self.truncated_candidates = detections.truncated_candidates
         self.boxes: FloatArray = boxes  # (N, 4) corners
         self.scores: FloatArray = scores

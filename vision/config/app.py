@@ -207,6 +207,9 @@ class PublishConfig(ConfigSection):
     """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 serves the network."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
+    masks: Literal["polygon", "rle"] = "polygon"
+    """Format of the masks of objects, if the model finds masks; polygon: outlines, which need OpenCV; rle: run lengths
+    as in COCO."""
     queue: int = Field(default=1000, ge=1, le=1_000_000)
     """Maximum number of messages that wait for a slow subscriber; the subscriber loses further messages."""
     replay: BindAddress | None = None

@@ -51,6 +51,8 @@ Choose the kind of head that fits the layout of the model's outputs:
     paddle         (objects, 6) with class, score, and corners: PaddleDetection, including NMS
     tensorflow     detection_boxes, detection_scores, and detection_classes of TensorFlow's object detection API
 
+Models that also find keypoints, oriented boxes, or masks need `task: pose`, `task: obb`, or `task: segment` in `head`.
+
 For a complete example of each kind, see docs/models.md."""
 
 

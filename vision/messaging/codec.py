@@ -33,6 +33,7 @@ from vision.messaging.schema import (
     EventMessage,
     Header,
     LineCounts,
+    MaskFormat,
     NodeStatusMessage,
     ReplayReply,
     ReplayRequest,
@@ -43,6 +44,7 @@ from vision.messaging.schema import (
     rfc3339,
     schema_of,
 )
+from vision.messaging.shapes import add_shapes
 from vision.types import Counts, Detections, Event, Result, Tracks
 
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
@@ -62,10 +64,16 @@ class Numbering:
         return {"node": self.node, "instance": self.instance, "boot": boot_id(), "seq": seq}
 
 
-def detections(header: Header, result: Result, class_names: Sequence[str], published_ns: int) -> DetectionsMessage:
+def detections(
+    header: Header,
+    result: Result,
+    class_names: Sequence[str],
+    published_ns: int,
+    masks: MaskFormat = "polygon",
+) -> DetectionsMessage:
     """Return the message that publishes a result at `published_ns` (monotonic)."""
-    meta = result.meta
-    objects = _objects(result.objects, class_names)
+    meta, shapes = result.meta, result.objects.shapes
+    objects = _objects(result, class_names, masks)
     if result.attributes:
         objects = [_with_attributes(detected, result) for detected in objects]
     return DetectionsMessage(
@@ -83,11 +91,13 @@ def detections(header: Header, result: Result, class_names: Sequence[str], publi
         objects=objects,
         truncated_candidates=result.objects.truncated_candidates,
         invalid=len(result.objects) - len(objects),
+        keypoint_names=list(shapes.keypoint_names) or None if shapes is not None else None,
     )
 
 
-def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> list[DetectedObject]:
+def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> list[DetectedObject]:
     """Return the objects of a message, without those whose score or box is not finite."""
+    detections = result.objects
     scores = detections.scores.astype(np.float64).round(4).tolist()
     boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
     class_ids = detections.class_ids.tolist()
@@ -101,6 +111,8 @@ def _objects(detections: Detections | Tracks, class_names: Sequence[str]) -> lis
         DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
         for track_id, name, class_id, score, box, age_ms in rows
     ]
+    if detections.shapes is not None:
+        objects = add_shapes(objects, detections.shapes, result.meta, masks)
     if isfinite(sum(scores) + sum(map(sum, boxes))):
         return objects
     return [detected for detected in objects if isfinite(detected.score + sum(detected.box))]

@@ -25,7 +25,7 @@ import zmq
 from vision.errors import Closed, ConfigError
 from vision.messaging import codec
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.schema import Encoding, EventMessage, Header, StatusReport
+from vision.messaging.schema import Encoding, EventMessage, Header, MaskFormat, StatusReport
 from vision.messaging.sockets import BoundSocket
 from vision.state.events import EventLog
 from vision.types import Result
@@ -58,6 +58,7 @@ class Publisher:
         node: str,
         class_names: Sequence[str] = (),
         encoding: Encoding = "json",
+        masks: MaskFormat = "polygon",
         queue: int = 1000,
         recorder: Recorder | None = None,
         event_log: EventLog | None = None,
@@ -69,6 +70,7 @@ class Publisher:
 
         Args:
             bind: such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` means any free port.
+            masks: format of the masks of objects. Without OpenCV, it is always `rle`.
             queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
             recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
@@ -83,6 +85,7 @@ class Publisher:
         self.replay_address: str | None = None
         self._class_names = tuple(class_names)
         self._encoding = encoding
+        self._masks = masks
         self._recorder = recorder
         self._event_log = event_log
         with contextlib.ExitStack() as opened:
@@ -104,7 +107,7 @@ class Publisher:
         topic = f"detections/{result.meta.camera_id}"
         with self.socket.lock:
             header = self.numbering.header(topic)
-            message = codec.detections(header, result, self._class_names, time.monotonic_ns())
+            message = codec.detections(header, result, self._class_names, time.monotonic_ns(), self._masks)
             payload = codec.encode(message, self._encoding)
             self.socket.send(topic, payload)
         if result.events:

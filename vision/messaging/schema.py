@@ -16,6 +16,9 @@ from msgspec import Meta, Struct
 
 Encoding: TypeAlias = Literal["json", "msgpack"]
 
+MaskFormat: TypeAlias = Literal["polygon", "rle"]
+"""Format of masks in messages: polygons, or run-length encoding in the format of COCO."""
+
 Kind: TypeAlias = Literal["detections", "status", "events", "counts"]
 """First part of a topic, as in ``detections/<camera>``. The second part is a camera; for status, it can be ``node``."""
 
@@ -64,6 +67,27 @@ class AttributeOfObject(_Compact, frozen=True, kw_only=True):
     age_ms: Annotated[int, doc("time from the frame that the second model read to this frame")]
 
 
+Pixel: TypeAlias = tuple[float, float]
+"""x and y in pixels of the frame."""
+
+
+class MaskOfObject(_Compact, frozen=True, kw_only=True):
+    """The pixels of an object, as `polygons`, or as run lengths (`size` and `counts`) in the format of COCO."""
+
+    polygons: Annotated[
+        list[list[Pixel]] | None,
+        doc("outer outline of each part of the object, in pixels of the frame; absent with `publish.masks: rle`"),
+    ] = None
+    size: Annotated[tuple[int, int] | None, doc("height and width of the frame; absent with polygons")] = None
+    counts: Annotated[
+        list[int] | None,
+        doc(
+            "numbers of pixels outside and inside the object in turn, from top to bottom in each column, columns from "
+            "left to right; absent with polygons"
+        ),
+    ] = None
+
+
 class DetectedObject(_Compact, frozen=True, kw_only=True):
     """One object in one frame."""
 
@@ -75,6 +99,19 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     age_ms: Annotated[int | None, doc("time since the object was first detected; absent without tracking")] = None
     attributes: Annotated[
         list[AttributeOfObject] | None, doc("results of second models; absent if there are none yet")
+    ] = None
+    mask: Annotated[MaskOfObject | None, doc("pixels of the object; absent if the model finds no masks")] = None
+    keypoints: Annotated[
+        list[tuple[float, float, float]] | None,
+        doc("x, y, and score of each keypoint, in the order of `keypoint_names`; absent if the model finds none"),
+    ] = None
+    angle_deg: Annotated[
+        float | None,
+        doc("angle of the longer side of an oriented box, 0 to 180, clockwise from the x axis; absent if upright"),
+    ] = None
+    corners: Annotated[
+        list[Pixel] | None,
+        doc("corners of an oriented box, clockwise; can lie outside the frame; absent if the box is upright"),
     ] = None
 
     def __str__(self) -> str:
@@ -115,6 +152,9 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
         int, doc("candidates above the capacity of the detector, which were ignored; absent means 0")
     ] = 0
     invalid: Annotated[int, doc("objects left out because a value was not finite; absent means 0")] = 0
+    keypoint_names: Annotated[
+        list[str] | None, doc("names of the keypoints of each object; absent without keypoints or if not known")
+    ] = None
 
     @property
     def topic(self) -> str:

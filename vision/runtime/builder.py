@@ -171,6 +171,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         node=config.node or socket.gethostname(),
         class_names=published_class_names(spec, config.detect),
         encoding=config.publish.encoding,
+        masks=config.publish.masks,
         queue=config.publish.queue,
         recorder=recorder,
         event_log=options.state.events if options.state is not None else None,

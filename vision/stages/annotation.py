@@ -45,7 +45,7 @@ class FrameAnnotator:
         if section is not None:
             _draw_analytics(overlay, section, result)
         colors = [class_color(class_id) for class_id in objects.class_ids.tolist()]
-        overlay.objects(objects.boxes_xyxy, self._labels(result), colors)
+        overlay.objects(objects.boxes_xyxy, self._labels(result), colors, objects.shapes)
 
     def _labels(self, result: Result) -> list[str]:
         objects = result.objects
@@ -83,6 +83,7 @@ def _draw_objects(overlay: Overlay, result: Result) -> None:
         tracks.boxes_xyxy[rows],
         [labels.get(int(tracks.track_ids[row]), "") for row in rows],
         [class_color(int(tracks.class_ids[row])) for row in rows],
+        None if tracks.shapes is None else tracks.shapes.take(np.array(rows, np.intp)),
     )
 
 

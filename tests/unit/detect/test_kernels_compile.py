@@ -59,6 +59,12 @@ OUTPUTS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "rt-detr": ("rt-detr", {"boxes": (300, 4), "logits": (300, 80)}),
 }
 
+SHAPED: dict[str, dict[str, tuple[int, ...]]] = {
+    "pose": {"output0": (4 + 80 + 51, 8400)},
+    "obb": {"output0": (4 + 80 + 1, 8400)},
+    "segment": {"output0": (4 + 80 + 32, 8400), "output1": (32, 104, 104)},
+}
+
 
 def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions:
     head, shapes = OUTPUTS[kind]
@@ -76,6 +82,21 @@ def definitions(kind: str, *, half: bool, candidates: int = 1024) -> Definitions
     whole = {"num_dets", "det_classes"}
     outputs = {name: Output(shape, "int32" if name in whole else real) for name, shape in shapes.items()}
     return PostprocessProgram.of(spec, made, outputs, 100_000).definitions
+
+
+@pytest.mark.parametrize(("task", "half"), [("pose", False), ("obb", False), ("segment", True)])
+def test_kernels_for_shapes_compile(task: str, half: bool) -> None:
+    spec = ModelSpec(
+        name="test",
+        file="test.onnx",
+        input=InputSpec(width=416, height=416),
+        head=HeadSpec(kind="yolov8", task=task),  # type: ignore[arg-type]
+        classes="coco80",
+        licence="none",
+    )
+    outputs = {name: Output(shape, "float16" if half else "float32") for name, shape in SHAPED[task].items()}
+    program = PostprocessProgram.of(spec, make_head(spec, 80, 0.35), outputs, 100_000)
+    assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), "sm_87")
 
 
 def supported(arch: str) -> bool:

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
+from vision.detect.reference.extras import keypoint_names
 from vision.detect.reference.layout import Floats, Indices, Layout, Part, Values
 from vision.detect.reference.postprocess import Candidates, best_first
+from vision.detect.reference.shapes import CandidateShapes, Keypoints, MaskCoefficients, RotatedBoxes
 from vision.errors import ModelError
 
-Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-yx"]
+Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-yx", "rotated"]
 """Meaning of the values of a box:
 
 - distances: a distribution of the distance of each side from the center of the cell, in units of the stride.
@@ -30,6 +32,7 @@ Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-
 - centers: center x and y, width, and height.
 - corners: x1, y1, x2, and y2.
 - corners-yx: y1, x1, y2, and x2.
+- rotated: as centers, before the box is rotated around its center. The extra value is the angle in radians.
 """
 
 _YX: Final = [1, 0, 3, 2]
@@ -87,6 +90,8 @@ class Decoder:
         self.limit = spec.nms.max_candidates if layout.needs_nms else spec.nms.max_objects
         """Maximum number of candidates."""
         self._name = spec.name
+        self._keypoint_names = keypoint_names(spec, layout)
+        self._canvas_px = (spec.input.width, spec.input.height)
         self._reported = np.zeros(rules.class_count, np.bool_)
         self._reported[rules.classes] = True
         if rules.coding == "distances":
@@ -136,6 +141,8 @@ class Decoder:
             groups.append(([layout.class_ids], _NUMBERS))
         if layout.count is not None:
             groups.append(([Values(layout.count)], _NUMBERS))
+        if layout.prototypes is not None:
+            groups.append(([Values(layout.prototypes)], _REALS))
         for group, accepted in groups:
             indices = [values.output for values in group]
             types = {dtypes[index] for index in indices}
@@ -180,10 +187,14 @@ class Decoder:
         chosen, truncated_candidates = best_first(scores, self.limit)
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = self._boxes(outputs, index[chosen]) * self.rules.unit_px
-        finite = np.isfinite(boxes).all(axis=1)
-        chosen = chosen[finite]
+            extra = self._extra(outputs, index[chosen], boxes)
+            if self.rules.coding == "rotated":
+                boxes = RotatedBoxes(extra).enclosing()
+        finite = np.isfinite(boxes).all(axis=1) & np.isfinite(extra).all(axis=1)
+        boxes, chosen = boxes[finite], chosen[finite]
+        shapes = self._shapes(boxes, extra[finite], outputs)
         class_ids = class_ids[chosen].astype(np.int32)
-        return Candidates(boxes[finite], scores[chosen], class_ids, truncated_candidates, unnamed)
+        return Candidates(boxes, scores[chosen], class_ids, truncated_candidates, unnamed, shapes)
 
     # ------------------------------------------------------------------------------------------------ scores
 
@@ -275,6 +286,8 @@ class Decoder:
                 return values
             case "corners-yx":
                 return values[:, _YX]
+            case "rotated":
+                return values
             case "centers":
                 return to_xyxy(values)
             case "grid":
@@ -284,6 +297,40 @@ class Decoder:
                 return to_xyxy(np.concatenate([centers, np.exp(values[:, 2:]) * strides], axis=1))
             case "distances":
                 return self._from_distances(values, index)
+
+    def _extra(self, outputs: Sequence[Floats], index: Indices, boxes: Floats) -> Floats:
+        """Return the extra values (N, `width_of_extra`) of the boxes with these indices."""
+        layout = self.layout
+        if layout.extra is None:
+            return np.zeros((len(index), 0), np.float32)
+        first = layout.extra.first
+        extra = layout.extra.table(outputs)[index, first : first + layout.extra_count]
+        return np.concatenate([boxes, extra], axis=1) if self.rules.coding == "rotated" else extra
+
+    @property
+    def width_of_extra(self) -> int:
+        """Number of extra values of a box: those of the output, and the rotated box itself."""
+        return self.layout.extra_count + 4 * (self.rules.coding == "rotated")
+
+    def _shapes(self, boxes: Floats, extra: Floats, outputs: Sequence[Floats]) -> CandidateShapes | None:
+        if self.layout.prototypes is None:
+            return self.shapes(extra)
+        return MaskCoefficients(extra, boxes, outputs[self.layout.prototypes], self._canvas_px)
+
+    def cell_px(self, mask_shape: tuple[int, int]) -> tuple[float, float]:
+        """Return the width and height, in model pixels, of a cell of prototypes with these rows and columns."""
+        return self._canvas_px[0] / mask_shape[1], self._canvas_px[1] / mask_shape[0]
+
+    def shapes(self, extra: Floats) -> RotatedBoxes | Keypoints | None:
+        """Return the keypoints or rotated boxes that extra values (N, `width_of_extra`) mean; None without either."""
+        if self.rules.coding == "rotated":
+            return RotatedBoxes(extra)
+        if not self.layout.keypoint_values:
+            return None
+        values = self.layout.keypoint_values
+        points = extra.reshape(len(extra), extra.shape[1] // values, values).copy()
+        points[..., :2] *= self.rules.unit_px[:2]
+        return Keypoints(points, self._keypoint_names)
 
     def _from_distances(self, values: Floats, index: Indices) -> Floats:
         # One row per side, and few operations: with cold caches, each takes several microseconds even if it is small.

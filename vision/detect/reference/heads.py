@@ -11,6 +11,7 @@ import numpy as np
 from vision.config import ModelSpec
 from vision.detect.classes import COCO91, background_ids
 from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
+from vision.detect.reference.extras import TASKS, Extra, check_task, expected_extra, extras, keypoint_names
 from vision.detect.reference.layout import (
     Layout,
     Part,
@@ -49,7 +50,7 @@ class Head(ABC):
         sides = (spec.input.width, spec.input.height) * 2 if spec.head.box_scale == "fraction" else (1,) * 4
         strides = spec.head.strides or self.strides
         self.rules = Rules(
-            coding=self.coding,
+            coding="rotated" if spec.head.task == "obb" else self.coding,
             class_count=class_count,
             score=np.float32(score),
             floor=np.float32(logit_floor(least) if sigmoid else least),
@@ -93,22 +94,48 @@ class Head(ABC):
         if layout is None:
             raise ModelError(
                 f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
-                f"{self.expected}; the model has {in_words(shapes)}",
+                f"{self.expected}{expected_extra(self._spec.head)}; the model has {in_words(shapes)}",
                 hint=self._advice(shapes),
                 code="head-mismatch",
             )
         return Decoder(self._spec, self.rules, layout, without_batch)
 
     def _advice(self, shapes: Mapping[str, Shape]) -> str:
+        task = self._spec.head.task
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
-        fitting = [kind for kind, head in heads.items() if head.fits(shapes)]
+        fitting = [kind for kind, head in heads.items() if kind in TASKS.get(task, heads) and head.fits(shapes)]
         if fitting:
             return f"these outputs fit head `{'` or `'.join(fitting)}`"
+        if task == "detect" and (other_task := self._other_task(shapes)):
+            return f"these outputs fit {other_task}"
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]
         if counts:
             known = ", for example `classes: coco91`" if counts[0] == len(COCO91) else ""
             return f"these outputs have {counts[0]} classes; `classes` in model.yaml must list the same number{known}"
         return "no head fits; `vision models` shows the outputs that each head expects"
+
+    def _other_task(self, shapes: Mapping[str, Shape]) -> str:
+        """Return the head and the task that clearly fit the outputs; empty if none does."""
+        for task, kinds in TASKS.items():
+            spec = self._spec.model_copy(update={"head": self._spec.head.model_copy(update={"task": task})})
+            for kind in sorted(kinds, key=lambda kind: kind != self._spec.head.kind):
+                layout = HEADS[kind](spec, self._class_count, 1.0).fits(shapes)
+                if layout is not None and (layout.prototypes is not None or keypoint_names(spec, layout)):
+                    return f"head `{kind}` with `task: {task}`"
+        return ""
+
+    def _with_extra(
+        self, shapes: Mapping[str, Shape], axis: int, before: int
+    ) -> Iterator[tuple[str, int | None, Extra]]:
+        """Find the outputs whose axis number `axis` has space for `before` values, a class, and the task's values.
+
+        Yields:
+            Name, number of classes (None if the axis is open), and the task's values.
+        """
+        for name, _, space in joined(shapes, axis, before):
+            for extra in extras(self._spec.head, shapes, space, self._class_count):
+                if space is None or space > extra.count:
+                    yield name, None if space is None else space - extra.count, extra
 
     @property
     def _sizes(self) -> list[tuple[int, int]]:
@@ -222,8 +249,9 @@ class YoloV5(Head):
         return f"(batch, boxes, {5 + self._class_count})"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        for name, _, classes in joined(shapes, 2, 5):
-            yield Layout((name,), (Part(Values(0), Values(0, 5), Values(0, 4)),), classes)
+        for name, classes, extra in self._with_extra(shapes, 2, 5):
+            layout = Layout((name,), (Part(Values(0), Values(0, 5), Values(0, 4)),), classes)
+            yield extra.added_to(layout, 5 + (classes or self._class_count))
 
 
 class YoloX(Head):
@@ -303,8 +331,9 @@ class YoloV8(Head):
         return f"(batch, {4 + self._class_count}, boxes)"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        for name, _, classes in joined(shapes, 1, 4):
-            yield Layout((name,), (Part(Values(0, 0, by_column=True), Values(0, 4, by_column=True)),), classes)
+        for name, classes, extra in self._with_extra(shapes, 1, 4):
+            part = Part(Values(0, 0, by_column=True), Values(0, 4, by_column=True))
+            yield extra.added_to(Layout((name,), (part,), classes), 4 + (classes or self._class_count))
 
 
 class Corners(Head):
@@ -382,9 +411,13 @@ class EndToEnd(Head):
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         found = tables(shapes)
         for name, (rows, columns) in found.items():
-            if is_size(columns, 6):
-                part, nms = Part(Values(0), Values(0, 4)), self._has_all_boxes(rows)
-                yield Layout((name,), (part,), class_ids=Values(0, 5), needs_nms=nms)
+            part, nms = Part(Values(0), Values(0, 4)), self._has_all_boxes(rows)
+            for extra in extras(self._spec.head, shapes, None if columns is None else columns - 6, 0):
+                if is_size(columns, 6 + extra.count):
+                    layout = Layout((name,), (part,), class_ids=Values(0, 5), needs_nms=nms)
+                    yield extra.added_to(layout, 6)
+        if self._spec.head.task != "detect":
+            return
         for boxes, (rows, columns) in found.items():
             counts = [name for name, shape in shapes.items() if _is_count(name, shape, rows)]
             lists = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2 and name not in counts}
@@ -464,5 +497,10 @@ HEADS: Mapping[str, type[Head]] = {
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """Create the head of the kind that `spec` selects. For the arguments, see `Head`."""
+    """Create the head of the kind that `spec` selects. For the arguments, see `Head`.
+
+    Raises:
+        ModelError: the kind does not support the task that `spec` selects.
+    """
+    check_task(spec)
     return HEADS[spec.head.kind](spec, class_count, score, classes)

@@ -63,6 +63,14 @@ class Layout:
     count: int | None = None
     """Index of the output with the number of valid boxes. None if all boxes are valid."""
     needs_nms: bool = True
+    extra: Values | None = None
+    """Further values of each box, in the same output as the boxes: keypoints, angle, or mask coefficients."""
+    extra_count: int = 0
+    """Number of these values."""
+    keypoint_values: int = 0
+    """Number of values of a keypoint: 2 (x, y), or 3 with a score. 0 if the extra values are no keypoints."""
+    prototypes: int | None = None
+    """Index of the output with the prototypes of the masks, of shape (coefficients, rows, columns)."""
 
 
 def as_table(shape: Shape) -> Table | None:

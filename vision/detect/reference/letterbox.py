@@ -56,6 +56,19 @@ class Letterbox:
         clipped: NDArray[np.float32] = np.minimum(np.maximum(boxes, np.float32(0), out=boxes), limit, out=boxes)
         return clipped
 
+    def ratios(self, source_width_px: int, source_height_px: int) -> NDArray[np.float64]:
+        """Return the source pixels per model pixel, horizontally and vertically."""
+        width_px, height_px = self.content(source_width_px, source_height_px)
+        return np.array([source_width_px / width_px, source_height_px / height_px])
+
+    def points_to_source(
+        self, points: NDArray[np.floating], source_width_px: int, source_height_px: int
+    ) -> NDArray[np.float64]:
+        """Convert points (..., 2) from model pixels to source pixels, without clipping. Return a new array."""
+        pad = np.array([self.pad_x_px, self.pad_y_px], np.float64)
+        converted: NDArray[np.float64] = (points - pad) * self.ratios(source_width_px, source_height_px)
+        return converted
+
 
 def _scaled(side_px: int, scale: float) -> int:
     return max(1, math.floor(side_px * scale + 0.5))

@@ -17,6 +17,7 @@ Every back-end follows the same rules of suppression:
        suppressed   = intersection > iou * union                     false if a side is NaN
 
    A box without area therefore neither suppresses a box nor is suppressed. With ``iou = 1``, no box is suppressed.
+   Rotated boxes overlap as in `vision.detect.reference.rotated` instead. The rules of suppression are the same.
 5. The first `max_objects` kept candidates are the result, best first. The others are also counted as truncated.
 
 Greedy suppression originates from R-CNN (Girshick et al., CVPR 2014), and is inherently serial. This implementation
@@ -34,6 +35,8 @@ from numpy.typing import NDArray
 
 from vision.config import NmsSpec
 from vision.detect.reference.letterbox import Letterbox
+from vision.detect.reference.rotated import Gaussians, distance_limit
+from vision.detect.reference.shapes import CandidateShapes, RotatedBoxes
 from vision.types import Detections
 
 _BLOCK = 128  # candidates that are compared with each other at once; the matrices fit into the core's cache
@@ -50,6 +53,7 @@ class Candidates:
     class_ids: NDArray[np.int32]  # (N,)
     truncated_candidates: int = 0  # number of further candidates, dropped because of the maximum number
     unnamed: int = 0  # number of boxes over the threshold whose class id has no name
+    shapes: CandidateShapes | None = None  # None if the model finds only boxes
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp], int]:
@@ -80,11 +84,19 @@ class Overlaps:
         return cls(limits.iou_threshold, limits.iou_across_classes if limits.class_aware else limits.iou_threshold)
 
 
-def kept_in_order(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32], iou: Overlaps) -> NDArray[np.bool_]:
-    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep."""
+def kept_in_order(
+    boxes_xyxy: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    iou: Overlaps,
+    rotated: RotatedBoxes | None = None,
+) -> NDArray[np.bool_]:
+    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep.
+
+    If `rotated` is given, these boxes are compared instead of `boxes_xyxy`.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         one_class = iou.same == iou.across or len(class_ids) == 0 or bool((class_ids == class_ids[0]).all())
-        rows = _Rows.of(boxes_xyxy, None if one_class else class_ids)
+        rows = _Rows.of(boxes_xyxy, None if one_class else class_ids, rotated)
         count = len(boxes_xyxy)
         if count <= _BLOCK:
             return _keep(rows, iou)
@@ -107,20 +119,30 @@ class _Rows:
     high: NDArray[np.float32]  # (2, N) x2, y2
     area: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int32] | None  # (N,); None if the same overlap applies to all classes
+    rotated: Gaussians | None  # None if the boxes are upright
 
     @staticmethod
-    def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None) -> _Rows:
+    def of(boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32] | None, rotated: RotatedBoxes | None) -> _Rows:
         sides = np.ascontiguousarray(boxes_xyxy.T, np.float32)
         low, high = sides[:2], sides[2:]
         size = np.maximum(high - low, _ZERO)
-        return _Rows(low, high, size[0] * size[1], class_ids)
+        gaussians = None if rotated is None else Gaussians.of(rotated.values)
+        return _Rows(low, high, size[0] * size[1], class_ids, gaussians)
 
     def take(self, index: NDArray[np.intp]) -> _Rows:
         class_ids = None if self.class_ids is None else self.class_ids[index]
-        return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids)
+        rotated = None if self.rotated is None else self.rotated.take(index)
+        return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids, rotated)
 
     def suppress(self, others: _Rows, iou: Overlaps) -> NDArray[np.bool_]:
         """Return a mask (K, M): [k, m] is True if candidate k suppresses candidate m of `others` (rules 3 and 4)."""
+        if self.rotated is not None and others.rotated is not None:
+            limits: float | NDArray[np.float32] = np.float32(distance_limit(iou.same))
+            if self.class_ids is not None:
+                across = np.float32(distance_limit(iou.across))
+                limits = np.where(self.class_ids[:, None] == others.class_ids, limits, across)
+            near: NDArray[np.bool_] = self.rotated.distances(others.rotated) < limits
+            return near
         intersection = _overlap(self.low[0], self.high[0], others.low[0], others.high[0])
         intersection *= _overlap(self.low[1], self.high[1], others.low[1], others.high[1])
         union = self.area[:, None] + others.area
@@ -172,14 +194,19 @@ def to_detections(
     If `limits` is None, because the head needs no NMS, every candidate is an object.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
+    shapes = candidates.shapes
     truncated_candidates = candidates.truncated_candidates
     if limits is not None:
-        kept = np.flatnonzero(kept_in_order(boxes, class_ids, Overlaps.of(limits)))
+        rotated = shapes if isinstance(shapes, RotatedBoxes) else None
+        kept = np.flatnonzero(kept_in_order(boxes, class_ids, Overlaps.of(limits), rotated))
         truncated_candidates += max(0, len(kept) - limits.max_objects)
         kept = kept[: limits.max_objects]
         boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
+        shapes = None if shapes is None else shapes.take(kept)
     boxes = letterbox.to_source(boxes, source_width_px, source_height_px)
     solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if not solid.all():
         boxes, scores, class_ids = boxes[solid], scores[solid], class_ids[solid]
-    return Detections(boxes, scores, class_ids, truncated_candidates)
+        shapes = None if shapes is None else shapes.take(np.flatnonzero(solid))
+    converted = None if shapes is None else shapes.to_source(letterbox, source_width_px, source_height_px)
+    return Detections(boxes, scores, class_ids, truncated_candidates, converted)

@@ -378,9 +378,10 @@ class _Builder:
             letterbox=letterbox,
             pairs=module.kernel("find_pairs"),
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
+            masks=None if program.mask_shape is None else module.kernel("masks"),
             program=program,
             threshold=threshold(self.model.head, kept.address),
-            overlaps=overlaps(self.model.spec.nms),
+            overlaps=overlaps(self.model.spec),
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:

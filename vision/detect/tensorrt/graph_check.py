@@ -49,7 +49,7 @@ class Snapshot:
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float32]  # with the values of their shapes
 
     def first(self, name: str) -> NDArray[np.float32]:
         """Return the output `name` for the first frame, as float32."""
@@ -75,7 +75,8 @@ class GraphCheck:
         self.graph.run()
         stream.synchronize()
         counts = memory.result.counts[:batch].copy()
-        boxes = np.concatenate([memory.result.boxes_xyxy[index, : counts[index, 0]] for index in range(batch)])
+        rows = np.concatenate([memory.result.boxes_xyxy, memory.result.extras], axis=2)
+        boxes = np.concatenate([rows[index, : counts[index, 0]] for index in range(batch)])
         return Snapshot({name: self._ends(name, output) for name, output in self.outputs.items()}, counts, boxes)
 
     def _ends(self, name: str, output: Output) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -8,6 +8,7 @@ This module needs no GPU, so that tests can compare the kernels with `vision.det
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,16 @@ from typing import ClassVar, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import InputSpec, ModelSpec, NmsSpec
+from vision.config import InputSpec, ModelSpec
 from vision.detect.reference.decoder import Coding, Decoder, Rules
 from vision.detect.reference.heads import Head
 from vision.detect.reference.layout import Layout, Values
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset
 from vision.detect.reference.postprocess import Overlaps
+from vision.detect.reference.rotated import distance_limit
+from vision.detect.reference.shapes import CandidateShapes, CroppedMasks, mask_scale
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
-from vision.types import PixelFormat, YuvEncoding
+from vision.types import FrameMeta, PixelFormat, YuvEncoding
 
 KERNELS: Final = Path(__file__).with_name("cuda")
 
@@ -78,7 +81,12 @@ few thousand reach 0.05. If there are more pairs, the kernel reads the scores ag
 OVERLAPS: Final = np.dtype([("same", np.float32), ("across", np.float32)])
 """Memory layout of ``struct Overlaps`` in ``nms.cuh``."""
 
-_CODINGS: Final[Mapping[Coding, int]] = {"distances": 0, "grid": 1, "centers": 2, "corners": 3, "corners-yx": 4}
+MASKED: Final = np.dtype([("box", np.uint32), ("crop", np.int32, 4)])
+"""Memory layout of ``struct Masked`` in ``postprocess.cu``."""
+
+_CODINGS: Final[Mapping[Coding, int]] = {
+    "distances": 0, "grid": 1, "centers": 2, "corners": 3, "corners-yx": 4, "rotated": 5,
+}  # fmt: skip
 _INTEGERS: Final[Mapping[str, int]] = {"int32": 1, "int64": 2, "float32": 3, "float16": 4}
 
 
@@ -138,9 +146,12 @@ class PostprocessProgram:
     """Constants and launch sizes of ``postprocess.cu`` for one layout of outputs."""
 
     definitions: Definitions
+    input: InputSpec
     decoder: Decoder
     candidates: int  # maximum number of candidates per frame
     objects: int  # maximum number of objects per frame
+    extras: int  # number of values per object in addition to its box
+    mask_shape: tuple[int, int] | None  # rows and columns of the prototypes; None without masks
     work_bytes: int  # size of the work memory per frame
     shared_work: bool  # True if the work memory is shared memory, not global memory
     _pairs_blocks: int
@@ -148,6 +159,7 @@ class PostprocessProgram:
     file: ClassVar[str] = "postprocess.cu"
     pairs_block: ClassVar[Grid] = (256, 1, 1)
     objects_block: ClassVar[Grid] = (512, 1, 1)
+    masks_block: ClassVar[Grid] = (256, 1, 1)
 
     @classmethod
     def of(cls, spec: ModelSpec, head: Head, outputs: Mapping[str, Output], shared_bytes: int) -> PostprocessProgram:
@@ -164,13 +176,17 @@ class PostprocessProgram:
         decoder.check_types([tensor.dtype for tensor in tensors])
         places = _places(decoder.layout, decoder.rules, tensors)
         candidates, objects = decoder.limit, spec.nms.max_objects
-        work_bytes = _work_bytes(candidates)
+        work_bytes = _work_bytes(candidates, rotated=decoder.rules.coding == "rotated")
+        masks = _masks(spec, decoder, tensors)
+        extras = 4 if masks["MASKS"] else decoder.width_of_extra
         shared_work = work_bytes <= shared_bytes - _STATIC_SHARED
         per_load = 8 if places["HALF_SCORES"] else 4
         elements = _elements(decoder.layout, decoder.rules, tensors)
         definitions: Definitions = {
             **places,
             **_coding(spec, decoder.rules),
+            **masks,
+            "RESULT_EXTRAS": extras,
             "CANDIDATES": candidates,
             "OBJECTS": objects,
             "PAIR_CAPACITY": max(_PAIR_CAPACITY, candidates),
@@ -179,7 +195,10 @@ class PostprocessProgram:
             "WHOLE_LOADS": int(all(number % per_load == 0 for numbers in elements for number in numbers)),
         }
         blocks = -(-max(count for count, _, _ in elements) // (256 * 2 * per_load))
-        return cls(definitions, decoder, candidates, objects, work_bytes, shared_work, blocks)
+        shape = (int(masks["MASK_ROWS"]), int(masks["MASK_COLUMNS"])) if masks["MASKS"] else None
+        return cls(
+            definitions, spec.input, decoder, candidates, objects, extras, shape, work_bytes, shared_work, blocks
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -200,6 +219,7 @@ class PostprocessProgram:
         row["boxes"] = [at(part.boxes) for part in parts]
         row["classes"] = at(layout.class_ids)
         row["number"] = 0 if layout.count is None else addresses[layout.outputs[layout.count]]
+        row["prototypes"] = 0 if layout.prototypes is None else addresses[layout.outputs[layout.prototypes]]
         return row
 
     def pairs_grid(self, batch: int) -> Grid:
@@ -207,6 +227,41 @@ class PostprocessProgram:
 
     def objects_grid(self, batch: int) -> Grid:
         return (batch, 1, 1)
+
+    def masks_grid(self, batch: int) -> Grid:
+        return (self.objects, batch, 1)
+
+    def letterbox(self, meta: FrameMeta) -> Letterbox:
+        """Return the position of a frame in the model's input."""
+        size = self.input
+        return Letterbox.fit(meta.width_px, meta.height_px, size.width, size.height, size.letterbox)
+
+    @property
+    def masked_bytes(self) -> int:
+        """Size in bytes of the memory that lists the objects of one frame for the kernel `masks`."""
+        return 0 if self.mask_shape is None else MASKED.itemsize * self.objects
+
+    @property
+    def mask_bytes(self) -> int:
+        """Size in bytes of the mask of one object, with a bit per cell; 0 without masks."""
+        return 0 if self.mask_shape is None else -(-math.prod(self.mask_shape) // 32) * 4
+
+    def shapes(self, extras: NDArray[np.float32], masks: NDArray[np.uint8]) -> CandidateShapes | None:
+        """Return the shapes of the objects of one frame; None if the model finds only boxes.
+
+        Args:
+            extras: (N, `extras`) that the kernel `objects` wrote.
+            masks: (N, `mask_bytes`) that the kernel `masks` wrote.
+        """
+        if self.mask_shape is None:
+            return self.decoder.shapes(extras)
+        crops = extras.astype(np.int64)
+        cells = []
+        for bits, (left, top, right, bottom) in zip(masks, crops.tolist(), strict=True):
+            rows, columns = bottom - top, right - left
+            unpacked = np.unpackbits(bits[: -(-rows * columns // 8)], count=rows * columns, bitorder="little")
+            cells.append(unpacked.view(np.bool_).reshape(rows, columns))
+        return CroppedMasks(cells, crops, self.decoder.cell_px(self.mask_shape))
 
     @property
     def keys_bytes(self) -> int:
@@ -218,13 +273,31 @@ _STATIC_SHARED: Final = 4096
 """Size in bytes, rounded up, of the shared memory that a block needs in addition to ``struct Work``."""
 
 
-def _work_bytes(candidates: int) -> int:
+def _work_bytes(candidates: int, *, rotated: bool) -> int:
     """Return the size of ``struct Work`` in bytes."""
     ordered = max(64, 1 << (candidates - 1).bit_length())
-    return -(-(8 * ordered + candidates * (16 + 4 + 4 + 1)) // 16) * 16
+    return -(-(8 * ordered + candidates * (16 + 4 + 4 + 28 * rotated + 1)) // 16) * 16
 
 
-_SINGLE: Final[list[tuple[str, type[np.uint64], int]]] = [("classes", np.uint64, 1), ("number", np.uint64, 1)]
+_SINGLE: Final[list[tuple[str, type[np.uint64]]]] = [(name, np.uint64) for name in ("classes", "number", "prototypes")]
+
+
+def _masks(spec: ModelSpec, decoder: Decoder, tensors: Sequence[Output]) -> dict[str, int | float]:
+    """Return the definitions of the prototypes of masks."""
+    if decoder.layout.prototypes is None:
+        return {"MASKS": 0}
+    prototypes = tensors[decoder.layout.prototypes]
+    count, rows, columns = prototypes.shape
+    scale_x, scale_y = mask_scale((spec.input.width, spec.input.height), (columns, rows))
+    return {
+        "MASKS": 1,
+        "PROTOTYPES": count,
+        "MASK_ROWS": rows,
+        "MASK_COLUMNS": columns,
+        "MASK_SCALE_X": scale_x,
+        "MASK_SCALE_Y": scale_y,
+        "HALF_PROTOTYPES": int(prototypes.half),
+    }
 
 
 def _boxes_of(values: Values, tensor: Output) -> int:
@@ -259,6 +332,8 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
         "BOX_COLUMNS": _columns(part.boxes, tensors),
         "BOX_FIRST": part.boxes.first,
         "BOXES_BY_COLUMN": int(part.boxes.by_column),
+        "EXTRAS": layout.extra_count,
+        "EXTRA_FIRST": 0 if layout.extra is None else layout.extra.first,
         "LABELED": int(class_ids is not None),
         "CLASS_COLUMNS": _columns(class_ids, tensors),
         "CLASS_FIRST": 0 if class_ids is None else class_ids.first,
@@ -298,10 +373,12 @@ def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
     }
 
 
-def overlaps(limits: NmsSpec) -> NDArray[np.void]:
-    """Return the `OVERLAPS` structure with the IoU thresholds of NMS."""
-    row, given = np.zeros((), OVERLAPS), Overlaps.of(limits)
+def overlaps(spec: ModelSpec) -> NDArray[np.void]:
+    """Return the `OVERLAPS` structure with the IoU thresholds of NMS. For rotated boxes, it contains distances."""
+    row, given = np.zeros((), OVERLAPS), Overlaps.of(spec.nms)
     row["same"], row["across"] = given.same, given.across
+    if spec.head.task == "obb":
+        row["same"], row["across"] = distance_limit(given.same), distance_limit(given.across)
     return row
 
 

@@ -1,14 +1,16 @@
 """Slot for one batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
 
 A graph runs the letterbox kernel, the engine, a kernel that finds the pairs (box and class) above the threshold, and a
-kernel that finds the objects and writes them, up to a fixed number, to page-locked host memory. Every address is fixed,
-so the host starts the whole sequence with one launch. A separate stream copies the frames and their descriptions,
-because a copy inside the graph would wait in the copy engine behind the frames of the next batch.
+kernel that finds the objects. If the model finds masks, one more kernel computes the masks of the objects. The results,
+up to a fixed number of objects, go to page-locked host memory. Every address is fixed, so the host starts the whole
+sequence with one launch. A separate stream copies the frames and their descriptions, because a copy inside the graph
+would wait in the copy engine behind the frames of the next batch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from vision.gpu.cuda import Event, Graph, Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, queue_to_device
 from vision.gpu.nvrtc import Kernel, Launch
 from vision.metrics import span
-from vision.types import Detections, Frame
+from vision.types import Detections, Frame, FrameMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Kernels:
     letterbox: LetterboxKernel
     pairs: Kernel
     objects: Kernel
+    masks: Kernel | None  # None if the model finds no masks
     program: PostprocessProgram
     threshold: NDArray[np.void]
     overlaps: NDArray[np.void]
@@ -92,26 +95,37 @@ class TensorSizes:
 
 
 class ResultMemory(Resource):
-    """Page-locked host memory to which the last kernel writes the objects of a batch."""
+    """Page-locked host memory to which the last kernels write the objects of a batch."""
 
-    def __init__(self, max_batch: int, objects: int) -> None:
-        *offsets, nbytes = result_offsets(max_batch, objects)
+    def __init__(self, max_batch: int, program: PostprocessProgram) -> None:
+        *offsets, nbytes = result_offsets(max_batch, program)
+        objects = program.objects
+        self._program = program
         self._memory = memory = HostBuffer(nbytes, "results")
         self.counts: NDArray[np.uint32] = memory.array((max_batch, 4), np.uint32)  # fields of `kernels.RESULT`
         self.boxes_xyxy: NDArray[np.float32] = memory.array((max_batch, objects, 4), np.float32, offsets[1])
         self.scores: NDArray[np.float32] = memory.array((max_batch, objects), np.float32, offsets[2])
         self.class_ids: NDArray[np.int32] = memory.array((max_batch, objects), np.int32, offsets[3])
-        self.addresses = tuple(memory.device_address + offset for offset in offsets)
+        self.extras: NDArray[np.float32] = memory.array((max_batch, objects, program.extras), np.float32, offsets[4])
+        self.masks: NDArray[np.uint8] = memory.array((max_batch, objects, program.mask_bytes), np.uint8, offsets[5])
+        *self.addresses, self.masks_address = (memory.device_address + offset for offset in offsets)
         self._opened = True
 
-    def detections(self, index: int) -> Detections:
+    def detections(self, index: int, meta: FrameMeta) -> Detections:
         """Return the objects of the frame at `index` in new arrays."""
         count, truncated_candidates, _, _ = self.counts[index].tolist()
+        shapes = None
+        if self._program.extras:
+            found = self._program.shapes(self.extras[index, :count].copy(), self.masks[index, :count])
+            if found is not None:
+                letterbox = self._program.letterbox(meta)
+                shapes = found.to_source(letterbox, meta.width_px, meta.height_px)
         return Detections(
             self.boxes_xyxy[index, :count].copy(),
             self.scores[index, :count].copy(),
             self.class_ids[index, :count].copy(),
             truncated_candidates,
+            shapes,
         )
 
     def _release(self) -> None:
@@ -122,7 +136,7 @@ class SlotMemory(Resource):
     """Memory of one slot on host and device. It is allocated only once."""
 
     def __init__(self, sizes: TensorSizes, program: PostprocessProgram) -> None:
-        max_batch, objects = sizes.batch, program.objects
+        max_batch = sizes.batch
         with contextlib.ExitStack() as resources:
 
             def device(nbytes: int, purpose: str) -> DeviceBuffer:
@@ -136,7 +150,8 @@ class SlotMemory(Resource):
             self.counts = device(4 * max_batch, "candidate counts")
             self.keys = device(max_batch * program.keys_bytes, "candidates")
             self.work = device(0 if program.shared_work else max_batch * program.work_bytes, "NMS")
-            self.result = resources.enter_context(ResultMemory(max_batch, objects))
+            self.masked = device(max_batch * program.masked_bytes, "objects with masks")
+            self.result = resources.enter_context(ResultMemory(max_batch, program))
             self._resources = resources.pop_all()
         self._rows: memoryview = self.descriptions_host.array((max_batch * DESCRIPTION_BYTES,)).data
         self._opened = True
@@ -158,18 +173,22 @@ class SlotMemory(Resource):
         self._resources.close()
 
 
-def result_offsets(max_batch: int, objects: int) -> tuple[int, int, int, int, int]:
-    """Return the offsets of counts, boxes, scores, and classes in the result, and its total size, in bytes."""
-    boxes, rows = RESULT.itemsize * max_batch, max_batch * objects
-    return (0, boxes, boxes + 16 * rows, boxes + 20 * rows, boxes + 24 * rows)
+def result_offsets(max_batch: int, program: PostprocessProgram) -> tuple[int, ...]:
+    """Return the offsets of the arrays in the result, and its total size, in bytes.
+
+    The arrays are counts, boxes, scores, classes, extra values, and masks.
+    """
+    counts, rows = RESULT.itemsize * max_batch, max_batch * program.objects
+    sizes = (counts, 16 * rows, 4 * rows, 4 * rows, 4 * program.extras * rows, program.mask_bytes * rows)
+    return (0, *itertools.accumulate(sizes))
 
 
 def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
     """Return the bytes of device and page-locked memory that `SlotMemory` needs in addition to the engine's tensors."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
-    device = descriptions + 4 * max_batch + max_batch * program.keys_bytes + work
-    return device, descriptions + result_offsets(max_batch, program.objects)[-1]
+    device = descriptions + 4 * max_batch + max_batch * (program.keys_bytes + program.masked_bytes) + work
+    return device, descriptions + result_offsets(max_batch, program)[-1]
 
 
 class BatchGraph(Resource):
@@ -196,14 +215,19 @@ class BatchGraph(Resource):
             program.objects_grid(batch),
             program.objects_block,
             *(frames, tensors, memory.keys.address, memory.counts.address, kernels.threshold),
-            *(kernels.overlaps, memory.work.address, *memory.result.addresses),
+            *(kernels.overlaps, memory.work.address, memory.masked.address, *memory.result.addresses),
         )
-        self.steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        steps: list[tuple[str, Callable[[], object]]] = [
             ("letterbox", partial(letterbox.enqueue, stream)),
             ("engine", partial(context.enqueue, stream.address)),
             ("find_pairs", partial(pairs.enqueue, stream)),
             ("objects", partial(objects.enqueue, stream)),
-        )
+        ]
+        if kernels.masks is not None:
+            arguments = (frames, tensors, memory.masked.address, memory.result.masks_address)
+            masks = kernels.masks.bind(program.masks_grid(batch), program.masks_block, *arguments)
+            steps.append(("masks", partial(masks.enqueue, stream)))
+        self.steps = tuple(steps)
         # A bound method would be a reference cycle, and the context could be freed after the engine, which is an error.
         self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
         self.run = self.enqueue
@@ -295,9 +319,9 @@ class Slot(DetectorSlot):
         self._in_flight = tuple(frames)
 
     def detections(self) -> list[Detections]:
-        count, self._in_flight = len(self._in_flight), ()
-        self.unnamed = int(self.memory.result.counts[:count, 3].sum())
-        return [self.memory.result.detections(index) for index in range(count)]
+        frames, self._in_flight = self._in_flight, ()
+        self.unnamed = int(self.memory.result.counts[: len(frames), 3].sum())
+        return [self.memory.result.detections(index, frame.meta) for index, frame in enumerate(frames)]
 
     def _release(self) -> None:
         self._in_flight = ()

@@ -12,6 +12,7 @@
 // - CLASS_TYPE and NUMBER_TYPE (of the class ids, and of the number of valid boxes): see `integer_of`.
 // - CODING, UNIT_X, UNIT_Y (model pixels per unit of a box). With cells: BINS, STRIDES, CENTER_SCALE, CENTER_SHIFT
 //   (center of a cell = (cell + CENTER_SCALE) * stride + CENTER_SHIFT), WIDTH, HEIGHT.
+// - EXTRAS (number of further values of each box, in the tensor of its box), EXTRA_FIRST (column of the first).
 #pragma once
 #include "device.cuh"
 
@@ -20,6 +21,7 @@
 #define CENTERS 2
 #define CORNERS 3
 #define CORNERS_YX 4
+#define ROTATED 5
 
 #define PRODUCT 1
 #define ROOT 2
@@ -47,6 +49,7 @@ struct Tensors {
     const BoxValue* boxes[PARTS];
     const void* classes;
     const void* number;  // of valid boxes
+    const void* prototypes;
 };
 
 struct Threshold {
@@ -217,7 +220,32 @@ struct BoxValues {
         step = BOXES_BY_COLUMN ? boxes : 1;
     }
     __device__ __forceinline__ float operator[](u32 at) const { return value_of_box(values[at * step]); }
+
+    __device__ __forceinline__ float extra(u32 at) const { return (*this)[EXTRA_FIRST - BOX_FIRST + at]; }
 };
+
+#if CODING == ROTATED
+// A box before its rotation, in model pixels, and the cosine and sine of its angle.
+struct RotatedBox {
+    float x, y, width, height, cosine, sine;
+
+    __device__ __forceinline__ RotatedBox(const Tensors& tensors, u32 frame, u32 box) {
+        const BoxValues values(tensors, frame, box);
+        x = __fmul_rn(values[0], (float)UNIT_X), y = __fmul_rn(values[1], (float)UNIT_Y);
+        width = __fmul_rn(values[2], (float)UNIT_X), height = __fmul_rn(values[3], (float)UNIT_Y);
+        cosine = cosf(values.extra(0)), sine = sinf(values.extra(0));
+    }
+
+    // Returns x1, y1, x2, or y2 (side 0 to 3) of the upright box around this box.
+    __device__ __forceinline__ float coordinate(int side) const {
+        float c = fabsf(cosine), s = fabsf(sine);
+        float reach = side & 1 ? __fadd_rn(__fmul_rn(width, s), __fmul_rn(height, c))
+                               : __fadd_rn(__fmul_rn(width, c), __fmul_rn(height, s));
+        float half = __fmul_rn(reach, 0.5f), center = side & 1 ? y : x;
+        return side < 2 ? __fsub_rn(center, half) : __fadd_rn(center, half);
+    }
+};
+#endif
 
 #if CODING == DISTANCES
 // Returns the expectation of the softmax over the bins of one side.
@@ -242,6 +270,9 @@ __device__ __forceinline__ float distance_of(const BoxValues& box, int side) {
 
 // Returns x1, y1, x2, or y2 (side 0 to 3) of a box, in model pixels.
 __device__ __forceinline__ float coordinate(const Tensors& tensors, u32 frame, u32 box, int side) {
+#if CODING == ROTATED
+    return RotatedBox(tensors, frame, box).coordinate(side);
+#else
     const float unit = side & 1 ? (float)UNIT_Y : (float)UNIT_X;
     const BoxValues values(tensors, frame, box);
 #if CODING == DISTANCES
@@ -264,4 +295,5 @@ __device__ __forceinline__ float coordinate(const Tensors& tensors, u32 frame, u
     float edge = side < 2 ? __fsub_rn(center, half) : __fadd_rn(center, half);
 #endif
     return __fmul_rn(edge, unit);
+#endif
 }

@@ -7,7 +7,10 @@
 //
 // Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
 // `find_pairs` can store; with more, `objects` reads the scores again), NMS, SHARED_WORK, WHOLE_LOADS (1: the scores of
-// every frame and part can be loaded in units of 16 bytes).
+// every frame and part can be loaded in units of 16 bytes), RESULT_EXTRAS (number of values that `objects` writes for each
+// object in addition to its box: keypoints, the rotated box, or the position of its mask), MASKS (1: `objects` lists the
+// objects for `masks`). With MASKS: PROTOTYPES, MASK_COLUMNS, MASK_ROWS (shape of the tensor of prototypes), MASK_SCALE_X,
+// MASK_SCALE_Y (columns and rows per model pixel), HALF_PROTOTYPES (1: fp16).
 #include "device.cuh"
 #include "heads.cuh"
 #include "nms.cuh"
@@ -157,6 +160,9 @@ struct __align__(16) Work {
     float4 boxes[CANDIDATES];
     float areas[CANDIDATES];
     int classes[CANDIDATES];
+#if CODING == ROTATED
+    Gaussian rotated[CANDIDATES];
+#endif
     u8 gone[CANDIDATES];
 };
 
@@ -164,10 +170,65 @@ struct Result {
     u32 count, truncated, candidates, unnamed;
 };
 
+// An object whose mask is to be computed: the number of its box, and the part of the prototypes that its box touches.
+// `vision.detect.tensorrt.kernels.MASKED` is its layout.
+#define NO_BOX 0xFFFFFFFFu
+struct Masked {
+    u32 box;
+    int left, top, right, bottom;
+};
+
+// Returns the cells that a box in model pixels touches on one axis, at least one: `low` to `high` (exclusive).
+__device__ __forceinline__ void cells_of(float from, float to, float scale, int cells, int* low, int* high) {
+    *low = (int)fminf(fmaxf(floorf(__fmul_rn(from, scale)), 0.0f), (float)(cells - 1));
+    *high = (int)fminf(fmaxf(ceilf(__fmul_rn(to, scale)), (float)(*low + 1)), (float)cells);
+}
+
+// Returns false if one of the further values of a box is not finite.
+__device__ __forceinline__ bool has_finite_extras(const Tensors& tensors, u32 frame, u32 box) {
+#if EXTRAS
+    const BoxValues values(tensors, frame, box);
+    for (u32 i = 0; i < EXTRAS; i++)
+        if (!is_finite(values.extra(i))) return false;
+#endif
+    return true;
+}
+
+// Writes the further values of `count` objects to `out`, RESULT_EXTRAS for each. `boxes` are the numbers of their boxes,
+// and `places` their candidates. All threads of the block must call this.
+__device__ __forceinline__ void write_extras(
+    const Tensors& tensors, u32 frame, const Work* work, const u32* places, u32 count, float* out, Masked* masked) {
+#if MASKS
+    for (u32 i = count + threadIdx.x; i < OBJECTS; i += blockDim.x) masked[i].box = NO_BOX;
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
+        float4 box = work->boxes[places[i]];
+        Masked object;
+        object.box = box_of(index_of(work->keys[places[i]]));
+        cells_of(box.x, box.z, (float)MASK_SCALE_X, MASK_COLUMNS, &object.left, &object.right);
+        cells_of(box.y, box.w, (float)MASK_SCALE_Y, MASK_ROWS, &object.top, &object.bottom);
+        masked[i] = object;
+        float* position = out + i * RESULT_EXTRAS;
+        position[0] = (float)object.left, position[1] = (float)object.top;
+        position[2] = (float)object.right, position[3] = (float)object.bottom;
+    }
+#elif RESULT_EXTRAS
+    for (u32 i = threadIdx.x; i < count * RESULT_EXTRAS; i += blockDim.x) {
+        const BoxValues values(tensors, frame, box_of(index_of(work->keys[places[i / RESULT_EXTRAS]])));
+        u32 at = i % RESULT_EXTRAS;
+#if CODING == ROTATED
+        out[i] = at < 4 ? __fmul_rn(values[at], at & 1 ? (float)UNIT_Y : (float)UNIT_X) : values.extra(at - 4);
+#else
+        out[i] = values.extra(at);
+#endif
+    }
+#endif
+}
+
 // Launch: grid (batch), block 512. Writes one element of `results` and up to OBJECTS rows per frame, to host memory.
 extern "C" __global__ void __launch_bounds__(512)
 objects(const Frame* frames, Tensors tensors, const u64* all_keys, const u32* counts, Threshold limit, Overlaps iou,
-        Work* all_work, Result* results, float4* out_boxes, float* out_scores, int* out_classes) {
+        Work* all_work, Masked* masked, Result* results, float4* out_boxes, float* out_scores, int* out_classes,
+        float* out_extras) {
     u32 row = blockIdx.x;
     const Frame* frame = frames + row;
     if (frame->width == 0) {
@@ -204,14 +265,25 @@ objects(const Frame* frames, Tensors tensors, const u64* all_keys, const u32* co
     __syncthreads();
     for (u32 i = threadIdx.x; i < taken; i += blockDim.x) {
         float4 box = work->boxes[i];
-        work->gone[i] = !(is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w));
+        work->gone[i] = !(is_finite(box.x) && is_finite(box.y) && is_finite(box.z) && is_finite(box.w) &&
+                          has_finite_extras(tensors, row, box_of(index_of(work->keys[i]))));
         work->areas[i] = area_of(box);
         work->classes[i] = class_of(tensors, row, index_of(work->keys[i]));
+#if CODING == ROTATED
+        const RotatedBox rotated(tensors, row, box_of(index_of(work->keys[i])));
+        const float twelfth = 1.0f / 12.0f;
+        work->rotated[i] = Gaussian{
+            rotated.x, rotated.y, rotated.width * rotated.width * twelfth, rotated.height * rotated.height * twelfth,
+            fmaxf(rotated.width, 0.0f) * fmaxf(rotated.height, 0.0f) * twelfth, rotated.cosine, rotated.sine};
+#endif
     }
     __syncthreads();
-#if NMS
-    suppress(work->boxes, work->areas, work->classes, work->gone, taken, iou);
+#if NMS && CODING == ROTATED
+    suppress(RotatedBoxes{work->rotated, work->classes, iou}, work->gone, taken);
+#elif NMS
+    suppress(UprightBoxes{work->boxes, work->areas, work->classes, iou}, work->gone, taken);
 #endif
+    u32* places = (u32*)work->areas;  // of the objects among the candidates; the areas are no longer needed
 
     u32 survivors = 0, written = 0;
     u64 first = (u64)row * OBJECTS;
@@ -235,8 +307,55 @@ objects(const Frame* frames, Tensors tensors, const u64* all_keys, const u32* co
             out_boxes[first + place] = box;
             out_scores[first + place] = score_of(work->keys[i]);
             out_classes[first + place] = work->classes[i];
+            places[place] = i;
         }
     }
+#if RESULT_EXTRAS
+    __syncthreads();
+    write_extras(tensors, row, work, places, written, out_extras + first * RESULT_EXTRAS, masked + first);
+#endif
     if (threadIdx.x == 0)
         results[row] = Result{written, found - taken + (survivors > OBJECTS ? survivors - OBJECTS : 0), found, unnamed};
 }
+
+#if MASKS
+#if HALF_PROTOTYPES
+typedef u16 PrototypeValue;
+__device__ __forceinline__ float value_of_prototype(PrototypeValue value) { return half_to_float(value); }
+#else
+typedef float PrototypeValue;
+__device__ __forceinline__ float value_of_prototype(PrototypeValue value) { return value; }
+#endif
+
+#define MASK_WORDS ((MASK_ROWS * MASK_COLUMNS + 31) / 32)
+
+// Launch: grid (OBJECTS, batch), block 256, after `objects`. Writes one bit for each cell in the position of an object's
+// mask, row by row, and the lowest bit first, to host memory.
+extern "C" __global__ void __launch_bounds__(256)
+masks(const Frame* frames, Tensors tensors, const Masked* all_masked, u32* out_masks) {
+    u32 object = blockIdx.x, row = blockIdx.y;
+    if (frames[row].width == 0) return;
+    const Masked masked = all_masked[(u64)row * OBJECTS + object];
+    if (masked.box == NO_BOX) return;
+    __shared__ float coefficients[PROTOTYPES];
+    const BoxValues values(tensors, row, masked.box);
+    for (u32 i = threadIdx.x; i < PROTOTYPES; i += blockDim.x) coefficients[i] = values.extra(i);
+    __syncthreads();
+    const u32 plane = MASK_ROWS * MASK_COLUMNS;
+    const PrototypeValue* prototypes = (const PrototypeValue*)tensors.prototypes + (u64)row * PROTOTYPES * plane;
+    u32* words = out_masks + ((u64)row * OBJECTS + object) * MASK_WORDS;
+    u32 columns = masked.right - masked.left, cells = columns * (masked.bottom - masked.top);
+    for (u32 start = 0; start < cells; start += blockDim.x) {
+        u32 cell = start + threadIdx.x;
+        float sum = 0.0f;
+        if (cell < cells) {
+            u32 at = (masked.top + cell / columns) * MASK_COLUMNS + masked.left + cell % columns;
+#pragma unroll 8
+            for (u32 i = 0; i < PROTOTYPES; i++)
+                sum += coefficients[i] * value_of_prototype(prototypes[i * plane + at]);
+        }
+        u32 votes = __ballot_sync(FULL_WARP, sum > 0.0f);
+        if (threadIdx.x % 32 == 0 && cell < cells) words[cell / 32] = votes;
+    }
+}
+#endif

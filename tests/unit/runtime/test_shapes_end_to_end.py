@@ -1,0 +1,86 @@
+"""Models with keypoints, oriented boxes, and masks through `vision run`, from model.yaml to messages and video."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from tests.shape_outputs import HEIGHT, NAMES, SHAPED, WIDTH, to_source
+from tests.tiny_models import save_typed_model
+from vision.client import DetectionsMessage, read_recording
+
+pytestmark = pytest.mark.integration
+
+SIZE = (320, 120)  # as wide as the frames of the tests of the detector
+FRAMES = 6
+
+
+def run(folder: Path, name: str, *, pipeline: str, masks: str, offline: tuple[str, ...]) -> list[DetectionsMessage]:
+    shaped = SHAPED[name]
+    model, images = folder / "model", folder / "images"
+    model.mkdir()
+    images.mkdir()
+    for index in range(FRAMES):
+        cv2.imwrite(str(images / f"{index}.png"), np.full((SIZE[1], SIZE[0], 3), 90, np.uint8))
+    save_typed_model(model / "tiny.onnx", shaped.outputs, sides=(HEIGHT, WIDTH))
+    card = {"name": "tiny", "file": "tiny.onnx", "input": {"width": WIDTH, "height": HEIGHT}, "head": dict(shaped.head)}
+    (model / "model.yaml").write_text(yaml.safe_dump({**card, "classes": list(NAMES), "licence": "CC0-1.0"}))
+    config = {
+        "pipeline": pipeline,
+        "model": "./model",
+        "detect": {"backend": "onnxruntime"},
+        "cameras": [{"id": "gate", "source": "images", "fps": 10}],
+        "publish": {"bind": f"ipc://{folder}/out", "masks": masks},
+    }
+    (folder / "camera.yaml").write_text(yaml.safe_dump(config))
+    record = folder / "recording.jsonl"
+    command = [sys.executable, "-m", "vision", "run", str(folder / "camera.yaml"), "--offline", "--record", str(record)]
+    done = subprocess.run([*command, *offline], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return list(read_recording(record))
+
+
+def test_keypoints_survive_tracking(tmp_path: Path) -> None:
+    messages = run(
+        tmp_path, "pose, yolov8", pipeline="track", masks="polygon", offline=("--video", str(tmp_path / "gate.mp4"))
+    )
+    known = SHAPED["pose, yolov8"].keypoints
+    assert known is not None
+    wanted = to_source(known[..., :2], SIZE)
+    assert messages[-1].keypoint_names is not None
+    assert len(messages[-1].keypoint_names) == known.shape[1]
+    by_class = {detected.class_name: detected for detected in messages[-1].objects}
+    assert set(by_class) == set(NAMES)
+    for row, name in enumerate(("car", "person")):
+        assert by_class[name].track_id is not None
+        points = by_class[name].keypoints
+        assert points is not None
+        np.testing.assert_allclose(np.array(points)[:, :2], np.clip(wanted[row], 0, SIZE), atol=0.06)
+    clip = cv2.VideoCapture(str(tmp_path / "gate.mp4"))
+    found, image = clip.read()
+    clip.release()
+    assert found
+    x, y = wanted[0, 0].round().astype(int)
+    assert (np.abs(image[y, x].astype(int) - 90) > 40).any(), "the keypoint is drawn"
+
+
+def test_oriented_boxes_are_published(tmp_path: Path) -> None:
+    messages = run(tmp_path, "obb, end-to-end", pipeline="detect", masks="polygon", offline=())
+    assert len(messages) == FRAMES
+    angles = [detected.angle_deg for detected in messages[0].objects]
+    np.testing.assert_allclose(np.array(angles, np.float64), np.rad2deg([0.5, 0.25 + np.pi / 2]), atol=0.06)
+    assert all(detected.corners is not None and len(detected.corners) == 4 for detected in messages[0].objects)
+
+
+def test_masks_are_published_in_the_configured_format(tmp_path: Path) -> None:
+    messages = run(tmp_path, "segment, yolov8", pipeline="detect", masks="rle", offline=())
+    for detected in messages[0].objects:
+        assert detected.mask is not None
+        assert detected.mask.counts is not None
+        assert sum(detected.mask.counts) == SIZE[0] * SIZE[1]

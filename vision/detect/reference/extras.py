@@ -1,0 +1,123 @@
+"""Further values of each box that a task needs: keypoints, an angle, or the coefficients of a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vision.config import HeadSpec, ModelSpec
+from vision.detect.reference.layout import Layout, Shape, Values
+from vision.errors import ModelError
+
+TASKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "segment": ("yolov5", "yolov8", "end-to-end"),
+    "pose": ("yolov8", "end-to-end"),
+    "obb": ("yolov8", "end-to-end"),
+}
+"""Kinds of heads that support each task."""
+
+_KEYPOINT_VALUES: Final = (3, 2)
+_MOST_COEFFICIENTS: Final = 256
+
+COCO_KEYPOINTS: Final = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+"""Names of the 17 keypoints of COCO (Lin et al., ECCV 2014), in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """Number of further values of each box, and their meaning."""
+
+    count: int = 0
+    keypoint_values: int = 0  # number of values of a keypoint; 0 without keypoints
+    prototypes: str | None = None  # name of the output with the prototypes of masks
+
+    def added_to(self, layout: Layout, first: int) -> Layout:
+        """Return the layout with these values, which start at value number `first` of each box."""
+        if not self.count:
+            return layout
+        boxes = layout.parts[0].boxes
+        return replace(
+            layout,
+            outputs=layout.outputs if self.prototypes is None else (*layout.outputs, self.prototypes),
+            extra=Values(boxes.output, first, boxes.by_column),
+            extra_count=self.count,
+            keypoint_values=self.keypoint_values,
+            prototypes=None if self.prototypes is None else len(layout.outputs),
+        )
+
+
+def check_task(spec: ModelSpec) -> None:
+    """Check that the kind of the head supports the task.
+
+    Raises:
+        ModelError: it does not, or keypoints have names but the task is not `pose`.
+    """
+    head = spec.head
+    kinds = TASKS.get(head.task)
+    if kinds is not None and head.kind not in kinds:
+        raise ModelError(
+            f"{spec.name}: expected head `{'` or `'.join(kinds)}` for `task: {head.task}`, got `{head.kind}`",
+            code="head-task",
+        )
+    if head.keypoints is not None and head.task != "pose":
+        raise ModelError(
+            f"{spec.name}: expected `task: pose` with `keypoints`, got `task: {head.task}`", code="head-task"
+        )
+
+
+def expected_extra(head: HeadSpec) -> str:
+    """Return text that describes the further values of each box; empty if there are none."""
+    match head.task:
+        case "obb":
+            return ", and the angle as the last value of each box"
+        case "pose":
+            number = 3 if head.keypoints is None else 3 * len(head.keypoints)
+            each = "" if head.keypoints else " per keypoint"
+            return f", and x, y, and score of the keypoints as the last values of each box ({number}{each})"
+        case "segment":
+            return ", coefficients as the last values of each box, and prototypes (batch, coefficients, rows, columns)"
+        case _:
+            return ""
+
+
+def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class_count: int) -> Iterator[Extra]:
+    """Yield the possible values that boxes have in addition to their position and scores.
+
+    Args:
+        shapes: shapes of all outputs.
+        space: number of values left for the class scores and these values. None if the axis is open.
+        class_count: number of classes in model.yaml, which separates class scores from keypoints.
+    """
+    match head.task:
+        case "detect":
+            yield Extra()
+        case "obb":
+            yield Extra(1)
+        case "segment":
+            for name, shape in shapes.items():
+                if len(shape) == 4 and shape[1] is not None and 1 <= shape[1] <= _MOST_COEFFICIENTS:
+                    yield Extra(shape[1], prototypes=name)
+        case "pose":
+            yield from _keypoints(head, space, class_count)
+
+
+def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[Extra]:
+    names = head.keypoints or (COCO_KEYPOINTS if space is None else None)
+    if names is not None:
+        for values in _KEYPOINT_VALUES:
+            yield Extra(values * len(names), values)
+    elif space is not None and space > class_count and (space - class_count) % 3 == 0:
+        yield Extra(space - class_count, 3)
+
+
+def keypoint_names(spec: ModelSpec, layout: Layout) -> tuple[str, ...]:
+    """Return the names of the keypoints in order; empty if they are not known, or if there are no keypoints."""
+    if spec.head.keypoints is not None:
+        return spec.head.keypoints
+    count = layout.extra_count // layout.keypoint_values if layout.keypoint_values else 0
+    return COCO_KEYPOINTS if count == len(COCO_KEYPOINTS) else ()
