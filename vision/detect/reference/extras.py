@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vision.config import HeadSpec, ModelSpec
-from vision.detect.reference.layout import Layout, Shape, Values
+from vision.detect.reference.layout import Layout, Shape, Values, joined
 from vision.errors import ModelError
 
 TASKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -113,6 +113,20 @@ def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[
             yield Extra(values * len(names), values)
     elif space is not None and space > class_count and (space - class_count) % 3 == 0:
         yield Extra(space - class_count, 3)
+
+
+def joined_with_extra(
+    head: HeadSpec, shapes: Mapping[str, Shape], axis: int, before: int, class_count: int
+) -> Iterator[tuple[str, int | None, Extra]]:
+    """Find the outputs whose axis number `axis` has space for `before` values, a class, and the values of the task.
+
+    Yields:
+        Name, number of classes (None if the axis is open), and the values of the task.
+    """
+    for name, _, space in joined(shapes, axis, before):
+        for extra in extras(head, shapes, space, class_count):
+            if space is None or space > extra.count:
+                yield name, None if space is None else space - extra.count, extra
 
 
 def keypoint_names(spec: ModelSpec, layout: Layout) -> tuple[str, ...]:

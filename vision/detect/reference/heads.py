@@ -11,7 +11,7 @@ import numpy as np
 from vision.config import ModelSpec
 from vision.detect.classes import COCO91, background_ids
 from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
-from vision.detect.reference.extras import TASKS, Extra, check_task, expected_extra, extras, keypoint_names
+from vision.detect.reference.extras import TASKS, check_task, expected_extra, extras, joined_with_extra, keypoint_names
 from vision.detect.reference.layout import (
     Layout,
     Part,
@@ -123,19 +123,6 @@ class Head(ABC):
                 if layout is not None and (layout.prototypes is not None or keypoint_names(spec, layout)):
                     return f"head `{kind}` with `task: {task}`"
         return ""
-
-    def _with_extra(
-        self, shapes: Mapping[str, Shape], axis: int, before: int
-    ) -> Iterator[tuple[str, int | None, Extra]]:
-        """Find the outputs whose axis number `axis` has space for `before` values, a class, and the task's values.
-
-        Yields:
-            Name, number of classes (None if the axis is open), and the task's values.
-        """
-        for name, _, space in joined(shapes, axis, before):
-            for extra in extras(self._spec.head, shapes, space, self._class_count):
-                if space is None or space > extra.count:
-                    yield name, None if space is None else space - extra.count, extra
 
     @property
     def _sizes(self) -> list[tuple[int, int]]:
@@ -249,7 +236,7 @@ class YoloV5(Head):
         return f"(batch, boxes, {5 + self._class_count})"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        for name, classes, extra in self._with_extra(shapes, 2, 5):
+        for name, classes, extra in joined_with_extra(self._spec.head, shapes, 2, 5, self._class_count):
             layout = Layout((name,), (Part(Values(0), Values(0, 5), Values(0, 4)),), classes)
             yield extra.added_to(layout, 5 + (classes or self._class_count))
 
@@ -331,7 +318,7 @@ class YoloV8(Head):
         return f"(batch, {4 + self._class_count}, boxes)"
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        for name, classes, extra in self._with_extra(shapes, 1, 4):
+        for name, classes, extra in joined_with_extra(self._spec.head, shapes, 1, 4, self._class_count):
             part = Part(Values(0, 0, by_column=True), Values(0, 4, by_column=True))
             yield extra.added_to(Layout((name,), (part,), classes), 4 + (classes or self._class_count))
 
