@@ -32,8 +32,8 @@ class DropReason(str, Enum):
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the detector was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
-    STALE = "stale"  # the frame was older than `max_frame_age_s` when the detector was free
-    CORRUPT = "corrupt"  # the frame was decoded after packet loss, before the next key frame
+    STALE = "stale"  # the frame was older than `max_frame_age_s`, or was skipped because the decoder was too slow
+    CORRUPT = "corrupt"  # the frame was decoded after packet loss, before the next key frame, or not at all
     EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
 

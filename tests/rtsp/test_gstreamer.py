@@ -151,7 +151,7 @@ class Recorded(GStreamerSource):
         self._path = path
 
     def _new_player(self) -> Player:
-        player = FilePlayer(self._camera, self._pixel_formats, self._interrupted)
+        player = FilePlayer(self._camera, self._pixel_formats, self._interrupted, self.skipped)
         player.path = self._path
         return player
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from vision.capture.source import Grab, StreamInfo
+from vision.capture.source import Grab, SkippedFrames, StreamInfo
 from vision.errors import Closed, SizeChanged, SourceError
 from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding, frame_shape
 
@@ -92,6 +92,7 @@ class ScriptedSource:
         self._frame: Frame | None = None
         self.opened = 0
         self.closed = 0
+        self.skipped = SkippedFrames()
 
     @property
     def live(self) -> bool:

@@ -18,9 +18,7 @@ from vision.types import PixelFormat
 from vision.version import pip_hint, require_cv2
 
 if TYPE_CHECKING:
-    from av.video.stream import VideoStream
-
-    from vision.capture.ffmpeg.decoder import OpenDecoder, PacketDecoder
+    from vision.capture.ffmpeg.decoder import CodedStream, OpenDecoder, PacketDecoder
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +87,7 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
         read_timeout_s=max(camera.read_timeout_s, slow_s),
         frozen_after_s=camera.frozen_after_s,
         finite=isinstance(camera.address, RECORDED),
+        retry=not isinstance(camera.address, (File, Folder)),
     )
 
 
@@ -218,11 +217,12 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
         raise SourceError(f"NVDEC cannot be used: {missing.args[0]}", hint=missing.hint, code="nvdec") from missing
     require_nvdec()
     from vision.capture.ffmpeg.bindings import require_upright
+    from vision.capture.ffmpeg.decoder import JpegStream
     from vision.capture.nvdec.decoder import NvdecDecoder
     from vision.capture.nvdec.fallback import NvdecOrFFmpeg
 
-    def nvdec(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> PacketDecoder:
-        if recording is not None:
+    def nvdec(stream: CodedStream, pixel_formats: tuple[PixelFormat, ...]) -> PacketDecoder:
+        if recording is not None and not isinstance(stream, JpegStream):
             require_upright(recording, stream)
         return NvdecDecoder(stream, pixel_formats, live=recording is None)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from vision.capture.source import Grab, StreamInfo, not_open
+from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.types import FrameBuffer
 
 FrameT = TypeVar("FrameT")
@@ -79,6 +79,7 @@ class PacedSource(ABC, Generic[FrameT]):
         """Create the source. `name` appears in errors. If `pacer` is None, frames come at their own rate."""
         self._name = name
         self._pacer = pacer or FramePacer()
+        self.skipped = SkippedFrames()
         self.live = False
         self._opened = False
         self._next: tuple[int, FrameT] | None = None  # the last result of `_read`; None if it must be called again

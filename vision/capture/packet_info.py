@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from itertools import takewhile
 
 BACKLOG_NS = 2_000_000_000
 """A decoder that is this far behind the camera skips to the next key frame. A smaller value would also skip frames that
@@ -34,7 +35,7 @@ class KeyFrameGate:
     """
 
     def __init__(self) -> None:
-        self._started = False
+        self.started = False
         self.damaged = False  # whether the last decoded frame counts as damaged
         self._lost = False  # whether packets were lost since the last frame
         self._skipping_since_ns: int | None = None
@@ -49,13 +50,17 @@ class KeyFrameGate:
         """Record that the last decoded frame is damaged. Unlike after `lost`, the next key frame counts as intact."""
         self.damaged = True
 
-    def passes(self, *, key: bool, now_ns: int, lag_ns: int) -> bool:
-        """Return True if the next frame must be decoded. `lag_ns` is the time that the frame waited to be read."""
+    def passes(self, *, key: bool, now_ns: int = 0, lag_ns: int = 0) -> bool:
+        """Return True if the next frame must be decoded.
+
+        `lag_ns` is the time that the frame waited to be read. 0 means that something else limits this time, such as
+        `vision.capture.read_ahead.Backlog`.
+        """
         intact = not self._lost
         self._lost = False
-        if self._skips(key, now_ns, lag_ns) or not (self._started or key):
+        if self._skips(key, now_ns, lag_ns) or not (self.started or key):
             return False
-        self._started = True
+        self.started = True
         if key and intact:
             self.damaged = False
         return True
@@ -91,10 +96,18 @@ class Timeline:
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
 
-    def take(self, pts_ns: int | None) -> PacketInfo | None:
-        """Return the properties of the frame with this presentation time; None if unknown. Discard earlier entries."""
+    def take(self, pts_ns: int | None) -> tuple[PacketInfo | None, int]:
+        """Return the properties of the frame with this presentation time, and how many frames it passed over.
+
+        The properties are None if the time is unknown. A frame is passed over, and its entry discarded, if it was
+        stored earlier and has an earlier time, because a decoder will no longer output it.
+        """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)
-            if pts_ns is not None and packet is not None:
-                self._frames = {pts: frame for pts, frame in self._frames.items() if pts > pts_ns}
-            return packet
+            if pts_ns is None or packet is None:
+                return None, 0
+            stored_earlier = takewhile(lambda pts: pts != pts_ns, list(self._frames))
+            passed_over = [pts for pts in stored_earlier if pts < pts_ns]
+            for pts in (*passed_over, pts_ns):
+                del self._frames[pts]
+            return packet, len(passed_over)

@@ -118,8 +118,11 @@ class Session:
         camera = self._camera
         healthy_ns = camera.clock() + _HEALTHY_AFTER_NS
         while not camera.stopping.is_set():
-            with camera.calls.calling("grab"):
-                grab = self._source.grab(_MAX_CALL_S)
+            try:
+                with camera.calls.calling("grab"):
+                    grab = self._source.grab(_MAX_CALL_S)
+            finally:
+                self._count_skipped()
             now_ns = camera.clock()
             if grab is None:
                 if self._live:
@@ -130,6 +133,14 @@ class Session:
             self._deliver(grab, now_ns)
             if now_ns >= healthy_ns and not camera.frozen_frames.frozen:
                 camera.backoff.reset()
+
+    def _count_skipped(self) -> None:
+        """Count the frames that the source skipped. Those before the first frame of an epoch have no index."""
+        for reason, frames in self._source.skipped.take().items():
+            if self._index >= 0:
+                self._index += frames
+            for _ in range(frames):
+                self._camera.sink.drop(reason)
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
         """Copy the grabbed frame, and commit it to the sink. If this fails, drop the frame with a reason."""

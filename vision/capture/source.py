@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, SupportsFloat
@@ -36,11 +39,36 @@ class Grab:
     yuv: YuvEncoding | None = None  # color encoding, which streams can change; None means `StreamInfo.yuv`
 
 
+class SkippedFrames:
+    """Counts the frames that a source received but does not deliver, by reason. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[DropReason] = Counter()
+
+    def add(self, reason: DropReason, frames: int = 1) -> None:
+        """Count frames."""
+        if frames:
+            with self._lock:
+                self._counts[reason] += frames
+
+    def take(self) -> Mapping[DropReason, int]:
+        """Return the counts since the last call."""
+        if not self._counts:
+            return {}
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        return counts
+
+
 class Source(Protocol):
     """A camera, file, folder or synthetic camera. One thread calls all methods except `interrupt`.
 
     Every implementation passes ``tests/contract/test_source.py``.
     """
+
+    skipped: SkippedFrames
+    """The frames that `grab` skipped, for example because they could not be decoded."""
 
     @property
     def live(self) -> bool:

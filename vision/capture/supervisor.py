@@ -35,6 +35,7 @@ class SupervisorPolicy:
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
     frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
     finite: bool = False  # the source can end; for a camera, an end is a lost connection
+    retry: bool = True  # reconnect after a failure; a file that cannot be read stays unreadable
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
 
@@ -72,6 +73,7 @@ class CameraSupervisor:
         self._stopping = threading.Event()
         self._wait = wait or self._stopping.wait
         self._logged = ""  # the last logged reason
+        self._final = ""
         self._source: Source | None = None
         self._parts = CameraParts(
             camera_id,
@@ -97,6 +99,11 @@ class CameraSupervisor:
         if source is not None:
             source.interrupt()
 
+    @property
+    def failure(self) -> str:
+        """The reason why a source that is not retried failed; empty if it did not."""
+        return self._final
+
     def blocked_in(self) -> str:
         """Return the call to the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
@@ -113,6 +120,9 @@ class CameraSupervisor:
             while not self._stopping.is_set():
                 failure = self._connect_and_stream()
                 if failure is None or self._stopping.is_set():  # interrupted by `stop`, which is not a failure
+                    break
+                if not self._policy.retry:
+                    self._give_up(failure)
                     break
                 self._back_off(failure)
         except Closed:
@@ -143,6 +153,11 @@ class CameraSupervisor:
         except SourceError as error:
             return Failure.from_error(error, was_connected=connected)
         return None
+
+    def _give_up(self, failure: Failure) -> None:
+        self._parts.status.failed(failure, self._parts.clock())
+        self._final = f"{failure.text}; {failure.hint}" if failure.hint else failure.text
+        log.error("camera %s: %s", self.camera_id, self._final)
 
     def _back_off(self, failure: Failure) -> None:
         self._parts.sink.flush(DropReason.EPOCH)

@@ -28,6 +28,7 @@ from vision.config.fields import (
     Pixels,
     Source,
     Threads,
+    TlsPolicy,
     free_of,
 )
 from vision.config.rules import RuleConfig
@@ -92,12 +93,16 @@ class CameraConfig(ConfigSection):
     """Library that reads the source; auto: the best installed library; csi: sources need gstreamer."""
     transport: Literal["tcp", "udp"] = "tcp"
     """Transport for RTSP; tcp is reliable; udp has a lower latency, but can lose packets."""
+    tls: TlsPolicy = "verify"
+    """Certificates of https:// and rtsps:// cameras; verify: by the system's authorities; accept-any: not checked; or a
+    PEM file with the certificates to trust, relative to this file."""
     width: Pixels | None = None
     """Frame width to request from a csi: or USB camera, in pixels; the camera's default if absent."""
     height: Pixels | None = None
     """Frame height to request from a csi: or USB camera, in pixels; the camera's default if absent."""
     fps: FramesPerSecond | None = None
-    """Frame rate to request from a csi: or USB camera, or at which to read the images of a folder, in frames/s."""
+    """Frame rate to request from a csi: or USB camera, or at which to read the images of a folder or to request the
+    snapshots of an http:// camera, in frames/s."""
     max_fps: FramesPerSecond | None = None
     """Maximum rate of inference in frames/s; no limit if absent."""
     loop: bool = False

@@ -41,10 +41,14 @@ _CAPTURE_OPTIONS: Final[Mapping[str, tuple[tuple[type[SourceAddress], ...], str]
     "transport": ((Rtsp,), "rtsp:// and rtsps:// sources"),
     "user": ((Rtsp, Http), "rtsp:// and http:// sources"),
     "password": ((Rtsp, Http), "rtsp:// and http:// sources"),
+    "tls": ((Rtsp, Http), "rtsps:// and https:// sources"),
     "loop": ((File, Folder), "files and folders"),
     "width": (_SIZED, _SIZED_TEXT),
     "height": (_SIZED, _SIZED_TEXT),
-    "fps": ((*_SIZED, File, Folder), "folders and csi:, /dev/video and synthetic: sources; see max_fps"),
+    "fps": (
+        (*_SIZED, File, Folder, Http),
+        "folders, snapshot addresses, and csi:, /dev/video and synthetic: sources; see max_fps",
+    ),
 }
 """For each option, the kinds of sources that have it, and the text that names these kinds."""
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from vision.config.source_address import SOURCE_FORMS, is_ip_address, is_port, parse_source
-from vision.config.wording import UNPRINTABLE, InvalidValue, Loc, dotted
+from vision.config.wording import UNPRINTABLE, InvalidValue, Loc, did_you_mean, dotted
 
 IDENTIFIER: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 IDENTIFIER_TITLE: Final = "a name of at most 64 letters, digits, '-' and '_' that starts with a letter or digit"
@@ -20,6 +20,11 @@ INCONSISTENT: Final = "inconsistent"
 _BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
 _MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
 _FOLDER_FORMS: Final = "the path of a folder"
+_TLS_FORMS: Final = "verify, accept-any, or the path of a .pem or .crt file"
+
+VERIFY: Final = "verify"
+ACCEPT_ANY: Final = "accept-any"
+_PEM_SUFFIXES: Final = (".pem", ".crt", ".cer")
 
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 _IPC_PATH_BYTES: Final = 107  # sun_path in unix(7) of Linux, without the final NUL
@@ -122,6 +127,16 @@ def check_folder(name: str) -> str:
     return name
 
 
+def check_tls(policy: str) -> str:
+    if not policy or UNPRINTABLE.search(policy) or "://" in policy:
+        raise InvalidValue("tls", _TLS_FORMS)
+    if policy not in (VERIFY, ACCEPT_ANY) and "/" not in policy and not policy.endswith(_PEM_SUFFIXES):
+        raise InvalidValue("tls", _TLS_FORMS, did_you_mean(policy, (VERIFY, ACCEPT_ANY)))
+    if policy.startswith("~"):
+        raise InvalidValue("home", "the whole path", "'~' works in a shell only")
+    return policy
+
+
 # --- types ------------------------------------------------------------------------------------------------------------
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_TITLE)]
@@ -150,6 +165,7 @@ PipelineName = Annotated[
         title="the name of a pipeline, such as detect, or the path of a Python file (.py)",
     ),
 ]
+TlsPolicy = Annotated[str, AfterValidator(check_tls), Field(title=_TLS_FORMS)]
 FolderPath = Annotated[str, AfterValidator(check_folder), Field(title=_FOLDER_FORMS)]
 FileName = Annotated[
     str,

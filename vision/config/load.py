@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from vision.config.app import AppConfig, CameraConfig
 from vision.config.checks import References, class_lists, config_conflicts
 from vision.config.document import Document, faulty
-from vision.config.fields import ConfigSection
+from vision.config.fields import ACCEPT_ANY, VERIFY, ConfigSection
 from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.schema import schema_of
 from vision.config.source_address import File, Folder
@@ -180,8 +180,12 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
 
 
 def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
-    is_path = isinstance(camera.address, (File, Folder))
-    return camera.model_copy(update={"source": str(folder / camera.source)}) if is_path else camera
+    changes: dict[str, object] = {}
+    if isinstance(camera.address, (File, Folder)):
+        changes["source"] = str(folder / camera.source)
+    if camera.tls not in (VERIFY, ACCEPT_ANY):
+        changes["tls"] = str(folder / camera.tls)
+    return camera.model_copy(update=changes) if changes else camera
 
 
 # --- classes of the model ---------------------------------------------------------------------------------------------

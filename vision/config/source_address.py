@@ -105,8 +105,8 @@ def parse_source(text: str) -> SourceAddress:
     if url := _URL.fullmatch(text):
         return _parse_url(url["scheme"].lower(), url["rest"])
     word = _WORD.fullmatch(text)
-    if word and word["word"] in ("csi", "synthetic"):
-        return _parse_csi(word["rest"]) if word["word"] == "csi" else _parse_synthetic(text, word["rest"])
+    if word and word["word"].lower() in ("csi", "synthetic"):
+        return _parse_csi(word["rest"]) if word["word"].lower() == "csi" else _parse_synthetic(word["rest"])
     if _NO_SCHEME.fullmatch(text):
         expected = "rtsp:// or http:// in front of a camera's address"
         raise InvalidValue("no-scheme", expected, "for a file of this name, write ./ in front of it")
@@ -178,10 +178,10 @@ def _parse_csi(rest: str) -> Csi:
     return Csi(int(rest))
 
 
-def _parse_synthetic(text: str, rest: str) -> Synthetic:
+def _parse_synthetic(rest: str) -> Synthetic:
     if not re.fullmatch(r"[A-Za-z0-9_.,;:&=+@?-]*", rest):
         raise InvalidValue("synthetic", "synthetic: followed by options without spaces")
-    return Synthetic(text)
+    return Synthetic(f"synthetic:{rest}")
 
 
 def _parse_path(text: str) -> Usb | File | Folder:

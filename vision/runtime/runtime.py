@@ -25,7 +25,7 @@ from typing import Final
 
 from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
-from vision.errors import DeviceError
+from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
 from vision.messaging.schema import CameraReport, NodeReport, rfc3339
 from vision.runtime.batcher import Batcher
@@ -105,6 +105,7 @@ class Runtime:
 
         Raises:
             VisionError: a thread failed with this error. All threads have ended.
+            SourceError: a file or folder could not be read. All other cameras have ended.
             DeviceError: the inference thread hangs in a call, and is abandoned.
         """
         threads = self._start()
@@ -114,7 +115,15 @@ class Runtime:
             self._stop(threads)
         if self._failure is not None:
             raise self._failure
-        return self._report(on_report)
+        report = self._report(on_report)
+        failures = [
+            f"camera {name}: {reason}"
+            for name, camera in self._cameras.items()
+            if (reason := camera.supervisor.failure)
+        ]
+        if failures and not stop.is_set():
+            raise SourceError("; ".join(failures), code="source-failed")
+        return report
 
     # --- the main thread ----------------------------------------------------------------------------------------------
 

@@ -18,19 +18,18 @@ import av
 import cv2
 import numpy as np
 import pytest
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from tests.frame_buffers import wrap
 from tests.log_records import log_args
 from tests.paths import ROOT
 from tests.unit.scripted_camera import SECOND, ManualClock
-from vision.capture.ffmpeg.decoder import FFmpegDecoder
+from vision.capture.ffmpeg.decoder import CodedStream, FFmpegDecoder
 from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Grab, Source, StreamInfo
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import PixelFormat, frame_shape
+from vision.types import DropReason, PixelFormat, frame_shape
 
 Image = NDArray[np.uint8]
 
@@ -216,7 +215,8 @@ def test_truncated_file_is_read_and_logged(play: Player, tmp_path: Path, caplog:
     seen = read_all(source, info)
     assert 40 <= len(seen) <= 55
     ((logged,),) = log_args(caplog, "vision.capture.ffmpeg.file")
-    assert re.findall(r"\d+", str(logged).replace(str(tmp_path), "")) == [str(len(seen)), "100"]
+    assert re.findall(r"\d+", str(logged).replace(str(tmp_path), "")) == [str(len(seen)), "1"]
+    assert source.skipped.take() == {DropReason.CORRUPT: 1}
     source.close()
 
 
@@ -226,7 +226,7 @@ def test_truncated_mp4_is_read_and_logged(play: Player, tmp_path: Path, caplog: 
     seen = read_all(source, info)
     assert 30 < len(seen) < 150
     ((logged,),) = log_args(caplog, "vision.capture.ffmpeg.file")
-    assert re.findall(r"\d+", str(logged).replace(str(tmp_path / "a.mp4"), "")) == [str(len(seen)), "200"]
+    assert re.findall(r"\d+", str(logged).replace(str(tmp_path / "a.mp4"), "")) == [str(len(seen)), "1"]
     source.close()
 
 
@@ -299,12 +299,12 @@ def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
 def test_missing_file_folder_and_unreadable_file_are_errors(play: Player, tmp_path: Path) -> None:
     unreadable = write_video(tmp_path / "a.avi")
     unreadable.chmod(0)
-    for path in (tmp_path / "missing.mp4", tmp_path, unreadable):
+    for path, code in ((tmp_path / "missing.mp4", "file"), (tmp_path, "file-kind"), (unreadable, "file")):
         if path == unreadable and os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
         with pytest.raises(SourceError) as raised:
             play(path).open()
-        assert raised.value.code == "file"
+        assert raised.value.code == code
         assert path.name in str(raised.value)
 
 
@@ -344,7 +344,7 @@ def test_later_passes_deliver_the_format_of_the_first(tmp_path: Path) -> None:
     """The reader has buffers for that format, while the decoder of a later pass may prefer another."""
     asked: list[tuple[PixelFormat, ...]] = []
 
-    def opened(stream: VideoStream, pixel_formats: tuple[PixelFormat, ...]) -> FFmpegDecoder:
+    def opened(stream: CodedStream, pixel_formats: tuple[PixelFormat, ...]) -> FFmpegDecoder:
         asked.append(pixel_formats)
         return FFmpegDecoder(stream, pixel_formats[::-1], reading="offline")
 

@@ -188,9 +188,7 @@ def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[
 
         def do_GET(self) -> None:
             self.send_response(status)
-            if not pause_s:
-                self.send_header("Content-Length", str(sum(map(len, images))))
-            self.end_headers()
+            self.end_headers()  # without a length, as a camera
             try:
                 self.wfile.write(b"".join(images))
                 self.wfile.flush()
@@ -225,7 +223,7 @@ def every(source: FFmpegSource) -> list[bool]:
             grab = source.grab(20)
             assert grab is not None
             observed.append(grab.corrupt)
-    assert raised.value.code == "stream-ended"
+    assert raised.value.code in {"read", "stream-ended"}  # FFmpeg reports an end without a length as an error
     return observed
 
 

@@ -209,7 +209,8 @@ def test_unsupported_combination_is_refused(
         ("rtsp://10.0.0.4/a", {"frozen_after_s": None}, SupervisorPolicy(frozen_after_s=None)),
         ("/dev/video0", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0)),
         ("/dev/video0", {"fps": 30}, SupervisorPolicy()),
-        ("clip.mp4", {}, SupervisorPolicy(finite=True)),
+        ("clip.mp4", {}, SupervisorPolicy(finite=True, retry=False)),
+        ("http://10.0.0.4/a.jpg", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0)),
         ("synthetic:", {}, SupervisorPolicy(finite=True)),
     ],
 )

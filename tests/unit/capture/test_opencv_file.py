@@ -16,6 +16,7 @@ from vision.capture.opencv.file import ImageFolder, natural_key
 from vision.capture.pacing import FramePacer
 from vision.capture.source import IMAGE_SUFFIXES
 from vision.errors import EndOfStream, SizeChanged, SourceError
+from vision.types import DropReason
 
 
 def write(path: Path, shade: int, height_px: int = 20, width_px: int = 30) -> Path:
@@ -75,7 +76,7 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.open()
     assert shades(source, 1) == [7]
-    assert source.skipped == 0
+    assert not source.skipped.take()
 
 
 def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,7 +87,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path, caplog: pytes
     source = folder(tmp_path, loop=True)
     source.open()
     assert shades(source, 5) == [1, 3, 1, 3, 1]
-    assert source.skipped == 2
+    assert source.skipped.take() == {DropReason.CORRUPT: 2}
     assert [record.message.split(":")[0].rpartition("/")[2] for record in caplog.records] == ["0.jpg", "2.png"]
 
 

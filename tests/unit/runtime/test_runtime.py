@@ -21,7 +21,7 @@ from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
-from vision.errors import EXIT_RUNTIME, DeviceError
+from vision.errors import EXIT_RUNTIME, DeviceError, SourceError
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.inference_loop import InferenceLoop
 from vision.runtime.latest_slot import LatestSlot
@@ -145,11 +145,26 @@ def test_stale_frames_are_never_inferred() -> None:
 
 @pytest.mark.integration
 def test_dead_camera_does_not_disturb_the_others() -> None:
-    runtime, sink, _ = make_runtime(["missing.mp4", "synthetic:160x120@20"], FakeDetector())
+    runtime, sink, _ = make_runtime(["http://127.0.0.1:9/video", "synthetic:160x120@20"], FakeDetector())
     report = runtime.run(threading.Event(), for_s=2)
     assert report.cameras[0].state != "streaming"
-    assert "missing.mp4" in (report.cameras[0].last_error or "")
+    assert "port 9" in (report.cameras[0].last_error or "")
     assert len(sink.results["camera-1"]) >= 25
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_unreadable_file_is_an_error_after_the_others_have_ended(*, offline: bool) -> None:
+    """A file is not a camera: a second attempt would not help."""
+    runtime, sink, _ = make_runtime(
+        ["missing.mp4", "synthetic:160x120@50?frames=20", "lost.mp4"], FakeDetector(), offline=offline
+    )
+    with pytest.raises(SourceError) as raised:
+        runtime.run(threading.Event())
+    assert raised.value.code == "source-failed"
+    assert raised.value.exit_code == EXIT_RUNTIME
+    assert "missing.mp4" in str(raised.value)
+    assert "lost.mp4" in str(raised.value)
+    assert len(sink.results["camera-1"]) > 10
 
 
 def test_size_change_starts_a_new_epoch() -> None:

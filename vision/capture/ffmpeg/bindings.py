@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes, yuv_encoding
+from vision.capture.source import plausible_fps
 from vision.errors import SizeChanged, SourceError
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
@@ -46,6 +49,7 @@ _BT709: Final = 1
 _BT601: Final = 5
 _LIMITED_RANGE: Final = 1
 _FULL_RANGE: Final = 2
+_NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg's libavformat/avformat.h
 _FULL: Final = "yuvj"  # prefix of FFmpeg's formats for full range
 
 
@@ -61,11 +65,32 @@ def open_container(address: str, **options: Any) -> InputContainer:
     return container
 
 
+def has_no_times(container: InputContainer) -> bool:
+    """Return True for containers without times, such as raw H.264. FFmpeg invents times and a rate of 25 frames/s."""
+    return bool(container.format.flags & _NO_TIMESTAMPS)
+
+
+def frame_rate(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the frame rate that the container or the coded video specifies, in frames/s; None if neither does."""
+    if has_no_times(container):
+        return plausible_fps(stream.codec_context.framerate)
+    return plausible_fps(stream.average_rate or stream.codec_context.framerate)
+
+
 def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
     """Return the presentation time of a packet or frame in ns; None if it has none."""
-    if timed.pts is None or timed.time_base is None:
+    return _in_ns(timed.pts, timed.time_base)
+
+
+def decoding_time_ns(packet: Packet[Any]) -> int | None:
+    """Return the decoding time, which increases; the presentation time if there is no decoding time."""
+    return _in_ns(packet.pts if packet.dts is None else packet.dts, packet.time_base)
+
+
+def _in_ns(time: int | None, time_base: Fraction | None) -> int | None:
+    if time is None or time_base is None:
         return None
-    return timed.pts * timed.time_base.numerator * 1_000_000_000 // timed.time_base.denominator
+    return time * time_base.numerator * 1_000_000_000 // time_base.denominator
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
@@ -94,22 +119,44 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
     return yuv_encoding(bt709=bt709, full=full)
 
 
-class FrameWriter:
-    """Writes the frames of one stream into buffers in one format, rotated by `turns` quarter turns to the left.
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """The way from a decoded frame to the frame to show: first `transposed`, then flipped. There are eight."""
 
-    A phone that is held upright records rotated frames, and a matrix that describes how to rotate them back. FFmpeg
-    passes the matrix on with each frame, and leaves the rotation to the application.
+    transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def is_upright(self) -> bool:
+        return not (self.transposed or self.flip_x or self.flip_y)
+
+    def apply(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a view of a plane (rows, columns, channels) as it is shown."""
+        plane = plane.swapaxes(0, 1) if self.transposed else plane
+        return plane[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+UPRIGHT: Final = Orientation()
+
+
+class FrameWriter:
+    """Writes frames of one stream into buffers, all in one format and one orientation.
+
+    A phone that is held upright records rotated frames, and a matrix to rotate them back. The front camera of a phone
+    can record mirrored frames. FFmpeg passes the matrix on with each frame, and leaves its use to the application.
     """
 
-    def __init__(self, pixel_format: PixelFormat, turns: int = 0) -> None:
+    def __init__(self, pixel_format: PixelFormat, orientation: Orientation = UPRIGHT) -> None:
         self._pixel_format = pixel_format
-        self._turns = turns
-        self._unrotated = np.empty(0, np.uint8)
-        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, which saves 0.3 ms per frame
+        self._orientation = None if orientation.is_upright else orientation
+        self._decoded = np.empty(0, np.uint8)  # a frame before `_orientation` is applied
+        self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
-        """Return the height and width, in pixels, of the frame that `write` delivers."""
-        return (frame.width, frame.height) if self._turns % 2 else (frame.height, frame.width)
+        """Return height and width of the frame that `write` delivers."""
+        transposed = self._orientation is not None and self._orientation.transposed
+        return (frame.width, frame.height) if transposed else (frame.height, frame.width)
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
@@ -118,15 +165,15 @@ class FrameWriter:
             SizeChanged: the frame needs a buffer of a different shape.
             SourceError: the layout of FFmpeg's frame is inconsistent.
         """
-        height_px, width_px = self.size(frame) if self._turns else (frame.height, frame.width)
+        height_px, width_px = self.size(frame)
         if not has_shape(out, height_px, width_px, self._pixel_format):
             raise SizeChanged(height_px, width_px)
         target = out
-        if self._turns:
+        if self._orientation is not None:
             shape = frame_shape(frame.height, frame.width, self._pixel_format)
-            if self._unrotated.shape != shape:
-                self._unrotated = np.empty(shape, np.uint8)
-            target = self._unrotated
+            if self._decoded.shape != shape:
+                self._decoded = np.empty(shape, np.uint8)
+            target = self._decoded
         if _OURS.get(frame.format.name) != self._pixel_format:
             frame = self._converted(frame)
         sources = [(np.frombuffer(memoryview(plane), np.uint8), plane.line_size) for plane in frame.planes]
@@ -135,9 +182,9 @@ class FrameWriter:
             copy_planes(sources, planes)
         except ValueError as error:
             raise SourceError(f"FFmpeg's frame is damaged: {error}", code="decoding") from None
-        if self._turns:
-            for turned, plane in zip(split_planes(out, height_px, width_px, self._pixel_format), planes, strict=True):
-                turned[...] = np.rot90(plane, self._turns)
+        if self._orientation is not None:
+            for shown, plane in zip(split_planes(out, height_px, width_px, self._pixel_format), planes, strict=True):
+                shown[...] = self._orientation.apply(plane)
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
         """Return the frame in the delivered format. A conversion from YUV to YUV keeps the color encoding."""
@@ -164,27 +211,37 @@ class FrameWriter:
 
 
 _MATRIX: Final = "DISPLAYMATRIX"
-_ONE: Final = 1 << 16
-_TURNS: Final = {(0, -_ONE, _ONE, 0): 1, (-_ONE, 0, 0, -_ONE): 2, (0, _ONE, -_ONE, 0): 3}
-"""Quarter turns to the left for the elements (a, b, c, d) of AV_FRAME_DATA_DISPLAYMATRIX, in 16.16 fixed point."""
+_STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tells a quarter turn from another angle
 
 
-def quarter_turns(frame: VideoFrame) -> int:
-    """Return the number of quarter turns to the left, 0 to 3, by which a decoded frame must be rotated for display."""
+def orientation_of(frame: VideoFrame) -> Orientation | None:
+    """Return the orientation of a decoded frame; None if it must be rotated by less than a quarter turn."""
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
-        return 0
+        return UPRIGHT
+    # AV_FRAME_DATA_DISPLAYMATRIX: the pixel (x, y) is shown at (a x + c y, b x + d y)
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
-    return _TURNS.get((a, b, c, d), 0)
+    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if crossed <= _STRAIGHT * straight:
+        return Orientation(flip_x=a < 0, flip_y=d < 0)
+    if straight <= _STRAIGHT * crossed:
+        return Orientation(transposed=True, flip_x=c < 0, flip_y=b < 0)
+    return None
 
 
 def require_upright(path: Path, stream: VideoStream) -> None:
     """Check that a recording needs no rotation, for a decoder that cannot rotate. Ignore other errors in the file.
 
     Raises:
-        SourceError: the first frame needs a rotation.
+        SourceError: the frames must be rotated or mirrored.
     """
     with suppress(av.FFmpegError, StopIteration), open_container(str(path.absolute())) as container:
         frame = next(container.decode(container.streams[stream.index]))
-        if isinstance(frame, VideoFrame) and (turns := quarter_turns(frame)):
-            raise SourceError(f"its frames must be rotated by {90 * turns} degrees, which NVDEC does not support")
+        if isinstance(frame, VideoFrame):
+            require_upright_frame(frame)
+
+
+def require_upright_frame(frame: VideoFrame) -> None:
+    """Raise `SourceError` if a decoded frame must be rotated or mirrored, which NVDEC does not support."""
+    if (orientation := orientation_of(frame)) is not None and not orientation.is_upright:
+        raise SourceError("its frames must be rotated or mirrored, which NVDEC does not support", code="orientation")

@@ -6,19 +6,23 @@ same way for all decoders: FFmpeg on the CPU in this module, and NVDEC in `visio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import av
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import FrameWriter, choose_format, encoding_of, quarter_turns, time_ns
+from vision.capture.ffmpeg.bindings import UPRIGHT, FrameWriter, choose_format, encoding_of, orientation_of, time_ns
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
+
+log = logging.getLogger(__name__)
 
 _OFFLINE_THREADS: Final = 4
 """Four threads decode the shipped clip at 361 instead of 310 frames/s on two cores. More would slow the detector."""
@@ -63,7 +67,16 @@ class PacketDecoder(Protocol):
         """Release all resources. Idempotent."""
 
 
-OpenDecoder: TypeAlias = Callable[[VideoStream, tuple[PixelFormat, ...]], PacketDecoder]
+@dataclass(frozen=True, slots=True)
+class JpegStream:
+    """Takes the place of a container's stream for JPEGs."""
+
+    codec_context: VideoCodecContext
+
+
+CodedStream: TypeAlias = VideoStream | JpegStream
+
+OpenDecoder: TypeAlias = Callable[[CodedStream, tuple[PixelFormat, ...]], PacketDecoder]
 """A function that opens the decoder of a stream, or raises `SourceError` if the decoder does not support the stream."""
 
 
@@ -72,28 +85,29 @@ class FFmpegDecoder:
 
     def __init__(
         self,
-        stream: VideoStream,
+        stream: CodedStream,
         pixel_formats: tuple[PixelFormat, ...],
         *,
         reading: Literal["live", "recorded", "offline"] = "live",
     ) -> None:
         """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
-        If `reading` is "recorded", frames are rotated as the recording requires, and a decoding error skips only one
-        packet, because recordings are read to their end. "offline" also decodes ahead, on more cores.
+        If `reading` is "recorded", a decoding error skips only one packet, because recordings are read to their end.
+        "offline" also decodes ahead, on more cores.
         """
-        stream.codec_context.thread_count = 1  # each further thread delays the output by one frame
+        self._context = context = stream.codec_context
+        context.thread_count = 1  # each further thread delays the output by one frame
         if reading == "offline":
-            stream.codec_context.thread_count = _OFFLINE_THREADS
-            stream.codec_context.thread_type = "AUTO"
-        self._name = f"pyav-{stream.codec_context.name}"
+            context.thread_count = _OFFLINE_THREADS
+            context.thread_type = "AUTO"
+        self._name = f"pyav-{context.name}"
         self._pixel_formats = pixel_formats
         self._recorded = reading != "live"
         self._writer = FrameWriter("bgr")
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         try:
-            frames = packet.decode()
+            frames = self._context.decode(packet)
         except av.InvalidDataError:
             raise PacketDamaged from None
         except av.FFmpegError as error:
@@ -108,8 +122,10 @@ class FFmpegDecoder:
 
     def describe(self, image: VideoFrame, fps: float | None) -> StreamInfo:
         pixel_format = choose_format(image.format.name, image.height, image.width, self._pixel_formats)
-        turns = quarter_turns(image) if self._recorded else 0
-        self._writer = FrameWriter(pixel_format, turns)
+        orientation = orientation_of(image)
+        if orientation is None:
+            log.warning("its frames are not rotated, because their angle is not a multiple of 90 degrees")
+        self._writer = FrameWriter(pixel_format, orientation or UPRIGHT)
         height_px, width_px = self._writer.size(image)
         return StreamInfo(width_px, height_px, pixel_format, fps, self._name, encoding_of(image))
 

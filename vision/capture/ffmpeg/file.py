@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +14,14 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import open_container
+from vision.capture.diagnosis import named
+from vision.capture.ffmpeg.bindings import frame_rate, open_container
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
-from vision.capture.ffmpeg.errors import named
 from vision.capture.pacing import FramePacer, PacedSource
-from vision.capture.source import Grab, StreamInfo, plausible_fps
-from vision.config.wording import did_you_mean_file
+from vision.capture.regular_file import require_file
+from vision.capture.source import Grab, SkippedFrames, StreamInfo
 from vision.errors import EndOfStream, SourceError
-from vision.types import FrameBuffer, PixelFormat
+from vision.types import DropReason, FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class VideoFile(PacedSource[_Frame]):
 
     def _open(self) -> StreamInfo:
         """Read the first frame, because only a decoded frame shows its format."""
-        _require_file(self._path)
+        require_file(self._path)
         self._next = _, first = self._read()
         return first.info
 
@@ -93,29 +93,16 @@ class VideoFile(PacedSource[_Frame]):
         pixel_formats = self._pixel_formats
         while True:
             with closing(_Pass(self._path, self._open_decoder, pixel_formats)) as current:
-                self._timeline.begin_pass(current.fps, current.expected)
-                for frame in current.read():
+                self._timeline.begin_pass(current.fps)
+                for frame in current.read(self.skipped):
                     pixel_formats = (frame.info.pixel_format,)
                     yield frame
-            self._timeline.end_pass()
+            self._timeline.end_pass(current.damage)
+            if not self._timeline.frames:
+                hint = "`ffmpeg -i FILE` shows its codec, and what is wrong with it"
+                raise SourceError(f"{self._path}: no frame could be decoded", hint=hint, code="decoding")
             if not self._loop:
                 return
-            if not self._timeline.frames:
-                raise SourceError(f"{self._path}: no frame could be decoded", code="decoding")
-
-
-def _require_file(path: Path) -> None:
-    """Check that `path` is a readable file, and not empty."""
-    try:
-        if path.is_dir():
-            raise SourceError(f"{path}: expected a video, got a folder", code="file")
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        hint = did_you_mean_file(path) or "check the path and its permissions"
-        raise SourceError(f"{path}: {error.strerror}", hint=hint, code="file") from error
-    if empty:
-        raise SourceError(f"{path}: the file is empty", code="file")
 
 
 class _Timeline:
@@ -124,17 +111,15 @@ class _Timeline:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._interval_ns = 0
-        self._expected = 0
         self._first_ns: int | None = None  # time of the first frame in the file
         self._pass_ns = 0  # start of this pass, in the time of all passes
         self._media_ns = -1  # time of the last frame, in the time of all passes
-        self._warned = False
+        self._damage = ""
         self.frames = 0  # number of frames in this pass
 
-    def begin_pass(self, fps: float | None, expected: int) -> None:
-        """Start a pass over a file with `fps` frames/s (None if unknown) and `expected` frames (0 if unknown)."""
+    def begin_pass(self, fps: float | None) -> None:
+        """Start a pass over a file with `fps` frames/s (None if unknown)."""
         self._interval_ns = round(1e9 / (fps or DEFAULT_FPS))
-        self._expected = expected
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
@@ -149,22 +134,36 @@ class _Timeline:
         self._media_ns = media_ns
         return media_ns
 
-    def end_pass(self) -> None:
-        """Log a warning if the pass was too short. The next pass starts one interval after the last frame."""
-        if self._cut_short and not self._warned:
+    def end_pass(self, damage: str) -> None:
+        """Log `damage` once, if there is any. The next pass starts one interval after the last frame."""
+        if damage and not self._damage:
+            self._damage = damage
             log.warning("%s", self.summary())
-            self._warned = True
         self._pass_ns = self._media_ns + self._interval_ns
 
     def summary(self) -> str:
-        if not self._cut_short:
-            return f"{self._path}: ended after {self.frames} frames"
-        return f"{self._path}: ended after {self.frames} of {self._expected} frames: the file is truncated or damaged"
+        damage = f": the file is truncated or damaged ({self._damage})" if self._damage else ""
+        return f"{self._path}: ended after {self.frames} frames{damage}"
+
+
+@dataclass(slots=True)
+class _PassCounts:
+    """What happened to the packets of one pass."""
+
+    packets: int = 0
+    corrupt: int = 0  # packets that are incomplete, as the container says
+    refused: int = 0  # packets that the decoder refused
+    frames: int = 0
+    distorted: int = 0  # frames that were only partly decoded
 
     @property
-    def _cut_short(self) -> bool:
-        """Whether frames are missing. The expected number can be wrong by one frame or by 1 %."""
-        return self._expected - self.frames > max(1, self._expected // 100)
+    def damaged(self) -> int:
+        return max(self.corrupt, self.refused + self.distorted)
+
+    @property
+    def lost(self) -> int:
+        """Incomplete packets without a frame, which decoders with several threads ignore."""
+        return max(0, min(self.corrupt - self.refused, self.packets - self.refused - self.frames))
 
 
 class _Pass:
@@ -179,24 +178,39 @@ class _Pass:
         except SourceError as error:
             self._container.close()
             raise named(self._path, error) from error
-        self.fps = plausible_fps(self._stream.average_rate or self._stream.guessed_rate)
-        seconds = (self._container.duration or 0) / av.time_base
-        self.expected = self._stream.frames or int(max(0.0, seconds) * (self.fps or 0.0) + 0.5)
+        self.fps = frame_rate(self._container, self._stream)
+        self._counts = _PassCounts()
+        self._read_error = ""
 
-    def read(self) -> Iterator[_Frame]:
+    @property
+    def damage(self) -> str:
+        """What could not be read. Empty if everything could, whatever length the file announces."""
+        damaged = self._counts.damaged
+        return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
+
+    def read(self, skipped: SkippedFrames) -> Iterator[_Frame]:
+        """Yield the frames. Count those that cannot be decoded in `skipped`."""
         info: StreamInfo | None = None
+        counts = self._counts
         for packet in self._packets():
+            counts.packets += bool(packet.size)
+            counts.corrupt += packet.is_corrupt
             try:
                 frames = self.decoder.decode(packet)
                 if frames and info is None:
                     info = self.decoder.describe(frames[0].image, self.fps)
             except PacketDamaged:
+                counts.refused += 1
+                skipped.add(DropReason.CORRUPT)
                 continue
             except SourceError as error:
                 raise named(self._path, error) from error
             for decoded in frames:
                 assert info is not None
+                counts.frames += 1
+                counts.distorted += decoded.corrupt
                 yield _Frame(decoded, self.decoder, info)
+        skipped.add(DropReason.CORRUPT, counts.lost)
 
     def close(self) -> None:
         self.decoder.close()
@@ -219,12 +233,16 @@ class _Pass:
 
     def _packets(self) -> Iterator[Packet[Any]]:
         """Yield all packets. The last one is empty, and flushes the decoder."""
-        with suppress(av.FFmpegError, IndexError):  # the rest cannot be read, or a new stream starts within the file
+        try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet
                 yield packet
                 if last:
                     return
+        except av.FFmpegError as error:
+            self._read_error = f"the rest cannot be read: {error.strerror}"
+        except IndexError:  # a stream appears in mid-file
+            self._read_error = "the rest has a different layout"
         flush: Packet[Any] = Packet(0)
         flush.stream = self._stream
         yield flush

@@ -36,6 +36,10 @@ class FrameGapFinder:
         self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
 
+    def restart(self) -> None:
+        """Allow a gap before the next frame, because frames were skipped on purpose."""
+        self._last = None
+
     def before(self, frame: bytes | memoryview) -> bool:
         """Return True if reference frames are missing between the last frame and `frame`; False if unknown."""
         head = bytes(frame[:_HEAD_BYTES])

@@ -64,7 +64,7 @@ def _load() -> SimpleNamespace:
 
             for name in ("Gst", "GstApp", "GstVideo"):
                 gi.require_version(name, "1.0")
-            from gi.repository import Gst, GstApp, GstVideo
+            from gi.repository import Gio, GLib, Gst, GstApp, GstVideo
     except ImportError:
         raise SourceError(
             "PyGObject is not installed: install python3-gi, and create the virtual environment with "
@@ -81,6 +81,8 @@ def _load() -> SimpleNamespace:
     if not (hash_is_address := _hash_is_address(probe := Gst.Buffer.new())):
         log.warning("PyGObject %s: frames are copied twice, because hash(%r) is not an address", gi.__version__, probe)
     return SimpleNamespace(
+        Gio=Gio,
+        GLib=GLib,
         Gst=Gst,
         GstApp=GstApp,
         GstVideo=GstVideo,
@@ -104,6 +106,20 @@ def installed(factory: str) -> frozenset[str] | None:
         return None
     element = factories.make(factory, None)
     return frozenset() if element is None else frozenset(spec.name for spec in element.list_properties())
+
+
+def tls_database(path: str) -> Any:
+    """Return a database of the certificates in a PEM file.
+
+    Raises:
+        SourceError: the file cannot be read, or contains no certificate.
+    """
+    gstreamer = library()
+    try:
+        return gstreamer.Gio.TlsFileDatabase.new(path)
+    except gstreamer.GLib.Error as error:
+        hint = "expected the path of a PEM file"
+        raise SourceError(f"`tls`: {path}: {error.message}", hint=hint, code="tls-file") from None
 
 
 class _MapInfo(ctypes.Structure):

@@ -11,6 +11,8 @@ from typing import Any
 from vision.capture.clock import utc_minus_running_time
 from vision.capture.gstreamer.bindings import library
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
+from vision.capture.source import SkippedFrames
+from vision.types import DropReason
 
 NO_TIME = 2**64 - 1
 """The value of GST_CLOCK_TIME_NONE, which the jitter buffer also uses for unknown times."""
@@ -22,11 +24,14 @@ _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong 
 class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: SkippedFrames) -> None:
+        """Create the monitor. It counts the frames that do not reach the program in `skipped`."""
+        self._skipped = skipped
         self._base_ns = 0
         self._gate = KeyFrameGate()
         self._timeline = Timeline()
         self._key_requested_ns = 0
+        self._unknown_times = 0  # frames whose time the decoder changed
         self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
         self.coded_frames = 0
 
@@ -36,12 +41,24 @@ class PacketMonitor:
 
     def info(self, pts_ns: int | None) -> PacketInfo:
         """Return the arrival time, capture time, and damage of the decoded frame with this presentation time."""
-        packet = self._timeline.take(pts_ns)
+        packet, passed_over = self._timeline.take(pts_ns)
+        if passed_over:
+            self._count_superseded(passed_over)
         if packet is not None:
             return packet
+        self._unknown_times += 1
         now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
         return PacketInfo(arrived_ns, None, self._gate.damaged)
+
+    def _count_superseded(self, frames: int) -> None:
+        """Count frames that entered the decoder and did not arrive: the appsink keeps only the newest frames.
+
+        Frames whose time the decoder changed have arrived, under a different time.
+        """
+        changed = min(frames, self._unknown_times)
+        self._unknown_times -= changed
+        self._skipped.add(DropReason.SUPERSEDED, frames - changed)
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
         """Return the arrival time (monotonic ns) that a presentation time stands for; `now_ns` if not plausible."""
@@ -83,6 +100,7 @@ class PacketMonitor:
         if not passed or self._gate.damaged:
             self._request_key_frame(pad, now_ns)
         if not passed:
+            self._skipped.add(DropReason.STALE if self._gate.started else DropReason.CORRUPT)
             return gst.PadProbeReturn.DROP
         offset_ns = self._utc_offset_ns
         utc_ns = None if offset_ns is None or buffer.pts == NO_TIME else buffer.pts + offset_ns

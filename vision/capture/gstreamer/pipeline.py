@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from vision.config import CameraConfig
+from vision.config.fields import ACCEPT_ANY, VERIFY
 from vision.config.source_address import Csi, Rtsp, SourceAddress, Usb
 from vision.types import PixelFormat
 
@@ -48,7 +49,14 @@ class Serialized:
     text: str
 
 
-Value: TypeAlias = str | int | bool | Serialized
+@dataclass(frozen=True, slots=True)
+class TrustedCertificates:
+    """A property value: the certificates in a PEM file."""
+
+    path: str
+
+
+Value: TypeAlias = str | int | bool | Serialized | TrustedCertificates
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,10 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     }
     if user:
         properties |= {"user-id": unquote(user), "user-pw": unquote(password)}
+    if camera.tls == ACCEPT_ANY:
+        properties["tls-validation-flags"] = 0
+    elif camera.tls != VERIFY:
+        properties["tls-database"] = TrustedCertificates(camera.tls)
     optional = supported(
         registry,
         "rtspsrc",

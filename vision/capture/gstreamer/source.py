@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from vision.capture.clock import CaptureClock
+from vision.capture.diagnosis import CONNECTION_CODES, explain_open
 from vision.capture.gstreamer import errors, pipeline
-from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library
+from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library, tls_database
 from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
 from vision.capture.planes import has_shape
-from vision.capture.source import Grab, StreamInfo, not_open
+from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.config.source_address import Csi, Rtsp
 from vision.errors import SizeChanged, SourceError
@@ -48,6 +49,7 @@ class GStreamerSource:
     def __init__(self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> None:
         self._camera = camera
         self._pixel_formats = pixel_formats
+        self.skipped = SkippedFrames()
         self._interrupted = threading.Event()
         self._capture_clock = CaptureClock(camera.id, round(camera.max_frame_age_s * 1e9))
         self._player: Player | None = None
@@ -55,7 +57,7 @@ class GStreamerSource:
         self._sample: _Sample | None = None  # the last grabbed frame
 
     def _new_player(self) -> Player:
-        return Player(self._camera, self._pixel_formats, self._interrupted)
+        return Player(self._camera, self._pixel_formats, self._interrupted, self.skipped)
 
     def open(self) -> StreamInfo:
         """Connect, and wait for the first key frame, because only a decoded frame shows its format."""
@@ -75,11 +77,21 @@ class GStreamerSource:
                     coded_frames=player.packets.coded_frames,
                 )
             info = describe(sample, player.decoder)
+        except SourceError as error:
+            self.close()
+            raise self._diagnosed(error) from None  # a cause would keep the pipeline alive
         except BaseException:
             self.close()
             raise
         self._waiting.append((sample, info))
         return info
+
+    def _diagnosed(self, error: SourceError) -> SourceError:
+        """Return the error of a connection that was not made, with its cause: GStreamer has one code for all causes."""
+        if error.code != "refused" or not isinstance(self._camera.address, Rtsp):
+            return error
+        cause = explain_open(self._camera, late=False)
+        return cause if cause.code in CONNECTION_CODES else error
 
     def grab(self, timeout_s: float) -> Grab | None:
         player = self._player
@@ -147,12 +159,19 @@ class Player:
     """
 
     def __init__(
-        self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], interrupted: threading.Event
+        self,
+        camera: CameraConfig,
+        pixel_formats: tuple[PixelFormat, ...],
+        interrupted: threading.Event,
+        skipped: SkippedFrames,
     ) -> None:
-        """Create the pipeline, but do not start it. If `interrupted` is set, every wait ends."""
+        """Create the pipeline, but do not start it.
+
+        If `interrupted` is set, every wait ends. `skipped` counts the frames that the pipeline skips.
+        """
         self._camera = camera
         self._pixel_formats = pixel_formats
-        self.packets = PacketMonitor()
+        self.packets = PacketMonitor(skipped)
         self._interrupted = interrupted
         self._error = functools.partial(errors.source_error, camera)
         self._pipeline = library().Gst.Pipeline.new(None)
@@ -254,7 +273,9 @@ class Player:
         if made is None:
             raise self._error(f"GStreamer cannot create {element.factory}")
         for name, value in element.properties.items():
-            if isinstance(value, pipeline.Serialized):
+            if isinstance(value, pipeline.TrustedCertificates):
+                made.set_property(name, tls_database(value.path))
+            elif isinstance(value, pipeline.Serialized):
                 gst.util_set_object_arg(made, name, value.text)
             else:
                 made.set_property(name, value)

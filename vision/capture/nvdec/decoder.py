@@ -15,10 +15,9 @@ import av
 from av.codec import CodecContext
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import choose_format, encoding_of, time_ns
-from vision.capture.ffmpeg.decoder import DecodedFrame, PacketDamaged
+from vision.capture.ffmpeg.bindings import choose_format, encoding_of, require_upright_frame, time_ns
+from vision.capture.ffmpeg.decoder import CodedStream, DecodedFrame, JpegStream, PacketDamaged
 from vision.capture.nvdec.annexb import AnnexB
 from vision.capture.nvdec.bindings import CODECS, Session, Surface, require_nvdec
 from vision.capture.source import StreamInfo
@@ -34,7 +33,7 @@ _EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 class NvdecDecoder:
     """Decodes packets with NVDEC to nv12 frames. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
-    def __init__(self, stream: VideoStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
+    def __init__(self, stream: CodedStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
         """Create the decoder. If `live`, it outputs every frame immediately.
 
         Raises:
@@ -42,6 +41,7 @@ class NvdecDecoder:
         """
         self._codec = stream.codec_context.name
         require_nvdec(self._codec)
+        assert not isinstance(stream, JpegStream)  # NVDEC decodes no JPEGs
         if "nv12" not in pixel_formats:
             raise SourceError(
                 f"NVDEC delivers nv12 frames, but the detector accepts only {', '.join(pixel_formats)}",
@@ -131,6 +131,7 @@ class NvdecDecoder:
         frame = next((frame for frame in frames if isinstance(frame, VideoFrame)), None)
         if frame is None:
             raise PacketDamaged
+        require_upright_frame(frame)
         return frame
 
     def _check_order(self, pts_ns: int | None) -> None:

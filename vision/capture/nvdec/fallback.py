@@ -15,9 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 from av.packet import Packet
-from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
+from vision.capture.ffmpeg.decoder import CodedStream, DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.source import StreamInfo
 from vision.errors import OutOfMemory, SourceError
 from vision.gpu.cuda import Stream, memory_info
@@ -35,7 +34,7 @@ class NvdecOrFFmpeg:
 
     def __init__(
         self,
-        stream: VideoStream,
+        stream: CodedStream,
         pixel_formats: tuple[PixelFormat, ...],
         *,
         nvdec: OpenDecoder,
@@ -48,7 +47,6 @@ class NvdecOrFFmpeg:
         `OutOfMemory`, `warn` is called with the reason, and `ffmpeg` opens the other decoder.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
-        self._stream = stream
         self._warn = warn
         self._kept: deque[Packet[Any]] = deque(maxlen=_MOST_KEPT)  # packets passed to NVDEC before its first frame
         self._settled = False
@@ -73,7 +71,7 @@ class NvdecOrFFmpeg:
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._settled:
             return self._decoder.decode(packet)
-        self._kept.append(_copy(packet, self._stream))
+        self._kept.append(_copy(packet))
         try:
             frames = self._decoder.decode(packet)
         except (SourceError, OutOfMemory) as refusal:
@@ -120,10 +118,9 @@ def _require_room() -> None:
         raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free", code="out-of-memory")
 
 
-def _copy(packet: Packet[Any], stream: VideoStream) -> Packet[Any]:
+def _copy(packet: Packet[Any]) -> Packet[Any]:
     """Return a copy of a packet, because a decoder can remove the data from the original."""
     copied: Packet[Any] = Packet(bytes(packet)) if packet.size else Packet(0)
-    copied.stream = stream
     if packet.size:
         copied.pts, copied.dts, copied.time_base = packet.pts, packet.dts, packet.time_base
     return copied

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.capture.jpeg_scanner import is_truncated_jpeg
 from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
 from vision.capture.pacing import FramePacer, PacedSource
+from vision.capture.regular_file import require_file
 from vision.capture.source import IMAGE_SUFFIXES, StreamInfo
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.types import FrameBuffer
+from vision.types import DropReason, FrameBuffer
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,8 @@ _FPS: Final = 1.0
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
     """Delivers the images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as EXIF requires.
 
-    An image that cannot be read is skipped, counted in `skipped`, and logged. A folder without a readable image is an
-    error. Files that are added later are read when the folder is reopened.
+    An image that cannot be read, or is truncated, is skipped, counted as corrupt, and logged. A folder without a
+    readable image is an error. Files that are added later are read when the folder is reopened.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
     def _close(self) -> None:
         self._files: deque[Path] = deque()  # to read; in a loop, without those that cannot be read
         self._read_count = 0  # number of images that were read, over all passes
-        self.skipped = 0
+        self._skipped_count = 0
 
     def _open(self) -> StreamInfo:
         self._files.extend(list_images(self._path))
@@ -59,13 +61,14 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
                     self._files.append(file)
                 self._read_count += 1
                 return (self._read_count - 1) * self._interval_ns, frame
-            log.warning("%s: skipped, because OpenCV cannot read it as an image", file)
-            self.skipped += 1
+            log.warning("%s: skipped, because it is truncated, or OpenCV cannot read it as an image", file)
+            self.skipped.add(DropReason.CORRUPT)
+            self._skipped_count += 1
         if not self._read_count:
-            raise SourceError(f"{self._path}: none of the {self.skipped} images can be read", code="no-images")
+            raise SourceError(f"{self._path}: none of the {self._skipped_count} images can be read", code="no-images")
         if self._loop:
             raise SourceError(f"{self._path}: the images can no longer be read", code="no-images")
-        raise EndOfStream(f"{self._path}: ended after {self._read_count} images, {self.skipped} skipped")
+        raise EndOfStream(f"{self._path}: ended after {self._read_count} images, {self._skipped_count} skipped")
 
     def _write(self, frame: NDArray[np.uint8], out: FrameBuffer) -> None:
         pixels = out.require_host()
@@ -82,8 +85,8 @@ def list_images(path: Path) -> list[Path]:
     """
     try:
         if not path.is_dir():
-            with path.open("rb"):
-                return [path]
+            require_file(path)
+            return [path]
         files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     except OSError as error:
         hint = did_you_mean_file(path) or "check the path and its permissions"
@@ -103,7 +106,10 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def read_image(file: Path) -> NDArray[np.uint8] | None:
     """Read an image, and return it as (H, W, 3) uint8 bgr; None if it cannot be read."""
     try:
-        frame = cv2.imread(str(file), cv2.IMREAD_COLOR)
-    except cv2.error:  # larger than OpenCV's limit of 2**30 pixels
+        data = file.read_bytes()
+        if is_truncated_jpeg(data):  # OpenCV would fill it up with gray
+            return None
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):  # not readable, empty, or larger than OpenCV's limit of 2**30 pixels
         return None
     return cast("NDArray[np.uint8] | None", frame)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vision.capture.blocking import BlockingReader
 from vision.capture.opencv.bindings import Capture, describe, position_ns
-from vision.capture.source import Grab, StreamInfo, not_open
+from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.errors import SizeChanged, SourceError
 from vision.types import FrameBuffer
@@ -108,6 +108,7 @@ class V4L2Source:
     def __init__(self, camera: CameraConfig, *, open_device: Callable[[CameraConfig], Capture] = open_device) -> None:
         device = camera.source
         self._camera = camera
+        self.skipped = SkippedFrames()  # V4L2 does not report the frames that its driver skips
         self._reader = BlockingReader(
             device, partial(open_device, camera), partial(_grab, device), lambda capture: capture.release()
         )

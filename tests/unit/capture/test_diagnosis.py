@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from vision.capture.ffmpeg.errors import explain_open
+from vision.capture.diagnosis import explain_open
+from vision.config import CameraConfig
 
 
 @contextmanager
@@ -36,30 +37,30 @@ def answering(answer: bytes | None) -> Iterator[int]:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("scheme", "answer", "took_s", "code"),
+    ("scheme", "answer", "late", "code"),
     [
-        ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", 0.1, "unauthorized"),
-        ("rtsp", b"RTSP/1.0 404 Not Found\r\n\r\n", 0.1, "no-stream"),
-        ("rtsp", b"RTSP/1.0 403 Forbidden\r\n\r\n", 0.1, "forbidden"),
-        ("rtsp", b"RTSP/1.0 453 Not Enough Bandwidth\r\n\r\n", 0.1, "busy"),
-        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", 0.1, "codec"),
-        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", 5.0, "no-frame"),
-        ("rtsp", b"SSH-2.0-OpenSSH\r\n", 0.1, "not-a-camera"),
-        ("rtsp", b"", 0.1, "not-a-camera"),
-        ("rtsp", None, 5.0, "no-answer"),
-        ("http", b"HTTP/1.1 401 Unauthorized\r\n\r\n", 0.1, "unauthorized"),
-        ("http", b"HTTP/1.1 404 Not Found\r\n\r\n", 0.1, "no-stream"),
-        ("http", b"HTTP/1.1 503 Busy\r\n\r\n", 0.1, "busy"),
-        ("https", b"HTTP/1.1 200 OK\r\n\r\n", 0.1, "network"),
-        ("rtsps", b"RTSP/1.0 200 OK\r\n\r\n", 0.1, "network"),
+        ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", False, "unauthorized"),
+        ("rtsp", b"RTSP/1.0 404 Not Found\r\n\r\n", False, "no-stream"),
+        ("rtsp", b"RTSP/1.0 403 Forbidden\r\n\r\n", False, "forbidden"),
+        ("rtsp", b"RTSP/1.0 453 Not Enough Bandwidth\r\n\r\n", False, "busy"),
+        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", False, "codec"),
+        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", True, "no-frame"),
+        ("rtsp", b"SSH-2.0-OpenSSH\r\n", False, "not-a-camera"),
+        ("rtsp", b"", False, "not-a-camera"),
+        ("rtsp", None, True, "no-answer"),
+        ("http", b"HTTP/1.1 401 Unauthorized\r\n\r\n", False, "unauthorized"),
+        ("http", b"HTTP/1.1 404 Not Found\r\n\r\n", False, "no-stream"),
+        ("http", b"HTTP/1.1 503 Busy\r\n\r\n", False, "busy"),
+        ("https", b"HTTP/1.1 200 OK\r\n\r\n", False, "tls"),
+        ("rtsps", b"RTSP/1.0 200 OK\r\n\r\n", False, "tls"),
     ],
 )
 def test_open_failure_names_the_cause_without_secrets(
-    scheme: str, answer: bytes | None, took_s: float, code: str
+    scheme: str, answer: bytes | None, code: str, *, late: bool
 ) -> None:
     with answering(answer) as port:
         url = f"{scheme}://admin:secret@127.0.0.1:{port}/live?channel=1"
-        error = explain_open(url, open_timeout_s=5.0, took_s=took_s)
+        error = explain_open(CameraConfig(id="gate", source=url), late=late)
     assert error.code == code
     assert "secret" not in str(error)
     assert f"{scheme}://***@127.0.0.1:{port}/live?channel=1" in str(error)
@@ -67,6 +68,6 @@ def test_open_failure_names_the_cause_without_secrets(
 
 def test_open_failure_without_an_account_asks_for_one() -> None:
     with answering(b"RTSP/1.0 401 Unauthorized\r\n\r\n") as port:
-        error = explain_open(f"rtsp://127.0.0.1:{port}/live", open_timeout_s=5.0, took_s=0.1)
+        error = explain_open(CameraConfig(id="gate", source=f"rtsp://127.0.0.1:{port}/live"), late=False)
     assert error.code == "unauthorized"
     assert "`password`" in error.hint

@@ -1,0 +1,108 @@
+"""RTSP cameras with wrong times, and with certificates, through all libraries."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.rtsp.stage import Watched, camera, source_of
+from tests.rtsp_camera import RtspCamera, regular, rtsp_camera
+from vision.errors import SourceError
+
+CERTIFICATES = Path(__file__).parents[1] / "certificates"
+WATCHED_S = 5.0  # FFmpeg lost frames from 2 s on
+
+TIMES: dict[str, Callable[[int], float]] = {
+    "regular": regular,
+    "half pace": lambda index: index / 20,
+    "a tenth": lambda index: index / 100,
+    "double pace": lambda index: index / 5,
+    "stray ahead": lambda index: index / 10 + (1000 if index % 20 == 13 else 0),
+    "stray behind": lambda index: 100 + index / 10 - (50 if index % 20 == 13 else 0),
+    "always the same": lambda index: 0.0 * index,
+    "in pairs": lambda index: index // 2 / 5,
+    "one jump": lambda index: index / 10 + (3600 if index > 20 else 0),
+    "around the end of 32 bits": lambda index: 2**32 / 90_000 - 2 + index / 10,
+}
+
+
+@pytest.fixture(scope="module")
+def watched() -> dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]]:
+    """Watch all cameras with all libraries at the same time: frames sent and committed, drops, and states."""
+    results: dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]] = {}
+
+    def watch(name: str, reader: str) -> None:
+        served = RtspCamera(time_s=TIMES[name])
+        with rtsp_camera(served) as url, Watched(camera(url, reader)) as watching:
+            watching.wait_frames(1)
+            time.sleep(WATCHED_S)
+            sent = len(served.sent)
+            recorder = watching.recorder
+            dropped = Counter(reason.value for reason in list(recorder.dropped))
+            results[name, reader] = sent, len(recorder.metas), dropped, list(watching.states)
+
+    threads = [
+        threading.Thread(target=watch, args=(name, reader)) for name in TIMES for reader in ("ffmpeg", "gstreamer")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_every_frame_is_delivered_whatever_its_time(
+    watched: dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]], reader: str, times: str
+) -> None:
+    sent, committed, dropped, states = watched[times, reader]
+    assert sent > 0.8 * WATCHED_S * 10
+    assert states[-1] == "streaming"
+    assert sent - 4 <= committed + sum(dropped.values()) <= sent
+    assert committed >= sent - 4, dropped
+
+
+@pytest.mark.parametrize(
+    ("certificate", "tls", "code"),
+    [
+        ("self_signed", "verify", "certificate"),
+        ("self_signed", "issuer", "certificate"),
+        ("self_signed", "self_signed", None),
+        ("issued", "verify", "certificate"),
+        ("issued", "issuer", None),
+        ("expired", "issuer", "certificate"),
+        ("other_host", "other_host", "certificate"),
+        ("other_host", "accept-any", None),
+        ("self_signed", "missing", "tls-file"),
+    ],
+)
+def test_certificate_is_checked_as_configured(reader: str, certificate: str, tls: str, code: str | None) -> None:
+    policy = tls if tls in ("verify", "accept-any") else str(CERTIFICATES / f"{tls}.pem")
+    with rtsp_camera(RtspCamera(), certificate=CERTIFICATES / f"{certificate}.pem") as url:
+        source = source_of(camera(url, reader, tls=policy))
+        try:
+            if code is None:
+                source.open()
+                assert source.grab(10) is not None
+                return
+            with pytest.raises(SourceError) as raised:
+                source.open()
+            assert raised.value.code == code
+            assert raised.value.hint
+        finally:
+            source.close()
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "404 Not Found"])
+def test_refusal_has_the_same_code_in_all_libraries(reader: str, status: str) -> None:
+    with rtsp_camera(RtspCamera(status=status)) as url:
+        source = source_of(camera(url, reader))
+        with pytest.raises(SourceError) as raised:
+            source.open()
+        source.close()
+    assert raised.value.code == {"401": "unauthorized", "404": "no-stream"}[status[:3]]

@@ -1,0 +1,165 @@
+"""Diagnosis of a network camera that a library could not open, by sending a request to the camera.
+
+The request is sent only after the failure, because many cameras serve few connections.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+from vision.capture.tls import client_context
+from vision.config import CameraConfig
+from vision.config.source_address import NETWORK, has_account
+from vision.errors import SourceError
+
+_PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+_ANSWER_S: Final = 2.0
+_ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole timeout
+_LINE_BYTES: Final = 512
+
+CONNECTION_CODES: Final = frozenset(
+    {"unknown-host", "refused", "no-answer", "network", "certificate", "tls", "tls-file"}
+)
+"""Codes of the errors of a connection, as opposed to those of the camera's answer."""
+
+Answer: TypeAlias = tuple[str, str, str]
+"""The code, the text and the hint of an error."""
+
+
+def named(name: str | Path, error: SourceError) -> SourceError:
+    """Return a copy of a decoder's error whose text starts with the name of the source."""
+    return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
+
+
+def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
+    """Send a request to a camera that a library could not open, and return an error with the probable cause.
+
+    `late` means that the library reached its timeout. The call takes at most 2 s, or 0.5 s if `late`, and longer if the
+    lookup of the host name takes longer.
+    """
+    address = camera.address
+    assert isinstance(address, NETWORK)
+    url = urlsplit(address.url)
+    try:
+        answer = _explain_status(_status_line(url, camera.tls, late=late), has_account(address), late=late)
+    except OSError as error:
+        answer = _explain_os_error(error, url)
+    return network_error(camera, answer)
+
+
+def explain_failure(camera: CameraConfig, error: OSError) -> SourceError:
+    """Return the error for a connection to a network camera that failed with `error`."""
+    address = camera.address
+    assert isinstance(address, NETWORK)
+    return network_error(camera, _explain_os_error(error, urlsplit(address.url)))
+
+
+def explain_refusal(camera: CameraConfig, status: int, reason: str) -> SourceError:
+    """Return the error for an HTTP status other than 200."""
+    line = f"HTTP/1.1 {status} {reason}"
+    return network_error(camera, _explain_status(line, has_account(camera.address), late=False))
+
+
+def network_error(camera: CameraConfig, answer: Answer) -> SourceError:
+    """Return an error that names the camera's address."""
+    code, text, hint = answer
+    return SourceError(f"{camera.source}: {text}", hint=hint, code=code)
+
+
+def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
+    port = url.port or _PORTS[url.scheme]
+    match error:
+        case socket.gaierror():
+            return "unknown-host", f"unknown host {url.hostname!r}", "check the name, or use the IP address"
+        case ConnectionRefusedError():
+            return (
+                "refused",
+                f"port {port} refuses connections",
+                "check the camera's address, and that it has started",
+            )
+        case ssl.SSLCertVerificationError():
+            return (
+                "certificate",
+                f"the camera's certificate is not trusted: {error.verify_message}",
+                "set `tls` to a PEM file with the certificate of the camera or of its issuer, or to accept-any",
+            )
+        case ssl.SSLError():
+            reason = (error.reason or "").replace("_", " ").lower()
+            return "tls", f"TLS failed on port {port}: {reason or error}", f"is port {port} the port of {url.scheme}?"
+        case TimeoutError():
+            return (
+                "no-answer",
+                "no answer",
+                "check the address, cable, and power of the camera, or raise `open_timeout_s`",
+            )
+    return "network", f"{error.strerror or error}", "check the address, cable, and power of the camera"
+
+
+def _status_line(url: SplitResult, tls: str, *, late: bool) -> str:
+    """Send a request without user and password. Return the first line of the camera's answer."""
+    host, port = url.hostname or "", url.port or _PORTS[url.scheme]
+    with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as plain:
+        encrypted = url.scheme in ("rtsps", "https")
+        connection = client_context(tls).wrap_socket(plain, server_hostname=host) if encrypted else plain
+        with connection:
+            connection.sendall(_request(url, host, port))
+            return connection.recv(_LINE_BYTES).decode("latin-1").partition("\r\n")[0].strip()
+
+
+def _request(url: SplitResult, host: str, port: int) -> bytes:
+    query = f"?{url.query}" if url.query else ""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if url.scheme in ("http", "https"):
+        return f"GET {url.path or '/'}{query} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode()
+    target = f"rtsp://{address}{url.path}{query}"
+    return f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n".encode()
+
+
+_VIEWERS: Final = "close other viewers, or use the camera's second stream"
+_NO_USER: Final = ("unauthorized", "the camera needs a user and password", "set `user` and `password` for this camera")
+_NO_FRAME: Final = (
+    "no-frame",
+    "the camera answers, but no frame arrived in time",
+    "raise `open_timeout_s`, or make the camera's key frames more frequent",
+)
+_CODEC: Final = ("codec", "the camera's stream cannot be decoded", "set the camera to H.264, H.265, or MJPEG")
+_BY_STATUS: Final[Mapping[str, Answer]] = {
+    "401": (
+        "unauthorized",
+        "the camera refuses this user or password, or has no stream at this path",
+        "in the URL, write @ as %40, : as %3A, / as %2F; look the path up in the camera's manual",
+    ),
+    "403": (
+        "forbidden",
+        "this user has no permission to view the stream",
+        "give the user this permission in the camera's web page",
+    ),
+    "404": (
+        "no-stream",
+        "the camera has no stream at this path",
+        "look the path up in the camera's manual or its web page",
+    ),
+    "453": ("busy", "the camera has no bandwidth left for another client", _VIEWERS),
+    "503": ("busy", "the camera accepts no more clients", _VIEWERS),
+}
+
+
+def _explain_status(line: str, has_user: bool, *, late: bool) -> Answer:
+    status = line.split(" ")[1] if line.startswith(("RTSP/", "HTTP/")) and " " in line else ""
+    if status == "401" and not has_user:
+        return _NO_USER
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if late:
+        return _NO_FRAME
+    if status == "200":
+        return _CODEC
+    if status.startswith("5"):
+        return "camera-error", f"the camera answers {line!r}", "the camera itself has failed: restart it"
+    text = f"the camera answers {line!r}" if line else "the camera sends an empty answer"
+    return "not-a-camera", text, "check that this is the camera's address and port"

@@ -1,0 +1,189 @@
+"""Connections to network cameras: what the reading thread does, before the frames are decoded.
+
+The frames of a camera arrive one by one. Those of playlists (HLS, DASH), files and fragmented MP4 arrive in bursts,
+or as fast as the network permits. Their packets are therefore delivered at their own times.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+import av
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from vision.capture.diagnosis import explain_failure, explain_open, named
+from vision.capture.ffmpeg.bindings import decoding_time_ns, frame_rate, has_no_times, open_container
+from vision.capture.ffmpeg.decoder import JpegStream
+from vision.capture.ffmpeg.http import JpegConnection, request
+from vision.capture.source import SkippedFrames
+from vision.capture.tls import ffmpeg_options
+from vision.config import CameraConfig
+from vision.config.source_address import NETWORK, Http, Rtsp
+from vision.errors import EndOfStream, SourceError
+
+Coded: TypeAlias = "Packet[Any] | bytes"
+"""A packet of a container, or a JPEG."""
+
+_OPTIONS: Final = {"fpsprobesize": "0", "analyzeduration": "500000"}
+"""FFmpeg's defaults are to read 20 frames to measure their rate, to wait 5 s for streams that a container announces and
+that may never arrive, such as audio, and to deliver all frames that it has read at once."""
+
+_RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
+"""Exclude audio, which is not used, and metadata, which may never arrive although FFmpeg waits for it."""
+
+_ONE_BY_ONE: Final = frozenset({"mpegts", "flv", "live_flv", "mpeg", "asf", "rtsp", "mjpeg", "mpjpeg"})
+"""Containers, by FFmpeg's names, whose frames arrive one by one from a camera."""
+
+_LATE_NS: Final = 500_000_000  # a stream that is this late restarts its schedule, as in `pacing`
+_LONGEST_STEP_NS: Final = 10_000_000_000  # a larger step of the times is a discontinuity
+_DEFAULT_FPS: Final = 25.0  # of a file without times
+
+
+class Connecting:
+    """Opens a connection, and remembers the step that it is waiting in. Any thread can call `hint`."""
+
+    def __init__(self, camera: CameraConfig, skipped: SkippedFrames) -> None:
+        self._camera = camera
+        self._skipped = skipped
+        self._resolved = False
+
+    def hint(self) -> str:
+        """Return what to do if connecting takes too long."""
+        if not self._resolved:
+            return "looking up the host name takes this long: check the name server, or use the IP address"
+        return "check the address, cable, and power of the camera, or raise `open_timeout_s`"
+
+    def connect(self) -> ContainerConnection | ImageConnection:
+        """Connect to the camera.
+
+        Raises:
+            SourceError: the camera does not answer, refuses, or sends no video.
+        """
+        camera, address = self._camera, self._camera.address
+        assert isinstance(address, NETWORK)
+        self._resolve(address)
+        if isinstance(address, Http):
+            answer = request(camera)
+            if answer.has_jpegs:
+                return ImageConnection(JpegConnection(camera, answer, self._skipped))
+            answer.response.close()
+            return _open_container(camera, address, is_file=answer.has_end)
+        return _open_container(camera, address, is_file=False)
+
+    def _resolve(self, address: Rtsp | Http) -> None:
+        """Look up the host name separately, because FFmpeg cannot interrupt this, nor name it as the cause."""
+        self._resolved = False
+        try:
+            socket.getaddrinfo(urlsplit(address.url).hostname, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise explain_failure(self._camera, error) from None
+        self._resolved = True
+
+
+def _open_container(camera: CameraConfig, address: Rtsp | Http, *, is_file: bool) -> ContainerConnection:
+    options = {**_OPTIONS, **ffmpeg_options(camera.tls)}
+    if isinstance(address, Rtsp):
+        options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
+    began = time.monotonic()
+    try:
+        container = open_container(address.url, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
+    except (av.FFmpegError, ValueError):  # their text contains the URL
+        raise explain_open(camera, late=time.monotonic() - began >= camera.open_timeout_s) from None
+    if not container.streams.video:
+        container.close()
+        error = SourceError("the camera sends no video", hint="set it to H.264, H.265, or MJPEG", code="no-video")
+        raise named(camera.source, error)
+    return ContainerConnection(camera.source, container, is_file=is_file)
+
+
+class ContainerConnection:
+    """A container that FFmpeg reads. Its packets contain H.264, for example."""
+
+    def __init__(self, name: str, container: InputContainer, *, is_file: bool) -> None:
+        self._name = name
+        self._container = container
+        self.stream: VideoStream = container.streams.video[0]
+        names = container.format.name.split(",")
+        self._is_file = container.duration is not None or (is_file and "hls" not in names)
+        one_by_one = has_no_times(container) or not _ONE_BY_ONE.isdisjoint(names)
+        self._is_paced = self._is_file or not one_by_one
+        self.fps = frame_rate(container, self.stream)
+
+    def packets(self, closing: threading.Event) -> Iterator[tuple[Packet[Any], bool]]:
+        """Yield the packets as they arrive, or at their times if they arrive in bursts."""
+        pace = _Pace(closing, self.fps) if self._is_paced else None
+        packets, frames = self._container.demux(self.stream), 0
+        while True:
+            began = time.monotonic()
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except av.FFmpegError as error:
+                raise self._reading_failed(error, time.monotonic() - began) from None
+            if not packet.size:
+                continue
+            if pace is not None:
+                pace.wait(packet)
+            frames += 1
+            yield packet, packet.is_keyframe
+        if self._is_file:
+            raise EndOfStream(f"{self._name}: ended after {frames} frames")
+        raise SourceError(f"{self._name}: the camera ended the stream", code="stream-ended")
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
+        if isinstance(error, av.error.ExitError):  # PyAV's own timeout
+            text, hint = f"no frame for {waited_s:.1f} s", "check the network, or raise `read_timeout_s`"
+        elif isinstance(error, av.error.InvalidDataError):
+            text, hint = "its data is not a stream that FFmpeg can read", "choose a different stream of this camera"
+        else:
+            text, hint = f"the connection failed: {error.strerror}", "check the cable, network, and power of the camera"
+        return SourceError(f"{self._name}: {text}", hint=hint, code="read")
+
+
+class ImageConnection:
+    """JPEGs over HTTP."""
+
+    def __init__(self, jpegs: JpegConnection) -> None:
+        context = CodecContext.create("mjpeg", "r")
+        assert isinstance(context, VideoCodecContext)
+        self.stream = JpegStream(context)
+        self.fps = jpegs.fps
+        self.packets = jpegs.packets
+        self.close = jpegs.close
+
+
+class _Pace:
+    """Delays packets until their times, in decoding order, counted from the first one."""
+
+    def __init__(self, closing: threading.Event, fps: float | None) -> None:
+        self._closing = closing
+        self._interval_ns = round(1e9 / (fps or _DEFAULT_FPS))
+        self._base_ns: int | None = None  # monotonic, of time 0
+        self._last_ns = 0
+
+    def wait(self, packet: Packet[Any]) -> None:
+        """Wait until the packet is due, or until the connection is closed."""
+        decoding_ns = decoding_time_ns(packet)
+        at_ns = self._last_ns + self._interval_ns if decoding_ns is None else decoding_ns
+        now_ns = time.monotonic_ns()
+        if self._base_ns is None or abs(at_ns - self._last_ns) > _LONGEST_STEP_NS:
+            self._base_ns = now_ns - at_ns
+        self._last_ns = at_ns
+        due_ns = self._base_ns + at_ns
+        if now_ns - due_ns > _LATE_NS:
+            self._base_ns = now_ns - at_ns
+        elif due_ns > now_ns:
+            self._closing.wait((due_ns - now_ns) / 1e9)

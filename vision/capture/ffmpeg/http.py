@@ -1,0 +1,215 @@
+"""HTTP cameras: the request, and the kind of the answer.
+
+JPEGs are read here and not with FFmpeg, which requires a certain content type and a correct boundary. Everything else
+is left to FFmpeg. It sends its own request, because a playlist or a file needs several.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from vision.capture.diagnosis import explain_failure, explain_refusal, network_error
+from vision.capture.jpeg_scanner import JpegScanner
+from vision.capture.source import SkippedFrames
+from vision.capture.tls import client_context
+from vision.config import CameraConfig
+from vision.config.fields import VERIFY
+from vision.config.source_address import NETWORK
+from vision.errors import SourceError
+from vision.types import DropReason
+from vision.version import version
+
+SNAPSHOT_FPS: Final = 1.0
+"""Default rate at which a snapshot is requested."""
+
+_CHUNK_BYTES: Final = 1 << 18
+_SEARCHED_BYTES: Final = 1 << 26  # in which a stream of JPEGs must contain one
+_START_OF_JPEG: Final = b"\xff\xd8"
+_NO_VIDEO: Final = ("text/html", "application/json", "application/xml", "text/xml")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The open answer of a camera, and its first bytes."""
+
+    response: HTTPResponse
+    first: bytes
+
+    @property
+    def content_type(self) -> str:
+        return self.response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def has_end(self) -> bool:
+        """True if the length is announced: a file, or one image."""
+        return self.response.headers.get("Content-Length") is not None
+
+    @property
+    def is_multipart(self) -> bool:
+        """True if the answer has several parts. Some cameras do not say so in the content type."""
+        return self.content_type.startswith("multipart/") or self.first.lstrip().startswith(b"--")
+
+    @property
+    def has_jpegs(self) -> bool:
+        return self.is_multipart or self.first.startswith(_START_OF_JPEG)
+
+
+def request(camera: CameraConfig) -> Answer:
+    """Request the camera's address, and read the first bytes of the answer.
+
+    Raises:
+        SourceError: the camera does not answer, refuses, or sends neither video nor a JPEG.
+    """
+    try:
+        answer = _send_request(camera)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise explain_refusal(camera, error.code, error.reason) from None
+    except urllib.error.URLError as error:
+        reason = error.reason if isinstance(error.reason, OSError) else OSError(str(error.reason))
+        raise explain_failure(camera, reason) from None
+    except OSError as error:
+        raise explain_failure(camera, error) from None
+    except (http.client.HTTPException, ValueError) as error:  # the text can contain the URL
+        text = f"its answer is not HTTP ({type(error).__name__})"
+        raise network_error(
+            camera, ("not-a-camera", text, "check that this is the camera's address and port")
+        ) from None
+    is_other = answer.content_type.startswith(("image/", *_NO_VIDEO))
+    if not answer.first or (is_other and not answer.has_jpegs):
+        answer.response.close()
+        received = answer.content_type if answer.first else "an empty answer"
+        raise _no_video(camera, received)
+    return answer
+
+
+def _no_video(camera: CameraConfig, received: str) -> SourceError:
+    text = f"expected video or JPEGs, received {received}"
+    return network_error(camera, ("no-video", text, "look the address of the stream up in the camera's manual"))
+
+
+def _send_request(camera: CameraConfig) -> Answer:
+    response = _opener(camera).open(_request(camera), timeout=max(camera.open_timeout_s, camera.read_timeout_s))
+    first = b""
+    while len(first) < len(_START_OF_JPEG):
+        chunk = response.read1(_CHUNK_BYTES)
+        if not chunk:
+            break
+        first += chunk
+    return Answer(response, first)
+
+
+class _CloseRefusal(urllib.request.BaseHandler):
+    """Closes an answer that asks for a password. The handlers of passwords send a new request without doing so."""
+
+    handler_order = 100  # before those handlers
+
+    def http_error_401(self, _request: object, answer: HTTPResponse, *_: object) -> None:
+        answer.close()
+
+
+def _opener(camera: CameraConfig) -> urllib.request.OpenerDirector:
+    """Return an opener with the camera's account and its policy for certificates."""
+    address = camera.address
+    assert isinstance(address, NETWORK)
+    handlers: list[urllib.request.BaseHandler] = [_CloseRefusal()]
+    if address.url.startswith("https:") or camera.tls != VERIFY:
+        handlers.append(urllib.request.HTTPSHandler(context=client_context(camera.tls)))
+    account, at, _ = urlsplit(address.url).netloc.rpartition("@")
+    if at:
+        user, _, password = account.partition(":")
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        passwords.add_password(None, _without_account(address.url), unquote(user), unquote(password))
+        handlers += [urllib.request.HTTPBasicAuthHandler(passwords), urllib.request.HTTPDigestAuthHandler(passwords)]
+    return urllib.request.build_opener(*handlers)
+
+
+def _request(camera: CameraConfig) -> urllib.request.Request:
+    address = camera.address
+    assert isinstance(address, NETWORK)
+    return urllib.request.Request(
+        _without_account(address.url), headers={"User-Agent": f"vision/{version()}", "Accept": "*/*"}
+    )
+
+
+def _without_account(url: str) -> str:
+    netloc = urlsplit(url).netloc
+    return url.replace(netloc, netloc.rpartition("@")[2], 1)
+
+
+class JpegConnection:
+    """The JPEGs of a stream, or of an address that sends one JPEG for each request and is therefore polled."""
+
+    def __init__(self, camera: CameraConfig, answer: Answer, skipped: SkippedFrames) -> None:
+        self._camera = camera
+        self._answer = answer
+        self._skipped = skipped
+        self._is_snapshot = answer.has_end and not answer.is_multipart
+        self._interval_s = 1 / (camera.fps or SNAPSHOT_FPS)
+
+    @property
+    def fps(self) -> float | None:
+        """The rate of the requests; None if the camera determines the rate."""
+        return 1 / self._interval_s if self._is_snapshot else None
+
+    def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
+        """Yield the JPEGs as they arrive. Each is a key frame."""
+        due = time.monotonic()
+        while True:
+            frames = 0
+            for jpeg in self._jpegs():
+                frames += 1
+                yield jpeg, True
+            if frames != 1 or self._answer.is_multipart:
+                raise SourceError(f"{self._camera.source}: the camera ended the stream", code="stream-ended")
+            self._answer.response.close()
+            due = max(due + self._interval_s, time.monotonic())
+            if closing.wait(due - time.monotonic()):
+                return
+            self._answer = request(self._camera)
+            if not self._answer.has_jpegs:
+                raise _no_video(self._camera, self._answer.content_type)
+
+    def close(self) -> None:
+        self._answer.response.close()
+
+    def _jpegs(self) -> Iterator[bytes]:
+        """Yield the JPEGs of one answer."""
+        scanner, counted, searched = JpegScanner(), 0, 0
+        chunk = self._answer.first
+        while chunk:
+            jpegs = scanner.feed(chunk)
+            counted = self._count_damaged(scanner.damaged, counted)
+            yield from jpegs
+            searched = 0 if jpegs else searched + len(chunk)
+            if searched > _SEARCHED_BYTES:
+                raise _no_video(self._camera, f"{self._answer.content_type} without a JPEG in {searched} bytes")
+            chunk = self._read()
+        yield from scanner.finish()
+        self._count_damaged(scanner.damaged, counted)
+
+    def _count_damaged(self, damaged: int, counted: int) -> int:
+        if damaged > counted:
+            self._skipped.add(DropReason.CORRUPT, damaged - counted)
+        return damaged
+
+    def _read(self) -> bytes:
+        try:
+            return self._answer.response.read1(_CHUNK_BYTES)
+        except TimeoutError:
+            text, hint = (
+                f"no data for {self._camera.read_timeout_s:g} s",
+                "check the network, or raise `read_timeout_s`",
+            )
+        except (OSError, http.client.HTTPException) as error:
+            text, hint = f"the connection failed: {error}", "check the cable, network, and power of the camera"
+        raise SourceError(f"{self._camera.source}: {text}", hint=hint, code="read") from None

@@ -1,0 +1,54 @@
+"""One policy for the certificates of rtsps:// and https:// cameras, in the terms of each library.
+
+`CameraConfig.tls` is `VERIFY`, `ACCEPT_ANY`, or the path of a PEM file with the certificates to trust.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from vision.config.fields import ACCEPT_ANY, VERIFY
+from vision.errors import SourceError
+
+_SYSTEM_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora
+)
+
+
+@cache
+def client_context(tls: str) -> ssl.SSLContext:
+    """Return the TLS context of a client with this policy. Cached, because loading the system's takes 0.1 s.
+
+    Raises:
+        SourceError: the PEM file cannot be read.
+    """
+    if tls == VERIFY:
+        return ssl.create_default_context()
+    if tls == ACCEPT_ANY:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    try:
+        return ssl.create_default_context(cafile=tls)
+    except OSError as error:  # and `ssl.SSLError`
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "it contains no PEM certificate"
+        raise SourceError(f"`tls`: {tls}: {reason}", hint="expected the path of a PEM file", code="tls-file") from error
+
+
+def ffmpeg_options(tls: str) -> Mapping[str, str]:
+    """Return FFmpeg's options for this policy. FFmpeg's libraries may not know where the system's certificates are."""
+    if tls == ACCEPT_ANY:
+        return {"tls_verify": "0"}
+    bundle = _system_bundle() if tls == VERIFY else tls
+    return {"tls_verify": "1", **({} if bundle is None else {"ca_file": bundle})}
+
+
+def _system_bundle() -> str | None:
+    """Return the file with the system's certificates; None if there is none at a known place."""
+    paths = (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES)
+    return next((path for path in paths if path is not None and Path(path).is_file()), None)
