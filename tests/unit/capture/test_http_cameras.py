@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -371,3 +372,31 @@ def test_client_that_leaves_ends_no_server() -> None:
             with closing(source_of(url)) as source, suppress(SourceError):
                 source.open()
     assert head("text/plain", 1).startswith(b"HTTP/1.0 200 OK\r\n")
+
+
+# --- orientation ------------------------------------------------------------------------------------------------------
+
+
+def with_exif_orientation(data: bytes, orientation: int) -> bytes:
+    """Return a JPEG whose EXIF data specifies an orientation, 1 to 8."""
+    tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00" + bytes([orientation, 0, 0, 0]) + bytes(4)
+    segment = b"Exif\x00\x00" + tiff
+    return data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_jpeg_is_that_of_opencv(orientation: int) -> None:
+    """OpenCV turns images by their EXIF data. So does FFmpeg from version 8 on; before, it ignores the data."""
+    y, x = np.mgrid[0:48, 0:64]
+    scene = np.stack([4 * x, 5 * y, np.full_like(x, 60)], axis=2).astype(np.uint8)
+    data = with_exif_orientation(bytes(cv2.imencode(".jpg", scene)[1].tobytes()), orientation)
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert shown is not None
+    with opened(MotionJpeg(50, frames=lambda number: data[: len(data) - 0 * number])) as (source, info):
+        grab(source)
+        buffer = FrameBuffer.allocate(info.height_px, info.width_px, "bgr")
+        source.retrieve(buffer)
+    if av.library_versions["libavcodec"][0] < 62:
+        pytest.skip("this FFmpeg ignores EXIF data")
+    assert buffer.require_host().shape == shown.shape
+    assert np.abs(buffer.require_host().astype(int) - shown).mean() < 4

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -32,6 +34,18 @@ from vision.errors import SizeChanged, SourceError
 from vision.types import PixelFormat, YuvEncoding, frame_shape
 
 av.logging.set_level(None)
+
+
+def _ignore_unknown_side_data() -> None:
+    """Make PyAV ignore side data that is newer than PyAV, such as EXIF data of FFmpeg 8.
+
+    Otherwise, PyAV raises an error for all side data of such a frame, and its orientation is not accessible.
+    """
+    if issubclass(Type, Enum):  # not in old versions, which have an old FFmpeg
+        setattr(Type, "_missing_", classmethod(lambda cls, _value: cls.DETECTION_BBOXES))  # noqa: B010 - mypy
+
+
+_ignore_unknown_side_data()
 
 _OURS: Final[Mapping[str, PixelFormat]] = {
     "yuv420p": "i420",
@@ -63,6 +77,12 @@ def open_container(address: str, **options: Any) -> InputContainer:
         options["metadata_errors"] = "replace"  # metadata that is not UTF-8 must not be an error
     container: InputContainer = av.open(address, mode="r", **options)
     return container
+
+
+def best_video(container: InputContainer) -> VideoStream | None:
+    """Return the video stream that FFmpeg's command would show, which is not the cover image; None if there is none."""
+    best = container.streams.best("video")
+    return best if isinstance(best, VideoStream) else None
 
 
 def has_no_times(container: InputContainer) -> bool:

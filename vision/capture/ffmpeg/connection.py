@@ -21,7 +21,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from vision.capture.diagnosis import explain_failure, explain_open, named
-from vision.capture.ffmpeg.bindings import decoding_time_ns, frame_rate, has_no_times, open_container
+from vision.capture.ffmpeg.bindings import best_video, decoding_time_ns, frame_rate, has_no_times, open_container
 from vision.capture.ffmpeg.decoder import JpegStream
 from vision.capture.ffmpeg.http import JpegConnection, request
 from vision.capture.source import SkippedFrames
@@ -98,20 +98,21 @@ def _open_container(camera: CameraConfig, address: Rtsp | Http, *, is_file: bool
         container = open_container(address.url, options=options, timeout=(camera.open_timeout_s, camera.read_timeout_s))
     except (av.FFmpegError, ValueError):  # their text contains the URL
         raise explain_open(camera, late=time.monotonic() - began >= camera.open_timeout_s) from None
-    if not container.streams.video:
+    stream = best_video(container)
+    if stream is None:
         container.close()
         error = SourceError("the camera sends no video", hint="set it to H.264, H.265, or MJPEG", code="no-video")
         raise named(camera.source, error)
-    return ContainerConnection(camera.source, container, is_file=is_file)
+    return ContainerConnection(camera.source, container, stream, is_file=is_file)
 
 
 class ContainerConnection:
     """A container that FFmpeg reads. Its packets contain H.264, for example."""
 
-    def __init__(self, name: str, container: InputContainer, *, is_file: bool) -> None:
+    def __init__(self, name: str, container: InputContainer, stream: VideoStream, *, is_file: bool) -> None:
         self._name = name
         self._container = container
-        self.stream: VideoStream = container.streams.video[0]
+        self.stream = stream
         names = container.format.name.split(",")
         self._is_file = container.duration is not None or (is_file and "hls" not in names)
         one_by_one = has_no_times(container) or not _ONE_BY_ONE.isdisjoint(names)

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vision.capture.diagnosis import named
-from vision.capture.ffmpeg.bindings import frame_rate, open_container
+from vision.capture.ffmpeg.bindings import best_video, frame_rate, open_container
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.pacing import FramePacer, PacedSource
 from vision.capture.regular_file import require_file
@@ -224,7 +224,7 @@ class _Pass:
             raise SourceError(f"{self._path}: {_NOT_A_VIDEO}", hint=hint, code="not-a-video") from error
 
     def _video(self) -> VideoStream:
-        stream = next(iter(self._container.streams.video), None)
+        stream = best_video(self._container)
         if stream is None:
             raise SourceError("the file contains no video", code="not-a-video")
         if getattr(stream, "codec_context", None) is None:
