@@ -291,10 +291,18 @@ def test_pace_of_slow_cameras_lengthens_the_run() -> None:
 
 @pytest.mark.integration
 def test_run_reports_a_camera_without_frames() -> None:
-    config = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
+    config = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "http://127.0.0.1:9/gone"}]})
     ran = run_deployment(config, 0.5, lambda *_: FakeDetector())
     assert ran.cameras["gone"].published_per_s == 0
     assert ran.objects_per_frame == 0
+
+
+@pytest.mark.integration
+def test_file_that_is_missing_ends_a_run() -> None:
+    config = AppConfig.model_validate({"cameras": [{"id": "gone", "source": "/no/such.mp4"}]})
+    with pytest.raises(SourceError) as raised:
+        run_deployment(config, 0.5, lambda *_: FakeDetector())
+    assert raised.value.code == "source-failed"
 
 
 @pytest.mark.integration
