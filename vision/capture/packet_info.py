@@ -96,18 +96,17 @@ class Timeline:
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
 
-    def take(self, pts_ns: int | None) -> tuple[PacketInfo | None, int]:
-        """Return the properties of the frame with this presentation time, and how many frames it passed over.
+    def take(self, pts_ns: int | None) -> PacketInfo | None:
+        """Return the properties of the frame with this presentation time; None if unknown.
 
-        The properties are None if the time is unknown. A frame is passed over, and its entry discarded, if it was
-        stored earlier and has an earlier time, because a decoder will no longer output it.
+        Discard its entry, and the entries that were stored earlier and have an earlier time, because a decoder will no
+        longer output their frames.
         """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)
             if pts_ns is None or packet is None:
-                return None, 0
+                return None
             stored_earlier = takewhile(lambda pts: pts != pts_ns, list(self._frames))
-            passed_over = [pts for pts in stored_earlier if pts < pts_ns]
-            for pts in (*passed_over, pts_ns):
+            for pts in (*(pts for pts in stored_earlier if pts < pts_ns), pts_ns):
                 del self._frames[pts]
-            return packet, len(passed_over)
+            return packet

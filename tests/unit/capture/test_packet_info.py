@@ -76,12 +76,12 @@ def test_timeline_finds_frames_and_discards_earlier_ones() -> None:
     frames = {pts: PacketInfo(pts, None, corrupt=False) for pts in (10, 30, 20, 40)}  # in decoding order
     for pts, frame in frames.items():
         timeline.put(pts, frame)
-    assert timeline.take(20) == (frames[20], 1)
-    assert timeline.take(10) == (None, 0)
-    assert timeline.take(25) == (None, 0)
-    assert timeline.take(30) == (frames[30], 0)
-    assert timeline.take(40) == (frames[40], 0)
-    assert timeline.take(40) == (None, 0)
+    assert timeline.take(20) is frames[20]
+    assert timeline.take(10) is None
+    assert timeline.take(25) is None
+    assert timeline.take(30) is frames[30]
+    assert timeline.take(40) is frames[40]
+    assert timeline.take(40) is None
 
 
 def test_stray_time_discards_no_later_frame() -> None:
@@ -89,18 +89,11 @@ def test_stray_time_discards_no_later_frame() -> None:
     times = (10, 20, 9_000_000, 40, 50, -7, 70)  # in decoding order, which is also the order of display
     for pts in times:
         timeline.put(pts, PacketInfo(pts, None, corrupt=False))
-    assert [timeline.take(pts) for pts in times] == [(PacketInfo(pts, None, corrupt=False), 0) for pts in times]
-
-
-def test_frames_that_nobody_takes_are_counted() -> None:
-    timeline = Timeline()
-    for pts in range(6):
-        timeline.put(pts, PacketInfo(pts, None, corrupt=False))
-    assert [timeline.take(pts)[1] for pts in (0, 3, 5)] == [0, 2, 1]
+    assert [timeline.take(pts) for pts in times] == [PacketInfo(pts, None, corrupt=False) for pts in times]
 
 
 def test_timeline_is_bounded() -> None:
     timeline = Timeline(capacity=3)
     for pts in range(5):
         timeline.put(pts, PacketInfo(pts, None, corrupt=False))
-    assert [timeline.take(pts)[0] is None for pts in range(5)] == [True, True, False, False, False]
+    assert [timeline.take(pts) is None for pts in range(5)] == [True, True, False, False, False]

@@ -218,7 +218,7 @@ class _Stream:
     def _frame(self, decoded: DecodedFrame, arrived_ns: int) -> _Frame:
         if decoded.corrupt:
             self._gate.decoding_failed()
-        info, _ = self._timeline.take(decoded.pts_ns)
+        info = self._timeline.take(decoded.pts_ns)
         if info is None:  # the stream has no times
             info = PacketInfo(arrived_ns, None, self._gate.damaged)
         return _Frame(decoded, replace(info, corrupt=True) if decoded.corrupt else info)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vision.capture.clock import utc_minus_running_time
 from vision.capture.gstreamer.bindings import library
+from vision.capture.gstreamer.pipeline import SINK_FRAMES
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import SkippedFrames
 from vision.types import DropReason
@@ -18,6 +19,7 @@ NO_TIME = 2**64 - 1
 """The value of GST_CLOCK_TIME_NONE, which the jitter buffer also uses for unknown times."""
 
 _KEY_REQUEST_NS = 1_000_000_000  # minimum between two requests, because cameras answer each with a large frame
+_LATE_S = 0.01  # between two pulls; in a shorter time, the appsink does not become full
 _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
 
 
@@ -25,13 +27,12 @@ class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the monitor. It counts the frames that do not reach the program in `skipped`."""
+        """Create the monitor. It counts the coded frames that it drops in `skipped`."""
         self._skipped = skipped
         self._base_ns = 0
         self._gate = KeyFrameGate()
         self._timeline = Timeline()
         self._key_requested_ns = 0
-        self._unknown_times = 0  # frames whose time the decoder changed
         self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
         self.coded_frames = 0
 
@@ -41,24 +42,12 @@ class PacketMonitor:
 
     def info(self, pts_ns: int | None) -> PacketInfo:
         """Return the arrival time, capture time, and damage of the decoded frame with this presentation time."""
-        packet, passed_over = self._timeline.take(pts_ns)
-        if passed_over:
-            self._count_superseded(passed_over)
+        packet = self._timeline.take(pts_ns)
         if packet is not None:
             return packet
-        self._unknown_times += 1
         now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
         return PacketInfo(arrived_ns, None, self._gate.damaged)
-
-    def _count_superseded(self, frames: int) -> None:
-        """Count frames that entered the decoder and did not arrive: the appsink keeps only the newest frames.
-
-        Frames whose time the decoder changed have arrived, under a different time.
-        """
-        changed = min(frames, self._unknown_times)
-        self._unknown_times -= changed
-        self._skipped.add(DropReason.SUPERSEDED, frames - changed)
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
         """Return the arrival time (monotonic ns) that a presentation time stands for; `now_ns` if not plausible."""
@@ -114,3 +103,33 @@ class PacketMonitor:
         self._key_requested_ns = now_ns
         video = library().GstVideo
         pad.send_event(video.video_event_new_upstream_force_key_unit(NO_TIME, True, 0))
+
+
+class SinkPulls:
+    """Counts the decoded frames that the appsink drops. The camera's thread calls all methods."""
+
+    def __init__(self, skipped: SkippedFrames) -> None:
+        """Create the counter. It counts the dropped frames in `skipped`."""
+        self._skipped = skipped
+        self._pulled = 0
+        self._pulled_s = 0.0  # time of the last pull
+        self._superseded = 0
+
+    def before_pull(self, sink: Any) -> None:
+        """Count the frames that were dropped since the last pull.
+
+        The appsink does not report them. They are all frames that it received, except those that were pulled and those
+        that it holds. If it dropped one, it is full until the next pull.
+        """
+        if time.monotonic() - self._pulled_s < _LATE_S:
+            return
+        received = sink.get_property("stats").get_value("rendered")
+        superseded = received - self._pulled - SINK_FRAMES - self._superseded
+        if superseded > 0:
+            self._superseded += superseded
+            self._skipped.add(DropReason.SUPERSEDED, superseded)
+
+    def pulled(self) -> None:
+        """Record that a frame was pulled."""
+        self._pulled += 1
+        self._pulled_s = time.monotonic()

@@ -26,6 +26,9 @@ Codec: TypeAlias = Literal["H264", "H265", "JPEG"]
 LATENCY_MS = 200
 """How long the jitter buffer waits for a missing packet. Packets in order do not wait: the appsink does not sync."""
 
+SINK_FRAMES = 2
+"""Decoded frames that the appsink holds. It drops the oldest one when another arrives."""
+
 USB_DEFAULT = (640, 480)
 """Frame size of a USB camera if none is configured. GStreamer would choose the largest, at a few frames/s."""
 
@@ -158,7 +161,7 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 def appsink(caps: Serialized) -> Element:
     """Return the sink, which keeps the newest two frames, and provides them as soon as they are decoded."""
     return Element(
-        "appsink", {"caps": caps, "max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
+        "appsink", {"caps": caps, "max-buffers": SINK_FRAMES, "drop": True, "sync": False, "enable-last-sample": False}
     )
 
 

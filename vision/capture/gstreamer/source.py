@@ -18,7 +18,7 @@ from vision.capture.clock import CaptureClock
 from vision.capture.diagnosis import CONNECTION_CODES, explain_open
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library, tls_database
-from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
+from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor, SinkPulls
 from vision.capture.planes import has_shape
 from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
@@ -173,6 +173,7 @@ class Player:
         self._pixel_formats = pixel_formats
         self.packets = PacketMonitor(skipped)
         self._interrupted = interrupted
+        self._pulls = SinkPulls(skipped)
         self._error = functools.partial(errors.source_error, camera)
         self._pipeline = library().Gst.Pipeline.new(None)
         self._bus = self._pipeline.get_bus()
@@ -222,8 +223,10 @@ class Player:
             self._check()
             slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
             if self.linked.wait(0.0 if self._sink is not None else slice_s):
+                self._pulls.before_pull(self._sink)
                 sample = self._sink.try_pull_sample(round(slice_s * 1e9))
                 if sample is not None:
+                    self._pulls.pulled()
                     return sample
             if time.monotonic() >= deadline:
                 self._check()
