@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def clip_frames() -> tuple[bytes, ...]:
         stream = container.streams.video[0]
         convert = BitStreamFilterContext("h264_mp4toannexb", stream)
         return tuple(bytes(out) for packet in container.demux(stream) if packet.size for out in convert.filter(packet))
+
+
+@cache
+def small_frames() -> tuple[bytes, ...]:
+    """Return the first 40 frames of the clip in 128x96, which take little time to decode."""
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 128, 96, "yuv420p", Fraction(1, 10)
+    encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "20", "x264-params": "sliced-threads=0"}
+    coded: list[bytes] = []
+    with av.open(str(CLIP)) as container:
+        for number, frame in zip(range(40), container.decode(video=0), strict=False):
+            small = frame.reformat(128, 96, "yuv420p")
+            small.pts, small.time_base = number, Fraction(1, 10)
+            coded += [bytes(packet) for packet in encoder.encode(small)]
+    return tuple(coded)
 
 
 def regular(index: int) -> float:
