@@ -97,7 +97,7 @@ class NmsSpec(ConfigSection):
     """Overlap (IoU) above which the box with the lower score is dropped."""
     class_aware: bool = True
     """Apply `iou_threshold` only to boxes of the same class."""
-    iou_across_classes: Fraction = 0.8
+    iou_across_classes: Fraction = 0.7
     """Overlap (IoU) above which boxes of different classes are one object; 1: boxes of different classes are never one
     object."""
     max_candidates: int = Field(default=1024, ge=1, le=8192)

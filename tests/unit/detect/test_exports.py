@@ -13,7 +13,20 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.detector_outputs import CAR, EXPORTS, FOUND, HEIGHT, NAMES, ROWS, WIDTH, Export, as_type, corners, scores
+from tests.detector_outputs import (
+    CAR,
+    EXPORTS,
+    FOUND,
+    HEIGHT,
+    NAMES,
+    ROWS,
+    WIDTH,
+    Export,
+    as_type,
+    centers,
+    corners,
+    scores,
+)
 from tests.log_records import log_args
 from tests.tiny_models import save_typed_model
 from vision.config import ModelSpec
@@ -276,6 +289,24 @@ def test_rider_and_bicycle_are_two_objects(tmp_path: Path) -> None:
     export = Export({"kind": "corners"}, {"boxes": boxes, "scores": values})
     with closing(opened(tmp_path / "tiny.onnx", export)) as detector:
         assert sorted(detected(detector)[0].class_ids.tolist()) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("shift", "count"), [(0, 1), (4, 1), (8, 1), (12, 2), (24, 2)]
+)  # IoU of two boxes 64 wide: 1, 0.88, 0.78, 0.68, 0.45
+@pytest.mark.parametrize("name", ["corners", "yolov8"])
+def test_boxes_of_different_classes_are_one_object_if_they_overlap_nearly_completely(
+    name: str, shift: int, count: int, tmp_path: Path
+) -> None:
+    boxes, values = np.tile([0.0, 0.0, 4.0, 4.0], (20, 1)), np.full((20, 3), 0.01)
+    boxes[2], values[2] = (16, 24, 80, 72), (0.0, 0.75, 0.5)
+    boxes[9], values[9] = (16 + shift, 24, 80 + shift, 72), (0.0, 0.5, 0.7)
+    outputs = {"boxes": boxes, "scores": values}
+    if name == "yolov8":
+        outputs = {"output0": np.concatenate([centers(boxes), values], axis=1).T}
+    with closing(opened(tmp_path / "tiny.onnx", Export({"kind": name}, outputs))) as detector:
+        (found,) = detected(detector)
+    assert found.class_ids.tolist() == [1, 2][:count]
 
 
 @pytest.mark.parametrize("rows", [100, 300, 1000])
