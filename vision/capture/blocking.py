@@ -53,7 +53,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
 
         Raises:
             SourceError: opening took longer than `timeout_s` (the error contains `hint`), or `interrupt` was called.
-            Exception: the library raised it.
+            Exception: `open_resource` raised it.
         """
         self.close()
         self._requests, self._outcomes, self._busy = SimpleQueue(), SimpleQueue(), True
@@ -73,7 +73,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     def read(self, timeout_s: float) -> ValueT | None:
         """Read once, and return the value; None if `timeout_s` passed or `interrupt` was called.
 
-        After a timeout, the read continues, and a later call returns its value or raises its exception.
+        An exception of the read is raised again. After a timeout, the read continues, and a later call has its result.
         """
         if self._thread is None or self.interrupted.is_set():
             return None
@@ -105,7 +105,8 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     def close(self) -> None:
         """Close the resource when the call in progress returns. Wait at most 0.5 s for this. Idempotent.
 
-        If the camera works, the call returns with its next frame. After 0.5 s, the thread is abandoned.
+        If the camera works, the call returns with its next frame. Otherwise, the thread is left running, and closes the
+        resource when the call returns.
         """
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -65,7 +65,7 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: SourceError, *, was_connected: bool) -> Failure:
-        """Return the failure that an error describes, with each line break in its texts replaced by a space."""
+        """Return the failure for an error, with each run of whitespace in the texts replaced by a space."""
         text, hint = (" ".join(str(part).split()) for part in (error.args[0], error.hint))
         return cls(text, hint, was_connected)
 
@@ -189,10 +189,10 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check that the time since the last frame is within the timeout.
+        """Check how long the camera has been silent: since its last frame or connection, or the last wait for the sink.
 
         Raises:
-            SourceError: no frame arrived within the timeout.
+            SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.
         """
         interval_s, lost_s = self._stream.rate.interval_s(), self._timeouts().lost_s
         silent_s = (now_ns - self._stream.alive_ns) / 1e9

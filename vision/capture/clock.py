@@ -84,7 +84,7 @@ class CaptureClock:
         corrupt: bool = False,
         yuv: YuvEncoding | None = None,
     ) -> Grab:
-        """Return the `Grab` of a frame. `arrived_ns` is monotonic, and `ntp_utc_ns` is the camera's capture time."""
+        """Return the `Grab` of a frame. `arrived_ns` is monotonic; `ntp_utc_ns` is the camera's time, if known."""
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)

@@ -39,8 +39,8 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
     """Send a request to a camera that a library could not open, and return an error with the probable cause.
 
-    `late` means that the library reached its timeout. The call takes at most 2 s, or 0.5 s if `late`, and longer if the
-    lookup of the host name takes longer.
+    `late` means that the library reached its timeout. The connection and the answer may each take 2 s, or 0.5 s if
+    `late`. The lookup of the host name is not limited.
     """
     address = camera.address
     assert isinstance(address, NETWORK)

@@ -33,6 +33,7 @@ def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFra
     If `offline`, every frame of a file is read as fast as possible. Live cameras are not affected by `offline`.
 
     Raises:
+        ConfigError: the library that the camera needs is not installed.
         SourceError: the source cannot be opened or read, or no frame arrived for `camera.read_timeout_s`.
     """
     with closing(open_source(camera, offline=offline, pixel_formats=("bgr",))) as source:

@@ -1,4 +1,4 @@
-"""JPEGs in a stream of bytes (ITU-T T.81, annex B).
+"""Scanner that finds the JPEGs in a stream of bytes (ITU-T T.81, annex B).
 
 Cameras separate the JPEGs of a stream in many ways: with a boundary that differs from the announced one, without a
 length or with a wrong one, with any content type, or not at all. Only the markers of the JPEGs themselves are reliable.
@@ -25,7 +25,7 @@ _MAX_BYTES: Final = 1 << 26
 
 
 class JpegScanner:
-    """Splits a stream of bytes into JPEGs. `damaged` counts those without an end."""
+    """Splits a stream of bytes into JPEGs. `damaged` counts the JPEGs that were removed, because they have no end."""
 
     def __init__(self) -> None:
         self._data = bytearray()  # from the start of a JPEG on, if `_inside`
@@ -50,7 +50,7 @@ class JpegScanner:
         return jpegs
 
     def finish(self) -> list[bytes]:
-        """Return the JPEGs that waited for a wrong length. Count the last one as damaged if it has no end."""
+        """End the stream. Return the JPEGs held back by a wrong length. Count the last as damaged if it has no end."""
         self._length = 0
         jpegs = self.feed(b"")
         self.damaged += self._inside
@@ -110,7 +110,7 @@ class JpegScanner:
         return self._restart() if len(data) > _MAX_BYTES else None
 
     def _segment_end(self, kind: int) -> int | None:
-        """Return where the segment at `_at` ends; None if more bytes are needed to know, or to search it."""
+        """Return where the segment at `_at` ends; None if more bytes are needed to find its end or to search it."""
         if kind == _FILLER:
             return self._at + 1
         if kind in _WITHOUT_LENGTH:
@@ -121,7 +121,7 @@ class JpegScanner:
         return end if kind in _METADATA or end + 2 <= len(self._data) else None
 
     def _restart(self) -> int:
-        """Remove a damaged JPEG, up to the start of the next one."""
+        """Count a damaged JPEG, and remove it up to the start of the next one. Return 0, as `_find_end` does then."""
         self.damaged += 1
         start = self._data.find(_START, self._after_metadata)
         if start < 0:
@@ -132,7 +132,7 @@ class JpegScanner:
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
-    """Return True if `data` begins with a JPEG that has no end."""
+    """Return True if `data` starts with a JPEG that has no end or damaged markers."""
     if not data.startswith(_START):
         return False
     scanner = JpegScanner()

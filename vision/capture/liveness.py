@@ -82,8 +82,8 @@ class StallTimeouts:
 class FrozenFrameDetector:
     """Distinguishes a camera that repeats one frame from a camera with a static scene.
 
-    Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares 64
-    whole rows, because a clock that the camera draws into its frames is higher than the gaps between them. This takes
+    Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
+    64 whole rows. A clock that the camera draws into its frames is higher than the gaps between these rows. This takes
     30 to 100 µs for a 1080p frame; comparing all rows would take twenty times as long.
 
     `frozen` stays True over reconnections until a different frame arrives.

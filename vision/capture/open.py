@@ -1,4 +1,4 @@
-"""Choose the library that opens a camera. Each library is imported only when a camera needs it."""
+"""Functions that choose the library that opens a camera. Each library is imported only when a camera needs it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def open_source(
     that it supports, into buffers in GPU or host memory (see `chooses_nvdec`).
 
     Raises:
-        ConfigError: the library that this camera needs is missing. `require_library` reports the same earlier.
-        SourceError: the library cannot open this kind of source.
+        ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
+        SourceError: the synthetic address is invalid, or the configured reader does not support the source, the
+            detector's pixel formats, or this machine.
     """
     match camera.address:
         case Synthetic(text):
@@ -194,7 +195,7 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True if the machine has a graphics card with NVDEC. A Jetson has other decoders. The result is cached."""
+    """Return True if the machine has a graphics card with NVDEC; False on a Jetson. The result is cached."""
     try:
         from vision.gpu.cuda import open_device
 

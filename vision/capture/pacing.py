@@ -124,7 +124,7 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _read(self) -> tuple[int, FrameT]:
-        """Return the next frame and its position in the recording, in ns.
+        """Read the next frame. Return its position in the recording, in ns, and the frame.
 
         Raises:
             EndOfStream: there are no more frames.

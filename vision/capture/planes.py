@@ -29,7 +29,7 @@ def allowed_formats(pixel_formats: tuple[PixelFormat, ...], height_px: int, widt
 
 
 def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat) -> bool:
-    """Return True if `pixels` has the shape of such a frame; False also if the format does not allow this size."""
+    """Return True if `pixels` has the shape of a frame of this size and format, and the format allows the size."""
     try:
         return pixels.shape == frame_shape(height_px, width_px, pixel_format)
     except ValueError:

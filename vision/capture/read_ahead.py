@@ -1,6 +1,6 @@
-"""Reading a connection on its own thread, ahead of the decoder.
+"""Classes that read a connection on a separate thread, ahead of the decoder.
 
-A library blocks until a frame arrives. So a thread of its own reads the coded frames as they arrive, stamps them with
+A library blocks until a frame arrives. So a separate thread reads the coded frames as they arrive, stamps them with
 this machine's clock, and stores them for the decoder. The age of a stored frame is therefore known from one clock, and
 the decoder is behind exactly if old frames are stored. Presentation times do not show this, because their rate can be
 wrong: FFmpeg invents 25 frames/s for streams without times.
@@ -59,8 +59,9 @@ class Arrived(Generic[FrameT]):
 class Backlog(Generic[FrameT]):
     """The coded frames that have arrived and that the decoder has not yet taken.
 
-    A decoder that is too slow continues with a newer key frame. It skips frames that would be too old to be used as
-    soon as there is one, and all frames after 2 s, so that the backlog is bounded. Skipped frames are counted.
+    If the decoder is too slow, frames are skipped and counted. If the oldest frame is older than `max_age_ns`, `take`
+    continues with the newest stored key frame, if there is one. If the oldest frame is older than 2 s, `put` does the
+    same; without a key frame, it discards everything until one arrives, so that the backlog is bounded.
     """
 
     def __init__(self, max_age_ns: int, skipped: SkippedFrames, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -102,7 +103,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame, or None after the timeout or `interrupt`. Raise the reason of `end` at the end."""
+        """Return the next frame; None after the timeout or `interrupt`. After the last frame, raise the error of `end`."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._end or self._interrupted, max(0.0, timeout_s))
             if self._interrupted:
@@ -132,7 +133,7 @@ class Backlog(Generic[FrameT]):
 
 
 class ReadAhead(Generic[ConnectionT, FrameT]):
-    """Opens, reads and closes connections on threads. One thread calls all methods except `interrupt`."""
+    """Opens, reads, and closes connections on separate threads. One thread calls all methods except `interrupt`."""
 
     def __init__(
         self, name: str, connect: Callable[[], ConnectionT], *, max_age_ns: int, skipped: SkippedFrames
@@ -153,8 +154,8 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         """Open a connection, and start to read it.
 
         Raises:
-            SourceError: `timeout_s` has passed (with this `hint`), or `interrupt` was called.
-            Exception: any exception of `connect`.
+            SourceError: `timeout_s` has passed (the error contains the result of `hint`), or `interrupt` was called.
+            Exception: `connect` raised it.
         """
         self.close()
         backlog: Backlog[FrameT] = Backlog(self._max_age_ns, self._skipped)
@@ -169,7 +170,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return reading.result()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next coded frame, or None after the timeout or `interrupt`.
+        """Return the next coded frame; None after the timeout or `interrupt`, or if no connection is open.
 
         Raises:
             SourceError: the connection failed or ended, and all frames before that were taken.
@@ -194,7 +195,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
 
 
 class _Reading(Generic[ConnectionT, FrameT]):
-    """The thread of one connection. It outlives the reader if the library hangs."""
+    """The thread that opens, reads, and closes one connection. It outlives the reader if the library hangs."""
 
     def __init__(self, connect: Callable[[], ConnectionT], backlog: Backlog[FrameT]) -> None:
         self.backlog = backlog

@@ -1,4 +1,4 @@
-"""The kind of a path, before it is opened: opening a FIFO would wait for its writer, or make it fail."""
+"""Check of a path before it is opened, because opening a FIFO would wait for its writer or make the writer fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def require_file(path: Path) -> None:
     """Check that `path` is a readable file, and not empty.
 
     Raises:
-        SourceError: it is missing, empty, not readable, or not a regular file.
+        SourceError: the file is missing, empty, not readable, or not a regular file.
     """
     try:
         status = path.stat()

@@ -114,6 +114,8 @@ class Session:
         Raises:
             EndOfStream: the source has no more frames.
             SourceError: the connection failed, or the camera is silent or frozen.
+            DeviceError: the GPU failed.
+            Closed: the sink was closed.
         """
         camera = self._camera
         healthy_ns = camera.clock() + _HEALTHY_AFTER_NS
@@ -143,7 +145,7 @@ class Session:
                 self._camera.sink.drop(reason)
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Copy the grabbed frame, and commit it to the sink. If this fails, drop the frame with a reason."""
+        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Raise as `stream` does."""
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)

@@ -82,7 +82,7 @@ class Source(Protocol):
         """
 
     def grab(self, timeout_s: float) -> Grab | None:
-        """Advance to the next frame, and return it; None if no frame arrived within `timeout_s`.
+        """Advance to the next frame, and return it; None if none arrived within `timeout_s`, or after `interrupt`.
 
         Raises:
             EndOfStream: a finite source has no more frames.
@@ -139,7 +139,7 @@ class FrameSink(Protocol):
 
 
 def plausible_fps(rate: SupportsFloat | None) -> float | None:
-    """Return a frame rate in frames/s; None if it is not plausible, because some streams report their time base."""
+    """Return a frame rate in frames/s; None if unknown, or above 1000, because some streams report their time base."""
     fps = float(rate or 0.0)
     return fps if 0 < fps <= _MAX_FPS else None
 

@@ -101,7 +101,7 @@ class CameraSupervisor:
 
     @property
     def failure(self) -> str:
-        """The reason why a source that is not retried failed; empty if it did not."""
+        """Why the source failed, if it is not retried; empty if it has not failed, or is retried."""
         return self._final
 
     def blocked_in(self) -> str:
@@ -114,7 +114,7 @@ class CameraSupervisor:
         """Run until the source ends, `stop` is called, or the sink is closed.
 
         Raises:
-            VisionError: the sink failed. Camera failures never raise an error.
+            VisionError: the sink or the GPU failed. Camera failures never raise an error.
         """
         try:
             while not self._stopping.is_set():

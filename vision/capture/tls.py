@@ -1,4 +1,4 @@
-"""One policy for the certificates of rtsps:// and https:// cameras, in the terms of each library.
+"""Settings of Python and FFmpeg that apply the configured check of certificates to rtsps:// and https:// cameras.
 
 `CameraConfig.tls` is `VERIFY`, `ACCEPT_ANY`, or the path of a PEM file with the certificates to trust.
 """
@@ -22,10 +22,10 @@ _SYSTEM_BUNDLES: Final = (
 
 @cache
 def client_context(tls: str) -> ssl.SSLContext:
-    """Return the TLS context of a client with this policy. Cached, because loading the system's takes 0.1 s.
+    """Return the TLS context of a client for a value of `tls`. Cached, because loading certificates takes 0.1 s.
 
     Raises:
-        SourceError: the PEM file cannot be read.
+        SourceError: the PEM file cannot be read, or contains no certificate.
     """
     if tls == VERIFY:
         return ssl.create_default_context()
@@ -41,7 +41,7 @@ def client_context(tls: str) -> ssl.SSLContext:
 
 
 def ffmpeg_options(tls: str) -> Mapping[str, str]:
-    """Return FFmpeg's options for this policy. FFmpeg's libraries may not know where the system's certificates are."""
+    """Return FFmpeg's options for a value of `tls`. They name the system's certificates, which FFmpeg may not find."""
     if tls == ACCEPT_ANY:
         return {"tls_verify": "0"}
     bundle = _system_bundle() if tls == VERIFY else tls
@@ -49,6 +49,6 @@ def ffmpeg_options(tls: str) -> Mapping[str, str]:
 
 
 def _system_bundle() -> str | None:
-    """Return the file with the system's certificates; None if there is none at a known place."""
+    """Return the path of the file with the system's certificates; None if there is none at a known path."""
     paths = (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES)
     return next((path for path in paths if path is not None and Path(path).is_file()), None)

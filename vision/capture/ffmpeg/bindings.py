@@ -80,7 +80,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that FFmpeg's command would show, which is not the cover image; None if there is none."""
+    """Return the video stream that FFmpeg's command would choose, preferring a video to a cover image; None if none."""
     best = container.streams.best("video")
     return best if isinstance(best, VideoStream) else None
 
@@ -103,7 +103,7 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
 
 
 def decoding_time_ns(packet: Packet[Any]) -> int | None:
-    """Return the decoding time, which increases; the presentation time if there is no decoding time."""
+    """Return the decoding time of a packet in ns, or its presentation time if it has none; None if it has neither."""
     return _in_ns(packet.pts if packet.dts is None else packet.dts, packet.time_base)
 
 
@@ -117,7 +117,7 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     """Choose the format to deliver: FFmpeg's format `decoded` if the detector accepts it, otherwise bgr if possible.
 
     Raises:
-        SourceError: the sides are odd, and the detector accepts no format that allows them.
+        SourceError: a side is odd, and the detector accepts no format that allows this.
     """
     possible = allowed_formats(pixel_formats, height_px, width_px)
     unconverted = _OURS.get(decoded)
@@ -129,8 +129,8 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 def encoding_of(frame: VideoFrame) -> YuvEncoding:
     """Return the color encoding of a frame.
 
-    If the stream does not specify the matrix, the height of the frame decides. If it does not specify the range, the
-    pixel format decides.
+    If the stream does not specify the matrix, it is derived from the height of the frame. If the range is
+    not specified, it is derived from the pixel format.
     """
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE
@@ -141,7 +141,7 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """The way from a decoded frame to the frame to show: first `transposed`, then flipped. There are eight."""
+    """How to turn a decoded frame before it is shown: transpose it if `transposed`, then flip it."""
 
     transposed: bool = False
     flip_x: bool = False
@@ -174,7 +174,7 @@ class FrameWriter:
         self._reformatter = VideoReformatter()  # reuses FFmpeg's setup for a size, 0.3 ms per frame
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
-        """Return height and width of the frame that `write` delivers."""
+        """Return the height and width, in pixels, of the frame that `write` delivers."""
         transposed = self._orientation is not None and self._orientation.transposed
         return (frame.width, frame.height) if transposed else (frame.height, frame.width)
 
@@ -225,7 +225,7 @@ class FrameWriter:
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """Return the same values in the format for limited range. FFmpeg derives the range from the format's name."""
+        """Return a frame with the same pixel values, but a format whose name tells FFmpeg that the range is limited."""
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 
@@ -235,7 +235,7 @@ _STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tell
 
 
 def orientation_of(frame: VideoFrame) -> Orientation | None:
-    """Return the orientation of a decoded frame; None if it must be rotated by less than a quarter turn."""
+    """Return the orientation of a decoded frame; None if its angle is not a multiple of 90 degrees."""
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
         return UPRIGHT

@@ -1,7 +1,7 @@
-"""Connections to network cameras: what the reading thread does, before the frames are decoded.
+"""Connections to network cameras, from which the reading thread takes coded frames.
 
-The frames of a camera arrive one by one. Those of playlists (HLS, DASH), files and fragmented MP4 arrive in bursts,
-or as fast as the network permits. Their packets are therefore delivered at their own times.
+The frames of a camera arrive one by one. Those of playlists (HLS, DASH), files, and fragmented MP4 arrive in bursts,
+or as fast as the network permits, so each of their packets is delayed until it is due.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DEFAULT_FPS: Final = 25.0  # of a file without times
 
 
 class Connecting:
-    """Opens a connection, and remembers the step that it is waiting in. Any thread can call `hint`."""
+    """Opens a connection, and records the current step for `hint`, which any thread can call."""
 
     def __init__(self, camera: CameraConfig, skipped: SkippedFrames) -> None:
         self._camera = camera
@@ -66,7 +66,7 @@ class Connecting:
         """Connect to the camera.
 
         Raises:
-            SourceError: the camera does not answer, refuses, or sends no video.
+            SourceError: the camera does not answer, refuses the request, or sends no video.
         """
         camera, address = self._camera, self._camera.address
         assert isinstance(address, NETWORK)
@@ -80,7 +80,7 @@ class Connecting:
         return _open_container(camera, address, is_file=False)
 
     def _resolve(self, address: Rtsp | Http) -> None:
-        """Look up the host name separately, because FFmpeg cannot interrupt this, nor name it as the cause."""
+        """Look up the host name separately, because FFmpeg can neither interrupt the lookup nor report its failure."""
         self._resolved = False
         try:
             socket.getaddrinfo(urlsplit(address.url).hostname, None, type=socket.SOCK_STREAM)
@@ -107,7 +107,7 @@ def _open_container(camera: CameraConfig, address: Rtsp | Http, *, is_file: bool
 
 
 class ContainerConnection:
-    """A container that FFmpeg reads. Its packets contain H.264, for example."""
+    """A connection that FFmpeg reads as a container of packets, for example of H.264."""
 
     def __init__(self, name: str, container: InputContainer, stream: VideoStream, *, is_file: bool) -> None:
         self._name = name
@@ -120,7 +120,7 @@ class ContainerConnection:
         self.fps = frame_rate(container, self.stream)
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[Packet[Any], bool]]:
-        """Yield the packets as they arrive, or at their times if they arrive in bursts."""
+        """Yield each packet, and whether it is a key frame: on arrival or, if packets arrive in bursts, when due."""
         pace = _Pace(closing, self.fps) if self._is_paced else None
         packets, frames = self._container.demux(self.stream), 0
         while True:
@@ -155,7 +155,7 @@ class ContainerConnection:
 
 
 class ImageConnection:
-    """JPEGs over HTTP."""
+    """A connection that delivers JPEGs over HTTP."""
 
     def __init__(self, jpegs: JpegConnection) -> None:
         context = CodecContext.create("mjpeg", "r")
@@ -167,7 +167,7 @@ class ImageConnection:
 
 
 class _Pace:
-    """Delays packets until their times, in decoding order, counted from the first one."""
+    """Delays each packet until it is due, according to the decoding times relative to the first packet."""
 
     def __init__(self, closing: threading.Event, fps: float | None) -> None:
         self._closing = closing

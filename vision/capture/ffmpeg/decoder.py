@@ -49,7 +49,7 @@ class PacketDecoder(Protocol):
         """Decode a packet. Return the frames that it completes; after an empty packet, return all remaining frames.
 
         Raises:
-            PacketDamaged: the packet contains no frame.
+            PacketDamaged: the packet contains no frame that can be decoded.
             SourceError: the decoder failed, or does not support this stream.
         """
 
@@ -69,7 +69,7 @@ class PacketDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JpegStream:
-    """Takes the place of a container's stream for JPEGs."""
+    """The stream of a connection that delivers JPEGs, which have no container."""
 
     codec_context: VideoCodecContext
 
@@ -81,7 +81,7 @@ OpenDecoder: TypeAlias = Callable[[CodedStream, tuple[PixelFormat, ...]], Packet
 
 
 class FFmpegDecoder:
-    """Decodes with FFmpeg on the CPU. Frames keep the stream's format if the detector accepts it, or become bgr."""
+    """Decodes with FFmpeg on the CPU. Frames are converted if the detector does not accept the stream's format."""
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class _Timeline:
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Count a frame, and return its time in ns. If times in the file do not increase, add one frame interval."""
+        """Count a frame, and return its time in ns. If the file's time is implausible, add one interval instead."""
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:
@@ -162,7 +162,7 @@ class _PassCounts:
 
     @property
     def lost(self) -> int:
-        """Incomplete packets without a frame, which decoders with several threads ignore."""
+        """Number of incomplete packets without a frame or an error, which decoders with several threads ignore."""
         return max(0, min(self.corrupt - self.refused, self.packets - self.refused - self.frames))
 
 
@@ -184,7 +184,7 @@ class _Pass:
 
     @property
     def damage(self) -> str:
-        """What could not be read. Empty if everything could, whatever length the file announces."""
+        """What could not be read; empty if nothing failed. The length that the file announces is not checked."""
         damaged = self._counts.damaged
         return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
 

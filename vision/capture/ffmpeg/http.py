@@ -1,4 +1,4 @@
-"""HTTP cameras: the request, and the kind of the answer.
+"""Requests to HTTP cameras, and the JPEGs in the answers.
 
 JPEGs are read here and not with FFmpeg, which requires a certain content type and a correct boundary. Everything else
 is left to FFmpeg. It sends its own request, because a playlist or a file needs several.
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def is_multipart(self) -> bool:
-        """True if the answer has several parts. Some cameras do not say so in the content type."""
+        """True if the answer has several parts, even if its content type differs, as with some cameras."""
         return self.content_type.startswith("multipart/") or self.first.lstrip().startswith(b"--")
 
     @property
@@ -67,7 +67,8 @@ def request(camera: CameraConfig) -> Answer:
     """Request the camera's address, and read the first bytes of the answer.
 
     Raises:
-        SourceError: the camera does not answer, refuses, or sends neither video nor a JPEG.
+        SourceError: the camera does not answer, refuses the request, or sends neither video nor a JPEG; or the PEM
+            file of `tls` cannot be used.
     """
     try:
         answer = _send_request(camera)
@@ -109,7 +110,7 @@ def _send_request(camera: CameraConfig) -> Answer:
 
 
 class _CloseRefusal(urllib.request.BaseHandler):
-    """Closes an answer that asks for a password. The handlers of passwords send a new request without doing so."""
+    """Closes an answer that requests a password, because the password handlers send a new request but leave it open."""
 
     handler_order = 100  # before those handlers
 
@@ -162,7 +163,7 @@ class JpegConnection:
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
-        """Yield the JPEGs as they arrive. Each is a key frame."""
+        """Yield each JPEG as it arrives, with True, because it is a key frame."""
         due = time.monotonic()
         while True:
             frames = 0

@@ -9,7 +9,7 @@ is not a frame (an error of the decoder), and packets that a demuxer marks (``Pa
 does not report a missing frame. The frames after it, up to the next key frame, look intact but are damaged. For H.264,
 `vision.capture.ffmpeg.h264` detects the gap.
 
-A thread of its own reads the stream (`ReadAhead`), because FFmpeg's calls block until their own timeouts. The camera's
+A separate thread reads the stream (`ReadAhead`), because FFmpeg's calls block until their own timeouts. The camera's
 thread decodes.
 """
 

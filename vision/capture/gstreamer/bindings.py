@@ -100,7 +100,7 @@ def _hash_is_address(structure: Any) -> bool:
 
 @functools.cache
 def installed(factory: str) -> frozenset[str] | None:
-    """Return the names of an element's properties; None if the element is not installed on this machine."""
+    """Return the names of an element's properties, empty if it cannot be created; None if it is not installed."""
     factories = library().Gst.ElementFactory
     if factories.find(factory) is None:
         return None

@@ -38,7 +38,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 
 def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
-    """Return the code and hint of the error. FFmpeg's errors have the same codes."""
+    """Return the code and hint of the error. A cause that FFmpeg also reports has the same code there."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
         return "camera-mode", "the camera does not support this size, rate, or format; remove width, height, and fps"
     if domain != "gst-resource-error-quark":
@@ -53,7 +53,7 @@ def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
-    """Return the error for a camera without frames within `open_timeout_s`, although GStreamer reports no error."""
+    """Return the error for opening that was interrupted, or that yielded no frame within `open_timeout_s`."""
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return source_error(camera, "interrupted while opening", code="interrupted")

@@ -47,7 +47,7 @@ PACKAGES: Mapping[str, str] = {element: package for package, elements in _ELEMEN
 
 @dataclass(frozen=True, slots=True)
 class Serialized:
-    """A property value in GStreamer's notation: caps, or a name of an enumeration. Must not contain user input."""
+    """A property value in GStreamer's notation: caps, or names of enumeration values. Must not contain user input."""
 
     text: str
 
@@ -137,7 +137,7 @@ def decoder(codec: Codec, registry: Registry) -> list[Element]:
 
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:
-    """Return True if a decoder of a Jetson is installed, and ``nvvidconv``, which alone can read its frames."""
+    """Return True if a Jetson's decoder and ``nvvidconv``, the only converter for its frames, are installed."""
     return registry(decoder_factory) is not None and registry("nvvidconv") is not None
 
 
@@ -194,7 +194,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """Return the elements for a V4L2 camera. If not `offers_raw`, it supports the requested mode only as JPEG."""
+    """Return the elements for a V4L2 camera. `offers_raw`: whether it supports the requested mode without JPEG."""
     request = usb_request(camera, "video/x-raw" if offers_raw else "image/jpeg")
     source = [Element("v4l2src", {"device": camera.source}), Element("capsfilter", {"caps": request})]
     if offers_raw:

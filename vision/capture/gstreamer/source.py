@@ -87,7 +87,7 @@ class GStreamerSource:
         return info
 
     def _diagnosed(self, error: SourceError) -> SourceError:
-        """Return the error of a connection that was not made, with its cause: GStreamer has one code for all causes."""
+        """Return the error of a failed connection with its cause, because GStreamer has one code for all causes."""
         if error.code != "refused" or not isinstance(self._camera.address, Rtsp):
             return error
         cause = explain_open(self._camera, late=False)

@@ -34,7 +34,7 @@ class NvdecDecoder:
     """Decodes packets with NVDEC to nv12 frames. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(self, stream: CodedStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
-        """Create the decoder. If `live`, it outputs every frame immediately.
+        """Create the decoder. If `live`, it outputs each frame immediately, as long as frames are in display order.
 
         Raises:
             SourceError: NVDEC is not usable, or does not support this codec or this detector.
@@ -121,7 +121,12 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg to get its format. Raise `PacketDamaged` if it is incomplete."""
+        """Decode a key frame with FFmpeg to get its format.
+
+        Raises:
+            PacketDamaged: the key frame is incomplete.
+            SourceError: the frame must be rotated or mirrored.
+        """
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
         try:

@@ -2,7 +2,7 @@
 
 Only the first key frame shows whether the card can decode a stream, and the settings of a camera can change between two
 connections. So each connection chooses a decoder again. Both decoders accept the same packets, so the stream is not
-opened twice. Frames are always in GPU memory: those of FFmpeg are copied there, which the detector would do otherwise.
+opened twice. If the caller's buffers are in GPU memory, FFmpeg's frames are copied there, as the detector would do.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class NvdecOrFFmpeg:
 
 
 def _require_room() -> None:
-    """Check that enough GPU memory is free for a decoder."""
+    """Raise `SourceError` if less than 1/8 of the GPU memory is free."""
     free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
         raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free", code="out-of-memory")

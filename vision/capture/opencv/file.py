@@ -104,7 +104,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def read_image(file: Path) -> NDArray[np.uint8] | None:
-    """Read an image, and return it as (H, W, 3) uint8 bgr; None if it cannot be read."""
+    """Read an image, and return it as (H, W, 3) uint8 bgr; None if it is truncated or cannot be read."""
     try:
         data = file.read_bytes()
         if is_truncated_jpeg(data):  # OpenCV would fill it up with gray

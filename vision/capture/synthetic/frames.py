@@ -81,7 +81,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """Return the number of objects for which a frame of this size has lanes."""
+        """Return the largest number of objects for which a frame of this size has lanes."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property
@@ -110,7 +110,7 @@ class Scene:
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
-        """Write frame `index` into `out`, C-contiguous in the shape of a frame. Later objects cover earlier ones."""
+        """Draw frame `index` into `out`, a C-contiguous array of its shape. Later objects cover earlier ones."""
         planes = [
             plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)
         ]
