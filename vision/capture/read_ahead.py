@@ -103,7 +103,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame; None after the timeout or `interrupt`. After the last frame, raise the error of `end`."""
+        """Return the next frame; None after a timeout or `interrupt`. After the last one, raise the error of `end`."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._end or self._interrupted, max(0.0, timeout_s))
             if self._interrupted:
