@@ -1,4 +1,4 @@
-"""Descriptions of the available models, which `vision models` prints."""
+"""Functions that describe the available models, and print the descriptions for `vision models`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ModelRow:
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Return a description of each model in the folder `models` (None: the shipped models). Load each model once."""
+    """Load each model in the folder `models`, or each shipped model if it is None. Return their descriptions."""
     root = shipped_models() if models is None else models
     return [_describe(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
 

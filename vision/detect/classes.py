@@ -79,7 +79,7 @@ def _advice(name: str, names: Sequence[str]) -> str:
 
 
 class UnnamedClasses:
-    """Counts boxes whose class id has no name in model.yaml, and warns about the first. Thread-safe."""
+    """Counts boxes whose class id has no name in model.yaml, and logs one warning. Thread-safe."""
 
     def __init__(self, model: str, names: int) -> None:
         self._model = model
@@ -88,7 +88,7 @@ class UnnamedClasses:
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Count the boxes of a frame or batch."""
+        """Add the number of such boxes in a frame or batch. Log a warning when the first are added."""
         if not count:
             return
         with self._lock:

@@ -91,7 +91,7 @@ class Detector(Protocol):
 
         Raises:
             TimeoutError: the batch is not ready after `timeout_s` seconds. The slot stays occupied: call `wait` again.
-            ValueError: the slot is free.
+            ValueError: the slot does not exist, or nothing was submitted to it.
             Closed: the detector is closed.
             DeviceError: the device failed.
         """

@@ -1,7 +1,7 @@
 """Detector for tests that finds the rectangles of the synthetic source in the pixels of each frame.
 
-Its results are known in advance, so a test of the whole program detects every wrong pixel without a neural network. The
-duration of detection is simulated: each batch takes `service_ns` on one of `parallel` devices.
+Its results are known in advance, so tests of the whole program can check them without a neural network. The duration of
+detection is simulated: each batch takes `service_ns` on one of `parallel` devices.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FakeDetector:
             score: minimum score of an object.
             classes: ids of the classes to report. None reports all classes.
             service_ns: simulated duration of a batch, in ns.
-            fail_at: index, from 0, of the batch for which `wait` raises an error. None lets no batch fail.
+            fail_at: index, from 0, of the batch for which `wait` raises `DeviceError`. None means that no batch fails.
             sleep: function that sleeps for a duration in seconds. It advances `clock`, which returns the time in ns.
         """
         self._score = np.float32(score)

@@ -1,4 +1,4 @@
-"""Cut parts out of frames for second models, and encode whole frames as JPEG images. Needs OpenCV."""
+"""Classes that read parts of frames for second models, and that encode frames as JPEG images. They need OpenCV."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Scratch:
 
 
 class PartReader:
-    """Reads rectangular parts of frames of any format as BGR, in reused memory. Not thread-safe."""
+    """Reads rectangular parts of frames, and converts them from any pixel format to BGR. Not thread-safe."""
 
     def __init__(self) -> None:
         self._planes = _Scratch()
@@ -57,7 +57,7 @@ class PartReader:
         return bgr[top - even_top : bottom - even_top, left - even_left : right - even_left]
 
     def _copied(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Copy a part of a YUV frame to contiguous planes of the same format, and return these."""
+        """Return a contiguous copy of a part of a YUV frame, in the same format. The coordinates must be even."""
         rows, columns, height_px = bottom - top, right - left, frame.meta.height_px
         out = self._planes.array(rows * 3 // 2, columns)
         out[:rows] = frame.pixels[top:bottom, left:right]
@@ -108,10 +108,10 @@ class JpegEncoder:
         self._parts = PartReader()
 
     def encode(self, frame: Frame, draw: Callable[[NDArray[np.uint8]], None] | None = None) -> bytes:
-        """Encode a frame. Return the contents of a JPEG file.
+        """Encode a frame. Return the contents of a JPEG file. Raise `ValueError` if OpenCV cannot encode the frame.
 
         Args:
-            draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None draws nothing.
+            draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None means that nothing is drawn.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._parts.read(frame, 0, 0, width_px, height_px)

@@ -1,9 +1,9 @@
-"""Decodes raw network outputs to candidates. This is the reference for the GPU kernel.
+"""Decoder that converts the raw outputs of a network to candidates. It is the reference for the GPU kernel.
 
-Each box has one class: the one with the highest score of the classes that are reported. If scores are equal, it is the
-class with the lowest id. Each box whose score reaches the threshold is a candidate. Decoding boxes takes the most time,
-and few boxes are needed. Therefore only the boxes of the best `max_candidates` candidates are decoded. Candidates with
-equal scores are sorted by the index of their box.
+Each box has one class. If the network gives a score for each class, it is the class with the highest score among the
+reported classes and, of equal scores, the class with the lowest id. Each box whose score reaches the threshold is a
+candidate. Candidates are sorted by score, and equal scores by the index of the box. Because decoding is slow, only the
+boxes of the best candidates are decoded (see `Decoder.limit`). Boxes with values that are not finite are dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-
 - centers: center x and y, width, and height.
 - corners: x1, y1, x2, and y2.
 - corners-yx: y1, x1, y2, and x2.
-- rotated: as centers, before the box is rotated around its center. The extra value is the angle in radians.
+- rotated: center x and y, and width and height before the rotation. The extra value is the angle in radians.
 """
 
 _YX: Final = [1, 0, 3, 2]
@@ -42,7 +42,7 @@ _NUMBERS: Final = (*_REALS, "int32", "int64")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Cells of all strides, ordered by stride, then row by row."""
+    """Grid cells into which each stride divides the model's input: stride after stride, and row by row."""
 
     cells: Floats  # (N, 2) column and row
     strides: Floats  # (N,) model pixels
@@ -77,7 +77,7 @@ class Rules:
 
 
 class Decoder:
-    """Decoder of one model. Stateless, so any thread can call it."""
+    """Converts the raw outputs of one model to candidates. Stateless, so any thread can call it."""
 
     def __init__(
         self, spec: ModelSpec, rules: Rules, layout: Layout, without_batch: frozenset[str] = frozenset()
@@ -88,7 +88,7 @@ class Decoder:
         """Names of the outputs that have no batch axis, because the model runs only on one frame."""
         self.needs_nms = layout.needs_nms
         self.limit = spec.nms.max_candidates if layout.needs_nms else spec.nms.max_objects
-        """Maximum number of candidates."""
+        """Maximum number of candidates that `decode` returns."""
         self._name = spec.name
         self._keypoint_names = keypoint_names(spec, layout)
         self._canvas_px = (spec.input.width, spec.input.height)
@@ -102,16 +102,16 @@ class Decoder:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs to read, in the order of `decode`."""
+        """Names of the outputs to read, in the order that `decode` expects."""
         return self.layout.outputs
 
     @property
     def width(self) -> int:
-        """Number of values of a box."""
+        """Number of raw values of a box, without scores and extra values."""
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
 
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
-        """Return the outputs of frame `index` of a batch for `decode`, in float32. `outputs` have their batch axis."""
+        """Return the outputs of frame `index` as `decode` expects them. `outputs` are the outputs of the batch."""
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
@@ -128,8 +128,8 @@ class Decoder:
         """Check the types of the outputs, in the order of `self.outputs`.
 
         Raises:
-            ModelError: scores or boxes are not in fp32 or fp16, or not in the same type in all parts, or classes are no
-                numbers.
+            ModelError: scores, boxes, or prototypes are not in fp32 or fp16; scores and objectness, or the boxes of all
+                parts, do not have one type; or class ids or the number of boxes are not in a supported type.
         """
         layout = self.layout
         factors = [part.objectness for part in layout.parts if part.objectness is not None]
@@ -155,10 +155,10 @@ class Decoder:
                 )
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Check that the outputs of one frame, whatever it shows, can be scores.
+        """Check that the scores in the outputs of one frame are from 0 to 1 if the head has no activation.
 
         Raises:
-            ModelError: there is no activation, and a score is outside [0, 1].
+            ModelError: the head has no activation, and a score is outside [0, 1] by more than 0.001.
         """
         views = [view for view in self.raw_scores(outputs) if view.size]
         if self.rules.sigmoid or not views:
@@ -174,7 +174,7 @@ class Decoder:
         )
 
     def decode(self, outputs: Sequence[Floats]) -> Candidates:
-        """Return the candidates of one frame.
+        """Return the candidates of one frame, best first.
 
         Args:
             outputs: outputs of one frame in the order of `self.outputs`, float32 without the batch axis.
@@ -204,7 +204,7 @@ class Decoder:
         return part.scores.table(outputs)[:, first : first + count]
 
     def _classified(self, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return box, class, and score of every candidate, in ascending order of the boxes."""
+        """Return the box index, class id, and score of every candidate, in ascending order of the box indices."""
         found, start = [], 0
         for part in self.layout.parts:
             scores = self._class_scores(part, outputs)
@@ -217,7 +217,7 @@ class Decoder:
         return index, class_ids, reached
 
     def _best_classes(self, part: Part, scores: Floats, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return box, class, and score of the candidates of one part, whose class scores are (boxes, classes)."""
+        """Return the box index in the part, class id, and score of its candidates. `scores` is (boxes, classes)."""
         rules, factors = self.rules, None
         if not len(rules.classes):
             return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
@@ -241,7 +241,10 @@ class Decoder:
         return index[sure], rules.classes[columns[sure]], values[sure]
 
     def _labelled(self, named: Values, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats, int]:
-        """Return box, class, and score of every candidate, and the number of boxes whose class has no name."""
+        """Read the class ids in `named`. Return the box index, class id, and score of every candidate.
+
+        The fourth value is the number of boxes that reach the threshold, but whose class id has no name.
+        """
         rules, part = self.rules, self.layout.parts[0]
         scores, class_ids = _column(part.scores, outputs), _column(named, outputs)
         if self.layout.count is not None:
@@ -279,7 +282,7 @@ class Decoder:
         return values
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return the boxes with these indices, xyxy (N, 4), in the unit of the model."""
+        """Return boxes by index, (N, 4) in the unit of the model: xyxy or, if rotated, center, width, and height."""
         values = self._values(outputs, index)
         match self.rules.coding:
             case "corners":
@@ -309,7 +312,7 @@ class Decoder:
 
     @property
     def width_of_extra(self) -> int:
-        """Number of extra values of a box: those of the output, and the rotated box itself."""
+        """Number of extra values of a box: those of the output and, for a rotated box, center, width, and height."""
         return self.layout.extra_count + 4 * (self.rules.coding == "rotated")
 
     def _shapes(self, boxes: Floats, extra: Floats, outputs: Sequence[Floats]) -> CandidateShapes | None:
@@ -322,7 +325,7 @@ class Decoder:
         return self._canvas_px[0] / mask_shape[1], self._canvas_px[1] / mask_shape[0]
 
     def shapes(self, extra: Floats) -> RotatedBoxes | Keypoints | None:
-        """Return the keypoints or rotated boxes that extra values (N, `width_of_extra`) mean; None without either."""
+        """Convert extra values (N, `width_of_extra`) to keypoints or rotated boxes; None if the model has neither."""
         if self.rules.coding == "rotated":
             return RotatedBoxes(extra)
         if not self.layout.keypoint_values:
@@ -346,7 +349,7 @@ class Decoder:
 
 
 def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indices:
-    """Return the rows of `scores` (boxes, classes) with a value of at least `floor`, in ascending order."""
+    """Return the indices of the rows of `scores` (boxes, classes) with a value of at least `floor`, ascending."""
     if by_column:
         return np.unique(np.flatnonzero(floor <= scores.T) % max(1, len(scores)))
     return np.unique(np.flatnonzero(scores >= floor) // max(1, scores.shape[1]))

@@ -1,4 +1,4 @@
-"""Further values of each box that a task needs: keypoints, an angle, or the coefficients of a mask."""
+"""Functions that find the values of each box that a task adds: keypoints, an angle, or coefficients of a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     "pose": ("yolov8", "end-to-end"),
     "obb": ("yolov8", "end-to-end"),
 }
-"""Kinds of heads that support each task."""
+"""Kinds of heads that support each task. All kinds support the task `detect`, which is not listed."""
 
 _KEYPOINT_VALUES: Final = (3, 2)
 _MOST_COEFFICIENTS: Final = 256
@@ -37,7 +37,7 @@ class Extra:
     prototypes: str | None = None  # name of the output with the prototypes of masks
 
     def added_to(self, layout: Layout, first: int) -> Layout:
-        """Return the layout with these values, which start at value number `first` of each box."""
+        """Return `layout` with these values added. `first` is the position in each box at which they start."""
         if not self.count:
             return layout
         boxes = layout.parts[0].boxes
@@ -55,7 +55,7 @@ def check_task(spec: ModelSpec) -> None:
     """Check that the kind of the head supports the task.
 
     Raises:
-        ModelError: it does not, or keypoints have names but the task is not `pose`.
+        ModelError: the head does not support the task, or `keypoints` is set but the task is not `pose`.
     """
     head = spec.head
     kinds = TASKS.get(head.task)
@@ -86,7 +86,7 @@ def expected_extra(head: HeadSpec) -> str:
 
 
 def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class_count: int) -> Iterator[Extra]:
-    """Yield the possible values that boxes have in addition to their position and scores.
+    """Yield each possibility for the values that boxes have in addition to their position and scores.
 
     Args:
         shapes: shapes of all outputs.
@@ -118,7 +118,7 @@ def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[
 def joined_with_extra(
     head: HeadSpec, shapes: Mapping[str, Shape], axis: int, before: int, class_count: int
 ) -> Iterator[tuple[str, int | None, Extra]]:
-    """Find the outputs whose axis number `axis` has space for `before` values, a class, and the values of the task.
+    """Find the outputs whose axis `axis` has space for `before` values, at least one class, and the task's values.
 
     Yields:
         Name, number of classes (None if the axis is open), and the values of the task.

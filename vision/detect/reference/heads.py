@@ -1,4 +1,4 @@
-"""Families of detectors: one class per layout of outputs, which finds scores and boxes in the outputs of a model."""
+"""Classes that find the scores and boxes in the outputs of a model: one class per family of detectors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from vision.errors import ModelError
 
 _BOX_NAMES: Final = ("box", "det", "loc", "reg")
 _MOST_SUPPRESSED: Final = 1000
-"""Maximum number of rows of an export that includes NMS. More rows are all boxes of the network."""
+"""Maximum number of rows of an export that includes NMS. An output with more rows has all boxes of the network."""
 
 
 class Head(ABC):
-    """Layout of outputs that a family of detectors shares. Stateless, so any thread can call it."""
+    """Base class for a family of detectors that arrange their outputs alike. Stateless, so any thread can call it."""
 
     coding: ClassVar[Coding]
     root: ClassVar[bool] = False
@@ -71,15 +71,15 @@ class Head(ABC):
 
     @abstractmethod
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        """Yield every way to read outputs of these shapes, the most likely first, with any number of classes."""
+        """Yield each possible layout of outputs of these shapes, most likely first, whatever the number of classes."""
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
-        """Return the names of the outputs that have no batch axis, so that the model can run only on one frame."""
+        """Return the names of the outputs that have no batch axis, because the model runs only on one frame."""
         del shapes
         return frozenset()
 
     def fits(self, shapes: Mapping[str, Shape]) -> Layout | None:
-        """Return the way in which this head reads outputs of these shapes with its number of classes; None if none."""
+        """Return the most likely layout of these outputs for the model's number of classes; None if none fits."""
         return next((way for way in self._ways(shapes) if way.classes in {None, self._class_count}), None)
 
     def bind(self, shapes: Mapping[str, Shape]) -> Decoder:
@@ -138,7 +138,7 @@ class Head(ABC):
         """Find the outputs with values for each cell of one stride, as rows of a table or as a map per value.
 
         Returns:
-            Number of values, and True for maps, by the name of the output.
+            For each output name, the number of values (None if the model does not fix it), and True for maps.
         """
         rows, columns = level
         found: dict[str, tuple[int | None, bool]] = {}
@@ -226,7 +226,7 @@ class PicoDet(_Distances):
 class YoloV5(Head):
     """Head with one row per box: center x and y, width, height, objectness, and class scores (YOLOv5).
 
-    The score of a pair is the product of the objectness and the class score.
+    The score of a box for a class is the product of the objectness and the class score.
     """
 
     coding = "centers"
@@ -242,9 +242,9 @@ class YoloV5(Head):
 
 
 class YoloX(Head):
-    """Head with the values of YOLOv5 for each cell, but with boxes relative to the cell. One output, or one per stride.
+    """Head with the values of YOLOv5 for each cell, but with boxes relative to the cell.
 
-    YOLOX exports it if `decode_in_inference` is off.
+    YOLOX exports these values, in one output or in one per stride, if `decode_in_inference` is off.
     """
 
     coding = "grid"
@@ -378,7 +378,7 @@ class EndToEnd(Head):
     """Head with the corners, one score, and one class per object (YOLOv10, YOLO26, exports that include NMS).
 
     The values are in one output with the order x1, y1, x2, y2, score, class, or in two to four outputs. Exports that
-    stop before NMS have the same columns, but a row for each box of the network. NMS runs for them.
+    stop before NMS have the same columns, but a row for each box of the network. The detector then runs NMS.
     """
 
     coding: ClassVar[Coding] = "corners"
@@ -433,20 +433,20 @@ class EndToEnd(Head):
 
 
 def _is_count(name: str, shape: Shape, rows: int | None) -> bool:
-    """Return True for an output with the number of objects of each frame, beside `rows` boxes."""
+    """Return True if an output contains the number of objects of each frame. `rows` is the number of its boxes."""
     return len(shape) == 1 or (shape[1:] == (1,) and (rows != 1 or is_named(name, ("num", "count"))))
 
 
 class TensorFlow(EndToEnd):
-    """The outputs of TensorFlow's object detection API: as `EndToEnd`, but with the order y1, x1, y2, x2."""
+    """Head with the outputs of TensorFlow's object detection API: those of `EndToEnd`, but with y before x."""
 
     coding = "corners-yx"
 
 
 class Paddle(Head):
-    """Head with one row per object: class, score, x1, y1, x2, y2, and the number of rows (PaddleDetection with NMS).
+    """Head with one row per object: class, score, x1, y1, x2, y2 (PaddleDetection with NMS).
 
-    The rows of a model for one frame have no batch axis.
+    A second output can contain the number of rows. In a model for one frame, the rows have no batch axis.
     """
 
     coding = "corners"

@@ -1,4 +1,4 @@
-"""Inputs of a network: the layout of the input for frames, and the values of constant inputs."""
+"""Functions for the inputs of a network: checks of the input for frames, and the values of constant inputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def is_channels_last(shape: Sequence[object]) -> bool:
 
 
 def require_levels(spec: ModelSpec) -> None:
-    """Check that the pixels of an integer input stay levels from 0 to 255.
+    """Check that model.yaml does not normalize the pixels of a uint8 input, which holds levels from 0 to 255.
 
     Raises:
-        ModelError: model.yaml normalizes them.
+        ModelError: model.yaml normalizes the pixels.
     """
     size = spec.input
     if (size.scale, set(size.mean), set(size.std)) != (1.0, {0.0}, {1.0}):
@@ -39,10 +39,10 @@ def constant_input(
     """Return the tensor for an input that is the same for every frame.
 
     Args:
-        shape: shape in the file. The first axis is `batch` if it is open; another open axis is the number of values.
+        shape: shape in the file. If the first axis is not fixed, it becomes `batch`; others become the value count.
 
     Raises:
-        ModelError: neither model.yaml nor the program knows the values, or their number does not fit.
+        ModelError: model.yaml does not list the values and the input is not a known one, or the values do not fit.
     """
     width, height = spec.input.width, spec.input.height
     known = {"orig_target_sizes": (width, height), "im_shape": (height, width), "scale_factor": (1, 1)}

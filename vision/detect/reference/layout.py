@@ -68,15 +68,15 @@ class Layout:
     extra_count: int = 0
     """Number of these values."""
     keypoint_values: int = 0
-    """Number of values of a keypoint: 2 (x, y), or 3 with a score. 0 if the extra values are no keypoints."""
+    """Number of values of a keypoint: 2 (x, y), or 3 with a score. 0 if the extra values are not keypoints."""
     prototypes: int | None = None
     """Index of the output with the prototypes of the masks, of shape (coefficients, rows, columns)."""
 
 
 def as_table(shape: Shape) -> Table | None:
-    """Return the shape of an output for one frame as a table; None if it is no table.
+    """Return the rows and columns of an output if it is read as a table per frame; None if this is not possible.
 
-    Maps (values, rows, columns) become tables with one column per cell. A second axis of length 1 is dropped.
+    Maps (batch, values, rows, columns) become tables with one column per cell. Axis 2 is dropped if its length is 1.
     """
     match shape:
         case (_, rows, columns) | (_, rows, 1, columns):
@@ -88,7 +88,7 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the shapes of the outputs that are tables for each frame, by name. `axes` are the accepted ranks."""
+    """Return the rows and columns of the outputs that are tables, by name. `axes` are the accepted numbers of axes."""
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 
@@ -99,7 +99,7 @@ def is_size(axis: int | None, size: int) -> bool:
 
 
 def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tuple[str, int | None, int | None]]:
-    """Find the outputs whose axis number `axis` (1 or 2) has space for `others` values and at least one class.
+    """Find the outputs whose axis number `axis` (1 or 2) has space for `others` other values and at least one class.
 
     Yields:
         Name, number of boxes, and number of classes. A number is None if the model does not fix it.

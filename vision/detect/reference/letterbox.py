@@ -18,7 +18,7 @@ class Letterbox:
     """Position of a frame on the canvas: scaled by `scale`, with its top left corner at (`pad_x_px`, `pad_y_px`).
 
     The sides of the scaled frame are rounded to whole model pixels (`content`). Therefore the ratio of each side can
-    differ slightly from `scale`. `to_source` and `taps` use the exact ratio.
+    differ slightly from `scale`. All conversions use the exact ratio.
     """
 
     scale: float  # model pixels per source pixel
@@ -75,7 +75,7 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 class Tap(NamedTuple):
-    """One of the two source pixels from which each scaled pixel of an axis is interpolated, and its weight."""
+    """For each scaled pixel of one axis, one of the two source pixels that are interpolated, and its weight."""
 
     pixels: NDArray[np.intp]
     weight: NDArray[np.float64]

@@ -189,9 +189,9 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Convert the candidates of one frame to detections in new arrays. Drop boxes that have no area after clipping.
+    """Apply NMS to the candidates of one frame, and convert the rest to detections in source pixels, in new arrays.
 
-    If `limits` is None, because the head needs no NMS, every candidate is an object.
+    Boxes that have no area after clipping are dropped. `limits` is None if the head needs no NMS.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     shapes = candidates.shapes

@@ -25,9 +25,9 @@ _ROW_WEIGHTS: Final = 256  # sum of the weights of two rows, so that a weighted 
 
 
 class Preprocessor:
-    """Scales frames into the network's input, a tensor of the caller in float32, float16, or uint8. Not thread-safe.
+    """Scales and normalizes frames, and writes them into the tensor that is the network's input. Not thread-safe.
 
-    The tensor is (B, 3, H, W), or (B, H, W, 3) if `channels_last` is true. The result differs from that of
+    The tensor is (B, 3, H, W), or (B, H, W, 3) if `channels_last`; float32, float16, or uint8. It differs from that of
     ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 

@@ -58,7 +58,7 @@ class Gaussians:
         return Gaussians(self.at[:, index], self.spread[:, index], self.turn[:, index])
 
     def distances(self, others: Gaussians) -> NDArray[np.float32]:
-        """Return the distances (K, M) of each of these boxes from each of the others; not finite without area."""
+        """Return the distances (K, M) between these boxes and `others`; not finite if one of the two has no area."""
         (p1, q1, root1), (c1, s1) = self.spread[:, :, None], self.turn[:, :, None]
         (p2, q2, root2), (c2, s2) = others.spread, others.turn
         dx, dy = others.at[:, None] - self.at[:, :, None]

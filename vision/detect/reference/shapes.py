@@ -1,7 +1,7 @@
 """Masks, keypoints, and oriented boxes of candidates, and their conversion to the source frame.
 
-Each class contains the values of N candidates in model pixels. The GPU writes the same values for the objects that are
-left after NMS, and the host converts them with the same classes, so the back-ends agree.
+Each class contains the values of N candidates, as the model returns them. The GPU writes these values for the objects
+that are left after NMS, and the host converts them with the same classes, so the back-ends agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vision.types import Mask, Shapes
 
 
 class CandidateShapes(ABC):
-    """Shapes of N candidates."""
+    """Base class for one kind of shape, such as keypoints, of N candidates."""
 
     @abstractmethod
     def take(self, rows: Indices) -> CandidateShapes:
@@ -49,7 +49,8 @@ class RotatedBoxes(CandidateShapes):
         return np.stack([x - across, y - down, x + across, y + down], axis=1)
 
     def to_source(self, letterbox: Letterbox, source_width_px: int, source_height_px: int) -> Shapes:
-        """Convert the boxes. Their sides stay perpendicular, although rounding makes the scales of x and y differ."""
+        """Convert the boxes to source pixels. The first side becomes the longer one, and the angle is from 0 to pi."""
+        # The sides stay perpendicular, although rounding makes the scales of x and y differ.
         values = self.values.astype(np.float64)
         centers = letterbox.points_to_source(values[:, :2], source_width_px, source_height_px)
         ratio = letterbox.ratios(source_width_px, source_height_px)
@@ -87,7 +88,7 @@ class Keypoints(CandidateShapes):
 
 @dataclass(frozen=True, slots=True)
 class CroppedMasks(CandidateShapes):
-    """Masks of each candidate, cropped to its box."""
+    """One mask per candidate, cropped to the candidate's box."""
 
     cells: Sequence[NDArray[np.bool_]]  # (h, w) each
     crops: NDArray[np.int64]  # (N, 4) left, top, right, bottom in cells of the prototypes; right and bottom exclusive
@@ -130,7 +131,7 @@ class MaskCoefficients(CandidateShapes):
 
 
 def mask_crops(boxes_xyxy: Floats, canvas_px: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the cells that each box touches: left, top, right, bottom (N, 4), at least one cell per box.
+    """Return the range of cells that each box touches, at least one: left, top, and exclusive right, bottom (N, 4).
 
     Args:
         boxes_xyxy: (N, 4) model pixels.
@@ -146,5 +147,5 @@ def mask_crops(boxes_xyxy: Floats, canvas_px: tuple[int, int], grid: tuple[int, 
 
 
 def mask_scale(canvas_px: tuple[int, int], grid: tuple[int, int]) -> tuple[float, float]:
-    """Return the cells of the prototypes per model pixel, horizontally and vertically."""
+    """Return the number of cells of the prototypes per model pixel, horizontally and vertically."""
     return grid[0] / canvas_px[0], grid[1] / canvas_px[1]
