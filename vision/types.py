@@ -236,6 +236,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def take(self, rows: NDArray[np.intp]) -> Detections:
+        """Return the objects with these indices, with their shapes."""
+        shapes = None if self.shapes is None else self.shapes.take(rows)
+        boxes, scores, class_ids = self.boxes_xyxy[rows], self.scores[rows], self.class_ids[rows]
+        return Detections(boxes, scores, class_ids, self.truncated_candidates, shapes)
+
     @staticmethod
     def empty() -> Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))

@@ -253,10 +253,7 @@ class _RecordingDetector:
         self._detector.close()
 
     def _above(self, all_: Detections) -> Detections:
-        keep = np.flatnonzero(all_.scores >= self._score)
-        shapes = None if all_.shapes is None else all_.shapes.take(keep)
-        boxes, scores, class_ids = all_.boxes_xyxy[keep], all_.scores[keep], all_.class_ids[keep]
-        return Detections(boxes, scores, class_ids, all_.truncated_candidates, shapes)
+        return all_.take(np.flatnonzero(all_.scores >= self._score))
 
 
 def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:

@@ -89,10 +89,10 @@ def run_lengths(mask: Mask, width_px: int, height_px: int) -> list[int]:
     x1, y1, x2, y2 = mask.region_xyxy
     first_x, of_columns = _cells_of_pixels(x1, x2, columns, width_px)
     first_y, of_rows = _cells_of_pixels(y1, y2, rows, height_px)
-    padded = np.zeros((len(of_columns), len(of_rows) + 2), np.int8)  # a row of this array is a column of the frame
-    padded[:, 1:-1] = mask.cells[np.ix_(of_rows, of_columns)].T
-    steps = np.diff(padded, axis=1)
-    column, row = np.nonzero(steps)
+    tall = np.zeros((columns, len(of_rows) + 2), np.bool_)  # a row of this array is a column of cells
+    tall[:, 1:-1] = mask.cells.T[:, of_rows]
+    steps = (tall[:, 1:] != tall[:, :-1])[of_columns]
+    column, row = np.divmod(np.flatnonzero(steps), steps.shape[1])  # several times faster than `nonzero`
     edges = (first_x + column) * height_px + first_y + row  # starts and ends of runs take turns
     turns: _Ints = np.concatenate([[0], edges, [width_px * height_px]])
     return _merged(np.diff(turns).tolist())

@@ -150,6 +150,7 @@ def test_task_that_the_head_lacks_is_refused(head: Mapping[str, Any]) -> None:
         ("yolov5", 80, {"output0": (1, 25200, 117), "output1": (1, 32, 160, 160)}, ("yolov5", "task: segment")),
         ("end-to-end", 80, {"output0": (1, 300, 38), "output1": (1, 32, 160, 160)}, ("end-to-end", "task: segment")),
         ("yolov8", 1, {"output0": (1, 56, 8400)}, ("yolov8", "task: pose")),
+        ("end-to-end", 15, {"output0": (1, 300, 7)}, ("end-to-end", "task: obb")),
         ("end-to-end", 1, {"output0": (1, 300, 57)}, ("end-to-end", "task: pose")),
     ],
 )
@@ -161,6 +162,31 @@ def test_hint_names_the_task_that_fits(
         bound({"kind": kind}, shapes, names)
     assert all(f"`{word}`" in refused.value.hint for word in words)
     bound({"kind": kind, "task": words[1].removeprefix("task: ")}, shapes, names)  # the hint holds
+
+
+def test_hint_for_one_more_value_mentions_oriented_boxes() -> None:
+    names = tuple(f"class {index}" for index in range(15))
+    with pytest.raises(ModelError) as refused:
+        bound({"kind": "yolov8"}, {"output0": (1, 20, 8400)}, names)
+    assert "`task: obb`" in refused.value.hint
+    assert "16 classes" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("head", "classes", "shapes", "word"),
+    [
+        ({"kind": "yolov8", "task": "pose"}, 80, {"output0": (1, 56, 8400)}, "1 classes"),
+        ({"kind": "yolov8", "task": "pose", "keypoints": ["a", "b"]}, 1, {"output0": (1, 56, 8400)}, "`keypoints`"),
+        ({"kind": "yolov8", "task": "obb"}, 80, {"output0": (1, 20, 21504)}, "15 classes"),
+        ({"kind": "yolov8", "task": "segment"}, 3, {"output0": (1, 116, 8400), "p": (1, 32, 160, 160)}, "80 classes"),
+    ],
+)
+def test_hint_for_another_number_of_classes_states_it(
+    head: Mapping[str, Any], classes: int, shapes: Mapping[str, Shape], word: str
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        bound(head, shapes, tuple(f"class {index}" for index in range(classes)))
+    assert word in refused.value.hint
 
 
 def test_open_axes_are_accepted() -> None:
@@ -249,7 +275,7 @@ def probiou_by_covariance(a: NDArray[np.float64], b: NDArray[np.float64]) -> flo
     mean = (first + second) / 2
     root = np.sqrt(np.linalg.det(first) * np.linalg.det(second))
     distance = apart @ np.linalg.inv(mean) @ apart / 8 + np.log(np.linalg.det(mean) / root) / 2
-    return float(1 - np.sqrt(1 - np.exp(-distance)))
+    return float(1 - np.sqrt(1 - np.exp(-max(distance, 0.0))))
 
 
 SIDES = st.floats(2, 200)

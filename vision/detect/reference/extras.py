@@ -18,6 +18,8 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
 """Kinds of heads that support each task. All kinds support the task `detect`, which is not listed."""
 
 _KEYPOINT_VALUES: Final = (3, 2)
+MOST_KEYPOINTS: Final = 256
+"""Maximum number of keypoints. An output with space for more is no output of a pose model."""
 _MOST_COEFFICIENTS: Final = 256
 
 COCO_KEYPOINTS: Final = (
@@ -74,13 +76,16 @@ def expected_extra(head: HeadSpec) -> str:
     """Return text that describes the further values of each box; empty if there are none."""
     match head.task:
         case "obb":
-            return ", and the angle as the last value of each box"
+            return ", plus the angle of each box as its last value"
         case "pose":
-            number = 3 if head.keypoints is None else 3 * len(head.keypoints)
-            each = "" if head.keypoints else " per keypoint"
-            return f", and x, y, and score of the keypoints as the last values of each box ({number}{each})"
+            if head.keypoints is None:
+                values = "x, y, and score of each keypoint as the last values of each box"
+                return f", plus {values} (if keypoints have no scores, list their names in `keypoints`)"
+            count = len(head.keypoints)
+            return f", plus {3 * count} values (x, y, score) or {2 * count} values (x, y) of keypoints for each box"
         case "segment":
-            return ", coefficients as the last values of each box, and prototypes (batch, coefficients, rows, columns)"
+            values = "coefficients as the last values of each box"
+            return f", plus {values}, and prototypes (batch, coefficients, rows, columns)"
         case _:
             return ""
 
@@ -107,12 +112,14 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
 
 
 def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[Extra]:
-    names = head.keypoints or (COCO_KEYPOINTS if space is None else None)
-    if names is not None:
+    """Yield the values of the configured keypoints; otherwise, of as many as there is space for, then of COCO's 17."""
+    if head.keypoints is not None:
         for values in _KEYPOINT_VALUES:
-            yield Extra(values * len(names), values)
-    elif space is not None and space > class_count and (space - class_count) % 3 == 0:
+            yield Extra(values * len(head.keypoints), values)
+        return
+    if space is not None and 0 < space - class_count <= 3 * MOST_KEYPOINTS and (space - class_count) % 3 == 0:
         yield Extra(space - class_count, 3)
+    yield Extra(3 * len(COCO_KEYPOINTS), 3)
 
 
 def joined_with_extra(
@@ -127,6 +134,16 @@ def joined_with_extra(
         for extra in extras(head, shapes, space, class_count):
             if space is None or space > extra.count:
                 yield name, None if space is None else space - extra.count, extra
+
+
+def is_clear(spec: ModelSpec, layout: Layout) -> bool:
+    """Return True if the shapes of the outputs leave no doubt about the task of the layout.
+
+    Without class ids, the angle of an oriented box can also be the score of one more class.
+    """
+    if spec.head.task == "pose":
+        return len(keypoint_names(spec, layout)) > 0
+    return layout.prototypes is not None or layout.class_ids is not None
 
 
 def keypoint_names(spec: ModelSpec, layout: Layout) -> tuple[str, ...]:

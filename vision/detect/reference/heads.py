@@ -11,7 +11,7 @@ import numpy as np
 from vision.config import ModelSpec
 from vision.detect.classes import COCO91, background_ids
 from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
-from vision.detect.reference.extras import TASKS, check_task, expected_extra, extras, joined_with_extra, keypoint_names
+from vision.detect.reference.extras import TASKS, check_task, expected_extra, extras, is_clear, joined_with_extra
 from vision.detect.reference.layout import (
     Layout,
     Part,
@@ -111,6 +111,10 @@ class Head(ABC):
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]
         if counts:
             known = ", for example `classes: coco91`" if counts[0] == len(COCO91) else ""
+            if counts[0] == self._class_count + 1 and self._spec.head.kind in TASKS["obb"] and task == "detect":
+                known = ", unless the last value is the angle of an oriented box (`task: obb`)"
+            if self._spec.head.keypoints is not None:
+                known = f", or `keypoints` must list more or fewer names than {len(self._spec.head.keypoints)}"
             return f"these outputs have {counts[0]} classes; `classes` in model.yaml must list the same number{known}"
         return "no head fits; `vision models` shows the outputs that each head expects"
 
@@ -120,7 +124,7 @@ class Head(ABC):
             spec = self._spec.model_copy(update={"head": self._spec.head.model_copy(update={"task": task})})
             for kind in sorted(kinds, key=lambda kind: kind != self._spec.head.kind):
                 layout = HEADS[kind](spec, self._class_count, 1.0).fits(shapes)
-                if layout is not None and (layout.prototypes is not None or keypoint_names(spec, layout)):
+                if layout is not None and is_clear(spec, layout):
                     return f"head `{kind}` with `task: {task}`"
         return ""
 
@@ -385,6 +389,8 @@ class EndToEnd(Head):
 
     @property
     def expected(self) -> str:
+        if self._spec.head.task != "detect":
+            return "(batch, objects, 6)"
         return (
             "(batch, objects, 6), (batch, objects, 4) boxes with (batch, objects) scores and classes, or (batch, "
             "objects, 5) boxes and scores with (batch, objects) classes"
