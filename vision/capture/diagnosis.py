@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from vision.capture.rtsp_probe import RtspProbe, Transport, only_other_digests
 from vision.capture.tls import client_context
 from vision.config import CameraConfig
 from vision.config.source_address import NETWORK, has_account
@@ -21,11 +24,6 @@ _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _ANSWER_S: Final = 2.0
 _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole timeout
 _LINE_BYTES: Final = 512
-
-CONNECTION_CODES: Final = frozenset(
-    {"unknown-host", "refused", "no-answer", "network", "certificate", "tls", "tls-file"}
-)
-"""Codes of the errors of a connection, as opposed to those of the camera's answer."""
 
 Answer: TypeAlias = tuple[str, str, str]
 """The code, the text and the hint of an error."""
@@ -46,7 +44,7 @@ def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
     assert isinstance(address, NETWORK)
     url = urlsplit(address.url)
     try:
-        answer = _explain_status(_status_line(url, camera.tls, late=late), has_account(address), late=late)
+        answer = _ask(camera, url, late=late)
     except OSError as error:
         answer = _explain_os_error(error, url)
     return network_error(camera, answer)
@@ -100,28 +98,61 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
     return "network", f"{error.strerror or error}", "check the address, cable, and power of the camera"
 
 
-def _status_line(url: SplitResult, tls: str, *, late: bool) -> str:
-    """Send a request without user and password. Return the first line of the camera's answer."""
+def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
+    """Send requests until the camera refuses one, and explain the refusal. The first one has no user and password."""
     host, port = url.hostname or "", url.port or _PORTS[url.scheme]
-    with socket.create_connection((host, port), _ANSWER_LATE_S if late else _ANSWER_S) as plain:
-        encrypted = url.scheme in ("rtsps", "https")
-        connection = client_context(tls).wrap_socket(plain, server_hostname=host) if encrypted else plain
-        with connection:
-            connection.sendall(_request(url, host, port))
-            return connection.recv(_LINE_BYTES).decode("latin-1").partition("\r\n")[0].strip()
-
-
-def _request(url: SplitResult, host: str, port: int) -> bytes:
-    query = f"?{url.query}" if url.query else ""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if url.scheme in ("http", "https"):
-        return f"GET {url.path or '/'}{query} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode()
-    target = f"rtsp://{address}{url.path}{query}"
-    return f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n".encode()
+    answer_s = _ANSWER_LATE_S if late else _ANSWER_S
+    deadline_s = time.monotonic() + answer_s
+    with socket.create_connection((host, port), answer_s) as plain:
+        encrypted = url.scheme in ("rtsps", "https")
+        context = client_context(camera.tls) if encrypted else None
+        connection = plain if context is None else context.wrap_socket(plain, server_hostname=host)
+        with connection:
+            if url.scheme in ("rtsp", "rtsps"):
+                return _ask_rtsp(camera, RtspProbe(connection, url, address, deadline_s), late=late)
+            query = f"?{url.query}" if url.query else ""
+            connection.sendall(f"GET {url.path or '/'}{query} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+            line = connection.recv(_LINE_BYTES).decode("latin-1").partition("\r\n")[0].strip()
+    return _explain_status(line, has_account(camera.address), late=late)
+
+
+def _ask_rtsp(camera: CameraConfig, probe: RtspProbe, *, late: bool) -> Answer:
+    described = probe.describe()
+    challenges = described.values("www-authenticate")
+    if described.status == "401" and has_account(camera.address) and only_other_digests(challenges):
+        return _OTHER_DIGEST
+    if described.status == "200" and described.body:
+        with suppress(OSError):  # the camera has answered, and that the next answer is late is no new cause
+            refusal = _refused_step(camera, probe, described.body)
+            if refusal is not None:
+                return refusal
+    return _explain_status(described.line, has_account(camera.address), late=late)
+
+
+def _refused_step(camera: CameraConfig, probe: RtspProbe, description: str) -> Answer | None:
+    """Return which step after DESCRIBE the camera refuses; None if it refuses none."""
+    if "m=video" not in description:
+        return "no-video", "the camera's stream contains no video", "choose a different stream of this camera"
+    options = probe.options()
+    reply = probe.setup(description, camera.transport)
+    if reply.status == "461":
+        other: Transport = "udp" if camera.transport == "tcp" else "tcp"
+        accepted = probe.setup(description, other).status == "200"
+        hint = f"set `transport: {other}`" if accepted else "enable RTP over TCP or UDP in the camera's settings"
+        return "transport", f"the camera refuses to send over {camera.transport.upper()}", hint
+    if options.status and options.status != "200":
+        return "refused-request", f"the camera answers OPTIONS with {options.line!r}", "set `reader: gstreamer`"
+    return None
 
 
 _VIEWERS: Final = "close other viewers, or use the camera's second stream"
 _NO_USER: Final = ("unauthorized", "the camera needs a user and password", "set `user` and `password` for this camera")
+_OTHER_DIGEST: Final = (
+    "digest-algorithm",
+    "the camera accepts passwords only with a Digest algorithm that is not supported, such as SHA-256",
+    "allow Digest with MD5 in the camera's security settings",
+)
 _NO_FRAME: Final = (
     "no-frame",
     "the camera answers, but no frame arrived in time",

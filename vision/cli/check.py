@@ -41,6 +41,7 @@ from vision.types import FrameBuffer
 _Result = TypeVar("_Result")
 
 NO_ANSWER = "no answer within the configured timeouts"
+_DAMAGED = "set `transport: tcp`, shorten the camera's key frame interval, or choose a different `reader`"
 _GRACE_S = 2.0  # added to the camera's timeouts, for libraries that exceed them
 
 
@@ -130,6 +131,8 @@ class CameraCheck:
     camera: str
     first_frame_s: float  # time until the first frame, or until the error
     error: str | None = None
+    code: str | None = None  # stable name of the error, such as "no-stream"
+    hint: str | None = None  # what to do, which `error` contains too
     width: int | None = None
     height: int | None = None
     fps: float | None = None
@@ -139,7 +142,11 @@ class CameraCheck:
 
 def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
     """Open all cameras in parallel, and read one frame from each within the configured timeouts."""
-    return look_at_each(cameras, _check_camera, lambda camera: CameraCheck(camera.id, 0.0, NO_ANSWER), stop)
+    return look_at_each(cameras, _check_camera, _no_answer, stop)
+
+
+def _no_answer(camera: CameraConfig) -> CameraCheck:
+    return CameraCheck(camera.id, 0.0, NO_ANSWER, "no-answer", "check the address, cable and power of the camera")
 
 
 def look_at_each(
@@ -171,15 +178,22 @@ def _check_camera(camera: CameraConfig) -> CameraCheck:
             info = source.open()
             _read_frame(source, info, camera.read_timeout_s)
     except SourceError as error:
-        return CameraCheck(camera.id, round(time.monotonic() - began, 3), str(error))
+        return CameraCheck(camera.id, round(time.monotonic() - began, 3), str(error), error.code, error.hint)
     seconds = round(time.monotonic() - began, 3)
     size = (info.width_px, info.height_px)
-    return CameraCheck(camera.id, seconds, None, *size, info.fps, info.pixel_format, info.decoder)
+    return CameraCheck(camera.id, seconds, None, None, None, *size, info.fps, info.pixel_format, info.decoder)
 
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
-    if source.grab(timeout_s) is None:
-        raise SourceError(f"the camera opened, but delivered no frame within {timeout_s:g} s")
+    """Read frames until one is intact."""
+    deadline_s, damaged = time.monotonic() + timeout_s, 0
+    while (grab := source.grab(max(0.0, deadline_s - time.monotonic()))) is None or grab.corrupt:
+        damaged += grab is not None
+        if time.monotonic() < deadline_s:
+            continue
+        if damaged:
+            raise SourceError(f"all {damaged} frames within {timeout_s:g} s are damaged", hint=_DAMAGED, code="corrupt")
+        raise SourceError(f"the camera opened, but delivered no frame within {timeout_s:g} s", code="no-frame")
     with suppress(SizeChanged):  # a frame of any size shows that the camera works
         source.retrieve(FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format))
 

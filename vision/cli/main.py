@@ -29,10 +29,15 @@ COMMANDS: Final = {
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
     "plan": "Measure a configuration with stand-in cameras.",
+    "camera-zoo": "Serve synthetic cameras with the oddities of real ones.",
 }
 """The commands, and the first line of their help. Only the module of the called command is imported."""
 
-_PLACES: Final = {"eval": ("evaluate", "evaluate"), "schema": ("models", "schema")}
+_PLACES: Final = {
+    "eval": ("evaluate", "evaluate"),
+    "schema": ("models", "schema"),
+    "camera-zoo": ("camera_zoo", "camera_zoo"),
+}
 """The module and the function of each command whose name differs from theirs."""
 
 _LOG_LEVEL: Final = "--log-level"

@@ -6,12 +6,13 @@ is left to FFmpeg. It sends its own request, because a playlist or a file needs 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Final
@@ -130,8 +131,21 @@ def _opener(camera: CameraConfig) -> urllib.request.OpenerDirector:
         user, _, password = account.partition(":")
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, _without_account(address.url), unquote(user), unquote(password))
-        handlers += [urllib.request.HTTPBasicAuthHandler(passwords), urllib.request.HTTPDigestAuthHandler(passwords)]
+        handlers += [urllib.request.HTTPBasicAuthHandler(passwords), _DigestHandler(passwords)]
     return urllib.request.build_opener(*handlers)
+
+
+class _DigestHandler(urllib.request.HTTPDigestAuthHandler):
+    """Digest authentication, in addition with SHA-256, which newer cameras require."""
+
+    def get_algorithm_impls(self, algorithm: str) -> tuple[Callable[[str], str], Callable[[str, str], str]]:
+        if algorithm.upper() != "SHA-256":
+            return super().get_algorithm_impls(algorithm)
+
+        def digest(text: str) -> str:
+            return hashlib.sha256(text.encode()).hexdigest()
+
+        return digest, lambda secret, data: digest(f"{secret}:{data}")
 
 
 def _request(camera: CameraConfig) -> urllib.request.Request:

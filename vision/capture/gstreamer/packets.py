@@ -6,11 +6,11 @@ GStreamer's threads call the ``on_`` methods; the camera's thread calls the othe
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 from vision.capture.clock import utc_minus_running_time
 from vision.capture.gstreamer.bindings import library
-from vision.capture.gstreamer.pipeline import SINK_FRAMES
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.source import SkippedFrames
 from vision.types import DropReason
@@ -19,7 +19,6 @@ NO_TIME = 2**64 - 1
 """The value of GST_CLOCK_TIME_NONE, which the jitter buffer also uses for unknown times."""
 
 _KEY_REQUEST_NS = 1_000_000_000  # minimum between two requests, because cameras answer each with a large frame
-_LATE_S = 0.01  # between two pulls; in a shorter time, the appsink does not become full
 _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
 
 
@@ -27,12 +26,15 @@ class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the monitor. It counts the coded frames that it drops in `skipped`."""
+        """Create the monitor. It counts the frames that do not reach the program in `skipped`."""
         self._skipped = skipped
         self._base_ns = 0
         self._gate = KeyFrameGate()
         self._timeline = Timeline()
         self._key_requested_ns = 0
+        self._decoded: deque[int] = deque()  # times of the frames that entered the appsink and were not pulled
+        self._changed_times = 0  # pulled frames whose time the decoder changed
+        self._was_damaged = False  # whether the last frame with a known time counts as damaged
         self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
         self.coded_frames = 0
 
@@ -42,12 +44,42 @@ class PacketMonitor:
 
     def info(self, pts_ns: int | None) -> PacketInfo:
         """Return the arrival time, capture time, and damage of the decoded frame with this presentation time."""
-        packet = self._timeline.take(pts_ns)
+        dropped = self._dropped_by_sink(pts_ns)
+        packet, passed_over = self._timeline.take_through(pts_ns)
+        self._count_undecoded(len(set(passed_over) - dropped))
         if packet is not None:
+            self._was_damaged = packet.corrupt
             return packet
+        self._changed_times += 1
         now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
-        return PacketInfo(arrived_ns, None, self._gate.damaged)
+        # The gate is ahead of the decoder: it can already have passed the key frame that ends the damage.
+        return PacketInfo(arrived_ns, None, self._gate.damaged or self._was_damaged)
+
+    def _dropped_by_sink(self, pts_ns: int | None) -> set[int]:
+        """Count the frames that the appsink dropped before this one, and return their times."""
+        dropped = set()
+        wanted = NO_TIME if pts_ns is None else pts_ns
+        while self._decoded and (entered := self._decoded.popleft()) != wanted:
+            dropped.add(entered)
+            self._skipped.add(DropReason.SUPERSEDED)
+        return dropped
+
+    def _count_undecoded(self, frames: int) -> None:
+        """Count frames that the decoder discarded. Frames whose time it changed have arrived under a different time."""
+        changed = min(frames, self._changed_times)
+        self._changed_times -= changed
+        if frames > changed:
+            self._skipped.add(DropReason.CORRUPT, frames - changed)
+
+    def on_decoded_frame(self, _pad: Any, probe: Any) -> Any:
+        """Record a frame that enters the appsink, which drops frames without a report."""
+        self._decoded.append(int(probe.get_buffer().pts))
+        return library().Gst.PadProbeReturn.OK
+
+    def replaced(self) -> None:
+        """Record that a different sender continues the stream: frames between the two may be missing."""
+        self._gate.lost()
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
         """Return the arrival time (monotonic ns) that a presentation time stands for; `now_ns` if not plausible."""
@@ -103,33 +135,3 @@ class PacketMonitor:
         self._key_requested_ns = now_ns
         video = library().GstVideo
         pad.send_event(video.video_event_new_upstream_force_key_unit(NO_TIME, True, 0))
-
-
-class SinkPulls:
-    """Counts the decoded frames that the appsink drops. The camera's thread calls all methods."""
-
-    def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the counter. It counts the dropped frames in `skipped`."""
-        self._skipped = skipped
-        self._pulled = 0
-        self._pulled_s = 0.0  # time of the last pull
-        self._superseded = 0
-
-    def before_pull(self, sink: Any) -> None:
-        """Count the frames that were dropped since the last pull.
-
-        The appsink does not report them. They are all frames that it received, except those that were pulled and those
-        that it holds. If it dropped one, it is full until the next pull.
-        """
-        if time.monotonic() - self._pulled_s < _LATE_S:
-            return
-        received = sink.get_property("stats").get_value("rendered")
-        superseded = received - self._pulled - SINK_FRAMES - self._superseded
-        if superseded > 0:
-            self._superseded += superseded
-            self._skipped.add(DropReason.SUPERSEDED, superseded)
-
-    def pulled(self) -> None:
-        """Record that a frame was pulled."""
-        self._pulled += 1
-        self._pulled_s = time.monotonic()

@@ -12,19 +12,27 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from vision.capture.clock import CaptureClock
-from vision.capture.diagnosis import CONNECTION_CODES, explain_open
+from vision.capture.diagnosis import explain_open
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library, tls_database
-from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor, SinkPulls
+from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
 from vision.capture.planes import has_shape
 from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.config.source_address import Csi, Rtsp
 from vision.errors import SizeChanged, SourceError
 from vision.types import FrameBuffer, PixelFormat
+
+_LATE: Final = frozenset({"no-answer", "no-frame"})
+_UNCLEAR: Final = _LATE | {"refused", "read", "gstreamer", "unauthorized", "no-stream"}
+"""Codes of GStreamer's errors that can have other causes than they name."""
+
+_NO_CAUSE: Final = frozenset(
+    {"codec", "no-frame", "refused-request"}
+)  # no request that GStreamer depends on was refused
 
 _Sample: TypeAlias = tuple[Any, StreamInfo]
 """A decoded frame in GStreamer's memory, and its properties."""
@@ -87,11 +95,15 @@ class GStreamerSource:
         return info
 
     def _diagnosed(self, error: SourceError) -> SourceError:
-        """Return the error of a failed connection with its cause, because GStreamer has one code for all causes."""
-        if error.code != "refused" or not isinstance(self._camera.address, Rtsp):
+        """Return the error of a connection with its cause. GStreamer reports most causes with the same error."""
+        if error.code not in _UNCLEAR or not isinstance(self._camera.address, Rtsp):
             return error
-        cause = explain_open(self._camera, late=False)
-        return cause if cause.code in CONNECTION_CODES else error
+        cause = explain_open(self._camera, late=error.code in _LATE)
+        if error.code in _LATE or cause.code not in _NO_CAUSE:
+            return cause
+        hint = error.hint or "set `reader: ffmpeg`, or choose a different codec in the camera's settings"
+        code = "unsupported-stream" if error.code == "gstreamer" else error.code
+        return SourceError(error.args[0], hint=hint, code=code)
 
     def grab(self, timeout_s: float) -> Grab | None:
         player = self._player
@@ -173,11 +185,11 @@ class Player:
         self._pixel_formats = pixel_formats
         self.packets = PacketMonitor(skipped)
         self._interrupted = interrupted
-        self._pulls = SinkPulls(skipped)
         self._error = functools.partial(errors.source_error, camera)
         self._pipeline = library().Gst.Pipeline.new(None)
         self._bus = self._pipeline.get_bus()
         self._sink: Any = None
+        self._entry: Any = None  # the sink pad of the depayloader
         self._undo: list[Callable[[], None]] = []
         self._selected = False
         self.linked = threading.Event()
@@ -223,10 +235,8 @@ class Player:
             self._check()
             slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
             if self.linked.wait(0.0 if self._sink is not None else slice_s):
-                self._pulls.before_pull(self._sink)
                 sample = self._sink.try_pull_sample(round(slice_s * 1e9))
                 if sample is not None:
-                    self._pulls.pulled()
                     return sample
             if time.monotonic() >= deadline:
                 self._check()
@@ -295,6 +305,7 @@ class Player:
         factories = [element.factory for element in chain]
         self.decoder = next((name for name in factories if name.startswith(("avdec", "nv", "jpegdec"))), factories[0])
         self._sink = made[-1]
+        self._probe(self._sink.get_static_pad("sink"), library().Gst.PadProbeType.BUFFER, self.packets.on_decoded_frame)
         for element in reversed(made):
             element.sync_state_with_parent()
         self.linked.set()
@@ -326,12 +337,23 @@ class Player:
     def _on_pad(self, _source: Any, pad: Any) -> None:
         caps = pad.get_current_caps() or pad.query_caps(None)
         structure = caps.get_structure(0)
-        if structure.get_string("media") != "video" or self.linked.is_set():
+        if structure.get_string("media") != "video":
+            return
+        if self._entry is not None:
+            self._relink(pad)
             return
         try:
             self._add_decoder(pad, str(structure.get_string("encoding-name")))
         except SourceError as error:
             self._fault = error
+
+    def _relink(self, pad: Any) -> None:
+        """Decode the packets of a new SSRC, with which some cameras continue their stream."""
+        previous = self._entry.get_peer()
+        if previous is not None:
+            previous.unlink(self._entry)
+        self.packets.replaced()
+        pad.link(self._entry)  # if the codec has changed, the pipeline posts an error
 
     def _add_decoder(self, pad: Any, encoding: str) -> None:
         gst = library().Gst
@@ -339,14 +361,15 @@ class Player:
         if codec is None:
             raise self._error(
                 f"expected H.264, H.265, or Motion JPEG from the camera, got {encoding}",
-                hint="choose a different codec in the camera's settings",
+                hint="choose a different codec in the camera's settings, or set `reader: ffmpeg`",
+                code="codec",
             )
         chain = pipeline.decode_chain(codec, self._pixel_formats, installed)
         reason = pipeline.missing([element.factory for element in chain], installed)
         if reason is not None:
             raise self._error(f"the camera sends {encoding}, but {reason}")
         depayloader = self._add_chain(chain)
-        entry = depayloader.get_static_pad("sink")
+        self._entry = entry = depayloader.get_static_pad("sink")
         parser = depayloader.get_static_pad("src").get_peer().get_parent_element()
         self._probe(entry, gst.PadProbeType.EVENT_DOWNSTREAM, self.packets.on_event)
         self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self.packets.on_coded_frame)

@@ -1,0 +1,153 @@
+"""A conversation with an RTSP camera up to SETUP, to find the request that it refuses.
+
+The libraries report most refusals with the same error. The camera plays nothing: the probe ends before PLAY.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import SplitResult, unquote
+
+_CHUNK_BYTES: Final = 65536
+_MOST_BYTES: Final = 1 << 20
+_CHALLENGE: Final = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+_TRANSPORTS: Final = {
+    "tcp": "RTP/AVP/TCP;unicast;interleaved=0-1",
+    "udp": "RTP/AVP;unicast;client_port=50000-50001",
+}
+
+Transport = Literal["tcp", "udp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of the camera. `headers` are pairs of a name in lower case and a value."""
+
+    line: str  # the first line
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+
+    @property
+    def status(self) -> str:
+        """The status, such as "200"; empty if the answer is not RTSP or HTTP."""
+        return self.line.split(" ")[1] if self.line.startswith(("RTSP/", "HTTP/")) and " " in self.line else ""
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key == name]
+
+
+class RtspProbe:
+    """Sends requests over an open connection. Each answer must arrive before `deadline_s` (monotonic)."""
+
+    def __init__(self, connection: socket.socket, url: SplitResult, address: str, deadline_s: float) -> None:
+        """Create the probe. `address` is host and port as they are written in requests."""
+        self._connection = connection
+        self._deadline_s = deadline_s
+        self._user, self._password = unquote(url.username or ""), unquote(url.password or "")
+        self._target = f"rtsp://{address}{url.path}{f'?{url.query}' if url.query else ''}"
+        self._number = 0
+        self._challenge = ""  # the last one that this probe can answer
+        self._received = b""
+
+    def describe(self) -> Reply:
+        """Ask for the description of the stream, with user and password if the camera asks for them."""
+        reply = self._send("DESCRIBE", self._target, "Accept: application/sdp")
+        challenges = reply.values("www-authenticate")
+        self._challenge = next((one for one in challenges if _is_supported(one)), "")
+        if reply.status == "401" and self._user and self._challenge:
+            retry = self._send("DESCRIBE", self._target, "Accept: application/sdp")
+            return retry if retry.status else reply
+        return reply
+
+    def options(self) -> Reply:
+        return self._send("OPTIONS", self._target)
+
+    def setup(self, description: str, transport: Transport) -> Reply:
+        """Request the first video track over `transport`, and end the session."""
+        reply = self._send("SETUP", _video_url(description, self._target), f"Transport: {_TRANSPORTS[transport]}")
+        if reply.status == "200":
+            session = next(iter(reply.values("session")), "").partition(";")[0]
+            self._send("TEARDOWN", self._target, f"Session: {session}")
+        return reply
+
+    def _send(self, method: str, target: str, *headers: str) -> Reply:
+        self._number += 1
+        lines = [f"{method} {target} RTSP/1.0", f"CSeq: {self._number}", *headers, *self._authorization(method, target)]
+        self._connection.settimeout(max(0.01, self._deadline_s - time.monotonic()))
+        self._connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        return self._read()
+
+    def _authorization(self, method: str, target: str) -> list[str]:
+        kind, _, rest = self._challenge.partition(" ")
+        if not kind or not self._user:
+            return []
+        if kind.lower() == "basic":
+            account = base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
+            return [f"Authorization: Basic {account}"]
+        given = {name.lower(): quoted or plain for name, quoted, plain in _CHALLENGE.findall(rest)}
+        nonce, realm = given.get("nonce", ""), given.get("realm", "")
+        response = _md5(f"{_md5(f'{self._user}:{realm}:{self._password}')}:{nonce}:{_md5(f'{method}:{target}')}")
+        fields = {"username": self._user, "realm": realm, "nonce": nonce, "uri": target, "response": response}
+        return ["Authorization: Digest " + ", ".join(f'{name}="{value}"' for name, value in fields.items())]
+
+    def _read(self) -> Reply:
+        """Return the next answer; an empty one if the camera closes the connection."""
+        head = self._until(re.compile(rb"\r?\n\r?\n"))
+        first, *lines = head.decode("latin-1").split("\n") if head else [""]
+        pairs = (line.partition(":") for line in lines if ":" in line)
+        headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+        reply = Reply(first.strip(), headers)
+        length = next(iter(reply.values("content-length")), "0")
+        body = self._exactly(int(length) if length.isdigit() else 0)
+        return Reply(reply.line, headers, body.decode("latin-1"))
+
+    def _until(self, end: re.Pattern[bytes]) -> bytes:
+        while (found := end.search(self._received)) is None:
+            if not self._receive():
+                received, self._received = self._received, b""
+                return received
+        head, self._received = self._received[: found.start()], self._received[found.end() :]
+        return head
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._received) < size and self._receive():
+            pass
+        body, self._received = self._received[:size], self._received[size:]
+        return body
+
+    def _receive(self) -> bool:
+        """Receive more. Return False if there is no more, or too much."""
+        self._connection.settimeout(max(0.01, self._deadline_s - time.monotonic()))
+        data = self._connection.recv(_CHUNK_BYTES)
+        self._received += data
+        return bool(data) and len(self._received) < _MOST_BYTES
+
+
+def only_other_digests(challenges: Sequence[str]) -> bool:
+    """Return True if the camera accepts only algorithms that the libraries do not support, such as SHA-256."""
+    return bool(challenges) and not any(_is_supported(one) for one in challenges)
+
+
+def _is_supported(challenge: str) -> bool:
+    algorithm = re.search(r'algorithm="?([\w-]+)', challenge, re.IGNORECASE)
+    return challenge.lower().startswith("basic") or algorithm is None or algorithm[1].upper() == "MD5"
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _video_url(description: str, target: str) -> str:
+    """Return the URL of the first video track of an SDP document."""
+    _, _, video = description.partition("m=video")
+    control = re.search(r"^a=control:(\S+)", video.partition("\nm=")[0], re.MULTILINE)
+    if control is None or control[1] == "*":
+        return target
+    return control[1] if "://" in control[1] else f"{target.rstrip('/')}/{control[1]}"

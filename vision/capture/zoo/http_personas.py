@@ -1,0 +1,155 @@
+"""The HTTP cameras of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from vision.capture.zoo.persona import HttpStream, Persona, Reader, Verdict
+
+_http = partial(Persona, scheme="http", path="/video")
+
+
+def _refused(code: str, remedy: Mapping[str, object] | None = None) -> Mapping[Reader, Verdict]:
+    return {"ffmpeg": Verdict(code, remedy)}
+
+
+_MOTION_JPEG: Final = (
+    _http("http-plain", "nothing: motion JPEG as a reference for the others", HttpStream()),
+    _http("http-one-per-second", "1 frame/s", HttpStream(fps=1)),
+    _http("http-fast", "30 frames/s", HttpStream(fps=30)),
+    _http("http-jpg-parts", "parts of the type image/jpg", HttpStream(part_type="image/jpg")),
+    _http("http-untyped-parts", "parts without a type", HttpStream(part_type=None)),
+    _http("http-no-lengths", "parts without a length", HttpStream(part_length=False)),
+    _http("http-bare-parts", "parts without any header", HttpStream(part_type=None, part_length=False)),
+    _http(
+        "http-no-boundary",
+        "the header does not name the boundary",
+        HttpStream(content_type="multipart/x-mixed-replace"),
+    ),
+    _http(
+        "http-quoted-boundary",
+        "the boundary is quoted",
+        HttpStream(content_type='multipart/x-mixed-replace; boundary="frame"'),
+    ),
+    _http(
+        "http-dashed-boundary",
+        "the header names the boundary with its dashes",
+        HttpStream(content_type="multipart/x-mixed-replace; boundary=--frame"),
+    ),
+    _http(
+        "http-other-boundary", "the boundary differs from the one that the header names", HttpStream(boundary="--else")
+    ),
+    _http("http-line-feeds", "lines end with a line feed only", HttpStream(line_end="\n")),
+    _http("http-preamble", "text precedes the first part", HttpStream(preamble=b"welcome\r\n")),
+    _http("http-text-parts", "a part of text before each frame", HttpStream(text_parts=True)),
+    _http("http-chunked", "chunked transfer encoding", HttpStream(chunked=True)),
+    _http("http-untyped", "no content type", HttpStream(content_type=None)),
+    _http(
+        "http-octets",
+        "the content type is application/octet-stream",
+        HttpStream(content_type="application/octet-stream"),
+    ),
+    _http("http-bare", "JPEGs in a row, typed image/jpeg", HttpStream(kind="bare", content_type="image/jpeg")),
+    _http(
+        "http-bare-slow",
+        "JPEGs in a row, 2 frames/s",
+        HttpStream(kind="bare", fps=2, content_type="video/x-motion-jpeg"),
+    ),
+    _http("http-no-huffman", "JPEGs without Huffman tables", HttpStream(huffman_tables=False)),
+    _http(
+        "http-marker-comment",
+        "JPEGs whose comments contain the markers of a JPEG",
+        HttpStream(comment=b"\xff\xd9\xff\xd8 zoo \xff\xd8\xff\xe0"),
+    ),
+)
+
+_OTHERS: Final = (
+    _http(
+        "snapshot", "one JPEG per request", HttpStream(kind="snapshot", content_type="image/jpeg"), settings={"fps": 5}
+    ),
+    _http(
+        "snapshot-closes",
+        "one JPEG per connection, without a length",
+        HttpStream(kind="snapshot", content_type="image/jpeg", length=False),
+        settings={"fps": 5},
+    ),
+    _http("hls", "live HLS with segments of 1 s", HttpStream(kind="hls"), path="/live.m3u8"),
+    _http("hls-long", "live HLS with segments of 2 s", HttpStream(kind="hls", segment_s=2), path="/live.m3u8"),
+    _http("http-mp4", "an MP4 file", HttpStream(kind="mp4")),
+    _http("http-ts", "MPEG-TS", HttpStream(kind="ts", content_type="video/mp2t")),
+    _http(
+        "http-ts-sound",
+        "MPEG-TS that announces sound, which never arrives",
+        HttpStream(kind="ts", content_type="video/mp2t", announced_sound=True),
+    ),
+    _http("http-flv", "FLV", HttpStream(kind="flv", content_type="video/x-flv")),
+    _http(
+        "http-flv-sound",
+        "FLV that announces sound, which never arrives",
+        HttpStream(kind="flv", content_type="video/x-flv", announced_sound=True),
+    ),
+)
+
+_ACCESS: Final = (
+    _http("http-redirect", "redirects to a different path (302)", HttpStream(redirect=True)),
+    _http("http-capitals", "the address is written with HTTP://", HttpStream(), scheme="HTTP"),
+    _http("http-basic", "Basic authentication", HttpStream(), auth="basic", account=True),
+    _http("http-digest", "Digest authentication with `qop`", HttpStream(), auth="digest", account=True),
+    _http("http-digest-plain", "Digest authentication without `qop`", HttpStream(), auth="digest-plain", account=True),
+    _http(
+        "http-digest-sha256",
+        "Digest authentication with SHA-256 only",
+        HttpStream(),
+        auth="digest-sha256",
+        account=True,
+    ),
+    _http("http-digest-stale", "the first nonce expires at once", HttpStream(), auth="digest-stale", account=True),
+    _http("http-digest-and-basic", "offers Digest and Basic", HttpStream(), auth="both", account=True),
+    _http(
+        "http-digest-ts",
+        "MPEG-TS with Digest authentication",
+        HttpStream(kind="ts", content_type="video/mp2t"),
+        auth="digest",
+        account=True,
+    ),
+    _http(
+        "http-no-account",
+        "needs a user and password, which are not configured",
+        HttpStream(),
+        auth="digest",
+        verdicts=_refused("unauthorized", {"user": "viewer", "password": "secret"}),
+    ),
+    _http("http-not-found", "no stream at this path", HttpStream(status=404), verdicts=_refused("no-stream")),
+    _http("http-forbidden", "the user has no right to watch", HttpStream(status=403), verdicts=_refused("forbidden")),
+    _http("http-busy", "no further client", HttpStream(status=503), verdicts=_refused("busy")),
+    _http("http-page", "a log-in page instead of a stream", HttpStream(kind="page"), verdicts=_refused("no-video")),
+    _http("http-empty", "an empty answer", HttpStream(kind="empty"), verdicts=_refused("no-video")),
+    _http("http-plays-nothing", "a header, and no frame", HttpStream(plays=False), verdicts=_refused("no-answer")),
+    _http(
+        "http-silent",
+        "accepts connections, and never answers",
+        HttpStream(),
+        port="silent",
+        verdicts=_refused("no-answer"),
+    ),
+    _http("http-closed", "refuses connections", HttpStream(), port="closed", verdicts=_refused("refused")),
+    _http(
+        "https-self-signed",
+        "HTTPS with a self-signed certificate",
+        HttpStream(),
+        scheme="https",
+        verdicts=_refused("certificate", {"tls": "accept-any"}),
+    ),
+    _http(
+        "https-no-tls",
+        "HTTP at an https:// address",
+        HttpStream(),
+        scheme="https",
+        port="plain",
+        verdicts=_refused("tls"),
+    ),
+)
+
+HTTP_PERSONAS: Final = (*_MOTION_JPEG, *_OTHERS, *_ACCESS)

@@ -1,0 +1,96 @@
+"""The page docs/cameras-zoo.md, which lists what each reader does with each camera.
+
+    python -m vision.capture.zoo.page > docs/cameras-zoo.md
+
+`tests/zoo` checks that the readers do what the page says, and that the page is up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from vision.capture.zoo.persona import FAULTS, Persona, Reader, Verdict
+from vision.capture.zoo.zoo import PERSONAS
+
+PLAYS: Final = "plays"
+
+_TOP: Final = """\
+# Camera zoo
+
+`vision camera-zoo` serves synthetic cameras on 127.0.0.1. Each has one oddity of real cameras. Use them to try a
+configuration without a camera, or to test your own program.
+
+```bash
+vision camera-zoo                                 # all cameras, one line each; Ctrl-C stops them
+vision camera-zoo --only b-frames --only digest   # two of them
+vision camera-zoo --fault cut                     # every 10 s, all connections are reset
+vision camera-zoo --list                          # the list, without serving
+```
+
+The frames contain their number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads
+it. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the command
+`openssl`, which creates their certificate.
+
+`make camera-zoo` reads every camera with every reader and under every fault. It checks that each one either plays
+within 10 s, and counts every frame as published or dropped, or fails with the code in the tables below. If the table
+names keys of camera.yaml, it also checks that the camera plays with them. `./test` runs a part of these checks.
+
+| `--fault` | what happens |
+|---|---|
+"""
+
+_TABLES: Final = """\
+
+In the tables, a code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log
+report this code, the reason, and what to do. Keys behind an arrow are those with which the camera plays.
+"""
+
+
+def expectation(persona: Persona) -> str:
+    """Return what is expected of the readers, as one line of text."""
+    texts = {reader: _expected(persona.verdicts.get(reader)) for reader in persona.readers}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{reader}: {text}" for reader, text in texts.items())
+
+
+def _expected(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return PLAYS
+    keys = ", ".join(f"{key}: {value}" for key, value in (verdict.remedy or {}).items())
+    return f"{verdict.code} -> {keys}" if keys else verdict.code
+
+
+def _cell(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return PLAYS
+    keys = ", ".join(f"`{key}: {value}`" for key, value in (verdict.remedy or {}).items())
+    return f"`{verdict.code}` → {keys}" if keys else f"`{verdict.code}`"
+
+
+def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator[str]:
+    titles = {"gstreamer": "GStreamer", "ffmpeg": "FFmpeg"}
+    yield f"| camera | what is odd | {' | '.join(titles[reader] for reader in readers)} |"
+    yield "|---" * (2 + len(readers)) + "|"
+    for persona in personas:
+        cells = [_cell(persona.verdicts.get(reader)) for reader in readers]
+        yield f"| `{persona.name}` | {persona.odd} | {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """Return the text of the page."""
+    lines = [_TOP.rstrip("\n"), *(f"| `{fault}` | {text} |" for fault, text in FAULTS.items()), _TABLES]
+    lines += ["## RTSP cameras", ""]
+    lines += _table((persona for persona in PERSONAS if persona.is_rtsp), ("gstreamer", "ffmpeg"))
+    lines += ["", "## HTTP cameras", ""]
+    lines += _table((persona for persona in PERSONAS if not persona.is_rtsp), ("ffmpeg",))
+    lines += ["", "## Known limits", ""]
+    for persona in PERSONAS:
+        for limit in persona.limits:
+            lines.append(f"* `{persona.name}` with `reader: {limit.reader}`: {limit.text}.")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,99 @@
+"""What a camera has sent to one client, and the connection that its faults act on."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from vision.capture.zoo.credentials import Gate
+from vision.capture.zoo.persona import Fault, Persona
+
+_PIECE_BYTES: Final = 500
+_PIECE_S: Final = 0.005  # per piece of a slow connection
+_MOST_PIECES: Final = 10  # a frame takes at most 50 ms
+_ANSWER_LATE_S: Final = 0.3
+_LOSS_EVERY: Final = 20  # frames
+_LOSS_AT: Final = 5
+_KEY_LOSS_EVERY: Final = 40
+_KEY_LOSS_AT: Final = 20
+
+
+@dataclass(slots=True)
+class Playback:
+    """The frames that one client was sent, by the numbers in their pixels, in decoding order."""
+
+    sent: list[int] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)  # positions in `sent` of frames that were not sent completely
+    transport: str = "tcp"
+
+    def discarded(self, frames: int) -> None:
+        """Record that the client may not have received the last frames."""
+        self.damaged.update(range(max(0, len(self.sent) - frames), len(self.sent)))
+
+
+def is_lost(position: int) -> bool:
+    """Return True if the fault `loss` damages the frame at this position of a playback."""
+    return position % _LOSS_EVERY == _LOSS_AT or position % _KEY_LOSS_EVERY == _KEY_LOSS_AT
+
+
+class Link:
+    """The TCP connection of one client."""
+
+    def __init__(self, writer: asyncio.StreamWriter, fault: Fault) -> None:
+        self._writer = writer
+        self._fault = fault
+        self._lock = asyncio.Lock()
+        self.stalled = False  # everything that is written is discarded
+
+    async def send(self, data: bytes) -> None:
+        """Write `data` in one piece, or in small pieces with pauses if the connection is slow.
+
+        Raises:
+            ConnectionError: the client has closed the connection.
+        """
+        if self.stalled:
+            return
+        async with self._lock:
+            if self._fault == "slow":
+                size = max(_PIECE_BYTES, len(data) // _MOST_PIECES + 1)
+                for start in range(0, len(data), size):
+                    self._writer.write(data[start : start + size])
+                    await self._writer.drain()
+                    await asyncio.sleep(_PIECE_S)
+                return
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
+        """Write an answer, later if the camera or the connection is slow."""
+        late_s = _ANSWER_LATE_S if self._fault == "slow" else 0.0
+        if delay_s + late_s:
+            await asyncio.sleep(delay_s + late_s)
+        await self.send(data)
+
+    def reset(self) -> None:
+        """Close the connection without delivering what is buffered."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        with suppress(OSError):
+            self._writer.close()
+            await self._writer.wait_closed()
+
+
+class Host(Protocol):
+    """The camera that a connection belongs to: `vision.capture.zoo.camera.Camera`."""
+
+    persona: Persona
+    fault: Fault
+    gate: Gate
+    port: int
+
+    @property
+    def address(self) -> str:
+        """The address of the stream."""
+
+    def streaming(self) -> Playback:
+        """Return the record of a new playback. The first one starts the time until the fault."""

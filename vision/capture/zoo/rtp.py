@@ -1,0 +1,139 @@
+"""RTP packets and RTCP sender reports of one playback, with the oddities of the persona."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from vision.capture.zoo.clips import FRAMES, LARGE, NORMAL, Clip, CodedFrame, clip
+from vision.capture.zoo.payloads import payloads
+from vision.capture.zoo.persona import RtspStream
+from vision.capture.zoo.playback import Playback, is_lost
+
+Send = Callable[[int, bytes], Awaitable[None]]
+"""Sends one packet: 0 means RTP, 1 means RTCP."""
+
+PAYLOAD_TYPE: Final = 96
+CLOCK_HZ: Final = 90_000
+_SSRC: Final = 0x1234ABCD
+_NEW_SSRC: Final = 0x0BADCAFE
+_NEW_SEQUENCE: Final = 40_000
+_JUMP_TICKS: Final = 3600 * CLOCK_HZ
+_REPORT_EVERY_S: Final = 1.0
+_NTP_EPOCH_S: Final = 2_208_988_800  # from 1900 to 1970
+_PROBATION_FRAMES: Final = 2
+_YEAR_S: Final = 365 * 86400
+
+
+def clip_of(stream: RtspStream) -> Clip:
+    """Return the clip that a camera sends. The first call encodes it."""
+    return clip(stream.codec, NORMAL, b_frames=stream.b_frames, slices=stream.slices)
+
+
+class RtpSender:
+    """Sends the clip, in a loop and in real time, until it is cancelled."""
+
+    def __init__(self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool) -> None:
+        """Create the sender. `loses` omits one packet of some frames."""
+        self._stream = stream
+        self._playback = playback
+        self._send = send
+        self._loses = loses
+        self._ssrc = _SSRC
+        self._sequence = stream.first_sequence
+        self._packets = 0
+        self._octets = 0
+        self._reported_s = 0.0
+
+    async def run(self) -> None:
+        """Send frames at their times."""
+        stream = self._stream
+        began_s = time.monotonic()
+        # Frames in decoding order are sent at constant intervals. `place` counts them from the start of the clip.
+        place = stream.first_frame
+        while True:
+            position = place - stream.first_frame
+            await asyncio.sleep(max(0.0, began_s + position / stream.fps - time.monotonic()))
+            source, frame = self._frame(place)
+            shown = place // FRAMES * FRAMES + frame.number - stream.first_frame
+            if position == stream.new_ssrc_at > 0:
+                self._ssrc, self._sequence = _NEW_SSRC, _NEW_SEQUENCE
+            ticks = self._ticks(shown)
+            if time.monotonic() - self._reported_s >= _REPORT_EVERY_S and stream.clock != "missing":
+                self._reported_s = time.monotonic()
+                await self._send(1, self._report(ticks))
+            if stream.key_frames or not frame.key:
+                await self._send_frame(source, frame, ticks, position)
+            place += 1
+
+    def _frame(self, place: int) -> tuple[Clip, CodedFrame]:
+        stream = self._stream
+        turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
+        source = clip(stream.codec, LARGE) if turn % 2 else clip_of(stream)
+        return source, source.frames[place % FRAMES]
+
+    def _ticks(self, shown: int) -> int:
+        """Return the RTP timestamp of the frame at this place of the display order."""
+        stream = self._stream
+        ticks = stream.first_timestamp + round((shown + 3) * CLOCK_HZ / stream.fps * stream.pace)
+        if 0 < stream.jump_at <= shown:
+            ticks += _JUMP_TICKS
+        return ticks % (1 << 32)
+
+    async def _send_frame(self, source: Clip, frame: CodedFrame, ticks: int, position: int) -> None:
+        stream, playback = self._stream, self._playback
+        parts = payloads(
+            source,
+            frame,
+            in_band=stream.in_band or stream.resize_every > 0,
+            aggregated=stream.aggregated,
+            tables=stream.tables,
+        )
+        lost = len(parts) // 2 if self._loses and is_lost(position) else -1
+        # A receiver may discard the first packets of an SSRC (RFC 3550, A.1).
+        if lost >= 0 or position == stream.new_ssrc_at > 0 or (stream.duplicates and position < _PROBATION_FRAMES):
+            playback.damaged.add(len(playback.sent))
+        playback.sent.append(frame.number)
+        for index, part in enumerate(parts):
+            packet = self._packet(part, ticks, is_last=index == len(parts) - 1)
+            if index == lost:
+                continue
+            await self._send(0, packet)
+            if stream.duplicates:
+                await self._send(0, packet)
+
+    def _packet(self, payload: bytes, ticks: int, *, is_last: bool) -> bytes:
+        stream = self._stream
+        first = 0x80 | (0x20 if stream.padding else 0) | (0x10 if stream.extension else 0)
+        marker = 0x80 if is_last and stream.markers else 0
+        header = struct.pack(">BBHII", first, marker | PAYLOAD_TYPE, self._sequence % 65536, ticks, self._ssrc)
+        if stream.extension:  # ONVIF's time of recordings
+            header += struct.pack(">HHQI", 0xABAC, 3, self._ntp(time.time()), 0)
+        self._sequence += 1
+        self._packets += 1
+        self._octets += len(payload)
+        return header + payload + (b"\0\0\0\4" if stream.padding else b"")
+
+    def _report(self, ticks: int) -> bytes:
+        """Return a sender report with a source description."""
+        match self._stream.clock:
+            case "unset":
+                now_s = time.monotonic() - _NTP_EPOCH_S
+            case "future":
+                now_s = time.time() + _YEAR_S
+            case _:
+                now_s = time.time()
+        if self._stream.clock == "unrelated":
+            ticks = (ticks + 1_000_000_007) % (1 << 32)
+        report = struct.pack(
+            ">BBHIQIII", 0x80, 200, 6, self._ssrc, self._ntp(now_s), ticks, self._packets, self._octets
+        )
+        description = struct.pack(">BBHIBB", 0x81, 202, 3, self._ssrc, 1, 3) + b"zoo\0\0\0"
+        return report + description
+
+    @staticmethod
+    def _ntp(utc_s: float) -> int:
+        return round((utc_s + _NTP_EPOCH_S) * (1 << 32)) % (1 << 64)

@@ -1,0 +1,243 @@
+"""The RTSP cameras of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from vision.capture.zoo.persona import (
+    FAULTS,
+    METADATA,
+    SECOND_VIDEO,
+    SOUND,
+    Limit,
+    Persona,
+    Reader,
+    RtspServer,
+    RtspStream,
+    Verdict,
+)
+
+
+def _both(code: str, remedy: Mapping[str, object] | None = None) -> Mapping[Reader, Verdict]:
+    return {"gstreamer": Verdict(code, remedy), "ffmpeg": Verdict(code, remedy)}
+
+
+_NO_KEEP_ALIVE: Final = (
+    "reconnects every 9 s, because it sends no requests while it plays over TCP; `reader: ffmpeg` does"
+)
+_NO_TIMES: Final = "does not count all lost frames, because it identifies frames by their times"
+_CONCEALED: Final = "publishes a B-frame that has lost a packet, because the decoder conceals the loss"
+_KEY_LOST: Final = "does not count the frames after a lost key frame"
+
+_VIDEO: Final = (
+    Persona("plain", "nothing: a reference for the others"),
+    Persona("slices", "four slices per frame", RtspStream(slices=4)),
+    Persona("mid-gop", "the first frame is the fourth after a key frame", RtspStream(first_frame=4)),
+    Persona(
+        "mid-gop-slow", "2 frames/s, and a key frame every 5 s; starts after one", RtspStream(fps=2, first_frame=1)
+    ),
+    Persona(
+        "b-frames",
+        "B-frames, so that presentation times are not in order",
+        RtspStream(b_frames=True),
+        limits=(Limit("ffmpeg", _CONCEALED, ("loss",)),),
+    ),
+    Persona("one-per-second", "1 frame/s", RtspStream(fps=1)),
+    Persona("fast", "30 frames/s", RtspStream(fps=30)),
+    Persona("no-sprop", "the SDP document contains no parameter sets", RtspStream(fmtp="no-sprop")),
+    Persona("no-fmtp", "the SDP document contains no `fmtp` line", RtspStream(fmtp="none")),
+    Persona("sprop-only", "only the SDP document contains the parameter sets", RtspStream(in_band=False)),
+    Persona(
+        "wrong-sprop", "the SDP document contains the parameter sets of a larger stream", RtspStream(fmtp="wrong-sprop")
+    ),
+    Persona("aggregated", "the parameter sets are in one packet (STAP-A)", RtspStream(aggregated=True)),
+    Persona("resize", "the parameter sets and the frame size change every 2 s", RtspStream(resize_every=20)),
+    Persona(
+        "no-key-frame",
+        "never sends a key frame",
+        RtspStream(key_frames=False, first_frame=1),
+        verdicts={"gstreamer": Verdict("no-key-frame"), "ffmpeg": Verdict("no-frame")},
+    ),
+    Persona("h265", "H.265", RtspStream(codec="h265")),
+    Persona("h265-no-sprop", "H.265 without `fmtp`", RtspStream(codec="h265", fmtp="none")),
+    Persona(
+        "h265-aggregated", "H.265 with the parameter sets in one packet", RtspStream(codec="h265", aggregated=True)
+    ),
+    Persona("mjpeg", "motion JPEG", RtspStream(codec="mjpeg")),
+    Persona(
+        "mjpeg-rare-tables",
+        "motion JPEG; only every tenth frame contains its tables",
+        RtspStream(codec="mjpeg", tables="rarely"),
+        limits=(Limit("gstreamer", "plays only the frames with tables, and does not count the others", tuple(FAULTS)),),
+    ),
+    Persona(
+        "mjpeg-no-tables",
+        "motion JPEG; the tables are missing",
+        RtspStream(codec="mjpeg", tables="never"),
+        verdicts=_both("no-frame"),
+    ),
+    Persona(
+        "mpeg4",
+        "MPEG-4 Part 2",
+        RtspStream(codec="mpeg4"),
+        verdicts={"gstreamer": Verdict("codec", {"reader": "ffmpeg"})},
+    ),
+    Persona(
+        "vp8",
+        "VP8",
+        RtspStream(codec="vp8"),
+        verdicts={"gstreamer": Verdict("codec", {"reader": "ffmpeg"})},
+        limits=(Limit("ffmpeg", _KEY_LOST, ("loss",)), Limit("gstreamer", _KEY_LOST, ("loss",))),
+    ),
+)
+
+_RTP: Final = (
+    Persona("sequence-wrap", "the sequence number wraps within the first frames", RtspStream(first_sequence=65530)),
+    Persona("time-wrap", "the RTP time wraps after 1 s", RtspStream(first_timestamp=2**32 - 90_000)),
+    Persona("time-jump", "the RTP time jumps ahead by an hour", RtspStream(jump_at=17)),
+    Persona("time-slow", "the RTP time runs at half pace", RtspStream(pace=0.5)),
+    Persona("time-fast", "the RTP time runs at double pace", RtspStream(pace=2.0)),
+    Persona(
+        "time-stopped",
+        "all frames have the same RTP time",
+        RtspStream(pace=0.0),
+        limits=(Limit("gstreamer", _NO_TIMES, tuple(FAULTS)),),
+    ),
+    Persona("new-ssrc", "the SSRC changes in mid-stream", RtspStream(new_ssrc_at=17)),
+    Persona("no-marker", "no packet has the marker of the last packet of a frame", RtspStream(markers=False)),
+    Persona("extension", "each packet has an RTP header extension (ONVIF)", RtspStream(extension=True)),
+    Persona("padding", "each packet is padded", RtspStream(padding=True)),
+    Persona(
+        "duplicates",
+        "UDP; each packet is sent twice",
+        RtspStream(duplicates=True),
+        settings={"transport": "udp"},
+        verdicts={"ffmpeg": Verdict("corrupt", {"reader": "gstreamer"})},
+    ),
+    Persona(
+        "other-payload-type",
+        "the SDP document announces payload type 97, the packets have 96",
+        RtspStream(sdp_payload_type=97),
+        verdicts=_both("no-frame"),
+    ),
+    Persona("no-reports", "no RTCP sender reports", RtspStream(clock="missing")),
+    Persona("clock-unset", "the sender reports say 1900", RtspStream(clock="unset")),
+    Persona("clock-future", "the sender reports are a year ahead", RtspStream(clock="future")),
+    Persona(
+        "clock-unrelated",
+        "the RTP time of the sender reports is unrelated to that of the frames",
+        RtspStream(clock="unrelated"),
+    ),
+)
+
+_SDP: Final = (
+    Persona("sound-first", "a sound track precedes the video, and never delivers", RtspStream(tracks=(SOUND,))),
+    Persona("metadata-first", "an ONVIF metadata track precedes the video", RtspStream(tracks=(METADATA,))),
+    Persona("two-videos", "a second video track follows", RtspStream(tracks=(SECOND_VIDEO,))),
+    Persona("no-video", "sound only", RtspStream(tracks=(SOUND,), has_video=False), verdicts=_both("no-video")),
+    Persona("base-missing", "no `Content-Base`", RtspStream(content_base="missing")),
+    Persona(
+        "base-wrong-host", "`Content-Base` contains an address behind a router", RtspStream(content_base="wrong-host")
+    ),
+    Persona("base-no-slash", "`Content-Base` without a slash at the end", RtspStream(content_base="no-slash")),
+    Persona("control-absolute", "absolute control URLs", RtspStream(control="absolute")),
+    Persona("control-wrong-host", "control URLs contain an address behind a router", RtspStream(control="wrong-host")),
+    Persona(
+        "control-missing",
+        "no control URLs",
+        RtspStream(control="missing"),
+        verdicts={"gstreamer": Verdict("unsupported-stream", {"reader": "ffmpeg"})},
+    ),
+    Persona("query", "the address has a query", path="/stream?channel=1&subtype=0"),
+)
+
+_SESSION: Final = (
+    Persona("udp", "UDP", settings={"transport": "udp"}),
+    Persona(
+        "udp-refused",
+        "refuses UDP, which is configured",
+        server=RtspServer(transports=("tcp",)),
+        settings={"transport": "udp"},
+        verdicts=_both("transport", {"transport": "tcp"}),
+    ),
+    Persona(
+        "tcp-refused",
+        "refuses TCP",
+        server=RtspServer(transports=("udp",)),
+        verdicts=_both("transport", {"transport": "udp"}),
+    ),
+    Persona("other-channels", "uses other interleaved channels than requested", server=RtspServer(channels=4)),
+    Persona(
+        "short-session",
+        "ends a session after 9 s without a request or RTCP report",
+        server=RtspServer(session_timeout_s=6),
+    ),
+    Persona(
+        "options-only",
+        "does not offer GET_PARAMETER, and ends a session after 9 s without a request",
+        server=RtspServer(
+            session_timeout_s=6, offers_get_parameter=False, get_parameter="refused", reports_keep_alive=False
+        ),
+        limits=(Limit("gstreamer", _NO_KEEP_ALIVE),),
+    ),
+    Persona(
+        "get-parameter-refused",
+        "offers GET_PARAMETER, and refuses it",
+        server=RtspServer(session_timeout_s=6, get_parameter="refused"),
+    ),
+    Persona(
+        "no-options",
+        "refuses OPTIONS",
+        server=RtspServer(options=False),
+        verdicts={"ffmpeg": Verdict("refused-request", {"reader": "gstreamer"})},
+    ),
+    Persona("slow-answers", "each answer takes 1 s", server=RtspServer(delay_s=1.0)),
+    Persona("early-frames", "the first frames precede the answer to PLAY", server=RtspServer(early=True)),
+    Persona("asks", "sends requests to the client", server=RtspServer(asks=True)),
+    Persona("lower-case", "header names in lower case, without blanks", server=RtspServer(style="lower-case")),
+    Persona("line-feeds", "lines end with a line feed only", server=RtspServer(style="line-feeds")),
+    Persona("session-suffix", "further fields after the session's timeout", server=RtspServer(session_suffix=";x=1")),
+    Persona("redirect", "redirects to a different path (302)", server=RtspServer(redirect=True)),
+    Persona("capitals", "the address is written with RTSP://", scheme="RTSP"),
+    Persona("basic", "Basic authentication", auth="basic", account=True),
+    Persona("digest", "Digest authentication with `qop`", auth="digest", account=True),
+    Persona("digest-plain", "Digest authentication without `qop` (RFC 2069)", auth="digest-plain", account=True),
+    Persona("digest-stale", "the first nonce expires at once", auth="digest-stale", account=True),
+    Persona("digest-quotes", "the realm contains quotes and a comma", auth="digest-quotes", account=True),
+    Persona(
+        "digest-sha256",
+        "Digest authentication with SHA-256 only",
+        auth="digest-sha256",
+        account=True,
+        verdicts=_both("digest-algorithm"),
+    ),
+    Persona("digest-and-basic", "offers Digest and Basic", auth="both", account=True),
+    Persona(
+        "no-account",
+        "needs a user and password, which are not configured",
+        auth="digest",
+        verdicts=_both("unauthorized", {"user": "viewer", "password": "secret"}),
+    ),
+)
+
+_DEAD: Final = (
+    Persona("not-found", "no stream at this path", server=RtspServer(status=404), verdicts=_both("no-stream")),
+    Persona("forbidden", "the user has no right to watch", server=RtspServer(status=403), verdicts=_both("forbidden")),
+    Persona("no-bandwidth", "no bandwidth for another client", server=RtspServer(status=453), verdicts=_both("busy")),
+    Persona("busy", "no further client", server=RtspServer(status=503), verdicts=_both("busy")),
+    Persona(
+        "plays-nothing", "accepts PLAY, and sends no frame", server=RtspServer(plays=False), verdicts=_both("no-frame")
+    ),
+    Persona("silent", "accepts connections, and never answers", port="silent", verdicts=_both("no-answer")),
+    Persona("closed", "refuses connections", port="closed", verdicts=_both("refused")),
+    Persona(
+        "self-signed",
+        "RTSP over TLS with a self-signed certificate",
+        scheme="rtsps",
+        verdicts=_both("certificate", {"tls": "accept-any"}),
+    ),
+    Persona("no-tls", "RTSP without TLS at an rtsps:// address", scheme="rtsps", port="plain", verdicts=_both("tls")),
+)
+
+RTSP_PERSONAS: Final = (*_VIDEO, *_RTP, *_SDP, *_SESSION, *_DEAD)
