@@ -102,11 +102,15 @@ def _no_video(camera: CameraConfig, received: str) -> SourceError:
 def _send_request(camera: CameraConfig) -> Answer:
     response = _opener(camera).open(_request(camera), timeout=max(camera.open_timeout_s, camera.read_timeout_s))
     first = b""
-    while len(first) < len(_START_OF_JPEG):
-        chunk = response.read1(_CHUNK_BYTES)
-        if not chunk:
-            break
-        first += chunk
+    try:
+        while len(first) < len(_START_OF_JPEG):
+            chunk = response.read1(_CHUNK_BYTES)
+            if not chunk:
+                break
+            first += chunk
+    except BaseException:
+        response.close()
+        raise
     return Answer(response, first)
 
 
