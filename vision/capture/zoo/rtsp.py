@@ -122,9 +122,9 @@ class RtspConnection:
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         for pair in self._pairs:
             pair.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_video(self, url: str) -> bool:
         """Return True if the URL of SETUP names the track that is played, or no track."""
@@ -263,12 +263,17 @@ class UdpPair:
     async def open(rtp_port: int, rtcp_port: int) -> UdpPair:
         """Return the ports for a client that receives on these ports of the loopback interface."""
         loop = asyncio.get_running_loop()
-        made = []
-        for port in (rtp_port, rtcp_port):
-            transport, _ = await loop.create_datagram_endpoint(
-                asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0), remote_addr=("127.0.0.1", port)
-            )
-            made.append(transport)
+        made: list[asyncio.DatagramTransport] = []
+        try:
+            for port in (rtp_port, rtcp_port):
+                transport, _ = await loop.create_datagram_endpoint(
+                    asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0), remote_addr=("127.0.0.1", port)
+                )
+                made.append(transport)
+        except BaseException:
+            for transport in made:
+                transport.close()
+            raise
         return UdpPair(made)
 
     def send(self, kind: int, packet: bytes) -> None:

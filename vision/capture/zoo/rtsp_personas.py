@@ -23,9 +23,7 @@ def _both(code: str, remedy: Mapping[str, object] | None = None) -> Mapping[Read
     return {"gstreamer": Verdict(code, remedy), "ffmpeg": Verdict(code, remedy)}
 
 
-_NO_KEEP_ALIVE: Final = (
-    "reconnects every 9 s, because it sends no requests while it plays over TCP"
-)
+_NO_KEEP_ALIVE: Final = "reconnects every 9 s, because it sends no requests while it plays over TCP"
 _NO_TIMES: Final = "does not count all lost frames, because it identifies frames by their times"
 _CONCEALED: Final = "publishes a B-frame that has lost a packet, because the decoder conceals the loss"
 _KEY_LOST: Final = "does not count the frames after a lost key frame"
