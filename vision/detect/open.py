@@ -34,7 +34,7 @@ def open_detector(
     Raises:
         Closed: `stop` was set.
         ConfigError: `detect.classes` names a class that the model does not have.
-        ModelError: the file is not the model that the spec describes.
+        ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: the configured back-end is not available.
         DeviceError: the device failed.
     """
@@ -56,8 +56,8 @@ def open_detector(
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     """Check a model. Raise those errors of `open_detector` that can be detected without building an engine.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. For TensorRT, the
-    library, the driver, and the GPU must be present, and the GPU must support the precision.
+    The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. If TensorRT would
+    run the model, the GPU must support the precision.
 
     Raises:
         ConfigError: `classes` names a class that the model does not have.
@@ -152,7 +152,7 @@ def open_classifier(
     """Open the second model in `folder` on the CPU. `threads` threads compute each batch of at most `max_batch` crops.
 
     Raises:
-        ModelError: the file is not the model that the spec describes.
+        ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: ONNX Runtime or OpenCV is not installed.
     """
     path = checked_model_file(folder, spec)

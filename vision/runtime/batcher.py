@@ -30,7 +30,7 @@ class Batcher:
 
     @property
     def finished(self) -> bool:
-        """True once no slot will receive another frame."""
+        """True once no slot will provide another frame."""
         return all(slot.finished for slot in self._slots)
 
     def form_batch(self) -> list[Lease]:

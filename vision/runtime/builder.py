@@ -1,8 +1,9 @@
 """Functions that open the parts of a pipeline as configured, and `pipeline`, which assembles the parts into a runtime.
 
-Functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They raise
-`ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
-damaged or different from its model.yaml, and `Closed` if the run was stopped while it was starting.
+Most functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They can
+raise `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
+damaged or different from its model.yaml, `DeviceError` if the device is missing or fails, and `Closed` if the run was
+stopped while it was starting.
 """
 
 from __future__ import annotations
@@ -132,7 +133,11 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and specification of a model, given by name or path. Raise `ModelError` if it is invalid."""
+    """Return the folder and specification of a model, given by name or path.
+
+    Raises:
+        ModelError: no model has this name or path, or its model.yaml is invalid.
+    """
     folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
@@ -143,7 +148,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
-    """Return the model's class names by class id. Raise `ConfigError` if the configuration uses unknown classes."""
+    """Return the model's class names by class id. Raise `ConfigError` if the model lacks a configured class."""
     names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names)
     return names
@@ -247,7 +252,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events. Return an empty list if `snapshots` or the publisher is missing."""
+    """Open the stage that saves frames of events. Return an empty list without `snapshots` or with `options.sink`."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []

@@ -104,7 +104,8 @@ class LatestSlot:
             leases: maximum number of frames that the reader holds at the same time. The slot has `EXTRA_BUFFERS` more
                 buffers, so that the writer never waits for the reader.
             lossless: make the writer wait instead of dropping frames, and ignore `max_fps` and `max_frame_age_s`.
-            max_frame_age_s: age in seconds above which a frame is dropped when it could be taken.
+            max_fps: maximum number of frames per second that the reader takes. None means no limit.
+            max_frame_age_s: age in seconds above which a frame is dropped instead of taken. None means no limit.
             changed: condition that all slots of one `Batcher` share.
         """
         self.camera_id = camera_id
@@ -148,7 +149,7 @@ class LatestSlot:
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """Return the buffer for the next frame. Until `commit`, every call returns the same buffer.
 
-        Return None if the slot is lossless and its reader has not taken the last frame within `timeout_s`.
+        Return None if the slot is lossless and, after `timeout_s`, a frame still waits or the reader holds all buffers.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)
@@ -231,7 +232,7 @@ class LatestSlot:
     def ready_ns(self, now_ns: int) -> int | None:
         """Drop the waiting frame if it is stale. Otherwise, return the time in ns from which the frame may be taken.
 
-        Return None if no frame waits, or if the reader already holds all its leases.
+        Return None if no frame waits, or if the reader already holds all its leases. The caller must hold `changed`.
         """
         if self._waiting is None or self._leased >= self._leases:
             return None

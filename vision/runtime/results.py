@@ -46,7 +46,7 @@ class ResultQueue(queue.Queue[list[InferredFrame] | None]):
 
 
 class ResultHandler:
-    """Runs the stages on the results that the inference thread adds with `put`, and passes these to the sinks."""
+    """Receives results from the inference thread, runs the stages on them, and passes the results to the sinks."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
         self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}

@@ -104,9 +104,9 @@ class Runtime:
         """Run until `stop` is set, `for_s` has passed, or every camera has ended. Return the last report.
 
         Raises:
-            VisionError: a thread failed with this error. All threads have ended.
-            SourceError: a file or folder could not be read. All other cameras have ended.
+            SourceError: a file or folder could not be read, and `stop` was not set.
             DeviceError: the inference thread hangs in a call, and is abandoned.
+            BaseException: a thread failed. This is the exception of the first thread that failed, unchanged.
         """
         threads = self._start()
         try:

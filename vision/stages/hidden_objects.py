@@ -1,4 +1,4 @@
-"""A warning for cameras whose objects are all hidden by a score threshold."""
+"""`HiddenObjects` warns if a score threshold probably hides all objects of a camera."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vision.types import Detections, FrameMeta
 log = logging.getLogger(__name__)
 
 _AFTER_S: Final = 30.0
-_SHARE: Final = 0.5  # of the frames of that time which contain a detection
+_SHARE: Final = 0.5  # minimum fraction of the frames in `_AFTER_S` that contain a detection
 
 
 class HiddenObjects:
-    """Warns once if the scores of one camera's detections are all too low to start a track.
+    """Warns once if half of a camera's frames in 30 s have detections, but no score is high enough to start a track.
 
-    It stops watching when a detection is high enough, so that an empty scene causes no warning later.
+    A score that is high enough ends the check for good, so that an empty scene causes no warning later.
 
     Args:
         least: minimum score of a detection that is probably an object.

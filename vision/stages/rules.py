@@ -126,7 +126,7 @@ class _Rule:
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
 
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
-        """Return the data of the event that started a state, updated to this frame, which can be much later."""
+        """Return the data of the event that started a state, updated to the current frame."""
         lasted_s, data = _since(state, now), dict(state.start_event.data)
         if "stayed_s" in data:
             data["stayed_s"] = lasted_s

@@ -74,7 +74,7 @@ class _Job:
 
 
 class CascadeStage:
-    """Adds the results of a second model to tracks, as attributes."""
+    """Classifies tracked objects with a second model, and adds the classes to the results as attributes."""
 
     def __init__(
         self, classifier: Classifier, config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
@@ -130,7 +130,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify. The object classified longest ago is first."""
+        """Return the states and boxes of the objects to classify: new objects first, then by time of classification."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
@@ -243,7 +243,7 @@ class _ClassifierThread:
         self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """Yield the attributes that reach the score threshold, highest score first."""
+        """Yield the classes that reach the threshold, best first; only the best if the classes are exclusive."""
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self._classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:

@@ -83,7 +83,7 @@ class SnapshotStage:
 
 
 class _SnapshotFolder:
-    """The folder that contains the snapshots. Files whose names have a different form stay unchanged."""
+    """The folder that contains the snapshots. Files that do not have the name of a snapshot are never deleted."""
 
     def __init__(self, config: SnapshotConfig) -> None:
         self.path = Path(config.folder)

@@ -8,7 +8,7 @@ events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
 lock                         lock file of the process that uses the folder
-damaged-<time>/              a database that could not be read; only the newest is kept
+damaged-<time>/              a damaged database; only the newest is kept
 ===========================  =====================================================================
 
 SQLite verifies the pages of its write-ahead log, but not the pages of the database. Therefore, a checksum in each row
@@ -76,17 +76,18 @@ class StateDatabase:
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """Open the database in `folder`. Create both if necessary. Move a damaged database to a subfolder.
+        """Open the database in `folder`. Create both if necessary. Replace a damaged database, and keep it aside.
 
         Args:
-            max_events: number of newest events to store, unless they exceed `max_bytes`.
+            max_events: number of newest events that are always kept, unless they exceed `max_bytes`.
             max_bytes: maximum total size of the stored events.
             boot: identifier of the machine's current boot. An empty text means that it is unknown.
             sync_s: maximum time in seconds until a commit is forced to disk.
             sync: function that forces the file of a descriptor to disk.
 
         Raises:
-            ConfigError: the folder is not writable, or a different process uses it.
+            ConfigError: the folder is not writable, a different process uses it, or its database was written by a newer
+                version of the program.
         """
         self.folder = folder
         self.notice: str | None = None
@@ -155,14 +156,14 @@ class StateDatabase:
         return connection
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
-        """Return the rows of a query on the connection of the writing thread."""
+        """Run a query on the connection of the writing thread. Return all rows."""
         return self._writer.execute(sql, parameters).fetchall()
 
     def write(self, statements: Iterable[Statement], *, sync_first: bool = False) -> bool:
         """Run statements as one transaction. Return False if the disk is full or not writable.
 
-        Only the first of several failures is logged. If `sync_first`, force earlier commits to disk first. Raise
-        `Closed` after `close`.
+        Only the first of several failures in a row is logged. If `sync_first`, force earlier commits to disk first.
+        Raise `Closed` after `close`.
         """
         with self._write_lock:
             if self._closed:
@@ -225,7 +226,7 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str) -> None:
-        """Record that a session is running. Skip event numbers if the machine lost power during the last session."""
+        """Record that a session is running. Skip event numbers if the last one may have ended in a power failure."""
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if not clean and (not boot or boot != last_boot):
             self.events.newest += NUMBERS_SKIPPED

@@ -1,4 +1,4 @@
-"""Functions for private files, which are written as a whole, and read only if no other user can write them.
+"""Functions that write files as a whole, and that read files only if no other user can write them.
 
 An engine plan runs on the GPU with the rights of this process, and the library that parses the plan trusts it. The
 cache of plans therefore follows the rule of OpenSSH for ``authorized_keys``: other users must not be able to write the
@@ -31,15 +31,15 @@ _OTHER_FOLDER: Final = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to
 
 
 class Untrusted(ModelError):
-    """Other users can write a file or a folder above it."""
+    """A file cannot be trusted: other users can write it or a folder above it, it is a link, or it is unreadable."""
 
 
 class Held(ModelError):
-    """A different process holds the lock."""
+    """A different process still held the lock when the wait ended."""
 
 
 class Unwritable(ModelError):
-    """The disk is full or read-only, or the folder belongs to another user."""
+    """A file cannot be written, for example because the disk is full or the folder belongs to a different user."""
 
 
 def _who_may_write(status: os.stat_result) -> str:
@@ -64,9 +64,12 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path) -> None:
-    """Check that other users cannot create or replace files in a folder. Sticky parents, such as /tmp, are accepted.
+    """Check that other users cannot create or replace files in a folder.
+
+    Sticky folders above it, such as /tmp, are accepted if they belong to this user or to root.
 
     Raises:
+        FileNotFoundError: the folder does not exist.
         Untrusted: other users can write to the folder or to a folder above it.
     """
     resolved = folder.resolve()
@@ -107,7 +110,7 @@ def read_private(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        Untrusted: the file is a link, or other users can write it.
+        Untrusted: the file is a link, cannot be read, or can be written by other users.
     """
     hint = f"`rm {path}`; the next start creates the file again"
     try:
@@ -151,10 +154,10 @@ def write_checked(path: Path, contents: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Return the contents that `write_checked` wrote; None if the file is missing or damaged. Log damage.
+    """Return the contents that `write_checked` wrote; None if the file is missing or damaged. Damage is logged.
 
     Raises:
-        Untrusted: the file is a link, or other users can write the file or a folder above it.
+        Untrusted: the file is a link, cannot be read, or other users can write it or a folder above it.
     """
     try:
         require_private_folder(path.parent)
@@ -194,7 +197,7 @@ def locked(
 
     Raises:
         Held: a different process held the lock for `timeout_s`, or the wait was canceled.
-        Unwritable: the lock file cannot be created.
+        Unwritable: the lock file cannot be opened or created.
     """
     deadline = time.monotonic() + timeout_s
     if (file := _locked_file(path)) is None:

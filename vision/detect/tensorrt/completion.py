@@ -128,7 +128,7 @@ class ConcurrencyLimit:
         return max(_MIN_BATCHES, self._frames // batch)
 
     def begin(self, stream: Stream, batch: int) -> None:
-        """Make the next batch on `stream` wait until fewer than `at_once` batches are computed, without a host wait."""
+        """Make the next batch on `stream` wait, on the GPU, until fewer than `at_once` batches are being computed."""
         count = self.at_once(batch)
         if len(self._order) >= count:
             self._order[-count].before(stream)

@@ -174,7 +174,7 @@ class TensorRTDetector:
         return GpuMemory(held.device_bytes, held.host_bytes)
 
     def counters(self) -> Mapping[str, int]:
-        """Return two counters for status messages; empty if they do not apply.
+        """Return counters for status messages by name. A counter that does not apply is left out.
 
         They count how often the memory of outputs of variable size was enlarged, and the boxes whose class has no name.
         """

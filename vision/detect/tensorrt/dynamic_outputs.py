@@ -221,7 +221,7 @@ class DynamicSlot(DetectorSlot):
 
 
 def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> Decoder:
-    """Return the decoder for the outputs that the head reads. An axis fits any size if its size varies between runs.
+    """Return the decoder for outputs of variable size. An axis whose size varies fits any size that the head expects.
 
     Raises:
         ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.

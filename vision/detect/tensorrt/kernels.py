@@ -238,7 +238,7 @@ class PostprocessProgram:
 
     @property
     def masked_bytes(self) -> int:
-        """Size in bytes of the memory that lists the objects of one frame for the kernel `masks`."""
+        """Size in bytes of the list of one frame's objects for the kernel `masks`; 0 without masks."""
         return 0 if self.mask_shape is None else MASKED.itemsize * self.objects
 
     @property
@@ -250,8 +250,8 @@ class PostprocessProgram:
         """Return the shapes of the objects of one frame; None if the model finds only boxes.
 
         Args:
-            extras: (N, `extras`) that the kernel `objects` wrote.
-            masks: (N, `mask_bytes`) that the kernel `masks` wrote.
+            extras: values (N, `self.extras`) that the kernel `objects` wrote.
+            masks: bits (N, `mask_bytes`) that the kernel `masks` wrote.
         """
         if self.mask_shape is None:
             return self.decoder.shapes(extras)
@@ -345,7 +345,7 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return for each part: the number of scores to read, the index of the first, and the size of the tensor."""
+    """Return the number of values to read, the index of the first, and the size of the tensor, for each part."""
     found = []
     for part in layout.parts:
         tensor = tensors[part.scores.output]

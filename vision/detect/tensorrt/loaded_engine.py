@@ -30,10 +30,10 @@ def kernel_cache() -> Path:
 
 
 def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
-    """Return the input for frames.
+    """Return the input for frames: the only one with four axes in fp32, fp16, or uint8.
 
     Raises:
-        ModelError: there is no such input, or more than one, or it is uint8 and the spec does not expect such values.
+        ModelError: there is no such input, or more than one, or it is uint8 and model.yaml normalizes the pixels.
     """
     inputs = [tensor for tensor in engine.inputs if not tensor.is_shape_io]
     frames = [tensor for tensor in inputs if len(tensor.shape) == 4 and tensor.dtype in _FRAME_DTYPES]
@@ -62,7 +62,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
     """Return the values of the inputs that are the same for every frame, by name.
 
     Raises:
-        ModelError: the values of an input are not known, or `frame_input` finds no suitable input.
+        ModelError: the values of an input are not known or do not fit it, or `frame_input` raises this error.
     """
     frames = frame_input(engine, spec)
     others = [tensor for tensor in engine.inputs if not tensor.is_shape_io and tensor != frames]
@@ -75,7 +75,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
 
 
 def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of inputs whose values are not shapes. Raise `ModelError` as `constants_of` does."""
+    """Return the shapes of the inputs by name, without shape inputs. Raise `ModelError` as `constants_of` does."""
     frames = frame_input(engine, spec)
     constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
     return {frames.name: frame_shape(frames, spec, batch), **constants}
@@ -139,7 +139,7 @@ class LoadedEngine:
         """Return the shapes of the outputs for one frame, from those for a batch. -1 marks an axis of variable size.
 
         Raises:
-            ModelError: the first axis of an output is not the batch, or it has no batch axis and `batch` is not 1.
+            ModelError: the first axis of an output is not the batch, or an output lacks this axis and `batch` is not 1.
         """
         without_batch = self.head.without_batch(shapes)
         for output, shape in shapes.items():
@@ -155,7 +155,7 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes to prepare: those of `batch_sizes` that the engine accepts, or else its largest."""
+        """Return the sizes in `batch_sizes` that the engine accepts; only its largest batch size if it accepts none."""
         shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
         taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)
