@@ -122,7 +122,9 @@ def test_polygon_stays_in_the_frame() -> None:
 def test_run_lengths_decode_to_the_region(
     region: tuple[float, float, float, float], area: tuple[int, int, int, int]
 ) -> None:
-    decoded = from_run_lengths(shapes.run_lengths(box_mask(*region), WIDTH, HEIGHT))
+    counts = shapes.run_lengths(box_mask(*region), WIDTH, HEIGHT)
+    decoded = from_run_lengths(counts)
+    assert all(counts[1:]), "only the first run can be empty"
     wanted = np.zeros((HEIGHT, WIDTH), np.bool_)
     wanted[area[1] : area[3], area[0] : area[2]] = True
     np.testing.assert_array_equal(decoded, wanted)
