@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
     "watch": "Show the results of a running `vision run`.",
-    "eval": "Measure how accurate a camera's pipeline is on a labeled video.",
+    "eval": "Measure how accurate a pipeline is, on a labeled video or on simulated scenes.",
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List the shipped models, and describe how to add one.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",

@@ -113,10 +113,10 @@ def _check_plot(text: str) -> Path:
 
 
 _SHIPPED = "counting, demo, four-cameras, jetson, or reference"
-_CONFIG_HELP = f"Path of a camera.yaml, or name of a shipped configuration: {_SHIPPED}."
+CONFIG_HELP = f"Path of a camera.yaml, or name of a shipped configuration: {_SHIPPED}."
 _MODEL_HELP = "Name of a model that `vision models` lists, or path of a folder that contains model.yaml."
 
-ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=_CONFIG_HELP)]
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)]
 ModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 ModelConfig = Annotated[
     str | None, typer.Option("--config", metavar="CONFIG", help="Use `model` and `detect` of this camera.yaml.")

@@ -6,33 +6,28 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-import rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision.config import AppConfig, check_classes, load_config, nearest, resolve_config
 from vision.detect.open import published_class_names
-from vision.errors import EXIT_OK, Closed, ConfigError
+from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation import passes
 from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
 from vision.evaluation.passes import Findings, Scene, Subject, boxes_of_class
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
+from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
 from vision.evaluation.tracks import load_metrics, match_frames, score_tracks
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model
 from vision.version import require_cv2
-
-_PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +77,9 @@ def run(request: Request, stop: threading.Event) -> int:
     load_metrics()  # before the pipeline runs
     subject = open_subject(request, stop)
     began = time.monotonic()
-    with _progress("running the pipeline", subject.video.frames) as progress:
+    with show_progress("running the pipeline", subject.video.frames) as progress:
         findings = passes.run_pipeline(subject.build, subject.config, progress, stop)
-    _check(stop)
+    check_stop(stop)
     evaluation, scene = evaluate(subject, findings, request.config, time.monotonic() - began)
     console = Console()
     print_evaluation(evaluation, console)
@@ -109,7 +104,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
     config = passes.select_camera(config, request.camera)
     class_id = _class_id(request.class_name, names, config)
     truth = read_truth(request.truth)
-    with _progress("reading the video", int(truth.boxes.frames[-1]), stop) as progress:
+    with show_progress("reading the video", int(truth.boxes.frames[-1]), stop) as progress:
         video = passes.survey(config.cameras[0], progress)
     truth.check_length(video.frames, video.name)
     return Subject(config, build, class_id, request.class_name, truth, video)
@@ -190,7 +185,7 @@ def _write(request: Request, evaluation: Evaluation, scene: Scene, stop: threadi
     if request.video is not None:
         from vision.evaluation.annotated import write_video  # needs OpenCV
 
-        with _progress("drawing the video", evaluation.video.frames, stop) as progress:
+        with show_progress("drawing the video", evaluation.video.frames, stop) as progress:
             codec = write_video(request.video, scene, progress)
         yield f"{request.video} ({codec})"
 
@@ -207,29 +202,3 @@ def _plot(folder: Path, evaluation: Evaluation, scene: Scene) -> Iterator[str]:
         path = folder / f"{name}.png"
         plot(path)
         yield str(path)
-
-
-@contextmanager
-def _progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[passes.Progress]:
-    """Yield a function that shows the progress, as a bar or as lines, and raises `Closed` if `stop` is set."""
-    console = rich.get_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=frames)
-        next_s = time.monotonic() + _PROGRESS_S
-
-        def step(done: int) -> None:
-            nonlocal next_s
-            bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() >= next_s:
-                next_s = time.monotonic() + _PROGRESS_S
-                console.print(f"{words}: {done} of {frames} frames", highlight=False)
-            if stop is not None:
-                _check(stop)
-
-        yield step
-
-
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise Closed("stopped before the evaluation was complete")

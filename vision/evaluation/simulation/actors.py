@@ -71,10 +71,12 @@ class Actor:
 
     def boxes(self, view: CameraView, times_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return boxes (T, 4) in pixels, not clipped, NaN while the actor is absent, and distances (T,) in meters."""
-        boxes, distances = view.boxes(
-            self.places(times_s), self.headings(times_s), self.kind.size_m, is_round=self.kind.is_round
+        boxes, distances = np.full((len(times_s), 4), np.nan), np.full(len(times_s), np.nan)
+        present = (times_s >= self.times_s[0]) & (times_s <= self.times_s[-1])
+        inside_s = times_s[present]
+        boxes[present], distances[present] = view.boxes(
+            self.places(inside_s), self.headings(inside_s), self.kind.size_m, is_round=self.kind.is_round
         )
-        boxes[(times_s < self.times_s[0]) | (times_s > self.times_s[-1])] = np.nan
         return boxes, distances
 
 

@@ -1,7 +1,7 @@
-"""Model of the errors of a detector (`ErrorModel`), and a simulated detector with such errors.
+"""`ErrorModel` describes how detections differ from the ground truth. `SimulatedDetector` creates such detections.
 
-Errors of one object last for some time: an object that is missed in one frame is likely to be missed in the next one.
-They are stationary processes in continuous time, so that, except for false objects, the frame rate has no effect.
+An error of an object lasts for some time: an object that is missed in one frame is likely to be missed in the next one.
+All errors are stationary processes in continuous time, so their rates do not depend on the frame rate.
 """
 
 from __future__ import annotations
@@ -18,41 +18,84 @@ from vision.evaluation.simulation.projection import CameraView, FloatArray
 from vision.evaluation.simulation.truth import TrueFrame
 from vision.types import Detections
 
-_PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)  # visible fractions to which `ErrorModel.recall` and `score` refer
+PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)
+"""Visible parts of an object for which `ErrorModel.recall` and `ErrorModel.score` are defined."""
+
 _LOWEST_SCORE: Final = 0.05
+# Second boxes and false boxes, as nanodet-g-416 reports them on PETS09-S2L1 (tests/accuracy/detector_errors.py).
+_SECOND_OFFSET: Final = 0.25  # standard deviation of center and size, as a part of the size
+_SECOND_SCORE: Final = (0.2, 0.6)  # range of the score, as a part of the score of the first box
+_FALSE_SCORE: Final = (0.15, 0.09)  # minimum of the score, and mean of what exceeds the minimum
 _NORMAL: Final = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """Errors of a detector. Positions and sizes are fractions of the width or height of the object's box."""
+    """The errors of a detector. Lengths are parts of the width or height of the object's box."""
 
-    recall: tuple[float, ...] = (1.0,) * len(_PARTS)
-    """Fraction of objects that are detected if the fraction 0.15, 0.35, 0.6, 0.85 or 1 of the object is visible."""
+    recall: tuple[float, ...] = (1.0,) * len(PARTS)
+    """Part of the objects that are detected, for each visible part in `PARTS`."""
     miss_s: float = 0.3  # time constant of misses
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Standard deviations of center x, center y, width and height."""
-    jitter_s: float = 0.15  # time constant of jitter
-    score: tuple[float, ...] = (1.0,) * len(_PARTS)  # mean scores, for the same visible fractions as `recall`
-    score_deviation: float = 0.0  # standard deviation of the score
-    score_s: float = 0.5  # time constant of the score
-    smallest_px: float = 0.0  # height at which half of the objects are missed; 0 means that height has no effect
-    cut: float = 0.0  # fraction of partly hidden objects whose box encloses only the visible part
-    double: float = 0.0  # mean number of second boxes per box
-    false_per_frame: float = 0.0  # parameter for false objects; with 1, a frame at 5, 10 or 25 fps has 1.3, 1.6 or 2.7
+    jitter_s: float = 0.15  # time constant of jitter and of second boxes
+    score: tuple[float, ...] = (1.0,) * len(PARTS)
+    """Mean score, for each visible part in `PARTS`."""
+    score_deviation: float = 0.0
+    score_s: float = 0.5  # time constant of scores
+    smallest_px: float = 0.0  # height at which half of the objects are missed
+    cut: float = 0.0  # part of the partly hidden objects whose box encloses only the visible part
+    double: float = 0.0  # mean number of second boxes per box, less than 1
+    false_per_frame: float = 0.0  # mean number of boxes without an object
     false_s: float = 0.3  # mean duration of a false object
-    flicker: float = 0.0  # fraction of the time with a wrong class, for objects that can be confused
-    flicker_s: float = 0.8  # time constant of the class
+    flicker: float = 0.0  # part of the time with a wrong class, for classes that are confused
+    flicker_s: float = 0.8  # time constant of wrong classes
+
+
+DETECTORS: Final[Mapping[str, ErrorModel]] = {
+    "exact": ErrorModel(),
+    "good": ErrorModel(
+        recall=(0.6, 0.8, 0.93, 0.98, 0.99),
+        miss_s=0.2,
+        jitter=(0.02, 0.015, 0.03, 0.02),
+        jitter_s=0.2,
+        score=(0.4, 0.5, 0.6, 0.7, 0.8),
+        score_deviation=0.1,
+        cut=0.6,
+        double=0.02,
+        false_per_frame=1.0,
+        flicker=0.05,
+        smallest_px=12.0,
+    ),
+    "poor": ErrorModel(
+        recall=(0.77, 0.89, 0.98, 0.985, 0.996),
+        jitter=(0.13, 0.04, 0.17, 0.08),
+        jitter_s=0.23,
+        score=(0.4, 0.43, 0.44, 0.57, 0.71),
+        score_deviation=0.14,
+        cut=0.6,
+        double=0.58,
+        false_per_frame=15.9,
+        flicker=0.2,
+        smallest_px=12.0,
+    ),
+}
+"""Error models by name.
+
+The values of `poor` are those of nanodet-g-416 at 416x416 pixels on PETS09-S2L1, for scores of at least 0.15
+(tests/accuracy/detector_errors.py measures them). The clip has no vehicles and no objects below 30 pixels, so `cut`,
+`flicker` and `smallest_px` are assumptions. All values of `good` are assumptions about a larger model.
+"""
 
 
 class SimulatedDetector:
-    """Simulated detector for one scene. The same seed gives the same errors.
+    """Creates the detections of one scene, frame by frame. A seed always results in the same errors.
 
     Args:
-        errors: error model.
-        view: camera; only the size of its frames is used.
-        class_ids: true class ID, by object.
-        confused: class IDs that are sometimes reported instead, by object.
+        errors: the error model.
+        view: the camera. Only the size of its frame is used.
+        class_ids: the true class id of each object.
+        confused: the wrong class ids that the detector sometimes reports for each object.
         seed: any number from 0.
     """
 
@@ -70,16 +113,21 @@ class SimulatedDetector:
         self._confused = confused
         self._rng = np.random.default_rng((seed, 1))
         objects = max(class_ids, default=0) + 1
-        # Gaussian processes by object: center x, center y, width, height, score, miss, cut, class.
-        self._state = self._rng.standard_normal((8, objects))
-        self._false: list[tuple[FloatArray, float, int, float]] = []  # box, score, class, end
+        # Gaussian processes of each object: center x, center y, width, height, score, miss, cut, class, second box,
+        # and center x, center y, width and height of the second box.
+        self._state = self._rng.standard_normal((13, objects))
+        jitter_s = [errors.jitter_s] * 4
+        others_s = [errors.score_s, errors.miss_s, max(errors.jitter_s, 0.5), errors.flicker_s, errors.jitter_s]
+        self._constants_s = np.array([*jitter_s, *others_s, *jitter_s])[:, None]
+        self._false: list[tuple[FloatArray, float, int]] = []  # box, score, class
         self._last_s = -math.inf
 
     def detect(self, frame: TrueFrame) -> Detections:
-        """Return the detections of the next frame, in order of descending scores."""
-        self._advance(frame.time_s)
+        """Return the detections of the next frame, highest score first."""
+        step_s, self._last_s = frame.time_s - self._last_s, frame.time_s
+        self._advance(step_s)
         boxes, scores, classes = self._of_objects(frame)
-        false_boxes, false_scores, false_classes = self._of_nothing(frame.time_s)
+        false_boxes, false_scores, false_classes = self._of_nothing(step_s)
         all_boxes = np.concatenate([boxes, false_boxes])
         edges = np.tile(np.array(self._size, np.float64), 2)
         all_boxes = np.clip(all_boxes, 0.0, edges)
@@ -93,42 +141,37 @@ class SimulatedDetector:
             all_classes[order].astype(np.int32),
         )
 
-    def _advance(self, time_s: float) -> None:
-        """Advance all processes to a time. They are Ornstein-Uhlenbeck processes with variance 1."""
-        errors = self._errors
-        constants = np.array(
-            [errors.jitter_s] * 4 + [errors.score_s, errors.miss_s, max(errors.jitter_s, 0.5), errors.flicker_s]
-        )[:, None]
-        fade = np.exp(-(time_s - self._last_s) / constants)
+    def _advance(self, step_s: float) -> None:
+        """Advance all processes, which are Ornstein-Uhlenbeck processes with variance 1."""
+        fade = np.exp(-step_s / self._constants_s)
         noise = self._rng.standard_normal(self._state.shape)
         self._state = fade * self._state + np.sqrt(1.0 - fade * fade) * noise
-        self._last_s = time_s
 
     def _of_objects(self, frame: TrueFrame) -> tuple[FloatArray, FloatArray, FloatArray]:
         errors, state = self._errors, self._state[:, frame.ids]
         height = frame.boxes_xyxy[:, 3] - frame.boxes_xyxy[:, 1]
-        recall = np.interp(frame.visible, _PARTS, errors.recall)
+        recall = np.interp(frame.visible, PARTS, errors.recall)
         if errors.smallest_px:
             recall = recall / (1.0 + (errors.smallest_px / np.maximum(height, 1.0)) ** 4)
-        threshold = np.array([_NORMAL.inv_cdf(float(np.clip(part, 1e-9, 1 - 1e-9))) for part in recall])
+        threshold = np.array([_threshold(float(part)) for part in recall])
         detected = (recall >= 1.0) | (state[5] < threshold)
-        cut = (frame.visible < 0.9) & (state[6] < _NORMAL.inv_cdf(float(np.clip(errors.cut, 1e-9, 1 - 1e-9))))
+        cut = (frame.visible < 0.9) & (state[6] < _threshold(errors.cut))
         boxes = np.where(cut[:, None], frame.visible_xyxy, frame.boxes_xyxy)
         boxes = _moved(boxes, state[:4] * np.array(errors.jitter)[:, None])
-        scores = np.interp(frame.visible, _PARTS, errors.score) + errors.score_deviation * state[4]
+        scores = np.interp(frame.visible, PARTS, errors.score) + errors.score_deviation * state[4]
         scores = np.clip(scores, _LOWEST_SCORE, 1.0)
         classes = np.array([self._class_of(int(number)) for number in frame.ids], np.float64)
-        boxes, scores, classes = boxes[detected], scores[detected], classes[detected]
-        double = self._rng.random(len(scores)) < errors.double
-        second = _moved(boxes[double], self._rng.normal(0.0, 0.15, (4, int(double.sum()))))
+        double = detected & (state[8] < _threshold(errors.double))
+        second = _moved(boxes[double], _SECOND_OFFSET * state[9:, double])
+        share = self._rng.uniform(*_SECOND_SCORE, int(double.sum()))
         return (
-            np.concatenate([boxes, second]),
-            np.concatenate([scores, scores[double] * self._rng.uniform(0.4, 0.9, int(double.sum()))]),
-            np.concatenate([classes, classes[double]]),
+            np.concatenate([boxes[detected], second]),
+            np.concatenate([scores[detected], scores[double] * share]),
+            np.concatenate([classes[detected], classes[double]]),
         )
 
     def _class_of(self, number: int) -> int:
-        """Return the class ID that the detector currently reports for an object."""
+        """Return the class that the detector reports for an object at present."""
         others = self._confused.get(number, ())
         if others and self._errors.flicker:
             place = _NORMAL.cdf(float(self._state[7, number])) / self._errors.flicker
@@ -136,29 +179,34 @@ class SimulatedDetector:
                 return others[int(place * len(others))]
         return self._class_ids[number]
 
-    def _of_nothing(self, time_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return boxes, scores and classes of false objects, which appear at random positions for random durations."""
-        errors, rng = self._errors, self._rng
-        kept = [one for one in self._false if one[3] > time_s]
-        wanted = errors.false_per_frame
-        # The births do not depend on the time since the last frame, so more frames/s cause more false objects.
-        born = rng.poisson(max(wanted - len(kept), 0.0) if not kept else wanted * 0.3) if wanted else 0
-        for _ in range(int(born)):
+    def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the boxes, scores and classes of false objects, which appear at random places for random times.
+
+        Their number in a frame has a Poisson distribution, whatever the frame rate.
+        """
+        rng, mean = self._rng, self._errors.false_per_frame
+        stays = math.exp(-step_s / self._errors.false_s)
+        self._false = [one for one in self._false if rng.random() < stays]
+        classes = list(self._class_ids.values()) or [0]
+        for _ in range(int(rng.poisson(mean * (1.0 - stays)))):
             height = float(rng.uniform(0.05, 0.3)) * self._size[1]
             width = height * float(rng.uniform(0.3, 0.8))
             x, y = rng.uniform(0, self._size[0]), rng.uniform(0.2, 1.0) * self._size[1]
             box = np.array([x - width / 2, y - height, x + width / 2, y])
-            classes = list(self._class_ids.values()) or [0]
-            kept.append(
-                (box, float(rng.uniform(0.2, 0.6)), int(rng.choice(classes)), time_s + rng.exponential(errors.false_s))
-            )
-        self._false = kept
-        boxes = np.array([one[0] for one in kept]).reshape(-1, 4)
-        return boxes, np.array([one[1] for one in kept]), np.array([one[2] for one in kept], np.float64)
+            score = min(_FALSE_SCORE[0] + float(rng.exponential(_FALSE_SCORE[1])), 1.0)
+            self._false.append((box, score, int(rng.choice(classes))))
+        boxes = np.array([one[0] for one in self._false]).reshape(-1, 4)
+        scores, class_ids = ([one[column] for one in self._false] for column in (1, 2))
+        return boxes, np.array(scores, np.float64), np.array(class_ids, np.float64)
+
+
+def _threshold(part: float) -> float:
+    """Return the value below which a standard normal variable is in this part of all cases."""
+    return _NORMAL.inv_cdf(min(max(part, 1e-9), 1 - 1e-9))
 
 
 def _moved(boxes_xyxy: FloatArray, shares: FloatArray) -> FloatArray:
-    """Change center x, center y, width and height of boxes (N, 4) by fractions (4, N) of the size. Return new boxes."""
+    """Return boxes (N, 4) whose center x, center y, width and height have changed by parts (4, N) of their size."""
     size = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     middle = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2 + shares[:2].T * size
     half = size * np.exp(shares[2:].T) / 2

@@ -85,6 +85,11 @@ class CameraView:
         return self._extents(edges), np.hypot(places_m[:, 0], places_m[:, 1])
 
     @property
+    def horizon_px(self) -> float:
+        """The y of the horizon in pixels, without distortion. It can be outside the frame."""
+        return self.height_px / 2 - self._focal_px * math.tan(math.radians(self.tilt_deg))
+
+    @property
     def _focal_px(self) -> float:
         return self.width_px / 2 / math.tan(math.radians(self.field_of_view_deg) / 2)
 

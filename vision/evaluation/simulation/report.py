@@ -1,75 +1,142 @@
-"""Command that reports how well tracking and counting work in every simulated scene.
-
-    python -m vision.evaluation.simulation.report [--fps 5,10,25] [--seeds 1] [--errors none|moderate] [--timing ...]
-
-Prints one line per scene and frame rate: crossings, wrong crossings, identity switches, IDF1, HOTA, and the first
-percentile of the overlap of published boxes with their detections. TrackEval must be installed (docs/evaluation.md).
-"""
+"""Report of a simulation, as a table and as JSON."""
 
 from __future__ import annotations
 
-import argparse
-from functools import partial
-from typing import Final
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from vision.analytics.tracker import Tracker
-from vision.evaluation.simulation.detector_errors import ErrorModel
-from vision.evaluation.simulation.scenes import SCENES
-from vision.evaluation.simulation.simulate import TIMINGS, SceneScores, prepare, run_scene
+from vision.errors import VisionError
+from vision.evaluation.simulation.projection import FloatArray
+from vision.evaluation.simulation.simulate import SceneScores, Timing
+from vision.version import version
 
-MODERATE: Final = ErrorModel(
-    recall=(0.6, 0.8, 0.93, 0.98, 0.99),
-    miss_s=0.2,
-    jitter=(0.02, 0.015, 0.03, 0.02),
-    jitter_s=0.2,
-    score=(0.4, 0.5, 0.6, 0.7, 0.8),
-    score_deviation=0.1,
-    cut=0.6,
-    double=0.02,
-    false_per_frame=0.1,
-    flicker=0.0,
-    smallest_px=12.0,
+SCHEMA: Final = "vision.simulation/1"
+_COLUMNS: Final = (
+    "frames\nper s",
+    "cross-\nings",
+    "\nwrong",
+    "\nstays",
+    "\nwrong",
+    "inside\nerror",
+    "km/h\nerror",
+    "swit-\nches",
+    "\nIDF1",
+    "\nHOTA",
+    "box\nIoU",
 )
-"""Errors of a good detector. nanodet-g-416 has larger errors: on PETS09-S2L1, sides of boxes are off by 15 %."""
-MODELS: Final = {"none": ErrorModel(), "moderate": MODERATE}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vision.evaluation.simulation")
-    parser.add_argument("--fps", default="10")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--errors", choices=MODELS, default="none")
-    parser.add_argument("--timing", choices=TIMINGS, default="steady")
-    arguments = parser.parse_args()
-    runs: list[SceneScores] = []
-    print("scene       frames/s  crossings  wrong  switches   IDF1   HOTA  overlap p1")
-    for name in SCENES:
-        for fps in map(float, arguments.fps.split(",")):
-            for seed in range(arguments.seeds):
-                scene = prepare(name, seed, fps, arguments.timing)
-                view = scene.scene.view
-                size = (view.width_px, view.height_px)
-                run = run_scene(scene, fps, MODELS[arguments.errors], seed, partial(Tracker, None, size))
-                runs.append(run)
-                print(_line(run), flush=True)
-    true, wrong = sum(run.true_crossings for run in runs), sum(run.wrong_crossings for run in runs)
-    switches = sum(run.tracking.switches for run in runs)
-    print(
-        f"all: {wrong} of {true} crossings wrong ({wrong / true:.1%}), {switches} switches, "
-        f"mean IDF1 {np.mean([run.tracking.idf1 for run in runs]):.3f}, "
-        f"mean HOTA {np.mean([run.tracking.hota for run in runs]):.3f}"
-    )
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """The results of all runs of `vision eval --simulate`."""
+
+    detector: str  # name of the error model
+    timing: Timing
+    runs: tuple[SceneScores, ...]
 
 
-def _line(run: SceneScores) -> str:
-    tracking = run.tracking
-    return (
-        f"{run.scene:<12}{run.frames_per_s:8g}  {run.true_crossings:9}  {run.wrong_crossings:5}  "
-        f"{tracking.switches:8}  {tracking.idf1:5.3f}  {tracking.hota:5.3f}  {np.quantile(run.box_overlap, 0.01):10.3f}"
-    )
+def print_simulation(simulation: Simulation, console: Console) -> None:
+    """Print a table with a row for each scene and frame rate, and the totals."""
+    seeds = len({run.seed for run in simulation.runs})
+    about = f"simulated detector {simulation.detector}, timing {simulation.timing}, seeds per scene: {seeds}"
+    console.print(about, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("\nscene", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    groups: dict[tuple[str, float], list[SceneScores]] = {}
+    for run in simulation.runs:
+        groups.setdefault((run.scene, run.frames_per_s), []).append(run)
+    for (scene, rate), runs in groups.items():
+        table.add_row(scene, f"{rate:g}", *_cells(runs))
+    if len(groups) > 1:
+        table.add_row()
+        table.add_row("all", "", *_cells(simulation.runs))
+    console.print()
+    console.print(table)
 
 
-if __name__ == "__main__":
-    main()
+def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
+    """Yield the cells of one row: sums of counts, and means over the runs."""
+    zones = [zone for run in runs for zone in run.zones]
+    speeds, best = _joined(runs)
+    yield str(sum(run.true_crossings for run in runs))
+    yield str(sum(run.wrong_crossings for run in runs))
+    yield str(sum(zone.true_stays for zone in zones))
+    yield str(sum(zone.wrong_stays for zone in zones))
+    yield f"{np.mean([zone.wrong_occupancy for zone in zones]):.2f}"
+    yield f"{np.median(np.abs(speeds[:, 0] - speeds[:, 1])):.1f}" if len(speeds) else "-"
+    yield str(sum(run.tracking.switches for run in runs))
+    yield f"{np.mean([run.tracking.idf1 for run in runs]):.3f}"
+    yield f"{np.mean([run.tracking.hota for run in runs]):.3f}"
+    yield f"{np.quantile(best, 0.01):.2f}" if len(best) else "-"
+
+
+def _joined(runs: Sequence[SceneScores]) -> tuple[FloatArray, FloatArray]:
+    """Return the speeds (K, 2) of all events, and the overlaps of all published boxes with their detections."""
+    return np.concatenate([run.speeds_kmh for run in runs]), np.concatenate([run.box_overlaps for run in runs])
+
+
+def write_json(simulation: Simulation, path: Path) -> None:
+    """Write the report as JSON.
+
+    Raises:
+        VisionError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(as_json(simulation), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VisionError(f"--json: cannot write {path}: {error.strerror}") from error
+
+
+def as_json(simulation: Simulation) -> dict[str, Any]:
+    """Return the report as data that JSON can represent. Units are parts of 1 and km/h."""
+    runs = simulation.runs
+    speeds, best = _joined(runs)
+    total = {
+        "true_crossings": sum(run.true_crossings for run in runs),
+        "wrong_crossings": sum(run.wrong_crossings for run in runs),
+        "true_stays": sum(zone.true_stays for run in runs for zone in run.zones),
+        "wrong_stays": sum(zone.wrong_stays for run in runs for zone in run.zones),
+        "switches": sum(run.tracking.switches for run in runs),
+        "idf1": float(np.mean([run.tracking.idf1 for run in runs])),
+        "hota": float(np.mean([run.tracking.hota for run in runs])),
+        "speed": _speed(speeds),
+        "box_overlap": _overlap(best),
+    }
+    head = {"schema": SCHEMA, "version": version(), "detector": simulation.detector, "timing": simulation.timing}
+    return {**head, "runs": [_run(run) for run in runs], "total": total}
+
+
+def _run(run: SceneScores) -> dict[str, Any]:
+    return {
+        "scene": run.scene,
+        "frames_per_s": run.frames_per_s,
+        "seed": run.seed,
+        "true_crossings": run.true_crossings,
+        "wrong_crossings": run.wrong_crossings,
+        "lines": [asdict(line) for line in run.lines],
+        "zones": [asdict(zone) for zone in run.zones],
+        "tracking": asdict(run.tracking),
+        "speed": _speed(run.speeds_kmh),
+        "box_overlap": _overlap(run.box_overlaps),
+    }
+
+
+def _speed(speeds_kmh: FloatArray) -> dict[str, float | int | None]:
+    """Return the errors of the speeds of events."""
+    errors = np.abs(speeds_kmh[:, 0] - speeds_kmh[:, 1])
+    median, p90 = np.quantile(errors, (0.5, 0.9)).tolist() if len(errors) else (None, None)
+    return {"events": len(errors), "median_error_kmh": median, "p90_error_kmh": p90}
+
+
+def _overlap(best: FloatArray) -> dict[str, float | None]:
+    median, p1 = np.quantile(best, (0.5, 0.01)).tolist() if len(best) else (None, None)
+    return {"median": median, "p1": p1}

@@ -33,7 +33,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Objects, obstacles, lines and zones on the ground, in meters, and the camera that sees them."""
+    """Objects, obstacles, lines and zones. Places are on the ground, in meters."""
 
     name: str
     view: CameraView
@@ -65,9 +65,9 @@ def plaza(rng: Rng) -> Scene:
     for start_s in _starts(rng, 26):
         angle = rng.uniform(0, 2 * math.pi)
         way = np.array([math.cos(angle), math.sin(angle)]) * 14.0
-        centre = np.array([rng.uniform(-4, 4), 14.0 + rng.uniform(-4, 4)])
-        bend = centre + rng.normal(0, 1.0, 2)
-        points = [tuple(centre - way), tuple(bend), tuple(centre + way)]
+        center = np.array([rng.uniform(-4, 4), 14.0 + rng.uniform(-4, 4)])
+        bend = center + rng.normal(0, 1.0, 2)
+        points = [tuple(center - way), tuple(bend), tuple(center + way)]
         actors.append(travel("person", points, _person_speed(rng), start_s))
     lines = {"across": ((-6.0, 13.0), (6.0, 13.0)), "along": ((0.0, 8.0), (0.0, 22.0))}
     zones = {"middle": ((-3.0, 11.0), (3.0, 11.0), (3.0, 17.0), (-3.0, 17.0))}
@@ -202,6 +202,48 @@ def groups(rng: Rng) -> Scene:
     return Scene("groups", view, tuple(actors), lines, {"right": ((1.0, 9.0), (6.0, 9.0), (6.0, 19.0), (1.0, 19.0))})
 
 
+def waiting(rng: Rng) -> Scene:
+    """Return a scene in which people come in groups, stand together for a while, and leave, and others pass them."""
+    view = CameraView(height_m=4.5, tilt_deg=20.0)
+    actors = []
+    for start_s, spot in zip(_starts(rng, 6, 35.0), rng.permutation(6).tolist(), strict=True):
+        middle = (-5.0 + 3.6 * (spot % 3), 11.0 + 4.5 * (spot // 3))
+        direction, size = float(rng.choice([-1.0, 1.0])), int(rng.integers(2, 5))
+        for member in range(size):
+            angle = 2.0 * math.pi * (member + float(rng.uniform(-0.15, 0.15))) / size
+            place = (middle[0] + 0.75 * math.cos(angle), middle[1] + 0.75 * math.sin(angle))
+            points = [(-direction * 14.0, place[1]), place, (direction * 14.0, place[1] + rng.uniform(-1, 1))]
+            arrival = abs(points[1][0] - points[0][0]) / 28.0
+            stay = {arrival: float(rng.uniform(6.0, 25.0))}
+            actors.append(travel("person", points, _person_speed(rng), start_s + rng.uniform(0.0, 1.5), stops=stay))
+    for start_s in _starts(rng, 6):
+        direction, y = float(rng.choice([-1.0, 1.0])), float(rng.uniform(8.0, 9.0))
+        actors.append(travel("person", [(-direction * 14.0, y), (direction * 14.0, y)], _person_speed(rng), start_s))
+    lines = {"left": ((-7.5, 7.0), (-7.5, 20.0)), "right": ((5.0, 7.0), (5.0, 20.0))}
+    return Scene("waiting", view, tuple(actors), lines, {"place": ((-7.0, 9.5), (4.5, 9.5), (4.5, 18.0), (-7.0, 18.0))})
+
+
+def gate(rng: Rng) -> Scene:
+    """Return a scene in which cars and trucks stop at a gate, so close that they fill almost half of the frame."""
+    view = CameraView(height_m=2.5, tilt_deg=18.0)
+    actors = []
+    free_s = 0.0
+    for _ in range(6):
+        start_s, stop_s = free_s + float(rng.uniform(0.5, 3.0)), float(rng.uniform(2.0, 7.0))
+        kind, speed = str(rng.choice(["car", "car", "truck"])), float(rng.uniform(4.0, 6.0))
+        x, at = float(rng.uniform(1.6, 2.2)), 4.6 if kind == "car" else 7.0
+        points = [(x, 45.0), (x, -8.0)]
+        actors.append(travel(kind, points, speed, start_s, stops={(45.0 - at) / 53.0: stop_s}))
+        free_s = start_s + stop_s + 6.0
+    for start_s in _starts(rng, 6):
+        x = float(rng.uniform(-3.5, -1.0))
+        points = [(x, 24.0), (x, -2.0)]
+        points = points if rng.random() < 0.5 else points[::-1]
+        actors.append(travel("person", points, _person_speed(rng), start_s))
+    lines = {"gate": ((-5.0, 10.0), (5.0, 10.0))}
+    return Scene("gate", view, tuple(actors), lines, {"front": ((0.2, 1.5), (3.6, 1.5), (3.6, 8.0), (0.2, 8.0))})
+
+
 def edges(rng: Rng) -> Scene:
     """Return a scene in which people enter and leave a close view at every edge, which cuts them off."""
     view = CameraView(height_m=3.0, tilt_deg=30.0, field_of_view_deg=60.0)
@@ -230,7 +272,7 @@ def occlusion(rng: Rng) -> Scene:
         direction = float(rng.choice([-1.0, 1.0]))
         y = float(rng.uniform(10.0, 17.0))
         if 11.0 < y < 15.0:
-            y += 4.0  # round the kiosk and the truck
+            y += 4.0  # around the kiosk and the truck
         points = [(-direction * 14.0, y), (direction * 14.0, y + rng.uniform(-0.5, 0.5))]
         actors.append(travel("person", points, _person_speed(rng), start_s))
     lines = {"middle": ((0.0, 7.5), (0.0, 22.0)), "hidden": ((-3.3, 7.5), (-3.3, 22.0))}
@@ -280,7 +322,10 @@ def doorway(rng: Rng) -> Scene:
 
 SCENES: Final[Mapping[str, Callable[[Rng], Scene]]] = {
     build.__name__: build
-    for build in (plaza, approach, leaving, turning, stops, parking, groups, edges, occlusion, street, doorway)
+    for build in (
+        *(plaza, approach, leaving, turning, stops, parking, groups),
+        *(waiting, gate, edges, occlusion, street, doorway),
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""Runs of tracker and analytics over simulated scenes, and comparison of the results with the ground truth."""
+"""Run tracker and analytics on simulated scenes, and compare the results with what truly happened."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.camera_analytics import Analytics
+from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.tracker import Tracker
-from vision.config import CameraAnalytics, TrackConfig
+from vision.config import CameraAnalytics, DetectConfig, TrackConfig
+from vision.evaluation.crossings import LineScore
 from vision.evaluation.mot import Boxes, overlaps
 from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
-from vision.evaluation.simulation.projection import FloatArray
-from vision.evaluation.simulation.scenes import Scene, build_scene
-from vision.evaluation.simulation.truth import (
-    TrueFrame,
+from vision.evaluation.simulation.oracle import (
+    DWELL_S,
+    TrueStay,
     camera_analytics,
-    class_ids,
-    class_names,
-    confused_class_ids,
-    observe,
     true_crossings,
     true_occupancy,
+    true_paths,
+    true_speed_kmh,
+    true_stays,
 )
+from vision.evaluation.simulation.projection import FloatArray
+from vision.evaluation.simulation.scenes import Scene, build_scene
+from vision.evaluation.simulation.truth import TrueFrame, class_ids, class_names, confused_class_ids, observe
 from vision.evaluation.tracks import TrackingScores, match_frames, score_tracks
 from vision.types import Detections, Event, Tracks
 
@@ -35,39 +38,77 @@ TIMINGS: Final[tuple[Timing, ...]] = get_args(Timing)
 
 _START_NS: Final = 1_000_000_000
 _GAP_EVERY_S, _GAP_S = 8.0, (0.4, 1.2)
-_BURST: Final = 5  # frames that arrive at once, with the capture times of their arrival
+_BURST: Final = 5  # number of frames that arrive at once, with the capture time of their arrival
+_UNSURE_S: Final = 0.5  # a stay whose duration differs by less from `DWELL_S` can be reported or not
 
 
 class Follower(Protocol):
-    """Tracker under test."""
+    """A tracker to evaluate."""
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame. Return the published tracks."""
 
 
+OpenTracker: TypeAlias = Callable[[Scene], Follower]
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneScore:
+    """True and counted stays in one zone, and its occupancy."""
+
+    zone: str
+    true_stays: int  # stays of at least `DWELL_S`
+    counted_stays: int
+    wrong_stays: int  # difference of the two, except stays whose duration is close to `DWELL_S`
+    occupancy: float  # mean number of objects in the zone
+    wrong_occupancy: float  # mean difference between the true and the counted number
+
+
 @dataclass(frozen=True, slots=True)
 class SceneScores:
-    """Metrics of one run of one scene."""
+    """The metrics of one run of one scene."""
 
     scene: str
     frames_per_s: float
+    seed: int
     tracking: TrackingScores
-    true_crossings: int
-    wrong_crossings: int  # sum of absolute differences from the true numbers, over lines and directions
-    true_occupancy: float  # mean number of objects in all zones
-    wrong_occupancy: float  # mean absolute difference from the true number, summed over the zones
-    box_overlap: NDArray[np.float64]  # IoU of each published box with the most similar detection
+    lines: tuple[LineScore, ...]
+    zones: tuple[ZoneScore, ...]
+    speeds_kmh: FloatArray  # (K, 2) measured and true speed of the object of each event
+    box_overlaps: FloatArray  # overlap of each published box with its detection
+
+    @property
+    def true_crossings(self) -> int:
+        return sum(line.true for line in self.lines)
+
+    @property
+    def wrong_crossings(self) -> int:
+        """Sum of the differences over lines and directions."""
+        return sum(abs(line.counted - line.true) for line in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Scene at one frame rate, and its ground truth."""
+class PreparedScene:
+    """A scene at one frame rate, and its ground truth. It can be run with several detectors and trackers."""
 
     scene: Scene
+    frames_per_s: float
+    seed: int
     section: CameraAnalytics
     frames: Sequence[TrueFrame]
-    crossings: Counter[tuple[str, str]]
+    crossings: Counter[tuple[str, str]]  # by line and direction
+    stays: Sequence[TrueStay]
     occupancy: FloatArray  # (frames, zones)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the tracker and the analytics published in one run of one scene."""
+
+    events: tuple[tuple[int, Event], ...]  # with their frame numbers, from 1
+    boxes: Boxes
+    occupancy: FloatArray  # (frames, zones)
+    box_overlaps: FloatArray  # overlap of each published box with its detection
 
 
 def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: int) -> FloatArray:
@@ -75,10 +116,10 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
 
     Args:
         duration_s: duration of the recording.
-        frames_per_s: frame rate, except in gaps and bursts.
-        timing: "steady" for constant intervals, "gaps" for random gaps of 0.4 to 1.2 s, or "bursts" for groups of 5
-            frames that sometimes arrive together, so that only the last frame of the group is used.
-        seed: seed of the random gaps and bursts.
+        frames_per_s: usual frame rate.
+        timing: "steady"; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes frames wait and arrive in
+            groups, so that only the last one of each group is used.
+        seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
     rng = np.random.default_rng((seed, 2))
@@ -95,70 +136,137 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     return times
 
 
-def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady") -> _Prepared:
-    """Build a scene and its ground truth. The result can be run with several detectors and trackers."""
+def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
+    """Build a scene and its ground truth."""
     scene = build_scene(name, seed)
     section = camera_analytics(scene)
     times_s = frame_times(scene.duration_s, frames_per_s, timing, seed)
-    crossings = Counter((crossing.line, crossing.direction) for crossing in true_crossings(scene, section))
-    return _Prepared(scene, section, observe(scene, times_s), crossings, true_occupancy(scene, section, times_s))
+    paths = list(true_paths(scene))
+    stays = list(true_stays(paths, section, scene.view))
+    return PreparedScene(
+        scene=scene,
+        frames_per_s=frames_per_s,
+        seed=seed,
+        section=section,
+        frames=observe(scene, times_s),
+        crossings=Counter((crossing.line, crossing.direction) for crossing in true_crossings(paths, section)),
+        stays=stays,
+        occupancy=true_occupancy(stays, section, times_s),
+    )
+
+
+def open_tracker(scene: Scene) -> Tracker:
+    """Create a tracker with the defaults of camera.yaml, as `vision run` does."""
+    config = TrackConfig()
+    config = config.model_copy(update={"new_score": max(DetectConfig().score_threshold, config.new_score)})
+    groups = ClassGroups(class_names(), DEFAULT_GROUPS)
+    return Tracker(config, (scene.view.width_px, scene.view.height_px), groups)
 
 
 def run_scene(
-    prepared: _Prepared,
-    frames_per_s: float,
+    prepared: PreparedScene,
     errors: ErrorModel,
-    seed: int,
-    open_tracker: Callable[[], Follower] = Tracker,
-) -> SceneScores:
-    """Run a tracker and the analytics over one scene. Return their metrics.
+    open_follower: OpenTracker = open_tracker,
+    progress: Callable[[int], None] = lambda _frames: None,
+) -> Run:
+    """Run a tracker and the analytics on one scene.
 
-    Raises:
-        ConfigError: TrackEval is not installed.
+    Args:
+        errors: errors of the detector.
+        progress: function that receives the number of processed frames.
     """
     scene, view = prepared.scene, prepared.scene.view
-    detector = SimulatedDetector(errors, view, class_ids(scene), confused_class_ids(scene), seed)
-    tracker = open_tracker()
+    detector = SimulatedDetector(errors, view, class_ids(scene), confused_class_ids(scene), prepared.seed)
+    tracker = open_follower(scene)
     analytics = Analytics(
         prepared.section, scene.name, class_names(), view.width_px, view.height_px, forget_s=TrackConfig().lost_s
     )
-    events: list[Event] = []
+    events: list[tuple[int, Event]] = []
     published: list[tuple[float, ...]] = []
-    wrong_occupancy, fits = 0.0, []
+    occupancy, best = np.zeros_like(prepared.occupancy), [np.zeros(0)]
     zones = [zone.name for zone in prepared.section.zones]
+    captured_ns = _START_NS
     for number, frame in enumerate(prepared.frames, start=1):
         captured_ns = _START_NS + round(frame.time_s * 1e9)
         detections = detector.detect(frame)
         tracks = tracker.update(detections, captured_ns)
-        events += analytics.update(tracks, captured_ns)
-        occupancy = analytics.counts().occupancy
-        truth = prepared.occupancy[number - 1]
-        wrong_occupancy += sum(abs(occupancy[name] - there) for name, there in zip(zones, truth, strict=True))
-        fits.append(_fit(detections, tracks))
+        events += [(number, event) for event in analytics.update(tracks, captured_ns)]
+        inside = analytics.counts().occupancy
+        occupancy[number - 1] = [inside[name] for name in zones]
+        best.append(_nearest(tracks, detections))
         published += _rows(number, tracks)
-    events += analytics.restart(view.width_px, view.height_px, captured_ns)
-    counted = Counter((event.name, event.data["direction"]) for event in events if event.kind == "line_crossed")
-    wrong = (counted - prepared.crossings) + (prepared.crossings - counted)
-    truth_boxes, found = _true_boxes(prepared.frames), Boxes.of(published)
-    frames = len(prepared.frames)
+        progress(number)
+    last = analytics.restart(view.width_px, view.height_px, captured_ns)
+    events += [(len(prepared.frames), event) for event in last]
+    return Run(tuple(events), Boxes.of(published), occupancy, np.concatenate(best))
+
+
+def score_scene(prepared: PreparedScene, run: Run) -> SceneScores:
+    """Compare a run with the ground truth.
+
+    Raises:
+        ConfigError: TrackEval is not installed.
+    """
+    truth, frames = true_boxes(prepared.frames), len(prepared.frames)
+    partners = match_frames(truth, run.boxes, frames)
     return SceneScores(
-        scene=scene.name,
-        frames_per_s=frames_per_s,
-        tracking=score_tracks(truth_boxes, found, frames, match_frames(truth_boxes, found, frames)),
-        true_crossings=prepared.crossings.total(),
-        wrong_crossings=wrong.total(),
-        true_occupancy=float(prepared.occupancy.sum(axis=1).mean()),
-        wrong_occupancy=wrong_occupancy / frames,
-        box_overlap=np.concatenate(fits),
+        scene=prepared.scene.name,
+        frames_per_s=prepared.frames_per_s,
+        seed=prepared.seed,
+        tracking=score_tracks(truth, run.boxes, frames, partners),
+        lines=tuple(score_lines(prepared, run)),
+        zones=tuple(score_zones(prepared, run)),
+        speeds_kmh=np.array([*_speeds(prepared, run, truth, partners)]).reshape(-1, 2),
+        box_overlaps=run.box_overlaps,
     )
 
 
-def _fit(detections: Detections, tracks: Tracks) -> NDArray[np.float64]:
-    """Return the IoU (M,) of each published box with the detection that overlaps it most; 0 if there are none."""
+def score_lines(prepared: PreparedScene, run: Run) -> Iterator[LineScore]:
+    """Yield the true and counted crossings of each line and direction."""
+    counted = Counter((event.name, event.data["direction"]) for _, event in run.events if event.kind == "line_crossed")
+    for line in prepared.section.lines:
+        for direction in ("in", "out"):
+            key = line.name, direction
+            yield LineScore(line.name, direction, prepared.crossings[key], counted[key])
+
+
+def score_zones(prepared: PreparedScene, run: Run) -> Iterator[ZoneScore]:
+    """Yield the true and counted stays in each zone, and its occupancy."""
+    counts = Counter(
+        event.name for _, event in run.events if event.kind == "dwelling" and event.data["phase"] == "begin"
+    )
+    unsure_s = _UNSURE_S + 1.0 / prepared.frames_per_s
+    wrong = np.abs(run.occupancy - prepared.occupancy).mean(axis=0)
+    for column, zone in enumerate(prepared.section.zones):
+        durations_s = np.array([stay.duration_s for stay in prepared.stays if stay.zone == zone.name])
+        counted = counts[zone.name]
+        least, true, most = (int((durations_s >= DWELL_S + off).sum()) for off in (unsure_s, 0.0, -unsure_s))
+        occupancy = float(prepared.occupancy[:, column].mean())
+        wrong_stays = max(least - counted, 0) + max(counted - most, 0)
+        yield ZoneScore(zone.name, true, counted, wrong_stays, occupancy, float(wrong[column]))
+
+
+def _speeds(
+    prepared: PreparedScene, run: Run, truth: Boxes, partners: NDArray[np.int64]
+) -> Iterator[tuple[float, float]]:
+    """Yield the measured and the true speed in km/h of each event whose object is known."""
+    found = partners >= 0
+    frames, actors, tracks = truth.frames[found], truth.ids[found], run.boxes.ids[partners[found]]
+    for number, event in run.events:
+        if "speed_kmh" in event.data:
+            rows = np.flatnonzero((tracks == event.track_id) & (frames <= number))
+            if len(rows):
+                actor = prepared.scene.actors[int(actors[rows[-1]]) - 1]
+                true = true_speed_kmh(actor, prepared.frames[number - 1].time_s)
+                yield float(event.data["speed_kmh"]), true
+
+
+def _nearest(tracks: Tracks, detections: Detections) -> FloatArray:
+    """Return the overlap (M,) of each published box with the detection that it overlaps most."""
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
     table = overlaps(tracks.boxes_xyxy.astype(np.float64), detections.boxes_xyxy.astype(np.float64))
-    best: NDArray[np.float64] = table.max(axis=1)
+    best: FloatArray = table.max(axis=1)
     return best
 
 
@@ -167,7 +275,8 @@ def _rows(number: int, tracks: Tracks) -> Iterator[tuple[float, ...]]:
         yield number, int(track_id), *map(float, box), float(score)
 
 
-def _true_boxes(frames: Sequence[TrueFrame]) -> Boxes:
+def true_boxes(frames: Sequence[TrueFrame]) -> Boxes:
+    """Return the boxes of the visible objects in all frames. Their ids are the numbers of the actors."""
     return Boxes.of(
         [
             (number, int(object_id), *map(float, box), 1.0)

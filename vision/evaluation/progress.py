@@ -1,0 +1,43 @@
+"""Progress of an evaluation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vision.errors import Closed
+
+_PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a terminal
+
+
+@contextmanager
+def show_progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows the progress, as a bar or as lines, and raises `Closed` if `stop` is set."""
+    console = rich.get_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(words, total=frames)
+        next_s = time.monotonic() + _PROGRESS_S
+
+        def step(done: int) -> None:
+            nonlocal next_s
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() >= next_s:
+                next_s = time.monotonic() + _PROGRESS_S
+                console.print(f"{words}: {done} of {frames} frames", highlight=False)
+            if stop is not None:
+                check_stop(stop)
+
+        yield step
+
+
+def check_stop(stop: threading.Event) -> None:
+    """Raise `Closed` if `stop` is set."""
+    if stop.is_set():
+        raise Closed("stopped before the evaluation was complete")
