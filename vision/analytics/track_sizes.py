@@ -101,7 +101,9 @@ class SizeFilter:
         """Remember the height of objects whose box became shorter while its upper side and its width stayed."""
         height = state[3]
         shift = np.abs(at[1] - 0.5 * at[3] - state[1] + 0.5 * height)
-        hidden = begins & (at[3] < _HIDES * height) & (shift < _TOP_STAYS * height)
+        # An object that leaves becomes narrower by the same factor.
+        shorter = at[3] * state[2] < _HIDES * height * np.minimum(at[2], state[2])
+        hidden = begins & shorter & (shift < _TOP_STAYS * height)
         hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
         state[WHOLE, hidden] = height[hidden]
         state[HIDDEN_S, hidden] = self._clock.now_s

@@ -14,9 +14,10 @@ from vision.analytics.tracker import Tracker
 from vision.evaluation.mot import overlaps
 from vision.evaluation.simulation.actors import travel
 from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
+from vision.evaluation.simulation.oracle import camera_analytics
 from vision.evaluation.simulation.projection import CameraView
 from vision.evaluation.simulation.scenes import Scene
-from vision.evaluation.simulation.truth import camera_analytics, class_ids, class_names, observe
+from vision.evaluation.simulation.truth import class_ids, class_names, observe
 from vision.types import Event, Tracks
 
 WIDTH, HEIGHT = 1280, 720

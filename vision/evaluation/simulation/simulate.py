@@ -138,7 +138,11 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
 
 def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
     """Build a scene and its ground truth."""
-    scene = build_scene(name, seed)
+    return prepare_scene(build_scene(name, seed), seed, frames_per_s, timing)
+
+
+def prepare_scene(scene: Scene, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
+    """Compute the ground truth of a scene. `seed` selects the gaps, bursts and errors of the detector."""
     section = camera_analytics(scene)
     times_s = frame_times(scene.duration_s, frames_per_s, timing, seed)
     paths = list(true_paths(scene))
@@ -193,7 +197,7 @@ def run_scene(
         events += [(number, event) for event in analytics.update(tracks, captured_ns)]
         inside = analytics.counts().occupancy
         occupancy[number - 1] = [inside[name] for name in zones]
-        best.append(_nearest(tracks, detections))
+        best.append(nearest_overlaps(tracks, detections))
         published += _rows(number, tracks)
         progress(number)
     last = analytics.restart(view.width_px, view.height_px, captured_ns)
@@ -261,7 +265,7 @@ def _speeds(
                 yield float(event.data["speed_kmh"]), true
 
 
-def _nearest(tracks: Tracks, detections: Detections) -> FloatArray:
+def nearest_overlaps(tracks: Tracks, detections: Detections) -> FloatArray:
     """Return the overlap (M,) of each published box with the detection that it overlaps most."""
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
