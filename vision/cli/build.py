@@ -44,7 +44,7 @@ from vision.runtime.builder import find_model
 
 
 def parse_gpu(text: str) -> GpuDescription:
-    """Parse a description of a GPU in the form ``NAME:SM``, such as ``Orin:87``, and return it."""
+    """Parse the description of a GPU, such as ``Orin:87``. Raise `ValueError` if its form is not ``NAME:SM``."""
     name, _, capability = text.rpartition(":")
     if not name or not capability.isdecimal() or len(capability) < 2:
         raise ValueError(f"expected a name and a compute capability, such as Orin:87, got {text!r}")

@@ -142,7 +142,7 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the percentiles since the last report; None if the camera has ended, because its last frames are few."""
+    """Return the percentiles since the last report; None if there are none or the camera has ended (too few frames)."""
     return camera.latency_ms if camera.state != "ended" else None
 
 

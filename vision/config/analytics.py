@@ -2,7 +2,7 @@
 
 Coordinates start at the frame's upper left corner: x increases to the right, and y increases downward. Their unit is
 pixels of the source frame, or fractions or percent of the frame's width and height. The size of the frame is unknown
-here, so the stage checks whether points in pixels lie inside the frame when the camera opens.
+here, so the stage warns about lines and zones entirely outside the frame when it receives the first frame.
 
 The sides of a line are left and right as seen from its first point toward its second. Crossing from left to right is
 ``in``, and from right to left is ``out``. For example, an object that moves down the frame crosses a line from (0, 5)
@@ -174,7 +174,7 @@ class CameraAnalytics(ConfigSection):
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
-    """Return the factors that convert the x and y of a point to pixels, for a frame of this size."""
+    """Return the factors by which to multiply x and y to convert a point to pixels, for a frame of this size."""
     whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
     return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 
@@ -186,7 +186,7 @@ _Corner: TypeAlias = tuple[int, int]
 
 
 def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
-    """Scale points so that all coordinates are whole numbers, which are exact and faster than fractions."""
+    """Return the points, scaled by one factor to whole numbers, which are exact and faster than fractions."""
     exact = [(Fraction(str(x)), Fraction(str(y))) for x, y in polygon]
     scale = lcm(*(value.denominator for point in exact for value in point))
     return [(int(x * scale), int(y * scale)) for x, y in exact]
@@ -234,7 +234,7 @@ def _rings_meet(first: Sequence[_Corner], second: Sequence[_Corner]) -> bool:
 
 
 def _encloses(ring: Sequence[_Corner], point: _Corner) -> bool:
-    """Return True if a point that is not on the border lies inside the polygon, by the even-odd rule."""
+    """Return True if a point lies inside the polygon, by the even-odd rule. The point must not be on the border."""
     inside = False
     for a, b in pairwise([*ring, ring[0]]):
         if (a[1] > point[1]) != (b[1] > point[1]) and (_turn(a, b, point) > 0) == (b[1] > a[1]):

@@ -1,4 +1,4 @@
-"""camera.yaml as immutable typed objects. The sections `analytics:` and `rules:` have their own modules."""
+"""Classes that hold the keys of camera.yaml. The sections `analytics:` and `rules:` have their own modules."""
 
 from __future__ import annotations
 

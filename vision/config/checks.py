@@ -1,7 +1,7 @@
-"""Checks for values that are valid separately but conflict with each other.
+"""Functions that find values which are valid separately but conflict with each other.
 
-The checks read plain data, and ignore values that are missing or of the wrong type. Therefore, one fault does not hide
-a second fault, and the same functions check files with faults and configurations that were built in Python.
+They read plain data, and ignore values that are missing or of the wrong type. Therefore, one fault does not hide a
+second fault, and the same functions check files with faults and configurations that were built in Python.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
 
 
 def pipeline_name(config: Section) -> object:
-    """Return the configured pipeline. The default is count if there are analytics, otherwise detect."""
+    """Return the name of the configured pipeline. The default is count if there are analytics, otherwise detect."""
     return config.get("pipeline", "count" if config.get("analytics") else "detect")
 
 
@@ -239,7 +239,7 @@ _DELAY: Final = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
 
 def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
-    """Yield a conflict if the line or zone of a rule is missing, has the wrong kind, or never reports the event."""
+    """Yield the conflicts of a rule: an unknown camera, line, or zone, or one that cannot report the rule's event."""
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None

@@ -1,4 +1,4 @@
-"""`Document` contains the values of a YAML file with their positions, and creates the file's error messages."""
+"""`Document` holds the values of a YAML file and their positions, and creates error messages that show them."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Document:
         return data
 
     def node(self, loc: Loc) -> Node | None:
-        """Return the value at `loc`; None if there is none."""
+        """Return the node at `loc`; None if there is none."""
         node: Node | None = self.root
         for part in loc:
             node = node.child(part) if node is not None else None
         return node
 
     def place(self, loc: Loc) -> Place:
-        """Return the place of the key or list entry at `loc`; if it is missing, the place of its parent."""
+        """Return the place of the key or list entry at `loc`; if it is missing, that of its nearest parent."""
         if not loc:
             return self.root.place
         *above, last = loc

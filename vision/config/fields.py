@@ -148,7 +148,7 @@ FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
 Minute = Annotated[float, Field(gt=0, le=60)]
 Hour = Annotated[float, Field(gt=0, le=3600)]
 Day = Annotated[float, Field(gt=0, le=86_400)]
-"""Numbers of seconds, up to a minute, an hour or a day."""
+"""`Minute`, `Hour`, and `Day` are numbers of seconds above 0 and up to a minute, an hour, or a day."""
 
 Threads = Annotated[int, Field(ge=1, le=256)]
 BatchSize = Annotated[int, Field(ge=1, le=256)]

@@ -45,7 +45,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
-    """Check the text of a camera.yaml, as `load_config` does for a file. The paths stay relative."""
+    """Check the text of a camera.yaml and return it, as `load_config` does for a file. Its paths stay relative."""
     return _validate_config(parse_document(text, name, environ))
 
 
@@ -122,7 +122,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
-    """Create a section from a document, without converting text to numbers. An error lists `other_faults` too."""
+    """Create a section from a document, without type conversions. Raise a `ConfigError` if there are any faults."""
     faults = [*document.faults, *other_faults]
     try:
         section = model.model_validate(document.plain(), strict=True)
@@ -161,7 +161,7 @@ def _written_passwords(document: Document) -> list[Fault]:
 
 
 def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
-    """Return a copy of `config` with absolute paths. Its relative paths start at `folder`.
+    """Return a copy of `config` in which all paths are absolute. Relative paths are joined to `folder`.
 
     A model without a slash is a name, not a path, and so is a pipeline that does not end in ``.py``.
     """
@@ -233,7 +233,7 @@ def resolve_config(name: str) -> Path:
     """Return the path of a configuration, given by a shipped name or a path. ``./demo`` is a file named demo.
 
     Raises:
-        ConfigError: `name` is not a shipped name, and does not look like a path.
+        ConfigError: `name` is not a shipped name or an existing file, and does not look like a path.
     """
     shipped = shipped_configs()
     if name in shipped:

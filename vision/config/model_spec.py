@@ -1,4 +1,4 @@
-"""The model.yaml of a detection model, or of a classifier (`cascade:`), as immutable typed objects."""
+"""Classes that hold the keys of model.yaml, for detection models and for classifiers (`cascade:`)."""
 
 from __future__ import annotations
 

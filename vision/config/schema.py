@@ -52,7 +52,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def schema_at(root: Schema, loc: Loc) -> Schema:
-    """Return the part of the schema that describes the value at `loc`, without references; empty if there is none."""
+    """Return the part of the schema that describes the value at `loc`, resolved; empty if there is none."""
     part_schema = resolve(root, root)
     for part in loc:
         part_schema = resolve(root, _step(part_schema, part))
@@ -60,7 +60,7 @@ def schema_at(root: Schema, loc: Loc) -> Schema:
 
 
 def resolve(root: Schema, schema: Schema) -> Schema:
-    """Return `schema` with its ``$ref`` replaced by its target, and without the null that means "absent"."""
+    """Return `schema` with its ``$ref`` replaced by the target, and its ``anyOf`` by the first non-null branch."""
     if "anyOf" in schema:
         target = next(branch for branch in schema["anyOf"] if branch.get("type") != "null")
     elif "$ref" in schema:
@@ -85,7 +85,7 @@ def _step(schema: Schema, part: int | str) -> Schema:
 
 
 def _named_by_user(schema: Schema) -> Schema:
-    """Return the schema of the values whose keys the user chooses, such as camera ids; empty if there are none."""
+    """Return the schema of the values of a mapping whose keys the user chooses, such as camera ids; empty if none."""
     free = schema.get("additionalProperties")
     return next(iter(schema.get("patternProperties", {}).values()), free if isinstance(free, Mapping) else {})
 

@@ -26,7 +26,7 @@ class Rtsp:
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """A stream over HTTP. The URL can contain a user and a password."""
+    """A network camera that uses HTTP, for a stream or snapshots. The URL can contain a user and a password."""
 
     url: str = field(repr=False)
 

@@ -63,7 +63,7 @@ _KEY: Final = "[key]"  # pydantic's mark for an error in the key of a mapping
 
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
-    """An error from pydantic, with the document and the schema in which it occurred."""
+    """One error from pydantic, with the document in which it occurred and the schema of that document."""
 
     loc: Loc
     details: Mapping[str, Any]
@@ -79,7 +79,7 @@ class ErrorContext:
 
 
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
-    """Yield a fault for each error, except for errors that result from a different fault."""
+    """Yield a fault for each error, except for errors that only result from a fault reported elsewhere."""
     for details in error.errors(include_url=False, include_input=False):
         loc, phrase = _in_document(details["loc"], document), _PHRASES.get(details["type"], _expected)
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry is missing in a list of fixed length

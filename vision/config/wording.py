@@ -21,7 +21,7 @@ _URL_USER = re.compile(r"://.*@", re.DOTALL)
 
 
 class InvalidValue(ValueError):
-    """A field does not accept a value. The text never contains the value, because the value can be a secret."""
+    """A field does not accept a value. The message does not contain the value, because the value can be a secret."""
 
     def __init__(self, code: str, expected: str, advice: str = "") -> None:
         super().__init__(with_advice(f"expected {expected}", advice))

@@ -258,7 +258,7 @@ def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding
 
 
 def decode(topic: str, payload: bytes) -> AnyMessage:
-    """Decode a payload as `decode_as` does, and return the message. The topic determines the expected schema."""
+    """Decode a payload with the schema of its topic. Raise `MessageError` as `decode_as` does, or for other topics."""
     kind = _TYPES.get(topic) or _TYPES.get(topic.partition("/")[0])
     if kind is None:
         text = f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}"

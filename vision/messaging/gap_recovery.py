@@ -143,7 +143,7 @@ class GapRecovery:
         return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
-        """Return the request to send now. If no reply arrives within 2 s, it becomes due again."""
+        """Return the request to send now. If no reply arrives within 2 s, the next request becomes due."""
         self._requested = True
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)

@@ -48,7 +48,7 @@ _READABLE: Final = int(zmq.POLLIN)
 class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` is the bound address, and `replay_address` serves requests for missed events. Both have the actual port.
+    `address` is the bound address. `replay_address` serves requests for missed events; None if there is no such server.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Publisher:
         """Bind the socket and serve subscribers.
 
         Args:
-            bind: such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` means any free port.
+            bind: address such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` is any free port.
             masks: format of the masks of objects. Without OpenCV, it is always `rle`.
             queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
             recorder: receives every detections message too. The caller closes it.
             event_log: stores every event before it is sent. The caller closes its database after the publisher.
             replay: address where subscribers request events of `event_log`, in the form of `bind`.
-            linger_s: longest time that `close` waits for messages to be sent.
-            keepalive_s: time after which an idle connection is probed; three lost probes close it.
+            linger_s: maximum time in seconds that `close` waits for messages to be sent.
+            keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
 
         Raises:
             ConfigError: an address is invalid, in use, or not an address of this machine.

@@ -1,4 +1,4 @@
-"""The fields of every message. The tables of docs/messages.md and the files of docs/schemas/ are generated from them.
+"""Classes that define the fields of all messages. docs/messages.md and docs/schemas/ are generated from them.
 
 A schema has the name ``vision.<kind>/<version>``. Within a version, fields are only added, and a reader ignores fields
 that it does not know. An added field has a default, because older publishers do not send it.

@@ -133,11 +133,7 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and specification of a model, given by name or path.
-
-    Raises:
-        ModelError: no model has this name or path, or its model.yaml is invalid.
-    """
+    """Return the folder and specification of a model by name or path. Raise `ModelError` if there is no valid one."""
     folder = folder_of_model(name, shipped_models())
     if not folder.exists():
         names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))

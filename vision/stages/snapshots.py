@@ -125,7 +125,10 @@ class _SnapshotFolder:
 
 
 def _existing_snapshots(folder: Path) -> dict[str, int]:
-    """Create the folder, and remove incomplete files. Return the size in bytes of each file by name, oldest first."""
+    """Create the folder, and remove incomplete files. Return the size in bytes of each snapshot by name, oldest first.
+
+    Raise `ConfigError` if the folder cannot be created, or is not writable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PARTIAL}"):

@@ -64,9 +64,7 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path) -> None:
-    """Check that other users cannot create or replace files in a folder.
-
-    Sticky folders above it, such as /tmp, are accepted if they belong to this user or to root.
+    """Check that other users cannot replace files in a folder. Sticky parents of this user or root are accepted.
 
     Raises:
         FileNotFoundError: the folder does not exist.

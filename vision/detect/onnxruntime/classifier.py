@@ -31,7 +31,7 @@ class OnnxRuntimeClassifier:
         """Load the model, and run it once to check its output. `threads` threads compute each batch.
 
         Raises:
-            ModelError: the file is not a model, or its input or output differs from the spec.
+            ModelError: the model cannot be loaded or run, or its input, output, or scores do not fit the spec.
         """
         self.name = spec.name
         self.class_names = spec.classes

@@ -69,7 +69,7 @@ class OnnxRuntimeDetector:
             max_batch: maximum number of frames in one `submit`. A larger batch size in the model file overrides it.
 
         Raises:
-            ModelError: the file is not a model, its input differs from the spec, or its outputs do not fit the head.
+            ModelError: the model cannot be loaded or run, or its inputs or outputs do not fit the spec.
         """
         names = class_names(spec)
         head = make_head(spec, len(names), score, classes)
@@ -161,7 +161,7 @@ class _Worker:
         self._outputs = self._bind_outputs(decoder.outputs)  # empty if the size of an output depends on the frame
 
     def _bind_outputs(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Bind outputs to arrays, and return these; [] if one has no batch axis, or its size depends on the frame."""
+        """Bind all outputs to arrays, and return the arrays; empty if the size of an output is not known in advance."""
         sides = [[side for side in self._network.output_shapes[name][1:] if side is not None] for name in names]
         if self._decoder.without_batch.intersection(names) or any(
             len(fixed) + 1 < len(self._network.output_shapes[name]) for name, fixed in zip(names, sides, strict=True)

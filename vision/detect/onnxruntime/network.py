@@ -73,8 +73,8 @@ class Network:
             The decoder for the chosen outputs.
 
         Raises:
-            ModelError: the network fails, its input has a dynamic size but an output does not have its declared size,
-                or the head does not fit the outputs.
+            ModelError: the network fails, an output does not have its declared size or the batch axis, the head does
+                not fit the outputs, or a score is not from 0 to 1.
         """
         any_size = self.frames.any_size
         size = self.spec.input
@@ -182,7 +182,7 @@ def checked_inputs(inputs: Sequence[Any], spec: ModelSpec) -> tuple[FrameInput, 
         The input for frames, and the values of all other inputs, by name.
 
     Raises:
-        ModelError: the input for frames differs from the spec, or the values of another input are not known.
+        ModelError: the input for frames differs from the spec, or the values of an additional input are not known.
     """
     size = spec.input
     expected = f"(batch, 3, {size.height}, {size.width}) or (batch, {size.height}, {size.width}, 3)"

@@ -241,10 +241,7 @@ class Decoder:
         return index[sure], rules.classes[columns[sure]], values[sure]
 
     def _labelled(self, named: Values, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats, int]:
-        """Read the class ids in `named`. Return the box index, class id, and score of every candidate.
-
-        The fourth value is the number of boxes that reach the threshold, but whose class id has no name.
-        """
+        """Return the box index, class id, and score of every candidate, and the number of boxes of unnamed classes."""
         rules, part = self.rules, self.layout.parts[0]
         scores, class_ids = _column(part.scores, outputs), _column(named, outputs)
         if self.layout.count is not None:
