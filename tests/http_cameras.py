@@ -161,7 +161,7 @@ def live_container(name: str, *, announces_sound: bool) -> Answer:
 
 
 class LiveHls:
-    """A live playlist over MPEG-TS segments of `gops` groups of pictures (2 s each) of the clip."""
+    """A live playlist over MPEG-TS segments of `gops` groups of frames (2 s each) of the clip."""
 
     def __init__(self, gops: int = 1, window: int = 3) -> None:
         self._window = window

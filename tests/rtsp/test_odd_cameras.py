@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 
-from tests.rtsp.stage import Watched, camera, source_of
+from tests.rtsp.stage import Watched, camera, frame, opened, source_of
 from tests.rtsp_camera import RtspCamera, regular, rtsp_camera, small_frames
 from vision.errors import SourceError
 
@@ -106,3 +111,42 @@ def test_refusal_has_the_same_code_in_all_libraries(reader: str, status: str) ->
             source.open()
         source.close()
     assert raised.value.code == {"401": "unauthorized", "404": "no-stream"}[status[:3]]
+
+
+ORIENTATIONS = [f"rotate={angle}{flip}" for angle in (0, 90, 180, 270) for flip in ("", ":flip=horizontal")]
+
+
+def oriented(orientation: str) -> tuple[bytes, ...]:
+    """Return coded frames with a message that specifies how they must be shown."""
+    scene = np.zeros((96, 128, 3), np.uint8)
+    scene[:24, :64], scene[72:, :32] = 255, 128
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 128, 96, "yuv420p", Fraction(1, 10)
+    encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "5", "x264-params": "sliced-threads=0"}
+    coded: list[bytes] = []
+    for number in range(10):
+        image = av.VideoFrame.from_ndarray(scene, format="rgb24").reformat(format="yuv420p")
+        image.pts = number
+        coded += [bytes(packet) for packet in encoder.encode(image)]
+    path = f"h264_metadata=display_orientation=insert:{orientation}"
+    with av.open(io.BytesIO(b"".join(coded)), format="h264") as container:
+        stream = container.streams.video[0]
+        change = BitStreamFilterContext(path, stream)
+        return tuple(bytes(out) for one in container.demux(stream) if one.size for out in change.filter(one))
+
+
+def test_frames_are_shown_as_the_stream_specifies() -> None:
+    """All libraries deliver each of the eight orientations, and agree."""
+    shown: dict[str, dict[str, bytes]] = {"ffmpeg": {}, "gstreamer": {}}
+    for orientation in ORIENTATIONS:
+        with rtsp_camera(RtspCamera(oriented(orientation))) as url:
+            for reader, frames in shown.items():
+                with opened(camera(url, reader)) as (source, info):
+                    assert source.grab(10) is not None
+                    pixels, height_px, _ = frame(source, info)
+                    turned = "90" in orientation or "270" in orientation
+                    assert (info.width_px, info.height_px) == ((96, 128) if turned else (128, 96))
+                    frames[orientation] = bytes(pixels[:height_px] // 64)
+    assert shown["ffmpeg"] == shown["gstreamer"]
+    assert len(set(shown["ffmpeg"].values())) == 8

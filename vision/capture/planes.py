@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,3 +73,41 @@ def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
     if bt709:
         return "bt709-full" if full else "bt709"
     return "bt601-full" if full else "bt601"
+
+
+_STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tells a quarter turn from another angle
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How to turn a decoded frame before it is shown: transpose it if `transposed`, then flip it."""
+
+    transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def from_matrix(cls, a: float, b: float, c: float, d: float) -> Orientation | None:
+        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None if there is none."""
+        straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+        if crossed <= _STRAIGHT * straight:
+            return cls(flip_x=a < 0, flip_y=d < 0)
+        if straight <= _STRAIGHT * crossed:
+            return cls(transposed=True, flip_x=c < 0, flip_y=b < 0)
+        return None
+
+    @property
+    def is_upright(self) -> bool:
+        return not (self.transposed or self.flip_x or self.flip_y)
+
+    def shown_size(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return the height and width of the shown frame for those of the decoded frame."""
+        return (width_px, height_px) if self.transposed else (height_px, width_px)
+
+    def apply(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a view of a plane (rows, columns, channels) as it is shown."""
+        plane = plane.swapaxes(0, 1) if self.transposed else plane
+        return plane[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+UPRIGHT: Final = Orientation()

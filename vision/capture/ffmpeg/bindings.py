@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -28,7 +27,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vision.capture.planes import allowed_formats, copy_planes, has_shape, split_planes, yuv_encoding
+from vision.capture.planes import (
+    UPRIGHT,
+    Orientation,
+    allowed_formats,
+    copy_planes,
+    has_shape,
+    split_planes,
+    yuv_encoding,
+)
 from vision.capture.source import plausible_fps
 from vision.errors import SizeChanged, SourceError
 from vision.types import PixelFormat, YuvEncoding, frame_shape
@@ -139,27 +146,6 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
     return yuv_encoding(bt709=bt709, full=full)
 
 
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """How to turn a decoded frame before it is shown: transpose it if `transposed`, then flip it."""
-
-    transposed: bool = False
-    flip_x: bool = False
-    flip_y: bool = False
-
-    @property
-    def is_upright(self) -> bool:
-        return not (self.transposed or self.flip_x or self.flip_y)
-
-    def apply(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a view of a plane (rows, columns, channels) as it is shown."""
-        plane = plane.swapaxes(0, 1) if self.transposed else plane
-        return plane[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
-
-
-UPRIGHT: Final = Orientation()
-
-
 class FrameWriter:
     """Writes frames of one stream into buffers, all in one format and one orientation.
 
@@ -175,8 +161,8 @@ class FrameWriter:
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Return the height and width, in pixels, of the frame that `write` delivers."""
-        transposed = self._orientation is not None and self._orientation.transposed
-        return (frame.width, frame.height) if transposed else (frame.height, frame.width)
+        orientation = self._orientation or UPRIGHT
+        return orientation.shown_size(frame.height, frame.width)
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
@@ -231,7 +217,6 @@ class FrameWriter:
 
 
 _MATRIX: Final = "DISPLAYMATRIX"
-_STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tells a quarter turn from another angle
 
 
 def orientation_of(frame: VideoFrame) -> Orientation | None:
@@ -239,14 +224,8 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
         return UPRIGHT
-    # AV_FRAME_DATA_DISPLAYMATRIX: the pixel (x, y) is shown at (a x + c y, b x + d y)
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
-    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
-    if crossed <= _STRAIGHT * straight:
-        return Orientation(flip_x=a < 0, flip_y=d < 0)
-    if straight <= _STRAIGHT * crossed:
-        return Orientation(transposed=True, flip_x=c < 0, flip_y=b < 0)
-    return None
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))  # AV_FRAME_DATA_DISPLAYMATRIX
+    return Orientation.from_matrix(a, b, c, d)
 
 
 def require_upright(path: Path, stream: VideoStream) -> None:

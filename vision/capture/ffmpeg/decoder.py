@@ -17,7 +17,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vision.capture.ffmpeg.bindings import UPRIGHT, FrameWriter, choose_format, encoding_of, orientation_of, time_ns
+from vision.capture.ffmpeg.bindings import FrameWriter, choose_format, encoding_of, orientation_of, time_ns
+from vision.capture.planes import UPRIGHT
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Literal
 
 from vision.capture.clock import utc_minus_running_time
 from vision.capture.gstreamer.bindings import library
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
+from vision.capture.planes import Orientation
+from vision.capture.sei import HEAD_BYTES, display_orientation
 from vision.capture.source import SkippedFrames
 from vision.types import DropReason
 
@@ -37,6 +39,8 @@ class PacketMonitor:
         self._was_damaged = False  # whether the last frame with a known time counts as damaged
         self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
         self.coded_frames = 0
+        self.codec: Literal["H264", "H265"] | None = None  # set before the first frame
+        self.orientation: Orientation | None = None  # of the last key frame that specifies one
 
     def started(self, base_ns: int) -> None:
         """Record the monotonic time, in ns, at which the pipeline's running time is 0."""
@@ -117,6 +121,9 @@ class PacketMonitor:
         arrived_ns = self._arrived_ns(buffer.pts, now_ns)
         key = not buffer.has_flags(gst.BufferFlags.DELTA_UNIT)
         self.coded_frames += 1
+        if key and self.codec is not None:
+            head = buffer.extract_dup(0, min(HEAD_BYTES, buffer.get_size()))
+            self.orientation = display_orientation(head, self.codec) or self.orientation
         passed = self._gate.passes(key=key, now_ns=now_ns, lag_ns=now_ns - arrived_ns)
         if not passed or self._gate.damaged:
             self._request_key_frame(pad, now_ns)

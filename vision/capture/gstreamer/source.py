@@ -12,19 +12,23 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vision.capture.clock import CaptureClock
 from vision.capture.diagnosis import explain_open
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library, tls_database
 from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
-from vision.capture.planes import has_shape
+from vision.capture.planes import UPRIGHT, has_shape, split_planes
 from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
 from vision.config.source_address import Csi, Rtsp
 from vision.errors import SizeChanged, SourceError
-from vision.types import FrameBuffer, PixelFormat
+from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _LATE: Final = frozenset({"no-answer", "no-frame"})
 _UNCLEAR: Final = _LATE | {"refused", "read", "gstreamer", "unauthorized", "no-stream"}
@@ -63,6 +67,7 @@ class GStreamerSource:
         self._player: Player | None = None
         self._waiting: list[_Sample] = []  # the frame that `open` waited for
         self._sample: _Sample | None = None  # the last grabbed frame
+        self._orientation = UPRIGHT  # of the frames of this connection
 
     def _new_player(self) -> Player:
         return Player(self._camera, self._pixel_formats, self._interrupted, self.skipped)
@@ -92,7 +97,9 @@ class GStreamerSource:
             self.close()
             raise
         self._waiting.append((sample, info))
-        return info
+        self._orientation = player.packets.orientation or UPRIGHT
+        height_px, width_px = self._orientation.shown_size(info.height_px, info.width_px)
+        return replace(info, height_px=height_px, width_px=width_px)
 
     def _diagnosed(self, error: SourceError) -> SourceError:
         """Return the error of a connection with its cause. GStreamer reports most causes with the same error."""
@@ -128,12 +135,25 @@ class GStreamerSource:
                 self._camera, f"the pixel format changed from {out.pixel_format} to {info.pixel_format}"
             )
         pixels = out.require_host()
-        if not has_shape(pixels, info.height_px, info.width_px, info.pixel_format):
-            raise SizeChanged(info.height_px, info.width_px)
+        height_px, width_px = self._orientation.shown_size(info.height_px, info.width_px)
+        if not has_shape(pixels, height_px, width_px, info.pixel_format):
+            raise SizeChanged(height_px, width_px)
         try:
-            copy_sample(sample, info, pixels)
+            if self._orientation.is_upright:
+                copy_sample(sample, info, pixels)
+            else:
+                self._copy_turned(sample, info, pixels)
         except ValueError as error:
             raise errors.source_error(self._camera, str(error)) from None
+
+    def _copy_turned(self, sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
+        """Copy a sample to `out`, as the camera specifies that it must be shown."""
+        decoded = np.empty(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
+        copy_sample(sample, info, decoded)
+        size = self._orientation.shown_size(info.height_px, info.width_px)
+        planes = split_planes(decoded, info.height_px, info.width_px, info.pixel_format)
+        for shown, plane in zip(split_planes(out, *size, info.pixel_format), planes, strict=True):
+            shown[...] = self._orientation.apply(plane)
 
     def interrupt(self) -> None:
         """Make `open` raise an error and `grab` return None from now on."""
@@ -371,6 +391,7 @@ class Player:
         depayloader = self._add_chain(chain)
         self._entry = entry = depayloader.get_static_pad("sink")
         parser = depayloader.get_static_pad("src").get_peer().get_parent_element()
+        self.packets.codec = None if codec == "JPEG" else codec
         self._probe(entry, gst.PadProbeType.EVENT_DOWNSTREAM, self.packets.on_event)
         self._probe(parser.get_static_pad("src"), gst.PadProbeType.BUFFER, self.packets.on_coded_frame)
         if pad.link(entry) != gst.PadLinkReturn.OK:
