@@ -84,7 +84,7 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Start a new epoch, possibly with a different frame size. Return the events that end all stays and crowds."""
+        """Start a new epoch, possibly with a new frame size. Return the last crossings, exits, and ends of crowds."""
         self._facts.clear()
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._objects.clock.now_s):
@@ -113,7 +113,7 @@ class Analytics:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counters, in seconds since 1970; None if they have never been reset."""
+        """Start of the period of the counters, in seconds since 1970; None if no period has started yet."""
         return self._counters.period_s
 
     def counts(self) -> Counts:
@@ -245,7 +245,7 @@ class _ShapeCounters:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counts, in seconds since 1970; None if they have never been reset."""
+        """Start of the period of the counts, in seconds since 1970; None if no period has started yet."""
         return self._period_s
 
     def start_period(self, period_s: int) -> Mapping[str, Mapping[str, int]] | None:

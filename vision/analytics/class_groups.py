@@ -47,7 +47,7 @@ class ClassGroups:
 
 
 def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
-    """Return a mask (N,) that is False for the weaker boxes of an object with boxes of several classes of one group.
+    """Return a mask (N,) of the boxes to keep: the best one of those that show an object as several classes of a group.
 
     The detector itself suppresses the weaker boxes only within each class.
     """

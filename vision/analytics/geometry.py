@@ -24,7 +24,7 @@ Corners: TypeAlias = Sequence[tuple[float, float]]
 """Corners of a polygon as (x, y)."""
 
 EDGE_PX: Final = 1.5
-"""What is this near to the edge of the frame is on the edge: the last pixel of 1920 is number 1919."""
+"""Points within this distance count as on the edge of the frame, because the last of 1920 pixels is number 1919."""
 _INSIDE_PX: Final = 1e-3
 
 ANCHORS: Final = {
@@ -78,7 +78,7 @@ class LineSet:
         return ((point - self._starts[line]) * self._along[line].conjugate()).imag / self._lengths[line]
 
     def is_passed(self, before: complex, now: complex, line: int) -> bool:
-        """Return True if the path from `before` to `now` meets the extension of the line between the line's ends."""
+        """Return True if the straight path from `before` to `now` crosses the extended line between the line's ends."""
         was = self.distance(before, line)
         change = was - self.distance(now, line)
         point = before + (was / change if change else 0.0) * (now - before)
@@ -89,7 +89,7 @@ class LineSet:
 class ZoneSet:
     """A set of Z closed polygons with holes, tested against all points at once.
 
-    A zone that reaches the edge of the frame contains what lies on the edge or beyond it, and cannot be left there.
+    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so it cannot be left there.
 
     Args:
         zones: the outline and the holes of each zone, as corners in pixels.
@@ -154,7 +154,7 @@ class ZoneSet:
         return nearest
 
     def _within_frame(self, points: Points) -> Points:
-        """Move points on or beyond the edge of the frame just inside it. Return all points."""
+        """Return the points, those on or beyond the frame's edge moved just inside it if any zone reaches the edge."""
         if self._last_px is None:
             return points
         places = np.ascontiguousarray(points)[..., None].view(np.float64)
@@ -245,7 +245,7 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return the mask (N,) of boxes (N, 4) within `margin_px` of the frame's edge; False if `edges_px` is None."""
+    """Return a mask (N,) of boxes within `margin_px` of the frame's edge; all False if its size `edges_px` is None."""
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)
     corners = boxes_xyxy.reshape(-1, 2, 2)

@@ -98,7 +98,7 @@ class LineWatch:
         return crossings
 
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of a lost object, which are those of lines that it was last slightly beyond.
+        """Return the crossings of a lost object: those of the lines that it was slightly beyond when last detected.
 
         Keep the state of the object, in case it returns.
         """
@@ -155,7 +155,7 @@ class LineWatch:
         table["beyond_s"][rows, lines] = math.inf
 
     def _leaves_frame(self, table: TrackTable, row: int, line: int) -> bool:
-        """Return True if the edge of the frame cuts off an object beyond a line, where the object was last detected."""
+        """Return True if a lost object was beyond a line, and certainly farther, as the frame's edge cut it off."""
         distance = self._set.distance(complex(table["points"][row, self._set.anchors[line]]), line)
         outside = self._pushed(table["cut"][row])[distance <= 0][line]
         return bool(outside) and abs(distance) > _CUT * MARGIN * float(table["size"][row])

@@ -39,7 +39,7 @@ class ResetSchedule:
         return period_s
 
     def _starts(self, now_s: int) -> list[int]:
-        """Return the starts of periods from at least a day before to at least a day after `now_s`."""
+        """Return the starts of periods, at least those within a day before and after `now_s`, in seconds since 1970."""
         today = datetime.fromtimestamp(now_s).date()
         days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1, 2)]
         return [int(datetime.combine(day, at).timestamp()) for day in days for at in self._times]

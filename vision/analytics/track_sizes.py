@@ -1,8 +1,8 @@
-"""`SizeFilter` decides how much the size of a detected box says about the size of its object.
+"""`SizeFilter` decides how far the size of a detected box can be trusted as the size of its object.
 
 A box that changes its size suddenly shows a part of an object, or two objects. A change that lasts, growth in one
-direction, and boxes at the edge of the frame are real changes. If something hides the feet of an object, its height
-before is remembered, so that its point on the ground stays where it is.
+direction, and boxes at the edge of the frame are real changes. If something hides the feet of an object, its previous
+height is remembered, so that its point on the ground stays where it is.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SizeFilter:
         self._growth_variance = 0.0  # variance of the growth that is expected between two frames
 
     def set_step(self, step_s: float) -> None:
-        """Set the time between the previous frame and this one."""
+        """Set the time between the previous frame and this one, in seconds."""
         self._trend_share = min(step_s / _TREND_S, 1.0)
         self._growth_variance = (_GROWTH * step_s) ** 2
 

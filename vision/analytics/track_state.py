@@ -45,7 +45,7 @@ _SIZE_DAMPING: Final = 4.0
 
 
 def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return the transition matrix (20, 20) of the filter's rows, and their growth (20, 1) for an object of size 1.
+    """Return the transition matrix (20, 20) of the filter for a step, and the growth (20, 1) of variances at size 1.
 
     See Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
     """
@@ -67,7 +67,7 @@ def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
     moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
     for row in range(4):
-        kind = 7 * (row // 2)  # of the centre, then of the size
+        kind = 7 * (row // 2)  # of the center, then of the size
         for coefficient, to, of in (
             (0, at, at),
             (1, at, speed),

@@ -70,7 +70,7 @@ class TrackColumn:
 
 
 class TrackTable(dict[str, NDArray[Any]]):
-    """Columns by name. Each row belongs to one track, in ascending order of track ids."""
+    """The state of tracks: columns by name, with one row per track, in ascending order of track ids."""
 
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         super().__init__({name: column.rows(0) for name, column in columns.items()})
@@ -144,7 +144,7 @@ class TrackedObjects:
         self._sample = 0
 
     def see(self, tracks: Tracks) -> TrackSnapshot:
-        """Store the state of the objects in a frame, except `points`. Return the state.
+        """Store the state of the objects in a frame, except `points`. Return a snapshot of this frame.
 
         The caller stores `points` when it no longer needs the previous points.
         """
@@ -217,7 +217,7 @@ def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, 
 
 
 def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
-    """Return the velocity as x + iy per second, from a least-squares fit; None if there are too few positions."""
+    """Return the velocity as x + iy per second, from a least-squares fit; None if the positions span under 0.35 s."""
     if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
         return None
     number, sum_t = len(times_s), sum(times_s)

@@ -91,7 +91,7 @@ class Tracker:
 
     Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
     the same, go back or jump ahead: a time before the last one counts as one usual interval later, and a gap longer
-    than `lost_s` (and two usual intervals) ends every track. Therefore, ids and ages never decrease.
+    than `lost_s` (and than 2.5 usual intervals) ends every track. Therefore, ids and ages never decrease.
 
     Args:
         config: scores and times that control the tracks.
@@ -229,7 +229,7 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Return the rows (K,) and columns (K,) of near pairs of one group. float32 makes the comparison faster."""
+        """Return the tracks (K,) and detections (K,) of near pairs of one group. float32 makes comparisons faster."""
         x, y = self._state[PLACE].astype(np.float32)[:, :, None]
         seen_x, seen_y = frame.at[PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
@@ -284,7 +284,7 @@ class Tracker:
         return belief
 
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
-        """Start tracks for unmatched detections with at least `new_score`, highest score first, up to `max_objects`."""
+        """Start tracks, best first, for detections from `new_score` on that neither match nor overlap a track."""
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]
@@ -334,7 +334,7 @@ class Tracker:
         )
 
     def _hidden_px(self, tracks: IndexArray, detected: FloatArray, published: FloatArray) -> NDArray[np.float32] | None:
-        """Return the height, (M,), of the hidden part below each published box; None if nothing is hidden."""
+        """Return the height (M,), in pixels, of the hidden part below each published box; None if nothing is hidden."""
         whole = self._state[WHOLE].take(tracks)
         if not count_nonzero(whole):
             return None

@@ -21,7 +21,7 @@ from vision.config.analytics import ZoneConfig
 
 
 class Passage(NamedTuple):
-    """The entry of one object into one zone, or its exit."""
+    """The passage of one object into or out of one zone."""
 
     row: int  # in the track table
     zone: int
@@ -30,7 +30,7 @@ class Passage(NamedTuple):
 
 
 class ZoneWatch:
-    """Detects stays in one camera's zones. `columns` defines the state that a `TrackTable` stores per object."""
+    """Detects entries, exits, and long stays in zones. `columns` defines the state that a `TrackTable` stores."""
 
     def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         number = len(zones)

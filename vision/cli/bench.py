@@ -1,4 +1,4 @@
-"""`vision bench`: measure a model on this machine."""
+"""The command `vision bench`, which measures a model on this machine."""
 
 from __future__ import annotations
 

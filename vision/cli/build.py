@@ -1,4 +1,4 @@
-"""`vision build`: build TensorRT engines ahead of time, and list or prune the engines in the cache."""
+"""The command `vision build`, which builds TensorRT engines ahead of time, and lists or prunes those in the cache."""
 
 from __future__ import annotations
 

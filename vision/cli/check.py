@@ -1,4 +1,4 @@
-"""`vision check`: validate a configuration, its model, and its pipeline, and open each camera once."""
+"""The command `vision check`, which validates a configuration, its model, and its pipeline, and opens its cameras."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def look_at_each(
     give_up: Callable[[CameraConfig], _Result],
     stop: threading.Event,
 ) -> list[_Result]:
-    """Call `look` for all cameras in parallel, and return the results. For slow cameras, call `give_up`."""
+    """Call `look` for all cameras in parallel. Return the results; for a camera that is too slow, that of `give_up`."""
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:

@@ -1,4 +1,4 @@
-"""`vision doctor`: show what is installed, which features lack a package, and how to install it.
+"""The command `vision doctor`, which shows what is installed, which features lack a package, and how to install it.
 
 Each check is a function that returns one `Finding`. Checks change nothing, and take a few seconds at most.
 """

@@ -1,4 +1,4 @@
-"""`vision draw`: draw the lines and zones on one frame of each camera."""
+"""The command `vision draw`, which draws the lines and zones on one frame of each camera."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
     """Draw the lines and zones of one camera on a frame of it, and write the image to `path`.
 
     Raises:
-        SourceError: the camera delivered no frame.
+        SourceError: the camera cannot be opened, or delivers no intact frame.
     """
     import cv2  # imported here, like the overlay, because only drawings need OpenCV
 
@@ -106,7 +106,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
 
 
 def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
-    """Read the newest frame of a camera, or the first frame of a file. Return it as (H, W, 3) uint8 BGR.
+    """Read a current frame of a camera, or the first intact frame of a recording. Return it as (H, W, 3) uint8 BGR.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
@@ -132,7 +132,7 @@ def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
 
 
 def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> Iterator[str]:
-    """Yield a warning for each line and zone with points outside the frame."""
+    """Yield a warning for each line, outline, or hole with points outside the frame."""
     if section.units != "pixels":  # with percent and fraction, points cannot be outside
         return
     shapes: list[tuple[str, str, Sequence[Point]]] = [("line", line.name, line.points) for line in section.lines]

@@ -1,4 +1,4 @@
-"""`vision models` and `vision schema`: show the models and keys that a configuration can use."""
+"""The commands `vision models` and `vision schema`, which show the models and keys that a configuration can use."""
 
 from __future__ import annotations
 

@@ -89,6 +89,7 @@ def check_frame_source(text: str) -> str:
 
     Raises:
         ValueError: the address is malformed, or the file does not exist.
+        SourceError: the options of a synthetic address are invalid.
     """
     source = parse_source(text)
     if isinstance(source, Synthetic):
@@ -180,7 +181,7 @@ def given(**values: object) -> dict[str, object]:
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
     """Return the name of the model, and the detector's configuration with those of `changes` that are not None.
 
-    Both come from the configuration `config`, if given. `model` overrides the name.
+    Both come from the configuration `config`, if given. `model` overrides the name, which is None without both.
     """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect

@@ -1,4 +1,4 @@
-"""`vision plan`: measure a configuration with stand-in cameras."""
+"""The command `vision plan`, which measures a configuration with stand-in cameras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision profile`: show the time of each layer and each stage."""
+"""The command `vision profile`, which shows the time of each layer and each stage."""
 
 from __future__ import annotations
 

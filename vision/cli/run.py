@@ -1,4 +1,4 @@
-"""`vision run`: detect objects in camera streams, and publish the results."""
+"""The command `vision run`, which detects objects in camera streams, and publishes the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process around each command: signals, logging, errors, and exit codes."""
+"""Functions that run a command and handle its signals, logging, errors, and exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision watch ADDRESS`: show the messages of a publisher, as a table on a terminal and as plain lines otherwise.
+"""The command `vision watch`, which shows the messages of a publisher, as a table on a terminal or as plain lines.
 
 The command is an ordinary subscriber, so it shows the latency from capture to a subscriber.
 """

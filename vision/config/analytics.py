@@ -67,7 +67,7 @@ def check_holes(outline: Sequence[Point], holes: Sequence[Sequence[Point]]) -> N
     """Check that every hole lies within the outline, and that no two holes share a point.
 
     Raises:
-        InvalidValue: A hole touches the outline or another hole, or lies outside the outline or inside another hole.
+        InvalidValue: a hole touches the outline or another hole, or lies outside the outline or inside another hole.
     """
     points = _whole_numbers([point for ring in (outline, *holes) for point in ring])
     rings = []
@@ -212,7 +212,7 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the indexes of the first two sides that cross or touch; None if none do. Side `i` starts at corner `i`."""
+    """Return the first two sides that share more than a corner, by the index of their start; None if there are none."""
     sides = [*pairwise([*corners, corners[0]])]
     for first, second in combinations(range(len(sides)), 2):
         (a, b), (c, d) = sides[first], sides[second]

@@ -31,7 +31,7 @@ from vision.config.wording import InvalidValue, Loc, did_you_mean, dotted, neare
 Section: TypeAlias = Mapping[str, object]
 
 TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.55}
-"""Defaults of the tracker's scores, in ascending order."""
+"""Defaults of the tracker's scores, in ascending order: what can start a track must be able to extend one."""
 
 _WITHOUT_ANALYTICS: Final = ("detect", "track")
 
@@ -104,7 +104,7 @@ def pipeline_name(config: Section) -> object:
 
 
 def camera_conflicts(camera: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each option that the source does not support or that requires a second option."""
+    """Yield the conflicts of a camera's options with its source or with each other."""
     for given, other in (("width", "height"), ("height", "width"), ("user", "password"), ("password", "user")):
         if camera.get(given) is not None and camera.get(other) is None:
             yield Conflict((given,), "given-alone", f"expected {other} too, because the keys are only valid together")
@@ -132,7 +132,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield a conflict if scores do not ascend. A detection that can start a track must also be able to extend one."""
+    """Yield a conflict for each score above the next one of `TRACK_SCORES`, and for each class in two groups."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:

@@ -134,7 +134,7 @@ def _position(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _excerpt(fault: Fault, lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the line of a fault and a line with a caret; nothing if the line may contain a secret."""
+    """Return the line of a fault and a line with a caret; empty if the line is blank or may contain a secret."""
     line = _line(fault, lines)
     start = max(0, fault.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
     shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])

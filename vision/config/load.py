@@ -143,7 +143,7 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
-    """Return a fault for each password in the file. Passwords must not be in files, which are copied and committed."""
+    """Return a fault for each camera's password in the file, because files are copied and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     message = "expected the password to come from the environment: write ${NAME} instead of the password"

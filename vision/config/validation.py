@@ -47,7 +47,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "analytics.*.lines[].polygon": "points",
     "analytics.*.ground.polygon": "points",
 }
-"""Key that is meant by each wrong name that users are likely to write, by the path of the wrong name."""
+"""Valid key for each wrong name that users are likely to write, by the path of the wrong name."""
 
 
 def key_path(loc: Loc) -> str:

@@ -57,8 +57,8 @@ def parse_document(text: str, name: str, environ: Mapping[str, str] | None = Non
     """Parse `text`, which messages call `name`. Without `environ`, ``${NAME}`` is plain text.
 
     Raises:
-        ConfigError: the text is not YAML, is empty, is far too large, or has no mapping at the top level. Faults that
-            leave the rest readable (repeated keys, unset variables, unknown tags) are in `Document.faults` instead.
+        ConfigError: the text is not YAML, is empty, exceeds `MAX_DEPTH` or `MAX_VALUES`, or has no mapping at the top
+            level. Faults that leave the rest readable, such as repeated keys, are in `Document.faults` instead.
     """
     builder = _NodeBuilder(environ)
     root = builder.build(_compose(text, name), ())

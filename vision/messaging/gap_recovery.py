@@ -29,7 +29,7 @@ _IDLE_REQUEST_S: Final = 5.0  # time between two requests if no event seems to b
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Report that messages were lost: the subscriber or the network was too slow, or the connection broke.
+    """A report that messages were lost, because the subscriber or the network was too slow, or the connection broke.
 
     If the subscription uses `since`, a gap in ``events/`` (all cameras) means that the publisher no longer stores these
     events. After a power failure of the publisher's machine, `lost` is an upper bound.
@@ -49,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class NewJournal:
-    """Report that the publisher started a new journal, because the old one was damaged or removed.
+    """A report that the publisher started a new journal, because the old one was damaged or removed.
 
     Events of the old journal that this subscriber has not received are lost. Numbers start at 1 again.
     """

@@ -79,7 +79,7 @@ class Publisher:
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
 
         Raises:
-            ConfigError: an address is invalid, in use, or not an address of this machine.
+            ConfigError: an address cannot be bound, for example because it is in use or not one of this machine.
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
@@ -247,7 +247,7 @@ class StatusSocket:
                 wait_ms = self._repeat_status()
 
     def _repeat_status(self) -> float | None:
-        """Send the last status to new subscribers, if due. Return the ms until it is due; None if none waits."""
+        """Send the last status to new subscribers, if due. Return the ms until then; None if no subscriber waits."""
         if not self._joined:
             return None
         now_s = time.monotonic()

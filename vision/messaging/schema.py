@@ -344,7 +344,7 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport
 StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessage
-"""The messages of which the publisher sends the last one to each new subscriber."""
+"""A message that the publisher keeps and sends to each new subscriber until a newer one of the same topic."""
 
 AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage
 

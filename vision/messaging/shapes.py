@@ -1,4 +1,4 @@
-"""Masks, keypoints, and oriented boxes of objects in messages."""
+"""Functions that describe masks, keypoints, and oriented boxes of objects in messages."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run_lengths(mask: Mask, width_px: int, height_px: int) -> list[int]:
 
 
 def _cells_of_pixels(low: float, high: float, cells: int, side_px: int) -> tuple[int, _Ints]:
-    """Return the first pixel of the frame in a region of one axis, and the cell of each pixel from there on."""
+    """Return the first pixel of the region from `low` to `high` of an axis, and the mask cell of each of its pixels."""
     first, last = max(0, int(np.ceil(low - 0.5))), min(side_px, int(np.ceil(high - 0.5)))
     centers = np.arange(first, max(first, last)) + 0.5
     cell = np.floor((centers - low) * (cells / (high - low))).astype(np.int64)

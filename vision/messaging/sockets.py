@@ -57,7 +57,7 @@ class BoundSocket:
         """Bind the socket. Errors contain the configuration key `key`.
 
         Raises:
-            ConfigError: the address is in use, or not an address of this machine.
+            ConfigError: the address cannot be bound, for example because it is in use or not one of this machine.
         """
         _check_free(bind, key)
         self._context = zmq.Context()
