@@ -25,7 +25,7 @@ _GROUND_ANCHOR: Final = "bottom-center"
 
 
 class Analytics:
-    """Evaluates lines, zones and speeds for one camera. Not thread-safe."""
+    """Turns the tracks of one camera into the events and counts of its lines and zones. Not thread-safe."""
 
     def __init__(
         self,

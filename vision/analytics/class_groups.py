@@ -47,7 +47,7 @@ class ClassGroups:
 
 
 def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
-    """Return a mask (N,) of the boxes to keep: the best one of those that show an object as several classes of a group.
+    """Return a mask (N,) of the boxes to keep. If boxes of different classes of one group overlap, keep only the best.
 
     The detector itself suppresses the weaker boxes only within each class.
     """

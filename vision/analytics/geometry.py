@@ -154,7 +154,7 @@ class ZoneSet:
         return nearest
 
     def _within_frame(self, points: Points) -> Points:
-        """Return the points, those on or beyond the frame's edge moved just inside it if any zone reaches the edge."""
+        """If any zone reaches the frame's edge, move points on or beyond the edge just inside it. Return all points."""
         if self._last_px is None:
             return points
         places = np.ascontiguousarray(points)[..., None].view(np.float64)

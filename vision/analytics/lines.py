@@ -155,13 +155,13 @@ class LineWatch:
         table["beyond_s"][rows, lines] = math.inf
 
     def _leaves_frame(self, table: TrackTable, row: int, line: int) -> bool:
-        """Return True if a lost object was beyond a line, and certainly farther, as the frame's edge cut it off."""
+        """Return True if the frame's edge cut off a lost object so that it was certainly beyond a line."""
         distance = self._set.distance(complex(table["points"][row, self._set.anchors[line]]), line)
         outside = self._pushed(table["cut"][row])[distance <= 0][line]
         return bool(outside) and abs(distance) > _CUT * MARGIN * float(table["size"][row])
 
     def _pushed(self, cut: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Return two masks (..., L), from the cut sides (..., 4) of boxes.
+        """Return two masks (..., L): whether the cut sides (..., 4) of a box lie toward the right or left of a line.
 
         They are True if the anchor of the whole object is certainly farther to the right of a line, or farther to the
         left, than the anchor of the box.

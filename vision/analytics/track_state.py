@@ -1,4 +1,4 @@
-"""The state of tracks, an array with a row per quantity, and its motion model.
+"""The rows of the array that stores the state of tracks, and the motion model of the tracks.
 
 The model is an Ornstein-Uhlenbeck speed in continuous time, so that steps can have any length. Lengths are in object
 sizes (the longer side of the box), so that the distance to the camera does not matter. The values fit people on foot.

@@ -284,7 +284,7 @@ class Tracker:
         return belief
 
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
-        """Start tracks, best first, for detections from `new_score` on that neither match nor overlap a track."""
+        """Start tracks for detections with at least `new_score` that neither match nor overlap a track, best first."""
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]
@@ -388,7 +388,7 @@ class _Frame:
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """Compute the motion of tracks that are detected again after a gap from only the last and the new position.
+    """For tracks that are detected again after a gap, compute the motion from only the last and the new position.
 
     The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
     """

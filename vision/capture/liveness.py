@@ -61,7 +61,7 @@ class FrameRateEstimator:
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """How long no frame may arrive before a camera counts as frozen, and before its connection counts as lost."""
+    """The times without a frame after which a camera counts as frozen, and its connection counts as lost."""
 
     frozen_s: float
     lost_s: float

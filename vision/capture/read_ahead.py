@@ -119,7 +119,7 @@ class Backlog(Generic[FrameT]):
             return replace(frame, after_skip=True) if after_skip else frame
 
     def _skip_to_key_frame(self) -> bool:
-        """Skip all frames before the newest key frame. Return False if no key frame has arrived since the first."""
+        """Skip all frames before the newest key frame. Return False if only the first frame can be one."""
         newest = next((index for index in range(len(self._frames) - 1, 0, -1) if self._frames[index].key), 0)
         self._skip(newest)
         return newest > 0

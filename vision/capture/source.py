@@ -47,7 +47,7 @@ class SkippedFrames:
         self._counts: Counter[DropReason] = Counter()
 
     def add(self, reason: DropReason, frames: int = 1) -> None:
-        """Count frames."""
+        """Add `frames` to the count of a reason."""
         if frames:
             with self._lock:
                 self._counts[reason] += frames
@@ -90,7 +90,7 @@ class Source(Protocol):
         """
 
     def retrieve(self, out: FrameBuffer) -> None:
-        """Write the last grabbed frame into the host memory of `out`, or into its GPU memory if it has none.
+        """Write the last grabbed frame into the host memory of `out`, or into GPU memory if `out` has no host memory.
 
         Raises:
             SizeChanged: the frame has a different size; call again with a buffer of that size.

@@ -1,4 +1,4 @@
-"""Settings of Python and FFmpeg that apply the configured check of certificates to rtsps:// and https:// cameras.
+"""Functions that apply the configured check of certificates to the connections of Python and of FFmpeg.
 
 `CameraConfig.tls` is `VERIFY`, `ACCEPT_ANY`, or the path of a PEM file with the certificates to trust.
 """

@@ -38,7 +38,7 @@ _PLACES: Final = {
     "schema": ("models", "schema"),
     "camera-zoo": ("camera_zoo", "camera_zoo"),
 }
-"""The module and the function of each command whose name differs from theirs."""
+"""The module and the function of each command that is called differently."""
 
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b

@@ -171,7 +171,7 @@ def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str
 
 
 def format_counts(counts: CountsReport | None) -> str:
-    """Return text such as ``door 7 in 2 out, queue 3``."""
+    """Return the counts of a camera as text, such as ``door 7 in 2 out, queue 3``; empty if `counts` is None."""
     if counts is None:
         return ""
     lines = [f"{name} {line.in_} in {line.out} out" for name, line in counts.lines.items()]

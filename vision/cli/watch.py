@@ -145,7 +145,7 @@ def _describe_node(status: NodeStatusMessage) -> str:
 
 
 def _describe_event(event: EventMessage) -> str:
-    """Return text such as ``12:03:11 gate: line_crossed door, track 17, direction in``, with the local time."""
+    """Describe an event with its local time, as in ``12:03:11 gate: line_crossed door, track 17, direction in``."""
     at = datetime.fromtimestamp(utc_ns(event.at) / 1e9).strftime("%H:%M:%S")
     track = [] if event.track_id is None else [f"track {event.track_id}"]
     details = [f"{name} {value}" for name, value in event.data.items() if value is not None]

@@ -143,7 +143,7 @@ class InFlight(Generic[Batch]):
         self._max_batch = spec.max_batch
 
     def require_free(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Check the arguments of `Detector.submit`, and raise the errors that it documents."""
+        """Raise `Closed` or `ValueError` if `Detector.submit` must refuse these arguments."""
         if self.closed:
             raise Closed("the detector is closed")
         if not 0 <= slot < len(self.batches):

@@ -115,7 +115,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     ] = None
 
     def __str__(self) -> str:
-        """Return text such as ``person #17 0.88 at 412,220,499,471``."""
+        """Return the object as text, such as ``person #17 0.88 at 412,220,499,471``."""
         track = "" if self.track_id is None else f" #{self.track_id}"
         return f"{self.class_name}{track} {self.score:.2f} at {','.join(f'{x:.0f}' for x in self.box)}"
 

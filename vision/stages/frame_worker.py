@@ -37,8 +37,8 @@ class _Copy:
 class FrameWorker:
     """Processes copies of frames in a separate thread.
 
-    The results thread only copies each frame while it holds the lease. If no buffer is free, a lossless worker makes
-    the results thread wait. Any other worker skips the frame and counts it in `skipped`.
+    While the results thread holds the lease of a frame, it only copies the frame. If no buffer is free, a lossless
+    worker makes the results thread wait. Any other worker skips the frame and counts it in `skipped`.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ class RuleStage:
     """Adds the events of rules to the events of lines and zones.
 
     A rule for a state reports the start of the state once the state has lasted long enough, and later its end. A rule
-    for an instant, such as a crossing, reports that instant. During its cooldown, a rule reports nothing. A state that
-    still lasts after the cooldown is then reported. `suppressed` in the rule's next event is the number of suppressed
-    reports.
+    for an instant, such as a crossing, reports that instant. During its cooldown, a rule reports only the end of states
+    whose start it has reported. A state that still lasts after the cooldown is then reported. `suppressed` in the next
+    report of a start or an instant is the number of suppressed reports.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:

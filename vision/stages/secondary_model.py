@@ -45,7 +45,7 @@ class Classifier(Protocol):
         """Scale the part of the frame inside `box` to `crop_shape`, and write the result to `out`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Return the scores (N, classes), from 0 to 1. Raise `DeviceError` if the model fails."""
+        """Return the scores (N, classes) of N crops, from 0 to 1. Raise `DeviceError` if the model fails."""
 
     def close(self) -> None:
         """Free all resources. Idempotent."""

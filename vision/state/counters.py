@@ -32,12 +32,12 @@ class CameraCounters:
         return self._counts.get(key, 0)
 
     def counts(self) -> Mapping[tuple[str, str], int]:
-        """Return all counters, including those of lines and zones that are no longer configured."""
+        """Return the counters, including those of lines and zones that no longer exist, and the start of the period."""
         return dict(self._counts)
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counts, in seconds since 1970; None if they have never been reset."""
+        """Start of the period of the counts, in seconds since 1970; None if no period has started yet."""
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:

@@ -124,7 +124,7 @@ class StateDatabase:
         return counters
 
     def close(self) -> None:
-        """Force all data to disk, and mark the session as ended normally. Idempotent."""
+        """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent."""
         if self._closed:
             return
         for counters in self._counters:

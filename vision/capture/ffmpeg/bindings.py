@@ -110,7 +110,7 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
 
 
 def decoding_time_ns(packet: Packet[Any]) -> int | None:
-    """Return the decoding time of a packet in ns, or its presentation time if it has none; None if it has neither."""
+    """Return the decoding time of a packet in ns, by default its presentation time; None if there is neither."""
     return _in_ns(packet.pts if packet.dts is None else packet.dts, packet.time_base)
 
 

@@ -123,7 +123,7 @@ class _Timeline:
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Count a frame, and return its time in ns. If the file's time is implausible, add one interval instead."""
+        """Count a frame. Return its time in ns: one interval after the previous frame if `pts_ns` is not plausible."""
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:

@@ -40,7 +40,7 @@ _NO_VIDEO: Final = ("text/html", "application/json", "application/xml", "text/xm
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The open answer of a camera, and its first bytes."""
+    """The open HTTP response of a camera, and the first bytes of the body."""
 
     response: HTTPResponse
     first: bytes
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def is_multipart(self) -> bool:
-        """True if the answer has several parts, even if its content type differs, as with some cameras."""
+        """True if the answer has several parts. Some cameras send them with a different content type."""
         return self.content_type.startswith("multipart/") or self.first.lstrip().startswith(b"--")
 
     @property
@@ -181,7 +181,7 @@ class JpegConnection:
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
-        """Yield each JPEG as it arrives, with True, because it is a key frame."""
+        """Yield each JPEG as it arrives, and True, because every JPEG is a key frame."""
         due = time.monotonic()
         while True:
             frames = 0

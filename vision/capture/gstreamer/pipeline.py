@@ -194,7 +194,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """Return the elements for a V4L2 camera. `offers_raw`: whether it supports the requested mode without JPEG."""
+    """Return the elements for a V4L2 camera. `offers_raw` means that it supports the mode without JPEG."""
     request = usb_request(camera, "video/x-raw" if offers_raw else "image/jpeg")
     source = [Element("v4l2src", {"device": camera.source}), Element("capsfilter", {"caps": request})]
     if offers_raw:

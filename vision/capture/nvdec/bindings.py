@@ -98,7 +98,7 @@ class Surface:
     yuv: YuvEncoding
 
     def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
-        """Copy the frame to the host memory of `out`, or to its GPU memory if it has none. Wait for the copy.
+        """Copy the frame to the host memory of `out`, or to GPU memory if `out` has no host memory. Wait for the copy.
 
         Raises:
             SizeChanged: `out` has a different size or format.

@@ -121,12 +121,7 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg to get its format.
-
-        Raises:
-            PacketDamaged: the key frame is incomplete.
-            SourceError: the frame must be rotated or mirrored.
-        """
+        """Decode a key frame with FFmpeg. Raise `PacketDamaged`, or `SourceError` if it must be rotated or mirrored."""
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
         try:
