@@ -1,6 +1,6 @@
-"""A conversation with an RTSP camera up to SETUP, to find the request that it refuses.
+"""Probe that sends the requests up to SETUP to an RTSP camera, to find the one that the camera refuses.
 
-The libraries report most refusals with the same error. The camera plays nothing: the probe ends before PLAY.
+The libraries report most refusals with the same error. The camera plays nothing, because the probe ends before PLAY.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RtspProbe:
         self._received = b""
 
     def describe(self) -> Reply:
-        """Ask for the description of the stream, with user and password if the camera asks for them."""
+        """Request the description of the stream, with user and password if the camera requests them."""
         reply = self._send("DESCRIBE", self._target, "Accept: application/sdp")
         challenges = reply.values("www-authenticate")
         self._challenge = next((one for one in challenges if _is_supported(one)), "")
@@ -123,7 +123,7 @@ class RtspProbe:
         return body
 
     def _receive(self) -> bool:
-        """Receive more. Return False if there is no more, or too much."""
+        """Receive more data. Return False at the end of the connection, or if there is too much data."""
         self._connection.settimeout(max(0.01, self._deadline_s - time.monotonic()))
         data = self._connection.recv(_CHUNK_BYTES)
         self._received += data

@@ -1,4 +1,4 @@
-"""`vision camera-zoo`: serve synthetic cameras with the oddities of real ones."""
+"""The command `vision camera-zoo`, which serves synthetic cameras with the oddities of real ones."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _check_camera(camera: CameraConfig) -> CameraCheck:
 
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
-    """Read frames until one is intact."""
+    """Read frames until one is intact. Raise `SourceError` if there is none within `timeout_s`."""
     deadline_s, damaged = time.monotonic() + timeout_s, 0
     while (grab := source.grab(max(0.0, deadline_s - time.monotonic()))) is None or grab.corrupt:
         damaged += grab is not None

@@ -140,7 +140,7 @@ def _opener(camera: CameraConfig) -> urllib.request.OpenerDirector:
 
 
 class _DigestHandler(urllib.request.HTTPDigestAuthHandler):
-    """Digest authentication, in addition with SHA-256, which newer cameras require."""
+    """Handler of Digest authentication that also supports SHA-256, which newer cameras require."""
 
     def get_algorithm_impls(self, algorithm: str) -> tuple[Callable[[str], str], Callable[[str, str], str]]:
         if algorithm.upper() != "SHA-256":

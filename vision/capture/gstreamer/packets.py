@@ -28,7 +28,7 @@ class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the monitor. It counts the frames that do not reach the program in `skipped`."""
+        """Create the monitor, which counts in `skipped` the frames that do not reach the program."""
         self._skipped = skipped
         self._base_ns = 0
         self._gate = KeyFrameGate()

@@ -32,7 +32,7 @@ class Camera:
             persona: the description of the camera.
             fault: what happens while it streams.
             fault_after_s: the time from the first frame to the fault.
-            repeats: the fault occurs again after each such time, not once.
+            repeats: whether the fault occurs again every `fault_after_s`, instead of only once.
         """
         self.persona = persona
         self.fault: Fault = fault
@@ -81,7 +81,7 @@ class Camera:
         self._http.close()
 
     def streaming(self) -> Playback:
-        """Return the record of a new playback. The first one starts the time until the fault."""
+        """Start and return the record of a new playback. The first playback starts the timer of the fault."""
         playback = Playback()
         self.playbacks.append(playback)
         if self.fault in ("cut", "stall", "restart") and self._fault_task is None:

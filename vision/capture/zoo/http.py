@@ -26,7 +26,7 @@ _DHT: Final = 0xC4
 
 @dataclass(slots=True)
 class HttpState:
-    """What all connections of one camera share."""
+    """The state that all connections of one camera share."""
 
     snapshots: Playback | None = None
     channel: HlsChannel | None = None
@@ -38,7 +38,7 @@ class HttpState:
 
 
 async def serve_http(host: Host, state: HttpState, reader: asyncio.StreamReader, link: Link) -> None:
-    """Answer the requests of one connection. Raises `OSError` if the client closes it."""
+    """Answer the requests of one connection. Raise `OSError` if the client closes the connection."""
     connection = HttpConnection(host, state, link)
     while True:
         request = await read_request(reader)
@@ -147,7 +147,7 @@ class HttpConnection:
         return image
 
     async def _snapshot(self) -> bool:
-        """Answer with the JPEG of this moment. All requests are one playback, as of a camera with a clock."""
+        """Answer with the next JPEG. The requests of all clients count as one playback."""
         playback = self._state.snapshots = self._state.snapshots or self._host.streaming()
         position = len(playback.sent)
         image = self._jpeg(position, playback)

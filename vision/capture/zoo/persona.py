@@ -142,7 +142,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a reader that plays the camera cannot do. It does not count all missing frames of the listed `faults`."""
+    """A limit of a reader that plays the camera. Under `faults`, the reader does not count all missing frames."""
 
     reader: Reader
     text: str
@@ -151,7 +151,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """One camera. `verdicts` lists the readers that do not play it; all others do."""
+    """The description of one camera. `verdicts` lists the readers that do not play the camera; all others do."""
 
     name: str
     odd: str  # what is odd about it

@@ -96,4 +96,4 @@ class Host(Protocol):
         """The address of the stream."""
 
     def streaming(self) -> Playback:
-        """Return the record of a new playback. The first one starts the time until the fault."""
+        """Start and return the record of a new playback. The first playback starts the timer of the fault."""

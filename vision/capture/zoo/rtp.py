@@ -49,7 +49,7 @@ class RtpSender:
         self._reported_s = 0.0
 
     async def run(self) -> None:
-        """Send frames at their times."""
+        """Send each frame when it is due."""
         stream = self._stream
         began_s = time.monotonic()
         # Frames in decoding order are sent at constant intervals. `place` counts them from the start of the clip.

@@ -101,7 +101,7 @@ class RtspConnection:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
-        """Answer requests. Raises `OSError` or `IncompleteReadError` if the client closes the connection."""
+        """Answer requests. Raise `OSError` or `IncompleteReadError` if the client closes the connection."""
         timeout_s = self._server.session_timeout_s * _SESSION_MARGIN
         alive_s = time.monotonic()
         while True:

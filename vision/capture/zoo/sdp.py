@@ -13,7 +13,7 @@ _INNER = "rtsp://192.168.1.10:554/stream"  # the address of a camera behind a ro
 
 
 def describe(stream: RtspStream, url: str, line_end: str) -> bytes:
-    """Return the document. `url` is the address that the client asked for."""
+    """Return the SDP document. `url` is the address that the client requested."""
     lines = ["v=0", "o=- 1 1 IN IP4 127.0.0.1", "s=camera zoo", "c=IN IP4 0.0.0.0", "t=0 0", "a=control:*"]
     video = _video(stream) if stream.has_video else []
     before = [track.media for track in stream.tracks if track.before_video]
@@ -25,7 +25,7 @@ def describe(stream: RtspStream, url: str, line_end: str) -> bytes:
 
 
 def base_of(stream: RtspStream, url: str) -> str | None:
-    """Return the header `Content-Base`; None if it is missing."""
+    """Return the value of the header `Content-Base`; None if the camera sends no such header."""
     return {"right": f"{url}/", "missing": None, "wrong-host": f"{_INNER}/", "no-slash": url}[stream.content_base]
 
 

@@ -34,7 +34,7 @@ def missing(persona: Persona) -> str | None:
 
 
 class Zoo:
-    """Cameras that run until `stop`."""
+    """Runs cameras on an event loop in a separate thread, until `stop`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -98,7 +98,7 @@ def selected(names: Iterable[str]) -> list[Persona]:
     """Return the personas with these names; all if there are none.
 
     Raises:
-        VisionError: there is no persona of a name.
+        VisionError: no persona has one of the names.
     """
     by_name = {persona.name: persona for persona in PERSONAS}
     wanted = list(names)
