@@ -119,7 +119,7 @@ class Analytics:
     def counts(self) -> Counts:
         """Return a copy of all counters.
 
-        The occupancy of a zone includes objects that were last detected less than `forget_s` ago.
+        The occupancy of a zone includes undetected objects until they count as gone (`forget_s`).
         """
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))

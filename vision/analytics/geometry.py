@@ -89,7 +89,7 @@ class LineSet:
 class ZoneSet:
     """A set of Z closed polygons with holes, tested against all points at once.
 
-    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so it cannot be left there.
+    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves there.
 
     Args:
         zones: the outline and the holes of each zone, as corners in pixels.
@@ -173,8 +173,8 @@ def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatAr
 def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
     """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the bridges in it.
 
-    A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts it twice, so it
-    changes nothing.
+    A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts both ways, so a
+    bridge changes nothing.
     """
     outline, bridges = [*rings[0]], [False] * len(rings[0])
     for hole in rings[1:]:

@@ -1,6 +1,6 @@
-"""Diagnosis of a network camera that a library could not open, by sending a request to the camera.
+"""Functions that ask a network camera why a library could not open it, and that explain failures of connections.
 
-The request is sent only after the failure, because many cameras serve few connections.
+The camera is asked only after the failure, because many cameras serve few connections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 
 
 def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
-    """Send a request to a camera that a library could not open, and return an error with the probable cause.
+    """Send requests to a camera that a library could not open, and return an error with the probable cause.
 
     `late` means that the library reached its timeout. The connection and the answer may each take 2 s, or 0.5 s if
     `late`. The lookup of the host name is not limited.

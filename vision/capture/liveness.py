@@ -83,8 +83,8 @@ class FrozenFrameDetector:
     """Distinguishes a camera that repeats one frame from a camera with a static scene.
 
     Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
-    64 whole rows. A clock that the camera draws into its frames is higher than the gaps between these rows. This takes
-    30 to 100 µs for a 1080p frame; comparing all rows would take twenty times as long.
+    64 whole rows, which takes 30 to 100 µs for a 1080p frame; all rows would take twenty times as long. A clock that
+    the camera draws into its frames is higher than the gaps between the compared rows.
 
     `frozen` stays True over reconnections until a different frame arrives.
     """

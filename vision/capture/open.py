@@ -29,7 +29,7 @@ _MIN_PYAV = 12  # must agree with pyproject.toml
 def open_source(
     camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], nvdec: bool = False
 ) -> Source:
-    """Return the source of a camera, which is not open yet.
+    """Return the source of a camera, without opening the source.
 
     If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
     `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams

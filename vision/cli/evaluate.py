@@ -1,4 +1,4 @@
-"""`vision eval`: measure how accurate a pipeline is, on a labeled video or on simulated scenes."""
+"""The command `vision eval`, which measures how accurate a pipeline is, on a labeled video or simulated scenes."""
 
 from __future__ import annotations
 

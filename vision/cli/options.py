@@ -181,7 +181,7 @@ def given(**values: object) -> dict[str, object]:
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
     """Return the name of the model, and the detector's configuration with those of `changes` that are not None.
 
-    Both come from the configuration `config`, if given. `model` overrides the name, which is None without both.
+    Both come from the configuration `config`, if given. `model` overrides the name. Without both, the name is None.
     """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect

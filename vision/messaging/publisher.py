@@ -72,8 +72,8 @@ class Publisher:
             bind: address such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` is any free port.
             masks: format of the masks of objects. Without OpenCV, it is always `rle`.
             queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
-            recorder: receives every detections message too. The caller closes it.
-            event_log: stores every event before it is sent. The caller closes its database after the publisher.
+            recorder: recorder that also receives every detections message. The caller closes the recorder.
+            event_log: log that stores each event before it is sent. The caller closes its database after the publisher.
             replay: address where subscribers request events of `event_log`, in the form of `bind`.
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.

@@ -78,7 +78,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
     """Open a file or URL for reading.
 
     Raises:
-        av.FFmpegError, ValueError: the address cannot be opened. The error text contains it, with its password.
+        av.FFmpegError, ValueError: the address cannot be opened. The error text contains the address and its password.
     """
     if int(av.__version__.partition(".")[0]) < 19:
         options["metadata_errors"] = "replace"  # metadata that is not UTF-8 must not be an error
@@ -136,8 +136,7 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 def encoding_of(frame: VideoFrame) -> YuvEncoding:
     """Return the color encoding of a frame.
 
-    If the stream does not specify the matrix, it is derived from the height of the frame. If the range is
-    not specified, it is derived from the pixel format.
+    A matrix that the stream does not specify is derived from the frame's height, and a range from the pixel format.
     """
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE

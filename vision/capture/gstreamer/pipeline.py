@@ -144,7 +144,7 @@ def on_jetson(registry: Registry, decoder_factory: str) -> bool:
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
     """Return the elements from the output of a decoder, or of a CSI camera if `codec` is None, to the appsink.
 
-    ``videoconvert`` passes a frame on unchanged if its format is among `formats`, in any order.
+    ``videoconvert`` passes a frame on unchanged if its format is among `formats`, regardless of their order.
     """
     from_nvidia = codec is None or on_jetson(registry, "nvjpegdec" if codec == "JPEG" else "nvv4l2decoder")
     if not from_nvidia:

@@ -6,7 +6,7 @@ This is the only module that calls PyNvVideoCodec. The following is not document
 * Copies on the given CUDA stream fill the pool, so copies from the pool must use the same stream.
 * If the frame size changes, frames are scaled to the first size, so each session decodes only one size.
 * Damaged frames are concealed, and not reported.
-* With low latency, a frame is output immediately if its packet is marked as its end; otherwise with the next frame.
+* With low latency, a packet marked as the end of its frame outputs the frame; otherwise, the next packet outputs it.
 
 The module supports graphics cards in x86 and Arm servers. A Jetson has different decoders, which GStreamer uses
 (`vision.capture.gstreamer.source`).

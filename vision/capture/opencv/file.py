@@ -81,7 +81,7 @@ def list_images(path: Path) -> list[Path]:
     """Return the paths of the images in a folder, in natural order; if `path` is a file, return only `path`.
 
     Raises:
-        SourceError: the folder contains no images, or cannot be read.
+        SourceError: the path cannot be read, or is a folder without images.
     """
     try:
         if not path.is_dir():
