@@ -31,7 +31,7 @@ class Session:
 
 
 def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Return a decorator for the function of a command, which has the argument `context` and returns an exit code.
+    """Return a decorator for the function of a command. This function has the argument `context` and returns a code.
 
     Args:
         orderly: the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process immediately. If

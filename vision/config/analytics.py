@@ -174,7 +174,7 @@ class CameraAnalytics(ConfigSection):
 
 
 def pixels_per_unit(units: Units, width_px: int, height_px: int) -> tuple[float, float]:
-    """Return the factors by which to multiply x and y to convert a point to pixels, for a frame of this size."""
+    """Return the length of one unit of x and of y, in pixels, for a frame of this size."""
     whole = {"pixels": None, "fraction": 1.0, "percent": 100.0}[units]
     return (1.0, 1.0) if whole is None else (width_px / whole, height_px / whole)
 

@@ -271,7 +271,7 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
-    """Return a code and a message if a line or zone never reports a rule's event, or reports it too late; else None."""
+    """Return a code and a message if a line or zone never reports a rule's event, or too late; None if it fits."""
     kind, where = condition.kind, f"{condition.name} in {place}"
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if kind not in kinds:

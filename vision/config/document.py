@@ -109,7 +109,7 @@ class Document:
 
 
 def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
-    """Create the error of a file. Each fault has a line, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
+    """Create the error that lists the faults of a file, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
 
     If there is only one fault, its line of `text` follows, with a caret below the column.
     """

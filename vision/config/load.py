@@ -192,7 +192,7 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
 
 
 def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
-    """Check that the model has all classes that a configuration names. `path` is the file, to report its lines.
+    """Check that the model has all classes that a configuration names. Errors show the lines of the file `path`.
 
     Raises:
         ConfigError: a name is unknown. The error lists every unknown name, and suggests a similar valid name.

@@ -52,7 +52,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def schema_at(root: Schema, loc: Loc) -> Schema:
-    """Return the part of the schema that describes the value at `loc`, resolved; empty if there is none."""
+    """Return the part of the schema that describes the value at `loc`, without references; empty if there is none."""
     part_schema = resolve(root, root)
     for part in loc:
         part_schema = resolve(root, _step(part_schema, part))

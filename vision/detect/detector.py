@@ -78,7 +78,7 @@ class Detector(Protocol):
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Start detection in a batch of 1 to `max_batch` frames. Keep their leases until `wait` returns.
+        """Start detection in a batch of 1 to `max_batch` frames. Hold their leases until `wait` returns the detections.
 
         Raises:
             ValueError: the slot does not exist or is occupied, or the number of frames is out of range.

@@ -92,7 +92,7 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 
 
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
-    """Return the `build` function of a pipeline with the stages from `open_stages`, the publisher, and more `sinks`.
+    """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
     `build` opens the detector last, because this takes longest and other errors are reported earlier. The `ExitStack`
     argument of `build` closes everything.
@@ -248,7 +248,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events. Return an empty list without `snapshots` or with `options.sink`."""
+    """Open the stage that saves frames of events. Return no stage if `snapshots` is absent or `options.sink` is set."""
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []

@@ -211,7 +211,7 @@ class LatestSlot:
 
     @property
     def finished(self) -> bool:
-        """True once no more frames will arrive."""
+        """True once no frame waits and no more frames will arrive."""
         return self._closed or (self._ended and self._waiting is None)
 
     @property

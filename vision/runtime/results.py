@@ -80,7 +80,7 @@ class ResultHandler:
     def put(self, batch: list[InferredFrame] | None) -> bool:
         """Queue a batch; None marks the end. Return False if the queue stays full for `IDLE_S`.
 
-        If no stage reads pixels, release the leases now.
+        If no stage reads pixels, release the leases first. After `abort`, discard the batch, and return True.
         """
         if self._aborted or not self._reads_pixels:
             release_together([frame.lease for frame in batch or ()])

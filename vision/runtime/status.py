@@ -1,4 +1,4 @@
-"""Conversion of the counters of cameras and the detector to the parts of a `Report`.
+"""Functions that convert the counters of cameras and the detector to the parts of a `Report`.
 
 The runtime builds a report once per interval. The terminal shows the report, and the publisher sends it as messages.
 """

@@ -154,7 +154,7 @@ class AnalyticsStage:
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:
-    """Return the names of lines and zones entirely outside the frame, for example because its resolution changed."""
+    """Return the names of the lines and zones that lie entirely to the right of the frame or below it."""
     scale_x, scale_y = pixels_per_unit(section.units, width_px, height_px)
     corners: list[tuple[str, Sequence[tuple[float, float]]]] = [(line.name, line.points) for line in section.lines]
     corners += [(zone.name, zone.polygon) for zone in section.zones]

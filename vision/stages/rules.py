@@ -88,7 +88,7 @@ class _State:
 
 
 class _Rule:
-    """One rule for one camera."""
+    """Evaluates one rule on the events of one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
         """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports it."""

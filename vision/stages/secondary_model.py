@@ -105,7 +105,7 @@ class CascadeStage:
         return _with_attributes(result, tracks, objects)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of classified, skipped and waiting objects."""
+        """Return the numbers of classified and skipped crops since the start, and of crops that wait."""
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 

@@ -19,7 +19,7 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CameraCounters:
-    """Counters of one camera by line or zone and key, such as ``("door", "in")``. Not thread-safe."""
+    """The counters of one camera. A line or zone and a key identify each: ``("door", "in")``. Not thread-safe."""
 
     def __init__(self, database: StateDatabase, camera_id: str) -> None:
         self._database = database

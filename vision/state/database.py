@@ -76,7 +76,7 @@ class StateDatabase:
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """Open the database in `folder`. Create both if necessary. Replace a damaged database, and keep it aside.
+        """Open the database in `folder`. Create both if necessary. Move a damaged database away, and create a new one.
 
         Args:
             max_events: number of newest events that are always kept, unless they exceed `max_bytes`.

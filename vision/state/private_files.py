@@ -64,7 +64,9 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path) -> None:
-    """Check that other users cannot replace files in a folder. Sticky parents of this user or root are accepted.
+    """Check that other users cannot create or replace files in a folder.
+
+    Sticky folders above it, such as /tmp, are accepted if they belong to this user or to root.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -147,7 +149,7 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def write_checked(path: Path, contents: bytes) -> None:
-    """Replace the file at `path` as `write_whole` does. Write the SHA-256 of `contents` in front of the contents."""
+    """Replace the file at `path` with the SHA-256 of `contents`, followed by `contents`, as `write_whole` does."""
     write_whole(path, hashlib.sha256(contents).digest() + contents)
 
 

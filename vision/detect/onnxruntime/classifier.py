@@ -124,7 +124,7 @@ class OnnxRuntimeClassifier:
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
-    """Return the name of the only input, and its batch size; None if the batch size is dynamic.
+    """Return the name of the only input, and its batch size, which is None if it is dynamic.
 
     Raises:
         ModelError: the input differs from the spec.

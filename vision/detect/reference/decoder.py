@@ -217,7 +217,7 @@ class Decoder:
         return index, class_ids, reached
 
     def _best_classes(self, part: Part, scores: Floats, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return the box index in the part, class id, and score of its candidates. `scores` is (boxes, classes)."""
+        """Return the box index, class id, and score of each candidate of `part`. `scores` is (boxes, classes)."""
         rules, factors = self.rules, None
         if not len(rules.classes):
             return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)

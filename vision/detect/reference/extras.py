@@ -112,7 +112,7 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
 
 
 def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[Extra]:
-    """Yield the values of the configured keypoints; otherwise, of as many as there is space for, then of COCO's 17."""
+    """Yield the configured keypoints. If there are none, yield as many as fill the space, then the 17 of COCO."""
     if head.keypoints is not None:
         for values in _KEYPOINT_VALUES:
             yield Extra(values * len(head.keypoints), values)

@@ -130,7 +130,7 @@ class Head(ABC):
 
     @property
     def _sizes(self) -> list[tuple[int, int]]:
-        """Rows and columns of the cells of each stride."""
+        """Numbers of rows and columns of cells, for each stride."""
         size = self._spec.input
         return [(-(-size.height // stride), -(-size.width // stride)) for stride in self.rules.strides]
 
@@ -206,14 +206,14 @@ class _Distances(Head):
 
 
 class NanoDet(_Distances):
-    """NanoDet before NanoDet-Plus. The center of cell x is at ``(x + 0.5) * stride - 0.5``."""
+    """Head of NanoDet, before NanoDet-Plus. The center of cell x is at ``(x + 0.5) * stride - 0.5``."""
 
     center = (0.5, -0.5)
     bins = 11
 
 
 class NanoDetPlus(_Distances):
-    """NanoDet-Plus. The center of cell x is at ``x * stride``."""
+    """Head of NanoDet-Plus. The center of cell x is at ``x * stride``."""
 
     center = (0.0, 0.0)
     strides = (8, 16, 32, 64)
@@ -221,7 +221,7 @@ class NanoDetPlus(_Distances):
 
 
 class PicoDet(_Distances):
-    """PicoDet without its post-processor. The center of cell x is at ``(x + 0.5) * stride``."""
+    """Head of PicoDet exports without the post-processor. The center of cell x is at ``(x + 0.5) * stride``."""
 
     strides = (8, 16, 32, 64)
     bins = 8

@@ -39,7 +39,7 @@ def constant_input(
     """Return the tensor for an input that is the same for every frame.
 
     Args:
-        shape: shape in the file. If the first axis is not fixed, it becomes `batch`; others become the value count.
+        shape: shape in the file. A first axis of variable size becomes `batch`, other such axes the number of values.
 
     Raises:
         ModelError: model.yaml does not list the values and the input is not a known one, or the values do not fit.

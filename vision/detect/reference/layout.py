@@ -74,7 +74,7 @@ class Layout:
 
 
 def as_table(shape: Shape) -> Table | None:
-    """Return the rows and columns of an output if it is read as a table per frame; None if this is not possible.
+    """Return the numbers of rows and columns of an output for one frame as a table; None if it is not a table.
 
     Maps (batch, values, rows, columns) become tables with one column per cell. Axis 2 is dropped if its length is 1.
     """
@@ -88,7 +88,7 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the rows and columns of the outputs that are tables, by name. `axes` are the accepted numbers of axes."""
+    """Return the tables among the outputs, by name, as `as_table` does. `axes` are the accepted numbers of axes."""
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 

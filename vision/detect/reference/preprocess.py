@@ -105,7 +105,7 @@ class _Scaler:
 
 
 class _OpenCVScaler(_Scaler):
-    """Scales frames with OpenCV, in half the time of `_Scaler`. The results differ by at most one level."""
+    """Scales frames with OpenCV, in half the time of `_Scaler`. The results differ from it by at most one level."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         super().__init__(spec, shape)

@@ -131,7 +131,7 @@ class MaskCoefficients(CandidateShapes):
 
 
 def mask_crops(boxes_xyxy: Floats, canvas_px: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the range of cells that each box touches, at least one: left, top, and exclusive right, bottom (N, 4).
+    """Return the cells that each box touches: left, top, right, bottom (N, 4). Right and bottom are exclusive.
 
     Args:
         boxes_xyxy: (N, 4) model pixels.

@@ -345,7 +345,7 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return the number of values to read, the index of the first, and the size of the tensor, for each part."""
+    """Return, for each part, the number of values to read, the index of the first, and the size of the tensor."""
     found = []
     for part in layout.parts:
         tensor = tensors[part.scores.output]
