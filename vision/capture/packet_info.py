@@ -89,14 +89,10 @@ class Timeline:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._frames: dict[int, PacketInfo] = {}
-        self._newest_ns = -1  # the latest presentation time so far
-        self._has_b_frames = False  # whether a frame was stored after one with a later time
 
     def put(self, pts_ns: int, frame: PacketInfo) -> None:
         """Store the properties of a frame. If there are more than `capacity` entries, discard the oldest."""
         with self._lock:
-            self._has_b_frames = self._has_b_frames or pts_ns < self._newest_ns
-            self._newest_ns = max(self._newest_ns, pts_ns)
             self._frames[pts_ns] = frame
             if len(self._frames) > self._capacity:
                 del self._frames[next(iter(self._frames))]
@@ -109,9 +105,9 @@ class Timeline:
         """Return the properties of the frame with this presentation time, and the times that it passes over.
 
         The properties are None if the time is unknown. Discard the entry, and those that were stored earlier and have
-        an earlier time, because a decoder will no longer output their frames. If damaged frames are among these in a
-        stream with B-frames, the returned frame counts as damaged too: a decoder that flushes a damaged frame at a key
-        frame can give it the time of the key frame.
+        an earlier time, because a decoder will no longer output their frames. If damaged frames are among these, the
+        returned frame counts as damaged too: a decoder that flushes a damaged frame at a key frame can give it the time
+        of the key frame.
         """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)
@@ -119,7 +115,7 @@ class Timeline:
                 return None, ()
             stored_earlier = takewhile(lambda pts: pts != pts_ns, list(self._frames))
             passed_over = [pts for pts in stored_earlier if pts < pts_ns]
-            if self._has_b_frames and any(self._frames[pts].corrupt for pts in passed_over):
+            if any(self._frames[pts].corrupt for pts in passed_over):
                 packet = replace(packet, corrupt=True)
             for pts in (*passed_over, pts_ns):
                 del self._frames[pts]

@@ -97,3 +97,16 @@ def test_timeline_is_bounded() -> None:
     for pts in range(5):
         timeline.put(pts, PacketInfo(pts, None, corrupt=False))
     assert [timeline.take(pts) is None for pts in range(5)] == [True, True, False, False, False]
+
+
+def test_frame_that_passes_over_damaged_frames_counts_as_damaged() -> None:
+    """A decoder can give a damaged frame that it flushes at a key frame the time of the key frame."""
+    timeline = Timeline()
+    for pts in range(5):
+        timeline.put(pts, PacketInfo(pts, None, corrupt=pts in {2, 3}))
+    first, passed_over = timeline.take_through(1)
+    assert first is not None
+    assert (first.corrupt, list(passed_over)) == (False, [0])
+    after, passed_over = timeline.take_through(4)
+    assert after is not None
+    assert (after.corrupt, list(passed_over)) == (True, [2, 3])

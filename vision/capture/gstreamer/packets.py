@@ -53,6 +53,7 @@ class PacketMonitor:
         self._count_undecoded(len(set(passed_over) - dropped))
         if packet is not None:
             self._was_damaged = packet.corrupt
+            self._changed_times = 0  # the entries of earlier frames are gone
             return packet
         self._changed_times += 1
         now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
