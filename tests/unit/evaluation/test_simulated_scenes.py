@@ -93,10 +93,9 @@ def test_published_boxes_are_close_to_exact_detections(name: str, frames_per_s: 
 @pytest.mark.parametrize("leaves", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_object_that_approaches_or_leaves_is_counted_once(kind: str, leaves: bool, frames_per_s: float) -> None:
-    for x in (-4.0, 2.0):
-        points = [(x, 45.0), (x, -6.0)]
-        actor = travel(kind, points[::-1] if leaves else points, SPEEDS[kind], 0.0)
-        scene = Scene("one", VIEW, (actor,), {"gate": ((-9.0, 10.0), (9.0, 10.0))})
-        run = run_scene(prepare_scene(scene, 0, frames_per_s), DETECTORS["exact"])
-        directions = [event.data["direction"] for _, event in run.events if event.kind == "line_crossed"]
-        assert directions == ["out" if leaves else "in"]
+    points = [(-2.5, 45.0), (-2.5, -6.0)]
+    actor = travel(kind, points[::-1] if leaves else points, SPEEDS[kind], 0.0)
+    scene = Scene("one", VIEW, (actor,), {"gate": ((-9.0, 10.0), (9.0, 10.0))})
+    run = run_scene(prepare_scene(scene, 0, frames_per_s), DETECTORS["exact"])
+    directions = [event.data["direction"] for _, event in run.events if event.kind == "line_crossed"]
+    assert directions == ["out" if leaves else "in"]
