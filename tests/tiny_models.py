@@ -107,7 +107,7 @@ def save_typed_model(
 def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, batch: int | str = "batch") -> None:
     """One box, the whole 32x32 canvas; the scores of its three classes are the channels of the pixel in the middle.
 
-    `slow` takes some 10^10 operations more; `fragile` fails when the first channel is over one half.
+    `slow` takes some 10^10 operations more; `fragile` fails when the first channel is over 0.9.
     """
     middle = ["images", "low", "high", "axes"]
     nodes = [_node("Slice", middle, "pixel"), _node("Reshape", ["pixel", "scores_shape"], "scores")]
@@ -133,8 +133,8 @@ def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, 
             nodes.append(_node("ReduceMax", [f"product_{index}"], f"slow_{index}", axes=[1, 2], keepdims=1))
             zero = f"slow_{index}"
     if fragile:
-        constants |= {"half": np.float32(0.5), "table": np.zeros(1, np.float32)}
-        nodes.append(_node("Greater", ["red", "half"], "is_red"))
+        constants |= {"most": np.float32(0.9), "table": np.zeros(1, np.float32)}
+        nodes.append(_node("Greater", ["red", "most"], "is_red"))
         nodes.append(_node("Cast", ["is_red"], "row", to=TensorProto.INT64))
         nodes.append(_node("Gather", ["table", "row"], "gathered"))
         zero = "gathered"

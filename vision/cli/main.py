@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "watch": "Show the results of a running `vision run`.",
     "eval": "Measure how accurate a pipeline is, on a labeled video or on simulated scenes.",
     "doctor": "Diagnose the environment and suggest fixes.",
-    "models": "List the shipped models, and describe how to add one.",
+    "models": "List and check models, or add a model.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",
     "build": "Build, list, or prune TensorRT engines.",
     "bench": "Measure the speed of a model on this machine.",

@@ -1,9 +1,10 @@
-"""The commands `vision models` and `vision schema`, which show the models and keys that a configuration can use."""
+"""`vision models` and `vision schema`: show, check, and add models, and show the keys of a configuration."""
 
 from __future__ import annotations
 
 import json as json_module
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,18 +16,63 @@ from vision.config import config_schema, model_schema
 from vision.detect.catalog import list_models, print_models
 from vision.errors import EXIT_CONFIG, EXIT_OK
 
+_ADD = "add"
+
 
 @command()
-def models(context: typer.Context, json: Json = False) -> int:
-    """List the shipped models, and describe how to add one.
+def models(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER | add FILE.onnx]",
+            help="Folder of a model or of several models. Default: the shipped models. `add FILE.onnx` adds a model.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", metavar="TEXT", help="add: license of the weights, such as Apache-2.0."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="add: name of the model. Default: that of the file.")
+    ] = None,
+    into: Annotated[Path, typer.Option(metavar="DIR", help="add: folder in which the model's folder is created.")] = (
+        Path("models")
+    ),
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="add: image or video to draw objects on. Default: the shipped video."),
+    ] = None,
+) -> int:
+    """List and check models, or add a model.
+
+    Without an argument, list the shipped models and describe how to add one. With a folder, list and check its models.
+
+    `vision models add FILE.onnx` copies the file to models/NAME, writes a model.yaml from the metadata of the file, the
+    shapes of its outputs, and a run on a sample frame, and draws what the model finds. It prints the keys that it
+    could not find out.
+
+    Exit codes: 0 if all models can be used, 78 if one cannot.
 
     Examples:
       vision models
-      vision models --json
+      vision models models/
+      vision models add yolo11n.onnx --license AGPL-3.0
     """
-    rows = list_models()
+    given = words or []
+    if given[:1] == [_ADD]:
+        from vision.cli.add_model import AddOptions, add_model
+
+        if len(given) != 2:
+            raise typer.BadParameter("expected one file: vision models add FILE.onnx")
+        return add_model(Path(given[1]), AddOptions(into, name, licence, sample), json=json)
+    if len(given) > 1:
+        raise typer.BadParameter("expected one folder, or `add` and a file")
+    rows = list_models(Path(given[0]) if given else None)
     if not json:
-        return print_models(rows, Console())
+        return print_models(rows, Console(), explain=not given)
     document = {"schema": "vision.models/1", "models": [asdict(row) for row in rows]}
     print(json_module.dumps(document, indent=2, default=str))
     return EXIT_CONFIG if any(row.fault for row in rows) else EXIT_OK

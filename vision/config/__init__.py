@@ -23,7 +23,6 @@ from vision.config.app import PublishConfig as PublishConfig
 from vision.config.app import StatusConfig as StatusConfig
 from vision.config.app import TrackConfig as TrackConfig
 from vision.config.load import check_classes as check_classes
-from vision.config.load import checked_model_file as checked_model_file
 from vision.config.load import load_classifier_spec as load_classifier_spec
 from vision.config.load import load_config as load_config
 from vision.config.load import load_config_text as load_config_text
@@ -31,13 +30,14 @@ from vision.config.load import load_model_spec as load_model_spec
 from vision.config.load import resolve_config as resolve_config
 from vision.config.load import shipped_configs as shipped_configs
 from vision.config.load import shipped_models as shipped_models
+from vision.config.model_file import checked_model_file as checked_model_file
+from vision.config.model_file import folder_of_model as folder_of_model
 from vision.config.model_spec import ClassifierSpec as ClassifierSpec
 from vision.config.model_spec import HeadSpec as HeadSpec
 from vision.config.model_spec import InputSpec as InputSpec
 from vision.config.model_spec import ModelSpec as ModelSpec
 from vision.config.model_spec import NmsSpec as NmsSpec
 from vision.config.model_spec import ProfileSpec as ProfileSpec
-from vision.config.model_spec import folder_of_model as folder_of_model
 from vision.config.rules import RuleConfig as RuleConfig
 from vision.config.schema import config_schema as config_schema
 from vision.config.schema import model_schema as model_schema

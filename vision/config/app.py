@@ -13,6 +13,7 @@ from vision.config.checks import TRACK_SCORES, camera_conflicts, config_conflict
 from vision.config.fields import (
     BatchSize,
     BindAddress,
+    ClassifierName,
     ClassNames,
     ConfigSection,
     Day,
@@ -166,7 +167,7 @@ class TrackConfig(ConfigSection):
 class CascadeConfig(ConfigSection):
     """A second model that classifies tracked objects."""
 
-    model: ModelName
+    model: ClassifierName
     """Classifier: the name of a shipped model, or a path (with a /) relative to this file."""
     classes: ClassNames | None = None
     """Classes of the objects to classify; all if absent."""
@@ -238,7 +239,7 @@ class AppConfig(ConfigSection):
     pipeline: PipelineName = "detect"
     """Steps after detection: detect, track, count, or a Python file; if absent, count with analytics, else detect."""
     model: ModelName = "nanodet-g-416"
-    """Detection model: a name that `vision models` lists, or a path (with a /) relative to this file."""
+    """Detection model: a name that `vision models` lists, or a path (with a / or .onnx) relative to this file."""
     detect: DetectConfig = DetectConfig()
     """Classes, thresholds, back-end and speed of the detector."""
     cameras: tuple[CameraConfig, ...] = Field(min_length=1)

@@ -18,7 +18,8 @@ INCONSISTENT: Final = "inconsistent"
 """Type of the error for values that conflict with each other (`vision.config.checks`)."""
 
 _BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
-_MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
+_MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml or of an ONNX file"
+_CLASSIFIER_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
 _FOLDER_FORMS: Final = "the path of a folder"
 _TLS_FORMS: Final = "verify, accept-any, or the path of a .pem or .crt file"
 
@@ -158,6 +159,7 @@ Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(unique
 Source = Annotated[str, parsed_by(parse_source), Field(title=SOURCE_FORMS)]
 BindAddress = Annotated[str, AfterValidator(check_bind), Field(title=_BIND_FORMS)]
 ModelName = Annotated[str, AfterValidator(check_model_name), Field(title=_MODEL_FORMS)]
+ClassifierName = Annotated[str, AfterValidator(check_model_name), Field(title=_CLASSIFIER_FORMS)]
 PipelineName = Annotated[
     str,
     Field(

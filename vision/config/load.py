@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from vision.config.app import AppConfig, CameraConfig
 from vision.config.checks import References, class_lists, config_conflicts
 from vision.config.document import Document, faulty
 from vision.config.fields import ACCEPT_ANY, VERIFY, ConfigSection
+from vision.config.model_file import ONNX_SUFFIX, is_model_path, refuse_other_format
 from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.schema import schema_of
 from vision.config.source_address import File, Folder
@@ -29,8 +28,6 @@ from vision.errors import ConfigError, Fault, ModelError
 SPEC_NAME: Final = "model.yaml"
 
 _CLEARLY_MEANT: Final = 0.8  # similarity of a file name to a shipped configuration's name
-_LFS_POINTER: Final = b"version https://git-lfs"
-_log = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound=ConfigSection)
 
@@ -67,7 +64,8 @@ def load_classifier_spec(folder: Path) -> ClassifierSpec:
 
 def _load_spec(kind: type[_S], folder: Path) -> _S:
     if folder.is_file():
-        is_onnx = folder.suffix == ".onnx"
+        refuse_other_format(folder)
+        is_onnx = folder.suffix == ONNX_SUFFIX
         raise ModelError(
             f"{folder} is {'an ONNX file' if is_onnx else 'a file'}; expected a folder with it and a model.yaml",
             hint=f"write `model: {folder.parent}`, and add a model.yaml there; `vision models` shows an example",
@@ -78,47 +76,6 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
     except ConfigError as error:
         hint = "a model is a folder with a model.yaml and an ONNX file; `vision models` explains the keys"
         raise ModelError(error.args[0], hint=hint, code=error.code, faults=error.faults) from None
-
-
-def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
-    """Check a model's ONNX file before any library reads it. Return the path of the file.
-
-    Raises:
-        ModelError: the file is missing, unreadable, empty, a Git LFS pointer, or differs from the checksum.
-    """
-    path = folder / spec.file
-    try:
-        sha256 = sha256_of(path)
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-    except FileNotFoundError:
-        text = f"{spec.name}: expected the model at {path}, but the file does not exist"
-        hint = "`file` in model.yaml names the ONNX file in the same folder"
-        raise ModelError(text, hint=hint, code="model-missing") from None
-    except OSError as error:
-        text, hint = f"{spec.name}: cannot read {path}: {error.strerror}", "check the owner and mode of the file"
-        raise ModelError(text, hint=hint, code="model-unreadable") from error
-    if not start:
-        raise ModelError(f"{spec.name}: {path} is empty", hint="fetch the model again", code="damaged-model")
-    if start == _LFS_POINTER:
-        text, hint = f"{spec.name}: {path} is a Git LFS pointer, not the model", "`git lfs pull` fetches the model"
-        raise ModelError(text, hint=hint, code="lfs-pointer")
-    if spec.sha256 is None:
-        _log.warning("%s: model.yaml has no sha256, so the file is not verified; its sha256 is %s", spec.name, sha256)
-    elif sha256 != spec.sha256:
-        text = f"{spec.name}: expected {path} to have the sha256 {spec.sha256}, got {sha256}"
-        hint = "the file is damaged or has a different version: fetch it again, or change `sha256` if you replaced it"
-        raise ModelError(text, hint=hint, code="model-sha256")
-    return path
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as a hexadecimal string."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
@@ -163,10 +120,10 @@ def _written_passwords(document: Document) -> list[Fault]:
 def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
     """Return a copy of `config` in which all paths are absolute. Relative paths are joined to `folder`.
 
-    A model without a slash is a name, not a path, and so is a pipeline that does not end in ``.py``.
+    A model that is not a path (`is_model_path`) is a name, and so is a pipeline that does not end in ``.py``.
     """
     changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in config.cameras)}
-    if "/" in config.model:
+    if "/" in config.model or is_model_path(config.model):
         changes["model"] = str(folder / config.model)
     if config.pipeline.endswith(".py"):
         changes["pipeline"] = str(folder / config.pipeline)
@@ -174,7 +131,7 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
         changes["state_dir"] = str(folder / config.state_dir)
     if config.snapshots is not None:
         changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
-    if config.cascade is not None and "/" in config.cascade.model:
+    if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):
         changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
     return config.model_copy(update=changes)
 

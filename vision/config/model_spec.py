@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -191,9 +190,3 @@ class ClassifierSpec(_Spec):
     """Layout of the output."""
     classes: ClassNames
     """Class names in the order of the model's output."""
-
-
-def folder_of_model(name: str, models: Path) -> Path:
-    """Return `name` as a path if it contains a slash or is an existing folder; otherwise, the folder in `models`."""
-    given = Path(name)
-    return given if "/" in name or given.is_dir() else models / name

@@ -20,9 +20,10 @@ from vision.config import (
     shipped_models,
 )
 from vision.config.load import SPEC_NAME
+from vision.config.model_file import ONNX_SUFFIX
 from vision.detect.classes import class_names
 from vision.detect.open import check_model, open_classifier
-from vision.errors import EXIT_CONFIG, EXIT_OK, DeviceMissing, VisionError
+from vision.errors import EXIT_CONFIG, EXIT_OK, ConfigError, DeviceMissing, VisionError
 
 EXPLANATION = """\
 To use one of these models, write `model: NAME` in camera.yaml. To use your own model, write `model: path/to/folder`.
@@ -72,9 +73,23 @@ class ModelRow:
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Load each model in the folder `models`, or each shipped model if it is None. Return their descriptions."""
+    """Describe the model in the folder `models`, or those in its folders; by default the shipped ones.
+
+    Loads each model once.
+
+    Raises:
+        ConfigError: the folder does not exist, or contains no model.
+    """
     root = shipped_models() if models is None else models
-    return [_describe(spec.parent) for spec in sorted(root.glob(f"*/{SPEC_NAME}"))]
+    if (root / SPEC_NAME).exists():
+        return [_describe(root)]
+    found = sorted(root.glob(f"*/{SPEC_NAME}"))
+    if not found and models is not None:
+        files = sorted(path for path in (root, *root.glob("*"), *root.glob("*/*")) if path.suffix == ONNX_SUFFIX)
+        hint = f"`vision models add {files[0]}` writes a {SPEC_NAME}" if files else "a model is a folder with that file"
+        text = f"{root} contains no {SPEC_NAME}, and neither do its folders" if root.exists() else f"no folder {root}"
+        raise ConfigError(text, hint=hint, code="no-models")
+    return [_describe(spec.parent) for spec in found]
 
 
 def _describe(folder: Path) -> ModelRow:
@@ -109,8 +124,8 @@ def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...],
     )
 
 
-def print_models(rows: Sequence[ModelRow], console: Console) -> int:
-    """Print a table of the models and how to add a model. Return the exit code: 0 if every model can be used."""
+def print_models(rows: Sequence[ModelRow], console: Console, *, explain: bool = True) -> int:
+    """Print a table of the models, and, with `explain`, how to add one. Return the exit code: 0 if none has a fault."""
     table = Table("model", "input", "head", "classes", "licence")
     for column in table.columns:
         column.overflow = "fold"
@@ -125,5 +140,6 @@ def print_models(rows: Sequence[ModelRow], console: Console) -> int:
     for row in rows:
         if row.fault:
             console.print(f"[red]{escape(row.name)}[/]: {escape(row.fault)}", soft_wrap=True)
-    console.print(f"\n{escape(EXPLANATION)}", soft_wrap=True, highlight=False)
+    if explain:
+        console.print(f"\n{escape(EXPLANATION)}", soft_wrap=True, highlight=False)
     return EXIT_CONFIG if any(row.fault for row in rows) else EXIT_OK

@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vision.config import ClassifierSpec, DetectConfig, ModelSpec, checked_model_file
+from vision.config.model_file import read_model_header
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_CPU, Detector
+from vision.detect.metadata import check_metadata, read_metadata
 from vision.detect.reference.heads import make_head
-from vision.errors import DeviceMissing
+from vision.errors import DeviceMissing, ModelError
 from vision.test_pattern import FAKE_CLASSES
 from vision.version import install_hint, require_cv2
 
 if TYPE_CHECKING:
     from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
+    from vision.detect.onnxruntime.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +44,15 @@ def open_detector(
     """
     if detect.backend == "fake":
         return _open_fake(detect)
+    _check_header(folder, spec)
     if detect.backend != "onnxruntime":
         class_ids(class_names(spec), detect.classes, spec.name)  # refuses an unknown name before an engine is built
         try:
             detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
+        except ModelError as error:
+            if error.code == "head-mismatch":
+                _check_with_onnxruntime(folder / spec.file, spec)  # raises the same error, with a hint that was tried
+            raise
         except DeviceMissing as missing:
             if detect.backend == "tensorrt":
                 raise
@@ -56,7 +65,7 @@ def open_detector(
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     """Check a model. Raise those errors of `open_detector` that can be detected without building an engine.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run once on the CPU with zeros as input. If TensorRT would
+    The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would
     run the model, the GPU must support the precision.
 
     Raises:
@@ -67,18 +76,32 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     if config.backend == "fake":
         _open_fake(config).close()
         return
+    _check_header(folder, spec)
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
     if config.backend != "onnxruntime" and _has_tensorrt(config, required=config.backend == "tensorrt"):
-        head = make_head(spec, len(class_names(spec)), config.score_threshold, ids)
-        try:
-            network = importlib.import_module("vision.detect.onnxruntime.network")
-        except ImportError:
-            return  # without ONNX Runtime, only the engine builder checks the outputs
-        network.check_network(path, spec, head)
+        _check_with_onnxruntime(path, spec, ids)
         return
     one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
     _open_onnxruntime(folder, spec, one_thread).close()
+
+
+def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | None = None) -> None:
+    """Run a model on the sample with ONNX Runtime, if it is installed. See `check_network` for the errors."""
+    try:
+        network = importlib.import_module("vision.detect.onnxruntime.network")
+    except ImportError:
+        return  # without ONNX Runtime, only the start checks the outputs, with the engine
+    network.check_network(path, spec, make_head(spec, len(class_names(spec)), 0.5, ids))
+
+
+def _check_header(folder: Path, spec: ModelSpec) -> None:
+    """Check that the file is complete, and that its metadata does not contradict the spec.
+
+    Raises:
+        ModelError: see `read_model_header` and `check_metadata`.
+    """
+    check_metadata(spec, read_metadata(read_model_header(folder / spec.file, spec.name)))
 
 
 def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
@@ -144,6 +167,20 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
         batches_in_flight=detect.batches_in_flight or IN_FLIGHT_CPU,
         threads=detect.threads,
     )
+
+
+def open_network(path: Path, spec: ModelSpec) -> Network:
+    """Open the network of a file on the CPU, to run it on the sample.
+
+    Raises:
+        ModelError: the file cannot be loaded, or its inputs differ from the spec.
+        DeviceMissing: ONNX Runtime is not installed.
+    """
+    try:
+        from vision.detect.onnxruntime.network import Network
+    except ImportError as error:
+        raise _no_onnxruntime(error, "onnx") from error
+    return Network(path, spec, threads=1)
 
 
 def open_classifier(

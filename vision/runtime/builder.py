@@ -35,9 +35,11 @@ from vision.config import (
     load_model_spec,
     shipped_models,
 )
+from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_classifier, open_detector, published_class_names
+from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
@@ -133,14 +135,23 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and specification of a model by name or path. Raise `ModelError` if there is no valid one."""
+    """Return the folder and the specification of a model: a shipped name, a folder with model.yaml, or an ONNX file.
+
+    Raises:
+        ModelError: there is no such model, its model.yaml is invalid, or its file does not describe it completely.
+    """
     folder = folder_of_model(name, shipped_models())
-    if not folder.exists():
-        names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
-        hint = did_you_mean(name, names) or "`vision models` lists them, and shows how to write a model.yaml"
-        text = f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml"
-        raise ModelError(text, hint=hint, code="model-unknown")
-    return folder, load_model_spec(folder)
+    if folder.is_file() and folder.suffix == ONNX_SUFFIX:
+        return folder.parent, spec_of_file(folder)
+    if folder.exists():
+        return folder, load_model_spec(folder)
+    if is_model_path(name):
+        text, hint = f"the model {folder} does not exist", "a path is relative to the folder of camera.yaml"
+        raise ModelError(text, hint=hint, code="model-missing")
+    names = sorted(path.parent.name for path in shipped_models().glob("*/model.yaml"))
+    hint = did_you_mean(name, names) or "`vision models` lists them, and shows how to write a model.yaml"
+    text = f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml"
+    raise ModelError(text, hint=hint, code="model-unknown")
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def test_sound_model_passes(backend: str, tmp_path: Path) -> None:
     ("damage", "code"),
     [
         (broken_missing, "model-missing"),
-        (broken_other, "damaged-model"),
+        (broken_other, "html-page"),
         (broken_truncated, "damaged-model"),
         (broken_sha, "model-sha256"),
         (lfs_pointer, "lfs-pointer"),

@@ -166,7 +166,7 @@ def test_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     (folder / "paint.onnx").write_bytes(b"onnx")
     with pytest.raises(ModelError) as caught:
         opened(folder)
-    assert caught.value.code == "damaged-model"
+    assert caught.value.code == "model-format"
     (folder / "paint.onnx").unlink()
     with pytest.raises(ModelError) as caught:
         opened(folder)

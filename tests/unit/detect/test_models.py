@@ -23,7 +23,7 @@ from tests import tiny_models
 from tests.log_records import log_args
 from tests.paths import ROOT
 from vision.config import DetectConfig, load_model_spec, shipped_models
-from vision.config.load import checked_model_file, sha256_of
+from vision.config.model_file import checked_model_file, sha256_of
 from vision.detect.catalog import EXPLANATION, ModelRow, list_models, print_models
 from vision.detect.classes import COCO80, class_ids, class_names
 from vision.detect.detector import Detector
@@ -340,7 +340,7 @@ def broken_logits(folder: Path) -> None:
         (broken_missing, "model-missing"),
         (broken_folder, "model-unreadable"),
         (broken_empty, "damaged-model"),
-        (broken_other, "damaged-model"),
+        (broken_other, "html-page"),
         (broken_truncated, "damaged-model"),
         (broken_sha, "model-sha256"),
         (broken_size, "input-mismatch"),

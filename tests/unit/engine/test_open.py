@@ -56,7 +56,7 @@ def test_onnx_is_read_and_checked(model: tuple[Path, ModelSpec]) -> None:
 
 def test_onnx_with_another_sha256_is_refused(model: tuple[Path, ModelSpec]) -> None:
     folder, described = model
-    (folder / "tiny.onnx").write_bytes(b"another")
+    (folder / "tiny.onnx").write_bytes(convolution(seed=7))
     with pytest.raises(ModelError) as caught:
         read_onnx(folder, described)
     assert caught.value.code == "model-sha256"
@@ -82,7 +82,7 @@ def test_missing_onnx_is_named(model: tuple[Path, ModelSpec]) -> None:
 def test_missing_sha256_is_a_warning(model: tuple[Path, ModelSpec], caplog: pytest.LogCaptureFixture) -> None:
     read_onnx(model[0], spec())
     digest = hashlib.sha256((model[0] / "tiny.onnx").read_bytes()).hexdigest()
-    ((*_, logged),) = log_args(caplog, "vision.config.load")
+    ((*_, logged),) = log_args(caplog, "vision.config.model_file")
     assert logged == digest
 
 

@@ -50,7 +50,7 @@ ROWS = [
         lambda: _text(lambda: make_head(SPEC, 2, 0.5).bind({"output0": (1, 6, 84)})),
         (
             "mine: head `yolov5` with 2 classes expects (batch, boxes, 7); the model has output0 (1, 6, 84)\n"
-            "  hint: these outputs fit head `yolov8`"
+            "  hint: by their shapes, these outputs can fit head `yolov8`; `vision check` tries them"
         ),
     ),
     (
@@ -61,7 +61,7 @@ ROWS = [
     (
         "a Git LFS pointer in place of the model",
         lambda: _file_text("version https://git-lfs.github.com/spec/v1\n"),
-        "mine: FOLDER/mine.onnx is a Git LFS pointer, not the model\n  hint: `git lfs pull` fetches the model",
+        "mine: FOLDER/mine.onnx is a Git LFS pointer, not an ONNX file\n  hint: `git lfs pull` fetches the model",
     ),
     (
         "an ONNX file in place of its folder",

@@ -13,10 +13,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec, ModelSpec
+from vision.detect.reference.alternatives import Sample, check_sample, of_batch
 from vision.detect.reference.decoder import Decoder
 from vision.detect.reference.heads import Head
 from vision.detect.reference.inputs import constant_input, is_channels_last, require_levels
 from vision.detect.reference.layout import Shape
+from vision.detect.reference.preprocess import Preprocessor
+from vision.detect.reference.sample import sample_frames
 from vision.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ class Network:
         self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
     def sample(self, head: Head) -> Decoder:
-        """Run the network on zeros, choose the outputs that `head` reads, and check their types, batch, and scores.
+        """Run the network on the sample, choose the outputs that `head` reads, and judge what it reads in them.
 
         Returns:
             The decoder for the chosen outputs.
@@ -76,32 +79,78 @@ class Network:
             ModelError: the network fails, an output does not have its declared size or the batch axis, the head does
                 not fit the outputs, or a score is not from 0 to 1.
         """
-        any_size = self.frames.any_size
-        size = self.spec.input
-        hint = f"`input` in model.yaml is {size.width}x{size.height}; write the size that the model was exported for"
-        hint = hint if any_size else ""
-        frames = np.zeros(self.frames.shape(self.spec), self.frames.dtype)
+        runs = self._run_sample()
+        self._check_sizes(runs[0])
+        sample, shapes = self._sample_of(runs), {name: output.shape for name, output in runs[0].items()}
         try:
-            outputs = self.session.run(None, {**self.constants, self.frames.name: frames})
-        except Exception as error:
-            message = f"{self.spec.name}: the model cannot be run: {error}"
-            raise ModelError(message, hint=hint, code="model-fails") from error
-        by_name = dict(zip(self.output_shapes, outputs, strict=True))
-        for name, declared in self.output_shapes.items():
-            actual = by_name[name].shape
-            if any_size and not _same_sizes(declared, actual):
+            decoder = head.bind(shapes)
+        except ModelError:
+            check_sample(self.spec, sample)  # raises the same error, with a hint that was tried
+            raise
+        decoder.check_types([runs[0][name].dtype.name for name in decoder.outputs])
+        for name in decoder.outputs:
+            self._check_batch(decoder, name, runs[0][name])
+        check_sample(self.spec, sample)
+        return decoder
+
+    def run_sample(self) -> Sample:
+        """Run the network on the sample, and return its outputs for each frame.
+
+        Raises:
+            ModelError: the network fails, or its output sizes differ from the declared ones.
+        """
+        runs = self._run_sample()
+        self._check_sizes(runs[0])
+        return self._sample_of(runs)
+
+    def _run_sample(self) -> list[dict[str, NDArray[Any]]]:
+        """Return all outputs for the frames of the sample: of one batch if it has space for them, or of one for each.
+
+        Raises:
+            ModelError: the network fails.
+        """
+        batch = self.frames.batch
+        tensor = np.zeros(self.frames.shape(self.spec), self.frames.dtype)
+        preprocessor = Preprocessor(self.spec.input, tensor, channels_last=self.frames.channels_last)
+        pictures, runs = sample_frames(), []
+        for first in range(0, len(pictures), batch):
+            for index in range(batch):
+                preprocessor.write(index, pictures[(first + index) % len(pictures)])
+            try:
+                outputs = self.session.run(None, {**self.constants, self.frames.name: tensor})
+            except Exception as error:
+                message = f"{self.spec.name}: the model cannot be run: {error}"
+                raise ModelError(message, hint=self._size_hint(), code="model-fails") from error
+            runs.append(dict(zip(self.output_shapes, outputs, strict=True)))
+        return runs
+
+    def _sample_of(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> Sample:
+        """Return the outputs for each frame of the sample."""
+        batch = self.frames.batch
+        frames = [of_batch(run, index, batch) for run in runs for index in range(batch)]
+        return Sample(frames[: len(sample_frames())])
+
+    def _size_hint(self) -> str:
+        size = self.spec.input
+        text = f"`input` in model.yaml is {size.width}x{size.height}; write the size that the model was exported for"
+        return text if self.frames.any_size else ""
+
+    def _check_sizes(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Check that the outputs have the sizes that a file with free input axes declares.
+
+        Raises:
+            ModelError: the file was exported for a different input size.
+        """
+        size = self.spec.input
+        for name, declared in self.output_shapes.items() if self.frames.any_size else ():
+            actual = outputs[name].shape
+            if not _same_sizes(declared, actual):
                 raise ModelError(
                     f"{self.spec.name}: with an input of {size.width}x{size.height}, output {name} has the shape "
                     f"{actual}, but the file declares {declared}",
-                    hint=hint,
+                    hint=self._size_hint(),
                     code="input-size",
                 )
-        decoder = head.bind({name: output.shape for name, output in by_name.items()})
-        decoder.check_types([by_name[name].dtype.name for name in decoder.outputs])
-        for name in decoder.outputs:
-            self._check_batch(decoder, name, by_name[name])
-        decoder.check_scores(decoder.of_frame([by_name[name] for name in decoder.outputs], 0))
-        return decoder
 
     def _check_batch(self, decoder: Decoder, name: str, output: NDArray[Any]) -> None:
         batch = self.frames.batch

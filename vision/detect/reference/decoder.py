@@ -223,7 +223,9 @@ class Decoder:
             return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
         if len(rules.classes) < rules.class_count:
             scores = scores.T[rules.classes].T if part.scores.by_column else scores[:, rules.classes]
-        if part.objectness is None:
+        if rules.score <= 0 and part.objectness is None:
+            index = np.arange(len(scores))  # faster than to find that no score is too low
+        elif part.objectness is None:
             index = _boxes_over(scores, rules.floor, by_column=part.scores.by_column)
         else:
             factors = _column(part.objectness, outputs)

@@ -105,7 +105,7 @@ class Head(ABC):
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
         fitting = [kind for kind, head in heads.items() if kind in TASKS.get(task, heads) and head.fits(shapes)]
         if fitting:
-            return f"these outputs fit head `{'` or `'.join(fitting)}`"
+            return f"by their shapes, these outputs can fit head `{'` or `'.join(fitting)}`; `vision check` tries them"
         if task == "detect" and (other_task := self._other_task(shapes)):
             return f"these outputs fit {other_task}"
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]

@@ -21,11 +21,12 @@ from typing import Final
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import UnnamedClasses, class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_GPU, IN_FLIGHT_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
+from vision.detect.reference.alternatives import check_sample
 from vision.detect.reference.heads import make_head
 from vision.detect.tensorrt.completion import ConcurrencyLimit
 from vision.detect.tensorrt.dynamic_outputs import DynamicSlot, bind_open_outputs
 from vision.detect.tensorrt.frames import PIXEL_FORMATS, FrameUploader
-from vision.detect.tensorrt.graph_check import GraphCheck, Noise, Snapshot
+from vision.detect.tensorrt.graph_check import GraphCheck, SampleFrames, Snapshot
 from vision.detect.tensorrt.kernels import (
     KERNELS,
     Definitions,
@@ -427,12 +428,13 @@ class _Builder:
         """Run the steps of each batch size once, and check the scores. Unless graphs are off, capture and check graphs.
 
         Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
+        The largest batch of the first slot shows both frames of the sample, on which the model is judged.
         """
         model = self.model
         checked: list[tuple[GraphCheck, Snapshot]] = []
-        with Noise(model.spec.input) as noise:
+        with SampleFrames(model.spec.input) as frames:
             for number, slot in enumerate(slots):
-                noise.fill(slot.memory, max(slot.graphs), slot.stream)
+                frames.fill(slot.memory, max(slot.graphs), slot.stream)
                 with self.timer.phase("first slot's graphs" if number == 0 else "other slots' graphs"):
                     for batch, graph in slot.graphs.items():
                         check = GraphCheck(slot, graph, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
@@ -440,7 +442,10 @@ class _Builder:
                         if model.detect.graphs:
                             graph.capture(check.label)
             with self.timer.phase("comparison"):
+                largest = max(slots[0].graphs)
                 for check, eager in checked:
+                    if check.slot is slots[0] and check.graph.batch == largest:
+                        check_sample(model.spec, eager.sample(program.decoder.without_batch))
                     program.decoder.check_scores([eager.first(name) for name in program.outputs])
                     if model.detect.graphs:
                         check.require_same(eager)

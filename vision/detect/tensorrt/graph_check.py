@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputSpec
+from vision.detect.reference.alternatives import Sample
+from vision.detect.reference.sample import sample_frames
 from vision.detect.tensorrt.kernels import FrameLayout, Output, describe_frame
 from vision.detect.tensorrt.slot import BatchGraph, Slot, SlotMemory
 from vision.errors import DeviceError
@@ -23,24 +25,29 @@ from vision.gpu.memory import DeviceBuffer
 _TOLERANCE = 1e-3  # relative to the largest value; so far, the results of all graphs have been identical
 
 
-class Noise(Resource):
-    """Frame of random bytes on the GPU, slightly larger than the model's input."""
+class SampleFrames(Resource):
+    """The frames of the sample (`vision.detect.reference.sample`) on the GPU."""
 
     def __init__(self, spec: InputSpec) -> None:
-        height_px, width_px = spec.height * 5 // 4, spec.width * 4 // 3
-        self._frame = DeviceBuffer(height_px * width_px * 3 + 16, "random input")
-        self._frame.write(np.random.default_rng(1).integers(0, 256, height_px * width_px * 3, np.uint8))
-        self._description = describe_frame(spec, FrameLayout(height_px, width_px, "bgr"), self._frame.address)
+        self._frames: list[DeviceBuffer] = []
+        self._descriptions: list[bytes] = []
         self._opened = True
+        for pixels in sample_frames():
+            buffer = DeviceBuffer(pixels.nbytes + 16, "sample frame")
+            self._frames.append(buffer)
+            buffer.write(pixels.ravel())
+            layout = FrameLayout(pixels.shape[0], pixels.shape[1], "bgr")
+            self._descriptions.append(describe_frame(spec, layout, buffer.address))
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Use this frame for each of the first `batch` frames of a slot: write descriptions, and queue their copy."""
+        """Describe the frames, alternately, in the first `batch` rows of a slot's input. Queue the copy to the GPU."""
         for index in range(batch):
-            memory.row(index)[:] = self._description
+            memory.row(index)[:] = self._descriptions[index % len(self._descriptions)]
         memory.upload_rows(batch, stream)
 
     def _release(self) -> None:
-        self._frame.close()
+        for frame in self._frames:
+            frame.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,14 @@ class Snapshot:
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
     boxes: NDArray[np.float32]  # with the values of their shapes
+
+    def sample(self, without_batch: frozenset[str]) -> Sample:
+        """Return the outputs for the first and the last frame. `without_batch` names outputs without a batch axis."""
+        frames: list[dict[str, NDArray[Any]]] = [{}, {}]
+        for name, ends in self.outputs.items():
+            for frame, output in zip(frames, ends, strict=True):
+                frame[name] = output if name in without_batch else output[None]
+        return Sample(frames)
 
     def first(self, name: str) -> NDArray[np.float32]:
         """Return the output `name` for the first frame, as float32."""

@@ -1,0 +1,186 @@
+"""`vision models add`: copy an ONNX file, write its model.yaml, and draw what it finds on a sample frame."""
+
+from __future__ import annotations
+
+import json as json_module
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from vision.config import CameraConfig, DetectConfig, ModelSpec, shipped_configs
+from vision.config.fields import IDENTIFIER, IDENTIFIER_TITLE
+from vision.config.load import SPEC_NAME
+from vision.config.model_file import ONNX_SUFFIX, read_model_header
+from vision.detect.open import open_detector
+from vision.detect.proposal import Proposal, propose
+from vision.errors import EXIT_OK, ConfigError, VisionError
+from vision.types import Detections, Frame, FrameMeta
+from vision.version import install_hint
+
+_PICTURE: Final = "sample.png"
+_WAIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class AddOptions:
+    """Options of `vision models add`."""
+
+    into: Path = Path("models")
+    name: str | None = None
+    licence: str | None = None
+    sample: str | None = None  # a source of frames; the shipped video if None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A model that was added."""
+
+    folder: Path
+    proposal: Proposal
+    objects: tuple[str, ...]  # class and score of each object on the sample frame
+    picture: Path | None
+    no_picture: str  # reason if `picture` is None
+
+
+def add_model(file: Path, options: AddOptions, *, json: bool = False) -> int:
+    """Add a model, and print what was found out and what was not. Return the exit code.
+
+    Raises:
+        VisionError: the file is not a detector that can be run, or its folder cannot be written.
+    """
+    added = _add(file, options)
+    if json:
+        print(json_module.dumps(_document(added), indent=2))
+    else:
+        _print(added, Console())
+    return EXIT_OK
+
+
+def _add(file: Path, options: AddOptions) -> Added:
+    proposal = propose(file, options.licence)
+    name = options.name or proposal.spec.name
+    if not IDENTIFIER.fullmatch(name):
+        raise ConfigError(f"--name: expected {IDENTIFIER_TITLE}, got {name!r}", code="invalid-value")
+    spec = proposal.spec.model_copy(update={"name": name, "file": f"{name}{ONNX_SUFFIX}"})
+    proposal = Proposal(spec, proposal.found, proposal.missing)
+    frame = _sample_frame(options.sample)
+    folder = options.into / name
+    _write(file, folder, proposal)
+    objects = _detect(folder, spec, frame)
+    labels = _labels(spec, objects)
+    picture, no_picture = _draw(folder / _PICTURE, frame, objects, labels)
+    return Added(folder, proposal, tuple(labels), picture, no_picture)
+
+
+def _write(file: Path, folder: Path, proposal: Proposal) -> None:
+    """Copy the file and its weights, and write model.yaml.
+
+    Raises:
+        ConfigError: the folder contains a model.yaml, or cannot be written.
+    """
+    if (folder / SPEC_NAME).exists():
+        raise ConfigError(
+            f"{folder} already contains a {SPEC_NAME}",
+            hint="choose a different name with --name, or remove the folder",
+            code="model-exists",
+        )
+    copies = {file: folder / proposal.spec.file}
+    copies |= {file.parent / name: folder / name for name in read_model_header(file).weight_files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, target in copies.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
+        (folder / SPEC_NAME).write_text(proposal.yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error.strerror}", code="not-writable") from error
+
+
+def _sample_frame(source: str | None) -> NDArray[np.uint8]:
+    """Return the first frame of a source; of the shipped video if None.
+
+    Raises:
+        SourceError: the source cannot be read.
+    """
+    from vision.cli.draw import current_frame
+
+    video = shipped_configs()["demo"].with_name("vtest.mp4")
+    return current_frame(CameraConfig(id="sample", source=source or str(video)))
+
+
+def _detect(folder: Path, spec: ModelSpec, frame: NDArray[np.uint8]) -> Detections:
+    """Return the objects in a frame, detected on the CPU."""
+    height_px, width_px = frame.shape[:2]
+    with closing(open_detector(folder, spec, DetectConfig(backend="onnxruntime"))) as detector:
+        meta = FrameMeta("sample", 0, 0, 0, 0, width_px, height_px)
+        detector.submit(0, [Frame.wrap(meta, frame, "bgr")])
+        return detector.wait(0, _WAIT_S)[0]
+
+
+def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
+    from vision.detect.classes import class_names
+
+    names = class_names(spec)
+    pairs = zip(objects.class_ids.tolist(), objects.scores.tolist(), strict=True)
+    return [f"{names[class_id]} {score:.2f}" for class_id, score in pairs]
+
+
+def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
+    """Write the frame with the objects. Return the path, or the reason why there is no picture."""
+    try:
+        import cv2
+
+        from vision.overlay import Overlay, class_color
+    except ImportError:
+        return None, install_hint("opencv")
+    overlay = Overlay(frame)
+    overlay.objects(objects.boxes_xyxy, labels, [class_color(class_id) for class_id in objects.class_ids.tolist()])
+    _, data = cv2.imencode(".png", frame)
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise VisionError(f"cannot write {path}: {error.strerror}") from error
+    return path, ""
+
+
+def _print(added: Added, console: Console) -> None:
+    def show(text: str, style: str = "") -> None:
+        console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+    spec = added.proposal.spec
+    show(f"{added.folder / SPEC_NAME}: written; in camera.yaml, write `model: {_as_path(added.folder)}`")
+    show(f"{spec.input.width}x{spec.input.height} {spec.input.color}, head {spec.head.kind}")
+    for key, origin in added.proposal.found.items():
+        show(f"  {key}: {origin}")
+    if added.proposal.missing:
+        show("Check these keys in model.yaml, or fill them in:", "yellow")
+    for key, reason in added.proposal.missing.items():
+        show(f"  {key}: {reason}", "yellow")
+    found = ", ".join(added.objects) or "no objects, which is possible if the frame shows none of the model's classes"
+    show(f"on the sample frame: {found}")
+    show(f"picture: {added.picture}" if added.picture else f"no picture, because OpenCV is missing: {added.no_picture}")
+
+
+def _as_path(folder: Path) -> str:
+    """Return a folder as camera.yaml needs it: with a slash, so that it is not a name."""
+    text = str(folder)
+    return text if "/" in text else f"./{text}"
+
+
+def _document(added: Added) -> dict[str, object]:
+    return {
+        "schema": "vision.model-added/1",
+        "folder": str(added.folder),
+        "found": dict(added.proposal.found),
+        "missing": dict(added.proposal.missing),
+        "objects": list(added.objects),
+        "picture": None if added.picture is None else str(added.picture),
+    }

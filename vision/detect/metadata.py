@@ -1,0 +1,206 @@
+"""Metadata of ONNX files, and its comparison with model.yaml.
+
+Ultralytics writes `names`, `imgsz`, `stride`, `task`, `end2end`, `kpt_shape`, and `args`; YOLOv5 writes `names` and
+`stride`; PaddlePaddle's tools write `character`. Files from other exporters usually have no metadata.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from vision.config import HeadSpec, ModelSpec
+from vision.config.onnx_header import OnnxHeader
+from vision.detect.classes import COCO80, class_names
+from vision.errors import ModelError
+
+_log = logging.getLogger(__name__)
+
+_NAME_KEYS: Final = ("names", "class_names", "classes", "labels", "id2label", "character")
+_DETECTION: Final = ("detect", "detection", "object-detection")
+_NO_DETECTOR: Final = "the model does not detect objects; export a detection model"
+_MOST_NAMES_SHOWN: Final = 6
+_LICENCE: Final = re.compile(r"(?P<name>[A-Za-z0-9.+-]+)(?: License)?(?: \(\S+\))?$")
+"""A name, and the rest that Ultralytics adds, as in ``AGPL-3.0 License (https://...)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What the metadata of an ONNX file says about the model. None if it says nothing."""
+
+    names: tuple[str, ...] | None = None  # of the classes, by id
+    width: int | None = None  # of the input for which the model was exported, pixels
+    height: int | None = None
+    stride: int | None = None  # the sides of the input are multiples of it
+    task: str | None = None  # such as "detect" or "segment"
+    suppressed: bool | None = None  # True if the model contains NMS or needs none
+    keypoints: tuple[int, int] | None = None  # number of keypoints, and values of each
+    licence: str | None = None
+    ultralytics: bool = False  # exported by Ultralytics or YOLOv5, which have one pre-processing
+
+    @property
+    def head_task(self) -> str | None:
+        """The value of `head.task` in model.yaml. None if there is no such value, for example for a classifier."""
+        task = "detect" if self.task is None or self.task in _DETECTION else self.task
+        return task if task in get_args(HeadSpec.model_fields["task"].annotation) else None
+
+
+def read_metadata(header: OnnxHeader) -> ModelMetadata:
+    """Return what the metadata of a file says. Entries that cannot be understood are ignored."""
+    entries = header.metadata
+    values = {key: _literal(text) for key, text in entries.items()}
+    size = _integers(values.get("imgsz"))
+    size = size * 2 if len(size) == 1 else size
+    stride = _integers(values.get("stride"))
+    keypoints = _integers(values.get("kpt_shape"))
+    names = next((found for key in _NAME_KEYS if (found := _names(values.get(key), entries.get(key, "")))), None)
+    arguments = values.get("args")
+    nms = arguments.get("nms") if isinstance(arguments, dict) else None
+    flags = [flag for flag in (values.get("end2end"), values.get("nms"), nms) if isinstance(flag, bool)]
+    licence = _LICENCE.match(entries.get("license", "").strip())
+    return ModelMetadata(
+        names=names,
+        height=size[0] if len(size) == 2 else None,
+        width=size[1] if len(size) == 2 else None,
+        stride=max(stride) if stride else None,
+        task=entries.get("task", "").strip().lower() or None,
+        suppressed=any(flags) if flags else None,
+        keypoints=(keypoints[0], keypoints[1]) if len(keypoints) == 2 else None,
+        licence=licence["name"] if licence else None,
+        ultralytics=entries.get("author") == "Ultralytics" or {"names", "stride"} <= entries.keys(),
+    )
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal or of JSON; the text itself if it is neither."""
+    for parse in (ast.literal_eval, json.loads):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def _integers(value: object) -> list[int]:
+    """Return the positive whole numbers of a number or a sequence. Empty if it contains anything else."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [int(part) for part in parts if isinstance(part, (int, float)) and part > 0 and part == int(part)]
+    return numbers if len(numbers) == len(parts) else []
+
+
+def _names(value: object, text: str) -> tuple[str, ...] | None:
+    """Return class names by id from a mapping by id, a sequence, or lines of text. None if there are none."""
+    if isinstance(value, dict):
+        try:
+            by_id = {int(key): str(name) for key, name in value.items()}
+        except (TypeError, ValueError):
+            return None
+        if sorted(by_id) != list(range(len(by_id))):
+            return None
+        names: Sequence[str] = [by_id[index] for index in range(len(by_id))]
+    elif isinstance(value, (list, tuple)):
+        names = [str(name) for name in value]
+    elif isinstance(value, str) and len(lines := re.split(r"\n" if "\n" in text.strip() else ",", text.strip())) > 1:
+        names = [line.strip() for line in lines]
+    else:
+        return None
+    return tuple(names) if names and all(names) else None
+
+
+def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
+    """Compare model.yaml with the metadata of its ONNX file.
+
+    A difference that makes results wrong raises an error. A difference that can be intended, such as translated class
+    names or a different input size, is logged.
+
+    Raises:
+        ModelError: the task or the classes are those of a different model, or the input size is not possible.
+    """
+    if metadata.task is not None and metadata.head_task != spec.head.task:
+        fitting = metadata.head_task
+        raise ModelError(
+            f"{spec.name}: the task of {spec.file} is {metadata.task!r}, according to its metadata; model.yaml expects "
+            f"{spec.head.task!r}",
+            hint=f"write `task: {fitting}` under `head` in model.yaml" if fitting else _NO_DETECTOR,
+            code="wrong-task",
+        )
+    if metadata.names is not None:
+        _check_names(spec, metadata.names)
+    size, stride = spec.input, metadata.stride
+    if stride is not None and (size.width % stride or size.height % stride):
+        raise ModelError(
+            f"{spec.name}: the sides of the input must be multiples of {stride}, according to the metadata of "
+            f"{spec.file}; `input` in model.yaml is {size.width}x{size.height}",
+            hint="" if metadata.width is None else f"the model was exported for {metadata.width}x{metadata.height}",
+            code="input-size",
+        )
+    if metadata.width is not None and (size.width, size.height) != (metadata.width, metadata.height):
+        _log.warning(
+            "%s: the model was exported for %dx%d, but `input` in model.yaml is %dx%d; small and large objects can be "
+            "missed", spec.name, metadata.width, metadata.height, size.width, size.height,
+        )  # fmt: skip
+
+
+def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
+    """Compare the classes of model.yaml with the names in the file. See `check_metadata`."""
+    given = class_names(spec)
+    ours, theirs = _folded(given), _folded(names)
+    if ours == theirs:
+        return
+    problem = ""
+    if len(ours) != len(theirs):
+        problem = f"the file has {len(theirs)} class{'es' * (len(theirs) > 1)}, but model.yaml has {len(ours)}"
+    elif isinstance(spec.classes, str):
+        problem = f"the classes of the file are not {spec.classes}"
+    elif sorted(ours) == sorted(theirs):
+        problem = "the classes in model.yaml have a different order than those in the file"
+    if problem:
+        raise ModelError(
+            f"{spec.name}: {problem}: {in_short(names)}",
+            hint=f"write `classes: {yaml_list(names)}` in model.yaml",
+            code="classes-mismatch",
+        )
+    pairs = [
+        f"{name!r} as {own!r}" for name, own in zip(names, given, strict=True) if _folded([name]) != _folded([own])
+    ]
+    _log.warning("%s: model.yaml renames classes of the file: %s", spec.name, in_short(pairs))
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    """Return names without differences in case and separators. COCO's old names become those of `COCO80`."""
+    plain = [re.sub(r"[\s_-]+", " ", name.strip().casefold()) for name in names]
+    return [_OLD_NAMES.get(name, name) for name in plain]
+
+
+_OLD_NAMES: Final[Mapping[str, str]] = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv", "hair dryer": "hair drier",
+}  # fmt: skip
+"""Names of COCO classes in older lists."""
+
+
+def is_coco80(names: Sequence[str]) -> bool:
+    """Return True if these are the names of `COCO80`, in the same order."""
+    return _folded(names) == list(COCO80)
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Return the first names, comma-separated."""
+    rest = len(names) - _MOST_NAMES_SHOWN
+    return ", ".join(names[:_MOST_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def yaml_list(names: Sequence[str]) -> str:
+    """Return names as a list in YAML."""
+    return f"[{', '.join(map(_yaml_text, names))}]"
+
+
+def _yaml_text(name: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_. /-]*[A-Za-z0-9]|[A-Za-z]", name)
+    reserved = name.lower() in {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
+    return name if plain and not reserved else json.dumps(name, ensure_ascii=False)

@@ -1,0 +1,244 @@
+"""Judgement of the configured head on a sample. If it is refused, every other head is tried on the same sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import HeadSpec, ModelSpec
+from vision.detect.classes import class_names
+from vision.detect.reference.decoder import Decoder
+from vision.detect.reference.extras import TASKS
+from vision.detect.reference.heads import HEADS, make_head
+from vision.detect.reference.layout import Shape
+from vision.detect.reference.sample_check import (
+    Finding,
+    Reading,
+    agreement,
+    judge,
+    judge_class_ids,
+    judge_offsets,
+    judge_scores,
+)
+from vision.errors import ModelError
+
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+"""All outputs of a model for one frame, by name, as a model returns them for a batch of one."""
+
+_BOXES: Final = 2000  # the best of each frame are judged
+_STRIDES: Final = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
+_BINS: Final = (8, 11, 16, 17, 32)
+
+
+def of_batch(outputs: Outputs, index: int, batch: int) -> Outputs:
+    """Return the outputs of one frame of a batch. Outputs that are not one row of numbers per frame are left out."""
+    numbers = {name: output for name, output in outputs.items() if output.dtype.kind in "fiub"}
+    if batch == 1:
+        return numbers
+    batched = {name: output for name, output in numbers.items() if output.ndim and len(output) == batch}
+    return {name: output[index : index + 1] for name, output in batched.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Outputs of a model for the frames of the sample."""
+
+    frames: Sequence[Outputs]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of the outputs for a batch of one, by name."""
+        return {name: output.shape for name, output in self.frames[0].items()}
+
+    def read_by(self, decoder: Decoder) -> list[list[NDArray[np.float32]]]:
+        """Return the outputs that a decoder reads, for each frame, as `Decoder.decode` expects them."""
+        return [decoder.of_frame([frame[name] for name in decoder.outputs], 0) for frame in self.frames]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A head that reads the sample without a finding."""
+
+    head: HeadSpec
+    classes: int | None  # number of classes; None if the outputs do not show it
+    agreement: float  # of the boxes that describe the same object
+
+    def in_words(self) -> str:
+        """Return the head as it is written in model.yaml."""
+        return f"`head: {head_text(self.head)}`"
+
+
+def head_text(head: HeadSpec) -> str:
+    """Return a head as a mapping in YAML, without the keys that have their default values."""
+    given = head.model_dump(mode="json", exclude_defaults=True)
+    return f"{{{', '.join(f'{key}: {value}' for key, value in given.items())}}}"
+
+
+def check_sample(spec: ModelSpec, sample: Sample) -> None:
+    """Check that what the configured head reads in a sample can be right.
+
+    Raises:
+        ModelError: the head does not fit the outputs, or what it reads cannot be right. The hint contains a head that
+            fits the sample, if there is one.
+    """
+    class_count = len(class_names(spec))
+    try:
+        decoder = make_head(_limited(spec, spec.head), class_count, 0.0).bind(sample.shapes)
+    except ModelError as error:
+        if error.code != "head-mismatch":
+            raise
+        raise ModelError(error.args[0], hint=advice(spec, class_count, sample), code=error.code) from None
+    finding, _ = _finding(spec, decoder, sample)
+    if finding is not None:
+        raise ModelError(
+            f"{spec.name}: head `{spec.head.kind}` does not fit the outputs: {finding.text}",
+            hint=advice(spec, class_count, sample),
+            code=finding.code,
+        )
+
+
+def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding | None, float]:
+    """Return why what this decoder reads in the sample cannot be right, and the agreement of its boxes."""
+    frames = sample.read_by(decoder)
+    views = [view for frame in frames for view in decoder.raw_scores(frame)]
+    finding = judge_scores(views, sigmoid=decoder.rules.sigmoid)
+    ids = decoder.layout.class_ids
+    if finding is None and ids is not None:
+        finding = judge_class_ids([ids.table(frame)[:, ids.first] for frame in frames])
+    if finding is None and decoder.rules.coding == "grid":
+        places = [part.boxes for part in decoder.layout.parts]
+        finding = judge_offsets([at.table(frame)[:, at.first : at.first + 4] for frame in frames for at in places])
+    if finding is not None:
+        return finding, 0.0
+    candidates = [decoder.decode(frame) for frame in frames]
+    readings = [Reading(each.boxes_xyxy, each.scores, each.class_ids) for each in candidates]
+    bounded = decoder.rules.coding == "distances"
+    finding = judge(readings, (spec.input.width, spec.input.height), suppressed=not decoder.needs_nms, bounded=bounded)
+    return finding, max(map(agreement, readings))
+
+
+def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
+    """Return a specification with this head whose decoder returns the boxes to judge."""
+    nms = spec.nms.model_copy(update={"max_candidates": _BOXES, "max_objects": _BOXES})
+    return spec.model_copy(update={"head": head, "nms": nms})
+
+
+def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> list[Match]:
+    """Try every head on the sample, with its options. Return those without a finding, the best first.
+
+    Args:
+        class_counts: numbers of classes to try, the most likely first. Empty tries those that the shapes show.
+    """
+    found: list[Match] = []
+    for layout in _layouts(spec.head):
+        tried = _limited(spec, layout)
+        counts = class_counts or _counts(tried, sample)
+        count = next((each for each in counts if _bound(tried, each, sample) is not None), None)
+        if count is not None:
+            tries = (_try(_limited(spec, head), count, sample) for head in _scalings(layout))
+            found += filter(None, tries)
+
+    def rank(match: Match) -> tuple[object, ...]:
+        other_task = match.head.task != spec.head.task
+        return other_task, -round(match.agreement, 1), *_unusual(match.head, spec.head, sample)
+
+    return sorted(found, key=rank)
+
+
+def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int, bool, int]:
+    """Return a key that is low for the head that exporters most likely mean by outputs that several heads can read.
+
+    PaddlePaddle exports the outputs of PicoDet per stride. NanoDet-Plus exports one output.
+    """
+    options = len(head.model_dump(exclude_defaults=True)) - 1
+    separate = len(sample.shapes) > 1
+    unlikely = head.kind == ("nanodet-plus" if separate else "picodet")
+    kinds = [configured.kind, *(kind for kind in HEADS if kind != configured.kind)]
+    return options, unlikely, kinds.index(head.kind)
+
+
+def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
+    """Return the decoder of a specification for the sample. None if the head does not fit the shapes."""
+    try:
+        return make_head(spec, count, 0.0).bind(sample.shapes)
+    except ModelError:
+        return None
+
+
+def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
+    """Return the match if this head reads the sample without a finding, and no output remains unexplained."""
+    decoder = _bound(spec, count, sample)
+    if decoder is None:
+        return None
+    if not _accounts_for(decoder.outputs, sample.shapes):
+        return None
+    finding, agrees = _finding(spec, decoder, sample)
+    return None if finding else Match(spec.head, decoder.layout.classes, agrees)
+
+
+def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
+    """Yield every head with the combinations of its options that change the layout, first the configured head."""
+    for kind in sorted(HEADS, key=lambda kind: kind != configured.kind):
+        for options in _cell_options(kind, configured):
+            yield HeadSpec.model_validate({"kind": kind, **options})
+        for task in (task for task, kinds in TASKS.items() if kind in kinds):
+            keypoints = configured.keypoints if task == "pose" else None
+            yield HeadSpec.model_validate({"kind": kind, "task": task, "keypoints": keypoints})
+
+
+def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
+    """Yield a head with every unit of boxes and every activation."""
+    for scale in ("pixels", "fraction"):
+        for activation in ("none", "sigmoid"):
+            yield head.model_copy(update={"box_scale": scale, "activation": activation})
+
+
+def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
+    """Yield the strides and bins to try for a head: those of its family, those configured, and others in use."""
+    family = HEADS[kind]
+    if family.coding not in {"distances", "grid"}:
+        yield {}
+        return
+    strides = dict.fromkeys([None, head.strides, *_STRIDES])
+    bins = dict.fromkeys([None, head.bins, *_BINS]) if family.coding == "distances" else {None: None}
+    for sizes in strides:
+        for count in bins:
+            if sizes == family.strides or count == family.bins:
+                continue  # the same as None
+            given = {"strides": sizes, "bins": count}
+            yield {key: value for key, value in given.items() if value is not None}
+
+
+def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
+    """Return the numbers of classes that the shapes of the outputs show for a head."""
+    head = make_head(spec, 1, 0.0)
+    without_batch = head.without_batch(sample.shapes)
+    shapes = {name: (1, *shape) if name in without_batch else shape for name, shape in sample.shapes.items()}
+    return list(dict.fromkeys(way.classes or 1 for way in head._ways(shapes)))
+
+
+def _accounts_for(read: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
+    """Return True if no output besides those that are read holds results.
+
+    YOLOv5 also exports its maps (batch, anchors, rows, columns, values), from which the output that is read is made.
+    """
+    return all(len(shape) == 5 for name, shape in shapes.items() if name not in read)
+
+
+def advice(spec: ModelSpec, class_count: int, sample: Sample) -> str:
+    """Return what to change in model.yaml so that the head fits the sample."""
+    matches = try_heads(spec, [class_count], sample)
+    if matches:
+        best = matches[0]
+        return f"these outputs fit head `{best.head.kind}`: write {best.in_words()} in model.yaml"
+    matches = [match for match in try_heads(spec, [], sample) if match.classes is not None]
+    if matches:
+        best = matches[0]
+        known = ", for example `classes: coco91`" if best.classes == 91 else ""
+        also = "" if best.head == spec.head else f", and write {best.in_words()}"
+        return f"these outputs have {best.classes} classes: list the same number in `classes`{known}{also}"
+    return "no head fits these outputs; docs/models.md lists the outputs that each head expects"

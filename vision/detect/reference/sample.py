@@ -1,0 +1,20 @@
+"""The sample on which every model is judged at the start: a real frame, and a frame of noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PICTURE: Final = Path(__file__).with_name("sample.npz")
+"""First frame of configs/vtest.mp4, scaled to 384x288."""
+
+
+def sample_frames() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the two frames of the sample, (H, W, 3) uint8 BGR: people on a road, and noise."""
+    with np.load(_PICTURE) as arrays:
+        picture: NDArray[np.uint8] = arrays["frame"]
+    noise = np.random.default_rng(1).integers(0, 256, picture.shape, np.uint8)
+    return picture, noise

@@ -1,0 +1,182 @@
+"""Judgement of a model on a sample: results that no correctly described model gives are refused.
+
+The shapes of outputs do not identify a family of models: boxes can be corners or centers, in pixels or fractions,
+before or after suppression. Their values on two frames do. Every rule here refuses only what cannot be right, and none
+requires that the sample shows objects that the model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.detect.reference.postprocess import Overlaps, kept_in_order
+
+_Floats = NDArray[np.float32]
+
+_MANY: Final = 20  # boxes from which their distribution on the canvas shows something
+_WRONG: Final = 0.2  # part of the boxes; a few boxes with low scores can be anything
+_STRAY: Final = 0.1  # part of the canvas by which centers can lie outside
+_HUGE: Final = (4.0, 1.2)  # times the canvas: of few boxes, and of many; an object can extend beyond the frame
+_HUGE_SHARE: Final = 0.5
+_OVERLAP: Final = 0.7  # IoU of two boxes of one class that describe the same object
+_CONFIDENT: Final = 0.25  # score of an object
+_BEST: Final = 100  # boxes of an unsuppressed output that are compared
+_FEW_PX: Final = 1.5
+_DENSE: Final = 1000  # rows; no model without suppression returns that many objects
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Boxes that a head reads in the outputs for one frame, best score first."""
+
+    boxes_xyxy: _Floats  # (N, 4) model pixels
+    scores: _Floats  # (N,)
+    class_ids: NDArray[np.int32]  # (N,)
+
+    def without_padding(self) -> Reading:
+        """Return the boxes without the rows that fill up an output of fixed size: their score or both sides are 0."""
+        real = (self.boxes_xyxy[:, :2] != self.boxes_xyxy[:, 2:]).any(axis=1) & (self.scores > 0)
+        return Reading(self.boxes_xyxy[real], self.scores[real], self.class_ids[real])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Reason why outputs cannot be read as configured."""
+
+    code: str
+    text: str
+
+
+def judge(
+    readings: Sequence[Reading], size: tuple[int, int], *, suppressed: bool, bounded: bool = False
+) -> Finding | None:
+    """Return the first reason why the boxes of a sample cannot be right; None if there is none.
+
+    Args:
+        readings: one for each frame of the sample.
+        size: width and height of the canvas, model pixels.
+        suppressed: True if no suppression follows, because each box is an object.
+        bounded: True if the sizes of boxes cannot be wrong, because the head limits their distances from a cell.
+    """
+    readings = [reading.without_padding() for reading in readings]
+    boxes = np.concatenate([reading.boxes_xyxy for reading in readings]).astype(np.float64)
+    several = any(len(reading.scores) > 1 for reading in readings)
+    canvas = np.array(size, np.float64)
+    found = next(_geometry(boxes, canvas, several=several, bounded=bounded), None)
+    return found or (_overlap(readings) if suppressed else None)
+
+
+def _geometry(
+    boxes: NDArray[np.float64], canvas: NDArray[np.float64], *, several: bool, bounded: bool
+) -> Iterator[Finding]:
+    """Yield what is wrong with the positions and sizes of boxes (N, 4) on a canvas (2,).
+
+    `several` is True if a frame has more than one box. `bounded`: see `judge`.
+    """
+    if not len(boxes):
+        return
+    low, high = boxes[:, :2], boxes[:, 2:]
+    centers, sides = (low + high) / 2, high - low
+    reversed_share = (sides < -1e-3 * canvas).any(axis=1).mean()
+    if reversed_share > _WRONG:
+        yield Finding("corners-reversed", f"x2 < x1 or y2 < y1 in {reversed_share:.0%} of the boxes")
+    least, most = boxes.min(), boxes.max()
+    if several and least > -_FEW_PX and most < _FEW_PX:
+        yield Finding("boxes-collapsed", f"all boxes lie between {least:.3g} and {most:.3g} pixels")
+    spread = np.ptp(centers, axis=0)
+    if len(np.unique(boxes, axis=0)) >= _BEST and (spread < 0.03 * canvas).all():
+        text = f"the centers of all {len(boxes)} boxes lie within {spread[0]:.3g} x {spread[1]:.3g} pixels"
+        yield Finding("boxes-collapsed", f"{text} of a canvas of {canvas[0]:.0f} x {canvas[1]:.0f}")
+    outside = ((centers < -_STRAY * canvas) | (centers > (1 + _STRAY) * canvas)).any(axis=1)
+    where = f"the canvas of {canvas[0]:.0f} x {canvas[1]:.0f} pixels"
+    if outside.mean() > _WRONG:
+        yield Finding("boxes-outside", f"the centers of {outside.mean():.0%} of the boxes lie outside {where}")
+    huge = (sides > _HUGE[len(boxes) >= _MANY] * canvas).any(axis=1).mean()
+    if huge > _HUGE_SHARE and not bounded:
+        yield Finding("boxes-outside", f"{huge:.0%} of the boxes are larger than {where}")
+    grows = (high >= 3 * low - 1e-3 * canvas).all(axis=1)
+    if len(boxes) >= _MANY and grows.mean() > 0.98 and (spread > 0.3 * canvas).all():
+        yield Finding("boxes-misread", "the sizes of all boxes grow with their distance from the upper left corner")
+
+
+def _overlap(readings: Sequence[Reading]) -> Finding | None:
+    """Return a finding if several boxes describe the same object, although the model should have suppressed them."""
+    for reading in readings:
+        sure = np.flatnonzero(reading.scores >= _CONFIDENT)
+        dense = len(reading.scores) >= _DENSE
+        if len(sure) < 3 and dense:
+            sure = np.arange(_BEST)
+        if len(sure) < 3:
+            continue
+        kept = kept_in_order(reading.boxes_xyxy[sure], reading.class_ids[sure], Overlaps(_OVERLAP, 1.0))
+        doubled = len(sure) - int(np.count_nonzero(kept))
+        if doubled >= max(2, len(sure) // 2):
+            rows = f"; the output has {len(reading.scores)} rows" if dense else ""
+            return Finding("not-suppressed", f"{doubled} of {len(sure)} boxes repeat a better box{rows}")
+    return None
+
+
+def judge_scores(views: Sequence[NDArray[np.float32]], *, sigmoid: bool) -> Finding | None:
+    """Return why raw values cannot be the scores of a model; None if they can.
+
+    Args:
+        views: class scores and objectness values before the activation, in any shape.
+        sigmoid: True if the activation converts them.
+    """
+    views = [view for view in views if view.size]
+    if not views:
+        return None
+    low, high = float(np.min([view.min() for view in views])), float(np.max([view.max() for view in views]))
+    if not np.isfinite([low, high]).all():
+        return Finding("scores-out-of-range", f"expected scores from 0 to 1, got {low:.3g} to {high:.3g}")
+    fractions = low >= -1e-3 and high <= 1 + 1e-3
+    if not sigmoid and not fractions:
+        return Finding("scores-out-of-range", f"expected scores from 0 to 1, got {low:.3g} to {high:.3g}")
+    if sigmoid and fractions and low >= 0 and sum(view.size for view in views) >= _MANY:
+        return Finding("scores-out-of-range", f"expected logits, got values from {low:.3g} to {high:.3g}")
+    return None
+
+
+def judge_class_ids(columns: Sequence[NDArray[np.float32]]) -> Finding | None:
+    """Return a finding if columns of class ids do not contain whole numbers."""
+    values = np.concatenate([column.ravel() for column in columns])
+    fractions = (values != np.rint(values)).mean() if values.size else 0.0
+    if fractions <= 0.5:
+        return None
+    return Finding("classes-misread", f"{fractions:.0%} of the values that should be class ids are not whole numbers")
+
+
+def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
+    """Return a finding if tables (N, 4) of offsets and logarithms of sizes contain only values from 0 to 1.
+
+    The logarithm of a size is negative for boxes smaller than a cell, and over 1 for boxes of three cells.
+    """
+    values = np.concatenate([table.ravel() for table in tables])
+    if len(values) < 4 * _MANY or values.min() < 0 or values.max() > 1:
+        return None
+    return Finding("boxes-misread", "all offsets and logarithms of sizes lie between 0 and 1, as fractions do")
+
+
+def agreement(reading: Reading) -> float:
+    """Return the mean overlap (IoU) of boxes that describe the same object, from 0 to 1; 0 if there are none.
+
+    Networks with cells find an object in several of them. If the boxes are decoded correctly, they agree.
+    """
+    best = reading.scores[0] if len(reading.scores) else 0.0
+    sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]
+    if len(sure) < 2:
+        return 0.0
+    boxes = reading.boxes_xyxy[sure].astype(np.float64)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    shared = np.clip(np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2]), 0, None).prod(axis=2)
+    area = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overlap = np.nan_to_num(shared / (area[:, None] + area - shared))
+    same = reading.class_ids[sure, None] == reading.class_ids[sure]
+    near = overlap[same & (overlap > 0.1) & ~np.eye(len(sure), dtype=np.bool_)]
+    return float(near.mean()) if near.size else 0.0
