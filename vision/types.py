@@ -281,6 +281,8 @@ class Counts:
     lines: Mapping[str, Mapping[str, int]]  # with the keys "in" and "out", in total and by class
     zones: Mapping[str, Mapping[str, int]]  # with the keys "entered" and "left", in total and by class
     occupancy: Mapping[str, int]  # current number of objects in each zone
+    intervals: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    """95 % interval of the true number, by line or zone and by key; only for counts with measured accuracy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from vision.errors import (
 )
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, open_second_model
+from vision.stages.analytics import open_accuracy
 from vision.types import FrameBuffer
 
 _Result = TypeVar("_Result")
@@ -102,6 +103,9 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     for index, camera in enumerate(config.cameras):
         with _faults_at(path, "cameras", index, "source"):
             require_library(camera)
+    for camera_id, section in config.analytics.items():
+        with _faults_at(path, "analytics", camera_id, "accuracy"):
+            open_accuracy({camera_id: section})
     if config.cascade is not None:
         with _faults_at(path, "cascade", "model"):
             open_second_model(config.cascade).close()

@@ -19,6 +19,7 @@ _LABELED: Final = {
     "class_name": "--class",
     "plots": "--plots",
     "result": "--result",
+    "accuracy": "--accuracy",
 }
 """The parameters that apply only without `--simulate`."""
 
@@ -68,6 +69,10 @@ def evaluate(
     result: Annotated[
         Path | None, typer.Option(metavar="FILE.txt", help="Write the tracks to FILE.txt, in the MOTChallenge format.")
     ] = None,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Add the errors of the counts to FILE.json, for `accuracy` in CONFIG."),
+    ] = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Simulate scenes and detections instead. Needs no CONFIG and --truth.")
     ] = False,
@@ -113,7 +118,8 @@ def evaluate(
         from vision.evaluation.evaluate import Request, run
 
         assert config is not None and truth is not None
-        return run(Request(config, truth, camera, class_name, json, plots, video, result), context.obj.stop)
+        labeled = Request(config, truth, camera, class_name, json, plots, video, result, accuracy)
+        return run(labeled, context.obj.stop)
     except Closed:  # an incomplete evaluation has no result
         return 128 + signal.SIGINT
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from vision.config.checks import analytics_conflicts
-from vision.config.fields import ClassNames, ConfigSection, Day, Identifier, free_of
+from vision.config.fields import ClassNames, ConfigSection, Day, FilePath, Identifier, free_of
 from vision.config.wording import InvalidValue
 
 Anchor: TypeAlias = Literal["bottom-center", "center", "top-center", "center-left", "center-right"]
@@ -167,6 +167,8 @@ class CameraAnalytics(ConfigSection):
     """Areas that objects enter, leave and stay in."""
     reset_at: tuple[TimeOfDay, ...] = Field(default=(), max_length=24)
     """Times of the day, such as "00:00", at which the counters start at zero again; local time of the machine."""
+    accuracy: FilePath | None = None
+    """File from `vision eval --accuracy`, from which an interval for each total is computed; none if absent."""
     ground: GroundConfig | None = None
     """Four points with known positions, from which speeds in km/h are computed; no speeds if absent."""
 

@@ -168,6 +168,10 @@ PipelineName = Annotated[
     ),
 ]
 TlsPolicy = Annotated[str, AfterValidator(check_tls), Field(title=_TLS_FORMS)]
+FilePath = Annotated[
+    str,
+    Field(pattern=r"^[^~\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*\.json$", title="the path of a JSON file (.json)"),
+]
 FolderPath = Annotated[str, AfterValidator(check_folder), Field(title=_FOLDER_FORMS)]
 FileName = Annotated[
     str,

@@ -129,6 +129,10 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
         changes["pipeline"] = str(folder / config.pipeline)
     if config.state_dir is not None:
         changes["state_dir"] = str(folder / config.state_dir)
+    changes["analytics"] = {
+        camera: section.model_copy(update={"accuracy": str(folder / section.accuracy)}) if section.accuracy else section
+        for camera, section in config.analytics.items()
+    }
     if config.snapshots is not None:
         changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):

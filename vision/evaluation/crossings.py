@@ -81,14 +81,23 @@ def lines_of_class(section: CameraAnalytics, class_name: str) -> list[LineConfig
 def true_crossings(
     line: LineConfig, units: Units, truth: Boxes, video: Video, lost_s: float = _LOST_S
 ) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each true crossing of one line. An object is lost after `lost_s` without a box."""
+    """Yield ``in`` or ``out`` for each true crossing of one line."""
+    for _, direction in timed_crossings(line, units, truth, video, lost_s):
+        yield direction
+
+
+def timed_crossings(
+    line: LineConfig, units: Units, truth: Boxes, video: Video, lost_s: float = _LOST_S
+) -> Iterator[tuple[float, str]]:
+    """Yield the time in seconds and the direction of each true crossing of one line."""
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
     lost_s = max(lost_s, _FRAMES_KEPT * video.interval_s)
     for object_id in np.unique(truth.ids):
         rows = np.flatnonzero(truth.ids == object_id)
         times_s = truth.frames[rows].astype(np.float64) * video.interval_s
         size_px = video.width_px, video.height_px
-        yield from _crossings(_Path.of(truth.boxes_xyxy[rows], times_s, line.anchor, ends, size_px), lost_s)
+        for at, direction in _crossings(_Path.of(truth.boxes_xyxy[rows], times_s, line.anchor, ends, size_px), lost_s):
+            yield float(times_s[at]), direction
 
 
 def crossings_of_path(
@@ -109,7 +118,8 @@ def crossings_of_path(
         frame_size_px: width and height of the frame that cuts off boxes; None if the boxes are whole.
     """
     ends = np.array(line.points, np.float64)
-    return _crossings(_Path.of(boxes_xyxy, times_s, line.anchor, ends, frame_size_px), lost_s)
+    path = _Path.of(boxes_xyxy, times_s, line.anchor, ends, frame_size_px)
+    return (direction for _, direction in _crossings(path, lost_s))
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
@@ -160,8 +170,8 @@ class _Path:
         return cls(times_s, right_px / sizes, offset @ along / length**2, sizes, outside)
 
 
-def _crossings(path: _Path, lost_s: float) -> Iterator[str]:
-    """Yield ``in`` or ``out`` for each crossing of a line by one path."""
+def _crossings(path: _Path, lost_s: float) -> Iterator[tuple[int, str]]:
+    """Yield the first position beyond the line, and ``in`` or ``out``, for each crossing of a line by one path."""
     gaps_s = np.diff(path.times_s)
     is_right = path.right > 0
     changes: NDArray[np.intp] = np.flatnonzero((is_right[1:] != is_right[:-1]) | (gaps_s > _MAX_GAP_S)) + 1
@@ -176,7 +186,7 @@ def _crossings(path: _Path, lost_s: float) -> Iterator[str]:
             continue
         side = bool(is_right[start])
         if established is not None and side != established and 0 <= _meeting(path, start) <= 1:
-            yield "in" if side else "out"
+            yield int(start), "in" if side else "out"
         established = side
 
 

@@ -17,6 +17,7 @@ from vision.config import AppConfig, check_classes, load_config, nearest, resolv
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation import passes
+from vision.evaluation.count_errors import add_clip, check_accuracy_file, count_errors
 from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
@@ -42,6 +43,7 @@ class Request:
     plots: Path | None = None
     video: Path | None = None
     result: Path | None = None
+    accuracy: Path | None = None
 
     def check_outputs(self) -> None:
         """Check that all outputs can be written, and create the folder for plots. Call this before the pipeline runs.
@@ -49,10 +51,12 @@ class Request:
         Raises:
             ConfigError: an output cannot be written, or a package that it needs is missing.
         """
-        for option, path in (("--json", self.json), ("--video", self.video), ("--result", self.result)):
+        for option, path in self._files():
             if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
                 hint = "name a file in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
+        if self.accuracy is not None:
+            check_accuracy_file(self.accuracy)
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
         if self.video is not None:
@@ -64,6 +68,12 @@ class Request:
             except OSError as error:
                 fault = f"--plots: cannot create the folder {self.plots}: {error.strerror}"
                 raise ConfigError(fault, code="not-writable") from error
+
+    def _files(self) -> Iterator[tuple[str, Path | None]]:
+        yield "--json", self.json
+        yield "--video", self.video
+        yield "--result", self.result
+        yield "--accuracy", self.accuracy
 
 
 def run(request: Request, stop: threading.Event) -> int:
@@ -180,6 +190,12 @@ def _write(request: Request, evaluation: Evaluation, scene: Scene, stop: threadi
     if request.result is not None:
         write_boxes(request.result, scene.found)
         yield str(request.result)
+    if request.accuracy is not None:
+        subject, lost_s = scene.subject, scene.subject.config.track.lost_s
+        truth, class_name = subject.truth.boxes, subject.class_name
+        clip = count_errors(subject.section, truth, scene.events, class_name, subject.video, lost_s=lost_s)
+        clips = add_clip(request.accuracy, f"{subject.video.name} {subject.truth.path}", clip)
+        yield f"{request.accuracy} ({'1 clip' if clips == 1 else f'{clips} clips'})"
     if request.plots is not None:
         yield from _plot(request.plots, evaluation, scene)
     if request.video is not None:

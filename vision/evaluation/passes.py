@@ -116,7 +116,12 @@ def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     return config.model_copy(
         update={
             "cameras": (camera.model_copy(update={"loop": False}),),
-            "analytics": {name: section for name, section in config.analytics.items() if name == camera_id},
+            # The accuracy file may not exist yet.
+            "analytics": {
+                name: section.model_copy(update={"accuracy": None})
+                for name, section in config.analytics.items()
+                if name == camera_id
+            },
             "status": StatusConfig(interval_s=0.1),
             # An evaluation changes no counters, events or snapshots of the running system.
             **{"state_dir": None, "snapshots": None, "rules": ()},

@@ -191,6 +191,8 @@ def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> Counts
                 out=totals.get("out", 0),
                 in_by_class=_by_class("in:", totals),
                 out_by_class=_by_class("out:", totals),
+                in_interval=counted.intervals.get(name, {}).get("in"),
+                out_interval=counted.intervals.get(name, {}).get("out"),
             )
             for name, totals in counted.lines.items()
         },
@@ -201,6 +203,8 @@ def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> Counts
                 left=totals.get("left", 0),
                 entered_by_class=_by_class("entered:", totals),
                 left_by_class=_by_class("left:", totals),
+                entered_interval=counted.intervals.get(name, {}).get("entered"),
+                left_interval=counted.intervals.get(name, {}).get("left"),
             )
             for name, totals in counted.zones.items()
         },

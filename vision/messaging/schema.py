@@ -203,6 +203,9 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
         return f"events/{self.camera}"
 
 
+_INTERVAL = "95 % interval [low, high] of the true `{}`; absent without `accuracy` in camera.yaml"
+
+
 class LineCounts(_Compact, frozen=True, kw_only=True):
     """The counts of one line."""
 
@@ -210,6 +213,8 @@ class LineCounts(_Compact, frozen=True, kw_only=True):
     out: Annotated[int, doc("crossings from right to left")]
     in_by_class: Annotated[dict[str, int], doc("`in` by class")]
     out_by_class: Annotated[dict[str, int], doc("`out` by class")]
+    in_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("in"))] = None
+    out_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("out"))] = None
 
 
 class ZoneCounts(_Compact, frozen=True, kw_only=True):
@@ -220,6 +225,8 @@ class ZoneCounts(_Compact, frozen=True, kw_only=True):
     left: Annotated[int, doc("objects that left or were lost inside")]
     entered_by_class: Annotated[dict[str, int], doc("`entered` by class")]
     left_by_class: Annotated[dict[str, int], doc("`left` by class")]
+    entered_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("entered"))] = None
+    left_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("left"))] = None
 
 
 class CountsReport(_Compact, frozen=True, kw_only=True):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
+from vision.analytics.count_accuracy import CountAccuracy, load_clips
 from vision.analytics.reset_schedule import ResetSchedule
 from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
@@ -100,11 +102,15 @@ class AnalyticsStage:
             state: database from which counters continue after a restart. The caller closes the database. If None, the
                 counters start at 0.
             resets: reset the counters at the times in `CameraAnalytics.reset_at`.
+
+        Raises:
+            ConfigError: an accuracy file is missing or invalid.
         """
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
         self._forget_s = forget_s
         self._cameras: dict[str, _Watched] = {}
+        self._accuracy = open_accuracy(self._sections)
         self._state = state
         self._resets = resets
 
@@ -119,7 +125,7 @@ class AnalyticsStage:
             events += watched.analytics.start_period(period_s, result.meta.captured_ns)
         events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
-            watched.counts = watched.analytics.counts()
+            watched.counts = self._counts(result.meta.camera_id, watched.analytics)
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
@@ -139,8 +145,15 @@ class AnalyticsStage:
             resets = ResetSchedule(times, analytics.period_s)
         else:
             analytics, resets = watched.analytics, watched.resets
-        watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, analytics.counts(), resets)
+        counts = self._counts(meta.camera_id, analytics)
+        watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, counts, resets)
         return watched, events
+
+    def _counts(self, camera_id: str, analytics: Analytics) -> Counts:
+        counts, accuracy = analytics.counts(), self._accuracy.get(camera_id)
+        if accuracy is None:
+            return counts
+        return replace(counts, intervals=accuracy.intervals({**counts.lines, **counts.zones}))
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:
         counters = self._state.counters(camera_id) if self._state is not None else None
@@ -151,6 +164,19 @@ class AnalyticsStage:
         if outside := ", ".join(shapes_outside(self._sections[camera_id], *size)):
             text = "camera %s: these lie entirely outside the frame of %dx%d and count nothing: %s; see `vision draw`"
             log.warning(text, camera_id, *size, outside)
+
+
+def open_accuracy(sections: Mapping[str, CameraAnalytics]) -> dict[str, CountAccuracy]:
+    """Load the accuracy file of each camera that has one. Return the fitted models by camera id.
+
+    Raises:
+        ConfigError: a file is missing or invalid.
+    """
+    return {
+        camera: CountAccuracy.of_clips(load_clips(Path(section.accuracy)).values())
+        for camera, section in sections.items()
+        if section.accuracy is not None
+    }
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:

@@ -1,0 +1,168 @@
+"""`CountModel` computes an interval for the true total from a counted total. `vision eval` writes its data.
+
+The data are the errors of counts in blocks of a labeled video. Missed and false counts are modeled as overdispersed
+Poisson variables whose means are proportional to the count. The width of the interval includes the uncertainty of the
+fit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from vision.errors import ConfigError
+
+SCHEMA: Final = "vision.accuracy/1"
+BLOCK_S: Final = 20.0
+"""Duration of a block in seconds. Longer than most crossings, so that the errors of blocks are independent."""
+
+_LEAST_BLOCKS: Final = 4  # with fewer, the dispersion is unknown
+_PRIOR: Final = 0.5  # of an error, as in Jeffreys' prior: no errors in a sample do not prove a perfect counter
+_COVERED: Final = 0.95
+
+
+class CountBlock(NamedTuple):
+    """The crossings, entries, or exits of one block of a labeled video."""
+
+    true: int
+    missed: int  # true ones that were not counted
+    false: int  # counted ones that were not true
+
+    @property
+    def counted(self) -> int:
+        return self.true - self.missed + self.false
+
+
+Clip: TypeAlias = Mapping[str, Mapping[str, Sequence[CountBlock]]]
+"""Blocks of one labeled video, by line or zone, and by the key of the count, such as ``in``."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountModel:
+    """The errors of one count. Rates are errors per counted object."""
+
+    missed_rate: float
+    false_rate: float
+    dispersion: float  # variance divided by that of Poisson variables, at least 1
+    counted: int  # counted objects in the data
+    blocks: int
+
+    @classmethod
+    def fit(cls, blocks: Sequence[CountBlock]) -> CountModel | None:
+        """Fit the model to blocks. Return None if there are too few blocks, or if nothing was counted."""
+        counted = sum(block.counted for block in blocks)
+        if len(blocks) < _LEAST_BLOCKS or not counted:
+            return None
+        missed = (sum(block.missed for block in blocks) + _PRIOR) / (counted + 1)
+        false = (sum(block.false for block in blocks) + _PRIOR) / (counted + 1)
+        residuals = (block.missed - block.false - (missed - false) * block.counted for block in blocks)
+        freedom = 1 - 1 / len(blocks)
+        dispersion = sum(residual**2 for residual in residuals) / ((missed + false) * counted * freedom)
+        return cls(missed, false, max(1.0, dispersion), counted, len(blocks))
+
+    def interval(self, count: int) -> tuple[int, int]:
+        """Return the limits of the 95 % interval of the true number, given the counted number.
+
+        The limits are Cornish-Fisher approximations of quantiles, with Student's t instead of the normal distribution.
+        """
+        missed, false = self.missed_rate * (count + 1), self.false_rate * count
+        fit = (self.missed_rate + self.false_rate) * count**2 / (self.counted + 1)
+        deviation = math.sqrt(self.dispersion * (missed + false + fit))
+        skewness = self.dispersion**2 * (missed - false) / deviation**3
+        quantile = _student(self.blocks - 1)
+        middle = count + missed - false + deviation * (quantile**2 - 1) * max(-1.0, min(1.0, skewness)) / 6
+        low, high = middle - quantile * deviation, middle + quantile * deviation
+        return max(0, round(low)), max(0, round(high))
+
+
+@dataclass(frozen=True, slots=True)
+class CountAccuracy:
+    """The models of one camera, by line or zone, and by the key of the count."""
+
+    models: Mapping[str, Mapping[str, CountModel]]
+
+    @classmethod
+    def of_clips(cls, clips: Iterable[Clip]) -> CountAccuracy:
+        """Fit a model to each count that occurs in the clips. Omit counts with too little data."""
+        blocks: dict[str, dict[str, list[CountBlock]]] = {}
+        for clip in clips:
+            for name, counts in clip.items():
+                for key, added in counts.items():
+                    blocks.setdefault(name, {}).setdefault(key, []).extend(added)
+        fitted = {name: {key: CountModel.fit(data) for key, data in counts.items()} for name, counts in blocks.items()}
+        return cls(
+            {
+                name: {key: model for key, model in models.items() if model is not None}
+                for name, models in fitted.items()
+            }
+        )
+
+    def intervals(self, counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, tuple[int, int]]]:
+        """Return an interval for each count that has a model, by line or zone, and by key."""
+        return {
+            name: {key: model.interval(counts[name][key]) for key, model in models.items() if key in counts[name]}
+            for name, models in self.models.items()
+            if name in counts
+        }
+
+
+def _student(freedom: int) -> float:
+    """Return the quantile of Student's t that limits a 95 % interval (Abramowitz and Stegun, 26.7.5)."""
+    z = NormalDist().inv_cdf((1 + _COVERED) / 2)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return math.fsum(term / float(freedom**power) for power, term in enumerate(terms))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_clips(path: Path) -> dict[str, Clip]:
+    """Return the clips of an accuracy file, by name.
+
+    Raises:
+        ConfigError: the file cannot be read, or `vision eval --accuracy` did not write it.
+    """
+    hint = "write it with `vision eval CONFIG --truth GT.txt --accuracy FILE`"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"accuracy: cannot read {path}: {error.strerror}", hint=hint, code="not-readable") from error
+    except ValueError as error:
+        raise ConfigError(f"accuracy: {path} is not JSON: {error}", hint=hint, code="invalid-accuracy") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        fault = f"accuracy: expected a file with the schema {SCHEMA}, got {path}"
+        raise ConfigError(fault, hint=hint, code="invalid-accuracy")
+    try:
+        return {str(name): _read_clip(clip) for name, clip in document["clips"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        fault = f"accuracy: {path}: expected blocks [true, missed, false] by clip, line or zone, and count"
+        raise ConfigError(fault, hint=hint, code="invalid-accuracy") from error
+
+
+def _read_clip(clip: Mapping[str, Any]) -> Clip:
+    return {
+        str(name): {str(key): [_read_block(block) for block in blocks] for key, blocks in counts.items()}
+        for name, counts in clip.items()
+    }
+
+
+def _read_block(values: Sequence[Any]) -> CountBlock:
+    block = CountBlock(*values)
+    if not all(type(value) is int and value >= 0 for value in block) or block.missed > block.true:
+        raise ValueError(f"invalid block {values}")
+    return block
+
+
+def dump_clips(clips: Mapping[str, Clip]) -> str:
+    """Return the contents of an accuracy file."""
+    return json.dumps({"schema": SCHEMA, "block_s": BLOCK_S, "clips": clips}, indent=1) + "\n"
