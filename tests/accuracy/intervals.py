@@ -29,11 +29,11 @@ from vision.config import CameraAnalytics, TrackConfig
 from vision.evaluation.count_errors import count_errors, match_times
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
-from vision.evaluation.simulation.detector_errors import ErrorModel, SimulatedDetector
-from vision.evaluation.simulation.report import MODERATE
+from vision.evaluation.simulation.detector_errors import DETECTORS, ErrorModel, SimulatedDetector
+from vision.evaluation.simulation.oracle import camera_analytics
 from vision.evaluation.simulation.scenes import SCENES, build_scene
 from vision.evaluation.simulation.simulate import frame_times
-from vision.evaluation.simulation.truth import camera_analytics, class_ids, class_names, confused_class_ids, observe
+from vision.evaluation.simulation.truth import class_ids, class_names, confused_class_ids, observe
 from vision.types import Event
 
 _FITTED: Final = 6  # clips
@@ -138,9 +138,9 @@ def simulated_sites(number: int, seed: int = 0) -> Coverage:
         rng = np.random.default_rng((seed, site, 7))
         name = list(SCENES)[site % len(SCENES)]
         worse = rng.uniform(0.5, 2.0)
-        recall = tuple(float(1 - (1 - part) * worse) for part in MODERATE.recall)
-        x, y, width, height = (float(part * rng.uniform(0.5, 2.0)) for part in MODERATE.jitter)
-        errors = replace(MODERATE, recall=recall, jitter=(x, y, width, height))
+        recall = tuple(float(1 - (1 - part) * worse) for part in DETECTORS["good"].recall)
+        x, y, width, height = (float(part * rng.uniform(0.5, 2.0)) for part in DETECTORS["good"].jitter)
+        errors = replace(DETECTORS["good"], recall=recall, jitter=(x, y, width, height))
         section = camera_analytics(build_scene(name, 0))
         clips = [_scene_clip(name, section, errors, 1000 * site + clip) for clip in range(_FITTED + _FITTED)]
         coverage.judge(clips[:_FITTED], clips[_FITTED:])
