@@ -80,7 +80,7 @@ _STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tell
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How to turn a decoded frame before it is shown: transpose it if `transposed`, then flip it."""
+    """The steps that turn a decoded frame upright: transpose it if `transposed`, then flip it."""
 
     transposed: bool = False
     flip_x: bool = False
@@ -88,7 +88,7 @@ class Orientation:
 
     @classmethod
     def from_matrix(cls, a: float, b: float, c: float, d: float) -> Orientation | None:
-        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None if there is none."""
+        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None for an oblique angle."""
         straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
         if crossed <= _STRAIGHT * straight:
             return cls(flip_x=a < 0, flip_y=d < 0)
@@ -101,7 +101,7 @@ class Orientation:
         return not (self.transposed or self.flip_x or self.flip_y)
 
     def shown_size(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """Return the height and width of the shown frame for those of the decoded frame."""
+        """Return the height and width, in pixels, at which a decoded frame of this size is shown."""
         return (width_px, height_px) if self.transposed else (height_px, width_px)
 
     def apply(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:

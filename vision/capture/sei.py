@@ -1,6 +1,6 @@
-"""The display orientation in a coded H.264 or H.265 frame, for libraries that do not report it.
+"""Parser of the display orientation in a coded H.264 or H.265 frame, for libraries that do not report the orientation.
 
-It is a message of supplemental enhancement information (SEI): Rec. ITU-T H.264, D.1.27, and H.265, D.2.17.
+The message is supplemental enhancement information (SEI): Rec. ITU-T H.264, D.1.27, and H.265, D.2.17.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _LATE: Final = frozenset({"no-answer", "no-frame"})
 _UNCLEAR: Final = _LATE | {"refused", "read", "gstreamer", "unauthorized", "no-stream"}
-"""Codes of GStreamer's errors that can have other causes than they name."""
+"""Codes of GStreamer's errors whose cause can differ from the one that the error names."""
 
 _NO_CAUSE: Final = frozenset(
     {"codec", "no-frame", "refused-request"}
@@ -147,7 +147,7 @@ class GStreamerSource:
             raise errors.source_error(self._camera, str(error)) from None
 
     def _copy_turned(self, sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
-        """Copy a sample to `out`, as the camera specifies that it must be shown."""
+        """Copy a sample to `out`, turned as the stream specifies."""
         decoded = np.empty(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
         copy_sample(sample, info, decoded)
         size = self._orientation.shown_size(info.height_px, info.width_px)
