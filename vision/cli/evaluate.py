@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -49,6 +49,27 @@ def _parse_rates(text: str) -> Values:
     return Values(dict.fromkeys(rates))
 
 
+_Scenes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=argument_parser(_parse_scene), metavar="NAME", help="Scene to simulate. Can be repeated. [default: all]"
+    ),
+]
+_Rates: TypeAlias = Annotated[
+    Values,
+    typer.Option(parser=argument_parser(_parse_rates), metavar="N,N", help="Frame rates to simulate, 1 to 60."),
+]
+_Detector: TypeAlias = Annotated[
+    Literal["exact", "good", "poor"], typer.Option(help="Errors of the simulated detector.")
+]
+_Timing: TypeAlias = Annotated[
+    Literal["steady", "gaps", "bursts"], typer.Option(help="Intervals between the simulated frames.")
+]
+_Seeds: TypeAlias = Annotated[
+    int, typer.Option(metavar="N", min=1, max=_MOST_SEEDS, help="Number of variants of each scene.")
+]
+
+
 @command(orderly=True)
 def evaluate(
     context: typer.Context,
@@ -76,27 +97,11 @@ def evaluate(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Simulate scenes and detections instead. Needs no CONFIG and --truth.")
     ] = False,
-    scene: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=argument_parser(_parse_scene),
-            metavar="NAME",
-            help="Scene to simulate. Can be repeated. [default: all]",
-        ),
-    ] = None,
-    fps: Annotated[
-        Values,
-        typer.Option(parser=argument_parser(_parse_rates), metavar="N,N", help="Frame rates to simulate, 1 to 60."),
-    ] = Values((10.0,)),  # noqa: B008 - immutable
-    detector: Annotated[
-        Literal["exact", "good", "poor"], typer.Option(help="Errors of the simulated detector.")
-    ] = "good",
-    timing: Annotated[
-        Literal["steady", "gaps", "bursts"], typer.Option(help="Intervals between the simulated frames.")
-    ] = "steady",
-    seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, max=_MOST_SEEDS, help="Number of variants of each scene.")
-    ] = 1,
+    scene: _Scenes = None,
+    fps: _Rates = Values((10.0,)),  # noqa: B008 - immutable
+    detector: _Detector = "good",
+    timing: _Timing = "steady",
+    seeds: _Seeds = 1,
 ) -> int:
     """Measure how accurate a pipeline is, on a labeled video or on simulated scenes.
 
