@@ -19,7 +19,7 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
 
 _KEYPOINT_VALUES: Final = (3, 2)
 MOST_KEYPOINTS: Final = 256
-"""Maximum number of keypoints. An output with space for more is no output of a pose model."""
+"""Maximum number of keypoints. An output with space for more is not the output of a pose model."""
 _MOST_COEFFICIENTS: Final = 256
 
 COCO_KEYPOINTS: Final = (
@@ -137,7 +137,7 @@ def joined_with_extra(
 
 
 def is_clear(spec: ModelSpec, layout: Layout) -> bool:
-    """Return True if the shapes of the outputs leave no doubt about the task of the layout.
+    """Return True if the shapes of the outputs fit only the task of this layout.
 
     Without class ids, the angle of an oriented box can also be the score of one more class.
     """
