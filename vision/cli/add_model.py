@@ -24,7 +24,7 @@ from vision.errors import EXIT_OK, ConfigError, VisionError
 from vision.types import Detections, Frame, FrameMeta
 from vision.version import install_hint
 
-_PICTURE: Final = "sample.png"
+_IMAGE: Final = "sample.png"
 _WAIT_S: Final = 60.0
 
 
@@ -45,8 +45,8 @@ class Added:
     folder: Path
     proposal: Proposal
     objects: tuple[str, ...]  # class and score of each object on the sample frame
-    picture: Path | None
-    no_picture: str  # reason if `picture` is None
+    image: Path | None
+    no_image: str  # reason if `image` is None
 
 
 def add_model(file: Path, options: AddOptions, *, json: bool = False) -> int:
@@ -75,8 +75,8 @@ def _add(file: Path, options: AddOptions) -> Added:
     _write(file, folder, proposal)
     objects = _detect(folder, spec, frame)
     labels = _labels(spec, objects)
-    picture, no_picture = _draw(folder / _PICTURE, frame, objects, labels)
-    return Added(folder, proposal, tuple(labels), picture, no_picture)
+    image, no_image = _draw(folder / _IMAGE, frame, objects, labels)
+    return Added(folder, proposal, tuple(labels), image, no_image)
 
 
 def _write(file: Path, folder: Path, proposal: Proposal) -> None:
@@ -134,7 +134,7 @@ def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
 
 
 def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
-    """Write the frame with the objects. Return the path, or the reason why there is no picture."""
+    """Write the frame with the objects. Return the path, or the reason why there is no image."""
     try:
         import cv2
 
@@ -166,7 +166,7 @@ def _print(added: Added, console: Console) -> None:
         show(f"  {key}: {reason}", "yellow")
     found = ", ".join(added.objects) or "no objects, which is possible if the frame shows none of the model's classes"
     show(f"on the sample frame: {found}")
-    show(f"picture: {added.picture}" if added.picture else f"no picture, because OpenCV is missing: {added.no_picture}")
+    show(f"image: {added.image}" if added.image else f"no image, because OpenCV is missing: {added.no_image}")
 
 
 def _as_path(folder: Path) -> str:
@@ -182,5 +182,5 @@ def _document(added: Added) -> dict[str, object]:
         "found": dict(added.proposal.found),
         "missing": dict(added.proposal.missing),
         "objects": list(added.objects),
-        "picture": None if added.picture is None else str(added.picture),
+        "image": None if added.image is None else str(added.image),
     }

@@ -84,7 +84,7 @@ def test_added_model_can_be_used_without_a_change(tmp_path: Path, capsys: pytest
     spec = load_model_spec(tmp_path / "models" / "best")
     assert (spec.name, spec.licence, spec.head.kind) == ("best", "MIT", "yolov8")
     assert (tmp_path / "models" / "best" / spec.file).read_bytes() == Path("download/best.onnx").read_bytes()
-    assert np.asarray(cv2.imread(added["picture"])).shape == (576, 768, 3)
+    assert np.asarray(cv2.imread(added["image"])).shape == (576, 768, 3)
     assert main(["models", "models", "--json"]) == 0
     assert [row["fault"] for row in printed(capsys)["models"]] == [""]
     assert main(["check", save_config("models/best")]) == 0
@@ -111,7 +111,7 @@ def test_folder_name_and_sample_can_be_chosen(capsys: pytest.CaptureFixture[str]
     assert main(["models", "add", "best (1).onnx", *arguments]) == 0
     added = printed(capsys)
     assert added["folder"] == "own/models/hats"
-    assert np.asarray(cv2.imread(added["picture"])).shape == (40, 60, 3)
+    assert np.asarray(cv2.imread(added["image"])).shape == (40, 60, 3)
     assert load_model_spec(Path("own/models/hats")).file == "hats.onnx"
 
 

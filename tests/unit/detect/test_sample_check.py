@@ -13,10 +13,10 @@ from vision.config import HeadSpec, ModelSpec
 from vision.detect.reference.alternatives import Sample, check_sample, head_text
 from vision.errors import ModelError
 
-PICTURE, NOISE = Scene(), Scene(objects=(), seed=2)
+PLAIN, NOISE = Scene(), Scene(objects=(), seed=2)
 
 
-def spec(head: dict[str, object], scene: Scene = PICTURE, **changes: Any) -> ModelSpec:
+def spec(head: dict[str, object], scene: Scene = PLAIN, **changes: Any) -> ModelSpec:
     return ModelSpec.model_validate(
         {
             "name": "mine",
@@ -31,7 +31,7 @@ def spec(head: dict[str, object], scene: Scene = PICTURE, **changes: Any) -> Mod
 
 
 def sample(form: str, *scenes: Scene) -> Sample:
-    frames = [FORMS[form][1](scene) for scene in scenes or (PICTURE, NOISE)]
+    frames = [FORMS[form][1](scene) for scene in scenes or (PLAIN, NOISE)]
     return Sample([{name: value[None] for name, value in outputs.items()} for outputs in frames])
 
 

@@ -112,10 +112,10 @@ class Network:
         batch = self.frames.batch
         tensor = np.zeros(self.frames.shape(self.spec), self.frames.dtype)
         preprocessor = Preprocessor(self.spec.input, tensor, channels_last=self.frames.channels_last)
-        pictures, runs = sample_frames(), []
-        for first in range(0, len(pictures), batch):
+        images, runs = sample_frames(), []
+        for first in range(0, len(images), batch):
             for index in range(batch):
-                preprocessor.write(index, pictures[(first + index) % len(pictures)])
+                preprocessor.write(index, images[(first + index) % len(images)])
             try:
                 outputs = self.session.run(None, {**self.constants, self.frames.name: tensor})
             except Exception as error:

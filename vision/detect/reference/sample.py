@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_PICTURE: Final = Path(__file__).with_name("sample.npz")
+_IMAGE: Final = Path(__file__).with_name("sample.npz")
 """First frame of configs/vtest.mp4, scaled to 384x288."""
 
 
 def sample_frames() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the two frames of the sample, (H, W, 3) uint8 BGR: people on a road, and noise."""
-    with np.load(_PICTURE) as arrays:
-        picture: NDArray[np.uint8] = arrays["frame"]
-    noise = np.random.default_rng(1).integers(0, 256, picture.shape, np.uint8)
-    return picture, noise
+    with np.load(_IMAGE) as arrays:
+        image: NDArray[np.uint8] = arrays["frame"]
+    noise = np.random.default_rng(1).integers(0, 256, image.shape, np.uint8)
+    return image, noise
