@@ -69,16 +69,16 @@ class ModelRow:
     licence: str = ""
     provenance: str = ""
     fault: str = ""
-    """Reason why the model cannot be used. Empty if the file is valid and its outputs fit the head."""
+    """Reason why the model cannot be used. Empty if no check failed. Without ONNX Runtime, outputs are not checked."""
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Describe the model in the folder `models`, or those in its folders; by default the shipped ones.
+    """Describe the model in the folder `models` or, if there is none, the models in its direct subfolders.
 
-    Loads each model once.
+    If `models` is None, describe the shipped models. Each model is loaded once, to check it.
 
     Raises:
-        ConfigError: the folder does not exist, or contains no model.
+        ConfigError: `models` does not exist, or neither it nor a direct subfolder contains a model.yaml.
     """
     root = shipped_models() if models is None else models
     if (root / SPEC_NAME).exists():
@@ -125,7 +125,10 @@ def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...],
 
 
 def print_models(rows: Sequence[ModelRow], console: Console, *, explain: bool = True) -> int:
-    """Print a table of the models, and, with `explain`, how to add one. Return the exit code: 0 if none has a fault."""
+    """Print a table of the models. If `explain` is True, also print how to add a model. Return the exit code.
+
+    The exit code is 0 if no model has a fault, and otherwise `EXIT_CONFIG`.
+    """
     table = Table("model", "input", "head", "classes", "licence")
     for column in table.columns:
         column.overflow = "fold"

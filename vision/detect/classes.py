@@ -41,7 +41,7 @@ def _coco91() -> tuple[str, ...]:
 
 
 COCO91: Final = _coco91()
-"""The names of COCO's category ids 0 to 90. Id 0 is the background. Ten ids have a name, but no objects."""
+"""The names of COCO's category ids 0 to 90. Id 0 is the background. Ten other ids have a name, but no objects."""
 
 _LISTS: Final[Mapping[str, tuple[str, ...]]] = {"coco80": COCO80, "coco91": COCO91}
 
@@ -60,7 +60,7 @@ def class_ids(names: Sequence[str], wanted: Sequence[str] | None, model: str) ->
     """Return the class ids of the `wanted` names, or all class ids if `wanted` is None, in ascending order.
 
     Raises:
-        ConfigError: the model has no class with one of the names. The hint suggests a similar name.
+        ConfigError: a name in `wanted` is not the name of a class. The hint suggests a similar name, if there is one.
     """
     if wanted is None:
         return tuple(range(len(names)))
@@ -79,7 +79,7 @@ def _advice(name: str, names: Sequence[str]) -> str:
 
 
 class UnnamedClasses:
-    """Counts boxes whose class id has no name in model.yaml, and logs one warning. Thread-safe."""
+    """Counter of boxes whose class id has no name in model.yaml. It logs one warning, and is thread-safe."""
 
     def __init__(self, model: str, names: int) -> None:
         self._model = model
@@ -88,7 +88,7 @@ class UnnamedClasses:
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Add the number of such boxes in a frame or batch. Log a warning when the first are added."""
+        """Add the number of unnamed boxes in a frame or batch. Log a warning when the first unnamed box is added."""
         if not count:
             return
         with self._lock:
@@ -102,5 +102,5 @@ class UnnamedClasses:
             )
 
     def counters(self) -> Mapping[str, int]:
-        """Return the number of boxes so far, for status messages; empty if there were none."""
+        """Return a counter of all boxes added so far, for status messages; an empty mapping if there are none."""
         return {"detector.unnamed_classes": self._count} if self._count else {}

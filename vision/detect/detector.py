@@ -78,7 +78,9 @@ class Detector(Protocol):
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Start detection in a batch of 1 to `max_batch` frames. Hold their leases until `wait` returns the detections.
+        """Start detection in a batch of 1 to `max_batch` frames.
+
+        The caller must hold the leases of the frames until `wait` returns the detections.
 
         Raises:
             ValueError: the slot does not exist or is occupied, or the number of frames is out of range.
@@ -87,7 +89,7 @@ class Detector(Protocol):
         """
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        """Wait for a batch. Return the detections of each frame, in order, in new arrays. Waiting releases the GIL.
+        """Wait for a batch, without holding the GIL. Return the detections of each frame, in order, in new arrays.
 
         Raises:
             TimeoutError: the batch is not ready after `timeout_s` seconds. The slot stays occupied: call `wait` again.

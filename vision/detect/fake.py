@@ -45,13 +45,13 @@ class FakeDetector:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Create a detector with `batches_in_flight` slots that runs on `parallel` simulated devices.
+        """Create a detector with `batches_in_flight` slots and `parallel` simulated devices, at most one per slot.
 
         Args:
             score: minimum score of an object.
             classes: ids of the classes to report. None reports all classes.
             service_ns: simulated duration of a batch, in ns.
-            fail_at: index, from 0, of the batch for which `wait` raises `DeviceError`. None means that no batch fails.
+            fail_at: 0-based index of the batch for which `wait` raises `DeviceError`. None means that no batch fails.
             sleep: function that sleeps for a duration in seconds. It advances `clock`, which returns the time in ns.
         """
         self._score = np.float32(score)

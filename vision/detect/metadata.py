@@ -31,7 +31,7 @@ _LICENCE: Final = re.compile(r"(?P<name>[A-Za-z0-9.+-]+)(?: License)?(?: \(\S+\)
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What the metadata of an ONNX file says about the model. None if it says nothing."""
+    """Properties of a model according to the metadata of its ONNX file. Unknown properties are None."""
 
     names: tuple[str, ...] | None = None  # of the classes, by id
     width: int | None = None  # of the input for which the model was exported, pixels
@@ -45,13 +45,16 @@ class ModelMetadata:
 
     @property
     def head_task(self) -> str | None:
-        """The value of `head.task` in model.yaml. None if there is no such value, for example for a classifier."""
+        """The value of `head.task` in model.yaml that corresponds to `task`; ``detect`` if `task` is None.
+
+        None if there is no such value, for example for a classifier.
+        """
         task = "detect" if self.task is None or self.task in _DETECTION else self.task
         return task if task in get_args(HeadSpec.model_fields["task"].annotation) else None
 
 
 def read_metadata(header: OnnxHeader) -> ModelMetadata:
-    """Return what the metadata of a file says. Entries that cannot be understood are ignored."""
+    """Return the model's properties from the metadata of its file. Entries that cannot be parsed are ignored."""
     entries = header.metadata
     values = {key: _literal(text) for key, text in entries.items()}
     size = _integers(values.get("imgsz"))
@@ -87,14 +90,19 @@ def _literal(text: str) -> Any:
 
 
 def _integers(value: object) -> list[int]:
-    """Return the positive whole numbers of a number or a sequence. Empty if it contains anything else."""
+    """Return a number, or the numbers in a list or tuple, as integers; empty if one is not a positive integer."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     numbers = [int(part) for part in parts if isinstance(part, (int, float)) and part > 0 and part == int(part)]
     return numbers if len(numbers) == len(parts) else []
 
 
 def _names(value: object, text: str) -> tuple[str, ...] | None:
-    """Return class names by id from a mapping by id, a sequence, or lines of text. None if there are none."""
+    """Return class names in order of their ids. None if there are none, or if an id or a name is missing.
+
+    Args:
+        value: mapping from ids to names, or sequence of names, or text that separates names by line ends or commas.
+        text: the entry from which `value` was parsed.
+    """
     if isinstance(value, dict):
         try:
             by_id = {int(key): str(name) for key, name in value.items()}
@@ -116,10 +124,11 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
     """Compare model.yaml with the metadata of its ONNX file.
 
     A difference that makes results wrong raises an error. A difference that can be intended, such as translated class
-    names or a different input size, is logged.
+    names or a different input size, is logged as a warning.
 
     Raises:
-        ModelError: the task or the classes are those of a different model, or the input size is not possible.
+        ModelError: the task or the classes are those of a different model, or a side of the input is not a multiple of
+            the stride.
     """
     if metadata.task is not None and metadata.head_task != spec.head.task:
         fitting = metadata.head_task
@@ -172,7 +181,7 @@ def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Return names without differences in case and separators. COCO's old names become those of `COCO80`."""
+    """Return names in lower case, with spaces as separators. Older names of COCO classes become those in `COCO80`."""
     plain = [re.sub(r"[\s_-]+", " ", name.strip().casefold()) for name in names]
     return [_OLD_NAMES.get(name, name) for name in plain]
 
@@ -185,12 +194,12 @@ _OLD_NAMES: Final[Mapping[str, str]] = {
 
 
 def is_coco80(names: Sequence[str]) -> bool:
-    """Return True if these are the names of `COCO80`, in the same order."""
+    """Return True if `names` are those of `COCO80` in the same order, apart from case, separators, and older names."""
     return _folded(names) == list(COCO80)
 
 
 def in_short(names: Sequence[str]) -> str:
-    """Return the first names, comma-separated."""
+    """Return up to `_MOST_NAMES_SHOWN` names, comma-separated, followed by the number of further names, if any."""
     rest = len(names) - _MOST_NAMES_SHOWN
     return ", ".join(names[:_MOST_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 

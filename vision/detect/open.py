@@ -33,7 +33,7 @@ def open_detector(
     """Open the detector for the model in `folder` with the configured back-end.
 
     The back-end ``auto`` means TensorRT if the library and a GPU are present. Otherwise it means ONNX Runtime, and the
-    reason is logged. Set `stop` to cancel the call, because TensorRT can take minutes to build an engine.
+    reason is logged. TensorRT can take minutes to build an engine; another thread can set `stop` to cancel this.
 
     Raises:
         Closed: `stop` was set.
@@ -65,12 +65,13 @@ def open_detector(
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     """Check a model. Raise those errors of `open_detector` that can be detected without building an engine.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would
-    run the model, the GPU must support the precision.
+    The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would run the
+    model, the GPU must support the precision. With the back-end ``fake``, no file is read.
 
     Raises:
-        ConfigError: `classes` names a class that the model does not have.
-        ModelError: the file is missing, damaged, or not the model that the spec describes.
+        ConfigError: `detect.classes` names a class that the model does not have.
+        ModelError: the file is missing, damaged, or not the model that the spec describes; or the GPU does not support
+            the precision.
         DeviceMissing: the configured back-end is not available.
     """
     if config.backend == "fake":
@@ -108,7 +109,7 @@ def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
     """Return True if TensorRT and a GPU that supports the precision are available.
 
     Raises:
-        DeviceMissing: TensorRT or the GPU is not available, although `required` is True.
+        DeviceMissing: `required` is True, but TensorRT or the GPU is not available.
         ModelError: the GPU does not support the precision.
     """
     try:

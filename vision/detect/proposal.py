@@ -50,16 +50,16 @@ class _Origin:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A specification, and what it is based on."""
+    """A proposed specification of a model, and the origin of its keys."""
 
     spec: ModelSpec
     found: Mapping[str, str]
-    """Origin of each key that the file or the sample shows."""
+    """Origin of each key that the file, the sample, or the command line determines."""
     missing: Mapping[str, str]
-    """Reason for each key that was assumed or left open, and that a person has to check or fill in."""
+    """For each key that a person must check or fill in, the reason why it was assumed or left open."""
 
     def yaml(self) -> str:
-        """Return the text of model.yaml."""
+        """Return the text of model.yaml, with a comment for each key in `missing`."""
         spec = self.spec
         given = spec.input.model_dump(mode="json", exclude_defaults=True)
         input_ = {"width": given.pop("width"), "height": given.pop("height"), **given}
@@ -85,7 +85,10 @@ def _mapping(values: Mapping[str, object]) -> str:
 
 
 def model_name(path: Path) -> str:
-    """Return a name for the model in a file: the name of the file, without characters that names cannot have."""
+    """Return a model name of at most 64 characters: the file name without its suffix, or ``model`` if it is empty.
+
+    Hyphens replace characters that model names cannot contain.
+    """
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")
     return name[:64] or "model"
 
@@ -93,11 +96,12 @@ def model_name(path: Path) -> str:
 def spec_of_file(path: Path) -> ModelSpec:
     """Return the specification of a model whose file describes it completely, so that it needs no model.yaml.
 
-    Metadata that Ultralytics writes does: class names, size, and, together with the shapes, the head. The
-    pre-processing is that of its exporter.
+    The metadata that Ultralytics writes suffices: it contains the class names and the input size, and, together with
+    the shapes of the outputs, it shows the head. The pre-processing is that of models from Ultralytics.
 
     Raises:
-        ModelError: the file is not a complete ONNX file, or does not describe the model completely.
+        ModelError: the file is not a complete ONNX file, does not detect objects, or does not describe the model
+            completely.
     """
     refuse_other_format(path)
     header = read_model_header(path)
@@ -126,7 +130,7 @@ def spec_of_file(path: Path) -> ModelSpec:
 
 
 def require_detection(path: Path, metadata: ModelMetadata) -> None:
-    """Raise `ModelError` if the metadata names a task that no head has."""
+    """Raise `ModelError` if the metadata names a task that no head supports."""
     if metadata.head_task is None:
         raise ModelError(
             f"the task of {path} is {metadata.task!r}, according to its metadata; expected a detector",
@@ -161,7 +165,7 @@ def _spec(
 
 
 def _frame_size(header: OnnxHeader) -> tuple[int, int] | None:
-    """Return the width and height of the input for frames. None if the file accepts any size.
+    """Return the width and height of the input for frames. None if the file does not fix both.
 
     Raises:
         ModelError: the file has no input for frames.
@@ -180,7 +184,7 @@ def _frame_size(header: OnnxHeader) -> tuple[int, int] | None:
 
 
 def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | None:
-    """Return the head of a model from Ultralytics by the declared shapes of its outputs. None if they show none."""
+    """Return the head that fits the declared output shapes of a model from Ultralytics; None if no head fits."""
     names = metadata.names or ()
     shapes = {
         tensor.name: tuple(axis if isinstance(axis, int) else None for axis in tensor.shape)
@@ -202,7 +206,7 @@ def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | N
 
 
 def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpec:
-    """Return a specification with `count` classes, to try a head on outputs."""
+    """Return a specification with `count` placeholder classes, but at least one, to try a head on outputs."""
     data = {
         "name": "sample",
         "file": "sample.onnx",
@@ -215,13 +219,14 @@ def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpe
 
 
 def propose(path: Path, licence: str | None = None) -> Proposal:
-    """Propose a model.yaml for an ONNX file. Runs the model on the sample with ONNX Runtime.
+    """Run an ONNX file on the sample with ONNX Runtime, and propose a model.yaml for it.
 
     Args:
-        licence: license of the weights; that of the metadata if None.
+        licence: license of the weights. None means the license in the metadata; if there is none, ``unknown``.
 
     Raises:
-        ModelError: the file is not a complete ONNX file, does not detect objects, or no head fits its outputs.
+        ModelError: the file is not a complete ONNX file, does not detect objects, or cannot be run; or no head fits
+            its outputs.
         DeviceMissing: ONNX Runtime is not installed.
     """
     refuse_other_format(path)
@@ -256,7 +261,7 @@ def propose(path: Path, licence: str | None = None) -> Proposal:
 
 
 def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Origin) -> tuple[tuple[int, int], Match]:
-    """Return the input size (width, height) and the head that fits the sample. Add their origins."""
+    """Return the input size (width, height) and the head that fits the sample best. Add their origins to `origin`."""
     found, missing = origin.found, origin.missing
     declared = _frame_size(header)
     sizes: tuple[tuple[int, int], ...] = _SIZES
@@ -307,7 +312,7 @@ def _no_head(path: Path, sample: Sample) -> ModelError:
 
 
 def _input(header: OnnxHeader, metadata: ModelMetadata, kind: str, origin: _Origin) -> dict[str, object]:
-    """Return the pre-processing in the section `input`. Add its origin."""
+    """Return the pre-processing keys of the section `input`. Add their origin to `origin`."""
     key = "input.color, input.scale, input.mean, input.std"
     if metadata.ultralytics:
         origin.found[key] = "as Ultralytics exports models"

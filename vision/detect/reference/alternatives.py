@@ -1,4 +1,4 @@
-"""Judgement of the configured head on a sample. If it is refused, every other head is tried on the same sample."""
+"""Check of the configured head on a sample, and trials of all heads if the configured head does not fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ _BINS: Final = (8, 11, 16, 17, 32)
 
 
 def of_batch(outputs: Outputs, index: int, batch: int) -> Outputs:
-    """Return the outputs of one frame of a batch. Outputs that are not one row of numbers per frame are left out."""
+    """Return the outputs of frame `index` of a batch of `batch` frames, like the outputs for a batch of one.
+
+    Outputs that are not numeric are omitted. In a batch of several frames, outputs without a row per frame are omitted.
+    """
     numbers = {name: output for name, output in outputs.items() if output.dtype.kind in "fiub"}
     if batch == 1:
         return numbers
@@ -61,11 +64,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A head that reads the sample without a finding."""
+    """A head that fits the sample: its check has no finding."""
 
     head: HeadSpec
     classes: int | None  # number of classes; None if the outputs do not show it
-    agreement: float  # of the boxes that describe the same object
+    agreement: float  # mean IoU of the boxes that describe the same object, from 0 to 1
 
     def in_words(self) -> str:
         """Return the head as it is written in model.yaml."""
@@ -79,10 +82,10 @@ def head_text(head: HeadSpec) -> str:
 
 
 def check_sample(spec: ModelSpec, sample: Sample) -> None:
-    """Check that what the configured head reads in a sample can be right.
+    """Check that the boxes, scores, and classes that the configured head reads in a sample can be right.
 
     Raises:
-        ModelError: the head does not fit the outputs, or what it reads cannot be right. The hint contains a head that
+        ModelError: the head does not fit the outputs, or its results cannot be right. The hint contains a head that
             fits the sample, if there is one.
     """
     class_count = len(class_names(spec))
@@ -102,7 +105,10 @@ def check_sample(spec: ModelSpec, sample: Sample) -> None:
 
 
 def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding | None, float]:
-    """Return why what this decoder reads in the sample cannot be right, and the agreement of its boxes."""
+    """Judge the results of a decoder on the sample. Return the first finding and the best agreement of a frame.
+
+    The finding is None if there is none. The agreement is 0 if the raw values already have a finding.
+    """
     frames = sample.read_by(decoder)
     views = [view for frame in frames for view in decoder.raw_scores(frame)]
     finding = judge_scores(views, sigmoid=decoder.rules.sigmoid)
@@ -122,7 +128,7 @@ def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding
 
 
 def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
-    """Return a specification with this head whose decoder returns the boxes to judge."""
+    """Return a copy of `spec` with this head, whose decoder returns at most `_BOXES` boxes per frame."""
     nms = spec.nms.model_copy(update={"max_candidates": _BOXES, "max_objects": _BOXES})
     return spec.model_copy(update={"head": head, "nms": nms})
 
@@ -131,7 +137,8 @@ def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> l
     """Try every head on the sample, with its options. Return those without a finding, the best first.
 
     Args:
-        class_counts: numbers of classes to try, the most likely first. Empty tries those that the shapes show.
+        class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If empty,
+            the numbers are those that the shapes show.
     """
     found: list[Match] = []
     for layout in _layouts(spec.head):
@@ -150,7 +157,7 @@ def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> l
 
 
 def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int, bool, int]:
-    """Return a key that is low for the head that exporters most likely mean by outputs that several heads can read.
+    """Return a sort key that is lowest for the most usual of several heads that can read the same outputs.
 
     PaddlePaddle exports the outputs of PicoDet per stride. NanoDet-Plus exports one output.
     """
@@ -170,7 +177,7 @@ def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
 
 
 def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
-    """Return the match if this head reads the sample without a finding, and no output remains unexplained."""
+    """Return the match if the head fits the sample and accounts for all outputs; otherwise None."""
     decoder = _bound(spec, count, sample)
     if decoder is None:
         return None
@@ -181,7 +188,7 @@ def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
 
 
 def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
-    """Yield every head with the combinations of its options that change the layout, first the configured head."""
+    """Yield every kind of head with all options to try that change the layout, the configured kind first."""
     for kind in sorted(HEADS, key=lambda kind: kind != configured.kind):
         for options in _cell_options(kind, configured):
             yield HeadSpec.model_validate({"kind": kind, **options})
@@ -191,14 +198,17 @@ def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
 
 
 def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
-    """Yield a head with every unit of boxes and every activation."""
+    """Yield copies of a head with every combination of box unit and activation."""
     for scale in ("pixels", "fraction"):
         for activation in ("none", "sigmoid"):
             yield head.model_copy(update={"box_scale": scale, "activation": activation})
 
 
 def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
-    """Yield the strides and bins to try for a head: those of its family, those configured, and others in use."""
+    """Yield the strides and bins to try for a kind of head: its defaults, those of `head`, and other common ones.
+
+    A missing key means the default. Kinds without cells have neither key.
+    """
     family = HEADS[kind]
     if family.coding not in {"distances", "grid"}:
         yield {}
@@ -214,7 +224,7 @@ def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
 
 
 def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
-    """Return the numbers of classes that the shapes of the outputs show for a head."""
+    """Return the numbers of classes that the shapes of the outputs show for a head; 1 for shapes that show none."""
     head = make_head(spec, 1, 0.0)
     without_batch = head.without_batch(sample.shapes)
     shapes = {name: (1, *shape) if name in without_batch else shape for name, shape in sample.shapes.items()}
@@ -222,15 +232,16 @@ def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
 
 
 def _accounts_for(read: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
-    """Return True if no output besides those that are read holds results.
+    """Return True if no output that is missing from `read` contains results.
 
-    YOLOv5 also exports its maps (batch, anchors, rows, columns, values), from which the output that is read is made.
+    Outputs with five axes do not: YOLOv5 also exports the maps (batch, anchors, rows, columns, values) from which it
+    computes its result.
     """
     return all(len(shape) == 5 for name, shape in shapes.items() if name not in read)
 
 
 def advice(spec: ModelSpec, class_count: int, sample: Sample) -> str:
-    """Return what to change in model.yaml so that the head fits the sample."""
+    """Return text that tells what to change in model.yaml so that the head fits the sample, or that no head fits."""
     matches = try_heads(spec, [class_count], sample)
     if matches:
         best = matches[0]

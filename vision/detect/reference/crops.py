@@ -28,7 +28,7 @@ class _Scratch:
 
 
 class PartReader:
-    """Reads rectangular parts of frames, and converts them from any pixel format to BGR. Not thread-safe."""
+    """Reader of rectangular parts of frames, in any pixel format, as BGR. It is not thread-safe."""
 
     def __init__(self) -> None:
         self._planes = _Scratch()
@@ -36,7 +36,9 @@ class PartReader:
         self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return a part of a frame as BGR (H, W, 3), valid until the next call or the end of the frame's lease.
+        """Return a part of a frame as BGR (H, W, 3). `right` and `bottom` are exclusive.
+
+        The array is valid until the next call or the end of the frame's lease.
 
         Raises:
             ValueError: the part is empty or not within the frame.
@@ -99,7 +101,7 @@ def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
 
 
 class JpegEncoder:
-    """Encodes whole frames of any format as JPEG images. Not thread-safe."""
+    """Encoder of whole frames, in any pixel format, as JPEG images. It is not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
         """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100."""

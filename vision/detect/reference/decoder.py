@@ -1,7 +1,7 @@
 """Decoder that converts the raw outputs of a network to candidates. It is the reference for the GPU kernel.
 
-Each box has one class. If the network gives a score for each class, it is the class with the highest score among the
-reported classes and, of equal scores, the class with the lowest id. Each box whose score reaches the threshold is a
+Each box has one class. If the network gives a score for each class, the class of a box is the reported class with the
+highest score. If several have this score, the lowest id decides. Each box whose score reaches the threshold is a
 candidate. Candidates are sorted by score, and equal scores by the index of the box. Because decoding is slow, only the
 boxes of the best candidates are decoded (see `Decoder.limit`). Boxes with values that are not finite are dropped.
 """
@@ -77,7 +77,7 @@ class Rules:
 
 
 class Decoder:
-    """Converts the raw outputs of one model to candidates. Stateless, so any thread can call it."""
+    """Decoder for the raw outputs of one model. It is stateless, so any thread can call it."""
 
     def __init__(
         self, spec: ModelSpec, rules: Rules, layout: Layout, without_batch: frozenset[str] = frozenset()
@@ -111,7 +111,7 @@ class Decoder:
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
 
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
-        """Return the outputs of frame `index` as `decode` expects them. `outputs` are the outputs of the batch."""
+        """Return the outputs of frame `index` for `decode`. `outputs` are those of the batch, in the same order."""
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
@@ -127,9 +127,11 @@ class Decoder:
     def check_types(self, dtypes: Sequence[str]) -> None:
         """Check the types of the outputs, in the order of `self.outputs`.
 
+        Scores, objectness, boxes, and prototypes must be in fp32 or fp16. Class ids and the number of boxes can also be
+        in int32 or int64. All scores and objectness values must have the same type, and all boxes, too.
+
         Raises:
-            ModelError: scores, boxes, or prototypes are not in fp32 or fp16; scores and objectness, or the boxes of all
-                parts, do not have one type; or class ids or the number of boxes are not in a supported type.
+            ModelError: an output has a different type.
         """
         layout = self.layout
         factors = [part.objectness for part in layout.parts if part.objectness is not None]
@@ -155,10 +157,10 @@ class Decoder:
                 )
 
     def check_scores(self, outputs: Sequence[Floats]) -> None:
-        """Check that the scores in the outputs of one frame are from 0 to 1 if the head has no activation.
+        """Check that scores and objectness of one frame are from 0 to 1 if the head has no activation.
 
         Raises:
-            ModelError: the head has no activation, and a score is outside [0, 1] by more than 0.001.
+            ModelError: the head has no activation, and a value is NaN or outside [0, 1] by more than 0.001.
         """
         views = [view for view in self.raw_scores(outputs) if view.size]
         if self.rules.sigmoid or not views:
@@ -217,7 +219,7 @@ class Decoder:
         return index, class_ids, reached
 
     def _best_classes(self, part: Part, scores: Floats, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats]:
-        """Return the box index, class id, and score of each candidate of `part`. `scores` is (boxes, classes)."""
+        """Return the box index in `part`, class id, and score of each candidate. `scores` is (boxes, classes)."""
         rules, factors = self.rules, None
         if not len(rules.classes):
             return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
@@ -243,7 +245,10 @@ class Decoder:
         return index[sure], rules.classes[columns[sure]], values[sure]
 
     def _labelled(self, named: Values, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats, int]:
-        """Return the box index, class id, and score of every candidate, and the number of boxes of unnamed classes."""
+        """Return the box index, class id, and score of every candidate, and the number of boxes with unnamed classes.
+
+        Only boxes whose score reaches the threshold are counted.
+        """
         rules, part = self.rules, self.layout.parts[0]
         scores, class_ids = _column(part.scores, outputs), _column(named, outputs)
         if self.layout.count is not None:
@@ -281,7 +286,7 @@ class Decoder:
         return values
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return boxes by index, (N, 4) in the unit of the model: xyxy or, if rotated, center, width, and height."""
+        """Return the boxes with these indices, (N, 4), in the unit of the model: xyxy; if rotated, center and size."""
         values = self._values(outputs, index)
         match self.rules.coding:
             case "corners":
@@ -320,7 +325,7 @@ class Decoder:
         return MaskCoefficients(extra, boxes, outputs[self.layout.prototypes], self._canvas_px)
 
     def cell_px(self, mask_shape: tuple[int, int]) -> tuple[float, float]:
-        """Return the width and height, in model pixels, of a cell of prototypes with these rows and columns."""
+        """Return the width and height, in model pixels, of a prototype cell. `mask_shape` is (rows, columns)."""
         return self._canvas_px[0] / mask_shape[1], self._canvas_px[1] / mask_shape[0]
 
     def shapes(self, extra: Floats) -> RotatedBoxes | Keypoints | None:

@@ -1,4 +1,4 @@
-"""Functions that find the values of each box that a task adds: keypoints, an angle, or coefficients of a mask."""
+"""Functions that find the values that a task adds to each box: keypoints, an angle, or the coefficients of a mask."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
 
     Args:
         shapes: shapes of all outputs.
-        space: number of values left for the class scores and these values. None if the axis is open.
-        class_count: number of classes in model.yaml, which separates class scores from keypoints.
+        space: number of values of a box for its class scores and the task. None if the model does not fix it.
+        class_count: number of class scores of a box; 0 if the model outputs class ids instead.
     """
     match head.task:
         case "detect":
@@ -128,7 +128,7 @@ def joined_with_extra(
     """Find the outputs whose axis `axis` has space for `before` values, at least one class, and the task's values.
 
     Yields:
-        Name, number of classes (None if the axis is open), and the values of the task.
+        Name, number of classes (None if the model does not fix it), and the values of the task.
     """
     for name, _, space in joined(shapes, axis, before):
         for extra in extras(head, shapes, space, class_count):
@@ -137,9 +137,10 @@ def joined_with_extra(
 
 
 def is_clear(spec: ModelSpec, layout: Layout) -> bool:
-    """Return True if the shapes of the outputs fit only the task of this layout.
+    """Return True if the shapes of the outputs clearly show the task of this layout.
 
-    Without class ids, the angle of an oriented box can also be the score of one more class.
+    Keypoints are clear if their names are known. Masks are always clear. The angle of an oriented box is clear only if
+    the layout has class ids: otherwise it can also be the score of one more class.
     """
     if spec.head.task == "pose":
         return len(keypoint_names(spec, layout)) > 0

@@ -28,11 +28,11 @@ from vision.errors import ModelError
 
 _BOX_NAMES: Final = ("box", "det", "loc", "reg")
 _MOST_SUPPRESSED: Final = 1000
-"""Maximum number of rows of an export that includes NMS. An output with more rows has all boxes of the network."""
+"""Maximum number of rows of an export that includes NMS. An output with more rows contains all boxes of the network."""
 
 
 class Head(ABC):
-    """Base class for a family of detectors that arrange their outputs alike. Stateless, so any thread can call it."""
+    """Base class of heads. Each head reads the outputs of one family of detectors. It is stateless and thread-safe."""
 
     coding: ClassVar[Coding]
     root: ClassVar[bool] = False
@@ -41,7 +41,11 @@ class Head(ABC):
     bins: ClassVar[int] = 0
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create the head for candidates with at least `score`. `classes` are the ids to keep; None keeps all."""
+        """Create the head for candidates with a score of at least `score`.
+
+        Args:
+            classes: ids of the classes to keep. None means all classes. Background classes are never kept.
+        """
         self._spec = spec
         self._class_count = class_count
         sigmoid = spec.head.activation == "sigmoid"
@@ -71,7 +75,7 @@ class Head(ABC):
 
     @abstractmethod
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        """Yield each possible layout of outputs of these shapes, most likely first, whatever the number of classes."""
+        """Yield each possible layout of outputs of these shapes, for any number of classes, the most likely first."""
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
         """Return the names of the outputs that have no batch axis, because the model runs only on one frame."""
@@ -119,7 +123,7 @@ class Head(ABC):
         return "no head fits; `vision models` shows the outputs that each head expects"
 
     def _other_task(self, shapes: Mapping[str, Shape]) -> str:
-        """Return the head and the task that clearly fit the outputs; empty if none does."""
+        """Return text that names a head and a task that clearly fit the outputs; empty if there are none."""
         for task, kinds in TASKS.items():
             spec = self._spec.model_copy(update={"head": self._spec.head.model_copy(update={"task": task})})
             for kind in sorted(kinds, key=lambda kind: kind != self._spec.head.kind):
@@ -142,7 +146,8 @@ class Head(ABC):
         """Find the outputs with values for each cell of one stride, as rows of a table or as a map per value.
 
         Returns:
-            For each output name, the number of values (None if the model does not fix it), and True for maps.
+            For each output name, the number of values per cell (None if the model does not fix it), and whether the
+            output contains maps.
         """
         rows, columns = level
         found: dict[str, tuple[int | None, bool]] = {}
@@ -206,7 +211,7 @@ class _Distances(Head):
 
 
 class NanoDet(_Distances):
-    """Head of NanoDet, before NanoDet-Plus. The center of cell x is at ``(x + 0.5) * stride - 0.5``."""
+    """Head of the original NanoDet, not NanoDet-Plus. The center of cell x is at ``(x + 0.5) * stride - 0.5``."""
 
     center = (0.5, -0.5)
     bins = 11
@@ -281,7 +286,7 @@ class YoloX(Head):
 class YuNet(Head):
     """Head with four outputs per stride: class scores, objectness, boxes relative to the cell, and face landmarks.
 
-    The landmarks are not read. The score is the square root of class score times objectness.
+    The landmarks are not read. The score is the square root of the product of class score and objectness.
     """
 
     coding = "grid"
@@ -431,7 +436,7 @@ class EndToEnd(Head):
                 yield Layout((boxes, scores, labels), (part,), class_ids=Values(2), needs_nms=nms)
 
     def _has_all_boxes(self, rows: int | None) -> bool:
-        """Return True if the number of rows shows that they are all boxes of the network, before NMS."""
+        """Return True if the number of rows shows that the output contains all boxes of the network, before NMS."""
         if rows is None:
             return False
         levels = [rows * columns for rows, columns in self._sizes]
@@ -439,7 +444,7 @@ class EndToEnd(Head):
 
 
 def _is_count(name: str, shape: Shape, rows: int | None) -> bool:
-    """Return True if an output contains the number of objects of each frame. `rows` is the number of its boxes."""
+    """Return True if an output contains the number of objects per frame. `rows` is the number of boxes per frame."""
     return len(shape) == 1 or (shape[1:] == (1,) and (rows != 1 or is_named(name, ("num", "count"))))
 
 

@@ -39,10 +39,11 @@ def constant_input(
     """Return the tensor for an input that is the same for every frame.
 
     Args:
-        shape: shape in the file. A first axis of variable size becomes `batch`, other such axes the number of values.
+        shape: shape in the file. If the size of the first axis is variable, it becomes `batch`. The size of every other
+            variable axis becomes the number of values.
 
     Raises:
-        ModelError: model.yaml does not list the values and the input is not a known one, or the values do not fit.
+        ModelError: the values are neither in model.yaml nor known for inputs of this name, or do not fit the shape.
     """
     width, height = spec.input.width, spec.input.height
     known = {"orig_target_sizes": (width, height), "im_shape": (height, width), "scale_factor": (1, 1)}

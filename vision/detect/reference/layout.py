@@ -33,7 +33,7 @@ class Values:
     by_column: bool = False  # True if the output has a column per box, False if it has a row per box
 
     def table(self, outputs: Sequence[Floats]) -> Floats:
-        """Return a view (boxes, values) of the whole output, from the outputs of one frame."""
+        """Return the whole output as a table (boxes, values). `outputs` are those of one frame."""
         array = outputs[self.output]
         table = array.reshape(len(array), math.prod(array.shape[1:]))
         return table.T if self.by_column else table
@@ -64,19 +64,20 @@ class Layout:
     """Index of the output with the number of valid boxes. None if all boxes are valid."""
     needs_nms: bool = True
     extra: Values | None = None
-    """Further values of each box, in the same output as the boxes: keypoints, angle, or mask coefficients."""
+    """Extra values of each box, in the same output as the boxes: keypoints, angle, or mask coefficients; or None."""
     extra_count: int = 0
-    """Number of these values."""
+    """Number of extra values of each box."""
     keypoint_values: int = 0
     """Number of values of a keypoint: 2 (x, y), or 3 with a score. 0 if the extra values are not keypoints."""
     prototypes: int | None = None
-    """Index of the output with the prototypes of the masks, of shape (coefficients, rows, columns)."""
+    """Index of the output with the mask prototypes (coefficients, rows, columns). None if there are no masks."""
 
 
 def as_table(shape: Shape) -> Table | None:
-    """Return the numbers of rows and columns of an output for one frame as a table; None if it is not a table.
+    """Return the shape of an output for one frame as a table; None if the output cannot be a table.
 
-    Maps (batch, values, rows, columns) become tables with one column per cell. Axis 2 is dropped if its length is 1.
+    Maps (batch, values, rows, columns) of fixed size become tables with one column per cell. In an output with four
+    axes, axis 2 (the third) is dropped if its length is 1.
     """
     match shape:
         case (_, rows, columns) | (_, rows, 1, columns):
@@ -88,7 +89,7 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the tables among the outputs, by name, as `as_table` does. `axes` are the accepted numbers of axes."""
+    """Return the tables among the outputs, by name. See `as_table`. `axes` are the accepted numbers of axes."""
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 
@@ -99,7 +100,7 @@ def is_size(axis: int | None, size: int) -> bool:
 
 
 def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tuple[str, int | None, int | None]]:
-    """Find the outputs whose axis number `axis` (1 or 2) has space for `others` other values and at least one class.
+    """Find the outputs whose axis `axis` (1 or 2) has space for at least one class score and `others` other values.
 
     Yields:
         Name, number of boxes, and number of classes. A number is None if the model does not fix it.
@@ -116,7 +117,7 @@ def named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tupl
 
 
 def is_named(name: str, parts: tuple[str, ...]) -> bool:
-    """Return True if a name contains one of `parts`, in lower or upper case."""
+    """Return True if a name contains one of `parts`, which must be in lower case. The case of the name is ignored."""
     return any(part in name.lower() for part in parts)
 
 

@@ -92,7 +92,7 @@ def kept_in_order(
 ) -> NDArray[np.bool_]:
     """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep.
 
-    If `rotated` is given, these boxes are compared instead of `boxes_xyxy`.
+    If `rotated` is not None, the rotated boxes are compared instead of `boxes_xyxy`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         one_class = iou.same == iou.across or len(class_ids) == 0 or bool((class_ids == class_ids[0]).all())
@@ -189,9 +189,9 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Apply NMS to the candidates of one frame, and convert the rest to detections in source pixels, in new arrays.
+    """Apply NMS to the candidates of one frame, and convert those that are left to detections in source pixels.
 
-    Boxes that have no area after clipping are dropped. `limits` is None if the head needs no NMS.
+    If `limits` is None, NMS is skipped. Boxes that have no area after clipping to the frame are dropped.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     shapes = candidates.shapes

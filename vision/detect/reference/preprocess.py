@@ -19,16 +19,16 @@ except ImportError:  # the demo runs without OpenCV
 from vision.config import InputSpec
 from vision.detect.reference.letterbox import Letterbox, gain_and_offset, taps
 
-_MAX_SIZES: Final = 32  # of scalers to keep; each uses 2 MB
+_MAX_SIZES: Final = 32  # maximum number of scalers to keep; each uses 2 MB
 _BLOCK_BYTES: Final = 1 << 17  # source rows that are scaled together; intermediate results fit into the core's cache
 _ROW_WEIGHTS: Final = 256  # sum of the weights of two rows, so that a weighted sum of levels fits into 16 bits
 
 
 class Preprocessor:
-    """Scales and normalizes frames, and writes them into the tensor that is the network's input. Not thread-safe.
+    """Writer of scaled and normalized frames into the network's input tensor. It is not thread-safe.
 
-    The tensor is (B, 3, H, W), or (B, H, W, 3) if `channels_last`; float32, float16, or uint8. It differs from that of
-    ``tests/letterbox_reference.py`` by at most one of 255 levels.
+    The tensor is (B, H, W, 3) if `channels_last` is True, and otherwise (B, 3, H, W). Its type is float32, float16, or
+    uint8. Its values differ from those of ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 
     def __init__(self, spec: InputSpec, tensor: NDArray[Any], *, channels_last: bool = False) -> None:
@@ -105,7 +105,7 @@ class _Scaler:
 
 
 class _OpenCVScaler(_Scaler):
-    """Scales frames with OpenCV, in half the time of `_Scaler`. The results differ from it by at most one level."""
+    """Scales frames with OpenCV, in half the time of `_Scaler`, and with results that differ by at most one level."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         super().__init__(spec, shape)

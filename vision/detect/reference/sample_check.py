@@ -1,8 +1,8 @@
-"""Judgement of a model on a sample: results that no correctly described model gives are refused.
+"""Checks that refuse a model if a correctly described model cannot give its results on the sample.
 
 The shapes of outputs do not identify a family of models: boxes can be corners or centers, in pixels or fractions,
-before or after suppression. Their values on two frames do. Every rule here refuses only what cannot be right, and none
-requires that the sample shows objects that the model knows.
+before or after suppression. The values of the outputs for two frames do. Every rule refuses only results that cannot be
+right. No rule requires that the sample shows objects that the model knows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reading:
     class_ids: NDArray[np.int32]  # (N,)
 
     def without_padding(self) -> Reading:
-        """Return the boxes without the rows that fill up an output of fixed size: their score or both sides are 0."""
+        """Return a copy without padding rows, which fill an output of fixed size: the score or both sides are 0."""
         real = (self.boxes_xyxy[:, :2] != self.boxes_xyxy[:, 2:]).any(axis=1) & (self.scores > 0)
         return Reading(self.boxes_xyxy[real], self.scores[real], self.class_ids[real])
 
@@ -58,10 +58,10 @@ def judge(
     """Return the first reason why the boxes of a sample cannot be right; None if there is none.
 
     Args:
-        readings: one for each frame of the sample.
+        readings: one reading for each frame of the sample.
         size: width and height of the canvas, model pixels.
-        suppressed: True if no suppression follows, because each box is an object.
-        bounded: True if the sizes of boxes cannot be wrong, because the head limits their distances from a cell.
+        suppressed: if True, each box must be an object, because no suppression follows; repeated boxes are refused.
+        bounded: if True, huge boxes are accepted, because the head limits the distances of their sides from a cell.
     """
     readings = [reading.without_padding() for reading in readings]
     boxes = np.concatenate([reading.boxes_xyxy for reading in readings]).astype(np.float64)
@@ -74,9 +74,9 @@ def judge(
 def _geometry(
     boxes: NDArray[np.float64], canvas: NDArray[np.float64], *, several: bool, bounded: bool
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the positions and sizes of boxes (N, 4) on a canvas (2,).
+    """Yield a finding for each fault in the positions and sizes of boxes (N, 4) on a canvas (2,).
 
-    `several` is True if a frame has more than one box. `bounded`: see `judge`.
+    `several` is True if a frame has more than one box. For `bounded`, see `judge`.
     """
     if not len(boxes):
         return
@@ -122,11 +122,11 @@ def _overlap(readings: Sequence[Reading]) -> Finding | None:
 
 
 def judge_scores(views: Sequence[NDArray[np.float32]], *, sigmoid: bool) -> Finding | None:
-    """Return why raw values cannot be the scores of a model; None if they can.
+    """Return a finding if raw values cannot be the scores of a model; None if they can, or if there are none.
 
     Args:
         views: class scores and objectness values before the activation, in any shape.
-        sigmoid: True if the activation converts them.
+        sigmoid: if True, the values must be logits, because the activation is a sigmoid; otherwise from 0 to 1.
     """
     views = [view for view in views if view.size]
     if not views:
@@ -143,7 +143,7 @@ def judge_scores(views: Sequence[NDArray[np.float32]], *, sigmoid: bool) -> Find
 
 
 def judge_class_ids(columns: Sequence[NDArray[np.float32]]) -> Finding | None:
-    """Return a finding if columns of class ids do not contain whole numbers."""
+    """Return a finding if more than half of the values in columns of class ids are not whole numbers."""
     values = np.concatenate([column.ravel() for column in columns])
     fractions = (values != np.rint(values)).mean() if values.size else 0.0
     if fractions <= 0.5:
@@ -154,7 +154,8 @@ def judge_class_ids(columns: Sequence[NDArray[np.float32]]) -> Finding | None:
 def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
     """Return a finding if tables (N, 4) of offsets and logarithms of sizes contain only values from 0 to 1.
 
-    The logarithm of a size is negative for boxes smaller than a cell, and over 1 for boxes of three cells.
+    The logarithm of a size is negative for boxes smaller than a cell, and over 1 for boxes of three cells. Fewer than
+    `_MANY` boxes are not judged.
     """
     values = np.concatenate([table.ravel() for table in tables])
     if len(values) < 4 * _MANY or values.min() < 0 or values.max() > 1:
@@ -165,7 +166,7 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
 def agreement(reading: Reading) -> float:
     """Return the mean overlap (IoU) of boxes that describe the same object, from 0 to 1; 0 if there are none.
 
-    Networks with cells find an object in several of them. If the boxes are decoded correctly, they agree.
+    Networks with cells find an object in several cells. If the boxes are decoded correctly, they agree.
     """
     best = reading.scores[0] if len(reading.scores) else 0.0
     sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]

@@ -133,6 +133,8 @@ class MaskCoefficients(CandidateShapes):
 def mask_crops(boxes_xyxy: Floats, canvas_px: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:
     """Return the cells that each box touches: left, top, right, bottom (N, 4). Right and bottom are exclusive.
 
+    The cells are limited to the grid. Each box gets at least one cell.
+
     Args:
         boxes_xyxy: (N, 4) model pixels.
         canvas_px: width and height of the model's input.
