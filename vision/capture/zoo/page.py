@@ -19,7 +19,7 @@ _TOP: Final = """\
 # Camera zoo
 
 `vision camera-zoo` serves synthetic cameras on 127.0.0.1. Each has one oddity of real cameras. Use them to try a
-configuration without a camera, or to test your own program.
+configuration without a real camera, or to test your own program.
 
 ```bash
 vision camera-zoo                                 # all cameras, one line each; Ctrl-C stops them
@@ -28,13 +28,14 @@ vision camera-zoo --fault cut                     # every 10 s, all connections 
 vision camera-zoo --list                          # the list, without serving
 ```
 
-The frames contain their number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads
-it. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the command
-`openssl`, which creates their certificate.
+Each frame shows its number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads the
+number. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the
+command `openssl`, which creates their certificate.
 
-`make camera-zoo` reads every camera with every reader and under every fault. It checks that each one either plays
-within 10 s, and counts every frame as published or dropped, or fails with the code in the tables below. If the table
-names keys of camera.yaml, it also checks that the camera plays with them. `./test` runs a part of these checks.
+`make camera-zoo` reads every camera with every reader and under every fault. A camera for which the tables below list
+`plays` must deliver a frame within 10 s, and each of its frames must be counted as published or dropped. A camera for
+which they list a code must fail with this code. If they also list keys of camera.yaml, the camera must play with these
+keys. `./test` runs a part of these checks.
 
 | `--fault` | what happens |
 |---|---|
@@ -43,7 +44,7 @@ names keys of camera.yaml, it also checks that the camera plays with them. `./te
 _TABLES: Final = """\
 
 In the tables, a code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log
-report this code, the reason, and what to do. Keys behind an arrow are those with which the camera plays.
+report this code, the reason, and what to do. With the keys after an arrow, the camera plays.
 """
 
 

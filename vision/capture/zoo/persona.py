@@ -19,8 +19,8 @@ FAULTS: Final[Mapping[Fault, str]] = MappingProxyType(
         "cut": "all connections are reset",
         "stall": "the camera stops sending, and keeps its connections open",
         "restart": "all connections are reset, and the port is closed for 1.5 s",
-        "loss": "one RTP packet, TS packet or half of a JPEG is missing in some frames",
-        "slow": "the data arrives in small pieces, and each answer 0.3 s late",
+        "loss": "one RTP packet, one TS packet, or half of a JPEG is missing in some frames",
+        "slow": "the data arrives in small pieces, and each response arrives 0.3 s late",
     }
 )
 
