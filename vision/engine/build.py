@@ -151,7 +151,10 @@ class _Build:
         self._builder = start(trt.Builder, log)
 
     def _refuse_untested(self) -> None:
-        """Raise `ModelError` for fp8 and int8 on GPUs that TensorRT-RTX does not list. One gave wrong results (9.0)."""
+        """Raise `ModelError` for fp8 and int8 if TensorRT-RTX does not list the GPU's compute capability.
+
+        With the unlisted compute capability 9.0, the results were wrong.
+        """
         capabilities = supported_capabilities()
         quantized = self._plan.precision in ("fp8", "int8")
         if quantized and capabilities and self._gpu.compute_capability not in capabilities:
@@ -225,7 +228,11 @@ class _Build:
         return config
 
     def _aim(self, config: Any) -> None:
-        """Set the GPU's compute capability. If the library lacks it, build for this machine or raise `ModelError`."""
+        """Set the compute capability to build for. If the library does not list it, build for the GPU in this machine.
+
+        Raise `ModelError` if the library refuses the compute capability, or does not list it and the build is ahead of
+        time.
+        """
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
             config.num_compute_capabilities = 1
@@ -241,7 +248,7 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Select the DLA core, and the GPU for layers that it does not support. If it is absent, only log a warning."""
+        """Select the DLA core, and the GPU for layers that the core cannot run. If the core is missing, warn only."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
@@ -304,7 +311,10 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Attach the timing cache `blob`; an empty one if it is None or unusable. Keep the result until the build ends."""
+    """Attach the timing cache `blob`, or an empty one if `blob` is None or unusable. Return the attached cache.
+
+    The caller must keep the result until the build has ended.
+    """
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache
@@ -349,7 +359,7 @@ def is_damage(error: Any) -> bool:
 
 
 def free_memory() -> str:
-    """Return the free memory of the GPU as text for the end of a message. Empty if no GPU works."""
+    """Return the free and total memory of the GPU as text for the end of a message; an empty text if no GPU works."""
     try:
         from vision.gpu.cuda import memory_info
 
@@ -363,7 +373,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Return why a build failed: the operator that the GPU does not support, or else all errors in the log."""
+    """Return why a build failed: the operator that the GPU does not support, or else the errors in the log."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:

@@ -1,4 +1,4 @@
-"""Cache of built engines in a folder. Each has a key that describes its model, settings, library, and GPU.
+"""Cache of built engines in a folder. Each engine has a key that describes its model, settings, library, and GPU.
 
 File names contain the hash of the key, so after a change of the key, the cache looks for a different file. A JSON file
 next to the engine contains the key in readable form, and the hash of the plan, which is checked at every load.
@@ -78,7 +78,7 @@ class EngineKey:
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
-        """Return text that lists the values of this key that differ in `other`, a result of `as_json`. Can be empty."""
+        """Return the differences from `other`, a result of `as_json`, as text; an empty text if the keys are equal."""
         theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
             f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
@@ -126,7 +126,10 @@ class _Sidecar(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine in the cache. If its files cannot be read, `key`, `plan_bytes`, and `built_at` are empty."""
+    """One engine in the cache.
+
+    If a file cannot be read, or the JSON file is damaged, `key` and `built_at` are empty, and `plan_bytes` is 0.
+    """
 
     path: Path  # of the plan
     model: str  # name of the model; if the files cannot be read, the name of the plan file without its suffix
@@ -152,7 +155,10 @@ class Loaded:
 
 
 class EngineCache:
-    """Folder of engines. The constructor raises `ModelError` if the folder cannot be created or is not private."""
+    """Folder of built engines; `default_folder` if `folder` is None.
+
+    The constructor raises `ModelError` if the folder cannot be created or is not private.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_folder()
@@ -168,9 +174,10 @@ class EngineCache:
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
-        """Return the plan and an empty text, or None and the reason why no plan can be used.
+        """Return the plan and an empty text, or None and the reason why no plan can be used. Record the time of use.
 
-        Raise `Untrusted` if a file of the engine is unreadable, or if other users can write to it.
+        Raise `Untrusted` if a file of the engine is a link, is unreadable, or can be written by other users. Raise
+        `ModelError` if the folder cannot be read.
         """
         path = self.path_of(model, key)
         try:
@@ -196,10 +203,10 @@ class EngineCache:
     ) -> Loaded:
         """Load the plan from the cache, or build and store it. If several processes need it, only one builds it.
 
-        If the plan cannot be stored, it is returned in any case, so that the program can start. `build` receives the
-        timing cache of earlier builds, or None; its errors are passed on. `force` builds even if the cache has the
-        plan. While another process builds the plan, this call waits: it raises `Closed` if `canceled` returns True, and
-        `Held` after an hour. Raise `Untrusted` as `find` does.
+        If the plan cannot be stored, it is still returned, so that the program can start. `build` receives the timing
+        cache of earlier builds, or None. If `force` is True, the plan is built even if the cache contains it. While
+        another process is building the plan, `load_or_build` waits. It raises `Closed` if `canceled` returns True, and
+        `Held` after an hour. Errors of `build` and `find`, and `Untrusted` for the timing cache, are passed on.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -245,7 +252,10 @@ class EngineCache:
     # -------------------------------------------------------------------------------------------- keeping
 
     def _store(self, path: Path, model: str, key: EngineKey, built: Built) -> None:
-        """Store an engine. The plan is written before its JSON file, because a plan without this file is ignored."""
+        """Store an engine and its timing cache. Raise `Unwritable` if a file cannot be written.
+
+        The plan is written before its JSON file, because a plan without a JSON file is ignored.
+        """
         sidecar = _Sidecar(
             model=model,
             key=key.as_json(),
@@ -270,7 +280,7 @@ class EngineCache:
         return self.folder / f"{place}.timing"
 
     def _timing_cache(self, key: EngineKey) -> bytes | None:
-        """Return the stored timing cache; None if there is none."""
+        """Return the stored timing cache; None if there is none. Raise `Untrusted` as `read_private` does."""
         with contextlib.suppress(FileNotFoundError):
             return read_private(self._timing_path(key))
         return None
@@ -290,11 +300,12 @@ class EngineCache:
             ) from error
 
     def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
-        """Remove files that are of no use on this machine. Return the reasons, by the names of engines and other files.
+        """Remove files that are of no use on this machine. Return the reason for each removed file, by file name.
 
-        These are damaged engines, engines for a different library or GPU (None accepts any), all that was not used for
-        90 days, and leftover files. An engine that another process builds or stores is kept. Raise `ModelError` if the
-        folder cannot be read, or a file cannot be removed.
+        These are damaged engines, engines for a different library or GPU, engines and timing caches that were not used
+        for 90 days, and leftover files. If `library` or `gpu` is None, any library or GPU is accepted. An engine
+        that another process is building or storing is kept. For a removed engine, the result contains only the
+        plan file. Raise `ModelError` if the folder cannot be read, or a file cannot be removed.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():
@@ -321,7 +332,11 @@ class EngineCache:
 
     @staticmethod
     def _remove(engine: Path, built_at: str | None) -> bool:
-        """Remove the files of an engine, and return True. Return False if another process builds or has replaced it."""
+        """Remove the files of an engine, and return True.
+
+        Return False if another process is building the engine, or has replaced it. `built_at` is the expected build
+        time. None means that the engine file is expected to be missing.
+        """
         try:
             with locked(engine.with_suffix(".lock"), timeout_s=0):
                 if (_entry(engine).built_at if engine.exists() else None) != built_at:
@@ -366,7 +381,7 @@ def _unlink(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[Entry, bytes]:
-    """Read a plan and its JSON file. Return the entry and the plan. Raise FileNotFoundError or `Untrusted`."""
+    """Read a plan and its JSON file. Return the entry and the plan. Raise the same errors as `read_private`."""
     document = read_private(path.with_suffix(".json"))
     plan = read_private(path)
     try:
@@ -391,12 +406,15 @@ def _entry(path: Path) -> Entry:
 
 
 def _faulty(path: Path, fault: str) -> Entry:
-    """Return the entry of an engine whose files cannot be read, for the reason `fault`."""
+    """Return the entry of an engine whose files cannot be read or decoded, with the reason `fault`."""
     return Entry(path, path.stem, key={}, plan_bytes=0, built_at="", fault=fault)
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return why an engine with this key cannot run on `library` and `gpu`. Empty if it can. None accepts any."""
+    """Return why an engine with this key cannot run on `library` and `gpu`; an empty text if it can.
+
+    If `library` or `gpu` is None, any library or GPU is accepted.
+    """
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, but this machine has {library}"
     here = None if gpu is None else [gpu.name, list(gpu.compute_capability)]

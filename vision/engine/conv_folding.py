@@ -60,10 +60,10 @@ _Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
     """Change a model in place: fold the convolutions for which this is likely to save time. The results stay the same.
 
-    Such convolutions have constant float32 weights, few input and output channels, and overlapping windows. The width
-    of their output is known. Only pointwise activations read the output, and a Concat joins their results with other
-    tensors. Quantized models are not changed. Return the names of the folded convolutions, or of their outputs if the
-    convolutions have no names.
+    Such convolutions have constant float32 weights, 16 to 32 input channels, 8 to 32 output channels, and overlapping
+    windows. The width of their output is known, and divisible by the folding factor. Only pointwise activations read
+    the output, and a Concat joins their results with other tensors. Quantized models are not changed. Return the names
+    of the folded convolutions, or of their outputs if the convolutions have no names.
     """
     graph = model.graph
     opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
@@ -189,7 +189,10 @@ def _is_activated_and_joined(value: ir.Value) -> bool:
 
 
 def _activates(node: ir.Node) -> bool:
-    """Return True if a node is one of `ACTIVATIONS`, and its inputs after the first, such as slopes, are constants."""
+    """Return True if a node is one of `ACTIVATIONS`, except Gelu with the tanh approximation.
+
+    Its inputs after the first, such as slopes, must be constants.
+    """
     if node.op_type not in ACTIVATIONS or node.domain:
         return False
     by_tanh = node.attributes.get_string("approximate", "none") != "none"  # this Gelu is fused with convolutions
@@ -197,7 +200,7 @@ def _activates(node: ir.Node) -> bool:
 
 
 def _is_joined(values: Iterable[ir.Value]) -> bool:
-    """Return True if a Concat reads one of the tensors, or a sum to which one of them was added."""
+    """Return True if a Concat reads one of the tensors, or a sum that contains one of them."""
     reached = list(values)
     for value in reached:  # the list grows
         for node in value.consumers():
@@ -229,9 +232,10 @@ def _widened(weights: NDArray[np.float32], factor: int, stride: int) -> NDArray[
 
 
 def _shapes_of(model: ir.Model) -> _Shapes:
-    """Infer the shapes of node outputs from the shapes of the inputs. Unknown sizes are None. Empty if this fails.
+    """Infer the shapes of node outputs, by name, from the shapes of the model's inputs.
 
-    Shapes that are stored in the file are not used, because they may belong to a different frame size.
+    Unknown sizes are None. The result is empty if the inference fails. Shapes that are stored in the file are not used,
+    because they may belong to a different frame size.
     """
     import onnx
     import onnx_ir as ir

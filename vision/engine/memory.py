@@ -101,11 +101,12 @@ class _Part:
 
 
 class MemoryPool:
-    """Pool that allocates segments of GPU memory from the driver, and reuses parts of them. Thread-safe.
+    """Pool that allocates segments of GPU memory from the driver, and reuses parts of them. It is thread-safe.
 
     Each stream has separate segments, so memory that is freed on a stream can be reused immediately, by later work on
-    this stream. If memory is freed on a different stream, the pool first waits for that stream; if it is freed without
-    a stream, for the whole GPU. If a request exceeds `segment_bytes`, a segment of about its size is allocated.
+    this stream. If memory is freed on a different stream, the pool first waits for that stream. If memory is freed
+    without a stream, the pool first waits for all work on the GPU. If a request exceeds `segment_bytes`, a segment of
+    about its size is allocated.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -131,7 +132,7 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Lock the pool during a `with` block. Then free the memory that finalizers in this thread returned in it."""
+        """Lock the pool during a `with` block. Then free the memory that finalizers returned during the block."""
         with self._lock:
             self._inside = True
             try:
@@ -184,7 +185,11 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Free the memory at `address`, last used on `stream` (None if unknown). Return False if there is none."""
+        """Free the memory at `address`. Return False if `allocate` did not return this address.
+
+        `stream` is the stream that used the memory last; None if unknown. If a finalizer calls `deallocate` during
+        another call in the same thread, the memory is freed at the end of that call.
+        """
         with self._lock:
             if self._inside:
                 self._late.append((address, stream))
@@ -241,7 +246,7 @@ class MemoryPool:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return an allocator through which TensorRT uses `pool`. Keep the allocator as long as any TensorRT object."""
+    """Return an allocator through which TensorRT uses `pool`. Keep it as long as TensorRT objects use it."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
@@ -271,7 +276,10 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 
 
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
-    """Return the scratch memory in bytes for one stream: the largest size in `contexts`, which run one at a time."""
+    """Return the size in bytes of the scratch memory that the contexts of one stream share, rounded up for alignment.
+
+    `contexts` contains the size that each context needs. The largest suffices, because the contexts run one at a time.
+    """
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
 

@@ -32,10 +32,10 @@ _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Change the shapes of an ONNX model to suit tensor cores: widen its input (`interleave`) and fold convolutions.
+    """Change the shapes of an ONNX model to suit tensor cores. The results stay the same.
 
-    The results stay the same. Return the model, and True if its input was widened. Raise `ModelError` if a package is
-    missing, or the model is not ONNX.
+    If `interleave` is True, widen the input with `widen_input`. If `fold` is True, fold narrow convolutions. Return the
+    model, and True if its input was widened. Raise `ModelError` if a package is missing, or the model is not ONNX.
     """
     if not interleave and not fold:
         return model, False
@@ -60,7 +60,7 @@ def widen_input(model: ir.Model) -> bool:
     of zero.
 
     Return False, without a change, unless the model has one input with three channels, only convolutions over all three
-    use the input, and no other node uses the weights of these convolutions.
+    channels use the input, and no other node uses the weights of these convolutions.
     """
     import onnx_ir as ir
 
@@ -94,7 +94,8 @@ def with_weights(model: bytes, folder: Path) -> bytes:
     """Copy the external weights of an ONNX model from files in `folder` into the model. Return the model.
 
     Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
-    them. Raise `ModelError` if a package is missing, or if the model or such a file is missing, damaged, or too large.
+    them. A model without external weights is returned unchanged. Raise `ModelError` if a package is missing, the model
+    is not ONNX, or a file with weights is missing or damaged, or if the complete model is too large (2 GB).
     """
     if _EXTERNAL not in model:
         return model
@@ -136,9 +137,9 @@ def _package_missing(error: ImportError) -> ModelError:
 def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool, keep_outputs: bool) -> bytes:
     """Convert the weights and activations of an ONNX model to float16 or bfloat16.
 
-    A model that already uses the target type is returned unchanged. With `keep_inputs` or `keep_outputs`, the inputs
-    or outputs stay float32, and casts convert them. Raise `ModelError` if a package is missing, the file is not an ONNX
-    model, or a weight is too large for float16.
+    A model that already uses the target type is returned unchanged. If `keep_inputs` or `keep_outputs` is True, the
+    inputs or outputs stay float32, and casts convert them. Raise `ModelError` if a package is missing, the model is not
+    ONNX, or a weight is too large for float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):
@@ -166,7 +167,7 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
 
 
 def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
-    """Return True if tensors of two or more dimensions, such as weights, have the type `to`, and none is float32."""
+    """Return True if some tensors with several dimensions, such as weights, have the type `to`, and none is float32."""
     import onnx
 
     target = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[to]
@@ -176,7 +177,10 @@ def _is_in(model: onnx.ModelProto, to: Literal["fp16", "bf16"]) -> bool:
 
 
 def _for_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in an opset in which QuantizeLinear accepts float16. Unchanged if it has no such operator."""
+    """Convert a model that uses QuantizeLinear to an opset in which this operator accepts float16. Return the model.
+
+    Any other model is returned unchanged.
+    """
     import onnx
 
     version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), _QDQ_OPSET)
@@ -186,7 +190,7 @@ def _for_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield all float32 initializers, and a copy of each float32 constant that has the name of its node's output."""
+    """Yield all float32 initializers, and a copy of each float32 constant, named after its node's output."""
     import onnx
 
     for tensor in model.graph.initializer:
@@ -201,7 +205,7 @@ def _float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
-    """Yield each Constant node with its tensor."""
+    """Yield each Constant node that contains a tensor, and this tensor."""
     for node in model.graph.node:
         if node.op_type == "Constant":
             yield from ((node, attribute.t) for attribute in node.attribute if attribute.name == "value")
@@ -220,7 +224,7 @@ def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Change all float16 types of a model to bfloat16. Compute its weights from the float32 values in `weights`."""
+    """Change all float16 types of a model to bfloat16. Compute the new weights from the float32 values in `weights`."""
     import onnx
 
     half, brain = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

@@ -37,7 +37,10 @@ def load_or_build(
     cache: EngineCache,
     force: bool = False,
 ) -> Loaded:
-    """Load the plan of a model from `cache`, or build it. `force` always builds. For the errors, see `open_engine`."""
+    """Load the plan of a model from `cache`, or build it. For the errors, see `open_engine`.
+
+    If `force` is True, the plan is always built.
+    """
     onnx = read_onnx(folder, spec)
 
     def build(timing_cache: bytes | None) -> Built:
@@ -59,7 +62,8 @@ def open_engine(
 ) -> Engine:
     """Load the engine of a model on the GPU that is current in this thread. Build it if the cache has no usable engine.
 
-    `pool` provides TensorRT's memory, and must outlive the engine.
+    If the engine from the cache cannot be loaded, it is built again. If `cache_folder` is None, the default folder is
+    used. `pool` provides TensorRT's memory, and must outlive the engine. If it is None, TensorRT allocates its memory.
 
     Raises:
         ModelError: the model, spec, settings, and GPU do not fit together, or the cache cannot be used.

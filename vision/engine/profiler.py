@@ -97,7 +97,9 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Measure the time of each layer in `runs` runs, after `warm_up` runs. Then do not use the context for other work.
+    """Measure the time of each layer in `runs` runs, after `warm_up` unmeasured runs.
+
+    Afterward, the context must not be used for other work, because it keeps the profiler.
 
     `launch` enqueues the network once, or launches a graph that was captured with the profiler of this context.
     `synchronize` waits until the run has ended. Raise `DeviceError` if TensorRT reports no times.
@@ -154,7 +156,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON text of TensorRT's engine inspector. Raise `ModelError` if it does not have a list of layers."""
+    """Parse the JSON text of TensorRT's engine inspector. Raise `ModelError` if the text has no list of layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
@@ -212,7 +214,7 @@ class Profile:
     layers: tuple[Layer, ...]
 
     def layer_of(self, name: str) -> Layer | None:
-        """Return the description of the layer with this name, with or without its profile number; None if unknown."""
+        """Return the description of the layer called `name`; None if unknown. A profile number in `name` is ignored."""
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
 

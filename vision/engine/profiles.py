@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64)
-"""Limits of ranges of batch sizes. Each has a profile, because kernels tuned for 64 frames are slow for 1 frame."""
+"""Limits of ranges of batch sizes. Each range has a profile: kernels tuned for 64 frames are slow for 1 frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of input values at the maximum shapes, and the difference from the minimum shapes."""
+        """Return the number of input values at the maximum shapes, and how much lower it is at the minimum shapes."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -139,12 +139,13 @@ def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 def make_profiles(
     inputs: Sequence[NetworkInput], spec: ModelSpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
-    """Create the profiles of a model: those of its spec, or ranges of batch sizes up to `plan.max_batch`.
+    """Create the profiles of a model: those of its spec or, if the spec has none, one for each range of batch sizes.
 
-    A library that selects kernels by rules (`plan.fixed_batches`) selects much better kernels if the shape is fixed.
-    Therefore, each size of `batch_sizes` also gets a separate profile. A DLA supports only fixed shapes, so its profile
-    has one batch size. The input for frames must have `channels` channels. Raise `ModelError` if the spec, the ONNX
-    file, and the plan contradict each other.
+    Without profiles in the spec, `batch_bands` defines the ranges. A library that selects kernels by rules selects much
+    better kernels if the shape is fixed, so if `plan.fixed_batches` is True, each size of `batch_sizes` also gets a
+    separate profile. If the ONNX file has a fixed batch size, or the plan is for a DLA, which supports only fixed
+    shapes, the only profile has the batch size `plan.max_batch`. The input for frames must have `channels` channels.
+    Raise `ModelError` if the spec, the ONNX file, and the plan contradict each other.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
     specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]
@@ -165,7 +166,10 @@ def make_profiles(
 
 
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
-    """Return (min, opt, max) of the batch size for each profile. `fixed` is the model's batch size, -1 if dynamic."""
+    """Return (min, opt, max) of the batch size for each profile.
+
+    `fixed` is the model's batch size; -1 if dynamic. Raise `ModelError` if it is fixed and not equal to `max_batch`.
+    """
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(
             f"the model's batch is fixed to {fixed} in the ONNX file, but max_batch is {plan.max_batch}",

@@ -88,7 +88,7 @@ class Monitor:
             self._report()
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Record that step `step`, counted from 0, is complete. Return False to stop the build."""
+        """Record that step `step`, counted from 0, is complete. Return False if TensorRT must stop the build."""
         with self._lock:
             phase = self._open.get(phase_name)
             if phase is not None:
@@ -97,7 +97,7 @@ class Monitor:
         return not self._cancel.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
-        """End a phase and all phases within it. This can happen before the last step."""
+        """End a phase and all phases within it. A phase can end before its last step."""
         with self._lock:
             self._close(phase_name)
             self._report()

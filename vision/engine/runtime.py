@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Convert a RuntimeError in a `with` block to `DeviceError`. Yield a function that raises it for False or None."""
+    """Convert a RuntimeError in a `with` block to `DeviceError`. Yield a check that raises it for False or None."""
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -48,7 +48,7 @@ def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
 
 
 class Context:
-    """Execution context that runs an engine with one optimization profile. Not thread-safe.
+    """Execution context that runs an engine with one optimization profile. It is not thread-safe.
 
     The profile cannot be changed, because a change would invalidate graphs. The caller owns the scratch memory. Call
     `give_memory` before the first `enqueue`. The memory is in use until the enqueued work has ended on the GPU. All
@@ -137,8 +137,9 @@ class Engine:
     """Loaded engine that creates execution contexts, and describes its tensors and profiles.
 
     `load_engine` creates an engine from a plan. `owners` are objects, such as the runtime, to keep as long as `raw`.
-    `pool` provides TensorRT's memory, and must outlive the engine. `kernel_file` stores the kernels that TensorRT-RTX
-    compiles at run time. Like the plan, they are code, so other users must not be able to write to the file.
+    `pool` provides TensorRT's memory, and must outlive the engine. If it is None, TensorRT allocates its memory.
+    `kernel_file` stores the kernels that TensorRT-RTX compiles at run time. Like the plan, they are code, so other
+    users must not be able to write to the file. If it is None, the kernels are not stored.
     """
 
     def __init__(
@@ -206,7 +207,8 @@ class Engine:
         """Create a context for the profile with the index `profile`. The caller provides its scratch memory.
 
         Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`. Raise
-        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking.
+        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking, and
+        `Untrusted` if other users can write the kernel file.
         """
         with collect_log() as log:
             raw = self._new_context()
@@ -219,7 +221,7 @@ class Engine:
         return Context(self, raw, profile)
 
     def _new_context(self) -> trt.IExecutionContext | None:
-        """Create a context that is suitable for CUDA graphs; None if TensorRT fails.
+        """Create a context that is suitable for CUDA graphs. Return None if TensorRT fails.
 
         A captured graph must not contain fallback kernels that TensorRT-RTX replaces later. Therefore, the library must
         compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the default).
@@ -249,7 +251,10 @@ class Engine:
         return cache
 
     def save_kernels(self) -> bool:
-        """Store the compiled kernels for the next start. Call this after the warm-up. Return False if none exist."""
+        """Store the compiled kernels for the next start. Return False if there are none or no `kernel_file`.
+
+        Call this method after the warm-up. If the file cannot be written, only a warning is logged.
+        """
         memory = self._compiled.serialize() if self._compiled is not None else None
         if memory is None or not memory.nbytes or self._kernel_file is None:
             return False
@@ -268,7 +273,7 @@ class Engine:
         return str(self.raw.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Release the engine. No context of the engine must exist any longer. Idempotent."""
+        """Release the engine. All contexts of the engine must have been released before. Idempotent."""
         self._compiled = None
         self._raw = None
         self._owners = ()
@@ -295,7 +300,7 @@ def load_engine(
     Raises:
         ModelError: the plan is damaged, or was built for a different machine or library.
         DeviceMissing: no GPU works.
-        DeviceError: the engine does not fit into the GPU's memory.
+        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, this is a `ModelError`.
     """
     allocator = None if pool is None else make_allocator(pool)
     with collect_log() as log:
@@ -319,7 +324,7 @@ def load_engine(
 
 
 def aim_at_dla(runtime: Any, core: int | None) -> None:
-    """Select the DLA core for the engines that `runtime` loads. Do nothing if the machine does not have this core."""
+    """Select the DLA core for the engines that `runtime` loads. Do nothing if `core` is None or does not exist."""
     if core is not None and core < runtime.num_DLA_cores:
         runtime.DLA_core = core
 

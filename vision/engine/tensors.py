@@ -93,7 +93,7 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
 
 
 def _format(engine: Any, name: str) -> Any:
-    """Return the memory format of a tensor in the first profile. Without the number 0, TensorRT logs a warning."""
+    """Return the memory format of a tensor in the first profile. Without a profile index, TensorRT logs a warning."""
     return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 
@@ -131,8 +131,9 @@ def add_profile(
 ) -> trt.IOptimizationProfile:
     """Add a profile to a build configuration. The caller must keep the result until the build has ended.
 
-    Raise `ModelError` if TensorRT refuses the profile. If a minimum exceeds the maximum, `bool(profile)` is False. For
-    inputs that are not shape tensors, TensorRT accepts `set_shape_input`, but the build fails: a range is missing.
+    Raise `ModelError` if TensorRT refuses the profile. TensorRT's profile object is false if a minimum exceeds its
+    maximum. TensorRT also accepts `set_shape_input` for inputs that are not shape tensors, but the build then fails,
+    because the range of shapes is missing.
     """
     added = builder.create_optimization_profile()
     try:

@@ -30,7 +30,7 @@ class Span:
 
 
 class SpanRecorder:
-    """Recorder that keeps the newest `keep` spans. Thread-safe. `clock` returns a monotonic time in ns."""
+    """Recorder that keeps the newest `keep` spans. It is thread-safe. `clock` returns a monotonic time in ns."""
 
     def __init__(self, keep: int = 100_000, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._spans: deque[Span] = deque(maxlen=keep)

@@ -45,7 +45,7 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return the dialect of the tool that belongs to a library."""
+    """Return the dialect of the tool that belongs to a library. `weak_typing` is True if the library supports it."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
@@ -66,7 +66,10 @@ def installed_tool() -> Tool:
 
 
 def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
-    """Return the Nsight Systems command that runs `target` and traces each kernel of a CUDA graph."""
+    """Return the Nsight Systems command that runs `target` and traces each kernel of a CUDA graph.
+
+    If `tegra` is True, the command also traces the video decoder and encoder of a Jetson, which requires root.
+    """
     options = ["--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--force-overwrite=true", "--output=vision"]
     command = [shutil.which("nsys") or "nsys", "profile", *options]
     if tegra:  # traces the video decoder and encoder, which requires root
@@ -98,7 +101,10 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Return the command that builds an engine. For strong typing, `onnx` must already have the precision."""
+    """Return the command that builds an engine. For strong typing, `onnx` must already have the precision.
+
+    If `half_input` is True, the input is float16.
+    """
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
         options.append("--noTF32")

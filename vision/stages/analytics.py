@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 class TrackStage:
     """Turns detections into tracks, with a new tracker for each camera and epoch.
 
-    An object is published once its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
-    `TrackConfig.new_score`. From then on, it is published while it is tracked, even if its score is lower. Therefore,
-    the detector must report detections down to `detector_score`.
+    A detection starts a track if its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
+    `TrackConfig.new_score`. From then on, detections with lower scores can extend the track. Therefore, the detector
+    must report detections down to `detector_score`.
 
     Args:
-        score: minimum score of a detection that starts a track.
+        config: settings of the trackers. If None, the defaults are used.
+        score: minimum score of a detection that starts a track. `TrackConfig.new_score` applies if it is higher.
         class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to them.
     """
 
@@ -101,7 +102,7 @@ class AnalyticsStage:
             forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
             state: database from which counters continue after a restart. The caller closes the database. If None, the
                 counters start at 0.
-            resets: reset the counters at the times in `CameraAnalytics.reset_at`.
+            resets: if True, reset the counters at the times in `CameraAnalytics.reset_at`.
 
         Raises:
             ConfigError: an accuracy file is missing or invalid.
@@ -129,7 +130,7 @@ class AnalyticsStage:
         return replace(result, events=result.events + events, counts=watched.counts)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return a camera's analytics, restarted if the epoch is new, and the events that the restart causes."""
+        """Return a camera's analytics, created or restarted if necessary, and the events that a restart causes."""
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()

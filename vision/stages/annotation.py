@@ -15,9 +15,10 @@ from vision.types import Event, FrameMeta, Result, Tracks
 
 
 def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
-    """Draw the object, the line or zone, the kind and the time of each event in `result`.
+    """Draw the object, the line or zone, and the kind of each event in `result`, and the time of the frame.
 
     If an event belongs to no single object, such as crowding, draw the boxes of all objects. `image` is (H, W, 3) BGR.
+    `sections` contains the lines and zones, by camera id.
     """
     overlay = Overlay(image)
     section = sections.get(result.meta.camera_id)

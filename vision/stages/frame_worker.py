@@ -44,9 +44,11 @@ class FrameWorker:
     def __init__(
         self, name: str, work: Callable[[Iterator[tuple[Frame, Result]]], None], *, buffers: int, lossless: bool
     ) -> None:
-        """Start the thread, which calls `work` once. Up to `buffers` copies wait for it.
+        """Start the thread, which calls `work` once.
 
-        `work` receives an iterator over the copies in order. Each copy is valid until the next iteration.
+        Up to `buffers` copies exist at once, including the copy that the thread is processing. If `lossless` is True,
+        `add` waits for a free buffer instead of skipping a frame. `work` receives an iterator over the copies in order.
+        Each copy is valid until the next iteration.
         """
         self.skipped = 0
         self._name = name
@@ -83,7 +85,7 @@ class FrameWorker:
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread ends, or until `timeout_s` has passed. Call `finish` first."""
+        """Wait until the thread ends, or until `timeout_s` has passed. None means no limit. Call `finish` first."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

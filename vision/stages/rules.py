@@ -119,14 +119,17 @@ class _Rule:
                 self._suppressed += 1
 
     def look(self, now: _Now) -> Iterator[Event]:
-        """Yield a report for every state that has now lasted long enough and is not yet reported."""
+        """Yield a report for every unreported state that has lasted long enough, unless the rule is in its cooldown."""
         for state in self.states.values():
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
 
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
-        """Return the data of the event that started a state, updated to the current frame."""
+        """Return the data of the event that started a state, updated to the current frame.
+
+        If the event is from an earlier frame, its speed and heading are omitted.
+        """
         lasted_s, data = _since(state, now), dict(state.start_event.data)
         if "stayed_s" in data:
             data["stayed_s"] = lasted_s

@@ -62,7 +62,10 @@ class _ObjectState:
     waits: bool = False  # a crop of the object is queued or being classified
 
     def is_due(self, now_ns: int) -> bool:
-        """Return True if the object is due for classification, even if the clock was set back."""
+        """Return True if the object is due for classification.
+
+        If the clock was set back to before the object's last classification, a later due time is ignored.
+        """
         return not self.waits and self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
 
@@ -84,7 +87,8 @@ class CascadeStage:
         Args:
             classifier: the second model. The stage closes it.
             class_names: class names of the detector, by class id. `config.classes` must use only these names.
-            lossless: wait for a free buffer and for the results of each frame, so that offline runs are repeatable.
+            lossless: if True, wait for a free buffer and for the results of each frame, so that offline runs are
+                repeatable.
         """
         self._config = config
         names = class_names if config.classes is None else config.classes
@@ -114,7 +118,10 @@ class CascadeStage:
         self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
-        """Forget the objects not detected for `_FORGET_S`. Return the states of the remaining objects, by track id."""
+        """Forget objects of earlier epochs, and objects that were not detected for `_FORGET_S`.
+
+        Return the states of the remaining objects, by track id.
+        """
         epoch, objects = self._cameras.get(meta.camera_id, (None, {}))
         if epoch != meta.epoch:
             objects = {}
@@ -130,7 +137,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify: new objects first, then by time of classification."""
+        """Return the states and boxes of the objects to classify: new objects first, then the oldest results."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
@@ -155,7 +162,7 @@ class CascadeStage:
 
 
 class _ClassifierThread:
-    """Classifies the waiting crops of all cameras in a separate thread. Allocates memory for crops only once."""
+    """Thread that classifies the waiting crops of all cameras. It allocates the memory for crops only once."""
 
     def __init__(self, classifier: Classifier, config: CascadeConfig, *, lossless: bool) -> None:
         self.looked = self.waiting = 0
@@ -177,7 +184,7 @@ class _ClassifierThread:
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Copy the crop in `box` for the thread. Return False if no buffer is free."""
+        """Copy the crop in `box` for the thread. If no buffer is free, wait if lossless; otherwise, return False."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:

@@ -30,7 +30,7 @@ _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Writes a snapshot for each selected event, and adds the path of the file to the event."""
+    """Writes a snapshot for each frame with events of the configured kinds, and adds its path to these events."""
 
     def __init__(
         self, config: SnapshotConfig, encode: Callable[[Frame, Result], bytes], *, lossless: bool = False
@@ -40,7 +40,7 @@ class SnapshotStage:
         Args:
             encode: function that returns the content of a file. Its arguments are a private copy of the frame, and a
                 result with only the events of the snapshot. The thread of the stage calls it.
-            lossless: wait for the disk instead of skipping a snapshot.
+            lossless: if True, wait for the disk instead of skipping a snapshot.
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
@@ -95,7 +95,10 @@ class _SnapshotFolder:
         self._prune()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write one file, and delete the oldest files beyond the limits. Log only the first of several failures."""
+        """Write one file, and delete the oldest files beyond the limits, but keep the newest file.
+
+        If the file cannot be written, count the failure. Log only the first of several failures in a row.
+        """
         partial = self.path / f".{name}{_PARTIAL}"
         try:
             partial.write_bytes(content)

@@ -56,4 +56,4 @@ class HasCounters(Protocol):
     """A detector, stage or sink that provides counters for operators."""
 
     def counters(self) -> Mapping[str, int]:
-        """Return the counts since the start by name, such as ``cascade.skipped``. The main thread calls this method."""
+        """Return the values of the counters by name, such as ``cascade.skipped``. The main thread calls this method."""

@@ -38,7 +38,7 @@ _WINDOW_MS: Final = 30  # time to process the events of the window system betwee
 
 
 class VideoStage:
-    """Writes the annotated frames of each camera to a video file, and shows them in a window."""
+    """Writes the annotated frames of each camera to a video file, shows them in a window, or both."""
 
     def __init__(
         self,
@@ -49,12 +49,13 @@ class VideoStage:
         show: bool = False,
         lossless: bool = False,
     ) -> None:
-        """Open the windows if `show`, and start a thread for each camera.
+        """Start a thread for each camera.
 
         Args:
             paths: video file of each camera. A camera that is missing here is only shown.
             draw: function that the threads call to draw a result.
-            lossless: wait for the encoder instead of skipping frames.
+            show: if True, show the frames of each camera in a window.
+            lossless: if True, wait for the encoder instead of skipping frames.
         """
         self._lossless = lossless
         self._window = _Window() if show else None
@@ -180,7 +181,7 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
 
 
 def check_window() -> None:
-    """Raise `ConfigError` if OpenCV was built without support for windows, or if there is no display."""
+    """Raise `ConfigError` if OpenCV was built without support for windows or, on Linux, if there is no display."""
     if not has_windows(cv2.getBuildInformation()):
         text = "--show: OpenCV was built without support for windows (a headless build)"
         hint = "use --video OUT.mp4, or install opencv-python instead of opencv-python-headless"

@@ -19,7 +19,10 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CameraCounters:
-    """The counters of one camera. A line or zone and a key identify each: ``("door", "in")``. Not thread-safe."""
+    """Counters of one camera, each with the name of a line or zone and a key, such as ``("door", "in")``.
+
+    The value of a counter that does not exist is 0. The class is not thread-safe.
+    """
 
     def __init__(self, database: StateDatabase, camera_id: str) -> None:
         self._database = database
@@ -41,14 +44,14 @@ class CameraCounters:
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:
-        """Start a new period, and set every counter to zero unless `keep` is True. The next `flush` writes them."""
+        """Start a new period, and set all counters to 0 unless `keep` is True. The next `flush` writes the changes."""
         if not keep:
             self._counts = dict.fromkeys(self._counts, 0)
         self._counts[_PERIOD] = period_s
         self._dirty = dict.fromkeys(self._counts)
 
     def add(self, name: str, keys: Iterable[str]) -> None:
-        """Increment the counters `keys` of the line or zone called `name`. The next `flush` writes them."""
+        """Increment the counters `keys` of the line or zone called `name` by 1. The next `flush` writes them."""
         for key in keys:
             self._counts[name, key] = self._counts.get((name, key), 0) + 1
             self._dirty[name, key] = None

@@ -161,8 +161,8 @@ class StateDatabase:
     def write(self, statements: Iterable[Statement], *, sync_first: bool = False) -> bool:
         """Run statements as one transaction. Return False if the disk is full or not writable.
 
-        Only the first of several failures in a row is logged. If `sync_first`, force earlier commits to disk first.
-        Raise `Closed` after `close`.
+        Only the first of several failures in a row is logged. If `sync_first` is True, first force earlier commits to
+        disk. Raise `Closed` after `close`.
         """
         with self._write_lock:
             if self._closed:
@@ -225,7 +225,7 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str) -> None:
-        """Record that a session is running. Skip event numbers if the last one may have ended in a power failure."""
+        """Record that a session is running. Skip event numbers if a power failure may have ended the last session."""
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if not clean and (not boot or boot != last_boot):
             self.events.newest += NUMBERS_SKIPPED
@@ -267,7 +267,7 @@ class BackgroundSync:
         self._requested.set()
 
     def stop(self) -> None:
-        """End the thread. Idempotent."""
+        """End the thread, without forcing the latest commits to disk. Idempotent."""
         self._ending.set()
         self._requested.set()
         self._thread.join()

@@ -128,7 +128,7 @@ class EventLog:
             self._reader.close()
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
-        """Return the oldest number to keep when `count` events of `size` bytes are added; None to keep all.
+        """Return the oldest number to keep when `count` events of `size` bytes are added; None if all are kept.
 
         At the limit, an eighth of the log is deleted at once, so that most appends delete nothing.
         """

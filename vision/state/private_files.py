@@ -188,10 +188,13 @@ def locked(
     when_waiting: Callable[[], object] = lambda: None,
     canceled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Hold a lock that only one process can hold. The system releases the lock when the process ends or is killed.
+    """Hold a lock, which only one process can hold, during a `with` block.
+
+    The system also releases the lock when the process ends or is killed.
 
     Args:
         path: lock file. It remains after the release, unless the holder removes it.
+        timeout_s: maximum time in seconds to wait for the lock. 0 means no wait.
         when_waiting: function that is called once if a different process holds the lock.
         canceled: function that returns True to end the wait.
 
