@@ -103,7 +103,7 @@ def evaluate(
     timing: _Timing = "steady",
     seeds: _Seeds = 1,
 ) -> int:
-    """Measure how accurate a pipeline is, on a labeled video or on simulated scenes.
+    """Measure accuracy on a labeled video or on simulated scenes.
 
     Examples:
       vision eval camera.yaml --truth gt.txt

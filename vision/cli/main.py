@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
     "watch": "Show the results of a running `vision run`.",
-    "eval": "Measure how accurate a pipeline is, on a labeled video or on simulated scenes.",
+    "eval": "Measure accuracy on a labeled video or on simulated scenes.",
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List and check models, or add a model.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",

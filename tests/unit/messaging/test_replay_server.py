@@ -166,8 +166,8 @@ def test_status_prevents_silence_report(tmp_path: Path) -> None:
         thread = threading.Thread(target=report, args=(publisher,))
         thread.start()
         try:
-            with Subscription(publisher.address, kinds=("events",), since=0, silence_s=0.4) as subscription:
-                assert subscription.receive(1.5) is None
+            with Subscription(publisher.address, kinds=("events",), since=0, silence_s=1.5) as subscription:
+                assert subscription.receive(3.0) is None
                 stop.set()
                 assert isinstance(subscription.receive(20), Silence)
         finally:

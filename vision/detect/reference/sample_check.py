@@ -21,6 +21,7 @@ _Floats = NDArray[np.float32]
 _MANY: Final = 20  # boxes from which their distribution on the canvas shows something
 _WRONG: Final = 0.2  # part of the boxes; a few boxes with low scores can be anything
 _STRAY: Final = 0.1  # part of the canvas by which centers can lie outside
+_NEAR_CORNER: Final = 0.05  # fraction of the canvas within which the position of a box says little about its reading
 _HUGE: Final = (4.0, 1.2)  # times the canvas: of few boxes, and of many; an object can extend beyond the frame
 _HUGE_SHARE: Final = 0.5
 _OVERLAP: Final = 0.7  # IoU of two boxes of one class that describe the same object
@@ -99,8 +100,9 @@ def _geometry(
     huge = (sides > _HUGE[len(boxes) >= _MANY] * canvas).any(axis=1).mean()
     if huge > _HUGE_SHARE and not bounded:
         yield Finding("boxes-outside", f"{huge:.0%} of the boxes are larger than {where}")
-    grows = (high >= 3 * low - 1e-3 * canvas).all(axis=1)
-    if len(boxes) >= _MANY and grows.mean() > 0.98 and (spread > 0.3 * canvas).all():
+    far = (centers > _NEAR_CORNER * canvas).all(axis=1)  # boxes of 0 pixels in the corner fill up tables
+    grows = (high[far] >= 3 * low[far] - 1e-3 * canvas).all(axis=1)
+    if np.count_nonzero(far) >= _MANY and np.mean(grows) > 0.98 and (spread > 0.3 * canvas).all():
         yield Finding("boxes-misread", "the sizes of all boxes grow with their distance from the upper left corner")
 
 
