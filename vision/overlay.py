@@ -1,4 +1,4 @@
-"""Drawing of lines, zones and objects on a frame, for `vision draw`, annotated videos and snapshots.
+"""Drawing of lines, zones, and objects on a frame, for `vision draw`, annotated videos, and snapshots.
 
 Sizes are proportional to the frame. Text is on a colored plate and strokes have a dark rim, so that both are visible on
 any background. Letters are drawn four times as large and scaled down, because thin strokes of OpenCV are hard to read.
@@ -22,7 +22,7 @@ from vision.types import Mask, Shapes, rotated_corners
 
 Frame: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
-"""Blue, green and red, from 0 to 255."""
+"""Levels of blue, green, and red, from 0 to 255."""
 
 CLASS_COLORS: Final[tuple[Color, ...]] = (
     (247, 195, 79),
@@ -46,7 +46,7 @@ COCO_LIMBS: Final[tuple[tuple[int, int], ...]] = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
-"""Pairs of the 17 keypoints of COCO that the skeleton of its annotations connects, from 0."""
+"""Pairs of keypoints that the skeleton of COCO connects, as 0-based indices of the 17 keypoints."""
 
 _LETTER_SHARE: Final = 0.016  # height of a capital letter, as a fraction of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
@@ -94,12 +94,12 @@ class Overlay:
         crossed: Mapping[str, Mapping[str, int]] | None = None,
         inside: Mapping[str, int] | None = None,
     ) -> None:
-        """Draw every zone and line of a camera.
+        """Draw every zone and line of a camera and, if `crossed` is None, the ground points.
 
         Args:
             section: analytics configuration of the camera.
-            crossed: number of crossings by line and direction (``in``, ``out``). None draws ground points instead.
-            inside: number of objects by zone. None draws the limits of each zone instead.
+            crossed: number of crossings by line and direction (``in``, ``out``). None draws no numbers.
+            inside: number of objects by zone. None draws the configured limits of each zone instead.
         """
         colors = itertools.cycle(ZONE_COLORS)
         zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colors)) for zone in section.zones]
@@ -157,10 +157,10 @@ class Overlay:
         colors: Sequence[Color],
         shapes: Shapes | None = None,
     ) -> None:
-        """Draw objects with their labels, the first object on top. Leave out empty labels and NaN boxes.
+        """Draw objects with their labels, the first object on top. Leave out empty labels and infinite or NaN boxes.
 
         Args:
-            boxes_xyxy: (N, 4) in pixels. Rotated boxes in `shapes` are drawn instead.
+            boxes_xyxy: (N, 4) in pixels. If `shapes` has rotated boxes, those are drawn instead.
             labels: text of each object.
             colors: color of each object.
             shapes: masks, keypoints, and rotated boxes of the objects.
@@ -187,7 +187,7 @@ class Overlay:
         cv2.rectangle(self.frame, (x1, y1), (x2, y2), color, self.stroke_px)
 
     def _shapes(self, shapes: Shapes, colors: Sequence[Color]) -> None:
-        """Tint the masks of objects and draw their keypoints, those of the first object last."""
+        """Tint the masks of objects, then draw their keypoints. In both steps, draw the first object last."""
         for mask, color in list(zip(shapes.masks or (), colors, strict=False))[::-1]:
             self._mask(mask, color)
         for points, color in list(zip(() if shapes.keypoints is None else shapes.keypoints, colors, strict=False))[
@@ -207,7 +207,10 @@ class Overlay:
         area[inside] = np.rint(area[inside] * (1.0 - _MASK_FILL) + np.array(color) * _MASK_FILL).astype(np.uint8)
 
     def _skeleton(self, points: NDArray[np.float32], color: Color) -> None:
-        """Draw the keypoints (K, 3) of one object and, if they are those of COCO, the limbs between them."""
+        """Draw the keypoints (K, 3) of one object, except those with low scores.
+
+        If there are 17 keypoints, as in COCO, also draw the limbs between them.
+        """
         sure = points[:, 2] >= _SURE_KEYPOINT
         at = points[:, :2].astype(np.float64)
         for first, second in COCO_LIMBS if len(points) == _COCO_KEYPOINTS else ():
@@ -246,7 +249,7 @@ class Overlay:
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
     def plate(self, words: str, left: int, top: int, color: Color) -> Rect:
-        """Draw lines of text on a plate of `color`. Move the plate into the frame if necessary. Return its position."""
+        """Draw lines of text on a plate of `color`, moved into the frame if necessary. Return the plate's rectangle."""
         rect = self._plate_at(words, left, top)
         self._draw_plate(rect, words, color)
         self._occupied.append(rect)
@@ -307,7 +310,7 @@ class Overlay:
         self._place(places, words, color)
 
     def _tag(self, box_xyxy: NDArray[np.float32], label: str, color: Color) -> None:
-        """Draw a plate with a label above, below or inside a box, if possible where it covers no other plate."""
+        """Draw a plate with a label above, below, or inside a box, if possible without covering another plate."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         size = self._plate_at(label, 0, 0)
         left, right = x1 - self.stroke_px // 2, x2 - size.right
@@ -315,7 +318,10 @@ class Overlay:
         self._place(places, label, color)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
-        """Draw a plate at the first of `places` (left, top) that is free and inside the frame, or else at the first."""
+        """Draw a plate at the first of `places` (left, top) that is free and vertically inside the frame.
+
+        If there is none, draw the plate at the first of `places`.
+        """
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, color)
 
@@ -382,7 +388,10 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """Return the font scale and line thickness for capitals of this height. Fonts differ between OpenCV versions."""
+    """Return the font scale and line thickness for capitals that are `capital_px` high.
+
+    The scale is measured, because fonts differ between OpenCV versions.
+    """
     thickness = max(1, round(capital_px * 0.13))
     scale = capital_px / 22
     for _ in range(3):

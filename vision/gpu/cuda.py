@@ -162,7 +162,7 @@ class Device:
 
 @functools.cache
 def open_device() -> Device:
-    """Open the first GPU, and make it current in the calling thread. Later calls only return the same object.
+    """Open the first GPU, and make it current in the calling thread. Later calls only return the `Device`.
 
     Raises:
         DeviceMissing: there is no GPU, or the driver is missing, too old, or does not match its kernel module.
@@ -332,7 +332,7 @@ class Event(Resource):
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return whether the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
+        """Return True if the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False
@@ -344,7 +344,7 @@ class Event(Resource):
         check(runtime.cudaEventSynchronize(self.handle), "waiting for an event")
 
     def ms_since(self, earlier: Event) -> float:
-        """Return the time since the event `earlier` in ms. Both events must be created with `timing`."""
+        """Return the time since the event `earlier` in ms. Both events must be created with `timing=True`."""
         return float(check(runtime.cudaEventElapsedTime(earlier.handle, self.handle), "timing"))
 
     def _release(self) -> None:
@@ -352,7 +352,7 @@ class Event(Resource):
 
 
 _CAPTURING = threading.Lock()
-"""Lock that allows only one capture at a time, because allocations of TensorRT in a second one can invalidate it."""
+"""Lock that allows one capture at a time, because allocations by TensorRT in one capture can invalidate another."""
 
 
 class Graph(Resource):

@@ -101,7 +101,10 @@ class DeviceBuffer(Resource):
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Return a host copy of the memory from byte `offset` on. Work that writes to this memory must have ended."""
+        """Return a host copy of the memory from byte `offset` on. Work that writes to this memory must have ended.
+
+        Raise ValueError if the array would extend beyond the memory.
+        """
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
             raise ValueError(f"expected a part of {self.nbytes} bytes, got {array.nbytes} bytes from byte {offset} on")
@@ -199,7 +202,10 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked host memory to the GPU. With other memory, the call would wait and hold the GIL."""
+    """Queue a copy from page-locked host memory to the GPU.
+
+    For memory that is not page-locked, use `copy_to_device`, because this call would wait while holding the GIL.
+    """
     status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
     queued(status, f"copying {nbytes} bytes to the device")
 
@@ -218,7 +224,10 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
 
 
 def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
-    """Queue a copy of `rows` rows, `pitch_bytes` apart at `source`, adjacent at `target`, on the GPU or the host."""
+    """Queue a copy of rows, which are `pitch_bytes` apart at `source`, and become adjacent at `target`.
+
+    Both addresses can be in GPU memory or in host memory.
+    """
     shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
     check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
 
@@ -229,7 +238,7 @@ _WORD_BYTES: Final = 16  # sizes of frames are padded to this, because kernels r
 
 
 class DeviceFrameMemory:
-    """GPU memory of one frame. It is freed with the last reference. Implements `vision.types.DeviceMemory`."""
+    """GPU memory of one frame, a `vision.types.DeviceMemory`. It is freed when the last reference to it disappears."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         buffer = DeviceBuffer(nbytes, purpose)
@@ -238,7 +247,7 @@ class DeviceFrameMemory:
         self.free.atexit = False
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a host copy of rows, uint8 (rows, row_bytes). They start at `first_byte`, `pitch_bytes` apart."""
+        """Return a host copy of rows, uint8 (rows, row_bytes). Row n starts at byte first_byte + n * pitch_bytes."""
         pixels = np.empty((rows, row_bytes), np.uint8)
         source = (self.address + first_byte, max(pitch_bytes, row_bytes))
         copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
@@ -247,7 +256,10 @@ class DeviceFrameMemory:
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-    """Return a new frame buffer in GPU memory. Raise ValueError if the format does not allow this size."""
+    """Return a new frame buffer in GPU memory.
+
+    Raise ValueError if the format does not allow this size, and `OutOfMemory` if too little memory is free.
+    """
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
 
@@ -257,8 +269,8 @@ def page_locked_frame_buffer(
 ) -> FrameBuffer:
     """Return a frame buffer in page-locked host memory and, unless CPU and GPU share memory, also in GPU memory.
 
-    Raise ValueError if the format does not allow this size. If an allocation fails, free the others and raise its
-    `DeviceError`, which is `OutOfMemory` if too little memory is free.
+    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
+    `DeviceError` if an allocation fails for a different reason. If only the second allocation fails, free the first.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if integrated else DeviceFrameMemory(nbytes, purpose)

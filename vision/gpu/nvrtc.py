@@ -62,6 +62,8 @@ def nvrtc_version() -> tuple[int, int]:
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
     """Return the machine code of kernels for `arch`: from the folder `cache` if possible, otherwise from the compiler.
 
+    New machine code is stored in `cache`. None disables the cache.
+
     Raises:
         DeviceMissing: NVRTC is not installed.
         DeviceError: the source does not compile. The error contains the messages of the compiler.

@@ -1,4 +1,4 @@
-"""`Batcher` forms a batch from the newest frame of each camera. `SubmitScheduler` decides when to form the next batch.
+"""`Batcher`, which forms batches from the newest frames, and `SubmitScheduler`, which decides when to form the next.
 
 A batch contains only the frames that are ready. Waiting for all cameras would delay every batch, because the encoder of
 a camera pauses for 400 ms or more at a key frame.
@@ -51,7 +51,10 @@ class Batcher:
         return batch
 
     def wait_frame(self, timeout_s: float) -> bool:
-        """Wait until a frame can be taken. Return False if all slots have finished or `timeout_s` has passed."""
+        """Wait until a frame can be taken, and return True.
+
+        Return False if all slots have finished, or `timeout_s` seconds have passed, before a frame can be taken.
+        """
         deadline_ns = self._clock() + int(timeout_s * 1e9)
         with self._changed:
             while True:
@@ -119,7 +122,7 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return the part of a batch's latency, in ns, that overlaps with other batches: latency minus interval."""
+        """Return the part of a batch's latency, in ns, that overlaps with other batches; 0 if it is not known yet."""
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
 

@@ -90,14 +90,14 @@ Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
 """Type of the `build` function of a pipeline file, which creates the runtime."""
 
 OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
-"""Type of functions that open the stages of a pipeline, in the order in which these run."""
+"""Type of functions that open the stages of a pipeline. The runtime runs the stages in the returned order."""
 
 
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    `build` opens the detector last, because this takes longest and other errors are reported earlier. The `ExitStack`
-    argument of `build` closes everything.
+    `build` opens the detector last, because this takes longest, so that other errors are reported earlier. The
+    `ExitStack` argument of `build` closes everything that `build` opened.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -135,7 +135,10 @@ def with_video(build: Build) -> Build:
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and the specification of a model: a shipped name, a folder with model.yaml, or an ONNX file.
+    """Return the folder and the specification of the model `name`.
+
+    Args:
+        name: name of a shipped model, or path of a folder with model.yaml or of an ONNX file.
 
     Raises:
         ModelError: there is no such model, its model.yaml is invalid, or its file does not describe it completely.
@@ -259,7 +262,10 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events. Return no stage if `snapshots` is absent or `options.sink` is set."""
+    """Open the stage that saves frames of events.
+
+    Return an empty list if `snapshots` is not configured, or if `options.sink` is set.
+    """
     snapshots = config.snapshots
     if snapshots is None or options.sink is not None:
         return []
@@ -296,7 +302,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Create a slot and a supervisor for each camera. If a stage reads pixels, each slot gets more buffers."""
+    """Create a slot and a supervisor for each camera. If a stage or the video reads pixels, slots get more buffers."""
     options.check_stop()
     changed = threading.Condition()
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
@@ -341,7 +347,10 @@ def _camera(
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Return the allocator of frame buffers: on the GPU if the GPU decodes the frames and the detector reads them."""
+    """Return the allocator of frame buffers.
+
+    The buffers are in GPU memory if the GPU decodes the frames and the detector can read GPU memory.
+    """
     if nvdec and isinstance(detector, ReadsDevice):
         return detector.device_buffer
     if nvdec:

@@ -47,12 +47,13 @@ def thread_stacks() -> str:
 
 @contextlib.contextmanager
 def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
-    """End the process if no thread runs Python for `limit_s`, with exit code 1 and all stacks on standard error.
+    """End the process if no thread runs Python for `limit_s` seconds. Write all stacks to standard error first.
 
-    Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). A call that never returns therefore blocks
-    every thread, including threads that monitor others. Then only faulthandler can end the process, because its thread
-    does not need the GIL. A dedicated thread postpones this end while Python runs, because the main thread may wait for
-    a terminal or for a long stop. A process that was suspended (Ctrl-Z) for `limit_s` also ends when it resumes.
+    The exit code is 1. Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). A call that never returns
+    therefore blocks every thread, including threads that monitor others. Then only faulthandler can end the process,
+    because its thread does not need the GIL. While Python runs, a dedicated thread keeps postponing the end of the
+    process; the main thread cannot, because it may wait for a terminal or for a long stop. A process that was suspended
+    (Ctrl-Z) for `limit_s` seconds also ends when it resumes.
     """
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""`InferenceLoop` keeps the detector busy with batches of the newest frames, in the inference thread."""
+"""`InferenceLoop`, which keeps the detector busy with batches of the newest frames, in the inference thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`LatestSlot` passes the newest frame of one camera from the camera thread to the inference thread.
+"""`LatestSlot`, which passes the newest frame of one camera from the camera thread to the inference thread.
 
 A queue would grow without limit if the detector is slower than the cameras. Therefore, only the newest frame of each
 camera waits. Every grabbed frame is counted (``grabbed = taken + dropped + waiting``), and drops are counted by reason.
@@ -44,7 +44,7 @@ class Lease:
     _is_released: bool = False
 
     def release(self) -> None:
-        """Give the buffer back to the camera. Idempotent."""
+        """Give the buffer back to the slot. Idempotent."""
         if not self._is_released:
             self._is_released = True
             self.slot.release(self.frame.buffer)
@@ -102,11 +102,12 @@ class LatestSlot:
         Args:
             allocate: function that allocates one frame buffer, such as the detector's `frame_buffer`.
             leases: maximum number of frames that the reader holds at the same time. The slot has `EXTRA_BUFFERS` more
-                buffers, so that the writer never waits for the reader.
-            lossless: make the writer wait instead of dropping frames, and ignore `max_fps` and `max_frame_age_s`.
+                buffers, so that the writer never waits for the reader, unless `lossless` is True.
+            lossless: if True, the writer waits instead of dropping frames, and `max_fps` and `max_frame_age_s` are
+                ignored.
             max_fps: maximum number of frames per second that the reader takes. None means no limit.
             max_frame_age_s: age in seconds above which a frame is dropped instead of taken. None means no limit.
-            changed: condition that all slots of one `Batcher` share.
+            changed: condition that all slots of one `Batcher` must share. None creates a new condition.
         """
         self.camera_id = camera_id
         self.changed = changed or threading.Condition()
@@ -129,8 +130,9 @@ class LatestSlot:
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Allocate buffers for frames of this size and format, unless the slot already has them.
 
-        Leased frames stay valid until they are released. The old buffers are freed first, because there may be too
-        little memory for both. If the size is invalid, raise `ValueError` and change nothing.
+        Drop the waiting frame. Leased frames stay valid until they are released. The old buffers are freed first,
+        because there may be too little memory for both. If the size is invalid, raise `ValueError` and change nothing.
+        If `allocate` raises an error, pass it on; the slot then has no buffers until the next call.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -149,7 +151,8 @@ class LatestSlot:
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
         """Return the buffer for the next frame. Until `commit`, every call returns the same buffer.
 
-        Return None if the slot is lossless and, after `timeout_s`, a frame still waits or the reader holds all buffers.
+        Return None if no buffer becomes available within `timeout_s` seconds, because the slot has no buffers or, in a
+        lossless slot, because a frame still waits or the reader holds all buffers. Raise `Closed` after `close`.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._closed or self._writable(), timeout_s)
@@ -171,7 +174,7 @@ class LatestSlot:
         return has_buffer or self._waiting is not None
 
     def commit(self, meta: FrameMeta) -> None:
-        """Make the buffer from `write_buffer` the newest frame. It must contain the complete frame of `meta`."""
+        """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`."""
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
@@ -190,7 +193,7 @@ class LatestSlot:
             self._count_drop(reason)
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the waiting frame, if there is one."""
+        """Drop the waiting frame, if there is one, and count it under `reason`."""
         with self.changed:
             self._drop_waiting(reason)
 

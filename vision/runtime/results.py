@@ -1,4 +1,4 @@
-"""`ResultHandler` runs the stages on each result, and passes the result to the sinks, in the results thread."""
+"""`ResultHandler`, which runs the stages on each result and passes it to the sinks, in the results thread."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class ResultHandler:
         return self._queue.qsize()
 
     def put(self, batch: list[InferredFrame] | None) -> bool:
-        """Queue a batch; None marks the end. Return False if the queue stays full for `IDLE_S`.
+        """Queue a batch; None marks the end. Return False if the queue stays full for `IDLE_S` seconds.
 
-        If no stage reads pixels, release the leases first. After `abort`, discard the batch, and return True.
+        If no stage reads pixels, release the batch's leases first. After `abort`, discard the batch, and return True.
         """
         if self._aborted or not self._reads_pixels:
             release_together([frame.lease for frame in batch or ()])
@@ -107,7 +107,7 @@ class ResultHandler:
                 release_together([inferred.lease for inferred in batch])
 
     def release_queued(self) -> None:
-        """Release the leases of batches that are still queued after `abort`."""
+        """Discard the batches that are still queued, and release their leases. Call this after `run` has ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 release_together([inferred.lease for inferred in self._queue.get_nowait() or ()])

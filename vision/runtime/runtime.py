@@ -1,4 +1,4 @@
-"""`Runtime` starts the threads, reports the status, and stops and joins the threads.
+"""`Runtime`, which starts the threads of a pipeline, reports the status, and stops and joins the threads.
 
 Each camera has a thread that runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
 `InferenceLoop.run`: `Batcher` -> detector -> result queue. The results thread runs `ResultHandler.run`: result queue
@@ -56,7 +56,7 @@ class Camera:
 
 
 class Runtime:
-    """Runs the threads of a pipeline: cameras, detector, stages and sinks."""
+    """Runs the threads of a pipeline: cameras, detector, stages, and sinks."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Runtime:
         Args:
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
-            stop_timeout_s: maximum duration of an orderly stop. Threads that have not ended by then are abandoned.
+            stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
             hang_s: duration of a batch or call, in seconds, above which the device counts as hanging.
         """
         self._detector = detector
@@ -101,12 +101,13 @@ class Runtime:
     def run(
         self, stop: threading.Event, *, for_s: float | None = None, on_report: Callable[[Report], None] | None = None
     ) -> Report:
-        """Run until `stop` is set, `for_s` has passed, or every camera has ended. Return the last report.
+        """Run until `stop` is set, `for_s` seconds have passed, or every camera has ended. Return the last report.
 
         Raises:
             SourceError: a file or folder could not be read, and `stop` was not set.
             DeviceError: the inference thread hangs in a call, and is abandoned.
-            BaseException: a thread failed. This is the exception of the first thread that failed, unchanged.
+            BaseException: a thread, `on_report`, or the `report` of a sink failed. The first exception is raised
+                unchanged.
         """
         threads = self._start()
         try:
@@ -207,7 +208,7 @@ class Runtime:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
-        """Build a report, and pass it to the sinks and to `on_report`. Latencies are those since the last report."""
+        """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
         cameras = tuple(
             camera_status(camera_id, camera.supervisor.status(), camera.slot.counts(), results.metrics[camera_id], now)

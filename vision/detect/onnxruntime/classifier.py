@@ -1,7 +1,7 @@
-"""Classifier of objects on the CPU with ONNX Runtime, for the protocol `vision.stages.secondary_model.Classifier`.
+"""Classifier of objects on the CPU with ONNX Runtime. It implements `vision.stages.secondary_model.Classifier`.
 
-Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus no
-frame stays in memory while its crops, which are much smaller, wait.
+Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus only
+the crops, which are much smaller than the frames, stay in memory until then.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ _Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
-    """Second model on the CPU. Call `crop` from one thread, and `classify` and `close` from one other thread."""
+    """`Classifier` that runs on the CPU. Call `crop` from one thread, and the other methods from a second thread."""
 
     def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
-        """Load the model, and run it once to check its output. `threads` threads compute each batch.
+        """Load the model, and run it once to check its output.
+
+        Args:
+            threads: number of threads that compute each batch.
+            max_batch: maximum number of crops in one call of `classify`.
 
         Raises:
             ModelError: the model cannot be loaded or run, or its input, output, or scores do not fit the spec.
@@ -124,7 +128,7 @@ class OnnxRuntimeClassifier:
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
-    """Return the name of the only input, and its batch size, which is None if it is dynamic.
+    """Check the only input. Return its name and its batch size; the batch size is None if it is dynamic.
 
     Raises:
         ModelError: the input differs from the spec.

@@ -37,10 +37,10 @@ _FRAME_DTYPES: Final = ("float32", "float16", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class FrameInput:
-    """Input of a network that receives the frames."""
+    """Input through which a network receives frames."""
 
     name: str
-    batch: int  # 1 if it is dynamic in the file
+    batch: int  # batch size; 1 if it is dynamic in the file
     dtype: str  # one of `_FRAME_DTYPES`
     channels_last: bool  # True for (batch, height, width, 3) instead of (batch, 3, height, width)
     any_size: bool  # True if the height or the width is dynamic
@@ -70,14 +70,14 @@ class Network:
         self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
     def sample(self, head: Head) -> Decoder:
-        """Run the network on the sample, choose the outputs that `head` reads, and judge what it reads in them.
+        """Run the network on the sample, choose the outputs that `head` reads, and check whether they are plausible.
 
         Returns:
             The decoder for the chosen outputs.
 
         Raises:
-            ModelError: the network fails, an output does not have its declared size or the batch axis, the head does
-                not fit the outputs, or a score is not from 0 to 1.
+            ModelError: the network fails; an output does not have its declared size, the batch axis, or a supported
+                type; or the head does not fit the outputs.
         """
         runs = self._run_sample()
         self._check_sizes(runs[0])
@@ -104,7 +104,9 @@ class Network:
         return self._sample_of(runs)
 
     def _run_sample(self) -> list[dict[str, NDArray[Any]]]:
-        """Return all outputs for the frames of the sample: of one batch if it has space for them, or of one for each.
+        """Run the network on the frames of the sample, in as many batches as needed. Return the outputs of each batch.
+
+        If the frames do not fill the last batch, some of them are repeated.
 
         Raises:
             ModelError: the network fails.
@@ -125,7 +127,7 @@ class Network:
         return runs
 
     def _sample_of(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> Sample:
-        """Return the outputs for each frame of the sample."""
+        """Convert the outputs of the batches `runs` to outputs for each frame of the sample."""
         batch = self.frames.batch
         frames = [of_batch(run, index, batch) for run in runs for index in range(batch)]
         return Sample(frames[: len(sample_frames())])
@@ -136,7 +138,7 @@ class Network:
         return text if self.frames.any_size else ""
 
     def _check_sizes(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """Check that the outputs have the sizes that a file with free input axes declares.
+        """If the file accepts any input size, check that the outputs have their declared sizes.
 
         Raises:
             ModelError: the file was exported for a different input size.
@@ -165,7 +167,10 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return True if all declared sizes of axes after the batch are correct, or if the number of axes differs."""
+    """Return True if the number of axes differs, or if all axes after the batch have their size in `declared`.
+
+    None in `declared` matches any size.
+    """
     if len(declared) != len(actual):
         return True
     return all(axis in {None, size} for axis, size in zip(declared[1:], actual[1:], strict=True))
@@ -174,10 +179,10 @@ def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
     """Check that `head` can read the outputs of a model that a different back-end will run.
 
-    A model that ONNX Runtime cannot load or run passes, because the other back-end may support its operators.
+    A model that ONNX Runtime does not support, or fails to run, passes, because the other back-end may support it.
 
     Raises:
-        ModelError: the file is damaged, its input differs from the spec, or the head does not fit.
+        ModelError: the file is missing or damaged, its inputs differ from the spec, or the head does not fit.
     """
     try:
         Network(path, spec, threads=1).sample(head)
@@ -268,13 +273,13 @@ def checked_inputs(inputs: Sequence[Any], spec: ModelSpec) -> tuple[FrameInput, 
 
 
 class OnnxNetwork:
-    """Network that computes batches of random input. For measurements only."""
+    """Network that computes batches of random input, for measurements only."""
 
     def __init__(self, path: Path, spec: ModelSpec, batch: int, *, threads: int, profile: Path | None = None) -> None:
-        """Open a session (see `open_session`), and bind its input for `batch` frames and its outputs.
+        """Open a session, and bind random input for `batch` frames. For `threads` and `profile`, see `open_session`.
 
         Raises:
-            ModelError: the model cannot be loaded, or accepts only batches of a different size.
+            ModelError: the model cannot be loaded, its inputs differ from the spec, or it has a different batch size.
         """
         self._session = open_session(path, spec, threads, profile=profile)
         inputs = self._session.get_inputs()
@@ -302,5 +307,5 @@ class OnnxNetwork:
         self._session.run_with_iobinding(self._binding)
 
     def end_profiling(self) -> Path:
-        """Stop the profiler, and return the path of the file that it wrote."""
+        """Stop the profiler that `profile` enabled. Return the path of the file that the profiler wrote."""
         return Path(self._session.end_profiling())

@@ -48,7 +48,7 @@ class Completion(Resource):
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = _sleep_precisely,
     ) -> None:
-        """Create the event. `sleep` takes a duration in seconds, and advances `clock`, which returns ns."""
+        """Create the event. `clock` returns the time in ns. `sleep` waits for a duration in seconds."""
         self._event = make_event()
         self._clock = clock
         self._sleep = sleep
@@ -73,7 +73,7 @@ class Completion(Resource):
         """Wait for the batch for at most `timeout_s` seconds. Return True if it has ended. Waiting releases the GIL.
 
         Raises:
-            DeviceError: the work failed.
+            DeviceError: the batch, or earlier work on the GPU, failed.
         """
         if self._done():
             return True
@@ -105,12 +105,13 @@ class Completion(Resource):
 
 
 class ConcurrencyLimit:
-    """Limit for the number of batches that the GPU computes at the same time. Must be used by one thread only.
+    """Limit for the number of batches that the GPU computes at the same time. It must be used by one thread only.
 
     Batches in flight overlap: one is copied while others are computed. Each layer reads the results of the previous
     layer. If too many batches are computed at the same time, they evict each other's results from the GPU's cache, and
     become slower. On an H100 (50 MB of cache) with six batches of 32 in flight, each takes 0.81 ms if all are computed
-    at the same time, and 0.78 ms if three are. Many batches of 1 fit into the cache; they are fastest without a limit.
+    at the same time, but 0.78 ms if only three are. Many batches of 1 fit into the cache, and are fastest without a
+    limit.
     """
 
     def __init__(self, cache_bytes: int, frame_bytes: int) -> None:

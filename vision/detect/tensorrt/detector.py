@@ -1,9 +1,9 @@
 """Detector that runs on an NVIDIA GPU with TensorRT or TensorRT-RTX.
 
-If the GPU ran one batch after the other, it would wait for copies of frames, launches of a hundred small kernels, and
-the host for more time than it computes. Therefore several batches are in flight, each in a slot with its own memory.
-Each batch is a CUDA graph that needs only one launch (`vision.detect.tensorrt.slot`), unless the sizes of the model's
-outputs depend on the frame. All graphs are checked before the detector is ready.
+With only one batch in flight, the GPU would wait longer than it computes: for copies of frames, for the launches of a
+hundred small kernels, and for the host. Therefore several batches are in flight, each in a slot with its own memory.
+Each batch runs as a CUDA graph, which needs only one launch (`vision.detect.tensorrt.slot`), unless graphs are disabled
+or the sizes of outputs depend on the frame. All graphs are checked before the detector is ready.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def release_in_time(
     """Wait for all work on the streams, then close `resources`, in a new thread. Return the thread.
 
     If the GPU hangs, the thread never ends, and is abandoned after `limit_s` seconds. In this case, `vision.cli.main`
-    ends the process without waiting for the thread.
+    ends the process without waiting for the thread. If closing `resources` fails, raise its error.
     """
     failed: list[BaseException] = []
 
@@ -280,7 +280,7 @@ def _detector_spec(device: Device, model: LoadedEngine, slots: Sequence[Detector
 
 
 def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
-    """Return the reason why batches do not run as CUDA graphs. Empty if they do."""
+    """Return the reason why batches do not run as CUDA graphs; an empty string if they do."""
     if any(isinstance(slot, DynamicSlot) for slot in slots):
         return "the model has outputs whose size depends on the frame"
     return "" if detect.graphs else "`detect: {graphs: off}`"
@@ -386,7 +386,7 @@ class _Builder:
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-        """Return the outputs for one frame, by name, and the sizes of all tensors of a slot for the largest batch."""
+        """Copy the constant inputs to the GPU. Return the outputs for one frame, and the sizes of a slot's tensors."""
         model = self.model
         shapes: dict[str, tuple[int, ...]] = {}
         bytes_of: dict[str, int] = {}
@@ -428,7 +428,7 @@ class _Builder:
         """Run the steps of each batch size once, and check the scores. Unless graphs are off, capture and check graphs.
 
         Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
-        The largest batch of the first slot shows both frames of the sample, on which the model is judged.
+        The largest batch of the first slot contains the sample frames, on which the model is judged.
         """
         model = self.model
         checked: list[tuple[GraphCheck, Snapshot]] = []

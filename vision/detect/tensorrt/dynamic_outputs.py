@@ -49,9 +49,9 @@ class GrowingOutput(Resource):
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Return the address of at least `nbytes` of device memory; 0 if there is too little, so that the run fails.
+        """Return the address of at least `nbytes` bytes of device memory; 0 if an allocation fails.
 
-        TensorRT calls this during the run, where an exception would be lost.
+        TensorRT calls this method during the run, where an exception would be lost. The address 0 makes the run fail.
         """
         try:
             if self._device.nbytes < nbytes:
@@ -76,7 +76,7 @@ class GrowingOutput(Resource):
             copy_to_host(self._host.address, self._device.address, nbytes, stream)
 
     def read(self) -> NDArray[np.float32]:
-        """Return the output that `fetch` copied, as float32."""
+        """Return the output as float32. The copy that `fetch` queued must have ended."""
         return self._host.array(self.shape, self.dtype).astype(np.float32)
 
     def _release(self) -> None:
@@ -159,6 +159,7 @@ class DynamicSlot(DetectorSlot):
         """Run a batch, and queue the copies of its outputs to the host.
 
         Raises:
+            ValueError: the buffer of a frame does not fit the frame's metadata.
             DeviceError: TensorRT refuses the batch, or there is too little memory for an output.
         """
         self._queue(next(size for size in self._contexts if size >= len(frames)), frames)
@@ -169,7 +170,7 @@ class DynamicSlot(DetectorSlot):
 
         Raises:
             DeviceError: TensorRT refuses the batch, or there is too little memory for an output.
-            ModelError: the outputs do not contain possible scores.
+            ModelError: the head has no activation, and a score is not from 0 to 1.
         """
         for batch in self._contexts:
             self._queue(batch, ())

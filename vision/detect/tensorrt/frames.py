@@ -30,7 +30,7 @@ _DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one t
 
 
 class FrameUploader:
-    """Uploader that makes the frames of a batch available to the letterbox kernel. Must be used by one thread only."""
+    """Uploader that makes the frames of a batch available to the letterbox kernel. Only one thread may use it."""
 
     def __init__(self, spec: InputSpec) -> None:
         def describe(address: int, height_px: int, width_px: int, pixel_format: PixelFormat, yuv: YuvEncoding) -> bytes:
@@ -47,6 +47,7 @@ class FrameUploader:
 
         Raises:
             ValueError: the buffer does not fit the frame's metadata.
+            DeviceError: the copy fails, or the GPU has too little memory for it.
         """
         buffer, meta = frame.buffer, frame.meta
         require_size(frame)
@@ -57,10 +58,10 @@ class FrameUploader:
 
 
 def require_size(frame: Frame) -> None:
-    """Check a frame's buffer against its metadata.
+    """Check the size of a frame's buffer and, if the GPU cannot read the buffer, the layout of its pixels.
 
     Raises:
-        ValueError: the buffer has a different size, or its pixels are not contiguous bytes of its format.
+        ValueError: the size differs from the metadata, or the pixels are not contiguous bytes of the buffer's format.
     """
     buffer, meta = frame.buffer, frame.meta
     if (buffer.height_px, buffer.width_px) != (meta.height_px, meta.width_px):
@@ -89,7 +90,7 @@ class StagingBuffers:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def copy(self, frame: Frame, index: int, stream: Stream) -> int:
-        """Copy a frame to the memory of position `index`. Return its device address."""
+        """Queue a copy of a frame to the memory of position `index`. Return the device address of this memory."""
         pixels = frame.pixels
         buffer = self._buffers.get(index)
         if buffer is None or buffer.nbytes < pixels.nbytes:

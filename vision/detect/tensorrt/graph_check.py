@@ -40,7 +40,7 @@ class SampleFrames(Resource):
             self._descriptions.append(describe_frame(spec, layout, buffer.address))
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Describe the frames, alternately, in the first `batch` rows of a slot's input. Queue the copy to the GPU."""
+        """Describe the frames, alternately, in the first `batch` rows of a slot. Queue a copy of them to the GPU."""
         for index in range(batch):
             memory.row(index)[:] = self._descriptions[index % len(self._descriptions)]
         memory.upload_rows(batch, stream)
@@ -56,7 +56,7 @@ class Snapshot:
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
-    boxes: NDArray[np.float32]  # with the values of their shapes
+    boxes: NDArray[np.float32]  # (N, 4 + extra values), without masks
 
     def sample(self, without_batch: frozenset[str]) -> Sample:
         """Return the outputs for the first and the last frame. `without_batch` names outputs without a batch axis."""
@@ -104,7 +104,8 @@ class GraphCheck:
         """Run the graph, and compare its results with `eager`, the results of the separate steps.
 
         Raises:
-            DeviceError: the results differ.
+            DeviceError: an output differs by more than 0.1 % of its largest value, or all outputs are identical but
+                the objects differ.
         """
         graph = self.run()
         for name, pair in eager.outputs.items():

@@ -59,7 +59,7 @@ FRAME: Final = np.dtype(
         ("reserved", np.int32),
     ]
 )
-"""Memory layout of ``struct Frame`` in ``device.cuh``. All zeros mean that this row of the batch has no frame."""
+"""Memory layout of ``struct Frame`` in ``device.cuh``. If all values are zero, the row of the batch has no frame."""
 
 NORMALIZE: Final = np.dtype([("gain", np.float32, 3), ("offset", np.float32, 3), ("fill", np.float32, 3)])
 """Memory layout of ``struct Normalize`` in ``letterbox.cu``."""
@@ -283,7 +283,7 @@ _SINGLE: Final[list[tuple[str, type[np.uint64]]]] = [(name, np.uint64) for name 
 
 
 def _masks(spec: ModelSpec, decoder: Decoder, tensors: Sequence[Output]) -> dict[str, int | float]:
-    """Return the definitions of the prototypes of masks."""
+    """Return the preprocessor definitions for masks and their prototypes."""
     if decoder.layout.prototypes is None:
         return {"MASKS": 0}
     prototypes = tensors[decoder.layout.prototypes]
@@ -345,7 +345,7 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return, for each part, the number of values to read, the index of the first, and the size of the tensor."""
+    """Return, for each part, the number of score values to read, the index of the first, and the size of the tensor."""
     found = []
     for part in layout.parts:
         tensor = tensors[part.scores.output]
@@ -374,7 +374,7 @@ def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
 
 
 def overlaps(spec: ModelSpec) -> NDArray[np.void]:
-    """Return the `OVERLAPS` structure with the IoU thresholds of NMS. For rotated boxes, it contains distances."""
+    """Return the `OVERLAPS` structure with the IoU thresholds of NMS, converted to distances for rotated boxes."""
     row, given = np.zeros((), OVERLAPS), Overlaps.of(spec.nms)
     row["same"], row["across"] = given.same, given.across
     if spec.head.task == "obb":

@@ -62,7 +62,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
     """Return the values of the inputs that are the same for every frame, by name.
 
     Raises:
-        ModelError: the values of an input are not known or do not fit it, or `frame_input` raises this error.
+        ModelError: the values of an input are unknown or do not fit the input, or `frame_input` raises this error.
     """
     frames = frame_input(engine, spec)
     others = [tensor for tensor in engine.inputs if not tensor.is_shape_io and tensor != frames]
@@ -132,7 +132,7 @@ class LoadedEngine:
         return frame_shape(self.frames, self.spec, batch)
 
     def constants(self, batch: int) -> dict[str, NDArray[Any]]:
-        """Return the values of the inputs that are the same for every frame. Raise `ModelError` if they are unknown."""
+        """Return the values of inputs that are the same for every frame. Raise `ModelError` as `constants_of` does."""
         return constants_of(self.engine, self.spec, batch)
 
     def shapes_of_frame(self, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:
@@ -155,7 +155,7 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the sizes in `batch_sizes` that the engine accepts; only its largest batch size if it accepts none."""
+        """Return the sizes in `batch_sizes` that the engine accepts. If it accepts none, return its largest size."""
         shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
         taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)

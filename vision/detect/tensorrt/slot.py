@@ -267,7 +267,11 @@ class DetectorSlot(Resource):
         """Queue the work for a batch of frames."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait for the batch in flight for at most `timeout_s` seconds. Return True if it is done."""
+        """Wait for the batch in flight for at most `timeout_s` seconds. Return True if it is done.
+
+        Raises:
+            DeviceError: the batch, or earlier work on the GPU, failed.
+        """
         return self._done.wait(timeout_s)
 
     @abstractmethod
