@@ -52,7 +52,7 @@ def class_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def background_ids(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the ids of the classes that mean that there is no object, such as ``background`` or ``__background__``."""
+    """Return the ids of background classes, such as ``__background__``. They mean that there is no object."""
     return tuple(index for index, name in enumerate(class_names(spec)) if name.strip("_").lower() == BACKGROUND)
 
 

@@ -99,7 +99,7 @@ class Detector(Protocol):
         """
 
     def close(self) -> None:
-        """Wait for running batches, then free all resources. Idempotent."""
+        """Wait for running batches, then free all resources. Further calls have no effect."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def open_detector(
     """Open the detector for the model in `folder` with the configured back-end.
 
     The back-end ``auto`` means TensorRT if the library and a GPU are present. Otherwise it means ONNX Runtime, and the
-    reason is logged. TensorRT can take minutes to build an engine; another thread can set `stop` to cancel this.
+    reason is logged. TensorRT can take minutes to build an engine; another thread can set `stop` to cancel the call.
 
     Raises:
         Closed: `stop` was set.
@@ -63,7 +63,7 @@ def open_detector(
 
 
 def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
-    """Check a model. Raise those errors of `open_detector` that can be detected without building an engine.
+    """Check a model: raise the errors of `open_detector` that can be detected without building an engine.
 
     The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would run the
     model, the GPU must support the precision. With the back-end ``fake``, no file is read.

@@ -54,7 +54,7 @@ class Proposal:
 
     spec: ModelSpec
     found: Mapping[str, str]
-    """Origin of each key that the file, the sample, or the command line determines."""
+    """Origin of each key that is known from the file, the sample, or the command line."""
     missing: Mapping[str, str]
     """For each key that a person must check or fill in, the reason why it was assumed or left open."""
 

@@ -28,7 +28,7 @@ class _Scratch:
 
 
 class PartReader:
-    """Reader of rectangular parts of frames, in any pixel format, as BGR. It is not thread-safe."""
+    """Reader of rectangular parts of frames, in any pixel format, as BGR images. It is not thread-safe."""
 
     def __init__(self) -> None:
         self._planes = _Scratch()

@@ -42,7 +42,7 @@ _NUMBERS: Final = (*_REALS, "int32", "int64")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Grid cells into which each stride divides the model's input: stride after stride, and row by row."""
+    """Grid cells into which each stride divides the model's input, in the order of the strides, and row by row."""
 
     cells: Floats  # (N, 2) column and row
     strides: Floats  # (N,) model pixels
@@ -85,7 +85,7 @@ class Decoder:
         self.rules = rules
         self.layout = layout
         self.without_batch = without_batch
-        """Names of the outputs that have no batch axis, because the model runs only on one frame."""
+        """Names of the outputs that have no batch axis, because the model accepts only one frame at a time."""
         self.needs_nms = layout.needs_nms
         self.limit = spec.nms.max_candidates if layout.needs_nms else spec.nms.max_objects
         """Maximum number of candidates that `decode` returns."""
@@ -128,10 +128,10 @@ class Decoder:
         """Check the types of the outputs, in the order of `self.outputs`.
 
         Scores, objectness, boxes, and prototypes must be in fp32 or fp16. Class ids and the number of boxes can also be
-        in int32 or int64. All scores and objectness values must have the same type, and all boxes, too.
+        in int32 or int64. All scores and objectness values must have one type. All boxes must have one type.
 
         Raises:
-            ModelError: an output has a different type.
+            ModelError: the type of an output is not accepted, or types differ that must be the same.
         """
         layout = self.layout
         factors = [part.objectness for part in layout.parts if part.objectness is not None]

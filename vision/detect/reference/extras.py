@@ -32,7 +32,7 @@ COCO_KEYPOINTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """Number of further values of each box, and their meaning."""
+    """Number and meaning of the values that a task adds to each box."""
 
     count: int = 0
     keypoint_values: int = 0  # number of values of a keypoint; 0 without keypoints
@@ -73,7 +73,7 @@ def check_task(spec: ModelSpec) -> None:
 
 
 def expected_extra(head: HeadSpec) -> str:
-    """Return text that describes the further values of each box; empty if there are none."""
+    """Return text that describes the values that the task adds to each box; empty if there are none."""
     match head.task:
         case "obb":
             return ", plus the angle of each box as its last value"
@@ -91,7 +91,7 @@ def expected_extra(head: HeadSpec) -> str:
 
 
 def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class_count: int) -> Iterator[Extra]:
-    """Yield each possibility for the values that boxes have in addition to their position and scores.
+    """Yield each possible number and meaning of the values that the task adds to each box.
 
     Args:
         shapes: shapes of all outputs.
@@ -112,7 +112,10 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
 
 
 def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[Extra]:
-    """Yield the configured keypoints. If there are none, yield as many as fill the space, then the 17 of COCO."""
+    """Yield the configured keypoints, first with scores, then without.
+
+    If none are configured, yield as many keypoints as fill the space exactly, then the 17 keypoints of COCO.
+    """
     if head.keypoints is not None:
         for values in _KEYPOINT_VALUES:
             yield Extra(values * len(head.keypoints), values)

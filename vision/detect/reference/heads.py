@@ -78,7 +78,7 @@ class Head(ABC):
         """Yield each possible layout of outputs of these shapes, for any number of classes, the most likely first."""
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
-        """Return the names of the outputs that have no batch axis, because the model runs only on one frame."""
+        """Return the names of the outputs without a batch axis, because the model accepts only one frame at a time."""
         del shapes
         return frozenset()
 

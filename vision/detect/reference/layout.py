@@ -64,7 +64,7 @@ class Layout:
     """Index of the output with the number of valid boxes. None if all boxes are valid."""
     needs_nms: bool = True
     extra: Values | None = None
-    """Extra values of each box, in the same output as the boxes: keypoints, angle, or mask coefficients; or None."""
+    """Extra values in the output of the boxes: keypoints, angle, or mask coefficients. None if there are none."""
     extra_count: int = 0
     """Number of extra values of each box."""
     keypoint_values: int = 0

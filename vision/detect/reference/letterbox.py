@@ -75,14 +75,14 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 class Tap(NamedTuple):
-    """For each scaled pixel of one axis, one of the two source pixels that are interpolated, and its weight."""
+    """One of the two source pixels that are interpolated, and its weight, for each scaled pixel of one axis."""
 
     pixels: NDArray[np.intp]
     weight: NDArray[np.float64]
 
 
 def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
-    """Return the source pixels before and after each scaled pixel of one axis, for bilinear interpolation.
+    """Return the source pixels before and after each scaled pixel of one axis, and their bilinear weights.
 
     Pixel centers follow the convention of `cv2.INTER_LINEAR`: scaled pixel x samples the source at
     ``(x + 0.5) * source_px / scaled_px - 0.5``. Positions beyond the outermost centers use the outermost pixel.

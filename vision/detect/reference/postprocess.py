@@ -135,7 +135,10 @@ class _Rows:
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids, rotated)
 
     def suppress(self, others: _Rows, iou: Overlaps) -> NDArray[np.bool_]:
-        """Return a mask (K, M): [k, m] is True if candidate k suppresses candidate m of `others` (rules 3 and 4)."""
+        """Return a mask (K, M): [k, m] is True if candidate k, if kept, suppresses candidate m of `others`.
+
+        Rules 3 and 4 of this module define the overlap that is required.
+        """
         if self.rotated is not None and others.rotated is not None:
             limits: float | NDArray[np.float32] = np.float32(distance_limit(iou.same))
             if self.class_ids is not None:

@@ -40,7 +40,7 @@ class Preprocessor:
         self._drawn: list[_Scaler | None] = [None] * len(tensor)
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Letterbox:
-        """Scale one frame, (H, W, 3) or (H, W, 4), into row `index`. Return its position on the canvas."""
+        """Scale a frame, (H, W, 3) or (H, W, 4), into row `index` of the tensor. Return its position on the canvas."""
         scaler = self._scalers.get(pixels.shape)
         if scaler is None:  # this is rare, because cameras seldom change their frame size
             if len(self._scalers) >= _MAX_SIZES:

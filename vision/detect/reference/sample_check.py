@@ -1,8 +1,8 @@
-"""Checks that refuse a model if a correctly described model cannot give its results on the sample.
+"""Checks of a model's results on the sample. They refuse results that no correctly described model can give.
 
 The shapes of outputs do not identify a family of models: boxes can be corners or centers, in pixels or fractions,
-before or after suppression. The values of the outputs for two frames do. Every rule refuses only results that cannot be
-right. No rule requires that the sample shows objects that the model knows.
+before or after suppression. The values of the outputs for two frames do. No check requires that the sample shows
+objects that the model knows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vision.detect.reference.postprocess import Overlaps, kept_in_order
 
 _Floats = NDArray[np.float32]
 
-_MANY: Final = 20  # boxes from which their distribution on the canvas shows something
+_MANY: Final = 20  # minimum number of boxes whose distribution on the canvas is judged
 _WRONG: Final = 0.2  # part of the boxes; a few boxes with low scores can be anything
 _STRAY: Final = 0.1  # part of the canvas by which centers can lie outside
 _NEAR_CORNER: Final = 0.05  # fraction of the canvas within which the position of a box says little about its reading
-_HUGE: Final = (4.0, 1.2)  # times the canvas: of few boxes, and of many; an object can extend beyond the frame
+_HUGE: Final = (4.0, 1.2)  # largest side per canvas side, of few and of many boxes; objects can exceed the frame
 _HUGE_SHARE: Final = 0.5
 _OVERLAP: Final = 0.7  # IoU of two boxes of one class that describe the same object
 _CONFIDENT: Final = 0.25  # score of an object
 _BEST: Final = 100  # boxes of an unsuppressed output that are compared
 _FEW_PX: Final = 1.5
-_DENSE: Final = 1000  # rows; no model without suppression returns that many objects
+_DENSE: Final = 1000  # rows; an output with that many rows cannot contain only objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,7 @@ def agreement(reading: Reading) -> float:
     """Return the mean overlap (IoU) of boxes that describe the same object, from 0 to 1; 0 if there are none.
 
     Networks with cells find an object in several cells. If the boxes are decoded correctly, they agree.
+    Boxes count as the same object if they have the same class and an IoU of more than 0.1.
     """
     best = reading.scores[0] if len(reading.scores) else 0.0
     sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]
