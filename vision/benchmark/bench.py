@@ -62,7 +62,8 @@ def measure(
     """Measure all parts in `settings`, and return the results. `say` receives a description of each step.
 
     Raises:
-        VisionError: the model, the back-end or the frames are missing, or nothing could be measured.
+        VisionError: the model, the back-end or the frames are missing, the frames cannot be converted, or nothing could
+            be measured.
     """
     source = settings.source or shipped_clip()
     frames = load_frames(source, _FRAMES)
@@ -97,9 +98,10 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, and a note for the report. The module is None without TensorRT.
+    """Return the module `vision.benchmark.gpu`, and a note for the report.
 
-    If `backend` is "auto" and no GPU is found, the note states the reason. Otherwise, it is empty.
+    If `backend` is "auto" but the GPU, its driver or TensorRT is missing, return None and a note that states the
+    reason. If `backend` is neither "tensorrt" nor "auto", return None. In all other cases, the note is empty.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
@@ -241,7 +243,10 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Measure the stage, and add rows if requested. Return the frames/s by batch size, for the last of `counts`."""
+        """Measure the stage, and add rows if they are requested.
+
+        Return the frames/s of each batch size with ``counts[-1]`` batches in flight.
+        """
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
         if len(possible) < len(self._settings.batches):
@@ -255,7 +260,10 @@ class _Benchmark:
         return rates
 
     def _stage_row(self, case: Case, detector: Detector) -> Measured:
-        """Measure one case of the stage: batches in flight or, in the mode "alone", one batch at a time."""
+        """Measure one case of the stage, and add its row if rows of the stage are requested.
+
+        In the mode "alone", only one batch at a time is in flight.
+        """
         self._say(str(case))
         now, seconds = self._sampler.submit(clocks), self._settings.seconds
         if case.mode == "alone":
@@ -306,7 +314,9 @@ class _Benchmark:
     ) -> Row:
         """Measure the program at several camera rates, `max_per_s` first. Return the row with the highest throughput.
 
-        Above its rate, fewer results are published, because the camera threads compete with other threads for the GIL.
+        If the cameras deliver more frames than the program can process, it publishes fewer results, because the camera
+        threads compete with other threads for the GIL. So lower rates are tried until the throughput reaches
+        `enough_per_s`, or almost no frames are dropped.
         """
         rows: list[Row] = []
         for part in _PARTS_OF_MAX:

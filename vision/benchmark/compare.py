@@ -44,12 +44,12 @@ class Comparison:
 
     @property
     def count(self) -> int:
-        """Number of samples in the file with fewer samples."""
+        """Number of samples of this case in whichever file has fewer of them."""
         return min(self.a.durations.count, self.b.durations.count)
 
 
 def comparability(a: Bench, b: Bench) -> Comparability:
-    """Return all reasons why the measurements in two files are not comparable, or only with doubts."""
+    """Return all reasons that prevent a comparison of two benchmarks, and all reasons that limit its validity."""
     faults = [
         f"{name}: {first!r} and {second!r}"
         for name, first, second in (
@@ -118,12 +118,15 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """Return how far the ratio of two throughputs can deviate from 1 by chance."""
+    """Return how far the ratio of two throughputs can deviate from 1 by chance; at least `_SAME_RATE`."""
     return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words, such as "slower, p99 worse". If `by_chance` is true, the p99 ratio is ignored."""
+    """Return the verdict in words, such as "slower, p99 worse"; empty if there is none.
+
+    A ratio that is None is ignored. If `by_chance` is True, `p99_ratio` is ignored too.
+    """
     words = []
     if rate_ratio is not None:
         words.append({1: "faster", 0: "same", -1: "slower"}[_side(rate_ratio, tolerance)])
@@ -133,5 +136,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 if a ratio is above 1 by more than the tolerance, -1 if it is below 1 by more, otherwise 0."""
+    """Return 1 if a ratio is above 1 + `tolerance`, -1 if it is below the inverse of that value, otherwise 0."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

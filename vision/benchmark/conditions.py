@@ -115,7 +115,10 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, packages and the GPU driver. JetPack's TensorRT is only in the back-end's name."""
+    """Return the versions of Python, of installed packages and, if there is one, of the GPU driver.
+
+    TensorRT is not included if JetPack installed it. Then only the name of the back-end contains its version.
+    """
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -142,7 +145,7 @@ class Clocks:
 
 
 def clocks() -> Clocks:
-    """Return the current state of the machine. This takes up to a second, so do not call it during a measurement."""
+    """Return the current state of the machine. The call takes up to a second, so avoid it during a measurement."""
     if shutil.which("tegrastats"):
         values: dict[str, Any] = parse_tegrastats(_output("sh", "-c", _TEGRASTATS))
     else:
@@ -189,7 +192,7 @@ _GPU_FACTS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def query_gpu() -> dict[str, Any]:
-    """Return the values that NVML reports for the first GPU, by field name of `Clocks`; empty without a driver."""
+    """Return the values that NVML reports for the first GPU, by the keys of `_GPU_FACTS`; empty without a GPU."""
     facts: dict[str, Any] = {}
     with suppress(nvml.NVMLError):  # no driver, or no GPU
         nvml.nvmlInit()

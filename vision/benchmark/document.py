@@ -135,7 +135,9 @@ def load_bench(path: Path) -> Bench:
 
 
 def check_writable(path: Path) -> None:
-    """Check that the file `path` can be written. Call this before a long measurement. ``-`` means standard output.
+    """Check that the file `path` can be written. Call this before a long measurement.
+
+    The path ``-`` means standard output, and is always accepted.
 
     Raises:
         ConfigError: the file cannot be written.

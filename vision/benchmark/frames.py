@@ -58,7 +58,10 @@ def convert(bgr: Image, pixel_format: PixelFormat) -> Image:
 def make_batches(
     detector: Detector, images: Sequence[Image], slots: int, batch: int, pixel_format: PixelFormat
 ) -> list[list[Frame]]:
-    """Return `slots` batches of `batch` frames each, in buffers of the detector. The frames repeat `images`."""
+    """Copy images to buffers of the detector. Return `slots` batches of `batch` frames each.
+
+    The images must have the format `pixel_format`. If there are fewer images than frames, they are repeated in order.
+    """
     frames: list[Frame] = []
     for index in range(slots * batch):
         image = images[index % len(images)]

@@ -31,7 +31,12 @@ from vision.types import Frame
 
 
 def require() -> None:
-    """Raise `DeviceMissing` if the GPU, its driver or TensorRT is missing, `DeviceError` if the GPU does not work."""
+    """Check that the GPU and TensorRT can be used.
+
+    Raises:
+        DeviceMissing: the GPU, its driver or TensorRT is missing.
+        DeviceError: the GPU does not work.
+    """
     open_device()
     find_library()
 
@@ -40,7 +45,12 @@ class GpuLane:
     """Lane that runs the network on a GPU, as a CUDA graph or without one. It has its own stream, context and input."""
 
     def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """Create the context and its memory, with random input. `shapes` has the shape of each input for frames.
+        """Create the context and its memory, with random input.
+
+        Args:
+            engine: the engine to run.
+            shapes: shapes of the inputs for frames, by name.
+            graph: if True, the network runs as a CUDA graph.
 
         Raises:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
@@ -103,7 +113,10 @@ def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, 
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model, with its own memory pool, for a `with` block. Build it if it is not in the cache."""
+    """Open the engine of a model, with its own memory pool, for a `with` block.
+
+    If the engine is not in the cache, it is built first.
+    """
     device = open_device()
     use_device(device)
     options = BuildOptions(prepare_thread=lambda: use_device(device))
@@ -123,12 +136,12 @@ class DeviceTimeline:
     """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
 
     It replaces the graphs of a detector until `close` is called. Nothing else must use the detector until then. Events
-    cannot be recorded inside a CUDA graph, so a trace shows either each graph as one span, at full speed, or the
-    separate steps, with gaps between the spans because each step is launched separately.
+    cannot be recorded inside a CUDA graph. So a trace without `steps` shows each graph as one span, at full speed. A
+    trace with `steps` shows the separate steps, with gaps between them because each step is launched separately.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
-        """Wrap a detector. If `steps` is true, each step is launched separately instead of the graph."""
+        """Wrap a detector. If `steps` is True, each step is launched separately; if False, the whole graph at once."""
         self._detector = detector
         self._resources = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
@@ -156,7 +169,7 @@ class DeviceTimeline:
         self._detector.submit(slot, frames)
 
     def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Queue the steps, with an event before and after each step. The slot calls this after it queued the copies."""
+        """Queue the steps, with an event before and after each step. The slot calls this after queuing the copies."""
         if self._copying is not None:
             self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
             self._copying = None

@@ -35,7 +35,7 @@ Ready = Callable[[], bool]
 FEWEST_FOR_P99: Final = 200
 """Minimum number of samples for a p99. With fewer samples, p99 is almost the slowest sample and not repeatable."""
 
-_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # of ranks: 2.5 standard errors of the part of 1 sample below p99
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # for one sample: 2.5 standard errors of the rank of p99
 _PARTS: Final = 10  # number of groups from which a standard error is computed
 
 
@@ -80,11 +80,13 @@ class Durations:
 
 
 def relative_error(parts: Sequence[float]) -> float | None:
-    """Return the relative standard error of the mean of `parts`, or of its inverse; None if it cannot be computed.
+    """Return the relative standard error of the mean of `parts`, which is also that of the inverse of the mean.
+
+    Return None if there are fewer than two parts, or if all parts are 0.
 
     Args:
-        parts: duration or size of each of several equal pieces of work, in order. Many pieces are first added up in
-            groups of neighbors, because a disturbance often affects several in a row.
+        parts: durations of equal amounts of work, or amounts of work in equal durations, in order. If there are 20 or
+            more, neighbors are first added up, because a disturbance often affects several parts in a row.
     """
     together = max(1, len(parts) // _PARTS)
     whole = len(parts) // together
@@ -117,12 +119,12 @@ class _Batch(NamedTuple):
 def measure_stage(
     detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure the stage for `seconds` with one batch in flight per slot.
+    """Measure the stage with one batch in flight per slot, for `seconds` and at least five batches.
 
     Args:
         batches: one per slot, all of the same size. Slot k always receives batch k.
-        warm: called after each batch of the warm-up. When it returns True and each slot has finished two batches, the
-            measurement starts.
+        warm: called after each batch of the warm-up, as soon as each slot has finished two batches. The measurement
+            starts when `warm` returns True.
     """
     measured = _measure(_keep_in_flight(detector, batches), len(batches[0]), seconds, warm)
     for slot in range(len(batches)):

@@ -1,4 +1,4 @@
-"""Short runs of the pipeline of a deployment, with a sink that only counts the results.
+"""Short runs of the pipeline of a deployment, with a sink that counts the results and can also publish them.
 
 `vision plan` runs a configuration this way, and `vision bench` runs synthetic cameras.
 """
@@ -51,7 +51,7 @@ class CountingSink:
         self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Record one result, and forward it to `behind`. The results thread calls this."""
+        """Record one result, and forward it to `behind`, if given. The results thread calls this method."""
         if self._behind is not None:
             self._behind.publish(result)
         timing = result.timing
@@ -60,7 +60,7 @@ class CountingSink:
         self.objects += len(result.objects)
 
     def report(self, report: Report) -> None:
-        """Forward the report to `behind`. The main thread calls this."""
+        """Forward the report to `behind`, if given. The main thread calls this method."""
         if self._behind is not None:
             self._behind.report(report)
 
@@ -77,7 +77,7 @@ class CameraRun:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRun:
-    """Measurements of a run without its warm-up."""
+    """Measurements of one run, except its warm-up."""
 
     seconds: float
     cameras: Mapping[str, CameraRun]
@@ -112,7 +112,10 @@ class DeploymentRun:
 def synthetic_deployment(
     cameras: int, fps: float, width_px: int, height_px: int, pixel_format: str | None
 ) -> AppConfig:
-    """Return a configuration with `cameras` synthetic cameras at `fps` frames/s each."""
+    """Return a configuration with `cameras` synthetic cameras at `fps` frames/s each.
+
+    If `pixel_format` is None, the cameras use the default format.
+    """
     frame = f"synthetic:{width_px}x{height_px}@{f'{fps:.6f}'[:8]}"  # a source accepts at most eight characters
     suffix = f"&format={pixel_format}" if pixel_format else ""
     return AppConfig.model_validate(
@@ -133,9 +136,9 @@ def run_deployment(
     The run neither reads nor writes saved counters, and writes no snapshots.
 
     Args:
-        open_detector: a function like `vision.detect.open.open_detector`; the pipeline closes what it opens.
-        publish: whether to publish every result on a private socket as well.
-        open_source: a function to call instead of `vision.capture.open.open_source`, or None.
+        open_detector: a function like `vision.detect.open.open_detector`. The pipeline closes the detectors.
+        publish: if True, every result is also published on a private socket.
+        open_source: a replacement for `vision.capture.open.open_source`; None means no replacement.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -163,7 +166,14 @@ class NonClosingDetector:
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
-        """Wrap a detector. For each slot, `images` has `max_batch` or more frames in the format of the cameras."""
+        """Wrap a detector.
+
+        Args:
+            detector: the detector, which stays open.
+            max_batch: maximum batch size, if it is smaller than that of the detector.
+            images: for each slot, at least `max_batch` frames in the format of the cameras. If `images` is empty, the
+                detector processes the frames of the cameras.
+        """
         self._detector = detector
         self._images = images
         self.spec = replace(detector.spec, max_batch=min(max_batch, detector.spec.max_batch))
@@ -271,7 +281,10 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the part of the time with at least 1, 2, ... batches in flight. A batch is (start, end) in ns."""
+    """Return the parts of the time from `begin_ns` to `end_ns` with at least 1, 2, ... batches in flight.
+
+    Each batch is a pair (start, end) in nanoseconds.
+    """
     changes = sorted(
         change
         for begin, end in batches

@@ -152,9 +152,10 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return whether the sum of the published rates of `count` cameras reached the sum of their requested rates.
+        """Return whether `count` cameras together published at least the part `_FITS` of the requested rate.
 
-        A run contains up to one frame more or less of each camera, depending on its start. This is tolerated.
+        Depending on when a run starts, it can contain one frame more or less of each camera. This difference is
+        tolerated, up to the part `_AT_RANDOM` of the requested rate.
         """
         requested_per_s = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
         tolerance_per_s = min(count / max(run.seconds, 1e-9), _AT_RANDOM * requested_per_s)
@@ -247,7 +248,10 @@ def busiest_part(loads: Sequence[Load]) -> Load:
 
 
 def verdict(loads: Sequence[Load], *, fits: bool) -> str:
-    """Return one or two sentences: which part limits the throughput and, unless all cameras fit, what to change."""
+    """Return a text that names the part that limits the throughput, and recommends a change.
+
+    If all cameras fit, the text only names the busiest part.
+    """
     busiest = busiest_part(loads)
     if fits:
         return f"All cameras fit. The {busiest.part} is the busiest part, at {busiest.share:.0%}."
@@ -265,6 +269,8 @@ def find_capacity(
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
     """Find the largest number of cameras that fits: double or halve the number to bracket the limit, then bisect.
+
+    Doubling stops at `MAX_CAMERAS`.
 
     Args:
         fits: runs the given number of cameras, and returns whether the cameras reach their requested rates.

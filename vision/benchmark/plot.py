@@ -149,7 +149,7 @@ def _scale_tail(tail_axes: Any, times_ms: Sequence[float]) -> None:
 
 
 def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the entries of the legend: one per case, one per precision, and one for hollow markers."""
+    """Yield the entries of the legend: one per case, one per precision, and one for hollow markers if there are any."""
     from matplotlib.lines import Line2D
 
     for name, color in _colors(name for name, _ in lines).items():

@@ -49,9 +49,10 @@ class ProfileSettings:
 def profile_model(
     folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
-    """Measure and describe every layer. If `settings.trace` is set, write a timeline of batches in flight to it.
+    """Measure and describe every layer. If `settings.trace` is set, write a timeline of batches in flight to that file.
 
     Raises:
+        ConfigError: the back-end is `fake`, which has no network.
         VisionError: the model or back-end is missing, the batch size is not accepted, or the trace cannot be written.
     """
     if settings.detect.backend == "fake":

@@ -1,8 +1,8 @@
 """Stand-ins for the cameras of a deployment: local videos of the same size and rate.
 
-Files and synthetic cameras run unchanged, because they are on this machine. For a network, USB or CSI camera, the
-shipped clip is encoded once as H.264 at the camera's size and rate. Decoding then costs about as much as for the
-camera's stream, and the detector and the stages process real scenes.
+Files, folders of images and synthetic cameras are used directly, because they are on this machine. For a network, USB
+or CSI camera, the shipped clip is encoded once as H.264 at the camera's size and rate. Decoding then costs about as
+much as for the camera's stream, and the detector and the stages process real scenes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PhasedSources:
         self._opened: dict[str, int] = {}
 
     def __call__(self, config: CameraConfig, **options: Any) -> Source:
-        """Wait for a part of a frame interval that depends on the camera, and then open the source."""
+        """Open the source. If it is a clip, first wait for a part of a frame interval, different for each camera."""
         if config.source in self._periods:
             number = self._opened.setdefault(config.id, len(self._opened) + 1)
             time.sleep(number * _GOLDEN % 1 * self._periods[config.source])
@@ -148,7 +148,7 @@ def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: 
     """Encode `seconds` of H.264 video to `path`: the start of the shipped clip, repeated forward and backward.
 
     Raises:
-        ValueError: PyAV has no H.264 encoder, or the encoder refuses the size.
+        ValueError: PyAV has no H.264 encoder, the encoder refuses the size, or the file cannot be written.
     """
     rate = Fraction(fps).limit_denominator(1000)
     frames = [av.VideoFrame.from_ndarray(image, format="bgr24") for image in load_frames(shipped_clip(), _CLIP_FRAMES)]

@@ -70,7 +70,7 @@ def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Print the tables and notes of a benchmark. The last line is `result_text`."""
+    """Print the tables and notes of a benchmark. If there are rows, the last line is `result_text`."""
     _print_plain(console, *heading(bench))
     groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():
@@ -88,7 +88,10 @@ def print_bench(bench: Bench, console: Console) -> None:
 
 
 def result_text(bench: Bench) -> str:
-    """Return the throughput of the stage as one line; if it was not measured, that of the program or the network."""
+    """Return the throughput of the stage as one line.
+
+    If the stage was not measured, use the throughput of the program or, without that, of the network.
+    """
     rows = next(rows for part in ("stage", "pipeline", "engine") if (rows := bench.rows_of(part)))
     rows = tuple(row for row in rows if row.case.mode not in ("alone", "half")) or rows
     slowest, best = (end(rows, key=lambda row: row.frames_per_s) for end in (min, max))
@@ -188,7 +191,10 @@ def print_comparison(
     names: tuple[str, str],
     console: Console,
 ) -> None:
-    """Print the ratios of b divided by a, their verdicts, and the reasons against a comparison."""
+    """Print the ratios (b divided by a), their verdicts, and the reasons that prevent or limit a comparison.
+
+    `compared` is the result of `compare`. `names` are the names of the files a and b.
+    """
     comparisons, only_a, only_b = compared
     title = f"{names[1]} compared with {names[0]}" + (" - NOT COMPARABLE" if comparability.faults else "")
     _print_plain(console, title, style="bold")
@@ -222,7 +228,7 @@ def _ratio(value: float | None, digits: int) -> str:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print the rates and latencies of each camera, the load of each part, and how many cameras fit."""
+    """Print the rates and latencies of each camera, the load of each part, the verdict, and how many cameras fit."""
     table = _table(("camera", "frames"), ("requested", "published", "dropped", "p50 ms", "p99 ms"))
     for camera in plan.cameras:
         table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))

@@ -28,7 +28,7 @@ _MARGIN: Final = 0.1  # least distance from the border of a zone, as a part of t
 _GRAIN_S: Final = 1e-3
 
 Times: TypeAlias = dict[tuple[str, str], list[float]]
-"""Times in seconds of crossings, entries, and exits, by line or zone and by key."""
+"""Times in seconds of crossings, entries and exits, by the name of the line or zone and the kind of the passage."""
 
 
 def count_errors(
@@ -114,7 +114,11 @@ def match_times(
 def true_passages(
     zone: ZoneConfig, units: Units, truth: Boxes, video: Video, lost_s: float
 ) -> Iterator[tuple[float, str]]:
-    """Yield the time in seconds and ``entered`` or ``left`` for each true entry of a zone, and for each true exit."""
+    """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone and each true exit from it.
+
+    If the last box of an object is less than `lost_s` before the end of the video, an exit at this box is left out,
+    because the video ends before the pipeline reports such an exit.
+    """
     size_px = video.width_px, video.height_px
     scale = np.array(pixels_per_unit(units, *size_px))
     area = ZoneSet([[[tuple(corner) for corner in (np.array(ring) * scale).tolist()] for ring in zone.rings]], size_px)
@@ -132,7 +136,10 @@ def true_passages(
 def _passages(
     times_s: NDArray[np.float64], inside: NDArray[np.bool_], far: NDArray[np.bool_], lost_s: float, *, stays: bool
 ) -> Iterator[tuple[float, str]]:
-    """Yield the time and the key of each passage of one object. `stays` means that it does not leave at the end."""
+    """Yield the time and the key of each passage of one object.
+
+    If `stays` is True, the end of the path does not count as an exit.
+    """
     is_inside = False
     for at, time_s in enumerate(times_s.tolist()):
         gap = at > 0 and time_s - times_s[at - 1] > lost_s + _GRAIN_S
@@ -172,7 +179,7 @@ def check_accuracy_file(path: Path) -> None:
     """Check that `add_clip` can add a clip to the file.
 
     Raises:
-        ConfigError: the name is not one of a JSON file, or the file is not an accuracy file.
+        ConfigError: the name does not end in .json, or the file exists but is not an accuracy file.
     """
     if path.suffix != ".json":
         raise ConfigError(f"--accuracy: expected a name that ends in .json, got {path}", code="accuracy-format")

@@ -45,7 +45,10 @@ class LineScore:
 
     @property
     def error(self) -> float:
-        """Error of the count as a fraction of true crossings; infinite if some were counted but there are none."""
+        """Error of the count as a fraction of the true crossings.
+
+        Without true crossings, the error is infinite if any crossings were counted, otherwise 0.
+        """
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
 
@@ -59,7 +62,7 @@ def score_lines(
     *,
     lost_s: float = _LOST_S,
 ) -> list[LineScore]:
-    """Compare counted crossings with true crossings. Return the numbers of both for each line and direction."""
+    """Compare counted and true crossings of one class. Return the numbers of both for each line and direction."""
     counted = Counter(
         (event.name, event.data.get("direction"))
         for _, event in events
@@ -89,7 +92,10 @@ def true_crossings(
 def timed_crossings(
     line: LineConfig, units: Units, truth: Boxes, video: Video, lost_s: float = _LOST_S
 ) -> Iterator[tuple[float, str]]:
-    """Yield the time in seconds and the direction of each true crossing of one line."""
+    """Yield the time in seconds and the direction (``in`` or ``out``) of each true crossing of one line.
+
+    An object is lost after `lost_s` without a box, but not before `_FRAMES_KEPT` frame intervals.
+    """
     ends = np.array(line.points, np.float64) * pixels_per_unit(units, video.width_px, video.height_px)
     lost_s = max(lost_s, _FRAMES_KEPT * video.interval_s)
     for object_id in np.unique(truth.ids):
@@ -123,13 +129,13 @@ def crossings_of_path(
 
 
 def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.float64]:
-    """Return the point of each box (N, 4) that `anchor`, a key of `ANCHORS`, names, as an array (N, 2)."""
+    """Return the anchor points (N, 2) of boxes (N, 4). `anchor` is a key of `ANCHORS`."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     return low + (high - low) * ANCHORS[anchor]
 
 
 def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask (N, 4) of the left, top, right and bottom sides of boxes (N, 4) that the frame cuts off."""
+    """Return a mask (N, 4): whether the frame cuts off the left, top, right and bottom side of each box (N, 4)."""
     low, high = boxes_xyxy[:, :2] <= _EDGE_PX, boxes_xyxy[:, 2:] >= np.array(frame_size_px) - _EDGE_PX
     return np.concatenate([low, high], axis=1)
 
@@ -171,7 +177,7 @@ class _Path:
 
 
 def _crossings(path: _Path, lost_s: float) -> Iterator[tuple[int, str]]:
-    """Yield the first position beyond the line, and ``in`` or ``out``, for each crossing of a line by one path."""
+    """Yield (0-based index of the first position beyond the line, ``in`` or ``out``) for each crossing of the line."""
     gaps_s = np.diff(path.times_s)
     is_right = path.right > 0
     changes: NDArray[np.intp] = np.flatnonzero((is_right[1:] != is_right[:-1]) | (gaps_s > _MAX_GAP_S)) + 1
@@ -191,9 +197,10 @@ def _crossings(path: _Path, lost_s: float) -> Iterator[tuple[int, str]]:
 
 
 def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) -> bool:
-    """Return True if a visit to one side establishes this side.
+    """Return whether a visit to one side of the line establishes this side.
 
-    Less is required if no side is established before the visit, or if the object is lost after the visit.
+    Less is required if `is_first` is True (no side is established before the visit), or if `is_last` is True (the
+    object is lost after the visit).
     """
     distance, times_s, outside = np.abs(path.right[visit]), path.times_s[visit], path.outside[visit]
     beyond, enters = np.flatnonzero(distance > _MARGIN), outside & (distance > _CUT_MARGIN)
@@ -206,7 +213,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return where the step to position `later` meets the extended line: 0 at its first end point, 1 at its second."""
+    """Return where the step to position `later` meets the extended line: 0 at the first end point, 1 at the second."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -49,7 +49,7 @@ class Request:
         """Check that all outputs can be written, and create the folder for plots. Call this before the pipeline runs.
 
         Raises:
-            ConfigError: an output cannot be written, or a package that it needs is missing.
+            ConfigError: an output cannot be written, has the wrong extension, or needs a package that is missing.
         """
         for option, path in self._files():
             if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
@@ -80,8 +80,9 @@ def run(request: Request, stop: threading.Event) -> int:
     """Evaluate the pipeline, print the table, and write the requested files. Return the exit code.
 
     Raises:
+        Closed: `stop` was set.
         ConfigError: an argument, the configuration or the ground truth is invalid, or a package is missing.
-        VisionError: the run failed; `Closed` if `stop` was set.
+        VisionError: the run failed, or a file cannot be written.
     """
     request.check_outputs()
     load_metrics()  # before the pipeline runs

@@ -117,7 +117,7 @@ class _Reader:
         self._columns: tuple[int, int] | None = None  # number of columns, and the first line with that number
 
     def read(self, number: int, line: str) -> None:
-        """Read one line. Raise ValueError if it is faulty."""
+        """Read one line. Raise ValueError if the line is faulty."""
         values = self._numbers(number, line)
         frame, object_id = _whole("frame", values[0], 1), _whole("id", values[1], 0)
         left, top, width, height, valid = values[2:]

@@ -1,8 +1,8 @@
 """Two passes over the labeled video. The first pass measures the video, and the second pass runs the pipeline.
 
-After the first pass, ground truth that is longer than the video is refused early. The second pass works like the
-command `vision run --offline`, but also records all detections with a score of at least `LOWEST_SCORE`, which average
-precision needs.
+The first pass measures the length, so ground truth that is longer than the video is refused before the pipeline runs.
+The second pass works like the command `vision run --offline`, but also records all detections with a score of at least
+`LOWEST_SCORE`, which average precision needs.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class Findings:
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     """Return the configuration with only the camera of the labeled video, and without saved state, snapshots and rules.
+
+    If `camera_id` is None, the configuration must have only one camera.
 
     Raises:
         ConfigError: the camera does not exist, several exist and none is selected, or its source never ends.
@@ -200,7 +202,7 @@ class _Recorder:
         self._published = _FrameNumbers()
 
     def note(self, meta: FrameMeta, found: Detections) -> None:
-        """Record the detections of one frame. The inference thread calls this."""
+        """Record the detections of one frame. The inference thread calls this method."""
         self.findings.detections.append((self._detected.of(meta), found))
 
     def publish(self, result: Result) -> None:

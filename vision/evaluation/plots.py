@@ -95,7 +95,10 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Yield (first frame, number of frames, track ID) of each period with one track ID, which is None if missed."""
+    """Yield (first frame, number of frames, track ID) of each period in which one object keeps the same track.
+
+    The track ID is None for a period in which the object is missed.
+    """
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1
     for spell in np.split(np.arange(len(frames)), edges):

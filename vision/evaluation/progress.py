@@ -1,4 +1,4 @@
-"""Progress of an evaluation."""
+"""Progress display of an evaluation, and a check for a request to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a
 
 @contextmanager
 def show_progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows the progress, as a bar or as lines, and raises `Closed` if `stop` is set."""
+    """Yield a function that shows how many of the `frames` are done: as a bar on a terminal, otherwise as lines.
+
+    The function raises `Closed` if `stop` is not None and is set.
+    """
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

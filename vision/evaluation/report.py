@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def line_error(self) -> float | None:
-        """Sum of the errors of all lines, divided by the number of true crossings; None if no crossing is true."""
+        """Sum of the errors of all lines, divided by the number of true crossings; None if that is 0."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 
@@ -145,7 +145,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, lowest_score: float) -> Iterator[dict[str, float]]:
-    """Yield precision and recall for score thresholds from `lowest_score` in steps of 0.01."""
+    """Yield precision and recall for score thresholds from `lowest_score` to 1, in steps of 0.01."""
     for score in np.arange(lowest_score, 1.0, _CURVE_STEP):
         precision, recall = curve.at(float(score))
         yield {"score": round(float(score), 2), "precision": precision, "recall": recall}

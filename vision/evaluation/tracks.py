@@ -51,7 +51,11 @@ class TrackingScores:
 
 
 def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.int64]) -> TrackingScores:
-    """Compare tracks with the ground truth. `partners` is from `match_frames`. Raise as `load_metrics` does."""
+    """Compare tracks with the ground truth. `partners` is the result of `match_frames`.
+
+    Raises:
+        ConfigError: SciPy or TrackEval is not installed.
+    """
     metrics = load_metrics()
     sequence = _sequence(truth, tracks, frames)
     identity = metrics.Identity({"THRESHOLD": MIN_OVERLAP, "PRINT_CONFIG": False}).eval_sequence(sequence)

@@ -50,7 +50,10 @@ class Actor:
         return np.stack([np.interp(times_s, self.times_s, self.places_m[:, axis]) for axis in (0, 1)], axis=1)
 
     def headings(self, times_s: FloatArray) -> FloatArray:
-        """Return the directions of motion (T,) in radians at `times_s`. An object at rest keeps its last direction."""
+        """Return the directions of motion (T,) in radians at `times_s`. An object at rest keeps its last direction.
+
+        Before an object first moves, it has the direction of its first motion. If it never moves, the direction is 0.
+        """
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         moving = np.hypot(steps[:, 0], steps[:, 1]) > _STILL
         if not moving.any():
@@ -70,7 +73,10 @@ class Actor:
         return speeds
 
     def boxes(self, view: CameraView, times_s: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return boxes (T, 4) in pixels, not clipped, NaN while the actor is absent, and distances (T,) in meters."""
+        """Return boxes (T, 4) in pixels, not clipped to the frame, and distances (T,) from the camera in meters.
+
+        Both are NaN while the actor is absent. Boxes are also NaN while the actor is behind the camera.
+        """
         boxes, distances = np.full((len(times_s), 4), np.nan), np.full(len(times_s), np.nan)
         present = (times_s >= self.times_s[0]) & (times_s <= self.times_s[-1])
         inside_s = times_s[present]
@@ -118,7 +124,10 @@ def travel(
 
 
 def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float) -> Actor:
-    """Return an actor at rest, such as a parked car. It moves a millimeter at its start, which defines its heading."""
+    """Return an actor that rests from 0 s to `until_s`, such as a parked car.
+
+    At the start, the actor moves by one millimeter, which defines its heading.
+    """
     ahead = (np.cos(heading) * 1e-3, np.sin(heading) * 1e-3)
     places = np.array([place_m, (place_m[0] + ahead[0], place_m[1] + ahead[1]), place_m])
     return Actor(KINDS[kind], np.array([0.0, 1e-3, until_s]), places)

@@ -1,4 +1,4 @@
-"""`ErrorModel` describes how detections differ from the ground truth. `SimulatedDetector` creates such detections.
+"""Model of how detections differ from the ground truth (`ErrorModel`), and a detector that creates such detections.
 
 An error of an object lasts for some time: an object that is missed in one frame is likely to be missed in the next one.
 All errors are stationary processes in continuous time, so their rates do not depend on the frame rate.
@@ -31,7 +31,7 @@ _NORMAL: Final = NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """The errors of a detector. Lengths are parts of the width or height of the object's box."""
+    """The errors of a detector. The lengths in `jitter` are parts of the width or height of the object's box."""
 
     recall: tuple[float, ...] = (1.0,) * len(PARTS)
     """Part of the objects that are detected, for each visible part in `PARTS`."""
@@ -89,14 +89,14 @@ The values of `poor` are those of nanodet-g-416 at 416x416 pixels on PETS09-S2L1
 
 
 class SimulatedDetector:
-    """Creates the detections of one scene, frame by frame. A seed always results in the same errors.
+    """Detector that creates the detections of one scene, frame by frame. The same seed always gives the same errors.
 
     Args:
         errors: the error model.
         view: the camera. Only the size of its frame is used.
         class_ids: the true class id of each object.
         confused: the wrong class ids that the detector sometimes reports for each object.
-        seed: any number from 0.
+        seed: an integer of at least 0.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class SimulatedDetector:
         )
 
     def _class_of(self, number: int) -> int:
-        """Return the class that the detector reports for an object at present."""
+        """Return the ID of the class that the detector currently reports for an object."""
         others = self._confused.get(number, ())
         if others and self._errors.flicker:
             place = _NORMAL.cdf(float(self._state[7, number])) / self._errors.flicker
@@ -182,7 +182,7 @@ class SimulatedDetector:
     def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the boxes, scores and classes of false objects, which appear at random places for random times.
 
-        Their number in a frame has a Poisson distribution, whatever the frame rate.
+        Their number in a frame has the same Poisson distribution at every frame rate.
         """
         rng, mean = self._rng, self._errors.false_per_frame
         stays = math.exp(-step_s / self._errors.false_s)
@@ -201,12 +201,16 @@ class SimulatedDetector:
 
 
 def _threshold(part: float) -> float:
-    """Return the value below which a standard normal variable is in this part of all cases."""
+    """Return the value that a standard normal variable is below with probability `part`."""
     return _NORMAL.inv_cdf(min(max(part, 1e-9), 1 - 1e-9))
 
 
 def _moved(boxes_xyxy: FloatArray, shares: FloatArray) -> FloatArray:
-    """Return boxes (N, 4) whose center x, center y, width and height have changed by parts (4, N) of their size."""
+    """Move and scale boxes (N, 4).
+
+    The first two rows of `shares` (4, N) are the motion of the center, as parts of the width and height. The last two
+    rows are the natural logarithms of the factors for the width and height.
+    """
     size = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     middle = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2 + shares[:2].T * size
     half = size * np.exp(shares[2:].T) / 2

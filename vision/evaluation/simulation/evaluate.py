@@ -1,4 +1,4 @@
-"""`vision eval --simulate`: run tracker and analytics on simulated scenes, whose ground truth is exact."""
+"""Implementation of `vision eval --simulate`: runs on simulated scenes, whose ground truth is exact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SimulationRequest:
         """Check that all outputs can be written. Call this before the simulation runs.
 
         Raises:
-            ConfigError: an output cannot be written, or the request for a video names several runs.
+            ConfigError: an output cannot be written, or the request for a video names several runs or no .mp4 file.
         """
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")

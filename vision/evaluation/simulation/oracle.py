@@ -1,6 +1,6 @@
-"""What truly happens in a scene: crossings of lines, stays in zones, and speeds.
+"""Ground truth of the analytics in a scene: crossings of lines, stays in zones, and speeds.
 
-The oracle uses the exact paths of the objects, not the frames, so its results do not depend on the frame rate.
+All values are computed from the exact paths of the objects, not from frames, so they do not depend on the frame rate.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _on_frame(view: CameraView, places_m: Sequence[Place]) -> tuple[Place, ...]:
 
 
 def _ground(view: CameraView) -> GroundConfig:
-    """Return four points on the ground in the frame, with their positions."""
+    """Return four points in the frame, in pixels, with their positions on the ground, in meters."""
     left, right, bottom = _GROUND
     top_px = max(view.horizon_px + _BELOW_HORIZON * view.height_px, _TOP * view.height_px)
     corners = ((left, top_px), (right, top_px), (right, bottom * view.height_px), (left, bottom * view.height_px))
@@ -73,7 +73,7 @@ class TruePath:
 
 @dataclass(frozen=True, slots=True)
 class TrueCrossing:
-    """One object that crosses one line."""
+    """Crossing of one line by one object."""
 
     actor: int  # number of the actor in the scene, from 1
     line: str
@@ -81,7 +81,7 @@ class TrueCrossing:
 
 
 def true_paths(scene: Scene) -> Iterator[TruePath]:
-    """Yield the paths of all objects in the frame, also while something hides the objects."""
+    """Yield a path for each period in which an object is in the frame, even if something hides the object."""
     for number, actor in enumerate(scene.actors, start=1):
         end_s = min(float(actor.times_s[-1]), scene.duration_s)
         times_s = np.arange(float(actor.times_s[0]), end_s, 1.0 / _ORACLE_HZ)
@@ -91,7 +91,7 @@ def true_paths(scene: Scene) -> Iterator[TruePath]:
 
 
 def _periods(mask: NDArray[np.bool_]) -> Iterator[slice]:
-    """Yield each series of at least two True values in a mask (N,)."""
+    """Yield a slice for each series of at least two consecutive True values in a mask (N,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
     for start, end in edges.reshape(-1, 2).tolist():
         if end - start > 1:
@@ -111,7 +111,7 @@ def true_crossings(paths: Sequence[TruePath], section: CameraAnalytics) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class TrueStay:
-    """One object that stays in one zone."""
+    """Stay of one object in one zone."""
 
     actor: int  # number of the actor in the scene, from 1
     zone: str
@@ -126,7 +126,7 @@ class TrueStay:
 def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: CameraView) -> Iterator[TrueStay]:
     """Yield the stays in all zones.
 
-    An object that is nearer to the border of the zone than a tenth of its size remains inside or outside.
+    Within a tenth of its size from the border of a zone, an object keeps its previous state (inside or outside).
     """
     for path in paths:
         for zone in section.zones:
@@ -145,7 +145,7 @@ def true_occupancy(stays: Sequence[TrueStay], section: CameraAnalytics, times_s:
 
 
 def _inside(view: CameraView, boxes: FloatArray, zone: ZoneConfig) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the boxes (N, 4) of one path that are in a zone."""
+    """Return a mask (N,) of the boxes (N, 4) of one path that are in a zone, as `true_stays` defines it."""
     size = np.array([view.width_px, view.height_px], np.float64)
     points = np.clip(anchor_points(boxes, zone.anchor), _EDGE_PX, size - _EDGE_PX)
     polygon = np.array(zone.polygon)
@@ -171,7 +171,7 @@ def _contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
 def _distance(polygon: FloatArray, points: FloatArray, size: FloatArray) -> FloatArray:
     """Return the distances (N,) of points (N, 2) from the border of a polygon (K, 2).
 
-    The edge of a frame of this size, (2,), does not belong to the border, because nothing crosses it.
+    Sides on the edge of the frame, whose width and height are `size` (2,), are left out, because nothing crosses them.
     """
     ends = np.roll(polygon, -1, axis=0)
     on_edge = ((polygon <= 0) & (ends <= 0)) | ((polygon >= size) & (ends >= size))
@@ -183,7 +183,7 @@ def _distance(polygon: FloatArray, points: FloatArray, size: FloatArray) -> Floa
 
 
 def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the boxes (N, 4) of which enough is in the frame for the object to be visible."""
+    """Return a mask (N,) of the boxes (N, 4) of which at least the part `LEAST_VISIBLE` is in the frame."""
     size = boxes[:, 2:] - boxes[:, :2]
     shown = np.minimum(boxes[:, 2:], (view.width_px, view.height_px)) - np.maximum(boxes[:, :2], 0.0)
     enough = np.prod(shown, axis=1) >= LEAST_VISIBLE * np.prod(size, axis=1)
@@ -195,6 +195,6 @@ def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
 
 
 def true_speed_kmh(actor: Actor, time_s: float) -> float:
-    """Return the speed in km/h at which an actor moved during the last second."""
+    """Return the speed of an actor in km/h, from its positions at `time_s` and one second before."""
     before, now = actor.places(np.array([time_s - _SPEED_S, time_s]))
     return 3.6 * float(np.hypot(*(now - before))) / _SPEED_S

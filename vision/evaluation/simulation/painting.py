@@ -68,7 +68,7 @@ def write_painted(video: Path, prepared: PreparedScene, progress: Callable[[int]
 
 
 def paint(scene: Scene, solids: Solids, index: int) -> NDArray[np.uint8]:
-    """Return the frame of this index as an array (H, W, 3), BGR."""
+    """Paint frame `index` (0-based). Return the frame as an array (H, W, 3) in BGR."""
     image = np.full((scene.view.height_px, scene.view.width_px, 3), GRAY, np.uint8)
     for solid in reversed(solids.nearest_first(index).tolist()):
         x1, y1, x2, y2 = (_BLOCK_PX * round(side / _BLOCK_PX) for side in solids.clipped[solid, index].tolist())
@@ -94,7 +94,7 @@ def _configuration(video: Path, prepared: PreparedScene) -> dict[str, object]:
 
 
 def _truth_rows(prepared: PreparedScene, classes: Sequence[str]) -> Iterator[str]:
-    """Yield the rows of these classes. Columns 8 and 9 are the class, from 1, and the visible part, as in MOT16."""
+    """Yield the rows of `classes`. Columns 8 and 9 are the 1-based class and the visible part, as in MOT16."""
     actors = prepared.scene.actors
     for number, frame in enumerate(prepared.frames, start=1):
         for object_id, box, visible in zip(frame.ids.tolist(), frame.boxes_xyxy, frame.visible.tolist(), strict=True):

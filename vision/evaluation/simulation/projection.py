@@ -40,7 +40,7 @@ class CameraView:
         return self._to_pixels(right / depth, down / depth), depth
 
     def to_ground(self, x_px: float, y_px: float) -> tuple[float, float]:
-        """Return the ground point (x, y) in meters that a pixel shows, without distortion. The horizon shows none.
+        """Return the ground point (x, y) in meters that a pixel shows. Distortion is ignored.
 
         Raises:
             ValueError: the pixel is at or above the horizon.
@@ -63,7 +63,7 @@ class CameraView:
             places_m: center of the base of the object, (T, 2).
             headings: direction of the length in radians, counterclockwise from x, (T,).
             size_m: length, width and height of the object.
-            is_round: True for an elliptic cylinder, False for a cuboid.
+            is_round: if True, the object is an elliptic cylinder; if False, a cuboid.
 
         Returns:
             Boxes (T, 4) xyxy in pixels, not clipped to the frame, NaN where the whole object is behind the camera;

@@ -64,7 +64,7 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
 
 
 def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
-    """Yield the cells of one row: sums of counts, and means over the runs."""
+    """Yield the cells of one row: sums of counts, and means, medians or percentiles of other values."""
     zones = [zone for run in runs for zone in run.zones]
     speeds, best = _joined(runs)
     yield str(sum(run.true_crossings for run in runs))
@@ -97,7 +97,7 @@ def write_json(simulation: Simulation, path: Path) -> None:
 
 
 def as_json(simulation: Simulation) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. Units are parts of 1 and km/h."""
+    """Return the report as data that JSON can represent. Ratios are fractions of 1, and speeds are in km/h."""
     runs = simulation.runs
     speeds, best = _joined(runs)
     total = {
@@ -131,7 +131,7 @@ def _run(run: SceneScores) -> dict[str, Any]:
 
 
 def _speed(speeds_kmh: FloatArray) -> dict[str, float | int | None]:
-    """Return the errors of the speeds of events."""
+    """Return the number of speeds, and the median and 90th percentile of their errors; None if there are no speeds."""
     errors = np.abs(speeds_kmh[:, 0] - speeds_kmh[:, 1])
     median, p90 = np.quantile(errors, (0.5, 0.9)).tolist() if len(errors) else (None, None)
     return {"events": len(errors), "median_error_kmh": median, "p90_error_kmh": p90}

@@ -50,7 +50,10 @@ class Scene:
 
 
 def _person_speed(rng: Rng) -> float:
-    """Return a walking speed in m/s (mean 1.34, deviation 0.26; Weidmann, "Transporttechnik der Fussgänger", 1993)."""
+    """Return a random walking speed from 0.7 to 2.2 m/s.
+
+    The mean is 1.34 and the deviation 0.26 (Weidmann, "Transporttechnik der Fussgänger", 1993).
+    """
     return float(np.clip(rng.normal(1.34, 0.26), 0.7, 2.2))
 
 
@@ -77,7 +80,10 @@ def plaza(rng: Rng) -> Scene:
 def _lane(
     rng: Rng, kinds: Sequence[str], speeds: tuple[float, float], offsets: Sequence[float], *, towards: bool, count: int
 ) -> list[Actor]:
-    """Return actors that follow each other in lanes along the view, far enough apart that they do not collide."""
+    """Return actors that follow each other in lanes along the view, far enough apart that they do not collide.
+
+    If `towards` is True, the actors approach the camera; if False, they move away from it.
+    """
     actors = []
     free_s = dict.fromkeys(offsets, 0.0)
     for earliest_s in _starts(rng, count):
@@ -163,7 +169,7 @@ def stops(rng: Rng) -> Scene:
 
 
 def parking(rng: Rng) -> Scene:
-    """Return a scene in which cars arrive, park in a row between parked cars, and leave, and people walk past."""
+    """Return a scene in which cars park in a row with parked cars and leave again, while people walk past."""
     view = CameraView(height_m=6.0, tilt_deg=22.0, field_of_view_deg=80.0)
     spaces = rng.permutation(6)
     actors = [rest("car", (-8.0 + 3.2 * float(space), 19.0), math.pi / 2, _LONGEST_S) for space in spaces[:2]]
@@ -203,7 +209,7 @@ def groups(rng: Rng) -> Scene:
 
 
 def waiting(rng: Rng) -> Scene:
-    """Return a scene in which people come in groups, stand together for a while, and leave, and others pass them."""
+    """Return a scene in which groups of people come, stand together and leave, while other people pass them."""
     view = CameraView(height_m=4.5, tilt_deg=20.0)
     actors = []
     for start_s, spot in zip(_starts(rng, 6, 35.0), rng.permutation(6).tolist(), strict=True):
@@ -334,6 +340,6 @@ def build_scene(name: str, seed: int) -> Scene:
 
     Args:
         name: a name in `SCENES`.
-        seed: any number from 0; the same seed gives the same scene.
+        seed: an integer of at least 0; the same seed gives the same scene.
     """
     return SCENES[name](np.random.default_rng((seed, sum(name.encode()))))

@@ -1,4 +1,4 @@
-"""Run tracker and analytics on simulated scenes, and compare the results with what truly happened."""
+"""Runs of tracker and analytics on simulated scenes, and a comparison of the results with the ground truth."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SceneScores:
 
     @property
     def wrong_crossings(self) -> int:
-        """Sum of the differences over lines and directions."""
+        """Sum of the differences between counted and true crossings, over all lines and directions."""
         return sum(abs(line.counted - line.true) for line in self.lines)
 
 
@@ -117,8 +117,8 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     Args:
         duration_s: duration of the recording.
         frames_per_s: usual frame rate.
-        timing: "steady"; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes frames wait and arrive in
-            groups, so that only the last one of each group is used.
+        timing: "steady"; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes five frames arrive at
+            once, and only the last of the five is used.
         seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
@@ -177,6 +177,7 @@ def run_scene(
 
     Args:
         errors: errors of the detector.
+        open_follower: function that creates the tracker for a scene.
         progress: function that receives the number of processed frames.
     """
     scene, view = prepared.scene, prepared.scene.view
@@ -209,7 +210,7 @@ def score_scene(prepared: PreparedScene, run: Run) -> SceneScores:
     """Compare a run with the ground truth.
 
     Raises:
-        ConfigError: TrackEval is not installed.
+        ConfigError: SciPy or TrackEval is not installed.
     """
     truth, frames = true_boxes(prepared.frames), len(prepared.frames)
     partners = match_frames(truth, run.boxes, frames)
@@ -253,7 +254,7 @@ def score_zones(prepared: PreparedScene, run: Run) -> Iterator[ZoneScore]:
 def _speeds(
     prepared: PreparedScene, run: Run, truth: Boxes, partners: NDArray[np.int64]
 ) -> Iterator[tuple[float, float]]:
-    """Yield the measured and the true speed in km/h of each event whose object is known."""
+    """Yield the measured and the true speed in km/h for each event that has a speed and whose object is known."""
     found = partners >= 0
     frames, actors, tracks = truth.frames[found], truth.ids[found], run.boxes.ids[partners[found]]
     for number, event in run.events:
@@ -266,7 +267,7 @@ def _speeds(
 
 
 def nearest_overlaps(tracks: Tracks, detections: Detections) -> FloatArray:
-    """Return the overlap (M,) of each published box with the detection that it overlaps most."""
+    """Return the overlap (M,) of each published box with the detection that it overlaps most; 0 without an overlap."""
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
     table = overlaps(tracks.boxes_xyxy.astype(np.float64), detections.boxes_xyxy.astype(np.float64))
@@ -280,7 +281,7 @@ def _rows(number: int, tracks: Tracks) -> Iterator[tuple[float, ...]]:
 
 
 def true_boxes(frames: Sequence[TrueFrame]) -> Boxes:
-    """Return the boxes of the visible objects in all frames. Their ids are the numbers of the actors."""
+    """Return the boxes of the visible objects in all frames. The IDs are the numbers of the actors, from 1."""
     return Boxes.of(
         [
             (number, int(object_id), *map(float, box), 1.0)

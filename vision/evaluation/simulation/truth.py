@@ -1,4 +1,4 @@
-"""The visible objects in each frame of a scene."""
+"""Ground truth of the frames of a scene: the visible objects, their boxes and their classes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,17 @@ class TrueFrame:
 
 
 def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
-    """Return the visible objects in the frames at `times_s`, (T,)."""
+    """Return the visible objects in the frames at `times_s`, (T,).
+
+    An object is left out if less than the part `LEAST_VISIBLE` of its box is visible, or if both sides of its clipped
+    box are shorter than `_LEAST_SIDE_PX`.
+    """
     solids = Solids(scene, times_s)
     return [_observe(float(time_s), solids, index, scene) for index, time_s in enumerate(times_s)]
 
 
 class Solids:
-    """The S actors and obstacles of a scene, in this order, at T times. Each hides what is behind it."""
+    """The S actors and obstacles of a scene, in this order, at T times. Each solid hides what is behind it."""
 
     def __init__(self, scene: Scene, times_s: FloatArray) -> None:
         boxes, distances, bodies = [], [], []
@@ -61,7 +65,10 @@ class Solids:
         self.clipped = self.clipped.reshape(self.boxes.shape)
 
     def nearest_first(self, index: int) -> NDArray[np.intp]:
-        """Return the numbers, from 0, of the solids in the frame of this index, nearest first."""
+        """Return the 0-based indices of the solids in frame `index`, nearest first.
+
+        A solid is left out unless both sides of its clipped box are longer than one pixel.
+        """
         sides = self.clipped[:, index, 2:] - self.clipped[:, index, :2]
         present = np.flatnonzero((sides > 1.0).all(axis=1))  # comparisons with NaN are false
         return present[np.argsort(self._distances[present, index], kind="stable")]
@@ -90,9 +97,14 @@ def _observe(time_s: float, solids: Solids, index: int, scene: Scene) -> TrueFra
 
 
 def unhidden(box: FloatArray, nearer: FloatArray, bodies: FloatArray) -> tuple[FloatArray, float]:
-    """Return the box (4,) around the part of a box that K nearer boxes do not hide, and this part as a fraction.
+    """Return the box (4,) around the visible part of `box`, and the visible part as a fraction of the area of `box`.
 
-    `bodies`, (K,), is the part of the width of each nearer box that is filled.
+    If nearer boxes hide the whole box, return the box itself and 0. The results are sampled on a grid of points.
+
+    Args:
+        box: the box to observe, (4,).
+        nearer: the boxes in front of `box`, (K, 4).
+        bodies: the part of the width of each nearer box that is filled, (K,). The filled part is in the middle.
     """
     middle = (nearer[:, 0] + nearer[:, 2]) / 2
     half = (nearer[:, 2] - nearer[:, 0]) / 2 * bodies
@@ -121,13 +133,13 @@ def class_names() -> tuple[str, ...]:
 
 
 def class_ids(scene: Scene) -> Mapping[int, int]:
-    """Return the true class id of each actor, by its number."""
+    """Return the true class id of each actor, by actor number from 1."""
     names = class_names()
     return {number: names.index(actor.kind.class_name) for number, actor in enumerate(scene.actors, start=1)}
 
 
 def confused_class_ids(scene: Scene) -> Mapping[int, Sequence[int]]:
-    """Return the wrong class ids that a detector sometimes reports for each actor, by its number."""
+    """Return the wrong class ids that a detector sometimes reports for each actor, by actor number from 1."""
     names = class_names()
     return {
         number: [names.index(name) for name in actor.kind.confused_with]
