@@ -71,9 +71,9 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Read once, and return the value; None if `timeout_s` passed or `interrupt` was called.
+        """Read once, and return the value; None after `timeout_s` or `interrupt`, or if the resource is not open.
 
-        An exception of the read is raised again. After a timeout, the read continues, and a later call has its result.
+        An exception of the read is raised again. After a timeout, the read continues; a later call returns its value.
         """
         if self._thread is None or self.interrupted.is_set():
             return None

@@ -54,7 +54,7 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a connection failed. Each text is a single line.
+    """The reason for a failed connection. Each text is a single line.
 
     A failure is stored instead of the exception, whose traceback would keep frame buffers alive.
     """
@@ -108,7 +108,7 @@ class StatusTracker:
             )
 
     def _visible_state(self, now_ns: int) -> tuple[State, int]:
-        """Return the state and its start time in ns. A silent camera is frozen, even if its thread is blocked."""
+        """Return the state and its start time in ns. A silent live camera is frozen, even if its thread is blocked."""
         if self._state != "streaming" or not self._stream.live:
             return self._state, self._since_ns
         if self._frozen:
@@ -169,7 +169,7 @@ class StatusTracker:
                 self._failure = Failure()
 
     def waiting_for_sink(self) -> None:
-        """Record that the camera waits for its sink, so that this time does not count as silence."""
+        """Record that the camera is waiting for its sink, so that this time does not count as silence."""
         with self._lock:
             self._stream.alive_ns = self._clock()
 
@@ -178,7 +178,7 @@ class StatusTracker:
         self._frozen = frozen
 
     def failed(self, failure: Failure, retry_ns: int) -> None:
-        """Record the reason for a failed connection, and the time of the next attempt (monotonic ns)."""
+        """Set the state to "backing-off". Record the failure, and the time of the next attempt (monotonic ns)."""
         with self._lock:
             self._failure, self._retry_ns = failure, retry_ns
         self.enter("backing-off")
@@ -189,7 +189,7 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check how long the camera has been silent: since its last frame or connection, or the last wait for the sink.
+        """Check how long the camera has been silent since the latest frame, connection, or wait for the sink.
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

@@ -1,7 +1,7 @@
 """Capture times of frames, from the camera's own clock if it can be trusted.
 
 RTCP sender reports contain the camera's time in UTC, which shows the delay of encoder and network. But a camera whose
-clock was never set reports 1970 or 1900, and if a camera's clock is a minute slow, all its frames would be dropped.
+clock was never set reports 1970 or 1900, and with a clock that is a minute slow, all frames would be dropped as stale.
 Therefore the camera's clock is trusted only once it agrees with the clock of this machine. The time on the monotonic
 clock, which determines staleness and latency, is valid in every case.
 """
@@ -36,9 +36,9 @@ def utc_minus_running_time(
 ) -> int | None:
     """Return the UTC time, in ns, at which the running time of the stream was 0; None if the report does not show it.
 
-    `report` is an RTCP packet that must start with a sender report. A camera without a clock reports the time zero (RFC
-    3550), which results in None. `rtp_time` is the RTP time in the report, extended to 64 bits, and `base_rtp_time` is
-    the RTP time at the running time `base_running_ns`.
+    `report` is an RTCP packet. The result is None if the packet does not start with a sender report, if the report
+    contains the time 0, as from a camera without a clock (RFC 3550), or if `clock_rate_hz` is not positive. `rtp_time`
+    is the RTP time in the report, extended to 64 bits, and `base_rtp_time` is the RTP time at `base_running_ns`.
     """
     if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
         return None
@@ -55,7 +55,8 @@ class CaptureClock:
 
     The camera's clock is trusted once the camera's time of a frame is within `trust_ns` of the arrival. After that,
     frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if the time of a
-    frame is more than `trust_ns` in the future or an hour in the past, or if all frames are late for 30 s.
+    frame is more than `trust_ns` after or an hour before the arrival, or if all frames are delayed by more than
+    `trust_ns` for 30 s.
     """
 
     def __init__(
@@ -84,7 +85,10 @@ class CaptureClock:
         corrupt: bool = False,
         yuv: YuvEncoding | None = None,
     ) -> Grab:
-        """Return the `Grab` of a frame. `arrived_ns` is monotonic; `ntp_utc_ns` is the camera's time, if known."""
+        """Return the `Grab` of a frame, with its capture time and the other arguments.
+
+        `arrived_ns` is the arrival time (monotonic). `ntp_utc_ns` is the camera's UTC time of capture; None if unknown.
+        """
         now_ns = self._clock()
         utc_ns = self._utc()
         arrived_ns = min(arrived_ns, now_ns)

@@ -26,19 +26,19 @@ _ANSWER_LATE_S: Final = 0.5  # for a camera that has not answered within a whole
 _LINE_BYTES: Final = 512
 
 Answer: TypeAlias = tuple[str, str, str]
-"""The code, the text and the hint of an error."""
+"""The code, the text, and the hint of an error."""
 
 
 def named(name: str | Path, error: SourceError) -> SourceError:
-    """Return a copy of a decoder's error whose text starts with the name of the source."""
+    """Return a copy of an error, with the name of the source at the start of the text."""
     return SourceError(f"{name}: {error.args[0]}", hint=error.hint, code=error.code)
 
 
 def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
     """Send requests to a camera that a library could not open, and return an error with the probable cause.
 
-    `late` means that the library reached its timeout. The connection and the answer may each take 2 s, or 0.5 s if
-    `late`. The lookup of the host name is not limited.
+    If `late`, the library reached its timeout. Connecting, the TLS handshake, and the responses can each take 2 s, or
+    0.5 s if `late`. The lookup of the host name is not limited.
     """
     address = camera.address
     assert isinstance(address, NETWORK)
@@ -58,13 +58,13 @@ def explain_failure(camera: CameraConfig, error: OSError) -> SourceError:
 
 
 def explain_refusal(camera: CameraConfig, status: int, reason: str) -> SourceError:
-    """Return the error for an HTTP status other than 200."""
+    """Return the error for a camera that refuses an HTTP request with this status and reason."""
     line = f"HTTP/1.1 {status} {reason}"
     return network_error(camera, _explain_status(line, has_account(camera.address), late=False))
 
 
 def network_error(camera: CameraConfig, answer: Answer) -> SourceError:
-    """Return an error that names the camera's address."""
+    """Return an error with the code, text, and hint of `answer`. The text starts with the camera's address."""
     code, text, hint = answer
     return SourceError(f"{camera.source}: {text}", hint=hint, code=code)
 
@@ -99,7 +99,7 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
 
 
 def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
-    """Send requests until the camera refuses one, and explain the refusal. The first one has no user and password."""
+    """Send requests until the camera refuses one, and explain the refusal. The first request contains no password."""
     host, port = url.hostname or "", url.port or _PORTS[url.scheme]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     answer_s = _ANSWER_LATE_S if late else _ANSWER_S
@@ -131,7 +131,7 @@ def _ask_rtsp(camera: CameraConfig, probe: RtspProbe, *, late: bool) -> Answer:
 
 
 def _refused_step(camera: CameraConfig, probe: RtspProbe, description: str) -> Answer | None:
-    """Return which step after DESCRIBE the camera refuses; None if it refuses none."""
+    """Return the error if the stream contains no video or the camera refuses a step after DESCRIBE, otherwise None."""
     if "m=video" not in description:
         return "no-video", "the camera's stream contains no video", "choose a different stream of this camera"
     options = probe.options()

@@ -25,7 +25,10 @@ _MAX_BYTES: Final = 1 << 26
 
 
 class JpegScanner:
-    """Splits a stream of bytes into JPEGs. `damaged` counts the JPEGs that were removed, because they have no end."""
+    """Splits a stream of bytes into JPEGs.
+
+    `damaged` counts the JPEGs that were removed because they have no end, have invalid markers, or exceed 64 MiB.
+    """
 
     def __init__(self) -> None:
         self._data = bytearray()  # from the start of a JPEG on, if `_inside`
@@ -37,7 +40,7 @@ class JpegScanner:
         self.damaged = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Add bytes. Return the JPEGs that they complete."""
+        """Add `chunk` to the stream. Return the JPEGs that it completes."""
         self._data += chunk
         jpegs: list[bytes] = []
         while self._inside or self._find_start():
@@ -50,7 +53,10 @@ class JpegScanner:
         return jpegs
 
     def finish(self) -> list[bytes]:
-        """End the stream. Return the JPEGs held back by a wrong length. Count the last as damaged if it has no end."""
+        """End the stream. Return the JPEGs held back because their header announced more bytes.
+
+        If the last JPEG has no end, count it as damaged.
+        """
         self._length = 0
         jpegs = self.feed(b"")
         self.damaged += self._inside
@@ -66,7 +72,7 @@ class JpegScanner:
         return True
 
     def _enter(self, start: int) -> None:
-        """Begin the JPEG at `start`. The text before it can contain its length."""
+        """Start the JPEG at `start`. The header before a JPEG can contain the length of the JPEG."""
         lengths = _LENGTH.findall(self._data, max(0, start - _HEADER_BYTES), start)
         self._length = int(lengths[-1]) if lengths else 0
         del self._data[:start]
@@ -77,7 +83,7 @@ class JpegScanner:
         self._inside = False
 
     def _find_end(self) -> int | None:
-        """Return the length of the JPEG, None if more bytes are needed, or 0 if it is damaged and was removed."""
+        """Return the length of the JPEG in bytes; None if more bytes are needed, 0 if it is damaged and was removed."""
         data = self._data
         if self._length:
             if len(data) < self._length:
@@ -121,7 +127,7 @@ class JpegScanner:
         return end if kind in _METADATA or end + 2 <= len(self._data) else None
 
     def _restart(self) -> int:
-        """Count a damaged JPEG, and remove it up to the start of the next one. Return 0, as `_find_end` does then."""
+        """Count a damaged JPEG, and remove it up to the start of the next one. Return 0, the result of `_find_end`."""
         self.damaged += 1
         start = self._data.find(_START, self._after_metadata)
         if start < 0:
@@ -132,7 +138,7 @@ class JpegScanner:
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
-    """Return True if `data` starts with a JPEG that has no end or damaged markers."""
+    """Return True if `data` starts with a JPEG that has no end, or that has invalid markers."""
     if not data.startswith(_START):
         return False
     scanner = JpegScanner()

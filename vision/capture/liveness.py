@@ -1,8 +1,8 @@
-"""Detection of silent and frozen cameras, with timeouts that adapt to each camera.
+"""Detection of silent and frozen cameras, with timeouts that adapt to each camera, and the back-off of reconnections.
 
-No fixed timeout suits all cameras: one that detects the failure of a 25 frames/s camera within seconds is too short for
-a camera that sends one frame every ten seconds. A camera with a failed sensor continues to send the same frame. This
-module starts no thread and reads no clock; its callers pass times and pixels.
+No fixed timeout suits all cameras: a timeout that detects the failure of a 25 frames/s camera within seconds is too
+short for a camera that sends one frame every ten seconds. A camera with a failed sensor continues to send the same
+frame. This module starts no thread and reads no clock; its callers pass times and pixels.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def open_source(
 
     Raises:
         ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
-        SourceError: the synthetic address is invalid, or the configured reader does not support the source, the
-            detector's pixel formats, or this machine.
+        SourceError: the synthetic address is invalid, or the reader does not support the source, the detector's pixel
+            formats, or this machine.
     """
     match camera.address:
         case Synthetic(text):
@@ -82,7 +82,7 @@ def require_library(camera: CameraConfig) -> None:
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
-    """Return the timeouts of a camera. If a low `fps` is configured, the read timeout is at least three intervals."""
+    """Return the timeouts of a camera. If a low `fps` is configured, the read timeout is at least 3 frame intervals."""
     slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0
     return SupervisorPolicy(
         read_timeout_s=max(camera.read_timeout_s, slow_s),
@@ -96,10 +96,10 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 
 
 def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
-    """Return True if GStreamer reads the camera: CSI, `reader: gstreamer`, or RTSP if GStreamer is installed.
+    """Return True if GStreamer reads the camera.
 
-    GStreamer reports every lost packet and the capture times of RTSP cameras. Raise `ConfigError` if it is required but
-    missing.
+    CSI cameras and `reader: gstreamer` require GStreamer; if it is missing, raise `ConfigError`. With `reader: auto`,
+    GStreamer reads RTSP cameras if it is installed, because it reports every lost packet and the capture times.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
         return False
@@ -146,7 +146,7 @@ def _require_pyav() -> None:
 
 @cache
 def missing_pyav() -> str | None:
-    """Return why PyAV is not usable; None if it is. The result is cached, because a failed import is slow."""
+    """Return why PyAV is not usable; None if it is usable. The result is cached, because a failed import is slow."""
     try:
         import av
     except ImportError as error:
@@ -161,7 +161,7 @@ def missing_pyav() -> str | None:
 
 
 def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Return True for `reader: nvdec`, unless the caller accepts only bgr, as drawings and evaluations do."""
+    """Return True for `reader: nvdec`. If the caller does not accept nv12, as in evaluations, warn and return False."""
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
@@ -174,7 +174,7 @@ def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
 def chooses_nvdec(camera: CameraConfig) -> bool:
     """Return True if `reader: auto` decodes a stream with NVDEC, for a detector that reads GPU memory.
 
-    NVDEC is not chosen in these cases:
+    Even if NVDEC is usable, it is not chosen in these cases:
 
     * GStreamer can read the camera. It delivers frames earlier and reports every lost packet.
     * The transport is UDP. NVDEC does not report the frames that lost packets have damaged.
@@ -211,7 +211,11 @@ def _has_nvdec() -> bool:
 
 
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return a function that opens NVDEC's decoder. It falls back to `ffmpeg`, unless `reader: nvdec` is set."""
+    """Return a function that opens a decoder with NVDEC. Unless `reader: nvdec`, the decoder can fall back to `ffmpeg`.
+
+    Raises:
+        SourceError: NVDEC is not usable.
+    """
     try:
         from vision.capture.nvdec.bindings import require_nvdec
     except DeviceMissing as missing:

@@ -34,7 +34,10 @@ class FramePacer:
         utc: Callable[[], int] = time.time_ns,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """Create a pacer. `wait` sleeps for a number of seconds, or until `interrupted` is set."""
+        """Create a pacer. If `offline`, every frame is due immediately.
+
+        `wait` sleeps for a number of seconds, or until `interrupted` is set.
+        """
         self.offline = offline
         self.interrupted = threading.Event()
         self._clock = clock
@@ -49,7 +52,7 @@ class FramePacer:
         self._started = False
 
     def due(self, media_ns: int, timeout_s: float) -> bool:
-        """Wait until the frame is due, but at most `timeout_s`. Return True if the frame is due."""
+        """Wait until the frame at `media_ns` is due, but at most `timeout_s`. Return True if the frame is due."""
         now_ns = self._clock()
         if not self._started:
             self._started = True
@@ -73,10 +76,10 @@ class FramePacer:
 
 
 class PacedSource(ABC, Generic[FrameT]):
-    """Base class of recordings and synthetic cameras. Implements `vision.capture.source.Source`."""
+    """Base class of recordings and synthetic cameras. It implements `vision.capture.source.Source`."""
 
     def __init__(self, name: str | Path, pacer: FramePacer | None) -> None:
-        """Create the source. `name` appears in errors. If `pacer` is None, frames come at their own rate."""
+        """Create the source. `name` appears in errors. If `pacer` is None, frames are due at their own rate."""
         self._name = name
         self._pacer = pacer or FramePacer()
         self.skipped = SkippedFrames()
@@ -120,7 +123,10 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _open(self) -> StreamInfo:
-        """Open the recording at its first frame. If this reads the frame, store the frame in `_next`."""
+        """Open the recording at its first frame, and return the properties of the stream.
+
+        An implementation that reads the first frame must store the result of `_read` in `_next`.
+        """
 
     @abstractmethod
     def _read(self) -> tuple[int, FrameT]:
@@ -141,4 +147,4 @@ class PacedSource(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _close(self) -> None:
-        """Release all resources. Idempotent, and called before `_open`."""
+        """Release all resources. `open` also calls this method, before `_open`, so it must be idempotent."""

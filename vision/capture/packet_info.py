@@ -54,8 +54,8 @@ class KeyFrameGate:
     def passes(self, *, key: bool, now_ns: int = 0, lag_ns: int = 0) -> bool:
         """Return True if the next frame must be decoded.
 
-        `lag_ns` is the time that the frame waited to be read. 0 means that something else limits this time, such as
-        `vision.capture.read_ahead.Backlog`.
+        If `key`, the frame is a key frame. `lag_ns` is the time that the frame waited to be read, up to `now_ns`
+        (monotonic). 0 means that something else limits this time, such as `vision.capture.read_ahead.Backlog`.
         """
         intact = not self._lost
         self._lost = False
@@ -83,7 +83,7 @@ class KeyFrameGate:
 
 
 class Timeline:
-    """The `PacketInfo` of recent frames by presentation time. The parser's thread writes, the camera's thread reads."""
+    """The `PacketInfo` of recent frames by presentation time. Different threads can call `put` and `take`."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
@@ -102,12 +102,12 @@ class Timeline:
         return self.take_through(pts_ns)[0]
 
     def take_through(self, pts_ns: int | None) -> tuple[PacketInfo | None, Sequence[int]]:
-        """Return the properties of the frame with this presentation time, and the times that it passes over.
+        """Return the properties of the frame with this presentation time, and the times of the frames passed over.
 
-        The properties are None if the time is unknown. Discard the entry, and those that were stored earlier and have
-        an earlier time, because a decoder will no longer output their frames. If damaged frames are among these, the
-        returned frame counts as damaged too: a decoder that flushes a damaged frame at a key frame can give it the time
-        of the key frame.
+        If the time is None or unknown, return None and no times. Otherwise, discard the entry of the frame. Frames that
+        were stored earlier and have an earlier time are passed over: their entries are discarded too, because a decoder
+        will no longer output them. If one of them is damaged, the returned frame counts as damaged too, because a
+        decoder that flushes a damaged frame at a key frame can give it the time of the key frame.
         """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)

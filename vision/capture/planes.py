@@ -1,4 +1,4 @@
-"""Functions for the sizes, planes, and color encodings of frames. Buffers store planes without padding."""
+"""Functions for sizes, planes, color encodings, and orientations of frames. Buffers store planes without padding."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
         targets: the planes to write, as `split_planes` returns them.
 
     Raises:
-        ValueError: the memory of a plane is too short.
+        ValueError: the memory of a plane, or its distance between rows, is too small.
     """
     for (memory, stride), target in zip(sources, targets, strict=False):
         rows, row_bytes = target.shape[0], target.shape[1] * target.shape[2]
@@ -69,18 +69,24 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
 
 
 def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
-    """Return the color encoding that has the matrix of BT.709 or BT.601, and the full or limited range."""
+    """Return the color encoding.
+
+    If `bt709`, the matrix is that of BT.709, otherwise that of BT.601. If `full`, the range is full, otherwise limited.
+    """
     if bt709:
         return "bt709-full" if full else "bt709"
     return "bt601-full" if full else "bt601"
 
 
-_STRAIGHT: Final = 0.0175  # tangent of 1 degree, by which FFmpeg's command tells a quarter turn from another angle
+_STRAIGHT: Final = 0.0175  # tangent of 1 degree, the deviation from a quarter turn that FFmpeg's command allows
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """The steps that turn a decoded frame upright: transpose it if `transposed`, then flip it."""
+    """The steps that turn a decoded frame upright: transpose it if `transposed`, then flip it.
+
+    `flip_x` mirrors left and right, and `flip_y` top and bottom.
+    """
 
     transposed: bool = False
     flip_x: bool = False
@@ -88,7 +94,7 @@ class Orientation:
 
     @classmethod
     def from_matrix(cls, a: float, b: float, c: float, d: float) -> Orientation | None:
-        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None for an oblique angle."""
+        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None if the rotation is oblique."""
         straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
         if crossed <= _STRAIGHT * straight:
             return cls(flip_x=a < 0, flip_y=d < 0)
@@ -105,7 +111,7 @@ class Orientation:
         return (width_px, height_px) if self.transposed else (height_px, width_px)
 
     def apply(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a view of a plane (rows, columns, channels) as it is shown."""
+        """Return an upright view of a decoded plane (rows, columns, channels)."""
         plane = plane.swapaxes(0, 1) if self.transposed else plane
         return plane[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 

@@ -61,7 +61,7 @@ class Backlog(Generic[FrameT]):
 
     If the decoder is too slow, frames are skipped and counted. If the oldest frame is older than `max_age_ns`, `take`
     continues with the newest stored key frame, if there is one. If the oldest frame is older than 2 s, `put` does the
-    same; without a key frame, it discards everything until one arrives, so that the backlog is bounded.
+    same. If no key frame is stored then, `put` discards all frames until one arrives, so that the backlog is bounded.
     """
 
     def __init__(self, max_age_ns: int, skipped: SkippedFrames, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -77,7 +77,7 @@ class Backlog(Generic[FrameT]):
         self._interrupted = False
 
     def put(self, frame: FrameT, *, key: bool) -> None:
-        """Add a frame that has just arrived."""
+        """Add a frame that has just arrived. If `key`, the frame is a key frame."""
         now_ns = self._clock()
         with self._changed:
             if self._waits_for_key and not key:
@@ -91,7 +91,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def end(self, reason: BaseException) -> None:
-        """Make `take` raise `reason` after the stored frames."""
+        """Make `take` raise `reason` after it has returned the stored frames."""
         with self._changed:
             self._end = reason
             self._changed.notify()
@@ -103,7 +103,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame; None after a timeout or `interrupt`. After the last one, raise the error of `end`."""
+        """Return the next frame; None after a timeout or `interrupt`. If no frame is left, raise the error of `end`."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._end or self._interrupted, max(0.0, timeout_s))
             if self._interrupted:
@@ -119,7 +119,7 @@ class Backlog(Generic[FrameT]):
             return replace(frame, after_skip=True) if after_skip else frame
 
     def _skip_to_key_frame(self) -> bool:
-        """Skip all frames before the newest key frame. Return False if only the first frame can be one."""
+        """Skip all frames before the newest key frame. Return False if no frame after the first is a key frame."""
         newest = next((index for index in range(len(self._frames) - 1, 0, -1) if self._frames[index].key), 0)
         self._skip(newest)
         return newest > 0
@@ -138,7 +138,10 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
     def __init__(
         self, name: str, connect: Callable[[], ConnectionT], *, max_age_ns: int, skipped: SkippedFrames
     ) -> None:
-        """Create the reader. `name` is for error texts; `connect` opens a connection, on its own thread."""
+        """Create the reader. `name` appears in errors. `connect` opens a connection, and runs on a separate thread.
+
+        The other arguments are those of `Backlog`.
+        """
         self._name = name
         self._connect = connect
         self._max_age_ns = max_age_ns
@@ -195,7 +198,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
 
 
 class _Reading(Generic[ConnectionT, FrameT]):
-    """The thread that opens, reads, and closes one connection. It outlives the reader if the library hangs."""
+    """The thread that opens, reads, and closes one connection. The thread outlives `ReadAhead` if the library hangs."""
 
     def __init__(self, connect: Callable[[], ConnectionT], backlog: Backlog[FrameT]) -> None:
         self.backlog = backlog
@@ -209,7 +212,7 @@ class _Reading(Generic[ConnectionT, FrameT]):
         self._thread.start()
 
     def result(self) -> ConnectionT:
-        """Return the connection after `opened` is set, or raise the exception of `connect`."""
+        """Return the connection, or raise the exception of `connect`. Call this method only after `opened` is set."""
         connection = self._connection
         if connection is None:
             self.backlog.take(0.0)  # raises it

@@ -1,6 +1,6 @@
-"""Probe that sends the requests up to SETUP to an RTSP camera, to find the one that the camera refuses.
+"""Probe that sends the requests up to SETUP to an RTSP camera, to find the request that the camera refuses.
 
-The libraries report most refusals with the same error. The camera plays nothing, because the probe ends before PLAY.
+The libraries report most refusals with the same error. The probe does not send PLAY, so the camera sends no video.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Transport = Literal["tcp", "udp"]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer of the camera. `headers` are pairs of a name in lower case and a value."""
+    """A response of the camera. `headers` contains pairs of a lowercase name and a value."""
 
     line: str  # the first line
     headers: tuple[tuple[str, str], ...] = ()
@@ -36,7 +36,7 @@ class Reply:
 
     @property
     def status(self) -> str:
-        """The status, such as "200"; empty if the answer is not RTSP or HTTP."""
+        """The status code, such as "200"; empty if the response is neither RTSP nor HTTP."""
         return self.line.split(" ")[1] if self.line.startswith(("RTSP/", "HTTP/")) and " " in self.line else ""
 
     def values(self, name: str) -> list[str]:
@@ -44,10 +44,10 @@ class Reply:
 
 
 class RtspProbe:
-    """Sends requests over an open connection. Each answer must arrive before `deadline_s` (monotonic)."""
+    """Sends requests over an open connection. Responses must arrive before `deadline_s` (monotonic)."""
 
     def __init__(self, connection: socket.socket, url: SplitResult, address: str, deadline_s: float) -> None:
-        """Create the probe. `address` is host and port as they are written in requests."""
+        """Create the probe. `address` is the host and port, as written in requests."""
         self._connection = connection
         self._deadline_s = deadline_s
         self._user, self._password = unquote(url.username or ""), unquote(url.password or "")
@@ -57,7 +57,10 @@ class RtspProbe:
         self._received = b""
 
     def describe(self) -> Reply:
-        """Request the description of the stream, with user and password if the camera requests them."""
+        """Request the description of the stream, and return the response.
+
+        If the camera requests authentication that this probe supports, repeat the request with user and password.
+        """
         reply = self._send("DESCRIBE", self._target, "Accept: application/sdp")
         challenges = reply.values("www-authenticate")
         self._challenge = next((one for one in challenges if _is_supported(one)), "")
@@ -70,7 +73,7 @@ class RtspProbe:
         return self._send("OPTIONS", self._target)
 
     def setup(self, description: str, transport: Transport) -> Reply:
-        """Request the first video track over `transport`, and end the session."""
+        """Request the first video track over `transport`. Return the response. If it is 200, end the new session."""
         reply = self._send("SETUP", _video_url(description, self._target), f"Transport: {_TRANSPORTS[transport]}")
         if reply.status == "200":
             session = next(iter(reply.values("session")), "").partition(";")[0]
@@ -98,7 +101,7 @@ class RtspProbe:
         return ["Authorization: Digest " + ", ".join(f'{name}="{value}"' for name, value in fields.items())]
 
     def _read(self) -> Reply:
-        """Return the next answer; an empty one if the camera closes the connection."""
+        """Return the next response; an incomplete or empty one if the camera closes the connection."""
         head = self._until(re.compile(rb"\r?\n\r?\n"))
         first, *lines = head.decode("latin-1").split("\n") if head else [""]
         pairs = (line.partition(":") for line in lines if ":" in line)
@@ -123,7 +126,7 @@ class RtspProbe:
         return body
 
     def _receive(self) -> bool:
-        """Receive more data. Return False at the end of the connection, or if there is too much data."""
+        """Receive more data. Return False if the connection has ended, or if 1 MiB or more is buffered."""
         self._connection.settimeout(max(0.01, self._deadline_s - time.monotonic()))
         data = self._connection.recv(_CHUNK_BYTES)
         self._received += data
@@ -131,7 +134,10 @@ class RtspProbe:
 
 
 def only_other_digests(challenges: Sequence[str]) -> bool:
-    """Return True if the camera accepts only algorithms that the libraries do not support, such as SHA-256."""
+    """Return True if the libraries support none of the algorithms that the camera accepts, for example only SHA-256.
+
+    Return False if there are no challenges.
+    """
     return bool(challenges) and not any(_is_supported(one) for one in challenges)
 
 
@@ -145,7 +151,7 @@ def _md5(text: str) -> str:
 
 
 def _video_url(description: str, target: str) -> str:
-    """Return the URL of the first video track of an SDP document."""
+    """Return the URL of the first video track of an SDP document; `target` if the document specifies none."""
     _, _, video = description.partition("m=video")
     control = re.search(r"^a=control:(\S+)", video.partition("\nm=")[0], re.MULTILINE)
     if control is None or control[1] == "*":

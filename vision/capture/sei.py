@@ -1,6 +1,6 @@
 """Parser of the display orientation in a coded H.264 or H.265 frame, for libraries that do not report the orientation.
 
-The message is supplemental enhancement information (SEI): Rec. ITU-T H.264, D.1.27, and H.265, D.2.17.
+The orientation is in supplemental enhancement information (SEI): Rec. ITU-T H.264, D.1.27, and H.265, D.2.17.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final, Literal
 from vision.capture.planes import Orientation
 
 HEAD_BYTES: Final = 4096
-"""Messages come before the first slice of a frame."""
+"""Number of bytes at the start of a frame that are searched for messages, which precede the first slice."""
 
 _DISPLAY_ORIENTATION: Final = 47  # payloadType
 _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 
 def display_orientation(frame: bytes, codec: Literal["H264", "H265"]) -> Orientation | None:
-    """Return the orientation that the first bytes of a coded frame specify; None if they specify none."""
+    """Return the orientation that the first bytes of a coded frame specify; None if there is none, or it is oblique."""
     for unit in _units(frame):
         is_sei = unit[0] & 31 == 6 if codec == "H264" else unit[0] >> 1 & 63 == 39
         if not is_sei:
@@ -33,7 +33,7 @@ def display_orientation(frame: bytes, codec: Literal["H264", "H265"]) -> Orienta
 
 
 def _units(frame: bytes) -> Iterator[bytes]:
-    """Yield the units of a frame, which follow start codes or lengths of 4 bytes."""
+    """Yield the NAL units of a frame. Each follows a start code or a length of 4 bytes."""
     starts = list(_START_CODE.finditer(frame[:HEAD_BYTES]))
     if frame[:3] == b"\x00\x00\x01" or frame[:4] == b"\x00\x00\x00\x01":
         ends = [*(start.start() for start in starts[1:]), len(frame)]
@@ -47,7 +47,7 @@ def _units(frame: bytes) -> Iterator[bytes]:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and payload of each message of a unit (7.3.2.3.1)."""
+    """Yield the type and payload of each message in an SEI unit (H.264, section 7.3.2.3.1)."""
     at = 0
     while at + 2 < len(data):
         kind, at = _number(data, at)
@@ -57,7 +57,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of bytes 255 and a last byte, and the position after it."""
+    """Return the sum of the bytes from `at` to the first byte that is not 255, and the position after that byte."""
     value = 0
     while at < len(data) and data[at] == 0xFF:
         value, at = value + 0xFF, at + 1
@@ -65,7 +65,10 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _orientation(bits: int) -> Orientation | None:
-    """Return the orientation of 24 bits: cancel, flip in x, flip in y, 16 bits of a turn to the left, 5 others."""
+    """Return the orientation from the first 24 bits of a message; None for an oblique angle.
+
+    The bits are a cancel flag, a flip in x, a flip in y, an anticlockwise rotation (16 bits), and 5 that are not used.
+    """
     flip_x, flip_y = 1 - 2 * (bits >> 22 & 1), 1 - 2 * (bits >> 21 & 1)
     angle = (bits >> 5 & 0xFFFF) / 65536 * 2 * math.pi * flip_x * flip_y
     cosine, sine = math.cos(angle), math.sin(angle)

@@ -47,7 +47,8 @@ class SourceCalls:
         """Record a call to the source while it is in progress, and convert its exceptions.
 
         Raises:
-            SourceError: the source raised it, ran out of memory, or raised an unexpected exception.
+            SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected
+                exception.
             DeviceError: the GPU failed.
         """
         self._call = name, self._clock()
@@ -173,7 +174,10 @@ class Session:
             )
 
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
-        """Copy the grabbed frame into a buffer of the sink. Return the buffer; None if the program is stopping."""
+        """Copy the grabbed frame into a buffer of the sink. Return the buffer; None if the program is stopping.
+
+        If `resized`, the size has already changed for this frame, so another change raises `SourceError`.
+        """
         buffer = self._next_buffer()
         if buffer is None:
             return None

@@ -40,7 +40,7 @@ class Grab:
 
 
 class SkippedFrames:
-    """Counts the frames that a source received but does not deliver, by reason. Any thread may call it."""
+    """Thread-safe counter, by reason, of the frames that a source received but did not deliver."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class SkippedFrames:
                 self._counts[reason] += frames
 
     def take(self) -> Mapping[DropReason, int]:
-        """Return the counts since the last call."""
+        """Return the counts by reason since the previous call."""
         if not self._counts:
             return {}
         with self._lock:
@@ -62,17 +62,17 @@ class SkippedFrames:
 
 
 class Source(Protocol):
-    """A camera, file, folder or synthetic camera. One thread calls all methods except `interrupt`.
+    """A camera, file, folder, or synthetic camera. One thread calls all methods except `interrupt`.
 
     Every implementation passes ``tests/contract/test_source.py``.
     """
 
     skipped: SkippedFrames
-    """The frames that `grab` skipped, for example because they could not be decoded."""
+    """Counter of the frames that `grab` skipped, for example because they could not be decoded."""
 
     @property
     def live(self) -> bool:
-        """Whether frames arrive at their own rate, so that old frames are not useful."""
+        """Whether the source is a camera, whose frames arrive at their own rate, so that old frames are not useful."""
 
     def open(self) -> StreamInfo:
         """Connect to the source within its open timeout, and return the properties of the stream.
@@ -86,7 +86,7 @@ class Source(Protocol):
 
         Raises:
             EndOfStream: a finite source has no more frames.
-            SourceError: the connection or the decoder failed.
+            SourceError: the connection or the decoder failed, or the source is not open.
         """
 
     def retrieve(self, out: FrameBuffer) -> None:
@@ -94,7 +94,7 @@ class Source(Protocol):
 
         Raises:
             SizeChanged: the frame has a different size; call again with a buffer of that size.
-            SourceError: the frame could not be decoded.
+            SourceError: the frame could not be decoded, or there is no grabbed frame.
             ValueError: `out` has no host memory, but this source writes only to host memory.
         """
 
@@ -102,11 +102,11 @@ class Source(Protocol):
         """Make a blocked `grab` or `open` return soon, if the library allows it. Can be called from any thread."""
 
     def close(self) -> None:
-        """Release all resources. Idempotent, and allowed before `open`."""
+        """Release all resources. This method is idempotent, and can be called before `open`."""
 
 
 class FrameSink(Protocol):
-    """The destination of a camera's frames, which `vision.runtime.latest_slot.LatestSlot` implements."""
+    """Destination of the frames of one camera. `vision.runtime.latest_slot.LatestSlot` implements this protocol."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
         """Allocate buffers for this size and format, if they differ from the current ones.
@@ -129,7 +129,7 @@ class FrameSink(Protocol):
         """Publish the frame that was written into the last buffer from `write_buffer`."""
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed frame that is not published."""
+        """Count a frame that arrived but is not published."""
 
     def flush(self, reason: DropReason) -> None:
         """Drop the waiting frame, if any, because it is no longer current."""
@@ -139,13 +139,13 @@ class FrameSink(Protocol):
 
 
 def plausible_fps(rate: SupportsFloat | None) -> float | None:
-    """Return a frame rate in frames/s; None if unknown, or above 1000, because some streams report their time base."""
+    """Return `rate`; None if it is unknown, or above 1000 frames/s, because some streams report their time base."""
     fps = float(rate or 0.0)
     return fps if 0 < fps <= _MAX_FPS else None
 
 
 def not_open(source: str | Path, call: Literal["grab", "retrieve"]) -> SourceError:
-    """Return the error for a call out of order: `grab` before `open`, or `retrieve` before `grab`."""
+    """Return the error for `grab` before `open`, `retrieve` before `grab`, or either call after `close`."""
     first = "open" if call == "grab" else "grab"
     return SourceError(f"{source}: `{call}` was called before `{first}`, or after `close`", code="not-open")
 

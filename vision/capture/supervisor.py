@@ -1,4 +1,4 @@
-"""Supervisor of one camera: connects, reads frames, detects failures, waits, and reconnects.
+"""Supervisor of one camera, which connects, reads frames, detects failures, waits, and reconnects.
 
 Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
 frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that the same
@@ -30,7 +30,7 @@ _MEASUREMENT: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 
 @dataclass(frozen=True, slots=True)
 class SupervisorPolicy:
-    """The timeouts of one camera."""
+    """The timeouts of one camera, and the rules for its end and for retries."""
 
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
     frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
@@ -46,10 +46,10 @@ class CameraSupervisor:
     `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 
     A live source counts as frozen if no frame arrives for longer than its frame rate explains (`StallTimeouts`), or if
-    the frame or the stream's time does not change for `frozen_after_s`. The supervisor then closes the connection and
-    reconnects, with back-off. It publishes frames until the camera counts as frozen. After that, it drops the unchanged
-    frame as stale, even in a new connection. Sources that are not live (files, folders) wait for their reader, so none
-    of this applies to them.
+    the frame or the stream's time does not change for `frozen_after_s`. The supervisor reconnects, with back-off,
+    after `StallTimeouts.lost_s` without a frame, or after `frozen_after_s` without a change. It publishes frames until
+    the camera counts as frozen. After that, it drops the unchanged frame as stale, even in a new connection. Sources
+    that are not live (files, folders) wait for their reader, so these rules do not apply to them.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CameraSupervisor:
     ) -> None:
         """Create the supervisor.
 
-        `wait` sleeps for a number of seconds, or until `stop`. `jitter` randomizes the time between attempts.
+        `wait` sleeps for a number of seconds, or until `stop` is called. `jitter` randomizes the time between attempts.
         """
         self.camera_id = camera_id
         self._factory = factory
@@ -93,7 +93,7 @@ class CameraSupervisor:
         return self._parts.status.snapshot()
 
     def stop(self) -> None:
-        """Make `run` return soon, by ending its waits and interrupting its source. Do not block."""
+        """Make `run` return soon, by ending its waits and interrupting its source. This call does not block."""
         self._stopping.set()
         source = self._source
         if source is not None:
@@ -101,7 +101,7 @@ class CameraSupervisor:
 
     @property
     def failure(self) -> str:
-        """Why the source failed, if it is not retried; empty if it has not failed, or is retried."""
+        """The reason for the failure of a source that is not retried; empty if it has not failed, or is retried."""
         return self._final
 
     def blocked_in(self) -> str:
@@ -112,6 +112,8 @@ class CameraSupervisor:
 
     def run(self) -> None:
         """Run until the source ends, `stop` is called, or the sink is closed.
+
+        If the policy does not permit retries, also end after the first failure.
 
         Raises:
             VisionError: the sink or the GPU failed. Camera failures never raise an error.

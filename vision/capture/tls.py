@@ -22,7 +22,7 @@ _SYSTEM_BUNDLES: Final = (
 
 @cache
 def client_context(tls: str) -> ssl.SSLContext:
-    """Return the TLS context of a client for a value of `tls`. Cached, because loading certificates takes 0.1 s.
+    """Return the TLS context of a client for a value of `tls`. It is cached, because loading certificates takes 0.1 s.
 
     Raises:
         SourceError: the PEM file cannot be read, or contains no certificate.
@@ -41,7 +41,10 @@ def client_context(tls: str) -> ssl.SSLContext:
 
 
 def ffmpeg_options(tls: str) -> Mapping[str, str]:
-    """Return FFmpeg's options for a value of `tls`. They name the system's certificates, which FFmpeg may not find."""
+    """Return FFmpeg's options for a value of `tls`.
+
+    For `VERIFY`, the options name the file with the system's certificates, because FFmpeg may not find the file.
+    """
     if tls == ACCEPT_ANY:
         return {"tls_verify": "0"}
     bundle = _system_bundle() if tls == VERIFY else tls

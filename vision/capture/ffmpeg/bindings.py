@@ -87,7 +87,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that FFmpeg's command would choose, preferring a video to a cover image; None if none."""
+    """Return the video stream that FFmpeg's command would choose, preferably no cover image; None if there is none."""
     best = container.streams.best("video")
     return best if isinstance(best, VideoStream) else None
 
@@ -110,7 +110,7 @@ def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
 
 
 def decoding_time_ns(packet: Packet[Any]) -> int | None:
-    """Return the decoding time of a packet in ns, by default its presentation time; None if there is neither."""
+    """Return the decoding time of a packet in ns, or else its presentation time; None if both are missing."""
     return _in_ns(packet.pts if packet.dts is None else packet.dts, packet.time_base)
 
 
@@ -121,7 +121,7 @@ def _in_ns(time: int | None, time_base: Fraction | None) -> int | None:
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """Choose the format to deliver: FFmpeg's format `decoded` if the detector accepts it, otherwise bgr if possible.
+    """Choose the format to deliver: FFmpeg's format `decoded` if possible, otherwise bgr, otherwise the first possible.
 
     Raises:
         SourceError: a side is odd, and the detector accepts no format that allows this.
@@ -136,7 +136,8 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
 def encoding_of(frame: VideoFrame) -> YuvEncoding:
     """Return the color encoding of a frame.
 
-    A matrix that the stream does not specify is derived from the frame's height, and a range from the pixel format.
+    If the stream does not specify the matrix, derive it from the frame's height. If the stream does not specify the
+    range, derive it from the pixel format.
     """
     matrix = int(frame.colorspace)
     bt709 = frame.height >= 720 if matrix in _UNSPECIFIED else matrix in _BT709_LIKE

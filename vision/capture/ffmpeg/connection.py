@@ -66,7 +66,8 @@ class Connecting:
         """Connect to the camera.
 
         Raises:
-            SourceError: the camera does not answer, refuses the request, or sends no video.
+            SourceError: the camera does not respond, refuses the request, or sends no video; or the PEM file of `tls`
+                cannot be used.
         """
         camera, address = self._camera, self._camera.address
         assert isinstance(address, NETWORK)
@@ -120,7 +121,7 @@ class ContainerConnection:
         self.fps = frame_rate(container, self.stream)
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[Packet[Any], bool]]:
-        """Yield each packet, and whether it is a key frame: on arrival or, if packets arrive in bursts, when due."""
+        """Yield each packet, and whether it is a key frame. If packets arrive in bursts, delay each until it is due."""
         pace = _Pace(closing, self.fps) if self._is_paced else None
         packets, frames = self._container.demux(self.stream), 0
         while True:

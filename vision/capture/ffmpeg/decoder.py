@@ -55,7 +55,7 @@ class PacketDecoder(Protocol):
         """
 
     def describe(self, image: Any, fps: float | None) -> StreamInfo:
-        """Return the properties of the frames that `write` delivers for this stream.
+        """Return the properties of the frames that `write` delivers for this stream. Call this method before `write`.
 
         Raises:
             SourceError: the detector accepts none of the possible formats.
@@ -93,8 +93,8 @@ class FFmpegDecoder:
     ) -> None:
         """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
-        If `reading` is "recorded", a decoding error skips only one packet, because recordings are read to their end.
-        "offline" also decodes ahead, on more cores.
+        If `reading` is "recorded" or "offline", a decoding error skips only one packet, because recordings are read to
+        their end. If it is "offline", several threads also decode ahead.
         """
         self._context = context = stream.codec_context
         context.thread_count = 1  # each further thread delays the output by one frame

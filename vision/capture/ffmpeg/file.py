@@ -56,7 +56,7 @@ class VideoFile(PacedSource[_Frame]):
         *,
         loop: bool = False,
     ) -> None:
-        """Create the source. `open_decoder` creates the decoder of each pass; `loop` restarts the file at its end."""
+        """Create the source. `open_decoder` opens the decoder of each pass. If `loop`, restart the file at its end."""
         super().__init__(path, pacer)
         self._path = path
         self._pixel_formats = pixel_formats
@@ -71,7 +71,7 @@ class VideoFile(PacedSource[_Frame]):
         self._timeline = _Timeline(self._path)
 
     def _open(self) -> StreamInfo:
-        """Read the first frame, because only a decoded frame shows its format."""
+        """Read the first frame, because only a decoded frame shows the format. Return the properties of the stream."""
         require_file(self._path)
         self._next = _, first = self._read()
         return first.info
@@ -123,7 +123,10 @@ class _Timeline:
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Count a frame. Return its time in ns: one interval after the previous frame if `pts_ns` is not plausible."""
+        """Count a frame. Return its time in ns since the first frame of the first pass.
+
+        If `pts_ns` is missing or not plausible, the time is one interval after the previous frame.
+        """
         self.frames += 1
         pts_ns = pts_ns or 0
         if self._first_ns is None:
@@ -148,7 +151,7 @@ class _Timeline:
 
 @dataclass(slots=True)
 class _PassCounts:
-    """What happened to the packets of one pass."""
+    """Counts of the packets and frames of one pass."""
 
     packets: int = 0
     corrupt: int = 0  # packets that are incomplete, as the container says
@@ -162,7 +165,7 @@ class _PassCounts:
 
     @property
     def lost(self) -> int:
-        """Number of incomplete packets without a frame or an error, which decoders with several threads ignore."""
+        """Number of incomplete packets that the decoder ignored without an error, as multithreaded decoders do."""
         return max(0, min(self.corrupt - self.refused, self.packets - self.refused - self.frames))
 
 
@@ -232,7 +235,7 @@ class _Pass:
         return stream
 
     def _packets(self) -> Iterator[Packet[Any]]:
-        """Yield all packets. The last one is empty, and flushes the decoder."""
+        """Yield all packets, or those before an error. The last packet is empty, and flushes the decoder."""
         try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet

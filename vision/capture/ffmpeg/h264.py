@@ -41,7 +41,7 @@ class FrameGapFinder:
         self._last = None
 
     def before(self, frame: bytes | memoryview) -> bool:
-        """Return True if reference frames are missing between the last frame and `frame`; False if unknown."""
+        """Return True if reference frames are missing between the previous frame and `frame`; False if unknown."""
         head = bytes(frame[:_HEAD_BYTES])
         for start in _START_CODE.finditer(head):
             unit = head[start.end() :]
@@ -127,7 +127,7 @@ def _parameters(unit: bytes) -> _Parameters:
 
 
 def _skip_scaling_lists(bits: _Bits, count: int) -> None:
-    """Skip `count` scaling lists (section 7.3.2.1.1.1)."""
+    """Skip `count` scaling lists of a sequence parameter set (section 7.3.2.1.1.1)."""
     for at in range(count):
         if not bits.number(1):
             continue

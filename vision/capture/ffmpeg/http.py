@@ -1,7 +1,7 @@
-"""Requests to HTTP cameras, and the JPEGs in the answers.
+"""Requests to HTTP cameras, and the JPEGs in the responses.
 
-JPEGs are read here and not with FFmpeg, which requires a certain content type and a correct boundary. Everything else
-is left to FFmpeg. It sends its own request, because a playlist or a file needs several.
+This module reads JPEGs itself, because FFmpeg requires a certain content type and a correct boundary. FFmpeg reads
+everything else, with requests of its own, because a playlist or a file needs several requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vision.types import DropReason
 from vision.version import version
 
 SNAPSHOT_FPS: Final = 1.0
-"""Default rate at which a snapshot is requested."""
+"""Default number of requests for a snapshot per second."""
 
 _CHUNK_BYTES: Final = 1 << 18
 _SEARCHED_BYTES: Final = 1 << 26  # in which a stream of JPEGs must contain one
@@ -51,12 +51,12 @@ class Answer:
 
     @property
     def has_end(self) -> bool:
-        """True if the length is announced: a file, or one image."""
+        """True if the response announces its length, as for a file or a single image."""
         return self.response.headers.get("Content-Length") is not None
 
     @property
     def is_multipart(self) -> bool:
-        """True if the answer has several parts. Some cameras send them with a different content type."""
+        """True if the response has several parts. Some cameras send them with a different content type."""
         return self.content_type.startswith("multipart/") or self.first.lstrip().startswith(b"--")
 
     @property
@@ -65,10 +65,10 @@ class Answer:
 
 
 def request(camera: CameraConfig) -> Answer:
-    """Request the camera's address, and read the first bytes of the answer.
+    """Request the camera's address, and read the first bytes of the response.
 
     Raises:
-        SourceError: the camera does not answer, refuses the request, or sends neither video nor a JPEG; or the PEM
+        SourceError: the camera does not respond, refuses the request, or sends neither video nor a JPEG; or the PEM
             file of `tls` cannot be used.
     """
     try:
@@ -115,7 +115,7 @@ def _send_request(camera: CameraConfig) -> Answer:
 
 
 class _CloseRefusal(urllib.request.BaseHandler):
-    """Closes an answer that requests a password, because the password handlers send a new request but leave it open."""
+    """Closes each response with status 401, because the password handlers do not close it before their new request."""
 
     handler_order = 100  # before those handlers
 
@@ -166,7 +166,7 @@ def _without_account(url: str) -> str:
 
 
 class JpegConnection:
-    """The JPEGs of a stream, or of an address that sends one JPEG for each request and is therefore polled."""
+    """The JPEGs of a stream, or of an address that is polled because it sends one JPEG per request."""
 
     def __init__(self, camera: CameraConfig, answer: Answer, skipped: SkippedFrames) -> None:
         self._camera = camera
@@ -177,7 +177,7 @@ class JpegConnection:
 
     @property
     def fps(self) -> float | None:
-        """The rate of the requests; None if the camera determines the rate."""
+        """The number of requests per second; None if the camera determines the frame rate."""
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
@@ -202,7 +202,7 @@ class JpegConnection:
         self._answer.response.close()
 
     def _jpegs(self) -> Iterator[bytes]:
-        """Yield the JPEGs of one answer."""
+        """Yield the JPEGs of the current response."""
         scanner, counted, searched = JpegScanner(), 0, 0
         chunk = self._answer.first
         while chunk:

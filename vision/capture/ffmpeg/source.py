@@ -42,7 +42,7 @@ _DIAGNOSIS_S: Final = 1.0  # time for the connection and the request of `explain
 
 
 class FFmpegSource:
-    """One RTSP or HTTP camera, read through PyAV. Implements `vision.capture.source.Source`.
+    """One RTSP or HTTP camera, read through PyAV. It implements `vision.capture.source.Source`.
 
     `pixel_formats` are the formats that the detector accepts. `open_decoder` creates the decoder of each connection.
     """
@@ -196,7 +196,7 @@ class _Stream:
         return self._gap_finder.before(memoryview(packet))
 
     def flush(self) -> list[_Frame]:
-        """Return the frames that the decoder still holds at the end of the stream."""
+        """Return the frames that the decoder still holds at the end of the stream; empty if called again."""
         if self._flushed:
             return []
         self._flushed = True

@@ -54,7 +54,11 @@ _NO_DRIVER: Final = (
 
 @functools.cache
 def _library() -> Any:
-    """Return PyNvVideoCodec. Raise `SourceError` if it or the driver's video libraries are missing."""
+    """Return PyNvVideoCodec.
+
+    Raises:
+        SourceError: PyNvVideoCodec is missing or older than 2.0, or the driver's video libraries are missing.
+    """
     try:
         library = importlib.import_module("PyNvVideoCodec")
     except ModuleNotFoundError as error:
@@ -69,7 +73,7 @@ def _library() -> Any:
 
 
 def require_nvdec(codec: str | None = None) -> None:
-    """Check that NVDEC is usable, and that it supports `codec` (FFmpeg's name; None means any).
+    """Check that NVDEC is usable, and that it supports `codec` (FFmpeg's name; None skips this check).
 
     Raises:
         SourceError: NVDEC is not usable, or does not support the codec.
@@ -147,6 +151,8 @@ class Session:
 
     def decode(self, data: bytes, time: int) -> Sequence[Surface]:
         """Decode one coded frame (H.264 and H.265: Annex B), or flush if `data` is empty. Return the ready frames.
+
+        `time` becomes `Surface.time` of the frame.
 
         Raises:
             SourceError: this GPU cannot decode the frame, or the decoder failed.

@@ -2,7 +2,7 @@
 
 An NVDEC session supports one frame size, and reports little about its frames. So FFmpeg also decodes the first key
 frame, and each key frame whose parameters have changed, on the CPU to get the format. A new format starts a new
-session, after the remaining frames of the old one.
+session, after the old session has output its remaining frames.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 
 
 class NvdecDecoder:
-    """Decodes packets with NVDEC to nv12 frames. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
+    """Decodes packets with NVDEC to nv12 frames. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(self, stream: CodedStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
         """Create the decoder. If `live`, it outputs each frame immediately, as long as frames are in display order.
 
         Raises:
-            SourceError: NVDEC is not usable, or does not support this codec or this detector.
+            SourceError: NVDEC is not usable or does not support this codec, or `pixel_formats` lacks nv12.
         """
         self._codec = stream.codec_context.name
         require_nvdec(self._codec)
@@ -102,7 +102,7 @@ class NvdecDecoder:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame) -> Sequence[DecodedFrame]:
-        """Start a session for the format of `frame`, if it is new. Return the remaining frames of the old session."""
+        """Start a session if the format of `frame` is new. Return the remaining frames of the old session."""
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
                 f"expected frames of 8 bits in 4:2:0 for NVDEC, got {frame.format.name}",
@@ -121,7 +121,10 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg. Raise `PacketDamaged`, or `SourceError` if it must be rotated or mirrored."""
+        """Decode a key frame with FFmpeg.
+
+        Raise `PacketDamaged` if decoding fails, and `SourceError` if the frame must be rotated or mirrored.
+        """
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1
         try:
@@ -135,7 +138,7 @@ class NvdecDecoder:
         return frame
 
     def _check_order(self, pts_ns: int | None) -> None:
-        """Disable immediate output if frames are not sent in display order, because it requires this order."""
+        """Disable immediate output if frames are not sent in display order, which immediate output requires."""
         if pts_ns is None:
             return
         if self._at_once and self._latest_ns is not None and pts_ns < self._latest_ns:

@@ -30,7 +30,7 @@ _MOST_KEPT: Final = 64  # packets; after more packets without a frame, the decod
 
 
 class NvdecOrFFmpeg:
-    """Decodes packets with NVDEC or FFmpeg. Implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
+    """Decodes packets with NVDEC or FFmpeg. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(
         self,
@@ -44,7 +44,8 @@ class NvdecOrFFmpeg:
         """Create the decoder.
 
         `nvdec` opens the preferred decoder. If opening it or decoding the first frame raises `SourceError` or
-        `OutOfMemory`, `warn` is called with the reason, and `ffmpeg` opens the other decoder.
+        `OutOfMemory`, or if the GPU has too little free memory, `warn` is called with the reason, and `ffmpeg` opens
+        the other decoder. If `pixel_formats` does not contain nv12, `ffmpeg` is used without a warning.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._warn = warn

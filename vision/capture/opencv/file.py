@@ -27,10 +27,11 @@ _FPS: Final = 1.0
 
 
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
-    """Delivers the images of a folder in natural order (``img2`` before ``img10``), in bgr, rotated as EXIF requires.
+    """Delivers one image, or the images of a folder in natural order (``img2`` before ``img10``), in bgr.
 
-    An image that cannot be read, or is truncated, is skipped, counted as corrupt, and logged. A folder without a
-    readable image is an error. Files that are added later are read when the folder is reopened.
+    Images are rotated as their EXIF data requires. An image that cannot be read, or is truncated, is skipped, counted
+    as corrupt, and logged. A folder without a readable image is an error. Files that are added later are read when the
+    folder is reopened.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ def list_images(path: Path) -> list[Path]:
     """Return the paths of the images in a folder, in natural order; if `path` is a file, return only `path`.
 
     Raises:
-        SourceError: the path cannot be read, or is a folder without images.
+        SourceError: the path cannot be read, or is an empty file or a folder without images.
     """
     try:
         if not path.is_dir():

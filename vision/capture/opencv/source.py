@@ -1,4 +1,4 @@
-"""USB and other V4L2 cameras, read through OpenCV, for machines without GStreamer.
+"""USB and other V4L2 cameras, read through OpenCV, unless `reader: gstreamer` is configured.
 
 Every library call that can block runs on a separate thread (`BlockingReader`), so that `open` and `grab` return
 in time, and `close` does not wait for a device that does not respond.
@@ -101,7 +101,7 @@ def _grab(device: str, capture: Capture) -> Grab:
 
 
 class V4L2Source:
-    """One V4L2 camera, read through OpenCV. Implements `vision.capture.source.Source`."""
+    """One V4L2 camera, read through OpenCV. It implements `vision.capture.source.Source`."""
 
     live = True
 
