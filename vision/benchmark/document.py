@@ -82,9 +82,9 @@ class Bench:
     model: str
     model_sha256: str
     input: str  # such as "416x416"
-    backend: str  # name of the detector that was opened last, which has the last precision
-    slots: int  # batches in flight of that detector
-    parallel: int  # batches that it computes at the same time
+    backend: str  # name of the detector that was opened last, including its precision
+    slots: int  # maximum number of batches in flight in that detector
+    parallel: int  # batches that the detector computes at the same time
     frame: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)$")]
     seconds: float  # duration of each measurement
     measured_at: str

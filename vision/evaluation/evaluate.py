@@ -105,6 +105,7 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
     Raises:
         Closed: `stop` was set.
         ConfigError: the configuration, its camera, the class or the ground truth is invalid, or they do not match.
+        ModelError: the model is missing or unknown.
         SourceError: the video cannot be read.
     """
     path = resolve_config(request.config)

@@ -101,7 +101,7 @@ def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     If `camera_id` is None, the configuration must have only one camera.
 
     Raises:
-        ConfigError: the camera does not exist, several exist and none is selected, or its source never ends.
+        ConfigError: the camera does not exist, several exist and none is selected, or its source is live or never ends.
     """
     ids = [camera.id for camera in config.cameras]
     if camera_id is None:

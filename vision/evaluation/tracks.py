@@ -46,7 +46,7 @@ class TrackingScores:
     true_boxes: int
     true_objects: int
     tracks: int
-    mostly_tracked: int  # true objects found in more than 80 % of their frames
+    mostly_tracked: int  # true objects found in at least 80 % of their frames
     mostly_lost: int  # true objects found in less than 20 % of their frames
 
 

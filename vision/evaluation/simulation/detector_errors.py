@@ -94,8 +94,8 @@ class SimulatedDetector:
     Args:
         errors: the error model.
         view: the camera. Only the size of its frame is used.
-        class_ids: the true class id of each object.
-        confused: the wrong class ids that the detector sometimes reports for each object.
+        class_ids: the true class id of each object, by object number from 1.
+        confused: the wrong class ids that the detector sometimes reports for each object, by object number.
         seed: an integer of at least 0.
     """
 

@@ -66,8 +66,8 @@ class CameraView:
             is_round: if True, the object is an elliptic cylinder; if False, a cuboid.
 
         Returns:
-            Boxes (T, 4) xyxy in pixels, not clipped to the frame, NaN where the whole object is behind the camera;
-            and distances (T,) of the base from the point below the camera, in meters.
+            Boxes (T, 4) xyxy in pixels, not clipped to the frame, and distances (T,) of the base from the point below
+            the camera, in meters. Boxes are NaN where the whole object is behind the near plane of the camera.
         """
         base = _base(size_m, is_round)  # (K, 2)
         cos, sin = np.cos(headings)[:, None], np.sin(headings)[:, None]
