@@ -214,10 +214,10 @@ def memory_info() -> tuple[int, int]:
 class DriverCalls(NamedTuple):
     """CUDA calls that queue work or query its progress without releasing the GIL.
 
-    cuda-python releases the GIL in every call, which is right for calls that wait. These calls take only a few
-    microseconds, but acquiring the GIL again takes milliseconds if the threads of thirty cameras wait for it, and a
-    batch needs one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took up to
-    80 ms.
+    cuda-python releases the GIL in every call, which is right for calls that wait. The calls in this class take
+    only a few microseconds, but acquiring the GIL again takes milliseconds if the threads of thirty cameras wait for
+    it, and a batch needs one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took
+    up to 80 ms.
 
     The functions are called at their addresses in the driver. They accept handles of the CUDA runtime, and return a
     CUresult, whose numbers equal those of cudaError_t.

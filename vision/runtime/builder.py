@@ -96,8 +96,8 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
     """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    `build` opens the detector last, because this takes longest, so that other errors are reported earlier. The
-    `ExitStack` argument of `build` closes everything that `build` opened.
+    `build` opens the detector last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
+    argument of `build` closes everything that `build` opened.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -173,7 +173,7 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Return `options.sink` if it is set. Otherwise, open the publisher and, if requested, the recording."""
+    """Return `options.sink` if it is set. Otherwise, open and return the publisher, which also records if requested."""
     if options.sink is not None:
         return options.sink
     _, spec = find_model(config.model)
@@ -198,7 +198,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """Close the recording. Raise `VisionError` if it lacks results, so that no script uses an incomplete file."""
+    """Close the recording. Raise `VisionError` if the file lacks results, so that no script uses it."""
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")
@@ -231,7 +231,7 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Create the stage that evaluates the lines and zones of all cameras and continues their stored counters."""
+    """Create the stage that evaluates all lines and zones. The stage continues the counters in `options.state`."""
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")
     return AnalyticsStage(

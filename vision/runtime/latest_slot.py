@@ -51,7 +51,7 @@ class Lease:
 
 
 def release_together(leases: Sequence[Lease]) -> None:
-    """Release all leases of a batch. Acquire the lock that the cameras share only once, because that can be slow."""
+    """Release all leases of a batch. Acquire the cameras' shared lock only once, because acquiring it can be slow."""
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
@@ -174,7 +174,10 @@ class LatestSlot:
         return has_buffer or self._waiting is not None
 
     def commit(self, meta: FrameMeta) -> None:
-        """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`."""
+        """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`.
+
+        Raise `ValueError` if there is no buffer from `write_buffer`. If the slot is closed, drop the frame.
+        """
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
@@ -187,7 +190,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def drop(self, reason: DropReason) -> None:
-        """Count a grabbed frame as dropped. Its pixels are not needed."""
+        """Count a grabbed frame as dropped. The frame needs no buffer."""
         with self.changed:
             self._counts.grabbed += 1
             self._count_drop(reason)
@@ -219,7 +222,7 @@ class LatestSlot:
 
     @property
     def served_ns(self) -> int:
-        """Time when a frame of this camera was last taken, in ns; -1 if there is none."""
+        """Time when a frame of this camera was last taken, in ns; -1 if none was taken yet."""
         return self._rate.served_ns
 
     @property
@@ -245,7 +248,10 @@ class LatestSlot:
         return self._rate.due_ns
 
     def take(self) -> Lease | None:
-        """Lease the waiting frame. Return None if there is none, it is stale or too early, or no lease is left."""
+        """Lease the waiting frame. If the frame is stale, drop it.
+
+        Return None if there is no frame that may be taken now, or if the reader already holds all its leases.
+        """
         with self.changed:
             now_ns = self._clock()
             ready_ns = self.ready_ns(now_ns)
@@ -264,7 +270,7 @@ class LatestSlot:
             return Lease(frame, dropped_before, now_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
-        """Take back a leased buffer. Reuse it only if it has the current layout."""
+        """Take back a leased buffer. Reuse it only if `configure` has not replaced the buffers since then."""
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):

@@ -22,7 +22,7 @@ produce many batches of one frame. In a pipeline with a stage that reads pixels,
 
 
 class ResultQueue(queue.Queue[list[InferredFrame] | None]):
-    """Queue of batches for the results thread. Its size is the number of frames. None marks the end."""
+    """Queue of batches for the results thread. Its size is the number of frames. The item None marks the end."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)

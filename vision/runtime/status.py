@@ -45,7 +45,7 @@ class Instant:
 def camera_status(
     camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant
 ) -> CameraReport:
-    """Build the report of one camera. Latencies cover the time since the last call."""
+    """Build the report of one camera. Latencies cover the time since the camera's last report."""
     latency = metrics.latency.snapshot(reset=True)
     return CameraReport(
         camera=camera_id,

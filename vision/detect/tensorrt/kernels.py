@@ -238,7 +238,7 @@ class PostprocessProgram:
 
     @property
     def masked_bytes(self) -> int:
-        """Size in bytes of the list of one frame's objects for the kernel `masks`; 0 without masks."""
+        """Size in bytes of the list of objects that the kernel `masks` reads for one frame; 0 without masks."""
         return 0 if self.mask_shape is None else MASKED.itemsize * self.objects
 
     @property
