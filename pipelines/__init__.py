@@ -1,7 +1,7 @@
-"""Pipelines. Each file defines one pipeline: the stages between the detector and the publisher.
+"""The shipped pipelines, with one file for each, and functions that load a pipeline or add stages to it.
 
-A pipeline file defines a function `build(config, options, resources) -> Runtime`. `pipeline_with` creates this function
-from a list of stages (docs/pipelines.md).
+A pipeline consists of the stages between the detector and the publisher. Its file defines a function
+`build(config, options, resources) -> Runtime`. `pipeline_with` creates this function (docs/pipelines.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pipeline_with(
     """Return the `build` function of a shipped pipeline with additional stages.
 
     Args:
-        stages: additional stages in the order in which they run. They run after those of `after` but before the
-            snapshots, so that their events get snapshots too.
+        stages: additional stages in the order in which they run. They run after the stages of `after`, but before
+            its snapshot stage, so that their events get snapshots too.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -46,10 +46,11 @@ def pipeline_with(
 def load_pipeline(name: str) -> Build:
     """Return the `build` function of a shipped pipeline or, if `name` ends in .py, of the user's Python file.
 
-    The runtime also writes or shows the annotated video, if requested.
+    The runtime that `build` returns also writes or shows the annotated video, if requested.
 
     Raises:
-        ConfigError: the pipeline does not exist, the file cannot be imported, or it has no function `build`.
+        ConfigError: the pipeline or the file does not exist, the file cannot be imported, or there is no function
+            `build`.
     """
     module = _import_file(Path(name)) if name.endswith(".py") else _import_shipped(name)
     build: Build | None = getattr(module, "build", None)

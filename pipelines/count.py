@@ -1,4 +1,7 @@
-"""Pipeline `count`: the stages of `track` -> analytics -> rules -> snapshots. Publishes tracks, events and counts."""
+"""Pipeline `count`: the stages of `track` -> analytics -> rules -> snapshots.
+
+It publishes tracks, events, and counts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return all shipped stages. They are opened in an order that reports errors early."""
+    """Open and return the stages of `track`, analytics, rules and, if configured, snapshots.
+
+    The stages are opened in an order that reports errors early.
+    """
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)

@@ -1,4 +1,7 @@
-"""Pipeline `track`: capture -> batching -> detect -> track -> second model -> publish. Publishes tracks."""
+"""Pipeline `track`: capture -> batching -> detect -> track -> publish. It publishes tracks.
+
+The second model runs between the tracker and the publisher if it is configured.
+"""
 
 from __future__ import annotations
 

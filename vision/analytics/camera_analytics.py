@@ -25,7 +25,7 @@ _GROUND_ANCHOR: Final = "bottom-center"
 
 
 class Analytics:
-    """Turns the tracks of one camera into the events and counts of its lines and zones. Not thread-safe."""
+    """Converter of one camera's tracks to the events and counts of its lines and zones. It is not thread-safe."""
 
     def __init__(
         self,
@@ -84,7 +84,10 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Start a new epoch, possibly with a new frame size. Return the last crossings, exits, and ends of crowds."""
+        """Start a new epoch, possibly with a new frame size. Keep the counters.
+
+        Return the events that end the previous epoch: crossings, exits, and the ends of dwelling and crowding.
+        """
         self._facts.clear()
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._objects.clock.now_s):

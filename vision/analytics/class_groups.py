@@ -1,7 +1,7 @@
 """Groups of classes that a detector confuses with each other, such as car, truck, and bus.
 
-Without them, a vehicle that the detector calls a car in one frame and a truck in the next is two objects. With them, it
-is one track, and its class is the one with the most votes.
+Without groups, a vehicle that the detector calls a car in one frame and a truck in the next becomes two objects. With
+groups, the vehicle is one track, and its class is the class with the most votes.
 """
 
 from __future__ import annotations

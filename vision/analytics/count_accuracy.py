@@ -1,4 +1,4 @@
-"""`CountModel` computes an interval for the true total from a counted total. `vision eval` writes its data.
+"""`CountModel` computes an interval for the true total from a counted total. `vision eval` writes the data.
 
 The data are the errors of counts in blocks of a labeled video. Missed and false counts are modeled as overdispersed
 Poisson variables whose means are proportional to the count. The width of the interval includes the uncertainty of the
@@ -19,7 +19,7 @@ from vision.errors import ConfigError
 
 SCHEMA: Final = "vision.accuracy/1"
 BLOCK_S: Final = 20.0
-"""Duration of a block in seconds. Longer than most crossings, so that the errors of blocks are independent."""
+"""Duration of a block in seconds. It exceeds that of most crossings, so that the errors of blocks are independent."""
 
 _LEAST_BLOCKS: Final = 4  # with fewer, the dispersion is unknown
 _PRIOR: Final = 0.5  # of an error, as in Jeffreys' prior: no errors in a sample do not prove a perfect counter
@@ -54,7 +54,7 @@ class CountModel:
 
     @classmethod
     def fit(cls, blocks: Sequence[CountBlock]) -> CountModel | None:
-        """Fit the model to blocks. Return None if there are too few blocks, or if nothing was counted."""
+        """Fit the model to blocks. Return None if there are fewer than four blocks, or if nothing was counted."""
         counted = sum(block.counted for block in blocks)
         if len(blocks) < _LEAST_BLOCKS or not counted:
             return None
@@ -112,7 +112,7 @@ class CountAccuracy:
 
 
 def _student(freedom: int) -> float:
-    """Return the quantile of Student's t that limits a 95 % interval (Abramowitz and Stegun, 26.7.5)."""
+    """Return the 97.5 % quantile of Student's t for `freedom` degrees of freedom (Abramowitz and Stegun, 26.7.5)."""
     z = NormalDist().inv_cdf((1 + _COVERED) / 2)
     terms = (
         z,
@@ -130,7 +130,7 @@ def load_clips(path: Path) -> dict[str, Clip]:
     """Return the clips of an accuracy file, by name.
 
     Raises:
-        ConfigError: the file cannot be read, or `vision eval --accuracy` did not write it.
+        ConfigError: the file cannot be read, or is not a valid file from `vision eval --accuracy`.
     """
     hint = "write it with `vision eval CONFIG --truth GT.txt --accuracy FILE`"
     try:

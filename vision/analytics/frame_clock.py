@@ -37,7 +37,7 @@ class FrameClock:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """Return how long to keep state, in seconds: `wanted_s`, but at least 2.5 of the usual frame intervals."""
+        """Return how long to keep state, in seconds: `wanted_s`, but at least 2.5 times the usual frame interval."""
         return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:

@@ -48,7 +48,7 @@ def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
 
 
 def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
-    """Return the rows (K,) and columns (K,) of the True elements of `mask` (M, N). Faster than `mask.nonzero()`."""
+    """Return the rows (K,) and columns (K,) of the True elements of `mask` (M, N), faster than `mask.nonzero()`."""
     rows, columns = np.divmod(mask.ravel().nonzero()[0], mask.shape[1])
     return rows, columns
 
@@ -89,11 +89,12 @@ class LineSet:
 class ZoneSet:
     """A set of Z closed polygons with holes, tested against all points at once.
 
-    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves there.
+    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves the
+    zone there.
 
     Args:
         zones: the outline and the holes of each zone, as corners in pixels.
-        frame_size_px: width and height of the frame; None if unknown.
+        frame_size_px: width and height of the frame. If None, no zone counts as reaching the edge of the frame.
     """
 
     def __init__(self, zones: Sequence[Sequence[Corners]], frame_size_px: tuple[int, int] | None = None) -> None:
@@ -143,7 +144,10 @@ class ZoneSet:
         return inside
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
-        """Return the distance (K,) of each point (K,) from the border of its zone, in pixels; never negative."""
+        """Return the distance (K,) in pixels of each point (K,) from the border of its zone; never negative.
+
+        Sides of a zone on the edge of the frame, or beyond it, do not count.
+        """
         at = self._within_frame(points) - self._corners.take(zones, axis=1)
         at *= self._turns.take(zones, axis=1)
         share = at.real

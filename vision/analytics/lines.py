@@ -98,9 +98,10 @@ class LineWatch:
         return crossings
 
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
-        """Return the crossings of a lost object: those of the lines that it was slightly beyond when last detected.
+        """Return the crossings that end the path of a lost object. Store the state of the object, in case it returns.
 
-        Keep the state of the object, in case it returns.
+        A crossing counts if the object was last detected beyond the line, and had been there by more than one margin.
+        A crossing also counts if the edge of the frame cut off the object beyond the line.
         """
         right, number = table["right"][row], len(self._anchors)
         crossings = []
@@ -118,7 +119,7 @@ class LineWatch:
         return crossings
 
     def _appear(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Set the sides of new objects. An object that was lost not long ago continues its path."""
+        """Set the sides of new objects. An object that returns within `_REMEMBERED_S` continues its path."""
         appeared = seen.rows[seen.fresh]
         table["right"][appeared] = is_right[seen.fresh]
         while self._absent:
@@ -161,17 +162,17 @@ class LineWatch:
         return bool(outside) and abs(distance) > _CUT * MARGIN * float(table["size"][row])
 
     def _pushed(self, cut: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Return two masks (..., L): whether the cut sides (..., 4) of a box lie toward the right or left of a line.
+        """Compare the anchors of whole objects with those of their boxes. `cut` (..., 4) marks the cut-off sides.
 
-        They are True if the anchor of the whole object is certainly farther to the right of a line, or farther to the
-        left, than the anchor of the box.
+        Return two masks (..., L). The first is True if the object's anchor is certainly farther to the right of a line
+        than the box's anchor. The second is True if it is certainly farther to the left.
         """
         to_right, to_left = cut @ self._to_right, cut @ self._to_left
         return to_right & ~to_left, to_left & ~to_right
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
-        """Update `beyond_s`. Return True if an object is far enough beyond the line, or has been for long enough."""
+        """Update `beyond_s`. Return True if an object is far beyond a line, or has been beyond it for long enough."""
         if margins > 1.0 and beyond_s[line] == math.inf:
             beyond_s[line] = now_s
         if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - CLOCK_GRAIN_S:

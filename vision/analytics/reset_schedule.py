@@ -22,7 +22,9 @@ class ResetSchedule:
         self._next_ns = -1 if self._times else None  # when a period ends; -1 means not computed yet
 
     def starts_period(self, utc_ns: int) -> int | None:
-        """Return the start of the new period, in seconds since 1970; None if no period has started since the last call.
+        """If a new period has started, return its start in seconds since 1970; otherwise, return None.
+
+        The first call returns the start of the current period, unless the constructor received this or a later start.
 
         Args:
             utc_ns: capture time of a frame, nanoseconds since 1970 (UTC).

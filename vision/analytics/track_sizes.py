@@ -64,7 +64,7 @@ class SizeFilter:
         self._growth_variance = (_GROWTH * step_s) ** 2
 
     def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
-        """Return the weight (M,) of each box, which depends on its width and height. Let sizes follow real changes.
+        """Return the weight (M,) of each box `at` (4, M), from its width and height. Let `state` follow real changes.
 
         The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
         leaves. A box that is suddenly narrower, shorter or wider shows only a part of an object, or two objects, so its
@@ -109,7 +109,7 @@ class SizeFilter:
         state[HIDDEN_S, hidden] = self._clock.now_s
 
     def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
-        """Return a mask (M,) of objects whose hidden part is visible again. Forget hidden parts after some time."""
+        """Return a mask (M,) of objects whose hidden part is visible again. Forget hidden parts after 5 s."""
         whole = state[WHOLE]
         again: BoolArray = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
         whole[again | (state[HIDDEN_S] < self._clock.now_s - _HIDDEN_LIMIT_S)] = 0.0
@@ -118,7 +118,7 @@ class SizeFilter:
     def _adopt_changes(
         self, state: FloatArray, at: FloatArray, changes: FloatArray, cut: BoolArray, belief: FloatArray
     ) -> None:
-        """Let tracks adopt changes of size that last.
+        """Let tracks adopt changes of size that last. Set the weight `belief` of the adopted boxes to 1.
 
         A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: then
         the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at

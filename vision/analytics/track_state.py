@@ -63,7 +63,10 @@ def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
-    """Return the positions of the coefficients of `motion`: (14, 400) in the matrix, and (6, 20) in the growth."""
+    """Return two matrices of zeros and ones, with which `motion` arranges its coefficients.
+
+    The first (14, 400) yields the transition matrix, and the second (6, 20) yields the growth of variances.
+    """
     moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
     for row in range(4):

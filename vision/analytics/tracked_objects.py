@@ -108,7 +108,7 @@ class TrackTable(dict[str, NDArray[Any]]):
 
 
 class TrackedObjects:
-    """Stores the state of objects in `table`, and the time in `clock`. Anchor 0 is the point on the ground."""
+    """State and motion of the objects of one camera. `table` contains the state, and `clock` contains the time."""
 
     def __init__(
         self,
@@ -121,7 +121,9 @@ class TrackedObjects:
         """Create an empty table.
 
         Args:
-            anchors: names of the columns of `TrackSnapshot.points`.
+            anchors: names of the columns of `TrackSnapshot.points`. The first must be the point on the ground.
+            lines: the lines from which distances are computed.
+            ground: converter of positions to meters, for speeds; None if it is unknown.
             columns: additional columns, for the state that lines and zones store per object.
             frame_size_px: width and height of the frame.
         """
@@ -182,7 +184,7 @@ class TrackedObjects:
         """Return the speed of an object in km/h and its direction of travel in degrees; NaN if unknown.
 
         Directions refer to the frame: 0 is up, 90 is right, 180 is down, 270 is left. Without a ground plane, the speed
-        is unknown.
+        is unknown. If an object hardly moves, its direction is unknown.
         """
         now_s, times_s, points = self.clock.now_s, [], []
         for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):

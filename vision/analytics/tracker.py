@@ -6,8 +6,8 @@ size. Therefore, the same rules apply at 30, 10 and 3 frames/s.
 Detections are matched with tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by
 Associating Every Detection Box", ECCV 2022). Strong detections can continue any track. Weak detections can continue
 only tracks that were detected just before. Only strong detections start tracks. The motion model is a Kalman filter in
-continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity
-includes the direction and, as an option, the motion of an object after a gap comes from two positions only.
+continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the direction
+is a part of the similarity. As an option, the motion of an object after a gap is computed from only two positions.
 
 One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """
@@ -87,17 +87,18 @@ _next_track_id = itertools.count(1)  # one counter, so that ids are unique acros
 
 
 class Tracker:
-    """Tracks the objects of one camera. Not thread-safe.
+    """Tracker of the objects of one camera. It is not thread-safe.
 
     Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
-    the same, go back or jump ahead: a time before the last one counts as one usual interval later, and a gap longer
-    than `lost_s` (and than 2.5 usual intervals) ends every track. Therefore, ids and ages never decrease.
+    the same, go back or jump ahead. If a capture time goes back, the clock advances by the usual interval. A gap longer
+    than both `lost_s` and 2.5 times the usual interval ends every track. Therefore, ids and ages never decrease.
 
     Args:
-        config: scores and times that control the tracks.
+        config: scores and times that control the tracks; the defaults if None.
         frame_size_px: width and height of the frame; None if unknown. Published boxes are clipped to the frame. Boxes
             that the edge of the frame cuts off may change their size at any rate.
-        groups: classes that the detector confuses. The class of a track is the one with the most votes in its group.
+        groups: groups of classes that the detector confuses; None if there are none. The class of a track is
+            the class with the most votes in its group.
     """
 
     def __init__(
@@ -121,8 +122,8 @@ class Tracker:
         """Process the detections of one frame.
 
         Args:
-            detections: detections down to `TrackConfig.low_score`. Boxes without area or with infinite or NaN
-                coordinates are ignored.
+            detections: detections down to `TrackConfig.low_score`. Detections with a lower score, without area, or
+                with infinite or NaN coordinates are ignored.
             captured_ns: capture time of the frame on the monotonic clock.
 
         Returns:
@@ -229,7 +230,10 @@ class Tracker:
         return similarity
 
     def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
-        """Return the tracks (K,) and detections (K,) of near pairs of one group. float32 makes comparisons faster."""
+        """Return the indices of the tracks (K,) and detections (K,) that are near each other and in the same group.
+
+        Comparisons in float32 are faster.
+        """
         x, y = self._state[PLACE].astype(np.float32)[:, :, None]
         seen_x, seen_y = frame.at[PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
@@ -244,7 +248,10 @@ class Tracker:
     # --- the life of a track ------------------------------------------------------------------------------------------
 
     def _correct(self, tracks: IndexArray, matched: IndexArray, frame: _Frame) -> FloatArray:
-        """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1."""
+        """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1.
+
+        Assign ids to tracks that are now old enough to be published.
+        """
         if not len(tracks):
             return np.ones(0)
         all_tracks = len(tracks) == len(self._ids)
@@ -284,7 +291,10 @@ class Tracker:
         return belief
 
     def _begin(self, frame: _Frame, matched: IndexArray) -> None:
-        """Start tracks for detections with at least `new_score` that neither match nor overlap a track, best first."""
+        """Start tracks for detections with at least `new_score` that neither match nor overlap a track.
+
+        The best detections come first, until there are `max_objects` tracks.
+        """
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]

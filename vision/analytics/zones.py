@@ -88,7 +88,7 @@ class ZoneWatch:
     def dwellers(self, table: TrackTable, now_s: float) -> list[tuple[int, int]]:
         """Return the row and the zone of each object that has now been in a zone for the zone's `dwell_s`.
 
-        An object that is not detected at that time is returned when it is detected again.
+        Each stay is returned once. An undetected object is returned when it is detected again.
         """
         if now_s < self._next_dwell_s:
             return []
@@ -106,7 +106,7 @@ class _Crowd:
     """The state of one zone that has a threshold."""
 
     above: int  # the threshold
-    for_s: float  # time above the threshold before crowding starts, or below it before crowding ends
+    for_s: float  # time above the threshold before crowding starts, or not above it before it ends
     is_crowded: bool = False
     change_since_s: float | None = None  # when the occupancy began to contradict `is_crowded`; None if it does not
     from_s: float = 0.0  # start of the crowding
@@ -148,7 +148,7 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def end(self, now_s: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """End the crowding of every zone now. Yield the zone and data of each event."""
+        """End the crowding of every zone now. Yield the zone's index and the data of each event."""
         for zone, crowd in self._crowds.items():
             if crowd.is_crowded:
                 yield zone, self._end(zone, crowd, now_s)

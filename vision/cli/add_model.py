@@ -1,4 +1,4 @@
-"""`vision models add`: copy an ONNX file, write its model.yaml, and draw what it finds on a sample frame."""
+"""The command `vision models add`, which copies an ONNX file, writes a model.yaml, and tries the model on a frame."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ class Added:
 
 
 def add_model(file: Path, options: AddOptions, *, json: bool = False) -> int:
-    """Add a model, and print what was found out and what was not. Return the exit code.
+    """Add a model, and print which keys of model.yaml were determined and which were not. Return the exit code.
 
     Raises:
-        VisionError: the file is not a detector that can be run, or its folder cannot be written.
+        VisionError: the file is not a detector that can be run, the name is invalid, the sample cannot be read, or the
+            folder of the model cannot be written or already contains a model.yaml.
     """
     added = _add(file, options)
     if json:
@@ -80,7 +81,7 @@ def _add(file: Path, options: AddOptions) -> Added:
 
 
 def _write(file: Path, folder: Path, proposal: Proposal) -> None:
-    """Copy the file and its weights, and write model.yaml.
+    """Copy the ONNX file and its weight files to `folder`, and write model.yaml.
 
     Raises:
         ConfigError: the folder contains a model.yaml, or cannot be written.
@@ -105,10 +106,10 @@ def _write(file: Path, folder: Path, proposal: Proposal) -> None:
 
 
 def _sample_frame(source: str | None) -> NDArray[np.uint8]:
-    """Return the first frame of a source; of the shipped video if None.
+    """Return the frame of `source` that `current_frame` reads; if None, the first frame of the shipped video.
 
     Raises:
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be opened, or delivers no intact frame.
     """
     from vision.cli.draw import current_frame
 
@@ -134,7 +135,13 @@ def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
 
 
 def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
-    """Write the frame with the objects. Return the path, or the reason why there is no image."""
+    """Draw the objects on the frame, and write it to `path`. Return the path and an empty text.
+
+    If OpenCV is missing, return None and how to install OpenCV.
+
+    Raises:
+        VisionError: the file cannot be written.
+    """
     try:
         import cv2
 
@@ -170,7 +177,7 @@ def _print(added: Added, console: Console) -> None:
 
 
 def _as_path(folder: Path) -> str:
-    """Return a folder as camera.yaml needs it: with a slash, so that it is not a name."""
+    """Return the path of a folder for camera.yaml: with a slash, so that the path is not read as a name."""
     text = str(folder)
     return text if "/" in text else f"./{text}"
 

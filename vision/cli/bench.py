@@ -127,7 +127,7 @@ def bench(
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:
-    """Write the JSON file and the plot, and print the table. If one of these fails, still do the others."""
+    """Print the table, and write the JSON file and the plot if requested. If one step fails, still do the others."""
     with ExitStack() as results:  # calls the callbacks in reverse order
         results.callback(print_bench, document, console)
         if plot is not None:

@@ -135,7 +135,7 @@ def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Co
 
 
 def _open_gpu(*, required: bool) -> Gpu | None:
-    """Return the GPU of this machine; None if there is no GPU and `required` is False."""
+    """Return the GPU of this machine. If it cannot be opened, return None, or raise the error if `required` is True."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -203,7 +203,7 @@ def build_engine(
     *,
     force: bool = False,
 ) -> None:
-    """Build the engine of a model unless the cache contains it. Show the progress, and describe the engine.
+    """Build the engine of a model if the cache lacks it or `force` is True. Show the progress, and describe the engine.
 
     Raises:
         DeviceMissing: the GPU or TensorRT is missing.

@@ -56,7 +56,7 @@ def camera_zoo(
 
 
 def _can_serve(persona: Persona) -> bool:
-    """Return False, and print the reason, if this machine cannot serve the camera."""
+    """Return True if this machine can serve the camera. Otherwise, print the reason, and return False."""
     reason = missing(persona)
     if reason is not None:
         print(f"{persona.name} is left out: {reason}", file=sys.stderr)

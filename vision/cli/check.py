@@ -145,7 +145,7 @@ class CameraCheck:
 
 
 def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
-    """Open all cameras in parallel, and read one frame from each within the configured timeouts."""
+    """Open all cameras in parallel, and read one frame from each within its timeouts. Return one result per camera."""
     return look_at_each(cameras, _check_camera, _no_answer, stop)
 
 
@@ -159,7 +159,10 @@ def look_at_each(
     give_up: Callable[[CameraConfig], _Result],
     stop: threading.Event,
 ) -> list[_Result]:
-    """Call `look` for all cameras in parallel. Return the results; for a camera that is too slow, that of `give_up`."""
+    """Call `look` for all cameras in parallel. Return one result per camera, in the order of `cameras`.
+
+    If `look` has no result within the timeouts of the camera, or when `stop` is set, the result is that of `give_up`.
+    """
     results: dict[str, _Result] = {}
 
     def ask(camera: CameraConfig) -> None:
@@ -203,7 +206,7 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print a table of the results, and each error. Return the exit code: 0 if every camera delivered a frame."""
+    """Print a table of the results, and all errors. Return the exit code: 0 if all cameras delivered frames, else 1."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         if check.error is not None:

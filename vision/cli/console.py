@@ -61,7 +61,10 @@ def terminal_handler(console: Console) -> logging.Handler:
 
 
 def start_logging(level: str) -> None:
-    """Write log records of this level and above to standard error, with the date if it is not a terminal."""
+    """Write log records of `level` and above to standard error.
+
+    If standard error is not a terminal, each line contains the date and the name of the logger.
+    """
     console = terminal()
     handler: logging.Handler
     if console is not None:

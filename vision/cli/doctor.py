@@ -1,6 +1,6 @@
 """The command `vision doctor`, which shows what is installed, which features lack a package, and how to install it.
 
-Each check is a function that returns one `Finding`. Checks change nothing, and take a few seconds at most.
+Each check is a function that returns a `Finding`, or several. Checks change nothing, and take at most a few seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _GSTREAMER_PACKAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `needed` means that `vision run demo` does not work without this part."""
+    """One line of the report. If `needed` is True, `vision run demo` does not work without this part."""
 
     subject: str
     verdict: Verdict

@@ -81,7 +81,9 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
 
 
 def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
-    """Draw the lines and zones of one camera on a frame of it, and write the image to `path`.
+    """Draw the lines and zones of a camera on one of its frames, and write the image to `path`.
+
+    If the image cannot be written, the result contains the error.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
@@ -144,7 +146,7 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """Print one line per camera, and each warning. Return the exit code: 0 if every camera has an image."""
+    """Print one line per camera, and each warning. Return the exit code: 0 if every camera has an image, else 1."""
 
     def show(drawing: Drawing, text: str, style: str = "") -> None:
         console.print(f"{drawing.camera_id}: {text}", style=style, soft_wrap=True, highlight=False, markup=False)

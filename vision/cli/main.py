@@ -83,7 +83,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _add_command(app: typer.Typer, name: str) -> None:
-    """Add the function of a command. Its docstring is the help text; the examples are printed after the options."""
+    """Add a command. The docstring of its function is the help text; its examples are printed after the options."""
     module, function = _PLACES.get(name, (name, name))
     body = getattr(importlib.import_module(f"vision.cli.{module}"), function)
     text, _, examples = (inspect.getdoc(body) or "").partition("\n\nExamples:\n")

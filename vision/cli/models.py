@@ -1,4 +1,4 @@
-"""`vision models` and `vision schema`: show, check, and add models, and show the keys of a configuration."""
+"""The command `vision models`, which lists, checks, and adds models, and `vision schema`, which prints JSON Schemas."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def models(
     Without an argument, list the shipped models and describe how to add one. With a folder, list and check its models.
 
     `vision models add FILE.onnx` copies the file to models/NAME, writes a model.yaml from the metadata of the file, the
-    shapes of its outputs, and a run on a sample frame, and draws what the model finds. It prints the keys that it
-    could not find out.
+    shapes of its outputs, and a run on a sample frame, and draws what the model finds. The command also prints the
+    keys that it could not determine.
 
     Exit codes: 0 if all models can be used, 78 if one cannot.
 

@@ -60,7 +60,7 @@ class Values(tuple[Any, ...]):
 
 
 def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], Values]:
-    """Return a parser of comma-separated values, each one of `allowed`. Errors describe these as `expected`."""
+    """Return a parser of comma-separated values from `allowed`. Errors describe the allowed values as `expected`."""
     by_word = {str(value): value for value in allowed}
 
     def parse(text: str) -> Values:
@@ -88,7 +88,7 @@ def check_frame_source(text: str) -> str:
     """Check the address of a source of frames, and return the address.
 
     Raises:
-        ValueError: the address is malformed, or the file does not exist.
+        ValueError: the address is malformed, or the file or folder does not exist.
         SourceError: the options of a synthetic address are invalid.
     """
     source = parse_source(text)
@@ -174,14 +174,15 @@ def read_config(name: str) -> AppConfig:
 
 
 def given(**values: object) -> dict[str, object]:
-    """Return the options that were given on the command line, which are those that are not None."""
+    """Return the options that are not None, which are those that were given on the command line."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
-    """Return the name of the model, and the detector's configuration with those of `changes` that are not None.
+    """Return the name of the model, and the detector's configuration, updated with the `changes` that are not None.
 
-    Both come from the configuration `config`, if given. `model` overrides the name. Without both, the name is None.
+    If `config` is None, the detector's configuration has the default values. The name is `model`; if `model` is None,
+    the name is that in `config`. If both are None, the name is None.
     """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect
@@ -190,7 +191,7 @@ def select_model(model: str | None, config: str | None, **changes: object) -> tu
 
 
 def table_console(json: Path | None = None) -> Console:
-    """Return the console for tables. It prints to standard error if JSON is written to standard output."""
+    """Return the console for tables: standard error if `json` is ``-`` (standard output), otherwise standard output."""
     console = Console(stderr=json is not None and str(json) == "-")
     if not console.is_terminal:
         console.width = _FILE_WIDTH

@@ -31,11 +31,13 @@ class Session:
 
 
 def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
-    """Return a decorator for the function of a command. This function has the argument `context` and returns a code.
+    """Return a decorator for the function of a command.
+
+    The decorated function must have an argument `context`, and must return an exit code.
 
     Args:
-        orderly: the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process immediately. If
-            False, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process.
+        orderly: if True, the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process
+            immediately. If False, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process immediately.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
@@ -52,7 +54,11 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
 
 
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:
-    """Run `body`, and return its exit code. Print a `VisionError` as its message and hint, without a traceback."""
+    """Start logging, run `body`, and return the exit code.
+
+    Print a `VisionError` as its message and hint, without a traceback. `Closed` means success. Ctrl-C and a failure to
+    write the output become exit codes, too. All other exceptions are passed on.
+    """
     from vision.cli.console import start_logging
 
     start_logging(log_level)

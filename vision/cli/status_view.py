@@ -65,7 +65,7 @@ class StatusView:
             self._log(self._unlogged)
 
     def show(self, report: Report) -> None:
-        """Show a report. Without a terminal, log it only if `line_interval_s` has passed since the last log lines."""
+        """Show a report. Without a terminal, log a report after 2 s, and then every `line_interval_s` seconds."""
         if self._display is not None:
             self._display.update(render_status(report, self._display.console.width))
             return
@@ -142,7 +142,7 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the percentiles since the last report; None if there are none or the camera has ended (too few frames)."""
+    """Return the latency since the last report; None if it is unknown, or if the camera has ended (too few frames)."""
     return camera.latency_ms if camera.state != "ended" else None
 
 

@@ -116,14 +116,14 @@ class Board:
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
     def rows(self, now_ns: int) -> list[dict[str, str]]:
-        """Return one row per camera, with the texts of the row by column name."""
+        """Return one row per camera: texts by column name. If no camera has counts, leave out their column."""
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
         counts = any(camera.counts for camera in self._cameras.values())
         rows = [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
         return rows if counts else [{name: row[name] for name in row if name != "lines and zones"} for row in rows]
 
     def outages(self) -> dict[str, str]:
-        """Return the state, the next attempt, and the reason of each camera that delivers no frames."""
+        """Return, by camera name, the state, next attempt, and reason of each camera that delivers no frames."""
         return {_printable(name): camera.outage for name, camera in sorted(self._cameras.items()) if camera.outage}
 
     def _camera(self, name: str) -> _Camera:
@@ -206,7 +206,10 @@ def lines(board: Board, now_ns: int) -> Iterator[str]:
 
 
 class _View:
-    """Redraws a table on a terminal. Otherwise prints each note and event, and the current values at an interval."""
+    """Display of a `Board`: a table on a terminal, otherwise lines of text.
+
+    The lines show each note and event at once, and the current values at an interval.
+    """
 
     def __init__(self, out: TextIO, line_interval_s: float) -> None:
         console = Console(file=out)
@@ -218,7 +221,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show what has changed since the last call. Must be called after each message."""
+        """Show what has changed since the last call. Call `show` after each message, or events can be left out."""
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:

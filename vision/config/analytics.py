@@ -214,7 +214,10 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the first two sides that share more than a corner, by the index of their start; None if there are none."""
+    """Return the 0-based indices of the first two sides that meet at more than their common corner; None if none do.
+
+    The side of index `n` starts at corner `n`.
+    """
     sides = [*pairwise([*corners, corners[0]])]
     for first, second in combinations(range(len(sides)), 2):
         (a, b), (c, d) = sides[first], sides[second]

@@ -121,7 +121,7 @@ class CameraConfig(ConfigSection):
 
     @property
     def address(self) -> SourceAddress:
-        """The parsed source, with `user` and `password` in its URL. The path of an existing folder is a `Folder`."""
+        """The parsed source, with `user` and `password` in its URL if set. An existing folder is always a `Folder`."""
         address = parse_source(self.source)
         if self.user is not None and self.password is not None:
             return with_account(address, self.user, self.password)

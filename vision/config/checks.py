@@ -132,7 +132,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each score above the next one of `TRACK_SCORES`, and for each class in two groups."""
+    """Yield a conflict for each score that exceeds the next one in `TRACK_SCORES`, and for each class in two groups."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:
@@ -239,7 +239,7 @@ _DELAY: Final = {"crowded": "crowded_for_s", "dwelling": "dwell_s"}
 
 
 def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
-    """Yield the conflicts of a rule: an unknown camera, line, or zone, or one that cannot report the rule's event."""
+    """Yield the conflicts of a rule: unknown cameras and names, and lines or zones that cannot report its event."""
     when, cameras = rule.get("when"), rule.get("cameras")
     try:
         condition = parse_when(when) if isinstance(when, str) else None
@@ -271,7 +271,7 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
-    """Return a code and a message if a line or zone never reports a rule's event, or too late; None if it fits."""
+    """Return a code and a message if a line or zone never reports a rule's event, or only too late; None if it fits."""
     kind, where = condition.kind, f"{condition.name} in {place}"
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if kind not in kinds:

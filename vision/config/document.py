@@ -1,4 +1,4 @@
-"""`Document` holds the values of a YAML file and their positions, and creates error messages that show them."""
+"""`Document` contains the values of a YAML file and their positions, and creates errors that show the positions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,10 @@ class Document:
         return node.place if node is not None else self.place(tuple(above))
 
     def shown(self, loc: Loc) -> str:
-        """Return the value at `loc` as written in the file, for a message. Secrets are left out."""
+        """Describe the value at `loc` for a message: a scalar as written in the file, otherwise a summary.
+
+        Passwords are left out.
+        """
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
@@ -111,7 +114,8 @@ class Document:
 def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
     """Create the error that lists the faults of a file, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
 
-    If there is only one fault, its line of `text` follows, with a caret below the column.
+    If there is only one fault, its line of `text` follows, with a caret below the column. The line is left out if it is
+    blank or may contain a secret.
     """
     unique = tuple(sorted(set(faults)))
     lines = text.splitlines()

@@ -42,7 +42,10 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
-    """Check the text of a camera.yaml and return it, as `load_config` does for a file. Its paths stay relative."""
+    """Create a configuration from the text of a camera.yaml, as `load_config` does from a file.
+
+    The paths in it stay relative. Errors use `name` as the name of the file.
+    """
     return _validate_config(parse_document(text, name, environ))
 
 
@@ -100,7 +103,7 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def _written_passwords(document: Document) -> list[Fault]:
-    """Return a fault for each camera's password in the file, because files are copied and committed."""
+    """Return a fault for each password that is literally in the file, because files are copied and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     message = "expected the password to come from the environment: write ${NAME} instead of the password"
@@ -194,7 +197,8 @@ def resolve_config(name: str) -> Path:
     """Return the path of a configuration, given by a shipped name or a path. ``./demo`` is a file named demo.
 
     Raises:
-        ConfigError: `name` is not a shipped name or an existing file, and does not look like a path.
+        ConfigError: `name` is neither a shipped name nor an existing file. No error is raised for a missing file if
+            `name` contains a slash, or ends in .yaml or .yml and does not resemble a shipped name.
     """
     shipped = shipped_configs()
     if name in shipped:

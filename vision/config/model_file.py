@@ -86,16 +86,16 @@ _POINTERS: Final = (
 
 
 def folder_of_model(name: str, models: Path) -> Path:
-    """Return the folder or the file of a model: a path if `name` is one, otherwise the shipped model of this name.
+    """Return the path of a model's folder or file: `name` itself if it is a path, otherwise the folder in `models`.
 
-    `name` is a path if it has a slash, exists, or ends like the file of a model.
+    `name` is a path if it contains a slash, is an existing folder, or has the suffix of a model file.
     """
     given = Path(name)
     return given if "/" in name or given.is_dir() or is_model_path(name) else models / name
 
 
 def is_model_path(name: str) -> bool:
-    """Return True if `name`, from camera.yaml, ends like the file of a model, and not like its folder or name."""
+    """Return True if `name` has the suffix of a model file, such as ``.onnx`` or ``.pt``."""
     suffix = Path(name).suffix.lower()
     return suffix == ONNX_SUFFIX or suffix in _FORMATS or suffix in _ALIASES
 
@@ -117,7 +117,7 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
     """Check that a file is a complete ONNX file with its weights, and return its header.
 
     Args:
-        name: name of the model for errors.
+        name: name of the model, with which error messages start; empty if the model has no name yet.
 
     Raises:
         ModelError: the file is missing, unreadable, empty, truncated, or in a different format, or a file with its
@@ -165,7 +165,7 @@ def _content_error(path: Path, label: str, start: bytes, error: NotOnnx) -> Mode
 
 
 def _named_content(start: bytes) -> tuple[str, str, str] | None:
-    """Return what the first bytes of a file show it to be, what to do, and the code; None if they do not show it."""
+    """Identify a file by its first bytes. Return what it is, what to do, and the error code; None if it is unknown."""
     for offset, magic, format_ in _MAGIC:
         if start.startswith(magic, offset):
             return (*_FORMATS[format_], "model-format")
@@ -184,10 +184,12 @@ def _named_content(start: bytes) -> tuple[str, str, str] | None:
 
 
 def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
-    """Return the path of the model's ONNX file after checking it, before any library reads it.
+    """Check the ONNX file of a model before any library reads it, and return its path.
+
+    If the spec contains no SHA-256, log a warning.
 
     Raises:
-        ModelError: see `read_model_header`; or the file is not the one in the spec.
+        ModelError: see `read_model_header`; also, if the SHA-256 of the file differs from that in the spec.
     """
     path = folder / spec.file
     read_model_header(path, spec.name)

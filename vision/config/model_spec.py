@@ -110,14 +110,18 @@ _Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _ascending(extents: _Extents) -> _Extents:
-    """Return [min, opt, max] of a dimension if they are in ascending order; otherwise, raise `InvalidValue`."""
+    """Return [min, opt, max] of a dimension if 1 <= min <= opt <= max <= 16384; otherwise, raise `InvalidValue`."""
     if not 1 <= extents[0] <= extents[1] <= extents[2] <= 16384:
         raise InvalidValue("extents", "[min, opt, max] with 1 <= min <= opt <= max <= 16384")
     return extents
 
 
 def _ascending_shapes(shapes: _Shapes) -> _Shapes:
-    """Return [min, opt, max] of an input's dimensions or values if they ascend; otherwise, raise `InvalidValue`."""
+    """Return the lists [min, opt, max] of an input's dimensions or values if they are in ascending order.
+
+    Raises:
+        InvalidValue: the lists have different lengths, or a number exceeds that at the same index of the next list.
+    """
     if len(set(map(len, shapes))) > 1 or any(list(sizes) != sorted(sizes) for sizes in zip(*shapes, strict=True)):
         expected = "three lists of equal length, [min, opt, max], in which no number exceeds that of the next list"
         raise InvalidValue("shape-extents", expected)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 Axes: TypeAlias = tuple[int | str | None, ...]
-"""Shape of a tensor. An axis that the file leaves open is its name, or None if it has no name."""
+"""Shape of a tensor. A dynamic axis is represented by its name, or by None if it has no name."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_VARINT_BYTES: Final = 10
@@ -50,7 +50,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class OnnxHeader:
-    """What an ONNX file declares about itself."""
+    """Producer, metadata, inputs, outputs, and external weights of an ONNX file."""
 
     producer: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class OnnxHeader:
 
 
 def read_header(path: Path) -> OnnxHeader:
-    """Read the header of an ONNX file. Reads about as much as the file has besides its weights.
+    """Read the header of an ONNX file. The file is mapped into memory, and the weights in it are skipped.
 
     Raises:
         NotOnnx: the file is not an ONNX model, or is truncated (`Truncated`).
@@ -73,7 +73,7 @@ def read_header(path: Path) -> OnnxHeader:
 
 
 def parse_header(data: memoryview) -> OnnxHeader:
-    """Read the header of an ONNX model in memory. Raises `NotOnnx` or `Truncated`."""
+    """Return the header of an ONNX model in memory. Raise `NotOnnx` or `Truncated`, as `read_header` does."""
     seen: set[int] = set()
     try:
         return _parse_model(data, seen)
@@ -156,13 +156,13 @@ def _text(value: memoryview) -> str:
 
 
 def _pair(message: memoryview) -> tuple[str, str]:
-    """Return the key and the value of an entry with two texts."""
+    """Return the key and the value of a StringStringEntryProto; an empty text if one is missing."""
     texts = {number: _text(value) for number, value in _fields(message) if not isinstance(value, int)}
     return texts.get(_FIRST, ""), texts.get(_SECOND, "")
 
 
 def _weights(message: memoryview, files: set[str]) -> str:
-    """Return the name of a tensor of weights. Add the name of its external file to `files`."""
+    """Return the name of a tensor of weights. If its values are in an external file, add this file to `files`."""
     name = ""
     for number, value in _fields(message):
         if isinstance(value, int):
@@ -177,7 +177,7 @@ def _weights(message: memoryview, files: set[str]) -> str:
 
 
 def _tensor(message: memoryview) -> TensorInfo:
-    """Return the declaration in a ValueInfoProto."""
+    """Return the name, the element type, and the shape in a ValueInfoProto."""
     name, dtype = "", ""
     shape: list[int | str | None] = []
     for number, value in _fields(message):
@@ -205,7 +205,7 @@ def _tensor_type(message: memoryview) -> tuple[str, list[int | str | None]]:
 
 
 def _axis(message: memoryview) -> int | str | None:
-    """Return the size of one axis, its name, or None."""
+    """Return the size of an axis; if the axis is dynamic, its name, or None if it has no name."""
     for number, value in _fields(message):
         if number == _FIRST and isinstance(value, int):
             return value

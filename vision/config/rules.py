@@ -55,7 +55,7 @@ class Condition(NamedTuple):
 
 
 def duration_s(text: str) -> float:
-    """Convert a text such as ``500ms``, ``10s`` or ``1d`` to seconds. Raise `InvalidValue` if it is not valid."""
+    """Convert a text such as ``500ms`` or ``1d`` to seconds. Raise `InvalidValue` if it is invalid or above 30 days."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise InvalidValue("duration", _DURATION_FORMS, _advice_for_duration(text))
@@ -66,7 +66,7 @@ def duration_s(text: str) -> float:
 
 
 def _advice_for_duration(text: str) -> str:
-    """Return advice for an invalid duration: the duration that was probably meant, or the valid units."""
+    """Return advice for an invalid duration: the probably intended duration or the valid units; empty if unclear."""
     match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
     if match is None:
         return ""

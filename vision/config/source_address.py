@@ -95,7 +95,9 @@ _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{
 
 
 def parse_source(text: str) -> SourceAddress:
-    """Parse the text of a camera's source. A path that ends in ``/`` is a `Folder`, and any other path is a `File`.
+    """Parse the text of a camera's source.
+
+    A path below /dev/ is a `Usb` device. Any other path is a `Folder` if it ends in ``/``, otherwise a `File`.
 
     Raises:
         InvalidValue: the text has none of the forms in `SOURCE_FORMS`, or a part of it is invalid.
@@ -118,7 +120,10 @@ def parse_source(text: str) -> SourceAddress:
 
 
 def with_account(address: SourceAddress, user: str, password: str) -> SourceAddress:
-    """Return the address of a network camera with `user` and `password` added to its URL, percent-encoded."""
+    """Return the address of a network camera with `user` and `password` added to its URL, percent-encoded.
+
+    Other addresses are returned unchanged. The URL must not contain a user yet.
+    """
     if not isinstance(address, NETWORK):
         return address
     scheme, _, rest = address.url.partition("://")

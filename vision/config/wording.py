@@ -49,7 +49,10 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Return ``did you mean 'walk.mp4'?`` for a missing file; an empty text if its folder contains no similar name."""
+    """Return ``did you mean 'walk.mp4'?`` for a missing file.
+
+    Return an empty text if the file exists, its folder cannot be read, or no name in the folder is similar.
+    """
     try:
         return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
@@ -97,8 +100,8 @@ def dotted(loc: Loc) -> str:
 def quoted(text: str) -> str:
     """Return `text` in quotes on one line, shortened, escaped, and without the user and password of a URL.
 
-    Everything up to the last ``@`` is removed, because `vision.errors.redact` would take a ``/`` or a quote in a
-    password for the end of the user part.
+    Everything from ``://`` to the last ``@`` is removed, because `vision.errors.redact` would take a ``/`` or a quote
+    in a password for the end of the user part.
     """
     concealed = redact(_URL_USER.sub("://***@", text))
     short = concealed if len(concealed) <= _SHOWN_CHARACTERS else concealed[: _SHOWN_CHARACTERS - 1] + "…"

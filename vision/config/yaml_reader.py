@@ -351,7 +351,10 @@ def _number(tag: str, text: str) -> int | float | bool | None:
 
 
 def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    """Replace every ``${NAME}``. Return the text, and a code and a message for each one that cannot be replaced."""
+    """Replace every ``${NAME}`` with the value from `environ`, and ``$${`` with ``${``.
+
+    Return the text, and a code and a message for each reference that is invalid or has no usable value.
+    """
     problems: list[tuple[str, str]] = []
 
     def value(match: re.Match[str]) -> str:
