@@ -248,7 +248,7 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Select the DLA core, and the GPU for layers that the core cannot run. If the core is missing, warn only."""
+        """Select the DLA core, and the GPU for layers that it cannot run. If there is no such core, log a warning."""
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:

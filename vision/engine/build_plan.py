@@ -186,8 +186,8 @@ class Refused(ModelError):
 def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
     """Rewrite the contents of an ONNX file for `plan`. Return the model, and the number of channels of its input.
 
-    The number is 4 if the channels are interleaved, otherwise 3. Raise `Refused`, which contains the file name `file`,
-    if a package fails to process the model. Pass on `ModelError` and `MemoryError` unchanged.
+    The number is 4 if the channels are interleaved, otherwise 3. Raise `Refused`, whose message contains the file name
+    `file`, if a package fails to process the model. Pass on `ModelError` and `MemoryError` unchanged.
     """
     rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
     try:

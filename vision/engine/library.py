@@ -71,7 +71,10 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return text that explains how to install TensorRT. `system` and `machine` are from the module `platform`."""
+    """Return text that explains how to install TensorRT. `system` and `machine` are from the module `platform`.
+
+    `tegra` is True on a Jetson. `python` is the (major, minor) version of Python.
+    """
     if tegra:
         return (
             "JetPack includes TensorRT: `sudo apt install python3-libnvinfer`, then create the environment with the "

@@ -246,7 +246,7 @@ class MemoryPool:
 
 
 def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
-    """Return an allocator through which TensorRT uses `pool`. Keep it as long as TensorRT objects use it."""
+    """Return an allocator through which TensorRT uses `pool`. Keep the allocator while TensorRT objects use it."""
 
     class Allocator(trt.IGpuAsyncAllocator):
         def __init__(self) -> None:
@@ -278,7 +278,7 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
     """Return the size in bytes of the scratch memory that the contexts of one stream share, rounded up for alignment.
 
-    `contexts` contains the size that each context needs. The largest suffices, because the contexts run one at a time.
+    `contexts` contains the size for each context. The largest suffices, because the contexts run one at a time.
     """
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
@@ -322,8 +322,8 @@ class MemoryBudget:
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
         """Raise `DeviceError` if the budget exceeds the free memory of the GPU.
 
-        If CPU and GPU share memory (`shared_with_host`), page-locked buffers count too, and the limit is the total
-        memory, because the system can reclaim more than the free memory. The error shows the required memory, the
+        If `shared_with_host` is True, CPU and GPU share memory. Then page-locked buffers count too, and the limit is
+        the total memory, because the system can free more memory on demand. The error shows the required memory, the
         largest line of the budget, and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)

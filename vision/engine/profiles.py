@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 BATCH_BANDS = (1, 4, 16, 64)
-"""Limits of ranges of batch sizes. Each range has a profile: kernels tuned for 64 frames are slow for 1 frame."""
+"""Limits of batch size ranges. Each range has a profile, because kernels tuned for 64 frames are slow for 1 frame."""
 
 
 @dataclass(frozen=True, slots=True)

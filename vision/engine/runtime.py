@@ -34,7 +34,10 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Convert a RuntimeError in a `with` block to `DeviceError`. Yield a check that raises it for False or None."""
+    """Convert a RuntimeError in a `with` block to `DeviceError`.
+
+    Yield a function that raises `DeviceError` if its argument is False or None.
+    """
     with collect_log() as log:
 
         def check(result: object) -> None:
@@ -251,7 +254,7 @@ class Engine:
         return cache
 
     def save_kernels(self) -> bool:
-        """Store the compiled kernels for the next start. Return False if there are none or no `kernel_file`.
+        """Store the compiled kernels for the next start. Return False if there are none, or `kernel_file` is None.
 
         Call this method after the warm-up. If the file cannot be written, only a warning is logged.
         """

@@ -84,7 +84,7 @@ def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: in
 
 
 def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the command that shows the time and the description of every layer of an engine."""
+    """Return the command that shows the time and description of each layer, and writes descriptions to layers.json."""
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
     if tool.dialect == "trtexec-10":

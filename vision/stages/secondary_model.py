@@ -137,7 +137,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify: new objects first, then the oldest results."""
+        """Return the states and boxes of the objects to classify, the never or least recently classified first."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)

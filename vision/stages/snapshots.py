@@ -51,7 +51,10 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame if an event needs a snapshot, and add the path. Raise `VisionError` if the thread failed."""
+        """Copy the frame if an event needs a snapshot, and add the path of the snapshot to the event.
+
+        If no buffer is free, skip the snapshot, or wait if lossless. Raise `VisionError` if the thread has failed.
+        """
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
         if not chosen or not self._worker.add(frame, replace(result, events=chosen)):

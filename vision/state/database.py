@@ -86,7 +86,7 @@ class StateDatabase:
             sync: function that forces the file of a descriptor to disk.
 
         Raises:
-            ConfigError: the folder is not writable, or is in use by a different process, or has a newer database.
+            ConfigError: the folder is not writable, is in use by a different process, or has a newer database.
         """
         self.folder = folder
         self.notice: str | None = None

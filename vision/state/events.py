@@ -24,7 +24,7 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The events after a requested number, in order. If a number between two events is missing, that event was lost."""
+    """The events after a requested number, in order. A missing number is a lost event or a gap from a power failure."""
 
     payloads: tuple[bytes, ...]
     oldest: int  # number of the oldest stored event; above `newest` if there is none
