@@ -1,6 +1,6 @@
-"""Functions and classes that receive the messages of a publisher, and report lost messages.
+"""Functions and classes that receive the messages of a publisher, report lost messages, and read recordings.
 
-ZeroMQ reconnects and drops messages silently. `Subscription` detects this, and returns the reports `Gap`, `Restart` and
+ZeroMQ reconnects and drops messages silently. `Subscription` detects both, and returns the reports `Gap`, `Restart` and
 `Silence` between the messages. With `since`, a subscription requests all events that it missed, and returns each event
 once and in order.
 
@@ -64,7 +64,7 @@ _NODE_STATUS: Final = f"status/{NODE}"
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Report that the publisher restarted. The sequence numbers start at 1 again; no message was lost."""
+    """A report that the publisher restarted. Numbers start at 1 again, so losses at the restart are not detected."""
 
     node: str
     old_instance: str
@@ -76,7 +76,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Report that no message arrived for `for_s` seconds. While the silence lasts, the report is repeated."""
+    """A report that no subscribed message arrived for `for_s` seconds. It is repeated while the silence lasts."""
 
     address: str
     for_s: float
@@ -112,17 +112,18 @@ def subscribe(
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
         cameras: ids of cameras; None means all.
         kinds: one or more of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
-        since: last processed event. All later events are returned once and in order. If None, events can be lost, like
-            all other messages.
-        replay: ``publish.replay`` of the publisher; None means the address in the publisher's status.
+        since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
+            If None, events can be lost, like all other messages.
+        replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.
         timeout_s: maximum time in seconds without a message; None means no limit.
         silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
 
     Raises:
-        ConfigError: the address or a kind is invalid. The call itself raises this error, before the iteration.
+        ConfigError: an argument is invalid. The call itself raises this error. If only connecting to the address fails,
+            the first step of the iteration raises it.
         TimeoutError: no message arrived for `timeout_s`.
-        MessageError: the publisher has a different version, or is not `vision run`.
+        MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
     """
     _check_arguments(address, cameras, kinds, since, replay)
 
@@ -136,7 +137,7 @@ def subscribe(
 
 
 class Subscription:
-    """A connection to a publisher, which checks the sequence numbers of messages. Not thread-safe."""
+    """Connection to a publisher that checks the sequence numbers of messages. It is not thread-safe."""
 
     def __init__(
         self,
@@ -151,7 +152,15 @@ class Subscription:
         keepalive_s: int = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Connect to a publisher. `keepalive_s` is the interval of probes on an idle connection; see `subscribe`."""
+        """Connect to a publisher. `subscribe` describes the other arguments.
+
+        Args:
+            keepalive_s: interval in seconds of the probes on an idle connection.
+            clock: function that returns the monotonic time in ns.
+
+        Raises:
+            ConfigError: an argument is invalid.
+        """
         _check_arguments(address, cameras, kinds, since, replay)
         self.address = address
         self._topics = _topics(cameras, kinds)
@@ -185,7 +194,13 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """Yield messages and reports until `close`. Raise `TimeoutError` after `timeout_s` without a message."""
+        """Yield messages and reports.
+
+        Raises:
+            TimeoutError: no message arrived for `timeout_s`; None means no limit.
+            MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
+            Closed: `close` was called.
+        """
         while True:
             left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
             item = self.receive(None if left_s is None else max(0.0, left_s))
@@ -195,10 +210,12 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next message or report; None if there is none within `timeout_s`.
+        """Return the next message or report; None if none arrives within `timeout_s`.
+
+        If `timeout_s` is None, wait until there is one.
 
         Raises:
-            MessageError: the publisher has a different version, or is not `vision run`.
+            MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
             Closed: `close` was called.
         """
         deadline_ns = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
@@ -281,7 +298,7 @@ class Subscription:
 
 
 class _Sequences:
-    """Checks sequence numbers: the instance of each node, and the last number of each of the node's topics."""
+    """Checks sequence numbers. It stores the instance of each node, and the last number of each topic of the node."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # instance by node
@@ -331,7 +348,11 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 
 
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
-    """Return the topics to subscribe to. To subscribe to all cameras, the topic is the kind followed by a slash."""
+    """Return the topics to subscribe to. If `cameras` is None, a topic is a kind followed by a slash.
+
+    Raises:
+        ConfigError: an argument is not a list of names, is empty, or contains an unknown kind.
+    """
     for name, values in (("cameras", cameras), ("kinds", kinds)):
         if isinstance(values, str):
             text = f"{name}: expected a list of names, got the text {values!r}"
@@ -361,7 +382,7 @@ def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: i
     """Return the time from the capture of a frame until now.
 
     On the publisher's machine, the monotonic clock is used. On other machines, UTC is used, so the accuracy depends on
-    the synchronization of both clocks.
+    the synchronization of both clocks. `now_ns` (monotonic) and `now_utc_ns` are the current time; None reads it.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

@@ -12,7 +12,7 @@
     │   ├── DeviceMissing install the GPU, driver or library that is missing; exit code 78
     │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
     ├── MessageError      use a program that can read the message or the recording
-    └── Closed            nothing: a slot, queue or database was closed, which ends every wait
+    └── Closed            nothing: a slot, queue or database was closed, or an operation was canceled
 
 The message of an exception states what was expected and what was received; its `hint` states what to do.
 """
@@ -39,12 +39,12 @@ class Fault:
 
 
 class VisionError(Exception):
-    """Base class of all errors that the project raises."""
+    """Base class of the errors that the project reports to the operator."""
 
     exit_code = EXIT_RUNTIME
 
     def __init__(self, message: str, *, hint: str = "", code: str = "", faults: tuple[Fault, ...] = ()) -> None:
-        """Create the error. `redact` removes user names, passwords and tokens from its texts.
+        """Create the error. `redact` removes user names, passwords and tokens from `message`, `hint` and `faults`.
 
         Args:
             message: what was expected and what was received.
@@ -63,7 +63,7 @@ class VisionError(Exception):
 
 
 class ConfigError(VisionError):
-    """The configuration is invalid. The message lists every error with the file and the line."""
+    """The configuration is invalid or cannot be used. For a file, the message lists every error with its line."""
 
     exit_code = EXIT_CONFIG
 
@@ -106,11 +106,11 @@ class OutOfMemory(DeviceError):
 
 
 class MessageError(VisionError):
-    """A message, or a line of a recording, has a schema that this version cannot read."""
+    """A message or a line of a recording cannot be read, or a publisher cannot send missed events."""
 
 
 class Closed(VisionError):
-    """The slot, queue, database or subscription is closed."""
+    """An object is closed, such as a slot, queue, database or subscription, or an operation was canceled."""
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")

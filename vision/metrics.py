@@ -1,6 +1,7 @@
 """Latency histograms, rates, and marks for profilers.
 
-Averages hide slow frames. Therefore, a histogram counts the latency of every frame, with an error of at most 5 %.
+Averages hide slow frames. Therefore, a histogram counts the latency of every frame. From 1 µs to 200 s, its error is at
+most 5 %.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _EDGES_NS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Number of observations, percentiles and maximum of one histogram, in milliseconds."""
+    """Number of observations in one histogram, and their percentiles and maximum in milliseconds."""
 
     count: int
     p50_ms: float
@@ -30,7 +31,7 @@ class Percentiles:
 
 
 class LatencyHistogram:
-    """Counts durations from 1 µs to 200 s in buckets that are 5 % wide. An observation allocates no memory."""
+    """Thread-safe histogram of durations. From 1 µs to 200 s, the buckets are 5 % wide. Its size is constant."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_EDGES_NS) + 1)
@@ -44,7 +45,10 @@ class LatencyHistogram:
             self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
-        """Return the percentiles of the observations since the last reset; zeros if there are none."""
+        """Return the percentiles of the observations since the last reset; zeros if there are none.
+
+        If `reset` is True, remove these observations from the histogram.
+        """
         with self._lock:
             counts, max_ns = list(self._counts), self._max_ns
             if reset:
@@ -68,7 +72,7 @@ def _quantile_ms(counts: list[int], total: int, q: float, max_ns: int) -> float:
 
 
 class Rate:
-    """Measures the number of events per second over a sliding window."""
+    """Measures the number of events per second over a sliding window of up to 10,000 events."""
 
     def __init__(self, clock: Callable[[], int], window_s: float = 5.0) -> None:
         self._clock = clock
@@ -81,7 +85,7 @@ class Rate:
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
-        """Return the number of events per second in the window, or since the start if that is shorter."""
+        """Return the number of events per second in the window. During the first window, count from the start."""
         now_ns = self._clock()
         while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
             self._times_ns.popleft()
@@ -107,7 +111,7 @@ def enable_nvtx() -> bool:
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span` return the context manager that `to` returns for the name of a stage; None disables this."""
+    """Make `span(name)` return the context manager `to(name)`. If `to` is None, disable the marks."""
     global _spans  # noqa: PLW0603 - one switch for the process, set before the threads start
     _spans = to
 

@@ -20,7 +20,7 @@ PixelFormat: TypeAlias = Literal["bgr", "bgrx", "nv12", "i420"]
 
 YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
 """Color encoding of NV12 and I420 frames: the matrix of ITU-R BT.601 or BT.709, with luma from 16 to 235, or from 0 to
-255 (``full``). BGR frames ignore the encoding."""
+255 (``full``). The encoding has no meaning for BGR frames."""
 
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 """Source of a capture time: the camera's RTCP sender report (``rtcp``), this machine's clock when the frame arrived
@@ -33,7 +33,7 @@ class DropReason(str, Enum):
     SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the detector was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
     STALE = "stale"  # the frame was older than `max_frame_age_s`, or was skipped because the decoder was too slow
-    CORRUPT = "corrupt"  # the frame was decoded after packet loss, before the next key frame, or not at all
+    CORRUPT = "corrupt"  # the frame was between a packet loss and the next key frame, or could not be decoded
     EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
 
@@ -72,14 +72,14 @@ class DeviceMemory(Protocol):
     """GPU memory of one frame. It is freed with the last object that refers to it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a copy, (rows, row_bytes), of `rows` pieces of the memory that start `pitch_bytes` apart."""
+        """Return a host copy of rows, uint8 (rows, row_bytes). They start at `first_byte`, `pitch_bytes` apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameBuffer:
-    """Memory for one frame in host memory, GPU memory, or both.
+    """Buffer for one frame, in host memory, GPU memory, or both.
 
-    The memory exists as long as the buffer. A buffer is equal only to itself.
+    The memory exists as long as the buffer object. A buffer is equal only to itself.
     """
 
     pixel_format: PixelFormat
@@ -98,7 +98,7 @@ class FrameBuffer:
         """Allocate a buffer in ordinary host memory.
 
         Raises:
-            ValueError: the format does not allow this size.
+            ValueError: the format is NV12 or I420, and the width or height is odd.
         """
         shape = frame_shape(height_px, width_px, pixel_format)
         return cls(pixel_format, height_px, width_px, np.empty(shape, np.uint8))
@@ -112,11 +112,11 @@ class FrameBuffer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the frame's uint8 array, as from `frame_shape`."""
+        """Shape of the frame's uint8 array, as returned by `frame_shape`."""
         return frame_shape(self.height_px, self.width_px, self.pixel_format)
 
     def require_host(self) -> NDArray[np.uint8]:
-        """Return the writable pixels in host memory.
+        """Return the array of pixels in host memory, not a copy.
 
         Raises:
             ValueError: the frame is only in GPU memory.
@@ -126,10 +126,11 @@ class FrameBuffer:
         return self.host
 
     def read(self) -> NDArray[np.uint8]:
-        """Return the pixels themselves if they are in host memory; otherwise, a copy.
+        """Return the pixels: the array itself if it is in host memory, otherwise a copy from the GPU.
 
         Raises:
             DeviceError: the copy from the GPU failed.
+            ValueError: the buffer has neither host memory nor GPU memory.
         """
         if self.host is not None:
             return self.host
@@ -137,10 +138,11 @@ class FrameBuffer:
         return self._device().read_rows(0, 0, 1, math.prod(shape)).reshape(shape)
 
     def read_rows(self, first: int, step: int) -> NDArray[np.uint8]:
-        """Return the rows `first`, `first + step`, ..., of shape (rows, row bytes). Copy only these from a GPU.
+        """Return the rows `first`, `first + step`, ... as (rows, bytes per row). Copy only these rows from a GPU.
 
         Raises:
             DeviceError: the copy from the GPU failed.
+            ValueError: the buffer has neither host memory nor GPU memory.
         """
         if self.host is not None:
             return self.host.reshape(len(self.host), -1)[first::step]
@@ -186,7 +188,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """The pixels of one object: a grid of cells over a region of the frame, which contains the object's box."""
+    """The pixels of one object, as a grid of cells over a region that contains the object's box."""
 
     cells: NDArray[np.bool_]  # (h, w), at least 1 x 1; True where the object is
     region_xyxy: tuple[float, float, float, float]  # source pixels of the whole grid; can extend beyond the frame
@@ -194,7 +196,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Shapes of N objects in addition to their boxes, in the same order. None if the model has no such output."""
+    """Shapes of N objects in addition to their boxes, in the same order. Outputs that the model lacks are None."""
 
     masks: tuple[Mask, ...] | None = None
     keypoints: NDArray[np.float32] | None = None  # (N, K, 3) x and y in source pixels, score in [0, 1]
@@ -249,7 +251,7 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """M tracks that were detected in one frame. A process never uses a track id twice."""
+    """M tracks that were detected in one frame. A process never gives two tracks the same id."""
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
     scores: NDArray[np.float32]  # (M,)
@@ -257,7 +259,7 @@ class Tracks:
     track_ids: NDArray[np.int64]  # (M,)
     age_ms: NDArray[np.int64]  # (M,) time since the track's first detection
     truncated_candidates: int = 0  # as in the frame's `Detections`
-    hidden_px: NDArray[np.float32] | None = None  # (M,) height of the part below each box that something hides
+    hidden_px: NDArray[np.float32] | None = None  # (M,) height of the hidden part of each object, below its box
     shapes: Shapes | None = None  # of the detections that were matched with the tracks; None as in `Detections`
 
     def __len__(self) -> int:
@@ -287,7 +289,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of a kind such as "line_crossed" or "crowded" at the line, zone or rule called `name`."""
+    """An event of the line, zone, or rule called `name`. Its `kind` is, for example, "line_crossed" or "crowded"."""
 
     kind: str
     name: str
@@ -300,7 +302,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times of the steps of one frame through the detector. `FrameMeta` contains the capture time."""
+    """Times at which one frame reached the steps of the detector. `FrameMeta` contains the capture time."""
 
     batched_ns: int  # the frame was assigned to a batch
     submitted_ns: int  # the batch was submitted to the detector

@@ -1,4 +1,4 @@
-"""Name and version of the distribution, and commands that install its optional packages."""
+"""Name and version of the distribution, checks for optional packages, and commands that install them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
 
     Args:
         extras: names of extras in pyproject.toml, such as ``eval``.
-        checkout: folder above the package. If it is a checkout of the project, the command installs it in place.
+        checkout: folder above the package. If the folder contains pyproject.toml, the command installs it in place.
     """
     listed = f"[{','.join(extras)}]"
     if (checkout / "pyproject.toml").is_file():
@@ -48,7 +48,7 @@ def require_package(module: str, purpose: str, hint: str, code: str = "package-m
     """Import a module of an optional package, and return it.
 
     Raises:
-        ConfigError: the module cannot be imported. The text of the error starts with `purpose`.
+        ConfigError: the module cannot be imported. The error has `hint` and `code`, and its text starts with `purpose`.
     """
     try:
         return importlib.import_module(module)

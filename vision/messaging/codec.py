@@ -51,7 +51,7 @@ _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
 class Numbering:
-    """Assigns the sequence numbers of one publisher's messages, separately for each topic. Not thread-safe."""
+    """Assigns the sequence numbers of one publisher's messages, separately for each topic. It is not thread-safe."""
 
     def __init__(self, node: str) -> None:
         self.node = node
@@ -149,7 +149,7 @@ def _stage_times(result: Result, published_ns: int) -> StageTimes:
 def event(
     header: Header, happened: Event, result: Result, *, journal: str | None = None, number: int | None = None
 ) -> EventMessage:
-    """Return the message of one event of `result`. If a journal stores the event, `number` is its number there."""
+    """Return the message of one event of `result`. `number` is its number in `journal`; None if it is not stored."""
     meta = result.meta
     return EventMessage(
         **header,
@@ -231,7 +231,7 @@ def _ms(duration_ns: int) -> float:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Return 8 characters that identify this boot of this machine, or "" if the system has no boot id."""
+    """Return 8 characters that identify this boot of this machine, or "" if the boot id cannot be read."""
     try:
         return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
     except OSError:
@@ -262,7 +262,11 @@ def encode(message: AnyMessage | ReplayRequest | ReplayReply, encoding: Encoding
 
 
 def decode(topic: str, payload: bytes) -> AnyMessage:
-    """Decode a payload with the schema of its topic. Raise `MessageError` as `decode_as` does, or for other topics."""
+    """Decode a payload with the schema of its topic.
+
+    Raises:
+        MessageError: the topic is unknown, the payload is not a message, or the schema or version is different.
+    """
     kind = _TYPES.get(topic) or _TYPES.get(topic.partition("/")[0])
     if kind is None:
         text = f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}"

@@ -66,7 +66,7 @@ InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
 class GapRecovery:
-    """Puts events in order, and decides when to request missing ones. Uses no sockets. Not thread-safe."""
+    """Puts events in order, and decides when to request missing ones. It uses no sockets, and is not thread-safe."""
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Start after event `since` (0 requests all stored events) of `journal` (None if unknown)."""
@@ -118,7 +118,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield the gap before event `number`, if any. At the start, earlier events do not count as a gap."""
+        """Yield the gap before event `number`, if any. There is none if no earlier event was processed."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -150,9 +150,9 @@ class GapRecovery:
 
 
 class ReplayClient:
-    """Connection to the replay server of a publisher. Not thread-safe.
+    """Connection to the replay server of a publisher. It is not thread-safe.
 
-    A poller can wait for `socket` from the start, although it is not connected until the address is known.
+    A poller can wait for `socket` from the start, although the socket is not connected until the address is known.
     """
 
     def __init__(
@@ -195,7 +195,11 @@ class ReplayClient:
             self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
 
     def receive(self) -> Iterator[InOrder]:
-        """Receive a reply. Yield the events and reports that can now be delivered in order."""
+        """Receive a reply. Yield the events and reports that can now be delivered in order.
+
+        Raises:
+            MessageError: the reply cannot be read, or reports an error.
+        """
         header, *events = self.socket.recv_multipart()[1:] or [b""]
         reply = codec.decode_as(ReplayReply, header, "reply")
         return self.recovery.replied(reply, [codec.decode_as(EventMessage, event, "event") for event in events])

@@ -1,10 +1,10 @@
-"""`Publisher` sends results, events, and status over ZeroMQ. `Recorder` writes results to a file.
+"""Publisher of results, events, and status over ZeroMQ, and recorder of results in a file.
 
 A lock guards the socket: ZeroMQ sockets may move between threads, but two threads must not use one at the same time. A
-thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while the GIL
-is busy) and a second queue with its own limit. A send under the lock never blocks, because a PUB socket drops messages
-for which a slow subscriber has no room. So the results thread and the main thread send directly. The thread of the
-publisher sleeps until a subscriber joins.
+thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while another
+thread holds the GIL) and a second queue with its own limit. A send under the lock never blocks, because a PUB socket
+drops messages for which a slow subscriber has no room. So the results thread and the main thread send directly. The
+thread of the publisher sleeps until a subscriber joins.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _READABLE: Final = int(zmq.POLLIN)
 class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` is the bound address. `replay_address` serves requests for missed events; None if there is no such server.
+    `address` is the bound address. `replay_address` is the address for requests of missed events, or None.
     """
 
     def __init__(
@@ -70,11 +70,15 @@ class Publisher:
 
         Args:
             bind: address such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``. Port ``*`` is any free port.
+            node: name of this machine in messages.
+            class_names: names of the classes by id. An id without a name is published as ``class ID``.
+            encoding: encoding of the messages. Recordings and stored events are always JSON.
             masks: format of the masks of objects. Without OpenCV, it is always `rle`.
             queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
             recorder: recorder that also receives every detections message. The caller closes the recorder.
             event_log: log that stores each event before it is sent. The caller closes its database after the publisher.
-            replay: address where subscribers request events of `event_log`, in the form of `bind`.
+            replay: address, in the form of `bind`, where subscribers request events of `event_log`. If `replay` or
+                `event_log` is None, subscribers cannot request events.
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
 
@@ -103,7 +107,11 @@ class Publisher:
         return {} if self._event_log is None else self._event_log.counters()
 
     def publish(self, result: Result) -> None:
-        """Send one result and its events, without waiting for subscribers. Raise `Closed` after `close`."""
+        """Send a result and its events without waiting for subscribers. Then record the result, if there is a recorder.
+
+        Raises:
+            Closed: the publisher or the recorder is closed.
+        """
         topic = f"detections/{result.meta.camera_id}"
         with self.socket.lock:
             header = self.numbering.header(topic)
@@ -151,7 +159,7 @@ class Publisher:
             self.publish_status(part)
 
     def close(self) -> None:
-        """Wait up to `linger_s` until messages are sent, then free the address. Idempotent."""
+        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
         self._opened.close()
 
     def __enter__(self) -> Publisher:
@@ -202,12 +210,12 @@ class StatusSocket:
             os.eventfd_write(self._wake, 1)
 
     def send_status(self, topic: str, payload: bytes) -> None:
-        """Send a message, and send it again to each later subscriber until there is a newer one."""
+        """Send a message now, and again to each later subscriber until a newer message of the topic is sent."""
         self._last_status[topic] = payload
         self.send(topic, payload)
 
     def close(self) -> None:
-        """Wait for messages to be sent, then free the address. Idempotent."""
+        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
         with self.lock:
             if self._closed:
                 return
@@ -247,7 +255,10 @@ class StatusSocket:
                 wait_ms = self._repeat_status()
 
     def _repeat_status(self) -> float | None:
-        """Send the last status to new subscribers, if due. Return the ms until then; None if no subscriber waits."""
+        """Send the last status of each topic to new subscribers, if due.
+
+        Return the time in ms until the repetition is due; None if no subscriber waits for one.
+        """
         if not self._joined:
             return None
         now_s = time.monotonic()
@@ -262,7 +273,7 @@ class StatusSocket:
 
 
 class Recorder:
-    """Writes messages to a file, each as one line of JSON. Not thread-safe.
+    """Writes messages to a file, each as one line of JSON. It is not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
     A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
@@ -288,7 +299,7 @@ class Recorder:
             raise ConfigError(text, hint="choose a different name, or remove the file first", code="recording-exists")
 
     def write(self, payload: bytes) -> None:
-        """Append a JSON message as a line, or count it as lost if that fails. Raise `Closed` after `close`."""
+        """Append a JSON message as a line. If writing fails, count the line as lost. Raise `Closed` after `close`."""
         if self._file.closed:
             raise Closed("the recorder is closed")
         line, sent = payload + b"\n", 0

@@ -1,6 +1,6 @@
-"""`ReplayServer` sends missed events again on request, on a separate socket.
+"""Server that sends missed events again on request, on a separate socket.
 
-A subscriber sends one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
+A request is one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
 one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log in its
 own thread, so large requests do not delay results.
 """
@@ -33,7 +33,11 @@ class ReplayServer:
     """Answers requests for events of `event_log` on a separate thread, until closed."""
 
     def __init__(self, bind: str, event_log: EventLog, *, node: str, encoding: Encoding, keepalive_s: int) -> None:
-        """Bind the socket, as `Publisher` does, and start the thread. Replies contain the events in `encoding`."""
+        """Bind the socket to `bind`, and start the thread. The events in replies have the encoding `encoding`.
+
+        Raises:
+            ConfigError: the address cannot be bound, for example because it is in use or not one of this machine.
+        """
         self._event_log = event_log
         self._node = node
         self._encoding = encoding

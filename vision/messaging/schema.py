@@ -34,7 +34,7 @@ def doc(description: str) -> Meta:
 
 
 class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Base class of all structs. Their representation omits the fields that are None."""
+    """Base class of all structs. `repr` omits fields that are None; encoded messages omit fields with defaults."""
 
     def __repr__(self) -> str:
         fields = ((name, getattr(self, name)) for name in self.__struct_fields__)

@@ -22,7 +22,7 @@ _Ints: TypeAlias = NDArray[np.int64]
 def add_shapes(
     objects: Sequence[DetectedObject], shapes: Shapes, meta: FrameMeta, form: MaskFormat
 ) -> list[DetectedObject]:
-    """Return the objects of a message with their masks, keypoints, and oriented boxes."""
+    """Return `objects` with the masks, keypoints, and oriented boxes in `shapes`. Masks have the format `form`."""
     described: list[dict[str, object]] = [{} for _ in objects]
     if shapes.masks is not None:
         for fields, mask in zip(described, shapes.masks, strict=True):
@@ -42,7 +42,7 @@ def add_shapes(
 
 
 def describe_mask(mask: Mask, width_px: int, height_px: int, form: MaskFormat) -> MaskOfObject:
-    """Return the mask as it is published for a frame of this size. Without OpenCV, it is published as run lengths."""
+    """Convert a mask to the format `form`, for a frame of this size. Without OpenCV, the format is always ``rle``."""
     if form == "polygon" and has_opencv():
         return MaskOfObject(polygons=polygons(mask, width_px, height_px))
     return MaskOfObject(size=(height_px, width_px), counts=run_lengths(mask, width_px, height_px))
@@ -99,7 +99,7 @@ def run_lengths(mask: Mask, width_px: int, height_px: int) -> list[int]:
 
 
 def _cells_of_pixels(low: float, high: float, cells: int, side_px: int) -> tuple[int, _Ints]:
-    """Return the first pixel of the region from `low` to `high` of an axis, and the mask cell of each of its pixels."""
+    """Return the first pixel between `low` and `high` on one axis, and the mask cell of each pixel between them."""
     first, last = max(0, int(np.ceil(low - 0.5))), min(side_px, int(np.ceil(high - 0.5)))
     centers = np.arange(first, max(first, last)) + 0.5
     cell = np.floor((centers - low) * (cells / (high - low))).astype(np.int64)
@@ -107,7 +107,7 @@ def _cells_of_pixels(low: float, high: float, cells: int, side_px: int) -> tuple
 
 
 def _merged(lengths: list[int]) -> list[int]:
-    """Join runs between which there is a run of length 0. The first run can be empty, the last cannot."""
+    """Join two runs if the run between them has length 0. Only the first returned run can have length 0."""
     joined = lengths[:1]
     for length in lengths[1:]:
         joined.append(length)

@@ -102,6 +102,8 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
     only slow. In 6 of 16 attempts, libzmq 4.3.5 then aborted the subscriber's process.
 
     Args:
+        sock: the socket.
+        address: the address of the socket. If it contains an IPv6 address in brackets, IPv6 is enabled.
         keepalive_s: seconds until an idle connection is probed, and between probes. Three lost probes close it.
     """
     sock.setsockopt(zmq.LINGER, 0)
@@ -128,7 +130,10 @@ def check_address(address: str) -> None:
 
 
 def reachable_address(replay: str, address: str) -> str:
-    """Return the address `replay`. If its host is for binding only, replace it with the host of `address`."""
+    """Return the address `replay`. If its host is for binding only, replace the host.
+
+    The replacement is the host of `address`; 127.0.0.1 if `address` is not a TCP address.
+    """
     match = _TCP.fullmatch(replay)
     if match is None or match["host"] not in _ANY_INTERFACE:
         return replay
@@ -137,7 +142,7 @@ def reachable_address(replay: str, address: str) -> str:
 
 
 def _socket_file(address: str) -> tuple[Path, int] | None:
-    """Return the path and inode of an ipc:// socket; None if it has no file."""
+    """Return the path and inode of the file of an ipc:// socket; None if there is no such file."""
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
     path = Path(address.removeprefix("ipc://"))
@@ -148,7 +153,7 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Raise `ConfigError` if the path is that of a file or of a socket in use, because ZeroMQ would replace both."""
+    """Raise `ConfigError` if an ipc:// path is a socket in use or another file. ZeroMQ would replace both."""
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):
         return

@@ -93,14 +93,14 @@ def _load() -> SimpleNamespace:
 
 
 def _hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure is its address, according to the address in its text."""
+    """Return True if PyGObject's hash of a structure equals the address that the structure's `repr` shows."""
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 
 
 @functools.cache
 def installed(factory: str) -> frozenset[str] | None:
-    """Return the names of an element's properties, empty if it cannot be created; None if it is not installed."""
+    """Return the names of an element's properties; None if the element is not installed, empty if it cannot be made."""
     factories = library().Gst.ElementFactory
     if factories.find(factory) is None:
         return None
@@ -140,8 +140,8 @@ class _MapInfo(ctypes.Structure):
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of a GstBuffer (flat, uint8), copied only if PyGObject does not expose the buffer's address.
 
-    PyGObject's own functions copy the bytes to a `bytes` object, which takes 0.4 ms more for a 1080p frame. They hold
-    the interpreter's lock during the copy, so no other camera's thread can run.
+    PyGObject's own functions copy the bytes to a `bytes` object, which takes 0.4 ms more for a 1080p frame. The
+    thread holds the GIL during the copy, so no other thread can run Python code.
 
     Raises:
         ValueError: GStreamer cannot map the bytes.
@@ -190,9 +190,9 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
 
 
 def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
-    """Return the color encoding that GStreamer writes as ``range:matrix:transfer:primaries`` or as a name.
+    """Parse a color encoding in GStreamer's form: ``range:matrix:transfer:primaries``, or a name such as ``bt709``.
 
-    If `colorimetry` is None, derive the encoding from the frame size, as television standards do.
+    If `colorimetry` is None or empty, derive the encoding from the frame size, as television standards do.
     """
     text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
     parts = text.split(":")

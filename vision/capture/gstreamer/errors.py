@@ -23,14 +23,14 @@ _CAUSES = {  # code and hint by GstResourceError
 
 
 _CAUSES_BY_TEXT = {  # checked first
-    # GStreamer 1.20 reports this for a wrong path, if the camera answers with a request for a password.
+    # GStreamer 1.20 reports this for a wrong path, if the camera responds with a request for a password.
     "No supported authentication": ("unauthorized", "the user, password, or path is wrong"),
     "(503)": ("busy", "the camera accepts no more clients, or is starting"),
 }
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
-    """Return the error for a GError of GStreamer, which has this `domain`, `code`, `message`, and `debug` text."""
+    """Return the error for a GError of GStreamer with this domain, code, message, and debug text."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
     cause, hint = _cause(camera, domain, code, f"{message} {debug}")
@@ -38,7 +38,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 
 def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
-    """Return the code and hint of the error. A cause that FFmpeg also reports has the same code there."""
+    """Return the code and hint for a GError. Causes that FFmpeg also reports have the same codes there."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
         return "camera-mode", "the camera does not support this size, rate, or format; remove width, height, and fps"
     if domain != "gst-resource-error-quark":
@@ -53,7 +53,14 @@ def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str
 
 
 def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_frames: int) -> SourceError:
-    """Return the error for opening that was interrupted, or that yielded no frame within `open_timeout_s`."""
+    """Return the error for a camera that delivered no frame within `open_timeout_s`.
+
+    Args:
+        camera: the camera.
+        interrupted: if True, opening the camera was interrupted.
+        connected: if True, the camera has announced its video stream.
+        coded_frames: number of frames that arrived, none of which was decoded.
+    """
     timeout = f"within {camera.open_timeout_s:g} s"
     if interrupted:
         return source_error(camera, "interrupted while opening", code="interrupted")

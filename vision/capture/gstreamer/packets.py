@@ -28,7 +28,7 @@ class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the monitor, which counts in `skipped` the frames that do not reach the program."""
+        """Create the monitor. `skipped` counts the frames that do not reach the program."""
         self._skipped = skipped
         self._base_ns = 0
         self._gate = KeyFrameGate()
@@ -47,7 +47,10 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def info(self, pts_ns: int | None) -> PacketInfo:
-        """Return the arrival time, capture time, and damage of the decoded frame with this presentation time."""
+        """Return the arrival time, capture time, and damage of a decoded frame. Count the frames lost before it.
+
+        `pts_ns` is the presentation time of the frame; None if it has none.
+        """
         dropped = self._dropped_by_sink(pts_ns)
         packet, passed_over = self._timeline.take_through(pts_ns)
         self._count_undecoded(len(set(passed_over) - dropped))
@@ -62,7 +65,7 @@ class PacketMonitor:
         return PacketInfo(arrived_ns, None, self._gate.damaged or self._was_damaged)
 
     def _dropped_by_sink(self, pts_ns: int | None) -> set[int]:
-        """Count the frames that the appsink dropped before this one, and return their times."""
+        """Count the frames that the appsink dropped before the frame at `pts_ns`. Return their presentation times."""
         dropped = set()
         wanted = NO_TIME if pts_ns is None else pts_ns
         while self._decoded and (entered := self._decoded.popleft()) != wanted:
@@ -71,7 +74,7 @@ class PacketMonitor:
         return dropped
 
     def _count_undecoded(self, frames: int) -> None:
-        """Count frames that the decoder discarded. Frames whose time it changed have arrived under a different time."""
+        """Count frames that the decoder discarded, except frames that were pulled with a changed time."""
         changed = min(frames, self._changed_times)
         self._changed_times -= changed
         if frames > changed:
@@ -83,11 +86,11 @@ class PacketMonitor:
         return library().Gst.PadProbeReturn.OK
 
     def replaced(self) -> None:
-        """Record that a different sender continues the stream: frames between the two may be missing."""
+        """Record that a different sender continues the stream. Frames may be missing at the change."""
         self._gate.lost()
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Return the arrival time (monotonic ns) that a presentation time stands for; `now_ns` if not plausible."""
+        """Convert a presentation time to the arrival time (monotonic ns); `now_ns` if the result is implausible."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 
@@ -115,7 +118,7 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def on_coded_frame(self, pad: Any, probe: Any) -> Any:
-        """Pass a coded frame to the decoder, or drop it."""
+        """Pass a coded frame to the decoder, or drop the frame and count it as skipped."""
         gst = library().Gst
         buffer = probe.get_buffer()
         now_ns = time.monotonic_ns()
@@ -137,7 +140,7 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def _request_key_frame(self, pad: Any, now_ns: int) -> None:
-        """Request a key frame over RTCP, at most once per second. Cameras that do not support this ignore it."""
+        """Request a key frame over RTCP, at most once per second. Some cameras ignore the request."""
         if now_ns - self._key_requested_ns < _KEY_REQUEST_NS:
             return
         self._key_requested_ns = now_ns

@@ -27,7 +27,7 @@ LATENCY_MS = 200
 """How long the jitter buffer waits for a missing packet. Packets in order do not wait: the appsink does not sync."""
 
 SINK_FRAMES = 2
-"""Decoded frames that the appsink holds. It drops the oldest one when another arrives."""
+"""Maximum number of decoded frames that the appsink holds. When another frame arrives, the oldest is dropped."""
 
 USB_DEFAULT = (640, 480)
 """Frame size of a USB camera if none is configured. GStreamer would choose the largest, at a few frames/s."""
@@ -47,7 +47,7 @@ PACKAGES: Mapping[str, str] = {element: package for package, elements in _ELEMEN
 
 @dataclass(frozen=True, slots=True)
 class Serialized:
-    """A property value in GStreamer's notation: caps, or names of enumeration values. Must not contain user input."""
+    """A property value in GStreamer's notation: caps or names of enumeration values. It must not contain user input."""
 
     text: str
 
@@ -71,7 +71,7 @@ class Element:
 
 
 Registry: TypeAlias = Callable[[str], AbstractSet[str] | None]
-"""A function that returns the property names of an element; None if this machine's GStreamer cannot create it."""
+"""A function that returns the property names of an element; None if the element is not installed."""
 
 
 def supported(registry: Registry, factory: str, **properties: Value) -> Element:
@@ -186,7 +186,7 @@ def csi_chain(camera: CameraConfig, formats: Sequence[PixelFormat], registry: Re
 
 
 def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/jpeg"]) -> Serialized:
-    """Return the caps that request a media type, a frame size, and a rate from a USB camera."""
+    """Return the caps that request a media type, a frame size (`USB_DEFAULT` if none is configured), and a rate."""
     width, height = (camera.width, camera.height) if camera.width or camera.height else USB_DEFAULT
     return Serialized(media_type + size_and_rate(width, height, camera.fps))
 
@@ -194,7 +194,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """Return the elements for a V4L2 camera. `offers_raw` means that it supports the mode without JPEG."""
+    """Return the elements for a V4L2 camera. If `offers_raw` is True, request raw frames; otherwise, JPEGs."""
     request = usb_request(camera, "video/x-raw" if offers_raw else "image/jpeg")
     source = [Element("v4l2src", {"device": camera.source}), Element("capsfilter", {"caps": request})]
     if offers_raw:

@@ -51,7 +51,7 @@ def available(camera: CameraConfig) -> str | None:
 
 
 class GStreamerSource:
-    """One camera, read through GStreamer. Implements `vision.capture.source.Source`.
+    """One camera, read through GStreamer. It implements `vision.capture.source.Source`.
 
     Frames keep the decoder's own format if it is among `pixel_formats`, the formats that the detector accepts.
     """
@@ -73,7 +73,7 @@ class GStreamerSource:
         return Player(self._camera, self._pixel_formats, self._interrupted, self.skipped)
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame, because only a decoded frame shows its format."""
+        """Connect, and wait for the first decoded frame, because only a decoded frame shows its format."""
         self.close()
         reason = available(self._camera)
         if reason is not None:
@@ -102,7 +102,7 @@ class GStreamerSource:
         return replace(info, height_px=height_px, width_px=width_px)
 
     def _diagnosed(self, error: SourceError) -> SourceError:
-        """Return the error of a connection with its cause. GStreamer reports most causes with the same error."""
+        """Return the error of a connection. If GStreamer's error is unclear, requests to the camera find the cause."""
         if error.code not in _UNCLEAR or not isinstance(self._camera.address, Rtsp):
             return error
         cause = explain_open(self._camera, late=error.code in _LATE)
@@ -220,7 +220,8 @@ class Player:
         """Build the pipeline and start it.
 
         Raises:
-            SourceError: an element is missing, or GStreamer cannot start the pipeline.
+            SourceError: an element is missing, the device or the file in `tls` cannot be opened, or GStreamer cannot
+                start the pipeline.
         """
         gst = library().Gst
         # GStreamer's system clock is CLOCK_MONOTONIC, like Python's monotonic clock, so their times can be compared.
@@ -349,7 +350,7 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True to select a stream: only the first video stream, because audio and metadata use bandwidth."""
+        """Return True for the first video stream. Other streams are not requested, because they use bandwidth."""
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select

@@ -1,8 +1,8 @@
 """Synthetic frames with known content: colored rectangles that move over gray, at even coordinates.
 
-Frames are drawn directly into the caller's buffer. This takes as long as copying a prepared frame, needs no memory for
-prepared frames, and never repeats a frame. With even coordinates, a box is the same in every pixel format, because NV12
-and I420 have one color for each 2x2 pixels.
+Frames are drawn directly into the caller's buffer. Drawing takes as long as copying a prepared frame, needs no memory
+for prepared frames, and never repeats a frame. With even coordinates, a box is the same in every pixel format, because
+NV12 and I420 have one color for each 2x2 pixels.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class _Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """Moving rectangles. Each moves in its own lane, so that rectangles do not touch, unless `overlap` is set.
+    """Scene of moving rectangles. Unless `overlap` is True, each has its own lane, so that rectangles do not touch.
 
     Raises:
-        SourceError: there are more objects than lanes.
+        SourceError: `objects` is negative or exceeds `most_objects`.
     """
 
     height_px: int
@@ -81,7 +81,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """Return the largest number of objects for which a frame of this size has lanes."""
+        """Return the maximum number of objects in a frame of this size: the number of lanes, 0 if it is too narrow."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property

@@ -1,6 +1,6 @@
 """The address of a synthetic camera in camera.yaml, such as ``synthetic:768x576@30?objects=5&seed=1``.
 
-Size, rate, and options are optional:
+Size (default: 768x576), rate (default: 30 frames/s), and options are optional:
 
 ===========  =====================  ==================================================================================
 option       example                meaning
@@ -19,8 +19,8 @@ fail         ``50``                 fail at frame 50
 corrupt      ``50:60``              mark frames 50 to 59 as damaged
 ===========  =====================  ==================================================================================
 
-Objects follow `vision.test_pattern`, so that the fake detector finds all of them. `SyntheticSource.truth` returns
-their boxes.
+Without `overlap`, objects follow `vision.test_pattern`, so that the fake detector finds all of them.
+`SyntheticSource.truth` returns their boxes.
 """
 
 from __future__ import annotations

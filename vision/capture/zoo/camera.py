@@ -23,16 +23,16 @@ _LISTEN_WAIT_S: Final = 0.1
 
 
 class Camera:
-    """A camera that listens on a port from `start` to `stop`. All methods run on one event loop."""
+    """A camera that listens on a port from `start` to `stop`. All methods must run on one event loop."""
 
     def __init__(self, persona: Persona, fault: Fault = "none", *, fault_after_s: float, repeats: bool) -> None:
         """Create the camera.
 
         Args:
             persona: the description of the camera.
-            fault: what happens while it streams.
+            fault: the fault that occurs while the camera streams.
             fault_after_s: the time from the first frame to the fault.
-            repeats: whether the fault occurs again every `fault_after_s`, instead of only once.
+            repeats: if True, the fault occurs every `fault_after_s`; otherwise, only once.
         """
         self.persona = persona
         self.fault: Fault = fault
@@ -54,7 +54,7 @@ class Camera:
         return self.persona.address(self.port)
 
     async def start(self, port: int, tls: ssl.SSLContext | None) -> None:
-        """Listen on `port`; 0 means any free port.
+        """Listen on `port`; 0 means any free port. `tls` is for cameras with TLS.
 
         Raises:
             OSError: the port is in use.
@@ -81,7 +81,7 @@ class Camera:
         self._http.close()
 
     def streaming(self) -> Playback:
-        """Start and return the record of a new playback. The first playback starts the timer of the fault."""
+        """Start and return the record of a new playback. The first playback starts the timer of the fault, if any."""
         playback = Playback()
         self.playbacks.append(playback)
         if self.fault in ("cut", "stall", "restart") and self._fault_task is None:

@@ -1,4 +1,4 @@
-"""Short clips of numbered frames, encoded once for each process."""
+"""Short clips of numbered frames, encoded once per process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _X265: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CodedFrame:
-    """One frame, in decoding order. `units` are its NAL units without start codes, or all its bytes as one unit."""
+    """One coded frame. For H.264 and H.265, `units` are its slices without start codes; otherwise, all its bytes."""
 
     number: int  # the number in its pixels, and its place in display order
     key: bool
@@ -52,7 +52,7 @@ class CodedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`FRAMES` coded frames. `parameter_sets` are the NAL units that key frames need, which `frames` do not contain."""
+    """`FRAMES` frames in decoding order. Key frames also need the NAL units in `parameter_sets`."""
 
     codec: Codec
     size: Size
@@ -60,7 +60,7 @@ class Clip:
     frames: tuple[CodedFrame, ...]
 
     def annexb(self, frame: CodedFrame) -> bytes:
-        """Return the frame as a byte stream, with the parameter sets before each key frame."""
+        """Return a frame as a byte stream. If it is a key frame, the parameter sets come first."""
         if self.codec not in ("h264", "h265"):
             return b"".join(frame.units)
         units = (*self.parameter_sets, *frame.units) if frame.key else frame.units
@@ -68,13 +68,16 @@ class Clip:
 
 
 def can_encode(codec: Codec) -> bool:
-    """Return True if this PyAV has the encoder."""
+    """Return True if this PyAV has an encoder for `codec`."""
     return _ENCODERS[codec] in av.codecs_available
 
 
 @cache
 def clip(codec: Codec = "h264", size: Size = NORMAL, *, b_frames: bool = False, slices: int = 1) -> Clip:
-    """Return a clip. The first call encodes it, which takes less than a second; H.265 takes several seconds."""
+    """Return a clip. `b_frames` and `slices` apply only to H.264.
+
+    The first call with these arguments encodes the clip in less than a second; H.265 takes several seconds.
+    """
     context = _encoder(codec, size, b_frames=b_frames, slices=slices)
     packets = [packet for image in _images(size) for packet in context.encode(image)]
     packets += context.encode(None)

@@ -27,7 +27,7 @@ _OPTIONS: Final = {
 
 
 class _Pipe(io.RawIOBase):
-    """A file that cannot be sought, and whose contents are taken piece by piece."""
+    """A file that does not support seeking. `take` removes and returns the bytes written so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class _Pipe(io.RawIOBase):
 
 
 class LiveMuxer:
-    """Writes a clip in a loop to MPEG-TS or FLV. The timestamps continue at the end of the clip."""
+    """Writes a clip in a loop to MPEG-TS or FLV. The timestamps continue when the clip repeats."""
 
     def __init__(self, clip: Clip, container: Literal["mpegts", "flv"], fps: float, *, announced_sound: bool) -> None:
-        """Create the muxer. `announced_sound` announces an audio stream without packets."""
+        """Create the muxer. If `announced_sound` is True, announce an audio stream that has no packets."""
         self._clip = clip
         self._ticks = round(_TIME_BASE.denominator / fps)
         self._pipe = _Pipe()
@@ -97,7 +97,7 @@ def _video_stream(output: av.container.OutputContainer, clip: Clip, fps: float) 
 
 
 def mp4_file(clip: Clip, fps: float, frames: int) -> bytes:
-    """Return an MP4 file with the first frames of the clip."""
+    """Return an MP4 file with the first `frames` frames of the clip."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with av.open(str(path), "w", options=_OPTIONS["mp4"]) as output:

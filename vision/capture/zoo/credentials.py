@@ -18,7 +18,7 @@ _NONCE_REQUESTS: Final = 2  # that a nonce of `digest-stale` is valid for
 
 
 class Gate:
-    """Asks for the user and password, and checks the answers. All connections of a camera share it."""
+    """Requests the user and password, and checks them. All connections of a camera share one gate."""
 
     def __init__(self, auth: Auth | None) -> None:
         self._auth = auth
@@ -27,7 +27,7 @@ class Gate:
         self._realm = _QUOTED_REALM if auth == "digest-quotes" else _REALM
 
     def challenges(self, method: str, headers: Mapping[str, str]) -> list[str]:
-        """Return the values of `WWW-Authenticate`; none if the request is allowed."""
+        """Return the values of the `WWW-Authenticate` headers; empty if the request is allowed."""
         if self._auth is None:
             return []
         given = headers.get("authorization", "")
@@ -60,7 +60,7 @@ class Gate:
         return fields.get("nonce") == self._nonce and fields.get("response") in self._response(method, fields)
 
     def _response(self, method: str, fields: Mapping[str, str]) -> set[str]:
-        """Return the valid responses. Clients disagree whether the quotes in a realm are escaped when it is hashed."""
+        """Return the valid Digest responses. Some clients escape quotes in a realm before hashing it, some do not."""
 
         def digest(text: str) -> str:
             return hashlib.new("sha256" if self._auth == "digest-sha256" else "md5", text.encode()).hexdigest()

@@ -38,7 +38,12 @@ class HttpState:
 
 
 async def serve_http(host: Host, state: HttpState, reader: asyncio.StreamReader, link: Link) -> None:
-    """Answer the requests of one connection. Raise `OSError` if the client closes the connection."""
+    """Respond to the requests of one connection.
+
+    Raises:
+        OSError: the client closed the connection during a response.
+        IncompleteReadError: the client closed the connection within a request.
+    """
     connection = HttpConnection(host, state, link)
     while True:
         request = await read_request(reader)
@@ -62,7 +67,7 @@ class HttpConnection:
         self._loses = host.fault == "loss"
 
     async def answer(self, request: Request) -> bool:
-        """Answer one request. Return True if the connection is kept open for the next one."""
+        """Respond to one request. Return True if the connection stays open for further requests."""
         if challenges := self._host.gate.challenges(request.method, request.headers):
             await self._head(401, *(f"WWW-Authenticate: {challenge}" for challenge in challenges), "Content-Length: 0")
             return True
@@ -132,7 +137,7 @@ class HttpConnection:
         return (end.join(lines) + end * 2).encode() + image + end.encode()
 
     def _jpeg(self, position: int, playback: Playback) -> bytes:
-        """Return the JPEG of a frame, and record it."""
+        """Return the JPEG of the frame at `position`, and record the frame as sent."""
         frame = clip("mjpeg").frames[position % FRAMES]
         image = frame.units[0]
         if not self._stream.huffman_tables:
@@ -147,7 +152,7 @@ class HttpConnection:
         return image
 
     async def _snapshot(self) -> bool:
-        """Answer with the next JPEG. The requests of all clients count as one playback."""
+        """Send the next JPEG. Return True if the connection is kept. The requests of all clients form one playback."""
         playback = self._state.snapshots = self._state.snapshots or self._host.streaming()
         position = len(playback.sent)
         image = self._jpeg(position, playback)
@@ -170,7 +175,7 @@ class HttpConnection:
                 await self._link.send(self._muxed(muxer, playback, position))
 
     def _muxed(self, muxer: LiveMuxer, playback: Playback, position: int) -> bytes:
-        """Return the next frame in its container, and record it."""
+        """Return the bytes of the next frame in its container, and record the frame as sent."""
         number, data = muxer.next_frame.number, muxer.frame()
         if self._loses and is_lost(position) and self._stream.kind in ("ts", "hls"):
             playback.damaged.add(len(playback.sent))
@@ -212,7 +217,7 @@ class HlsChannel:
     """A live HLS stream that starts with the first request. A segment exists when all its frames are due."""
 
     def __init__(self, segment_s: int, frames: int, muxed: Callable[[int], bytes]) -> None:
-        """Create the stream. `muxed` returns frame after frame; each segment has `frames` frames."""
+        """Create the stream. `muxed` returns the bytes of the frame at an index; a segment has `frames` frames."""
         self._segment_s = segment_s
         self._frames = frames
         self._muxed = muxed
@@ -220,7 +225,7 @@ class HlsChannel:
         self._segments: list[bytes] = []
 
     def playlist(self) -> str:
-        """Return the playlist of the newest segments."""
+        """Return the playlist of the newest segments, at most five."""
         self._update()
         first = max(0, len(self._segments) - _SEGMENTS_LISTED)
         lines = ["#EXTM3U", "#EXT-X-VERSION:3", f"#EXT-X-TARGETDURATION:{self._segment_s}"]
@@ -230,7 +235,7 @@ class HlsChannel:
         return "\n".join(lines) + "\n"
 
     def segment(self, path: str) -> bytes | None:
-        """Return a segment by its path; None if there is none."""
+        """Return the segment at a path; None if it does not exist."""
         index = path.rpartition("/")[2].removesuffix(".ts")
         return self._segments[int(index)] if index.isdigit() and int(index) < len(self._segments) else None
 
@@ -242,7 +247,7 @@ class HlsChannel:
 
 
 async def _ticks(fps: float) -> AsyncIterator[int]:
-    """Yield 0, 1, 2, ... in real time."""
+    """Yield 0, 1, 2, ..., `fps` numbers per second."""
     began_s, index = time.monotonic(), 0
     while True:
         await asyncio.sleep(max(0.0, began_s + index / fps - time.monotonic()))
@@ -251,7 +256,7 @@ async def _ticks(fps: float) -> AsyncIterator[int]:
 
 
 def _without_segments(image: bytes, kind: int) -> bytes:
-    """Return a JPEG without the segments of one kind."""
+    """Return a JPEG without the segments whose marker has the second byte `kind`, such as `_DHT`."""
     kept, at = image[:2], 2
     while image[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(image[at + 2 : at + 4], "big")

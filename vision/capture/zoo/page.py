@@ -1,4 +1,4 @@
-"""The page docs/cameras-zoo.md, which lists what each reader does with each camera.
+"""Generator of the page docs/cameras-zoo.md, which lists what each reader does with each camera.
 
     python -m vision.capture.zoo.page > docs/cameras-zoo.md
 
@@ -49,7 +49,7 @@ report this code, the reason, and what to do. With the keys after an arrow, the 
 
 
 def expectation(persona: Persona) -> str:
-    """Return what is expected of the readers, as one line of text."""
+    """Return the expected result of each reader with a camera, as one line of text."""
     texts = {reader: _expected(persona.verdicts.get(reader)) for reader in persona.readers}
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
@@ -80,7 +80,7 @@ def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the page as Markdown."""
     lines = [_TOP.rstrip("\n"), *(f"| `{fault}` | {text} |" for fault, text in FAULTS.items()), _TABLES]
     lines += ["## RTSP cameras", ""]
     lines += _table((persona for persona in PERSONAS if persona.is_rtsp), ("gstreamer", "ffmpeg"))

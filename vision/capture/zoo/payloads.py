@@ -1,6 +1,6 @@
 """The RTP payloads of coded frames: H.264 (RFC 6184), H.265 (RFC 7798), JPEG (RFC 2435), MPEG-4 (RFC 6416), and VP8.
 
-Each function returns the payloads of the packets of one frame. The last of them gets the marker.
+`payloads` returns one payload for each packet of a frame. The sender sets the marker in the last packet of the frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PAYLOAD_BYTES: Final = 700
 """The largest payload. It is small, so that most frames need several packets although the frames are small."""
 
 JpegTables = Literal["always", "rarely", "never"]
-"""When the quantization tables of JPEGs are sent; rarely: with every tenth frame."""
+"""When the quantization tables of JPEGs are sent. ``rarely`` means with every tenth frame."""
 
 _JPEG_DYNAMIC_Q: Final = 255  # each frame contains its quantization tables
 _JPEG_STATIC_Q: Final = 200  # the tables of an earlier frame remain valid
@@ -27,8 +27,8 @@ def payloads(clip: Clip, frame: CodedFrame, *, in_band: bool, aggregated: bool, 
     Args:
         clip: the clip of the frame.
         frame: the frame.
-        in_band: send the parameter sets before each key frame.
-        aggregated: send the parameter sets in one packet (STAP-A, AP).
+        in_band: if True, send the parameter sets before each key frame (H.264 and H.265).
+        aggregated: if True, send these parameter sets in one packet (STAP-A for H.264, AP for H.265).
         tables: when the quantization tables of JPEGs are sent.
     """
     match clip.codec:

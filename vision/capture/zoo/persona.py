@@ -1,4 +1,4 @@
-"""The description of a synthetic camera: what it serves, what is odd about it, and what is expected of the readers."""
+"""Classes that describe a synthetic camera: what it serves, what is odd about it, and the expected results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSWORD: Final = "secret"
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A media description of an SDP document other than the first video."""
+    """A media description in an SDP document, other than that of the first video track."""
 
     media: str
     before_video: bool = True
@@ -142,7 +142,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of a reader that plays the camera. Under `faults`, the reader does not count all missing frames."""
+    """A limit of a reader that plays the camera. With one of `faults`, the reader does not count all missing frames."""
 
     reader: Reader
     text: str
@@ -151,7 +151,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """The description of one camera. `verdicts` lists the readers that do not play the camera; all others do."""
+    """The description of one camera. `verdicts` lists the readers that do not play the camera."""
 
     name: str
     odd: str  # what is odd about it
@@ -184,6 +184,6 @@ class Persona:
         return self.scheme.lower() in ("rtsps", "https")
 
     def address(self, port: int) -> str:
-        """Return the address of the camera if it listens on this port of the loopback interface."""
+        """Return the address of the camera on this port of the loopback interface."""
         account = f"{USER}:{PASSWORD}@" if self.account else ""
         return f"{self.scheme}://{account}127.0.0.1:{port}{self.path}"

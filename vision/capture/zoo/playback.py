@@ -1,4 +1,4 @@
-"""What a camera has sent to one client, and the connection that its faults act on."""
+"""Record of what a camera has sent to one client, and the connection on which faults act."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _KEY_LOSS_AT: Final = 20
 
 @dataclass(slots=True)
 class Playback:
-    """The frames that one client was sent, by the numbers in their pixels, in decoding order."""
+    """Record of the frames sent to one client. `sent` contains the numbers in their pixels, in decoding order."""
 
     sent: list[int] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)  # positions in `sent` of frames that were not sent completely
     transport: str = "tcp"
 
     def discarded(self, frames: int) -> None:
-        """Record that the client may not have received the last frames."""
+        """Record that the client may not have received the last `frames` frames."""
         self.damaged.update(range(max(0, len(self.sent) - frames), len(self.sent)))
 
 
@@ -48,7 +48,7 @@ class Link:
         self.stalled = False  # everything that is written is discarded
 
     async def send(self, data: bytes) -> None:
-        """Write `data` in one piece, or in small pieces with pauses if the connection is slow.
+        """Write `data`: in small pieces with pauses if the connection is slow. If it is stalled, discard `data`.
 
         Raises:
             ConnectionError: the client has closed the connection.
@@ -67,7 +67,7 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Write an answer, later if the camera or the connection is slow."""
+        """Write a response after `delay_s`, and 0.3 s later if the connection is slow."""
         late_s = _ANSWER_LATE_S if self._fault == "slow" else 0.0
         if delay_s + late_s:
             await asyncio.sleep(delay_s + late_s)
@@ -96,4 +96,4 @@ class Host(Protocol):
         """The address of the stream."""
 
     def streaming(self) -> Playback:
-        """Start and return the record of a new playback. The first playback starts the timer of the fault."""
+        """Start and return the record of a new playback. The first playback starts the timer of the fault, if any."""

@@ -14,7 +14,7 @@ from vision.capture.zoo.persona import RtspStream
 from vision.capture.zoo.playback import Playback, is_lost
 
 Send = Callable[[int, bytes], Awaitable[None]]
-"""Sends one packet: 0 means RTP, 1 means RTCP."""
+"""A function that sends one packet. The first argument is 0 for RTP, and 1 for RTCP."""
 
 PAYLOAD_TYPE: Final = 96
 CLOCK_HZ: Final = 90_000
@@ -34,10 +34,10 @@ def clip_of(stream: RtspStream) -> Clip:
 
 
 class RtpSender:
-    """Sends the clip, in a loop and in real time, until it is cancelled."""
+    """Sends the clip of a camera in a loop, in real time."""
 
     def __init__(self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool) -> None:
-        """Create the sender. `loses` omits one packet of some frames."""
+        """Create the sender. If `loses` is True, omit one packet of some frames."""
         self._stream = stream
         self._playback = playback
         self._send = send
@@ -49,7 +49,7 @@ class RtpSender:
         self._reported_s = 0.0
 
     async def run(self) -> None:
-        """Send each frame when it is due."""
+        """Send each frame when it is due, until the task is canceled."""
         stream = self._stream
         began_s = time.monotonic()
         # Frames in decoding order are sent at constant intervals. `place` counts them from the start of the clip.
@@ -76,7 +76,7 @@ class RtpSender:
         return source, source.frames[place % FRAMES]
 
     def _ticks(self, shown: int) -> int:
-        """Return the RTP timestamp of the frame at this place of the display order."""
+        """Return the RTP timestamp of the frame with the 0-based index `shown` in display order."""
         stream = self._stream
         ticks = stream.first_timestamp + round((shown + 3) * CLOCK_HZ / stream.fps * stream.pace)
         if 0 < stream.jump_at <= shown:

@@ -1,4 +1,4 @@
-"""The RTSP side of a camera: requests, answers, and the start of the stream."""
+"""The RTSP side of a camera: requests, responses, and the start of the stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Request:
 
 
 async def serve_rtsp(host: Host, reader: asyncio.StreamReader, link: Link) -> None:
-    """Answer the requests of one connection until the client closes it."""
+    """Respond to the requests of one connection until the connection or its session ends."""
     connection = RtspConnection(host, link)
     try:
         await connection.serve(reader)
@@ -58,6 +58,8 @@ REPORT: Final = "report"
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
     """Return the next request or RTCP report; None at the end of the connection.
+
+    If the client sends something else, such as TLS, the method of the returned request is empty.
 
     Raises:
         IncompleteReadError: the connection ended within a request.
@@ -80,7 +82,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
         if int(headers.get("content-length", 0)):
             await reader.readexactly(int(headers["content-length"]))
         method, url, *_ = [*first_line.split(" "), "", ""]
-        if method.startswith("RTSP/"):  # an answer to the camera's own request
+        if method.startswith("RTSP/"):  # a response to the camera's own request
             continue
         return Request(method, url, headers)
 
@@ -101,7 +103,12 @@ class RtspConnection:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
-        """Answer requests. Raise `OSError` or `IncompleteReadError` if the client closes the connection."""
+        """Respond to requests until the connection or the session ends.
+
+        Raises:
+            OSError: the client closed the connection during a response.
+            IncompleteReadError: the client closed the connection within a request.
+        """
         timeout_s = self._server.session_timeout_s * _SESSION_MARGIN
         alive_s = time.monotonic()
         while True:
@@ -132,7 +139,7 @@ class RtspConnection:
         return track is None or int(track[1]) == video_index(self._stream)
 
     async def _handle(self, request: Request) -> bool:
-        """Answer one request. Return False if the connection ends."""
+        """Respond to one request. Return False if the connection must end."""
         server = self._server
         if request.method != "OPTIONS" and (challenges := self._host.gate.challenges(request.method, request.headers)):
             await self._answer(request, 401, *(f"WWW-Authenticate: {challenge}" for challenge in challenges))
@@ -242,7 +249,7 @@ class RtspConnection:
             self._udp.send(kind, packet)
 
     async def _ask(self) -> None:
-        """Send requests to the client, as cameras do that check whether it is still there."""
+        """Send a request to the client every second. Some cameras do so to check whether the client is still there."""
         number = 1
         with suppress(OSError):
             while True:
@@ -261,7 +268,7 @@ class UdpPair:
 
     @staticmethod
     async def open(rtp_port: int, rtcp_port: int) -> UdpPair:
-        """Return the ports for a client that receives on these ports of the loopback interface."""
+        """Open two ports. The client receives on `rtp_port` and `rtcp_port` of the loopback interface."""
         loop = asyncio.get_running_loop()
         made: list[asyncio.DatagramTransport] = []
         try:

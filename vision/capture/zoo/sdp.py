@@ -13,7 +13,7 @@ _INNER = "rtsp://192.168.1.10:554/stream"  # the address of a camera behind a ro
 
 
 def describe(stream: RtspStream, url: str, line_end: str) -> bytes:
-    """Return the SDP document. `url` is the address that the client requested."""
+    """Return the SDP document. `url` is the address that the client requested; each line ends with `line_end`."""
     lines = ["v=0", "o=- 1 1 IN IP4 127.0.0.1", "s=camera zoo", "c=IN IP4 0.0.0.0", "t=0 0", "a=control:*"]
     video = _video(stream) if stream.has_video else []
     before = [track.media for track in stream.tracks if track.before_video]
@@ -30,7 +30,7 @@ def base_of(stream: RtspStream, url: str) -> str | None:
 
 
 def video_index(stream: RtspStream) -> int:
-    """Return the number of the first video track."""
+    """Return the 0-based index of the first video track."""
     return sum(track.before_video for track in stream.tracks)
 
 

@@ -1,4 +1,4 @@
-"""All synthetic cameras, on one event loop in a thread."""
+"""All personas, and the event loop that runs their cameras in a thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STOP_S: Final = 5.0
 
 
 def missing(persona: Persona) -> str | None:
-    """Return what this machine lacks to serve the camera; None if it can be served."""
+    """Return why this machine cannot encode the video of an RTSP camera; None if it can, or for HTTP cameras."""
     stream = persona.stream
     if isinstance(stream, RtspStream) and not can_encode(stream.codec):
         return f"this PyAV cannot encode {stream.codec}"
@@ -48,7 +48,7 @@ class Zoo:
         self._loop.run_forever()
 
     def start(self, cameras: Sequence[Camera], first_port: int = 0) -> None:
-        """Start cameras on consecutive ports; with `first_port` 0, each on any free port. Encode their clips first.
+        """Start cameras on consecutive ports from `first_port`; 0 means any free ports. Encode RTSP clips first.
 
         Raises:
             VisionError: a port is in use, or a certificate cannot be created.
@@ -95,10 +95,10 @@ def running_zoo() -> Iterator[Zoo]:
 
 
 def selected(names: Iterable[str]) -> list[Persona]:
-    """Return the personas with these names; all if there are none.
+    """Return the personas with these names; all personas if `names` is empty.
 
     Raises:
-        VisionError: no persona has one of the names.
+        VisionError: a name is unknown.
     """
     by_name = {persona.name: persona for persona in PERSONAS}
     wanted = list(names)
