@@ -311,7 +311,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of one frame. The detector creates it; stages replace `objects` and append `events`."""
+    """The result of one frame. The detector creates the result; stages replace `objects` and append `events`."""
 
     meta: FrameMeta
     objects: Detections | Tracks

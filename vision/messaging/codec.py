@@ -71,7 +71,7 @@ def detections(
     published_ns: int,
     masks: MaskFormat = "polygon",
 ) -> DetectionsMessage:
-    """Return the message that publishes a result at `published_ns` (monotonic)."""
+    """Return the message that publishes a result at `published_ns` (monotonic). `masks` is the format of masks."""
     meta, shapes = result.meta, result.objects.shapes
     objects = _objects(result, class_names, masks)
     if result.attributes:
@@ -216,7 +216,7 @@ def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
 
 
 def status(header: Header, report: StatusReport, replay: str | None = None) -> StatusMessage:
-    """Return the message that publishes a report. `replay` is the address where subscribers request missed events."""
+    """Return the message that publishes a report. `replay` is the address for requests of missed events, or None."""
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):
         return CameraStatusMessage(**header, **fields)

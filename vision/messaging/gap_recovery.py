@@ -93,7 +93,11 @@ class GapRecovery:
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """Add a reply. Yield what can now be delivered in order. Raise `MessageError` if the request failed."""
+        """Add a reply and its events. Yield the events and reports that can now be delivered in order.
+
+        Raises:
+            MessageError: the reply reports an error.
+        """
         self._requested = False
         if reply.error is not None:
             raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")

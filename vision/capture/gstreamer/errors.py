@@ -1,4 +1,4 @@
-"""Error texts for GStreamer's failures, with hints for the operator.
+"""Functions that convert GStreamer's failures to errors with hints for the operator.
 
 GStreamer's own texts contain the URL and a position in GStreamer's source code. The error codes identify the cause.
 """

@@ -142,7 +142,7 @@ def on_jetson(registry: Registry, decoder_factory: str) -> bool:
 
 
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
-    """Return the elements from the output of a decoder, or of a CSI camera if `codec` is None, to the appsink.
+    """Return the elements after a decoder, up to the appsink. `codec` is None for a CSI camera, which has no decoder.
 
     ``videoconvert`` passes a frame on unchanged if its format is among `formats`, regardless of their order.
     """

@@ -125,7 +125,7 @@ class Scene:
 
 @cache
 def _plane_colors(bgr: tuple[int, int, int], pixel_format: PixelFormat) -> tuple[tuple[int, ...], ...]:
-    """Return the channels of a color in each plane. YUV follows ITU-R BT.601 in 8 bits: 16 is black, 235 is white."""
+    """Return the values of a color in each plane. YUV follows ITU-R BT.601 in 8 bits: 16 is black, 235 is white."""
     if pixel_format == "bgr":
         return (bgr,)
     if pixel_format == "bgrx":

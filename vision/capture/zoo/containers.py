@@ -1,4 +1,4 @@
-"""Containers that FFmpeg writes from coded frames: MPEG-TS, FLV, and MP4."""
+"""Functions and classes that write coded frames to containers: MPEG-TS, FLV, and MP4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP cameras of the zoo."""
+"""Personas of the HTTP cameras in the zoo."""
 
 from __future__ import annotations
 

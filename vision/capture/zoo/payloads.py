@@ -1,4 +1,4 @@
-"""The RTP payloads of coded frames: H.264 (RFC 6184), H.265 (RFC 7798), JPEG (RFC 2435), MPEG-4 (RFC 6416), and VP8.
+"""RTP payloads of coded frames: H.264 (RFC 6184), H.265 (RFC 7798), JPEG (RFC 2435), MPEG-4 (RFC 6416), and VP8.
 
 `payloads` returns one payload for each packet of a frame. The sender sets the marker in the last packet of the frame.
 """

@@ -167,7 +167,7 @@ class Persona:
     limits: tuple[Limit, ...] = ()
 
     def counts_all(self, reader: Reader, fault: Fault) -> bool:
-        """Return False if the reader is known not to count all missing frames of this fault."""
+        """Return True unless `limits` states that the reader does not count all missing frames with this fault."""
         return not any(limit.reader == reader and fault in limit.faults for limit in self.limits)
 
     @property

@@ -1,4 +1,4 @@
-"""The RTSP cameras of the zoo."""
+"""Personas of the RTSP cameras in the zoo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDP document of an RTSP camera."""
+"""Functions that build the SDP document of an RTSP camera."""
 
 from __future__ import annotations
 
