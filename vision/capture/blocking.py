@@ -103,7 +103,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         self._outcomes.put(None)
 
     def close(self) -> None:
-        """Close the resource when the call in progress returns. Wait at most 0.5 s for this. Idempotent.
+        """Close the resource when the call in progress returns. Wait at most 0.5 s for the return. Idempotent.
 
         If the camera works, the call returns with its next frame. Otherwise, the thread is left running, and closes the
         resource when the call returns.

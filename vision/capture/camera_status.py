@@ -1,4 +1,4 @@
-"""The state of one camera. The camera's thread writes it, and any thread reads it."""
+"""The state of one camera. The camera's thread writes it, and any thread can read it."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ class CaptureClock:
 
     The camera's clock is trusted once the camera's time of a frame is within `trust_ns` of the arrival. After that,
     frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if the time of a
-    frame is more than `trust_ns` after or an hour before the arrival, or if all frames are delayed by more than
-    `trust_ns` for 30 s.
+    frame is more than `trust_ns` after its arrival or more than an hour before it, or if all frames of the last 30 s
+    were delayed by more than `trust_ns`.
     """
 
     def __init__(

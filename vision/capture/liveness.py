@@ -84,13 +84,13 @@ class FrozenFrameDetector:
 
     Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
     64 whole rows, which takes 30 to 100 µs for a 1080p frame; all rows would take twenty times as long. A clock that
-    the camera draws into its frames is higher than the gaps between the compared rows.
+    the camera draws into its frames is higher than the gaps between the compared rows, so its changes are detected.
 
     `frozen` stays True over reconnections until a different frame arrives.
     """
 
     def __init__(self, frozen_after_s: float | None) -> None:
-        """Create the detector. If `frozen_after_s` is None, it never reports a frozen camera."""
+        """Create the detector. If `frozen_after_s` is None, `check` never reports a frozen camera."""
         self._frozen_after_ns = None if frozen_after_s is None else int(frozen_after_s * 1e9)
         self._rows: NDArray[np.uint8] | None = None
         self._frame_since_ns: int | None = None

@@ -54,8 +54,8 @@ class KeyFrameGate:
     def passes(self, *, key: bool, now_ns: int = 0, lag_ns: int = 0) -> bool:
         """Return True if the next frame must be decoded.
 
-        If `key`, the frame is a key frame. `lag_ns` is the time that the frame waited to be read, up to `now_ns`
-        (monotonic). 0 means that something else limits this time, such as `vision.capture.read_ahead.Backlog`.
+        If `key`, the frame is a key frame. `now_ns` is the current time (monotonic), and `lag_ns` is how long the frame
+        waited to be read. 0 means that something else limits this wait, such as `vision.capture.read_ahead.Backlog`.
         """
         intact = not self._lost
         self._lost = False

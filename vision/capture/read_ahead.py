@@ -33,7 +33,7 @@ class Connection(Protocol[FrameT_co]):
     """An open connection. The reading thread calls its methods."""
 
     def packets(self, closing: threading.Event) -> Iterable[tuple[FrameT_co, bool]]:
-        """Return the coded frames as they arrive, and whether each is a key frame. Waits end when `closing` is set.
+        """Yield each coded frame as it arrives, and True if it is a key frame. Waits end when `closing` is set.
 
         Raises:
             SourceError: the connection failed or ended.
@@ -188,7 +188,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
             reading.interrupt()
 
     def close(self) -> None:
-        """Close the connection after the frame that is being read. Wait at most 0.5 s for it. Idempotent.
+        """Close the connection after the frame that is being read. Wait at most 0.5 s for that frame. Idempotent.
 
         A thread that hangs in its library is abandoned.
         """

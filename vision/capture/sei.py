@@ -67,7 +67,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 def _orientation(bits: int) -> Orientation | None:
     """Return the orientation from the first 24 bits of a message; None for an oblique angle.
 
-    The bits are a cancel flag, a flip in x, a flip in y, an anticlockwise rotation (16 bits), and 5 that are not used.
+    The bits are a cancel flag, a flip in x, a flip in y, a counterclockwise rotation (16 bits), and 5 unused bits.
     """
     flip_x, flip_y = 1 - 2 * (bits >> 22 & 1), 1 - 2 * (bits >> 21 & 1)
     angle = (bits >> 5 & 0xFFFF) / 65536 * 2 * math.pi * flip_x * flip_y

@@ -94,6 +94,7 @@ class Session:
 
         Raises:
             SourceError: the source cannot be opened, or its frames cannot be stored.
+            DeviceError: the GPU failed.
         """
         self._source = source
         self._camera = camera
@@ -110,7 +111,7 @@ class Session:
         log.info("camera %s: connected, %s, decoder %s", camera.camera_id, size, info.decoder)
 
     def stream(self) -> None:
-        """Deliver frames until the program stops. Reset the back-off once the camera has been healthy for a while.
+        """Deliver frames until the program stops. Reset the back-off once the camera has been healthy for 10 s.
 
         Raises:
             EndOfStream: the source has no more frames.
@@ -146,7 +147,7 @@ class Session:
                 self._camera.sink.drop(reason)
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Raise as `stream` does."""
+        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Errors are those of `stream`."""
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)

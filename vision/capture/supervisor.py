@@ -41,7 +41,7 @@ class SupervisorPolicy:
 
 
 class CameraSupervisor:
-    """Keeps one camera connected. `run` occupies a thread; other threads call `status`, `stop`, and `blocked_in`.
+    """Keeps one camera connected. `run` occupies a thread. Other threads can use all other members.
 
     `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 

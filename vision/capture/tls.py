@@ -22,7 +22,7 @@ _SYSTEM_BUNDLES: Final = (
 
 @cache
 def client_context(tls: str) -> ssl.SSLContext:
-    """Return the TLS context of a client for a value of `tls`. It is cached, because loading certificates takes 0.1 s.
+    """Return the TLS context of a client for a value of `tls`. The context is cached, because loading takes 0.1 s.
 
     Raises:
         SourceError: the PEM file cannot be read, or contains no certificate.

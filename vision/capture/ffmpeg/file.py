@@ -138,7 +138,7 @@ class _Timeline:
         return media_ns
 
     def end_pass(self, damage: str) -> None:
-        """Log `damage` once, if there is any. The next pass starts one interval after the last frame."""
+        """End a pass. Log `damage` unless damage was logged before. Start the next pass one interval after the last frame."""
         if damage and not self._damage:
             self._damage = damage
             log.warning("%s", self.summary())
@@ -192,7 +192,7 @@ class _Pass:
         return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
 
     def read(self, skipped: SkippedFrames) -> Iterator[_Frame]:
-        """Yield the frames. Count those that cannot be decoded in `skipped`."""
+        """Yield the frames. In `skipped`, count the frames that cannot be decoded."""
         info: StreamInfo | None = None
         counts = self._counts
         for packet in self._packets():

@@ -2,8 +2,8 @@
 
 FFmpeg does not detect a frame that is missing entirely, for example because its only UDP packet was lost. All frames
 after it, up to the next key frame, are then decoded from the wrong reference. H.264 numbers reference frames
-(`frame_num`, section 7.4.3), so a missing one is detected, unless the stream allows gaps. A missing frame that is not a
-reference has no effect on others. Only the first bytes of a frame are read. Section numbers are those of ITU-T H.264.
+(`frame_num`, section 7.4.3), so a missing reference frame is detected, unless the stream allows gaps. Other missing
+frames have no effect on later ones. Only the first bytes of a frame are read. Section numbers are those of ITU-T H.264.
 """
 
 from __future__ import annotations

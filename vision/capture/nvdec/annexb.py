@@ -4,8 +4,8 @@ In Annex B, each unit follows a start code, and parameter sets are part of the s
 length, and parameter sets separately (ISO/IEC 14496-15). Cameras may send parameter sets only once, when the connection
 is made (RFC 6184, ``sprop-parameter-sets``).
 
-FFmpeg's bitstream filters convert the packets. They cannot report new parameter sets: ``extract_extradata`` attaches
-these as side data, which older supported versions of PyAV do not expose. So `parameter_sets` finds them.
+FFmpeg's bitstream filters convert the packets. The filter ``extract_extradata`` attaches new parameter sets as side
+data, which older supported versions of PyAV do not expose. So `parameter_sets` finds the parameter sets instead.
 """
 
 from __future__ import annotations
