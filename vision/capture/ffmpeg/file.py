@@ -138,7 +138,7 @@ class _Timeline:
         return media_ns
 
     def end_pass(self, damage: str) -> None:
-        """End a pass. Log `damage` unless damage was logged before. Start the next pass one interval after the last frame."""
+        """End a pass. Log the first `damage` of the file. The next pass starts one interval after the last frame."""
         if damage and not self._damage:
             self._damage = damage
             log.warning("%s", self.summary())
