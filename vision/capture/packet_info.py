@@ -55,7 +55,7 @@ class KeyFrameGate:
         """Return True if the next frame must be decoded.
 
         If `key`, the frame is a key frame. `now_ns` is the current time (monotonic), and `lag_ns` is how long the frame
-        waited to be read. Pass a lag of 0 if something else limits the wait, such as `vision.capture.read_ahead.Backlog`.
+        waited to be read. Pass 0 if something else limits this wait, such as `vision.capture.read_ahead.Backlog`.
         """
         intact = not self._lost
         self._lost = False

@@ -147,7 +147,7 @@ class Session:
                 self._camera.sink.drop(reason)
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Errors are as in `stream`."""
+        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Errors: see `stream`."""
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)
