@@ -147,7 +147,7 @@ class Analytics:
         self._crowds = CrowdDetector(config.zones)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
-        """Forget the objects last detected before `before_s`. Yield the events of their last crossings and exits."""
+        """Forget objects last detected before `before_s`. Yield their last crossings, exits, and ends of dwelling."""
         table = self._objects.table
         seen_s = table["seen_s"]
         kept = seen_s >= before_s - CLOCK_GRAIN_S

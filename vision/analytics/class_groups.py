@@ -47,8 +47,9 @@ class ClassGroups:
 
 
 def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
-    """Return a mask (N,) of the boxes to keep. If boxes of different classes of one group overlap, keep only the best.
+    """Return a mask (N,) of the boxes to keep.
 
+    If boxes of different classes in one group overlap (IoU of at least 0.6), keep only the box with the highest score.
     The detector itself suppresses the weaker boxes only within each class.
     """
     kept = np.ones(len(scores), np.bool_)

@@ -40,7 +40,7 @@ _WINDOW_S: Final = 1.05
 _LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
 _OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
-"""Directions out of a box at its x1, y1, x2 and y2."""
+"""Signs of the outward direction of a box at each of x1, y1, x2, and y2."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
 size. Therefore, the same rules apply at 30, 10 and 3 frames/s.
 
-Detections are matched with tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object Tracking by
-Associating Every Detection Box", ECCV 2022). Strong detections can continue any track. Weak detections can continue
-only tracks that were detected just before. Only strong detections start tracks. The motion model is a Kalman filter in
-continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the direction
-is a part of the similarity. As an option, the motion of an object after a gap is computed from only two positions.
+Detections are matched with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object
+Tracking by Associating Every Detection Box", ECCV 2022): first strong detections with any of these tracks, then weak
+detections with tracks that were detected just before. The other strong detections continue unpublished tracks or start
+new tracks. The motion model is a Kalman filter in continuous time. Two parts come from OC-SORT (Cao et al.,
+"Observation-Centric SORT", CVPR 2023): the similarity includes the direction, and an option computes the motion of an
+object after a gap from only two positions.
 
 One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """

@@ -40,7 +40,7 @@ class AddOptions:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A model that was added."""
+    """The result of adding a model."""
 
     folder: Path
     proposal: Proposal

@@ -52,8 +52,8 @@ def check(context: typer.Context, config: ConfigName, json: Json = False) -> int
 
     Also check the model, the back-end, and the pipeline, and read one frame from each camera.
 
-    Exit codes: 0 if `vision run` can start and every camera delivers frames, 1 if a camera delivers none, 78 if
-    `vision run` cannot start.
+    Exit codes: 0 if `vision run` can start and every camera delivers frames, 1 if a camera delivers no frames, 78
+    if `vision run` cannot start.
 
     Examples:
       vision check camera.yaml

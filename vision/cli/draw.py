@@ -108,7 +108,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
 
 
 def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
-    """Read a current frame of a camera, or the first intact frame of a recording. Return it as (H, W, 3) uint8 BGR.
+    """Read a current frame of a camera, or the first intact frame of a recording. Return (H, W, 3) uint8 pixels in BGR.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.

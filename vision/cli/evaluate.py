@@ -133,7 +133,7 @@ def _check_combination(context: typer.Context, simulate: bool, required: dict[st
     """Check that the arguments fit together.
 
     Raises:
-        typer.BadParameter: an argument is missing, or does not apply.
+        typer.BadParameter: a required argument is missing, or an argument does not apply with or without `--simulate`.
     """
     given = [name for name in context.params if _is_given(context, name)]
     excluded = _LABELED if simulate else _SIMULATED

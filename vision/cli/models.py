@@ -54,7 +54,7 @@ def models(
     shapes of its outputs, and a run on a sample frame, and draws what the model finds. The command also prints the
     keys that it could not determine.
 
-    Exit codes: 0 if all models can be used, 78 if one cannot.
+    Exit codes: 0 if all models can be used, 78 if at least one cannot be used.
 
     Examples:
       vision models

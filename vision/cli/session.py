@@ -91,10 +91,10 @@ def _discard_output() -> None:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second.
+    """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second signal.
 
     The handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
-    console. So it only writes to a pipe, and a thread sets the event and prints the message.
+    console. So the handler only writes to a pipe, and a thread sets the event and prints the message.
     """
     reader, writer = os.pipe()
     received: list[int] = []

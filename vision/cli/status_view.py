@@ -147,7 +147,7 @@ def _latency(camera: CameraReport) -> LatencyPercentiles | None:
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt, and the reason of a camera without frames; empty if there is no fault."""
+    """Return the state, the next attempt, and the reason of a camera without frames; empty if no error is known."""
     if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"

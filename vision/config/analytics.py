@@ -110,7 +110,7 @@ class ZoneConfig(ConfigSection):
     name: Identifier
     """Name of the zone in events, unique among the lines and zones of the camera."""
     polygon: Polygon
-    """Corners, [[x, y], ...], in the camera's units, in order around the area; the last is joined to the first."""
+    """Corners, [[x, y], ...], in the camera's units and in order around the area; the polygon closes by itself."""
     holes: tuple[Polygon, ...] = Field(default=(), max_length=20)
     """Areas within the polygon that do not belong to the zone, each a list of points."""
     crowd_threshold: int | None = Field(default=None, ge=0, le=10_000)

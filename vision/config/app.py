@@ -52,7 +52,7 @@ class DetectConfig(ConfigSection):
     """Classes, thresholds, back-end and speed of the detector."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = "auto"
-    """Library that runs the model; auto: TensorRT if it and a GPU are available, otherwise ONNX Runtime."""
+    """Library that runs the model; auto: TensorRT if TensorRT and a GPU are available, otherwise ONNX Runtime."""
     score_threshold: Fraction = 0.35
     """Minimum score of a published detection."""
     iou_threshold: Fraction | None = None
@@ -98,16 +98,16 @@ class CameraConfig(ConfigSection):
     """Certificates of https:// and rtsps:// cameras; verify: by the system's authorities; accept-any: not checked; or a
     PEM file with the certificates to trust, relative to this file."""
     width: Pixels | None = None
-    """Frame width to request from a csi: or USB camera, in pixels; the camera's default if absent."""
+    """Frame width to request from a csi:, USB or synthetic: camera, in pixels; the camera's default if absent."""
     height: Pixels | None = None
-    """Frame height to request from a csi: or USB camera, in pixels; the camera's default if absent."""
+    """Frame height to request from a csi:, USB or synthetic: camera, in pixels; the camera's default if absent."""
     fps: FramesPerSecond | None = None
-    """Frame rate to request from a csi: or USB camera, or at which to read the images of a folder or to request the
-    snapshots of an http:// camera, in frames/s."""
+    """Frame rate to request from a csi:, USB or synthetic: camera, or at which to read the images of a folder or to
+    request the snapshots of an http:// camera, in frames/s."""
     max_fps: FramesPerSecond | None = None
     """Maximum rate of inference in frames/s; no limit if absent."""
     loop: bool = False
-    """Play a file again when it ends."""
+    """Play a file or a folder of images again when it ends."""
     open_timeout_s: float = Field(default=5.0, gt=0, le=120)
     """Timeout in seconds for a connection."""
     read_timeout_s: float = Field(default=5.0, gt=0, le=120)
@@ -221,7 +221,7 @@ class PublishConfig(ConfigSection):
     replay: BindAddress | None = None
     """Address at which subscribers request missed events; needs `state_dir`; no such address if absent."""
     max_events: int = Field(default=10_000, ge=100, le=1_000_000)
-    """Number of newest events that are stored and can be requested."""
+    """Number of newest events that stay stored and can be requested; older events are deleted."""
 
 
 class StatusConfig(ConfigSection):

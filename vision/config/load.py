@@ -123,7 +123,8 @@ def _written_passwords(document: Document) -> list[Fault]:
 def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
     """Return a copy of `config` in which all paths are absolute. Relative paths are joined to `folder`.
 
-    A model that is not a path (`is_model_path`) is a name, and so is a pipeline that does not end in ``.py``.
+    Names stay unchanged. A model is a name if it contains no slash and does not have the suffix of a model file. A
+    pipeline is a name if it does not end in ``.py``.
     """
     changes: dict[str, object] = {"cameras": tuple(_resolve_source(camera, folder) for camera in config.cameras)}
     if "/" in config.model or is_model_path(config.model):

@@ -82,7 +82,7 @@ _POINTERS: Final = (
     (b"version https://git-lfs", "Git LFS", "git lfs pull"),
     (b"/annex/objects/", "git-annex", "git annex get"),
 )
-"""Start of a file that stands for a model in a repository, its tool, and the command that fetches the model."""
+"""Start of a pointer file in a repository, the tool that wrote it, and the command that fetches the model."""
 
 
 def folder_of_model(name: str, models: Path) -> Path:

@@ -37,8 +37,8 @@ class InputSpec(_NormalizedInput):
     letterbox: Literal["top-left", "center"] = "center"
     """Position of the scaled frame in the model's input; the rest is padded."""
     constants: dict[str, tuple[float, ...]] = Field(default={})
-    """Values of additional inputs of the model, by name; those of `orig_target_sizes`, `im_shape`, and `scale_factor`
-    are known."""
+    """Values of additional inputs of the model, by name; `orig_target_sizes`, `im_shape`, and `scale_factor` are set
+    automatically."""
 
 
 class CropSpec(_NormalizedInput):
@@ -120,7 +120,8 @@ def _ascending_shapes(shapes: _Shapes) -> _Shapes:
     """Return the lists [min, opt, max] of an input's dimensions or values if they are in ascending order.
 
     Raises:
-        InvalidValue: the lists have different lengths, or a number exceeds that at the same index of the next list.
+        InvalidValue: the lists have different lengths, or a number exceeds the number at the same index in the next
+            list.
     """
     if len(set(map(len, shapes))) > 1 or any(list(sizes) != sorted(sizes) for sizes in zip(*shapes, strict=True)):
         expected = "three lists of equal length, [min, opt, max], in which no number exceeds that of the next list"
