@@ -43,7 +43,7 @@ _MOTION_JPEG: Final = (
     ),
     _http("http-line-feeds", "lines end with a line feed only", HttpStream(line_end="\n")),
     _http("http-preamble", "text precedes the first part", HttpStream(preamble=b"welcome\r\n")),
-    _http("http-text-parts", "a part of text before each frame", HttpStream(text_parts=True)),
+    _http("http-text-parts", "a part with text precedes each frame", HttpStream(text_parts=True)),
     _http("http-chunked", "chunked transfer encoding", HttpStream(chunked=True)),
     _http("http-untyped", "no content type", HttpStream(content_type=None)),
     _http(
@@ -122,14 +122,18 @@ _ACCESS: Final = (
         verdicts=_refused("unauthorized", {"user": "viewer", "password": "secret"}),
     ),
     _http("http-not-found", "no stream at this path", HttpStream(status=404), verdicts=_refused("no-stream")),
-    _http("http-forbidden", "the user has no right to watch", HttpStream(status=403), verdicts=_refused("forbidden")),
-    _http("http-busy", "no further client", HttpStream(status=503), verdicts=_refused("busy")),
+    _http(
+        "http-forbidden", "the user is not permitted to watch", HttpStream(status=403), verdicts=_refused("forbidden")
+    ),
+    _http("http-busy", "accepts no further clients", HttpStream(status=503), verdicts=_refused("busy")),
     _http("http-page", "a log-in page instead of a stream", HttpStream(kind="page"), verdicts=_refused("no-video")),
-    _http("http-empty", "an empty answer", HttpStream(kind="empty"), verdicts=_refused("no-video")),
-    _http("http-plays-nothing", "a header, and no frame", HttpStream(plays=False), verdicts=_refused("no-answer")),
+    _http("http-empty", "an empty response", HttpStream(kind="empty"), verdicts=_refused("no-video")),
+    _http(
+        "http-plays-nothing", "sends a header, but no frame", HttpStream(plays=False), verdicts=_refused("no-answer")
+    ),
     _http(
         "http-silent",
-        "accepts connections, and never answers",
+        "accepts connections, but never responds",
         HttpStream(),
         port="silent",
         verdicts=_refused("no-answer"),

@@ -33,7 +33,9 @@ _VIDEO: Final = (
     Persona("slices", "four slices per frame", RtspStream(slices=4)),
     Persona("mid-gop", "the first frame is the fourth after a key frame", RtspStream(first_frame=4)),
     Persona(
-        "mid-gop-slow", "2 frames/s, and a key frame every 5 s; starts after one", RtspStream(fps=2, first_frame=1)
+        "mid-gop-slow",
+        "2 frames/s, with a key frame every 5 s; the stream starts just after a key frame",
+        RtspStream(fps=2, first_frame=1),
     ),
     Persona(
         "b-frames",
@@ -94,15 +96,15 @@ _RTP: Final = (
     Persona("sequence-wrap", "the sequence number wraps within the first frames", RtspStream(first_sequence=65530)),
     Persona("time-wrap", "the RTP time wraps after 1 s", RtspStream(first_timestamp=2**32 - 90_000)),
     Persona("time-jump", "the RTP time jumps ahead by an hour", RtspStream(jump_at=17)),
-    Persona("time-slow", "the RTP time runs at half pace", RtspStream(pace=0.5)),
-    Persona("time-fast", "the RTP time runs at double pace", RtspStream(pace=2.0)),
+    Persona("time-slow", "the RTP time runs at half speed", RtspStream(pace=0.5)),
+    Persona("time-fast", "the RTP time runs at double speed", RtspStream(pace=2.0)),
     Persona(
         "time-stopped",
         "all frames have the same RTP time",
         RtspStream(pace=0.0),
         limits=(Limit("gstreamer", _NO_TIMES, tuple(FAULTS)),),
     ),
-    Persona("new-ssrc", "the SSRC changes in mid-stream", RtspStream(new_ssrc_at=17)),
+    Persona("new-ssrc", "the SSRC changes during the stream", RtspStream(new_ssrc_at=17)),
     Persona("no-marker", "no packet has the marker of the last packet of a frame", RtspStream(markers=False)),
     Persona("extension", "each packet has an RTP header extension (ONVIF)", RtspStream(extension=True)),
     Persona("padding", "each packet is padded", RtspStream(padding=True)),
@@ -115,7 +117,7 @@ _RTP: Final = (
     ),
     Persona(
         "other-payload-type",
-        "the SDP document announces payload type 97, the packets have 96",
+        "the SDP document announces payload type 97, but the packets have type 96",
         RtspStream(sdp_payload_type=97),
         verdicts=_both("no-frame"),
     ),
@@ -130,7 +132,7 @@ _RTP: Final = (
 )
 
 _SDP: Final = (
-    Persona("sound-first", "a sound track precedes the video, and never delivers", RtspStream(tracks=(SOUND,))),
+    Persona("sound-first", "a sound track precedes the video, but never delivers data", RtspStream(tracks=(SOUND,))),
     Persona("metadata-first", "an ONVIF metadata track precedes the video", RtspStream(tracks=(METADATA,))),
     Persona("two-videos", "a second video track follows", RtspStream(tracks=(SECOND_VIDEO,))),
     Persona("no-video", "sound only", RtspStream(tracks=(SOUND,), has_video=False), verdicts=_both("no-video")),
@@ -165,7 +167,9 @@ _SESSION: Final = (
         server=RtspServer(transports=("udp",)),
         verdicts=_both("transport", {"transport": "udp"}),
     ),
-    Persona("other-channels", "uses other interleaved channels than requested", server=RtspServer(channels=4)),
+    Persona(
+        "other-channels", "uses different interleaved channels from those requested", server=RtspServer(channels=4)
+    ),
     Persona(
         "short-session",
         "ends a session after 9 s without a request or RTCP report",
@@ -181,7 +185,7 @@ _SESSION: Final = (
     ),
     Persona(
         "get-parameter-refused",
-        "offers GET_PARAMETER, and refuses it",
+        "offers GET_PARAMETER, but refuses it",
         server=RtspServer(session_timeout_s=6, get_parameter="refused"),
     ),
     Persona(
@@ -190,8 +194,8 @@ _SESSION: Final = (
         server=RtspServer(options=False),
         verdicts={"ffmpeg": Verdict("refused-request", {"reader": "gstreamer"})},
     ),
-    Persona("slow-answers", "each answer takes 1 s", server=RtspServer(delay_s=1.0)),
-    Persona("early-frames", "the first frames precede the answer to PLAY", server=RtspServer(early=True)),
+    Persona("slow-answers", "each response takes 1 s", server=RtspServer(delay_s=1.0)),
+    Persona("early-frames", "the first frames precede the response to PLAY", server=RtspServer(early=True)),
     Persona("asks", "sends requests to the client", server=RtspServer(asks=True)),
     Persona("lower-case", "header names in lower case, without blanks", server=RtspServer(style="lower-case")),
     Persona("line-feeds", "lines end with a line feed only", server=RtspServer(style="line-feeds")),
@@ -221,13 +225,17 @@ _SESSION: Final = (
 
 _DEAD: Final = (
     Persona("not-found", "no stream at this path", server=RtspServer(status=404), verdicts=_both("no-stream")),
-    Persona("forbidden", "the user has no right to watch", server=RtspServer(status=403), verdicts=_both("forbidden")),
-    Persona("no-bandwidth", "no bandwidth for another client", server=RtspServer(status=453), verdicts=_both("busy")),
-    Persona("busy", "no further client", server=RtspServer(status=503), verdicts=_both("busy")),
     Persona(
-        "plays-nothing", "accepts PLAY, and sends no frame", server=RtspServer(plays=False), verdicts=_both("no-frame")
+        "forbidden", "the user is not permitted to watch", server=RtspServer(status=403), verdicts=_both("forbidden")
     ),
-    Persona("silent", "accepts connections, and never answers", port="silent", verdicts=_both("no-answer")),
+    Persona(
+        "no-bandwidth", "has no bandwidth for another client", server=RtspServer(status=453), verdicts=_both("busy")
+    ),
+    Persona("busy", "accepts no further clients", server=RtspServer(status=503), verdicts=_both("busy")),
+    Persona(
+        "plays-nothing", "accepts PLAY, but sends no frame", server=RtspServer(plays=False), verdicts=_both("no-frame")
+    ),
+    Persona("silent", "accepts connections, but never responds", port="silent", verdicts=_both("no-answer")),
     Persona("closed", "refuses connections", port="closed", verdicts=_both("refused")),
     Persona(
         "self-signed",
