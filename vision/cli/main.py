@@ -17,7 +17,7 @@ import typer
 from vision.cli.session import Session
 
 COMMANDS: Final = {
-    "run": "Detect objects in cameras, and publish the results.",
+    "run": "Detect objects in camera streams, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
     "watch": "Show the results of a running `vision run`.",

@@ -47,7 +47,7 @@ def run(
     ] = None,
     nvtx: Nvtx = False,
 ) -> int:
-    """Detect objects in cameras, and publish the results.
+    """Detect objects in camera streams, and publish the results.
 
     Examples:
       vision run demo --for 30s
