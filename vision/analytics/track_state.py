@@ -1,8 +1,8 @@
 """The rows of the array that stores the state of tracks, and the motion model of the tracks.
 
-The model is an Ornstein-Uhlenbeck speed in continuous time, so that steps can have any length. Lengths are in object
-sizes (the longer side of the box), so that the distance to the camera does not matter. The values fit people on foot.
-The filter also follows faster objects, because it allows acceleration.
+The model treats the speed of an object as an Ornstein-Uhlenbeck process in continuous time, so steps can have any
+length. Lengths are in object sizes (the longer side of the box), so the distance to the camera does not matter. The
+constants below are chosen for people on foot. The filter also follows faster objects, because it allows acceleration.
 """
 
 from __future__ import annotations

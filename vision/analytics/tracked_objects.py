@@ -123,8 +123,8 @@ class TrackedObjects:
         Args:
             anchors: names of the columns of `TrackSnapshot.points`. The first must be the point on the ground.
             lines: the lines from which distances are computed.
-            ground: converter of positions to meters, for speeds; None if it is unknown.
-            columns: additional columns, for the state that lines and zones store per object.
+            ground: converter from pixels to meters, for speeds; None if no ground points are configured.
+            columns: columns to add to `table`, by name, for the state that lines and zones store per object.
             frame_size_px: width and height of the frame.
         """
         own = {

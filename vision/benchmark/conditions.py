@@ -115,9 +115,9 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of installed packages and, if there is one, of the GPU driver.
+    """Return the versions of Python, of the packages in `_PACKAGES` that are installed, and of the GPU driver, if any.
 
-    TensorRT is not included if JetPack installed it. Then only the name of the back-end contains its version.
+    If JetPack installed TensorRT, its version is missing here. The name of the back-end contains it.
     """
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:

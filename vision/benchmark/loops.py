@@ -119,12 +119,12 @@ class _Batch(NamedTuple):
 def measure_stage(
     detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure the stage with one batch in flight per slot, for `seconds` and at least five batches.
+    """Measure a detector with one batch in flight per slot, for at least `seconds` and at least five batches.
 
     Args:
         batches: one per slot, all of the same size. Slot k always receives batch k.
-        warm: called after each batch of the warm-up, as soon as each slot has finished two batches. The measurement
-            starts when `warm` returns True.
+        warm: function that is called after each warm-up batch, once every slot has finished two batches. The
+            measurement starts when it returns True.
     """
     measured = _measure(_keep_in_flight(detector, batches), len(batches[0]), seconds, warm)
     for slot in range(len(batches)):

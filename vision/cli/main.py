@@ -53,7 +53,7 @@ Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 78 invalid configur
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` name (by default, `sys.argv`). Return its exit code."""
+    """Run the command that is given in `arguments` (default: ``sys.argv[1:]``), and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _build_app(arguments)(args=_hoist_log_level(arguments), prog_name="vision")

@@ -35,7 +35,10 @@ _Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
-    """Parse a duration such as ``90``, ``90s``, ``5m``, ``2h``, ``1d``, or ``500ms``, and return it in seconds."""
+    """Parse a duration such as ``90s``, ``5m``, ``2h``, ``1d``, or ``500ms``, and return it in seconds.
+
+    A number without a unit is in seconds. Raise `typer.BadParameter` if the text is not a positive duration.
+    """
     match = _DURATION.match(text)
     if match is None or float(match["number"]) <= 0:
         raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")

@@ -70,7 +70,7 @@ class Context:
         return int(self._engine.raw.get_device_memory_size_for_profile_v2(self.profile))
 
     def keep(self, name: str, what: object) -> None:
-        """Keep an object alive as long as the context, because TensorRT points to it but does not own it."""
+        """Keep an object alive for the context, until another is kept under the same name. TensorRT does not own it."""
         self._kept[name] = what
 
     def give_memory(self, address: int, size: int) -> None:

@@ -86,7 +86,7 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the part of its frames in which a true object was found, and the numbers of switches and interruptions.
+    """Return the fraction of a true object's frames in which it was found, and its switches and interruptions.
 
     `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
@@ -137,7 +137,7 @@ def _kept_pairs(
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
-    """Return one array of row numbers for each true object, in the order of frames."""
+    """Return an array of row numbers, in frame order, for each true object. Arrays are in the order of object ids."""
     order = np.argsort(truth.ids, kind="stable")
     edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
     return np.split(order, edges) if len(order) else []

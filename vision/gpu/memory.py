@@ -204,7 +204,7 @@ def _free_host(address: int, nbytes: int) -> None:
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
     """Queue a copy from page-locked host memory to the GPU.
 
-    For memory that is not page-locked, use `copy_to_device`, because this call would wait while holding the GIL.
+    If the memory is not page-locked, use `copy_to_device` instead: `queue_to_device` would hold the GIL while it waits.
     """
     status = driver_calls().copy_to_device(target, source, nbytes, stream.address)
     queued(status, f"copying {nbytes} bytes to the device")

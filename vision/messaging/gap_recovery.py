@@ -175,7 +175,8 @@ class ReplayClient:
     def learn_address(self, status: NodeStatusMessage, publisher: str) -> None:
         """Connect to the replay address in a status message, unless the address was given to the constructor.
 
-        `publisher` is the address of the publisher. Raise `MessageError` if the status contains no replay address.
+        If the replay address is only for binding, such as ``tcp://*:5556``, use the host of `publisher`, the address of
+        the publisher. Raise `MessageError` if an address is needed, but the status contains none.
         """
         if not self._learns_address:
             return

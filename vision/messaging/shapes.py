@@ -22,7 +22,10 @@ _Ints: TypeAlias = NDArray[np.int64]
 def add_shapes(
     objects: Sequence[DetectedObject], shapes: Shapes, meta: FrameMeta, form: MaskFormat
 ) -> list[DetectedObject]:
-    """Return `objects` with the masks, keypoints, and oriented boxes in `shapes`. Masks have the format `form`."""
+    """Return copies of `objects` with the masks, keypoints, and oriented boxes in `shapes`.
+
+    Masks have the format `form`, or ``rle`` if OpenCV is not installed.
+    """
     described: list[dict[str, object]] = [{} for _ in objects]
     if shapes.masks is not None:
         for fields, mask in zip(described, shapes.masks, strict=True):

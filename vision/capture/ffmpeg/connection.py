@@ -168,7 +168,10 @@ class ImageConnection:
 
 
 class _Pace:
-    """Delays each packet until it is due, according to the decoding times relative to the first packet."""
+    """Pacer that delays each packet until its decoding time, counted from the first packet.
+
+    If a packet has no decoding time, it is due one frame interval after the previous packet.
+    """
 
     def __init__(self, closing: threading.Event, fps: float | None) -> None:
         self._closing = closing

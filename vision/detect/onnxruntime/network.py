@@ -179,7 +179,8 @@ def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
 def check_network(path: Path, spec: ModelSpec, head: Head) -> None:
     """Check that `head` can read the outputs of a model that a different back-end will run.
 
-    A model that ONNX Runtime does not support, or fails to run, passes, because the other back-end may support it.
+    If ONNX Runtime does not support the model, or cannot run it, the check passes, because the other back-end may
+    support the model.
 
     Raises:
         ModelError: the file is missing or damaged, its inputs differ from the spec, or the head does not fit.
