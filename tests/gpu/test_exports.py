@@ -71,9 +71,12 @@ def test_layout_finds_the_known_shapes_on_the_gpu(device: object, name: str, tmp
     save_typed_model(tmp_path / spec.file, shaped.outputs, sides=(HEIGHT, WIDTH))
     shapes = {each: value.shape for each, value in shaped.outputs.items()}
     types = {each: str(value.dtype) for each, value in shaped.outputs.items() if value.dtype != np.float32}
-    # TensorRT refuses fp32 for a model that computes in float16.
-    precision = "fp16" if "float16" in types.values() else "fp32"
-    config = DetectConfig(score_threshold=0.3, batches_in_flight=1, max_batch=4, precision=precision)
+    config = DetectConfig(
+        score_threshold=0.3,
+        batches_in_flight=1,
+        max_batch=4,
+        precision="fp16" if "float16" in types.values() else "fp32",  # TensorRT refuses fp32 for float16
+    )
     with closing(open_model(tmp_path, spec, config, shapes, dtypes=types)) as gpu:
         for _ in range(2):
             gpu.submit(0, [shaped_frame(size) for size in FRAMES.values()])
