@@ -141,22 +141,31 @@ def test_stop_during_startup_ends_before_the_next_context() -> None:
 
 def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
     """A build takes minutes on a Jetson, but systemd kills the process much earlier."""
-    config = write_config(tmp_path / "camera.yaml", ["synthetic:96x64@5"], detect={"backend": "tensorrt"})
-    environment = {**os.environ, "CACHE_DIRECTORY": str(tmp_path / "cache")}
-    (tmp_path / "cache").mkdir(mode=0o700)
+    for attempt in range(3):  # on a busy machine, the short build of this test can end before the signal arrives
+        folder = tmp_path / str(attempt)
+        returncode, output = _stopped_during_build(folder)
+        if not list(folder.rglob("*.engine")):
+            break
+    assert returncode == 0, output
+    assert not list(folder.rglob("*.engine"))
+
+
+def _stopped_during_build(folder: Path) -> tuple[int, str]:
+    """Send SIGTERM to `vision run` when it reports the progress of a build. Return its exit code and its log."""
+    (folder / "cache").mkdir(mode=0o700, parents=True)
+    config = write_config(folder / "camera.yaml", ["synthetic:96x64@5"], detect={"backend": "tensorrt"})
+    environment = {**os.environ, "CACHE_DIRECTORY": str(folder / "cache")}
     command = [sys.executable, "-m", "vision.cli.main", "run", str(config)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
-        said = ""
-        while "vision.engine.progress" not in said:
+        output = ""
+        while "vision.engine.progress" not in output:
             line = program.stderr.readline()
-            assert line, said
-            said += line
+            assert line, output
+            output += line
         program.terminate()
-        rest = program.communicate(timeout=60)[1]
-    assert program.returncode == 0, said + rest
-    assert "built" not in rest
-    assert not list(tmp_path.rglob("*.engine"))
+        output += program.communicate(timeout=60)[1]
+    return program.returncode, output
 
 
 def test_failed_start_releases_all_memory() -> None:

@@ -213,16 +213,21 @@ def _account_epoch(camera: Camera, published: list[Published], playback: Playbac
         between = {(before + offset) % FRAMES for offset in range(1, step + 1)}
         uncounted += len(between.intersection(sent)) - (frame.counted - last.counted)
         allowed = {(_number(first) - start + offset) % FRAMES for offset in range(1, _span(first, frame) + 1)}
-        if uncounted > len(lost & allowed):
+        if uncounted > len(lost & allowed) + _reordered(camera):
             faults.append(f"{uncounted} frames up to {frame.number} were not counted")
             break
         last = frame
     # A frame is counted when it is dropped, which can be before an earlier one is published.
-    if uncounted < -max(
-        0, len(sent) - sent.index((_number(last) - start) % FRAMES) if _is_in(last, start, sent) else 0
-    ):
+    rest = len(sent) - sent.index((_number(last) - start) % FRAMES) if _is_in(last, start, sent) else 0
+    if uncounted < -max(0, rest) - _reordered(camera):
         faults.append(f"{-uncounted} frames too many were counted")
     return faults
+
+
+def _reordered(camera: Camera) -> int:
+    """Return how many frames a decoder can hold back to put B-frames in order. They are dropped out of order."""
+    stream = camera.persona.stream
+    return 2 if isinstance(stream, RtspStream) and stream.b_frames else 0
 
 
 def _span(first: Published, last: Published) -> int:

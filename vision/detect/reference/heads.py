@@ -495,10 +495,6 @@ HEADS: Mapping[str, type[Head]] = {
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """Create the head of the kind that `spec` selects. For the arguments, see `Head`.
-
-    Raises:
-        ModelError: the kind does not support the task that `spec` selects.
-    """
+    """Create the head of the kind and task in `spec`. Raise `ModelError` if the kind does not support the task."""
     check_task(spec)
     return HEADS[spec.head.kind](spec, class_count, score, classes)
