@@ -58,7 +58,7 @@ def regular(index: int) -> float:
 
 @dataclass
 class RtspCamera:
-    """What the server sends. Frame `index` is due `due_s(index)` after the start. Its RTP time is `time_s(index)`."""
+    """Frames of the server: `due_s(index)` is when a frame is due after the start, and `time_s(index)` its RTP time."""
 
     frames: Sequence[bytes] = field(default_factory=clip_frames)  # repeated forever
     due_s: Callable[[int], float] = regular

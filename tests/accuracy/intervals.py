@@ -45,7 +45,7 @@ _START_NS: Final = 10**15
 
 @dataclass
 class Coverage:
-    """How many intervals contain the true count."""
+    """Number of intervals that contain the true count."""
 
     intervals: int = 0
     contained: int = 0

@@ -192,7 +192,7 @@ class Case:
         }
 
     def _rows(self, batch: int, random: np.random.Generator) -> Arrays:
-        """Of heads that have one class per box."""
+        """Return the rows of heads that have one class per box."""
         rows = self.rows
         corners = self.boxes(random, batch, rows, corners=True)
         named = random.integers(-1, self.classes + 2, (batch, rows))

@@ -246,7 +246,7 @@ def _settle(sure: NDArray[np.int64], visit: NDArray[np.int64], settles: Bools, l
 
 @dataclass
 class Faults:
-    """What was run, and what was wrong."""
+    """Numbers of tracks and crossings of a run, and the errors in them."""
 
     tracks: int = 0
     detections: int = 0

@@ -75,7 +75,7 @@ class Durations:
 
     @property
     def has_p99(self) -> bool:
-        """Whether there are enough samples for `p99_ms`."""
+        """True if there are enough samples for `p99_ms`."""
         return self.count >= FEWEST_FOR_P99
 
 

@@ -72,7 +72,7 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether the source is a camera, whose frames arrive at their own rate, so that old frames are not useful."""
+        """True if the source is a camera. Its frames arrive at their own rate, so old frames are not useful."""
 
     def open(self) -> StreamInfo:
         """Connect to the source within its open timeout, and return the properties of the stream.

@@ -79,7 +79,7 @@ class OneLine:
         return crossed
 
     def is_outside(self, box: Box, distance: float) -> bool:
-        """Whether the edge cuts off the box, and a longer box would be farther from the line."""
+        """Return True if the edge cuts off the box, and a longer box would be farther from the line."""
         cuts = (box[0] <= 1.5, box[1] <= 1.5, box[2] >= WIDTH - 1.5, box[3] >= HEIGHT - 1.5)
         moves = []
         for at, grow in enumerate((-100.0, -100.0, 100.0, 100.0)):

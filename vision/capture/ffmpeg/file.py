@@ -187,7 +187,7 @@ class _Pass:
 
     @property
     def damage(self) -> str:
-        """What could not be read; empty if nothing failed. The length that the file announces is not checked."""
+        """Description of what could not be read; empty if nothing failed. The length in the header is not checked."""
         damaged = self._counts.damaged
         return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
 

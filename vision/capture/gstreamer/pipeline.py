@@ -24,7 +24,7 @@ from vision.types import PixelFormat
 Codec: TypeAlias = Literal["H264", "H265", "JPEG"]
 
 LATENCY_MS = 200
-"""How long the jitter buffer waits for a missing packet. Packets in order do not wait: the appsink does not sync."""
+"""Time for which the jitter buffer waits for a missing packet. Packets in order do not wait."""
 
 SINK_FRAMES = 2
 """Maximum number of decoded frames that the appsink holds. When another frame arrives, the oldest is dropped."""

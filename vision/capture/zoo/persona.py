@@ -11,7 +11,7 @@ from vision.capture.zoo.clips import Codec
 from vision.capture.zoo.payloads import JpegTables
 
 Fault = Literal["none", "cut", "stall", "restart", "loss", "slow"]
-"""What happens to the network or to the camera while it streams."""
+"""Faults of the network or the camera that occur while the camera streams."""
 
 FAULTS: Final[Mapping[Fault, str]] = MappingProxyType(
     {
