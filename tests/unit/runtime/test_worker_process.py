@@ -1,0 +1,198 @@
+"""Worker processes: messages, logs, crashes, hangs, leaks, stop, and the death of the main process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.messages.processes import Program, wait_until
+from tests.unit.runtime.worker_entries import Recorded
+from vision.errors import ConfigError
+from vision.runtime.worker_channel import Connection
+from vision.runtime.worker_process import Worker, Workers, WorkerSpec, own_memory_bytes
+
+pytestmark = pytest.mark.integration
+
+ENTRIES = "tests.unit.runtime.worker_entries"
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    group = Workers()
+    yield group
+    group.stop(2.0)
+    assert not psutil.Process().children()  # neither running nor a zombie
+
+
+def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        workers.poll(0.05)
+
+
+def start(workers: Workers, entry: str, recorded: Recorded, **options: object) -> Worker:
+    worker = workers.add(WorkerSpec("worker 0", f"{ENTRIES}:{entry}", **options), recorded)  # type: ignore[arg-type]
+    poll_until(workers, lambda: worker.ready)
+    return worker
+
+
+def test_messages_of_any_size_and_descriptors_arrive_in_order(workers: Workers, tmp_path: Path) -> None:
+    recorded = Recorded()
+    worker = start(workers, "echo", recorded, setup=b"setup" * 100_000)
+    (tmp_path / "file").write_bytes(b"content")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    sent = [b"", b"short", os.urandom(5_000_000), os.urandom(32_768), os.urandom(32_769)]
+    for data in sent:
+        assert worker.send(data, [fd])
+    os.close(fd)
+    poll_until(workers, lambda: len(recorded.messages) == 6)
+    setup, *echoed = recorded.messages
+    assert setup.data == b"setup" * 100_000
+    assert [message.data for message in echoed] == sent
+    for message in echoed:
+        (received,) = message.fds
+        assert os.pread(received, 100, 0) == b"content"
+        assert not os.get_inheritable(received)
+        os.close(received)
+
+
+def test_send_to_a_worker_that_does_not_read_returns_false() -> None:
+    connection, other = Connection.pair()
+    with other:
+        assert any(not connection.send(b"A", b"x" * 1000) for _ in range(10_000))
+        assert not connection.send_waiting(b"A", b"x" * 1000, (), 0.01)
+    assert not connection.send(b"A")
+    connection.close()
+    assert not connection.send(b"A")
+    assert not connection.send_waiting(b"A", b"", (), 1.0)
+
+
+def test_crashed_process_is_replaced_and_its_last_log_lines_arrive(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = Recorded()
+    worker = start(workers, "act", recorded)
+    first = worker.pid
+    assert worker.send(b"crash")
+    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
+    assert worker.pid != first
+    assert str(int(signal.SIGSEGV)) in recorded.ends[0]
+    assert worker.restarts == 1
+    assert ("vision.tests.worker", logging.ERROR, "last words") in caplog.record_tuples
+
+
+def test_killed_process_is_replaced_at_once_if_it_ran_well(workers: Workers) -> None:
+    recorded = Recorded()
+    worker = start(workers, "echo", recorded, setup=b"again")
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    poll_until(workers, lambda: len(recorded.messages) == 2)
+    assert [message.data for message in recorded.messages] == [b"again", b"again"]
+
+
+def test_failure_while_running_replaces_the_process(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = Recorded()
+    worker = start(workers, "act", recorded)
+    assert worker.send(b"raise")
+    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_failure_at_the_first_start_raises_the_error_of_the_worker(workers: Workers) -> None:
+    workers.add(WorkerSpec("worker 0", f"{ENTRIES}:refuse"), Recorded())
+    with pytest.raises(ConfigError) as caught:
+        poll_until(workers, lambda: False)
+    assert (caught.value.code, caught.value.hint) == ("no-model", "choose another model")
+
+
+def test_process_that_holds_the_gil_forever_is_replaced(workers: Workers) -> None:
+    recorded = Recorded()
+    worker = start(workers, "act", recorded, hang_s=1.0)
+    assert worker.send(b"hang")
+    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
+    assert len(recorded.ends) == 1
+
+
+def test_process_that_only_waits_is_not_replaced(workers: Workers) -> None:
+    recorded = Recorded()
+    start(workers, "act", recorded, hang_s=1.0)
+    deadline = time.monotonic() + 2.5
+    poll_until(workers, lambda: time.monotonic() > deadline)
+    assert recorded.starts == 1
+
+
+def test_process_above_its_memory_limit_is_replaced(workers: Workers) -> None:
+    recorded = Recorded()
+    worker = start(workers, "act", recorded, memory_limit_bytes=200 << 20)
+    assert worker.pid is not None
+    assert 0 < own_memory_bytes(worker.pid) < 150 << 20
+    assert worker.send(b"allocate 10")
+    assert worker.send(b"allocate 250")
+    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
+    assert worker.restarts == 1
+
+
+def test_log_records_reach_the_loggers_of_the_main_process(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    worker = start(workers, "act", Recorded())
+    assert worker.send(b"log rtsp://user:secret@camera/1")
+    poll_until(workers, lambda: bool(caplog.records))
+    (record,) = caplog.records
+    assert (record.name, record.levelno, record.processName) == ("vision.tests.worker", logging.WARNING, "worker 0")
+    assert "secret" not in record.getMessage()
+
+
+def test_lost_log_lines_are_counted(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = Recorded()
+    with caplog.at_level(logging.INFO):
+        workers.add(WorkerSpec("worker 0", f"{ENTRIES}:flood"), recorded)
+        workers.poll(0.0)
+        time.sleep(1.0)  # the main process does not read
+        poll_until(workers, lambda: bool(recorded.messages))
+    lines = [record.getMessage() for record in caplog.records if record.name == "vision.tests.worker"]
+    assert 0 < len(lines) <= 5000
+
+
+def test_process_that_ignores_the_stop_is_killed_at_the_deadline() -> None:
+    workers, recorded = Workers(), [Recorded(), Recorded()]
+    stubborn = start(workers, "act", recorded[0])
+    start(workers, "echo", recorded[1])
+    assert stubborn.send(b"linger")
+    workers.poll(0.1)
+    began = time.monotonic()
+    workers.stop(0.5)
+    assert 0.4 < time.monotonic() - began < 5.0
+    assert recorded[0].ends[0]
+    assert recorded[1].ends == [""]
+    assert not psutil.Process().children()
+
+
+MAIN = f"""
+import sys, time
+from tests.unit.runtime.worker_entries import Recorded
+from vision.runtime.worker_process import Workers, WorkerSpec
+workers = Workers()
+added = [workers.add(WorkerSpec("w", "{ENTRIES}:act"), Recorded()) for _ in range(2)]
+while not workers.ready:
+    workers.poll(0.1)
+added[1].send(b"hang")
+print(*(worker.pid for worker in added), flush=True)
+while True:
+    workers.poll(1.0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_survives_the_main_process(number: signal.Signals) -> None:
+    with Program([sys.executable, "-c", MAIN]) as program:
+        pids = [int(pid) for pid in program.line().split()]
+        program.send(number)
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the workers end")

@@ -1,0 +1,91 @@
+"""Functions that the worker processes of the tests run, and a handler that records what happens to a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+
+from vision.errors import Closed, ConfigError
+from vision.runtime.worker_channel import Message, WorkerChannel
+from vision.runtime.worker_process import Worker
+
+log = logging.getLogger("vision.tests.worker")
+
+
+def echo(channel: WorkerChannel, setup: bytes) -> None:
+    """Send each message back, after the setup."""
+    channel.send(setup)
+    channel.ready()
+    while True:
+        message = channel.receive(1.0)
+        if message is not None:
+            channel.send(message.data, message.fds, timeout_s=1.0)
+            for fd in message.fds:
+                os.close(fd)
+
+
+def act(channel: WorkerChannel, setup: bytes) -> None:
+    """Do what the messages name: crash, hang, use memory, log, or ignore the stop."""
+    channel.ready()
+    kept = []
+    while True:
+        message = channel.receive(1.0)
+        if message is None:
+            continue
+        match message.data.decode().split():
+            case ["crash"]:
+                log.error("last words")
+                ctypes.string_at(0)
+            case ["hang"]:
+                ctypes.PyDLL(None).sleep(60)  # holds the GIL
+            case ["allocate", mib]:
+                kept.append(bytearray(os.urandom(1) * (int(mib) << 20)))
+            case ["log", text]:
+                log.warning("a line: %s", text)
+            case ["raise"]:
+                raise RuntimeError("a bug")
+            case ["linger"]:
+                with contextlib.suppress(Closed):
+                    while True:
+                        channel.receive(1.0)
+                time.sleep(60)
+
+
+def refuse(channel: WorkerChannel, setup: bytes) -> None:
+    """Fail before the worker is ready."""
+    raise ConfigError("no such model", hint="choose another model", code="no-model")
+
+
+def flood(channel: WorkerChannel, setup: bytes) -> None:
+    """Log far more lines than a socket holds, then report the end."""
+    channel.ready()
+    for number in range(5000):
+        log.info("line %d", number)
+    channel.send(b"end", timeout_s=30.0)
+    while True:
+        channel.receive(1.0)
+
+
+@dataclass
+class Recorded:
+    """Records what happens to a worker."""
+
+    starts: int = 0
+    messages: list[Message] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    first: tuple[bytes, ...] = ()  # sent to each new process
+
+    def started(self, worker: Worker) -> None:
+        self.starts += 1
+        for data in self.first:
+            assert worker.send(data)
+
+    def received(self, worker: Worker, message: Message) -> None:
+        self.messages.append(message)
+
+    def lost(self, worker: Worker, reason: str) -> None:
+        self.ends.append(reason)

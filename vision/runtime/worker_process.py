@@ -1,0 +1,331 @@
+"""Worker processes: start, messages, detection of crashes, hangs and leaks, replacement, and stop.
+
+A worker process runs one function (`Entry`), which the main process names as text. The main process starts it as a new
+program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker is
+killed if the main process ends, however it ends.
+
+All workers share one loop, `Workers.poll`, so that no worker needs a thread in the main process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from vision.capture.liveness import Backoff
+from vision.errors import VisionError
+from vision.runtime.hang_watchdog import ProgressMonitor
+from vision.runtime.worker_channel import (
+    APPLICATION,
+    FAILURE,
+    HEARTBEAT,
+    LOG,
+    READY,
+    SETUP,
+    STOP,
+    Connection,
+    Message,
+    Setup,
+    failure,
+    log_record,
+)
+from vision.version import version
+
+log = logging.getLogger(__name__)
+
+_CHECK_NS: Final = 1_000_000_000  # interval between two checks for hangs and leaks
+_HEALTHY_NS: Final = 3_000_000_000  # a process that ran for this long is replaced without a growing pause
+_FIRST_RETRY_S: Final = 0.2
+_LONGEST_RETRY_S: Final = 30.0
+_KILL_S: Final = 0.5  # time in which a killed process ends
+_MESSAGES_AT_ONCE: Final = 64  # from one worker, before it is the turn of the next
+_PATH: Final = "VISION_WORKER_PATH"
+_PROGRAM: Final = (
+    "import os, sys; "  # both are loaded already, so nothing in the current folder can replace them
+    f"sys.path[:] = os.environ.pop('{_PATH}').split(os.pathsep); "
+    "from vision.runtime.worker_channel import run_worker; "
+    "run_worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker process runs, and its limits."""
+
+    name: str  # for the log
+    entry: str  # the function to run, as ``package.module:function``
+    setup: bytes = b""  # passed to the function
+    hang_s: float = 30.0  # time without a heartbeat after which the process is replaced
+    memory_limit_bytes: int | None = None  # of its own memory, without shared buffers; None means no limit
+
+
+class WorkerHandler(Protocol):
+    """Receiver of what happens to a worker. `Workers.poll` and `Workers.stop` call all methods."""
+
+    def started(self, worker: Worker) -> None:
+        """Prepare for a new process. It receives the messages that are sent now before all others."""
+
+    def received(self, worker: Worker, message: Message) -> None:
+        """Process a message of the worker. Close the file descriptors of the message."""
+
+    def lost(self, worker: Worker, reason: str) -> None:
+        """Clean up after a process that has ended. `reason` is empty after an orderly stop."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """One process of a worker."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    started_ns: int
+    monitor: ProgressMonitor
+    heartbeats: int = 0
+    is_ready: bool = False
+    failure: VisionError | None = None
+    end: str = ""  # why it was killed; empty if it was not
+    killed_ns: int = 0
+
+
+class Worker:
+    """One worker, which consists of one process after the other. Any thread can call `send`."""
+
+    def __init__(self, spec: WorkerSpec, handler: WorkerHandler) -> None:
+        self.spec = spec
+        self.handler = handler
+        self.restarts = 0
+        self._process: _Process | None = None
+        self._was_ready = False
+        self._due_ns = 0  # time of the next start
+        self._backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S, shortest_s=0.0)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None if no process runs."""
+        process = self._process
+        return None if process is None else process.process.pid
+
+    @property
+    def ready(self) -> bool:
+        """True once the current process has called `WorkerChannel.ready`."""
+        process = self._process
+        return process is not None and process.is_ready
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
+        """Send a message to the worker, without blocking. Return False if no process runs, or it reads too slowly."""
+        process = self._process
+        return process is not None and process.connection.send(APPLICATION, data, fds)
+
+
+@dataclass(slots=True)
+class Workers:
+    """Starts workers, receives their messages, and replaces processes that crash, hang, or use too much memory.
+
+    One thread calls all methods. It must not end before the workers, because Linux kills a worker when the thread that
+    started it ends.
+    """
+
+    clock: Callable[[], int] = time.monotonic_ns
+    _workers: list[Worker] = field(default_factory=list)
+    _killed: list[subprocess.Popen[bytes]] = field(default_factory=list)  # not reaped yet
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _check_ns: int = 0
+    _is_stopping: bool = False
+
+    def add(self, spec: WorkerSpec, handler: WorkerHandler) -> Worker:
+        """Add a worker. The next call of `poll` starts its process."""
+        worker = Worker(spec, handler)
+        self._workers.append(worker)
+        return worker
+
+    @property
+    def ready(self) -> bool:
+        """True if every worker is ready."""
+        return all(worker.ready for worker in self._workers)
+
+    def poll(self, timeout_s: float) -> None:
+        """Start the processes that are due, and wait up to `timeout_s` seconds for messages and ends of processes.
+
+        Raises:
+            VisionError: a worker that was never ready failed with this error.
+        """
+        now_ns = self.clock()
+        idle = [] if self._is_stopping else [worker for worker in self._workers if worker._process is None]
+        for worker in idle:
+            if now_ns >= worker._due_ns:
+                self._start(worker)
+        due = [worker._due_ns for worker in idle if worker._process is None]
+        wait_ns = min([int(timeout_s * 1e9), *(max(0, due_ns - now_ns) for due_ns in due)])
+        for key, _ in self._selector.select(wait_ns / 1e9):
+            self._receive(key.data)
+        if self.clock() >= self._check_ns:
+            self._check_ns = self.clock() + _CHECK_NS
+            self._check()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask all workers to stop, and process their last messages. Kill those that still run after `timeout_s`."""
+        self._is_stopping = True
+        deadline = time.monotonic() + timeout_s
+        for worker in self._running():
+            self._process(worker).connection.send(STOP)
+        self._poll_until(deadline)
+        for worker in self._running():
+            log.warning("%s did not stop within %.1f s, and is killed", worker.spec.name, timeout_s)
+            self._kill(worker, f"did not stop within {timeout_s:.1f} s")
+        self._poll_until(time.monotonic() + _KILL_S)
+        for worker in self._running():
+            self._ended(worker)
+        self._selector.close()
+
+    def _poll_until(self, deadline: float) -> None:
+        """Process messages until all processes have ended, or until `deadline`."""
+        while self._running() and (left_s := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(VisionError):
+                self.poll(min(left_s, 0.1))
+
+    def _running(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker._process is not None]
+
+    @staticmethod
+    def _process(worker: Worker) -> _Process:
+        assert worker._process is not None
+        return worker._process
+
+    def _start(self, worker: Worker) -> None:
+        now_ns = self.clock()
+        try:
+            process, connection = _spawn(worker.spec)
+        except OSError as error:  # too many processes or descriptors
+            delay_s = worker._backoff.next_delay_s()
+            worker._due_ns = now_ns + int(delay_s * 1e9)
+            log.error("%s cannot be started: %s; it is tried again in %.1f s", worker.spec.name, error, delay_s)
+            return
+        worker._process = _Process(process, connection, now_ns, ProgressMonitor(now_ns))
+        self._selector.register(connection, selectors.EVENT_READ, worker)
+        setup = Setup(version(), logging.getLogger().getEffectiveLevel(), worker.spec.setup)
+        connection.send(SETUP, setup.encode())
+        worker.handler.started(worker)
+
+    def _receive(self, worker: Worker) -> None:
+        process = worker._process
+        for _ in range(_MESSAGES_AT_ONCE):
+            if process is None or process is not worker._process:  # a message can make the handler stop the worker
+                return
+            try:
+                received = process.connection.receive()
+            except EOFError:
+                self._ended(worker)
+                return
+            if received is None:
+                return
+            self._dispatch(worker, process, *received)
+
+    @staticmethod
+    def _dispatch(worker: Worker, process: _Process, kind: bytes, message: Message) -> None:
+        if kind == APPLICATION:
+            worker.handler.received(worker, message)
+        elif kind == HEARTBEAT:
+            process.heartbeats += 1
+        elif kind == LOG:
+            record = log_record(message.data, worker.spec.name)
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        elif kind == READY:
+            process.is_ready = worker._was_ready = True
+        elif kind == FAILURE:
+            process.failure = failure(message.data)
+
+    def _ended(self, worker: Worker) -> None:
+        """Clean up after a process whose connection is closed, and plan the start of the next one."""
+        process = self._process(worker)
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.process.wait(0.1)
+        if code is None:  # it closed its connection, but continues to run
+            process.process.kill()
+            self._killed.append(process.process)
+        self._selector.unregister(process.connection)
+        process.connection.close()
+        worker._process = None
+        reason = process.end or _describe_end(code, process.failure)
+        now_ns = self.clock()
+        if now_ns - process.started_ns >= _HEALTHY_NS:
+            worker._backoff.reset()
+        delay_s = worker._backoff.next_delay_s()
+        worker._due_ns = now_ns + int(delay_s * 1e9)
+        worker.restarts += not self._is_stopping
+        orderly = self._is_stopping and code == 0
+        if not self._is_stopping:
+            log.error("%s %s; it is replaced in %.1f s", worker.spec.name, reason, delay_s)
+        worker.handler.lost(worker, "" if orderly else reason)
+        if process.failure is not None and not worker._was_ready:
+            raise process.failure
+
+    def _kill(self, worker: Worker, reason: str) -> None:
+        """Kill a process. The end of its connection arrives after its last messages, in `_receive`."""
+        process = self._process(worker)
+        process.end, process.killed_ns = reason, self.clock()
+        process.process.kill()
+
+    def _check(self) -> None:
+        """Kill processes that hang or use too much memory, and reap those that were killed."""
+        self._killed = [process for process in self._killed if process.poll() is None]
+        for worker in self._running():
+            process, spec = self._process(worker), worker.spec
+            still_s = process.monitor.look(process.heartbeats, self.clock()) / 1e9
+            used_bytes = own_memory_bytes(process.process.pid)
+            if process.end:
+                if self.clock() - process.killed_ns > _KILL_S * 1e9:  # it is stuck in the kernel
+                    self._ended(worker)
+            elif still_s > spec.hang_s:
+                self._kill(worker, f"was killed, because it made no progress for {still_s:.0f} s")
+            elif spec.memory_limit_bytes is not None and used_bytes > spec.memory_limit_bytes:
+                text = f"{used_bytes / 2**20:.0f} MiB of memory, more than {spec.memory_limit_bytes / 2**20:.0f} MiB"
+                self._kill(worker, f"was killed, because it used {text}")
+
+
+def _spawn(spec: WorkerSpec) -> tuple[subprocess.Popen[bytes], Connection]:
+    connection, other = Connection.pair()
+    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+    with other:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, spec.name, spec.entry, str(other.fileno()), str(os.getpid())],
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, _PATH: path},
+                start_new_session=True,  # Ctrl-C reaches only the main process
+            )
+        except OSError:
+            connection.close()
+            raise
+    return process, connection
+
+
+def _describe_end(code: int | None, error: VisionError | None) -> str:
+    """Return how a process ended, for the log. `code` is None if it only closed its connection."""
+    if code is None:
+        return "closed its connection"
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+    return f"failed: {error}" if error is not None else f"ended with exit code {code}"
+
+
+def own_memory_bytes(pid: int) -> int:
+    """Return the resident memory of a process that it does not share, in bytes; 0 if the process has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
