@@ -30,12 +30,17 @@ ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 class DropReason(str, Enum):
     """Reason why a grabbed frame was not published. Per camera: grabbed = published + dropped + in flight."""
 
-    SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the detector was free
+    SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the next stage was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
     STALE = "stale"  # the frame was older than `max_frame_age_s`, or was skipped because the decoder was too slow
     CORRUPT = "corrupt"  # the frame was between a packet loss and the next key frame, or could not be decoded
     EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
     STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
+
+
+SlowStage: TypeAlias = Literal["detector", "results"]
+"""Stage for which a frame waited until it was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`: the detector, or
+the steps after it (stages and sinks)."""
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:

@@ -113,7 +113,8 @@ class CameraConfig(ConfigSection):
     read_timeout_s: float = Field(default=5.0, gt=0, le=120)
     """Seconds without a frame after which the camera is reconnected."""
     max_frame_age_s: Minute = 0.5
-    """Maximum age in seconds of a frame when inference starts; older frames are dropped."""
+    """Maximum age in seconds of a frame when inference starts, and again when its result is processed. For the result,
+    the time of inference does not count. Older frames are dropped."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
 

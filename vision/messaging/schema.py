@@ -273,6 +273,10 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]
     dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
+    dropped_by_stage: Annotated[
+        dict[str, int],
+        doc("the part of `dropped` that waited too long for a stage: `detector` or `results`, the steps after it"),
+    ] = {}
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]
     last_frame_age_s: Annotated[float | None, doc("seconds since the last frame; absent before the first")] = None

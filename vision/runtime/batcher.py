@@ -7,6 +7,7 @@ a camera pauses for 400 ms or more at a key frame.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -91,19 +92,26 @@ class SubmitScheduler:
     _latency_ns: dict[int, float] = field(default_factory=dict)
     _interval_ns: dict[int, float] = field(default_factory=dict)
     _last_done_ns: int = 0
+    _done_ns: deque[int] = field(default_factory=deque)  # when the last `parallel` batches finished, oldest first
 
     def submitted(self, size: int, now_ns: int) -> None:
         """Record that a batch of `size` frames was submitted."""
         self._running.append(_Running(size, now_ns))
 
-    def done(self, now_ns: int) -> None:
-        """Record that the oldest running batch has finished."""
+    def done(self, now_ns: int) -> int:
+        """Record that the oldest running batch has finished.
+
+        Return how long the detector computed it, in ns, without the time that it waited for the previous batches.
+        """
         batch = self._running.pop(0)
         if batch.submitted_ns >= self._last_done_ns:
             self._learn(self._latency_ns, batch.size, now_ns - batch.submitted_ns)
         else:
             self._learn(self._interval_ns, batch.size, now_ns - max(self._last_done_ns, batch.submitted_ns))
         self._last_done_ns = now_ns
+        self._done_ns.append(now_ns)
+        began_ns = self._done_ns.popleft() if len(self._done_ns) > self.parallel else 0
+        return now_ns - max(began_ns, batch.submitted_ns)
 
     def form_at_ns(self, size: int) -> int:
         """Return the time in ns at which to form a batch of about `size` frames; 0 means immediately."""

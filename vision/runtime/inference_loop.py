@@ -12,7 +12,7 @@ from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.metrics import span
 from vision.runtime.batcher import Batcher, SubmitScheduler
-from vision.runtime.latest_slot import Clock, Lease, release_together
+from vision.runtime.latest_slot import Clock, Lease, discard
 from vision.types import Detections, Result, Timing
 
 POLL_S: Final = 0.001
@@ -30,6 +30,9 @@ class InferredFrame:
 
     result: Result
     lease: Lease
+    expires_ns: int | None
+    """Time from which the result is too old to be processed; None means never. The time that the detector needed for
+    the frame does not count. Otherwise, a detector that needs longer than `max_frame_age_s` would publish nothing."""
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class InferenceLoop:
         finally:
             self.ended = True
             for batch in self._running:
-                release_together(batch.leases)
+                discard(batch.leases)
 
     def _step(self) -> bool:
         now_ns = self.clock()
@@ -97,7 +100,7 @@ class InferenceLoop:
             with span("submit"):
                 self.detector.submit(slot, [lease.frame for lease in leases])
         except BaseException:
-            release_together(leases)
+            discard(leases)
             raise
         now_ns = self.clock()
         self._last_size = len(leases)
@@ -115,9 +118,9 @@ class InferenceLoop:
         now_ns = self.progress_ns = self.clock()
         self._running.popleft()
         self._free.append(batch.slot)
-        self._scheduler.done(now_ns)
+        busy_ns = self._scheduler.done(now_ns)
         pairs = zip(batch.leases, detections, strict=True)
-        self.deliver([_inferred(batch, lease, objects, now_ns) for lease, objects in pairs])
+        self.deliver([_inferred(batch, lease, objects, now_ns, busy_ns) for lease, objects in pairs])
 
     def _check_hang(self, batch: _Batch) -> None:
         if self.clock() - batch.submitted_ns > self.hang_s * 1e9:
@@ -128,7 +131,8 @@ class InferenceLoop:
             ) from None
 
 
-def _inferred(batch: _Batch, lease: Lease, objects: Detections, now_ns: int) -> InferredFrame:
+def _inferred(batch: _Batch, lease: Lease, objects: Detections, now_ns: int, busy_ns: int) -> InferredFrame:
     meta = lease.frame.meta
     timing = Timing(lease.taken_ns, batch.submitted_ns, now_ns)
-    return InferredFrame(Result(meta, objects, timing, lease.dropped_before), lease)
+    expires_ns = None if lease.max_age_ns is None else meta.captured_ns + lease.max_age_ns + busy_ns
+    return InferredFrame(Result(meta, objects, timing, lease.dropped_before), lease, expires_ns)

@@ -1,7 +1,8 @@
 """`LatestSlot`, which passes the newest frame of one camera from the camera thread to the inference thread.
 
-A queue would grow without limit if the detector is slower than the cameras. Therefore, only the newest frame of each
-camera waits. Every grabbed frame is counted (``grabbed = taken + dropped + waiting``), and drops are counted by reason.
+A queue would grow without limit if a later step is slower than the cameras. Therefore, only the newest frame of each
+camera waits, and no further frame is taken while `MAX_UNFINISHED` results of the camera are unfinished. Every grabbed
+frame is counted (``grabbed = taken + dropped + waiting``). Drops are counted by reason.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vision.errors import Closed
-from vision.types import DropReason, Frame, FrameBuffer, FrameMeta, PixelFormat, frame_shape
+from vision.types import DropReason, Frame, FrameBuffer, FrameMeta, PixelFormat, SlowStage, frame_shape
 
 Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
@@ -22,15 +23,21 @@ Clock = Callable[[], int]
 EXTRA_BUFFERS: Final = 2
 """Number of buffers of a slot that cannot be leased: one is being written, and one waits."""
 
+MAX_UNFINISHED: Final = 2
+"""Number of unfinished results of a camera from which its next frame is not taken: one that the stages process, and one
+that waits, so that the stages never wait for the detector."""
+
 
 @dataclass(slots=True)
 class SlotCounts:
     """Frame counters of one camera since the start."""
 
     grabbed: int = 0
-    taken: int = 0
+    taken: int = 0  # frames taken by the reader, without those that were dropped afterwards
     dropped: Counter[DropReason] = field(default_factory=Counter)
+    dropped_by_stage: Counter[SlowStage] = field(default_factory=Counter)  # the part of `dropped` with a slow stage
     waiting: int = 0
+    unfinished: int = 0  # frames whose result was neither published nor dropped yet
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +47,7 @@ class Lease:
     frame: Frame
     dropped_before: Mapping[str, int]  # number of drops since the camera's last lease, by reason
     taken_ns: int  # time when the frame was taken
+    max_age_ns: int | None  # age above which the frame must not be published; None means no limit
     slot: LatestSlot
     _is_released: bool = False
 
@@ -51,11 +59,39 @@ class Lease:
 
 
 def release_together(leases: Sequence[Lease]) -> None:
-    """Release all leases of a batch. Acquire the cameras' shared lock only once, because acquiring it can be slow."""
+    """Release all leases of a batch.
+
+    This function and the next ones acquire the cameras' shared lock only once, because acquiring it can be slow.
+    """
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
                 lease.release()
+
+
+def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
+    """Count the results of a batch as unfinished. Release the leases, unless `keep` is True."""
+    if leases:
+        with leases[0].slot.changed:
+            for lease in leases:
+                lease.slot.begin_result()
+            if not keep:
+                release_together(leases)
+
+
+def finish_together(leases: Sequence[Lease], reasons: Iterable[DropReason | None]) -> None:
+    """Release leases after `hand_over`, and finish their results, as `LatestSlot.finish_result` does for each."""
+    if leases:
+        with leases[0].slot.changed:
+            for lease, reason in zip(leases, reasons, strict=True):
+                lease.release()
+                lease.slot.finish_result(reason)
+
+
+def discard(leases: Sequence[Lease]) -> None:
+    """Release leases that the detector did not finish, and count their frames as dropped because of a stop."""
+    hand_over(leases, keep=False)
+    finish_together(leases, [DropReason.STOPPED] * len(leases))
 
 
 @dataclass(slots=True)
@@ -106,7 +142,8 @@ class LatestSlot:
             lossless: if True, the writer waits instead of dropping frames, and `max_fps` and `max_frame_age_s` are
                 ignored.
             max_fps: maximum number of frames per second that the reader takes. None means no limit.
-            max_frame_age_s: age in seconds above which a frame is dropped instead of taken. None means no limit.
+            max_frame_age_s: age in seconds above which a frame is dropped instead of taken, and which `Lease` passes on
+                to the later steps. None means no limit.
             changed: condition that all slots of one `Batcher` must share. None creates a new condition.
         """
         self.camera_id = camera_id
@@ -233,24 +270,30 @@ class LatestSlot:
     def counts(self) -> SlotCounts:
         """Return a consistent snapshot of the counters."""
         with self.changed:
-            return replace(self._counts, dropped=self._counts.dropped.copy(), waiting=int(self._waiting is not None))
+            counts = self._counts
+            dropped, by_stage = counts.dropped.copy(), counts.dropped_by_stage.copy()
+            waiting = int(self._waiting is not None)
+            return replace(counts, dropped=dropped, dropped_by_stage=by_stage, waiting=waiting)
 
     def ready_ns(self, now_ns: int) -> int | None:
         """Drop the waiting frame if it is stale. Otherwise, return the time in ns from which the frame may be taken.
 
-        Return None if no frame waits, or if the reader already holds all its leases. The caller must hold `changed`.
+        Return None if no frame waits, if the reader already holds all its leases, or if `MAX_UNFINISHED` results are
+        unfinished. The caller must hold `changed`.
         """
-        if self._waiting is None or self._leased >= self._leases:
+        if self._waiting is None:
             return None
         if self._max_frame_age_ns is not None and now_ns - self._waiting.meta.captured_ns > self._max_frame_age_ns:
             self._drop_waiting(DropReason.STALE)
+            return None
+        if self._leased >= self._leases or self._counts.unfinished >= MAX_UNFINISHED:
             return None
         return self._rate.due_ns
 
     def take(self) -> Lease | None:
         """Lease the waiting frame. If the frame is stale, drop it.
 
-        Return None if there is no frame that may be taken now, or if the reader already holds all its leases.
+        Return None if there is no frame that may be taken now, for the reasons that `ready_ns` lists.
         """
         with self.changed:
             now_ns = self._clock()
@@ -267,7 +310,7 @@ class LatestSlot:
             self._counts.taken += 1
             dropped_before, self._unreported = self._unreported, {}
             self.changed.notify_all()
-            return Lease(frame, dropped_before, now_ns, self)
+            return Lease(frame, dropped_before, now_ns, self._max_frame_age_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
         """Take back a leased buffer. Reuse it only if `configure` has not replaced the buffers since then."""
@@ -277,11 +320,33 @@ class LatestSlot:
                 self._buffers.free.append(buffer)
             self.changed.notify_all()
 
+    def begin_result(self) -> None:
+        """Count the result of a taken frame as unfinished. The caller must hold `changed`."""
+        self._counts.unfinished += 1
+
+    def finish_result(self, reason: DropReason | None) -> None:
+        """Count a result as finished: published if `reason` is None, otherwise dropped after its frame was taken.
+
+        The caller must hold `changed`. The drop is not part of the `dropped_before` of later leases.
+        """
+        counts = self._counts
+        if counts.unfinished == MAX_UNFINISHED and self._waiting is not None:
+            self.changed.notify_all()
+        counts.unfinished -= 1
+        if reason is not None:
+            counts.taken -= 1
+            counts.dropped[reason] += 1
+            if reason is DropReason.STALE:
+                counts.dropped_by_stage["results"] += 1
+
     def _drop_waiting(self, reason: DropReason) -> None:
         frame, self._waiting = self._waiting, None
         if frame is None:
             return
         self._count_drop(reason)
+        if reason in (DropReason.SUPERSEDED, DropReason.STALE):
+            stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
+            self._counts.dropped_by_stage[stage] += 1
         self._buffers.free.append(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         self.changed.notify_all()
 

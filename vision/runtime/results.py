@@ -1,48 +1,23 @@
-"""`ResultHandler`, which runs the stages on each result and passes it to the sinks, in the results thread."""
+"""`ResultHandler`, which runs the stages on each result and passes it to the sinks, in the results thread.
+
+A result whose frame is too old at its turn is dropped before any stage sees it. The queue needs no limit of its own: a
+camera's next frame is not taken while too many of its results are unfinished (`vision.runtime.latest_slot`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import replace
 
 from vision.metrics import LatencyHistogram, Rate, span
-from vision.runtime.inference_loop import IDLE_S, InferredFrame
-from vision.runtime.latest_slot import Clock, release_together
+from vision.runtime.inference_loop import InferredFrame
+from vision.runtime.latest_slot import Clock, finish_together, hand_over
 from vision.runtime.status import CameraMetrics
 from vision.stages.stage import PixelStage, Sink, Stage
-from vision.types import Frame, Result
-
-RESULT_QUEUE_SIZE: Final = 2048
-"""Maximum number of results that wait for the results thread, not counting the last batch.
-
-One interpreter publishes this number of results in two seconds. The limit counts frames, because many cameras can
-produce many batches of one frame. In a pipeline with a stage that reads pixels, the leases are a far lower limit."""
-
-
-class ResultQueue(queue.Queue[list[InferredFrame] | None]):
-    """Queue of batches for the results thread. Its size is the number of frames. The item None marks the end."""
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self._frames = 0
-
-    def _qsize(self) -> int:
-        return self._frames
-
-    def _put(self, item: list[InferredFrame] | None) -> None:
-        super()._put(item)
-        self._frames += self._weight(item)
-
-    def _get(self) -> list[InferredFrame] | None:
-        item = super()._get()
-        self._frames -= self._weight(item)
-        return item
-
-    @staticmethod
-    def _weight(item: list[InferredFrame] | None) -> int:
-        return max(1, len(item or ()))  # with an item of weight 0, the queue would appear empty
+from vision.types import DropReason, Frame, Result
 
 
 class ResultHandler:
@@ -59,8 +34,9 @@ class ResultHandler:
         for stage in stages:
             self.add_stage(stage)
         self._clock = clock
-        self._queue = ResultQueue(RESULT_QUEUE_SIZE)
+        self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()
         self._aborted = False
+        self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
 
     def add_stage(self, stage: Stage) -> None:
         """Append a stage. Call this before `run`."""
@@ -72,56 +48,67 @@ class ResultHandler:
         else:
             self._steps.append((name, lambda result, _frame: stage(result)))
 
-    @property
-    def queued_frames(self) -> int:
-        """Number of results that wait for the results thread."""
-        return self._queue.qsize()
-
-    def put(self, batch: list[InferredFrame] | None) -> bool:
-        """Queue a batch; None marks the end. Return False if the queue stays full for `IDLE_S` seconds.
-
-        If no stage reads pixels, release the batch's leases first. After `abort`, discard the batch, and return True.
-        """
-        if self._aborted or not self._reads_pixels:
-            release_together([frame.lease for frame in batch or ()])
+    def put(self, batch: list[InferredFrame]) -> None:
+        """Queue a batch. If no stage reads pixels, release its leases first. After `abort`, discard the batch."""
+        hand_over([inferred.lease for inferred in batch], keep=self._reads_pixels)
         if self._aborted:
-            return True
-        try:
-            self._queue.put(batch, timeout=IDLE_S)
-        except queue.Full:
-            return False
-        return True
+            self._finish(batch, [DropReason.STOPPED] * len(batch))
+        else:
+            self._queue.put(batch)
+
+    def end(self) -> None:
+        """Make `run` return after the batches that are queued."""
+        self._queue.put(None)
 
     def abort(self) -> None:
-        """Make `run` end without handling the queued batches, and make `put` discard new batches."""
+        """Make `run` return without handling the queued batches, and make `put` discard new batches."""
         self._aborted = True
+        self._queue.put(None)
 
     def run(self) -> None:
-        """Handle results until the end mark arrives or `abort` is called. The results thread calls this method."""
-        while (batch := self._next_batch()) is not None:
-            try:
-                with span("results"):
-                    for inferred in batch:
-                        self._handle(inferred)
-            finally:
-                release_together([inferred.lease for inferred in batch])
+        """Handle results until `end` or `abort` is called. The results thread calls this method."""
+        while (batch := self._queue.get()) is not None and not self._aborted:
+            self._handle_batch(batch)
+        if batch is not None:
+            self._finish(batch, [DropReason.STOPPED] * len(batch))
 
     def release_queued(self) -> None:
         """Discard the batches that are still queued, and release their leases. Call this after `run` has ended."""
         with contextlib.suppress(queue.Empty):
             while True:
-                release_together([inferred.lease for inferred in self._queue.get_nowait() or ()])
+                batch = self._queue.get_nowait() or []
+                self._finish(batch, [DropReason.STOPPED] * len(batch))
 
-    def _next_batch(self) -> list[InferredFrame] | None:
-        while not self._aborted:
-            try:
-                return self._queue.get(timeout=IDLE_S)
-            except queue.Empty:
-                continue
-        return None
+    def _handle_batch(self, batch: list[InferredFrame]) -> None:
+        """Handle each result. If a stage or a sink fails, the frames without a result count as stopped."""
+        reasons: list[DropReason | None] = [DropReason.STOPPED] * len(batch)
+        try:
+            with span("results"):
+                for number, inferred in enumerate(batch):
+                    if inferred.expires_ns is not None and self._clock() > inferred.expires_ns:
+                        self._expire(inferred.result)
+                        reasons[number] = DropReason.STALE
+                    else:
+                        self._handle(inferred)
+                        reasons[number] = None
+        finally:
+            self._finish(batch, reasons)
+
+    @staticmethod
+    def _finish(batch: Sequence[InferredFrame], reasons: Sequence[DropReason | None]) -> None:
+        finish_together([inferred.lease for inferred in batch], reasons)
+
+    def _expire(self, result: Result) -> None:
+        """Add a result that is too old, and the drops before it, to the `dropped_before` of the camera's next result."""
+        unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
+        unreported.update(result.dropped_before)
+        unreported[DropReason.STALE.value] += 1
 
     def _handle(self, inferred: InferredFrame) -> None:
         result = inferred.result
+        if self._unreported and (unreported := self._unreported.pop(result.meta.camera_id, None)):
+            unreported.update(result.dropped_before)
+            result = replace(result, dropped_before=dict(unreported))
         self.truncated_candidates += result.objects.truncated_candidates
         for name, step in self._steps:
             with span(name):

@@ -30,8 +30,8 @@ from vision.messaging import codec
 from vision.messaging.schema import CameraReport, NodeReport, rfc3339
 from vision.runtime.batcher import Batcher
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
-from vision.runtime.inference_loop import HANG_HINT, InferenceLoop, InferredFrame
-from vision.runtime.latest_slot import Clock, LatestSlot
+from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
+from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
 from vision.runtime.results import ResultHandler
 from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes
 from vision.stages.stage import HasCounters, Report, Sink, Stage
@@ -39,7 +39,7 @@ from vision.version import version
 
 log = logging.getLogger(__name__)
 
-FRAMES_HELD_BY_STAGES: Final = 2
+FRAMES_HELD_BY_STAGES: Final = MAX_UNFINISHED
 """Number of frames per camera that the results thread may hold, in addition to the frames that the detector holds."""
 
 _STUCK_AFTER_HANGS: Final = 1.5
@@ -91,7 +91,7 @@ class Runtime:
         slots = [camera.slot for camera in cameras]
         self._results = ResultHandler(stages, sinks, list(self._cameras), clock)
         batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
-        self._loop = InferenceLoop(detector, batcher, self._put, clock, hang_s)
+        self._loop = InferenceLoop(detector, batcher, self._results.put, clock, hang_s)
         self._started_ns = clock()
 
     def add_stage(self, stage: Stage) -> None:
@@ -195,11 +195,7 @@ class Runtime:
         try:
             self._loop.run()
         finally:
-            self._put(None)
-
-    def _put(self, batch: list[InferredFrame] | None) -> None:
-        while not self._results.put(batch):
-            self._loop.progress_ns = self._clock()  # waiting for a slow sink is not a hang of the device
+            self._results.end()
 
     def _handle_results(self) -> None:
         self._results.run()
@@ -210,8 +206,9 @@ class Runtime:
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
         """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
+        slots = {camera_id: camera.slot.counts() for camera_id, camera in self._cameras.items()}
         cameras = tuple(
-            camera_status(camera_id, camera.supervisor.status(), camera.slot.counts(), results.metrics[camera_id], now)
+            camera_status(camera_id, camera.supervisor.status(), slots[camera_id], results.metrics[camera_id], now)
             for camera_id, camera in self._cameras.items()
         )
         counts = {
@@ -219,14 +216,15 @@ class Runtime:
             for camera_id, metrics in results.metrics.items()
             if metrics.counts is not None
         }
-        report = Report(self._node_report(cameras, now), cameras, counts)
+        unfinished = sum(slot.unfinished for slot in slots.values())
+        report = Report(self._node_report(cameras, unfinished, now), cameras, counts)
         for sink in results.sinks:
             sink.report(report)
         if on_report is not None:
             on_report(report)
         return report
 
-    def _node_report(self, cameras: Sequence[CameraReport], now: Instant) -> NodeReport:
+    def _node_report(self, cameras: Sequence[CameraReport], unfinished: int, now: Instant) -> NodeReport:
         results = self._results
         dropped: Counter[str] = Counter()
         for camera in cameras:
@@ -244,7 +242,7 @@ class Runtime:
             },
             latency_ms={name: percentiles(latency.snapshot(reset=True)) for name, latency in results.latency.items()},
             dropped=dict(dropped),
-            queues={"results": results.queued_frames},
+            queues={"results": unfinished},
             rss_bytes=resident_bytes(),
             counters=self._counters(),
             detector=detector_status(self._detector),

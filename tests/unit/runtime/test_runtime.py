@@ -24,8 +24,7 @@ from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError, SourceError
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.inference_loop import InferenceLoop
-from vision.runtime.latest_slot import LatestSlot
-from vision.runtime.results import RESULT_QUEUE_SIZE
+from vision.runtime.latest_slot import MAX_UNFINISHED, LatestSlot
 from vision.runtime.runtime import Camera, Runtime
 from vision.stages.analytics import TrackStage
 from vision.stages.stage import Report, Stage
@@ -57,6 +56,7 @@ def make_runtime(
     sink: Collector | None = None,
     hang_s: float = 30.0,
     clock: Callable[[], int] = time.monotonic_ns,
+    leases: int | None = None,
     **options: object,
 ) -> tuple[Runtime, Collector, list[Camera]]:
     changed, cameras = threading.Condition(), []
@@ -65,7 +65,7 @@ def make_runtime(
         slot = LatestSlot(
             config.id,
             detector.frame_buffer,
-            leases=detector.spec.batches_in_flight,
+            leases=leases or detector.spec.batches_in_flight,
             lossless=offline,
             max_fps=config.max_fps,
             max_frame_age_s=config.max_frame_age_s,
@@ -350,23 +350,24 @@ class PausingSink(Collector):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
-def test_result_queue_bounds_frames_while_the_results_thread_pauses(max_batch: int) -> None:
-    """As many of them whatever the batches are like, before the inference thread has to wait too."""
-    waiting = 0
+def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batch: int) -> None:
+    """Each camera may have those that it may have before its next frame is refused, and those of the batches then."""
+    waiting: list[int] = []
 
-    def until_full() -> None:
-        nonlocal waiting
-        wait_until(runtime._results._queue.full, "no more fit", 60)
-        waiting = sum(len(batch or ()) for batch in runtime._results._queue.queue)
-        assert runtime._results._queue.qsize() == waiting
+    def until_refused() -> None:
+        for camera in cameras:
+            wait_until(lambda slot=camera.slot: slot.counts().unfinished >= MAX_UNFINISHED, "refused", 60)  # type: ignore[misc]
+        time.sleep(0.1)
+        waiting.extend(camera.slot.counts().unfinished for camera in cameras)
 
-    frames = RESULT_QUEUE_SIZE // 2
-    sources = [f"synthetic:64x48@1000?frames={frames}&objects=0&seed={seed}" for seed in range(3)]
+    sources = [f"synthetic:64x48@1000?frames=100&objects=0&seed={seed}" for seed in range(3)]
     detector = FakeDetector(max_batch=max_batch)
-    runtime, sink, _ = make_runtime(sources, detector, offline=True, sink=PausingSink(pause=until_full))
+    runtime, sink, cameras = make_runtime(sources, detector, offline=True, sink=PausingSink(pause=until_refused))
     runtime.run(threading.Event())
-    assert RESULT_QUEUE_SIZE <= waiting < RESULT_QUEUE_SIZE + max_batch
-    assert [len(results) for results in sink.results.values()] == [frames] * 3
+    assert len(waiting) == 3
+    assert max(waiting) < MAX_UNFINISHED + detector.spec.batches_in_flight
+    assert [len(results) for results in sink.results.values()] == [100] * 3
+    assert [camera.slot.counts().unfinished for camera in cameras] == [0] * 3
 
 
 @pytest.mark.integration
@@ -378,14 +379,15 @@ def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
         wait_until(lambda: runtime._loop.progress_ns > before_ns, "the loop moves")
 
     def until_moved() -> None:
-        wait_until(runtime._results._queue.full, "no more fit", 60)
+        for camera in cameras:
+            wait_until(lambda slot=camera.slot: slot.counts().unfinished >= MAX_UNFINISHED, "refused", 60)  # type: ignore[misc]
         for _ in range(3):
             move()
 
-    sources = [f"synthetic:64x48@1000?frames={RESULT_QUEUE_SIZE}&objects=0&seed={seed}" for seed in range(2)]
-    runtime, sink, _ = make_runtime(sources, FakeDetector(), offline=True, sink=PausingSink(pause=until_moved))
+    sources = [f"synthetic:64x48@1000?frames=50&objects=0&seed={seed}" for seed in range(2)]
+    runtime, sink, cameras = make_runtime(sources, FakeDetector(), offline=True, sink=PausingSink(pause=until_moved))
     runtime.run(threading.Event())
-    assert [len(results) for results in sink.results.values()] == [RESULT_QUEUE_SIZE] * 2
+    assert [len(results) for results in sink.results.values()] == [50] * 2
 
 
 def test_ended_loop_is_not_stuck() -> None:
@@ -403,7 +405,7 @@ def test_ended_loop_is_not_stuck() -> None:
             an_hour_passes()
 
     runtime, sink, _ = make_runtime(
-        ["synthetic:64x48@1000?frames=20"],
+        ["synthetic:64x48@1000?frames=2"],
         FakeDetector(),
         offline=True,
         sink=PausingSink(pause=until_looked_at),
@@ -411,7 +413,7 @@ def test_ended_loop_is_not_stuck() -> None:
         clock=lambda: time.monotonic_ns() + later_ns,
     )
     runtime.run(threading.Event())
-    assert len(sink.results["camera-0"]) == 20
+    assert len(sink.results["camera-0"]) == 2
 
 
 class CrowdedDetector(FakeDetector):
