@@ -39,8 +39,8 @@ class DropReason(str, Enum):
 
 
 SlowStage: TypeAlias = Literal["detector", "results"]
-"""Stage for which a frame waited until it was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`: the detector, or
-the steps after it (stages and sinks)."""
+"""Stage for which a frame waited until it was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`. ``results``
+means the steps after the detector: the stages and the sinks."""
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:

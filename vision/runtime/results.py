@@ -99,7 +99,7 @@ class ResultHandler:
         finish_together([inferred.lease for inferred in batch], reasons)
 
     def _expire(self, result: Result) -> None:
-        """Add a result that is too old, and the drops before it, to the `dropped_before` of the camera's next result."""
+        """Remember a result that is too old, and the drops before it. The camera's next result reports them."""
         unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
         unreported.update(result.dropped_before)
         unreported[DropReason.STALE.value] += 1

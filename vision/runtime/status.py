@@ -58,7 +58,7 @@ def camera_status(
         grabbed=slot.grabbed,
         published=metrics.published,
         dropped={reason.value: count for reason, count in slot.dropped.items() if count},
-        dropped_by_stage=dict(slot.dropped_by_stage),
+        dropped_by_stage={stage: count for stage, count in slot.dropped_by_stage.items() if count},
         fps=round(status.fps, 2),
         published_fps=round(metrics.rate.per_s(), 2),
         objects=metrics.objects,

@@ -217,9 +217,8 @@ def test_failure_counts_the_frames_without_a_result_as_stopped() -> None:
 
 def test_failing_detector_counts_its_frames_as_stopped() -> None:
     clock = ManualClock()
-    cameras = [
-        Camera(slot_of(clock, name, changed=changed), clock) for changed in [threading.Condition()] for name in "ab"
-    ]
+    changed = threading.Condition()
+    cameras = [Camera(slot_of(clock, name, changed=changed), clock) for name in "ab"]
     for camera in cameras:
         camera.write()
     detector = FakeDetector(fail_at=0, clock=clock)
