@@ -73,6 +73,12 @@ def _no_process_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     _in_unit_test = False
 
 
+@pytest.fixture(autouse=True)
+def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test start without registered secrets, which would be replaced in the output of later tests."""
+    monkeypatch.setattr("vision.errors._secrets", {})
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Fail a skip that is not on the allow-list, where CI is set."""

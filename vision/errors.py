@@ -19,8 +19,13 @@ The message of an exception states what was expected and what was received; its 
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import threading
 from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import quote, quote_plus, unquote
 
 EXIT_OK = 0
 EXIT_RUNTIME = 1
@@ -114,12 +119,62 @@ class Closed(VisionError):
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")
-_SECRET_QUERY = re.compile(
-    r"(?P<key>[?&;](?:[A-Za-z_-]*(?:pass|password|passwd|pwd|token|secret|apikey|api_key|auth|key|user|usr|username))=)[^&;\s\"'<>]+",
-    re.IGNORECASE,
+_SECRET_KEY: Final = (
+    r"[A-Za-z_-]*(?:pass|password|passwd|pwd|pas|psw|token|secret|apikey|api_key|auth|key|session|sid"
+    r"|user|usr|username|loginuse)"
 )
+_SECRET_QUERY: Final = re.compile(rf"(?P<key>[?&;]{_SECRET_KEY}=)[^&;\s\"'<>]+", re.IGNORECASE)
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_SECRET_IN_PATH: Final = re.compile(rf"(?P<key>[/_]{_SECRET_KEY}=)[^&;/_]+", re.IGNORECASE)
+_HIDDEN: Final = "***"
+_SHORTEST: Final = 4  # a shorter value is also a part of many ordinary texts
+_SHORTEST_INSIDE_WORDS: Final = 8
+
+_secrets: dict[str, str] = {}
+"""The text that replaces each secret, longest secret first. It is replaced as a whole, so that readers need no lock."""
+
+_registering = threading.Lock()
+
+
+def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
+    """Make `redact` and `conceal` replace a secret with `shown`, in the encodings of URLs, JSON, HTML, and Python.
+
+    A secret with fewer than 8 characters is only replaced where no letter or digit is next to it. One with fewer than
+    4 characters is ignored.
+    """
+    global _secrets  # noqa: PLW0603 - secrets of the whole process
+    if len(secret) < _SHORTEST:
+        return
+    with _registering:
+        known = _secrets | {form: shown for form in _encodings(secret) if len(form) >= _SHORTEST}
+        _secrets = dict(sorted(known.items(), key=lambda item: -len(item[0])))
+
+
+def _encodings(secret: str) -> set[str]:
+    """Return the secret itself, and the texts that programs print instead of it."""
+    forms = {secret, unquote(secret)}
+    for plain in tuple(forms):
+        percent = {quote(plain, safe=""), quote(plain), quote_plus(plain)}
+        forms |= percent | {re.sub("%..", lambda match: match[0].lower(), form) for form in percent}
+        forms |= {html.escape(plain), repr(plain)[1:-1], ascii(plain)[1:-1], json.dumps(plain)[1:-1]}
+    return forms
+
+
+def conceal(text: str) -> str:
+    """Return `text` with every registered secret replaced."""
+    for secret, shown in _secrets.items():
+        if secret in text:
+            text = _without(secret, shown, text)
+    return text
+
+
+def _without(secret: str, shown: str, text: str) -> str:
+    if len(secret) >= _SHORTEST_INSIDE_WORDS:
+        return text.replace(secret, shown)
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", lambda _: shown, text)
 
 
 def redact(text: str) -> str:
-    """Return `text` with the user names, passwords and tokens of every URL replaced by ``***``."""
-    return _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", text))
+    """Return `text` with all registered secrets, and the users, passwords and tokens of every URL, replaced."""
+    text = _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", conceal(text)))
+    return _URL.sub(lambda url: _SECRET_IN_PATH.sub(r"\g<key>***", url[0]), text)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
+from urllib.parse import quote, quote_plus, unquote
+
 import pytest
 
-from vision.errors import ConfigError, Fault, VisionError, redact
+from vision.errors import ConfigError, Fault, VisionError, conceal, redact, register_secret
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,8 @@ from vision.errors import ConfigError, Fault, VisionError, redact
         ("cannot open 'rtsp://u:p@ss@h/x'", "cannot open 'rtsp://***@h/x'"),
         ("http://h/cgi?user=admin&password=secret&channel=1", "http://h/cgi?user=***&password=***&channel=1"),
         ("http://h/cgi?token=abc", "http://h/cgi?token=***"),
+        ("rtsp://h/user=a_password=x7_channel=1", "rtsp://h/user=***_password=***_channel=1"),
+        ("http://h/cgi?loginuse=a&loginpas=b", "http://h/cgi?loginuse=***&loginpas=***"),
         ("no url, mail a@b.c", "no url, mail a@b.c"),
         ("", ""),
     ],
@@ -39,3 +45,36 @@ def test_errors_redact_their_faults() -> None:
 @pytest.mark.parametrize(("kind", "code"), [(VisionError, 1), (ConfigError, 78)])
 def test_exit_code_follows_the_kind_of_error(kind: type[VisionError], code: int) -> None:
     assert kind("x").exit_code == code
+
+
+@pytest.mark.parametrize("secret", ["Zq7S3cret", "a b/c?d&e#f%", "ö\"\\<'>xy", "%41%2fpath", "12345678"])
+def test_registered_secret_is_replaced_in_every_encoding(secret: str) -> None:
+    register_secret(secret)
+    forms = [
+        secret,
+        quote(secret, safe=""),
+        quote_plus(secret),
+        json.dumps(secret),
+        repr([secret]),
+        html.escape(secret),
+    ]
+    for form in forms:
+        hidden = conceal(f"before{form}after")
+        assert secret not in hidden
+        assert secret not in unquote(hidden)
+        assert secret not in html.unescape(hidden)
+        assert hidden.startswith("before")
+        assert hidden.endswith("after")
+
+
+def test_short_secret_is_replaced_only_as_a_whole_word() -> None:
+    register_secret("1234")
+    assert conceal("pin=1234_x 12345 (1234)") == "pin=***_x 12345 (***)"
+    register_secret("abc")
+    assert conceal("abc") == "abc"
+
+
+def test_longer_secret_is_replaced_before_its_part() -> None:
+    register_secret("Zq7S3cret")
+    register_secret("Zq7S3cret/and-more")
+    assert conceal("x Zq7S3cret/and-more Zq7S3cret") == "x *** ***"

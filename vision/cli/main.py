@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from vision.cli.session import Session
+from vision.errors import conceal
 
 COMMANDS: Final = {
     "run": "Detect objects in camera streams, and publish the results.",
@@ -123,8 +125,31 @@ def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
     return [*hoisted, *rest]
 
 
+class ConcealingStream(io.TextIOWrapper):
+    """A text stream that replaces registered secrets, for everything that is printed, such as tracebacks of threads."""
+
+    def write(self, text: str) -> int:
+        return super().write(conceal(text))
+
+
+def _conceal_output() -> None:
+    """Replace registered secrets in everything that this process prints from Python code from now on."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            wrapped = ConcealingStream(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, wrapped)
+
+
 def entry() -> None:
     """Run the command in `sys.argv`, and end the process with its exit code."""
+    _conceal_output()
     code = main()
     if threading.active_count() > 1:
         # A thread is still inside a camera's library. If it returned while the interpreter is being finalized, C++

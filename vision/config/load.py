@@ -96,7 +96,8 @@ def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _LITERAL_PASSWORD = re.compile(
-    r"://[^/@\s:]*:(?!\$\{)[^/?#@\s]+@|[?&](?:pass|passwd|password|pwd|token|secret|api_?key)=(?!\$\{)[^&\s]+",
+    r"://[^/@\s:]*:(?!\$\{)[^/?#@\s]+@"
+    r"|[?&;/_][a-z-]*(?:pass|passwd|password|pwd|pas|psw|token|secret|session|api_?key)=(?!\$\{)[^&;\s]+",
     re.IGNORECASE,
 )
 _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")

@@ -1,20 +1,23 @@
 """Parser of the address of a camera's source, with one type for each kind of source.
 
-The parser opens no device, looks up no host, and reads no file. Readers open `CameraConfig.address`, which in addition
-distinguishes folders from files, and contains the camera's user and password.
+The parser opens no device, looks up no host, and reads no file. It registers the password of a URL as a secret. Readers
+open `CameraConfig.address`, which in addition distinguishes folders from files, and contains the camera's user and
+password.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from vision.config.wording import UNPRINTABLE, InvalidValue, did_you_mean
+from vision.errors import register_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +125,11 @@ def parse_source(text: str) -> SourceAddress:
 def with_account(address: SourceAddress, user: str, password: str) -> SourceAddress:
     """Return the address of a network camera with `user` and `password` added to its URL, percent-encoded.
 
-    Other addresses are returned unchanged. The URL must not contain a user yet.
+    Other addresses are returned unchanged. The URL must not contain a user yet. The password is registered as a secret.
     """
     if not isinstance(address, NETWORK):
         return address
+    _register_account(user, password)
     scheme, _, rest = address.url.partition("://")
     return replace(address, url=f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}")
 
@@ -174,7 +178,16 @@ def _parse_url(scheme: str, rest: str) -> Rtsp | Http:
         raise InvalidValue("host", "a host name or address after '//'", "write an IPv6 address in [ ]")
     if match["port"] is not None and not is_port(match["port"]):
         raise InvalidValue("port", "a port from 1 to 65535")
+    user, _, password = (unquote(part) for part in (match["user"] or "").partition(":"))
+    _register_account(user, password)
     return kind(f"{scheme}://{rest}")
+
+
+def _register_account(user: str, password: str) -> None:
+    """Register a password as a secret, alone and in the form of an HTTP header, which some libraries log."""
+    if password:
+        register_secret(password)
+        register_secret(b64encode(f"{user}:{password}".encode()).decode())
 
 
 def _parse_csi(rest: str) -> Csi:

@@ -16,6 +16,7 @@ from typing import Final
 import yaml
 
 from vision.config.document import Document, Node, Place, Unreadable, faulty
+from vision.config.secret_values import Span, register_values
 from vision.config.wording import UNPRINTABLE, Loc, dotted, nearest, one_of, quoted
 from vision.errors import ConfigError, Fault
 
@@ -306,7 +307,9 @@ class _NodeBuilder:
             return self._unreadable(raw, loc, "unprintable", _UNPRINTABLE_TEXT)
         if self._environ is None:
             return Node(_place(raw), text, text)
-        replaced, problems = _substitute(text, self._environ)
+        replaced, spans, problems = _substitute(text, self._environ)
+        keys = [part for part in loc if isinstance(part, str)]
+        register_values(keys[-1] if keys else "", replaced, spans)
         for code, message in problems:
             self._fault(raw, loc, code, message)
         return Node(_place(raw), Unreadable() if problems else replaced, text)
@@ -350,28 +353,37 @@ def _number(tag: str, text: str) -> int | float | bool | None:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
+def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[Span], list[tuple[str, str]]]:
     """Replace every ``${NAME}`` with the value from `environ`, and ``$${`` with ``${``.
 
-    Return the text, and a code and a message for each reference that is invalid or has no usable value.
+    Return the text, the place of each value in it, and a code and a message for each reference that is invalid or has
+    no usable value.
     """
-    problems: list[tuple[str, str]] = []
-
-    def value(match: re.Match[str]) -> str:
+    replaced, spans, problems = "", [], []
+    copied = 0
+    for match in _REFERENCE.finditer(text):
+        replaced += text[copied : match.start()]
+        copied = match.end()
         if match["escaped"]:
-            return "${"
-        if match["broken"]:
-            message = "'${' starts an environment variable: expected ${NAME}, or $${ for the two characters themselves"
-            problems.append(("invalid-variable", message))
-            return ""
-        variable, setting = f"the environment variable {match['name']}", environ.get(match["name"])
-        if setting is None:
-            problems.append(("unset-variable", f"{variable} is not set (export it, or write $${{ for a plain ${{)"))
-        elif not setting:
-            problems.append(("empty-variable", f"{variable} is empty"))
-        elif UNPRINTABLE.search(setting):
-            message = f"{variable} contains a line break or a control character"
-            problems.append(("unprintable-variable", message))
-        return setting or ""
+            replaced += "${"
+            continue
+        setting = environ.get(match["name"] or "") or ""
+        problems += _problems(match, environ)
+        spans.append((len(replaced), len(replaced) + len(setting)))
+        replaced += setting
+    return replaced + text[copied:], spans, problems
 
-    return _REFERENCE.sub(value, text), problems
+
+def _problems(match: re.Match[str], environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the code and the message of the problem with a reference; empty if there is none."""
+    if match["broken"]:
+        message = "'${' starts an environment variable: expected ${NAME}, or $${ for the two characters themselves"
+        return [("invalid-variable", message)]
+    variable, setting = f"the environment variable {match['name']}", environ.get(match["name"])
+    if setting is None:
+        return [("unset-variable", f"{variable} is not set (export it, or write $${{ for a plain ${{)")]
+    if not setting:
+        return [("empty-variable", f"{variable} is empty")]
+    if UNPRINTABLE.search(setting):
+        return [("unprintable-variable", f"{variable} contains a line break or a control character")]
+    return []

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from vision.errors import MessageError
+from vision.errors import MessageError, conceal
 from vision.messaging.schema import (
     KINDS,
     NODE,
@@ -161,12 +161,21 @@ def event(
         kind=happened.kind,
         name=happened.name,
         track_id=happened.track_id,
-        data=dict(happened.data),
+        data={key: _concealed(value) for key, value in happened.data.items()},
         box=_box_of(happened.track_id, result.objects),
         snapshot=happened.snapshot or None,
         journal=journal,
         number=number,
     )
+
+
+def _concealed(value: object) -> object:
+    """Return a value of an event without registered secrets, because a custom stage can put any text into it."""
+    if isinstance(value, str):
+        return conceal(value)
+    if isinstance(value, Mapping):
+        return {key: _concealed(part) for key, part in value.items()}
+    return [_concealed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _box_of(track_id: int | None, objects: Detections | Tracks) -> tuple[float, float, float, float] | None:

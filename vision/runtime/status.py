@@ -65,7 +65,7 @@ def camera_status(
         latency_ms=percentiles(latency) if latency.count else None,
         last_frame_age_s=_rounded(status.last_frame_age_s),
         last_error=redact(status.last_error) or None,
-        hint=status.last_hint or None,
+        hint=redact(status.last_hint) or None,
         next_retry_in_s=_rounded(status.next_retry_in_s),
         width=status.width_px or None,
         height=status.height_px or None,

@@ -1,0 +1,108 @@
+"""Secrets of camera.yaml: no output of `vision check` and `vision run` shows them."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote
+
+import psutil
+import pytest
+import zmq
+
+from tests.unit.cli.test_main import COMMAND, run, started, write_config
+from tests.unit.config.test_secret_values import FORMS
+
+pytestmark = pytest.mark.integration
+
+SECRET = "Zq7%2FS3cret"
+ENVIRONMENT = os.environ | {"P": SECRET}
+
+PIPELINE = """
+import threading
+from dataclasses import replace
+from vision.pipelines import pipeline_with
+from vision.config import load_config
+from vision.types import Event
+import os, pathlib
+site = load_config(pathlib.Path(__file__).parent / "camera.yaml", os.environ)
+url = site.cameras[1].source
+seen = 0
+
+def fail():
+    raise RuntimeError(f"thread: {url}")
+
+def stage(result):
+    global seen
+    seen += 1
+    if seen == 1:
+        threading.Thread(target=fail).start()
+    if seen == 60:
+        raise RuntimeError(f"stage: {url}")
+    return replace(result, events=(Event("seen", "x", result.meta.camera_id, None, 0, {"url": [url]}),))
+
+build = pipeline_with([stage])
+"""
+
+
+def sources() -> list[str]:
+    return [
+        source.replace("//h:554", "//h").replace("@h", "@127.0.0.1:1").replace("//h", "//127.0.0.1:1")
+        for source in FORMS
+    ]
+
+
+def cameras() -> list[dict[str, str]]:
+    network = [{"id": f"c{number}", "source": source} for number, source in enumerate(sources())]
+    return [{"id": "still", "source": "synthetic:160x120@20"}, *network]
+
+
+def assert_hidden(text: str) -> None:
+    assert SECRET not in text
+    assert unquote(SECRET) not in text
+    assert "S3cret" not in text
+
+
+def test_check_shows_no_secret(tmp_path: Path) -> None:
+    done = run("check", str(write_config(tmp_path, cameras=cameras())), env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "c8" in done.stdout
+    assert_hidden(done.stdout + done.stderr)
+    done = run("check", "--json", str(write_config(tmp_path, cameras=cameras())), env=ENVIRONMENT)
+    assert_hidden(done.stdout + done.stderr)
+
+
+def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log, tracebacks of the main thread and of another one, messages, recording, and process titles."""
+    (tmp_path / "mine.py").write_text(PIPELINE)
+    config = write_config(tmp_path, cameras=cameras(), pipeline="mine.py", state_dir="state")
+    monkeypatch.setenv("P", SECRET)
+    received: list[bytes] = []
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.subscribe("")
+        socket.connect(f"ipc://{tmp_path}/out")
+        with started("run", str(config), "--log-level", "debug", "--record", str(tmp_path / "r.jsonl")) as process:
+            titles = ""
+            while process.poll() is None:
+                with suppress(psutil.Error):  # the process can end at any time
+                    program = psutil.Process(process.pid)
+                    for each in (program, *program.children(recursive=True)):
+                        titles += " ".join(each.cmdline())
+                while socket.poll(100):
+                    received += socket.recv_multipart()
+                time.sleep(0.05)
+            assert process.stderr is not None
+            log = process.stderr.read()
+    assert process.returncode == 1
+    assert "RuntimeError: thread: rtsp://" in log
+    assert "RuntimeError: stage: rtsp://" in log
+    assert any(b"last_error" in part for part in received)
+    assert any(b"/seen" in part or b'"seen"' in part for part in received)
+    assert COMMAND[-1].rpartition(".")[2] in titles
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for part in (*received, *files):
+        assert_hidden(part.decode(errors="replace").replace(PIPELINE, ""))
+    assert_hidden(log)
+    assert_hidden(titles)
