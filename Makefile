@@ -2,7 +2,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := build/tensorrt-rtx-1.6
 
-.PHONY: help unit check check-gpu camera-zoo bench format
+.PHONY: help unit check check-gpu check-jetsons camera-zoo bench format
 help:             ## list these commands
 	@grep -hE '^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/: *## */\t/' | expand -t 14
 unit:             ## tests that start no process and build no engine: under a minute
@@ -11,6 +11,8 @@ check:            ## everything that CI runs
 	./test
 check-gpu:        ## kernels and the TensorRT stage, on a machine with an NVIDIA GPU
 	pytest -m gpu tests/gpu
+check-jetsons:    ## the tests with the TensorRT, Python, and packages of each JetPack, and every TensorRT-RTX
+	tools/check_jetsons
 camera-zoo:       ## every camera of the zoo under every fault: 4 minutes
 	pytest -q -n 2 -m zoo tests/zoo
 bench:            ## measure the figures that the project publishes, into tests/perf/results/

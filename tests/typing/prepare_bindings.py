@@ -3,8 +3,9 @@
     python tests/typing/prepare_bindings.py 1.4 build/tensorrt-rtx-1.4
     PYTHONPATH=build/tensorrt-rtx-1.4 pytest tests/unit -k engine
 
-1.4 has the names of TensorRT 10, 1.6 those of TensorRT 11: running the tests with both, one after the other, covers
-both generations. (One process can have only one of them.)
+1.4 has the names of TensorRT 10, 1.6 and 1.7 those of TensorRT 11. 1.6 is the last that runs on compute capability 9.0,
+and 1.7 the first that builds int8 convolutions for 8.6. One process can have only one of them, so the tests run once
+with each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 REQUIREMENTS = {
     "1.4": ("tensorrt-rtx-cu12-bindings==1.4.0.76", "tensorrt-rtx-cu12-libs==1.4.0.76"),
     "1.6": ("tensorrt-rtx-cu13-bindings==1.6.1.120", "tensorrt-rtx-cu13-libs==1.6.1.120"),
+    "1.7": ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116"),
 }
 
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from vision.config import DetectConfig, ModelSpec
 from vision.engine.build_plan import BuildPlan, Precision, resolve
-from vision.engine.library import Flavour, find_library
+from vision.engine.library import Flavour, find_library, start, trt
 from vision.errors import DeviceMissing
 
 
@@ -26,10 +26,24 @@ def _flavour() -> Flavour | None:
         return None
 
 
+def _starts() -> bool:
+    """Return True if the library can create a runtime and a builder on this machine."""
+    try:
+        start(trt.Runtime)
+        start(trt.Builder)
+    except DeviceMissing:
+        return False
+    return True
+
+
 _PREPARE = "tests/typing/prepare_bindings.py gets TensorRT-RTX"
 
 needs_tensorrt = pytest.mark.skipif(_flavour() is None, reason=_PREPARE)
-needs_rtx = pytest.mark.skipif(_flavour() != "tensorrt-rtx", reason=f"builds without a GPU; {_PREPARE}")
+_WITHOUT_DRIVER = "TensorRT starts only with a driver, and TensorRT-RTX also without one"
+needs_rtx = pytest.mark.skipif(
+    _flavour() != "tensorrt-rtx", reason=_WITHOUT_DRIVER if _flavour() == "tensorrt" else _PREPARE
+)
+needs_runtime = pytest.mark.skipif(not _starts(), reason=_WITHOUT_DRIVER if _flavour() == "tensorrt" else _PREPARE)
 needs_no_gpu = pytest.mark.skipif(
     any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")),
     reason="is about machines without a GPU",

@@ -90,7 +90,7 @@ def _how_to_build(
 def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
     """Return the inputs of an ONNX file as TensorRT's parser reads them."""
     with collect_log() as log:
-        builder = start(trt.Builder, log)
+        builder = start(trt.Builder)
         network = builder.create_network(network_flags(strongly_typed=True))
         parser = trt.OnnxParser(network, logger())
         if not parser.parse(onnx):

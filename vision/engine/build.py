@@ -148,7 +148,7 @@ class _Build:
         self._typing = plan_typing(plan.precision, weak_typing=has_weak_typing())
         self._kept: list[object] = []  # profiles and caches, which TensorRT before 10.16 does not keep alive
         self._refuse_untested()
-        self._builder = start(trt.Builder, log)
+        self._builder = start(trt.Builder)
 
     def _refuse_untested(self) -> None:
         """Raise `ModelError` for fp8 and int8 if TensorRT-RTX does not list the GPU's compute capability.

@@ -209,15 +209,32 @@ def logger() -> trt.ILogger:
     return Log()
 
 
-def start(factory: Callable[[trt.ILogger], _T], log: LogLines) -> _T:
-    """Create a ``trt.Runtime`` or ``trt.Builder``. Raise `DeviceMissing` with TensorRT's messages if no GPU works."""
-    try:
-        return factory(logger())
-    except TypeError as error:  # the bindings raise TypeError if a constructor returns null
-        raise DeviceMissing(
-            f"{find_library()} could not start: {'; '.join(log.errors()) or error}",
-            hint="`nvidia-smi` (on a Jetson: `tegrastats`) tests the driver; `vision doctor` shows details",
-        ) from error
+_unusable: list[object] = []  # objects whose release would end the process with a segmentation fault
+
+
+def start(factory: Callable[[trt.ILogger], _T]) -> _T:
+    """Create a ``trt.Runtime`` or ``trt.Builder``. Raise `DeviceMissing` with TensorRT's messages if no GPU works.
+
+    Without a usable driver, a constructor of TensorRT either returns null, or logs an error of CUDA and returns an
+    object that crashes at its first use and at its release.
+    """
+    with collect_log() as log:
+        try:
+            started = factory(logger())
+        except TypeError as error:  # the bindings raise TypeError if a constructor returns null
+            raise _not_started(log.errors() or (str(error),)) from error
+    if any("cuda" in text.lower() for text in log.errors()):
+        _unusable.append(started)
+        raise _not_started(log.errors())
+    return started
+
+
+def _not_started(reasons: Sequence[str]) -> DeviceMissing:
+    return DeviceMissing(
+        f"{find_library()} could not start: {'; '.join(reasons)}",
+        hint="`nvidia-smi` (on a Jetson: `tegrastats`) tests the driver; `vision doctor` shows details",
+        code="tensorrt-not-started",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ probes

@@ -307,7 +307,7 @@ def load_engine(
     """
     allocator = None if pool is None else make_allocator(pool)
     with collect_log() as log:
-        runtime = start(trt.Runtime, log)
+        runtime = start(trt.Runtime)
         if pool is not None:
             setattr(runtime, "gpu_allocator", allocator)  # noqa: B010 - the stubs lack this write-only property
             pool.last_failure = ""  # TensorRT may have recovered from an earlier failure

@@ -203,8 +203,15 @@ def use_device(device: Device) -> None:
 
 
 def memory_info() -> tuple[int, int]:
-    """Return the free and the total GPU memory in bytes. On a Jetson, the system can reclaim further memory."""
-    free_bytes, total_bytes = check(runtime.cudaMemGetInfo(), "reading the free device memory")
+    """Return the free and the total GPU memory in bytes. On a Jetson, the system can reclaim further memory.
+
+    Raise `DeviceError` if there is no driver, or the GPU does not work.
+    """
+    try:
+        result = runtime.cudaMemGetInfo()
+    except RuntimeError:  # cuda-python 12 loads libcuda at its first use
+        raise no_device(_OLD_DRIVER, 0, 0) from None
+    free_bytes, total_bytes = check(result, "reading the free device memory")
     return int(free_bytes), int(total_bytes)
 
 
@@ -232,7 +239,8 @@ class DriverCalls(NamedTuple):
 
 @functools.cache
 def driver_calls() -> DriverCalls:
-    """Look up the functions in the driver. Raise `DeviceMissing` if the driver lacks one of them."""
+    """Look up the functions in the driver. Raise `DeviceMissing` if there is no driver, or it lacks one of them."""
+    open_device()  # without a driver, cuda-python 12.6 would raise RuntimeError below
     address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     return DriverCalls(
         _driver_call("cuMemcpyHtoDAsync", address, address, nbytes, address),

@@ -506,10 +506,12 @@ def build(onnx_model: bytes, messages: list[str], *, folded: bool, **of: Any) ->
 def test_unfolding_is_part_of_the_kernel_for_the_activation(activation: str, messages: list[str]) -> None:
     onnx_model = stage(activation)
     before, after = (build(onnx_model, messages, folded=folded) for folded in (False, True))
-    assert Counter(kind for _, kind in after) == Counter(kind for _, kind in before)
-    assert Counter(kind for _, kind in after)["correlation"] == 4
-    transposing = [name for name, kind in after if "Tran" in name and kind == "kgen"]
     usual = {"LeakyRelu": "MulMax", "SiLU": "Silu"}[activation]
+    joined = [name for name, _ in before if f"Corr{usual}" in name]  # TensorRT-RTX 1.7 joins one with its convolution
+    assert len(after) == len(before) + len(joined)
+    assert Counter(kind for _, kind in after)["correlation"] == 4
+    usual_names = {name for name, _ in before}
+    transposing = [name for name, kind in after if "Tran" in name and kind == "kgen" and name not in usual_names]
     assert len(transposing) == 2
     assert all(usual in name for name in transposing)
 

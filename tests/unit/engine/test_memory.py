@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.engine_models import needs_tensorrt
+from tests.unit.engine_models import needs_runtime, needs_tensorrt
 from vision.engine import library
 from vision.engine.memory import (
     ALIGNMENT_BYTES,
@@ -307,7 +307,7 @@ def test_tensorrt_reaches_the_pool_with_the_right_stream(stream: int) -> None:
     assert raw.waits == [], "it was allocated on this stream"
 
 
-@needs_tensorrt
+@needs_runtime
 def test_runtime_and_builder_take_the_allocator() -> None:
     trt = library.trt
     allocator = make_allocator(MemoryPool(PlainMemory()))

@@ -7,7 +7,9 @@ TensorRT specify, with the real enumerations. `tests/gpu` tests the same wrapper
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.log_records import log_args
-from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, needs_tensorrt, spec
+from tests.unit.engine_models import convolution, needs_no_gpu, needs_rtx, needs_runtime, needs_tensorrt, spec
 from vision.engine import library
 from vision.engine.build import BuildOptions, build_engine
 from vision.engine.build_plan import BuildPlan
@@ -451,6 +453,7 @@ def test_library_has_the_dla_attributes() -> None:
     assert {"DLA_core", "num_DLA_cores"} <= set(dir(trt.Runtime))
 
 
+@needs_runtime
 @pytest.mark.parametrize("plan", [b"", b"no plan", bytes(4096)])
 def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError) as caught:
@@ -458,6 +461,7 @@ def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str])
     assert caught.value.code == "engine-not-loaded"
 
 
+@needs_rtx  # only TensorRT-RTX has the enumeration
 @pytest.mark.parametrize(
     ("verdict", "bits", "says"),
     [
@@ -480,12 +484,46 @@ def test_null_builder_or_runtime_is_reported_as_missing_gpu() -> None:
         take_message("ERROR", "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    with (
-        library.collect_log() as log,
-        pytest.raises(DeviceMissing) as caught,
-    ):
-        library.start(null, log)
+    with pytest.raises(DeviceMissing) as caught:
+        library.start(null)
+    assert caught.value.code == "tensorrt-not-started"
+    assert "error: 35" in caught.value.args[0]
     assert "nvidia-smi" in caught.value.hint
+
+
+def test_object_that_would_crash_is_refused_and_never_released() -> None:
+    """Since 10.15, TensorRT returns an object without a driver, but releasing it is a segmentation fault."""
+    released: list[bool] = []
+
+    class Unusable:
+        def __init__(self, logger: Any) -> None:
+            take_message("ERROR", "createInferRuntime: CUDA initialization failure with error: 35")
+
+        def __del__(self) -> None:
+            released.append(True)
+
+    with pytest.raises(DeviceMissing) as caught:
+        library.start(Unusable)
+    assert caught.value.code == "tensorrt-not-started"
+    gc.collect()
+    assert released == []
+
+
+@pytest.mark.engine
+@needs_no_gpu
+def test_real_runtime_without_a_driver_is_started_or_refused() -> None:
+    """TensorRT-RTX starts without a driver. TensorRT does not, and must not crash, now or when the process ends."""
+    import subprocess
+
+    code = (
+        "from vision.engine.library import start, trt, find_library\n"
+        "from vision.errors import DeviceMissing\n"
+        "try:\n    start(trt.Runtime); print('started')\n"
+        "except DeviceMissing as error: print(error.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = "started" if library.find_library().flavour == "tensorrt-rtx" else "tensorrt-not-started"
+    assert (done.returncode, done.stdout.split()) == (0, [expected]), done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ plain data

