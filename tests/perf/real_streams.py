@@ -1,20 +1,32 @@
 """Throughput and latency of `vision run` with real video streams, from the file to a subscriber in another process.
 
-python -m tests.perf.real_streams CLIP --cameras 2 4 --seconds 20 --reader nvdec
+    python -m tests.perf.real_streams CLIP --cameras 8 32 --seconds 60 --reader nvdec
+    python -m tests.perf.real_streams CLIP --cameras 8 --reopen-s 6.7              # streams end and are opened again
+    python -m tests.perf.real_streams CLIP --cameras 8 --processes 4 --kill-s 5    # kill a worker every five seconds
+    python -m tests.perf.real_streams CLIP --cameras 2 --reader ffmpeg --overload 3    # with a stand-in detector
 
-Each camera plays the clip in a loop at the rate of the clip, and has a line and a zone. The command prints one line of
-JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The first
-6 s after the first message and the last second of the program are not measured.
+Each camera plays the clip at the rate of the clip, and has a line and a zone. The packets of the clip are repeated
+without encoding them again, so that no stream ends during the run unless `--reopen-s` is given. The command prints one
+line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The
+first 6 s after the first message and the last second of the program are not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,13 +35,16 @@ import numpy as np
 import psutil
 
 from tests.perf.deployment import running, write_config
-from vision.client import Gap, Item, Subscription
-from vision.messaging.schema import DetectionsMessage
+from vision.client import Gap, Item, Restart, Subscription
+from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, EventMessage, Kind
 
 _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
 _START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
+_SPARE_S: Final = 60.0  # by which a stream is longer than the run
+_PHASES: Final = 8  # number of different lengths of the clips with `--reopen-s`
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
 
 _ANALYTICS: Final = {
     "units": "fraction",
@@ -38,52 +53,204 @@ _ANALYTICS: Final = {
 }
 
 
-def measure(clip: Path, cameras: int, seconds: float, reader: str, detect: dict[str, Any]) -> dict[str, Any]:
-    """Run `vision run` on `cameras` copies of the clip. Return the measurements."""
+@dataclass(slots=True)
+class _Received:
+    """Everything that arrived during the measurement."""
+
+    latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
+    seconds: Counter[int] = field(default_factory=Counter)  # number of frames in each second
+    dropped: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    lost: int = 0
+    restarts: int = 0
+    last_status: dict[str, CameraStatusMessage] = field(default_factory=dict)
+
+    def add(self, item: Item, since_s: float) -> None:
+        if isinstance(item, DetectionsMessage):
+            late_ms = time.monotonic() * 1e3 - item.captured_monotonic_ns / 1e6
+            self.latencies_ms.setdefault(item.camera, []).append(late_ms)
+            self.seconds[int(since_s)] += 1
+            self.dropped.update(item.dropped_before)
+        elif isinstance(item, EventMessage):
+            self.events += 1
+        elif isinstance(item, CameraStatusMessage):
+            self.last_status[item.camera] = item
+        elif isinstance(item, Gap):
+            self.lost += item.lost
+        elif isinstance(item, Restart):
+            self.restarts += 1
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        every = [late for of_camera in self.latencies_ms.values() for late in of_camera]
+        status = self.last_status.values()
+        in_flight = [one.grabbed - one.published - sum(one.dropped.values()) for one in status]
+        return {
+            "published_per_s": round(len(every) / seconds, 1),
+            "published_each_second": [self.seconds[second] for second in range(int(seconds))],
+            "cameras_heard": len(self.latencies_ms),
+            "dropped": dict(self.dropped),
+            "lost_messages": self.lost,
+            "restarts": self.restarts,
+            "events": self.events,
+            "unaccounted_frames": max(map(abs, in_flight), default=None),
+            "latency_ms": _percentiles(every),
+            "worst_camera_p99_ms": max((_percentiles(one)["p99"] for one in self.latencies_ms.values()), default=None),
+        }
+
+
+def _percentiles(latencies_ms: Sequence[float]) -> dict[str, float]:
+    if not latencies_ms:
+        return {}
+    p50, p95, p99, most = np.percentile(latencies_ms, [50, 95, 99, 100]).round(2).tolist()
+    return {"p50": p50, "p95": p95, "p99": p99, "max": most}
+
+
+@dataclass(slots=True)
+class _Processes:
+    """CPU time and memory of a program and its child processes, by name. `reset` starts a measurement."""
+
+    program: psutil.Process
+    begin_s: dict[int, float] = field(default_factory=dict)
+    ended_s: Counter[str] = field(default_factory=Counter)
+    last_s: dict[int, tuple[str, float]] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        self.begin_s = {process.pid: _cpu_s(process) for process in self._all()}
+        self.last_s.clear()
+
+    def look(self) -> None:
+        """Read the CPU times, so that those of a process that ends later are known."""
+        for process in self._all():
+            with suppress(psutil.Error):
+                self.last_s[process.pid] = process.name(), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
+
+    def cores(self, seconds: float) -> dict[str, float]:
+        total: Counter[str] = Counter()
+        for pid, (name, used_s) in self.last_s.items():
+            total["main process" if pid == self.program.pid else name] += round(used_s / seconds, 3)  # type: ignore[assignment]
+        return {name: round(cores, 2) for name, cores in sorted(total.items())}
+
+    def memory_mib(self) -> float:
+        return round(sum(process.memory_info().rss for process in self._all()) / 2**20, 1)
+
+    def workers(self, name: str) -> list[psutil.Process]:
+        return [child for child in self._all()[1:] if name in child.name()]
+
+    def _all(self) -> list[psutil.Process]:
+        return [self.program, *self.program.children(recursive=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Options of a run, except the number of cameras."""
+
+    seconds: float
+    reader: str
+    detect: dict[str, Any]
+    service_ms: float | None  # duration of a batch of the stand-in detector; None means the real detector
+    overload: float | None
+    objects: int
+    processes: str | None
+    kill_s: float | None
+    kill: str
+    top: dict[str, Any]
+
+
+def measure(clips: Sequence[Path], cameras: int, run: _Run) -> dict[str, Any]:
+    """Run `vision run` on `cameras` cameras, which play the clips in turn. Return the measurements."""
+    top = dict(run.top) if run.processes is None else run.top | {"processes": _number(run.processes)}
+    asked_per_s = round(sum(_frames_per_s(clips[number % len(clips)]) for number in range(cameras)), 1)
+    service_ms = run.service_ms
+    if run.overload is not None:  # the detector's rate is `max_batch` frames per `service_ms`
+        service_ms = 1e3 * run.overload * run.detect["max_batch"] / asked_per_s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "camera.yaml"
-        analytics = {f"camera-{number}": _ANALYTICS for number in range(cameras)}
-        write_config(path, [str(clip)] * cameras, reader=reader, pipeline="count", detect=detect, analytics=analytics)
-        with running(path) as process, Subscription(f"ipc://{path}.ipc", queue=_QUEUE) as subscription:
-            measured = _receive(subscription.items(_START_S), psutil.Process(process.pid), seconds)
-    requested_per_s = round(cameras * _frames_per_s(clip), 1)
-    return {"cameras": cameras, "reader": reader, "seconds": seconds, "asked_per_s": requested_per_s} | measured
+        top["analytics"] = {f"camera-{number}": _ANALYTICS for number in range(cameras)}
+        sources = [str(clips[number % len(clips)]) for number in range(cameras)]
+        write_config(path, sources, reader=run.reader, pipeline="count", detect=run.detect, **top)
+        kinds: tuple[Kind, ...] = ("detections", "events", "status")
+        with ExitStack() as opened:
+            process = opened.enter_context(_started(path, service_ms, run.objects))
+            subscription = opened.enter_context(Subscription(f"ipc://{path}.ipc", kinds=kinds, queue=_QUEUE))
+            measured = _receive(_items(subscription, process), _Processes(psutil.Process(process.pid)), run)
+        measured["exit_code"] = process.returncode
+    settings = {"cameras": cameras, "reader": run.reader, "seconds": run.seconds, "processes": run.processes}
+    return settings | {"service_ms": service_ms, "asked_per_s": asked_per_s} | measured
 
 
-def _receive(items: Iterator[Item], program: psutil.Process, seconds: float) -> dict[str, Any]:
-    """Receive messages for `seconds` after the warm-up. Return rates, drops, latencies and CPU use."""
-    next(items)
+@contextmanager
+def _started(path: Path, service_ms: float | None, objects: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the program in the background, with the stand-in detector unless `service_ms` is None."""
+    if service_ms is None:
+        with running(path) as process:
+            yield process
+        return
+    options = ["--service-ms", f"{service_ms:g}", "--objects", str(objects)]
+    with subprocess.Popen([sys.executable, "-m", "tests.perf.stand_in", str(path), *options]) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iterator[Item]:
+    """Yield what arrives. Raise `RuntimeError` if the program ends, or if nothing arrives for `_START_S`."""
+    last_s = time.monotonic()
+    while process.poll() is None and time.monotonic() - last_s < _START_S:
+        if (item := subscription.receive(1.0)) is not None:
+            last_s = time.monotonic() if isinstance(item, DetectionsMessage) else last_s
+            yield item
+    raise RuntimeError(f"the program sends no detections; exit code {process.poll()}")
+
+
+def _receive(items: Iterator[Item], processes: _Processes, run: _Run) -> dict[str, Any]:
+    """Receive messages for `run.seconds` after the warm-up. Return the measurements."""
+    while not isinstance(next(items), DetectionsMessage):
+        pass
     begin_s = time.monotonic() + _SETTLE_S
-    cpu_s = [0.0]
-    latencies_ms: list[float] = []
-    dropped: Counter[str] = Counter()
-    lost = 0
+    received, killed = _Received(), 0
+    next_look_s, next_kill_s = begin_s, begin_s + (run.kill_s or math.inf)
     for item in items:
-        now_s = time.monotonic()
-        if now_s >= begin_s + seconds:
+        since_s = time.monotonic() - begin_s
+        if since_s >= run.seconds:
             break
-        if now_s < begin_s:
-            cpu_s = [_cpu_s(program)]
-        elif isinstance(item, DetectionsMessage):
-            latencies_ms.append(now_s * 1e3 - item.captured_monotonic_ns / 1e6)
-            dropped.update(item.dropped_before)
-        elif isinstance(item, Gap):
-            lost += item.lost
-    cores = (_cpu_s(program) - cpu_s[0]) / seconds
+        if since_s < 0:
+            continue
+        if received.seconds.total() == 0:
+            processes.reset()
+        received.add(item, since_s)
+        if begin_s + since_s >= next_look_s:
+            processes.look()
+            next_look_s += 1.0
+        if begin_s + since_s >= next_kill_s:
+            killed += _kill(processes.workers(run.kill), killed)
+            next_kill_s += run.kill_s or math.inf
+    processes.look()
+    cores = processes.cores(run.seconds)
+    memory_mib = processes.memory_mib()
     time.sleep(_LAST_S)
-    p50, p95, p99, most = np.percentile(latencies_ms, [50, 95, 99, 100]).round(2).tolist()
-    return {
-        "published_per_s": round(len(latencies_ms) / seconds, 1),
-        "dropped": dict(dropped),
-        "lost_messages": lost,
-        "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "max": most},
-        "cores": round(cores, 2),
-    }
+    totals = {"cores": round(sum(cores.values()), 2), "cores_by_process": cores, "rss_mib": memory_mib}
+    return received.summary(run.seconds) | {"killed": killed} | totals
 
 
-def _cpu_s(program: psutil.Process) -> float:
-    times = program.cpu_times()
-    return float(times.user + times.system)
+def _kill(workers: Sequence[psutil.Process], turn: int) -> int:
+    """Kill one of the workers, each in turn. Return the number of killed processes: 1, or 0 if there is no worker."""
+    if not workers:
+        return 0
+    workers[turn % len(workers)].send_signal(signal.SIGKILL)
+    return 1
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    with suppress(psutil.Error):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 def _frames_per_s(clip: Path) -> float:
@@ -93,22 +260,85 @@ def _frames_per_s(clip: Path) -> float:
         return float(rate)
 
 
-def main() -> None:
+def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> list[Path]:
+    """Write the clips that the cameras play, and return their paths.
+
+    Args:
+        run_s: time in seconds for which a stream must last.
+        reopen_s: mean length of the clips in seconds. The lengths differ by up to 15 %, so that streams end at
+            different times. None means that no stream ends during the run.
+    """
+    if reopen_s is None:
+        return [_repeat(clip, folder / "long.mp4", run_s)]
+    lengths = [reopen_s * (0.85 + 0.3 * (number * _GOLDEN % 1)) for number in range(_PHASES)]
+    return [_repeat(clip, folder / f"clip-{number}.mp4", length) for number, length in enumerate(lengths)]
+
+
+def _repeat(clip: Path, path: Path, seconds: float) -> Path:
+    """Copy the packets of a clip to `path`, repeated or cut to `seconds`, without encoding them again."""
+    rate = Fraction(_frames_per_s(clip)).limit_denominator(1001)
+    with av.open(str(path), "w") as out:
+        stream = None
+        written = 0
+        for _ in count():
+            with av.open(str(clip)) as container:
+                video = container.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                packets = [packet for packet in container.demux(video) if packet.size]
+            first = min(packet.pts or 0 for packet in packets)
+            for packet in packets:
+                step = 1 / rate / (packet.time_base or Fraction(1, 90000))
+                offset = round(written * step) - first
+                packet.pts, packet.dts = (packet.pts or 0) + offset, (packet.dts or 0) + offset
+                packet.stream = stream
+            for packet in packets[: max(1, math.ceil(seconds * rate) - written)]:
+                out.mux(packet)
+            written += len(packets)
+            if written >= seconds * rate:
+                return path
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     backends = ("auto", "tensorrt", "onnxruntime", "fake")
-    parser.add_argument("clip", type=Path, help="video file that each camera plays")
+    parser.add_argument("clip", type=Path, help="H.264 file that each camera plays")
     parser.add_argument("--cameras", type=int, nargs="+", default=[2], help="numbers of cameras, one run for each")
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="duration of each measurement. Default: %(default)g"
-    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of a measurement. Default: %(default)g")
     parser.add_argument("--reader", choices=("nvdec", "ffmpeg"), default="nvdec", help="decoder. Default: %(default)s")
     parser.add_argument("--backend", choices=backends, default="auto", help="back-end. Default: %(default)s")
     parser.add_argument("--max-batch", type=int, default=32, help="largest batch. Default: %(default)s")
-    options = parser.parse_args()
-    detect = {"backend": options.backend, "max_batch": options.max_batch}
-    for cameras in options.cameras:
-        measured = measure(options.clip.absolute(), cameras, options.seconds, options.reader, detect)
-        print(json.dumps(measured), flush=True)
+    parser.add_argument("--processes", help="value of the key `processes`. Default: the key is absent")
+    parser.add_argument("--reopen-s", type=float, help="mean time after which a stream ends and is opened again")
+    parser.add_argument("--service-ms", type=float, help="use a stand-in detector with this duration of a batch")
+    parser.add_argument("--objects", type=int, default=6, help="objects of the stand-in. Default: %(default)s")
+    parser.add_argument(
+        "--overload", type=float, help="use a stand-in detector that serves only this fraction of the frames: 3 = 1/3"
+    )
+    parser.add_argument("--kill-s", type=float, help="kill one worker process after each of these intervals")
+    parser.add_argument("--kill", default="", help="part of the name of the worker processes to kill. Default: all")
+    parser.add_argument("--top", type=json.loads, default={}, help="further keys of camera.yaml, as JSON")
+    return parser
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    run = _Run(
+        seconds=options.seconds,
+        reader=options.reader,
+        detect={"backend": options.backend, "max_batch": options.max_batch},
+        service_ms=options.service_ms,
+        overload=options.overload,
+        objects=options.objects,
+        processes=options.processes,
+        kill_s=options.kill_s,
+        kill=options.kill,
+        top=options.top,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        clips = prepare(options.clip.absolute(), Path(folder), options.seconds + _SPARE_S, options.reopen_s)
+        for cameras in options.cameras:
+            print(json.dumps(measure(clips, cameras, run)), flush=True)
 
 
 if __name__ == "__main__":
