@@ -5,11 +5,13 @@
     VisionError
     ├── ConfigError       fix the configuration; exit code 78, so systemd does not restart the program
     ├── ModelError        fix or rebuild the model; exit code 78
+    ├── Unavailable       nothing: the start is tried again; exit code 75
     ├── SourceError       nothing: the camera is opened again after a pause
     │   ├── EndOfStream   nothing: a file or folder has ended
     │   └── SizeChanged   nothing: the frame has a new size, which starts a new epoch
     ├── DeviceError       nothing: CUDA, TensorRT or ONNX Runtime failed, and systemd restarts the program
     │   ├── DeviceMissing install the GPU, driver or library that is missing; exit code 78
+    │   │   └── DeviceNotReady  nothing: systemd starts the program again; exit code 75
     │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
     ├── MessageError      use a program that can read the message or the recording
     └── Closed            nothing: a slot, queue or database was closed, or an operation was canceled
@@ -19,6 +21,7 @@ The message of an exception states what was expected and what was received; its 
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import re
@@ -29,6 +32,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 EXIT_OK = 0
 EXIT_RUNTIME = 1
+EXIT_TEMPORARY = 75  # sysexits.h EX_TEMPFAIL
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG; systemd/vision@.service lists it in RestartPreventExitStatus
 
 
@@ -79,6 +83,12 @@ class ModelError(VisionError):
     exit_code = EXIT_CONFIG
 
 
+class Unavailable(VisionError):
+    """A disk, an address or a lock cannot be used at present. A later attempt can succeed without a change."""
+
+    exit_code = EXIT_TEMPORARY
+
+
 class SourceError(VisionError):
     """A camera could not be opened or read. Other cameras are not affected."""
 
@@ -104,6 +114,12 @@ class DeviceMissing(DeviceError):
     """A GPU, a driver or a library is missing or too old. Restarting the program does not help."""
 
     exit_code = EXIT_CONFIG
+
+
+class DeviceNotReady(DeviceMissing):
+    """The driver does not answer, or reports no GPU. It may not be loaded yet. Only a new process can see a change."""
+
+    exit_code = EXIT_TEMPORARY
 
 
 class OutOfMemory(DeviceError):
@@ -178,3 +194,53 @@ def redact(text: str) -> str:
     """Return `text` with all registered secrets, and the users, passwords and tokens of every URL, replaced."""
     text = _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", conceal(text)))
     return _URL.sub(lambda url: _SECRET_IN_PATH.sub(r"\g<key>***", url[0]), text)
+
+
+_OPERATOR: Final = {
+    errno.EACCES: "give the user of the program access: `ls -ld` shows the owner and the mode",
+    errno.EPERM: "give the user of the program access: `ls -ld` shows the owner and the mode",
+    errno.ENOENT: "create the folder, or correct the path",
+    errno.ENOTDIR: "a part of the path is a file: correct the path",
+    errno.EEXIST: "a file has the name of the folder: correct the path",
+    errno.EISDIR: "the path is a folder: add the name of a file",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "a link leads back to itself: correct the path",
+    errno.EINVAL: "correct the path",
+}
+"""Hints for the errors that only an operator can solve, by error number. All other errors can end by themselves."""
+
+_PASSING: Final = {
+    errno.ENOSPC: "free space on this disk: `df -h` shows it",
+    errno.EDQUOT: "free space, or raise the quota of the user",
+    errno.EROFS: "the file system is read-only: `dmesg` shows whether the disk failed. A service can write only to the "
+    "folders that its unit permits",
+    errno.EIO: "the disk or the network file system fails: `dmesg` shows the reason",
+    errno.ESTALE: "the network file system has changed: mount it again",
+    errno.ENODEV: "the device is not connected",
+    errno.ENXIO: "the device is not connected",
+    errno.EMFILE: "raise the limit of open files: `LimitNOFILE=` in the unit, or `ulimit -n`",
+    errno.ENFILE: "the machine has too many open files: end other programs",
+    errno.ENOMEM: "free memory: `free -h` shows it",
+    errno.EBUSY: "another program uses the file: `fuser` shows it",
+    errno.EAGAIN: "another program uses the file: `fuser` shows it",
+}
+
+
+def is_passing(error: OSError) -> bool:
+    """Return True if the failed system call can succeed later without a change by an operator."""
+    return error.errno not in _OPERATOR
+
+
+def from_os_error(text: str, error: OSError, *, code: str = "", hint: str = "") -> ConfigError | Unavailable:
+    """Return the error for a failed system call: `ConfigError` if only an operator can solve it.
+
+    Args:
+        text: what was attempted. The reason of the system is appended.
+        error: the error of the call. An unknown error number counts as temporary.
+        code: see `VisionError`.
+        hint: replaces the usual hint of an error that only an operator can solve.
+    """
+    message = f"{text}: {error.strerror or error}"
+    if is_passing(error):
+        return Unavailable(message, hint=_PASSING.get(error.errno or 0, ""), code=code)
+    return ConfigError(message, hint=hint or _OPERATOR[error.errno or 0], code=code)

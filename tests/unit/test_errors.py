@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
+import os
 from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 
-from vision.errors import ConfigError, Fault, VisionError, conceal, redact, register_secret
+from vision.errors import (
+    EXIT_CONFIG,
+    EXIT_TEMPORARY,
+    ConfigError,
+    Fault,
+    VisionError,
+    conceal,
+    from_os_error,
+    redact,
+    register_secret,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +90,19 @@ def test_longer_secret_is_replaced_before_its_part() -> None:
     register_secret("Zq7S3cret")
     register_secret("Zq7S3cret/and-more")
     assert conceal("x Zq7S3cret/and-more Zq7S3cret") == "x *** ***"
+
+
+OPERATOR = ("EACCES", "EPERM", "ENOENT", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL")
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_only_errors_of_an_operator_end_the_start_for_good(number: int) -> None:
+    error = from_os_error("cannot write /x", OSError(number, os.strerror(number)), code="c")
+    assert error.exit_code == (EXIT_CONFIG if errno.errorcode[number] in OPERATOR else EXIT_TEMPORARY)
+    assert os.strerror(number) in error.args[0]
+    assert error.code == "c"
+
+
+def test_hints_of_a_full_disk_and_of_missing_rights_differ() -> None:
+    full, refused = (from_os_error("x", OSError(number, "y")) for number in (errno.ENOSPC, errno.EACCES))
+    assert full.hint and refused.hint and full.hint != refused.hint

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from vision.errors import ConfigError
+from vision.errors import ConfigError, from_os_error
 
 SCHEMA: Final = "vision.accuracy/1"
 BLOCK_S: Final = 20.0
@@ -136,7 +136,7 @@ def load_clips(path: Path) -> dict[str, Clip]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"accuracy: cannot read {path}: {error.strerror}", hint=hint, code="not-readable") from error
+        raise from_os_error(f"accuracy: cannot read {path}", error, hint=hint, code="not-readable") from error
     except ValueError as error:
         raise ConfigError(f"accuracy: {path} is not JSON: {error}", hint=hint, code="invalid-accuracy") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:

@@ -20,7 +20,7 @@ from vision.config.load import SPEC_NAME
 from vision.config.model_file import ONNX_SUFFIX, read_model_header
 from vision.detect.open import open_detector
 from vision.detect.proposal import Proposal, propose
-from vision.errors import EXIT_OK, ConfigError, VisionError
+from vision.errors import EXIT_OK, ConfigError, VisionError, from_os_error
 from vision.types import Detections, Frame, FrameMeta
 from vision.version import install_hint
 
@@ -102,7 +102,7 @@ def _write(file: Path, folder: Path, proposal: Proposal) -> None:
                 shutil.copyfile(source, target)
         (folder / SPEC_NAME).write_text(proposal.yaml(), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {error.strerror}", code="not-writable") from error
+        raise from_os_error(f"cannot write {folder}", error, code="not-writable") from error
 
 
 def _sample_frame(source: str | None) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import inspect
 import io
@@ -50,7 +51,8 @@ Examples:
   vision run camera.yaml           detect objects and publish the results
   vision watch                     show the results that this machine publishes
 
-Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 78 invalid configuration or model.
+Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 75 temporary failure,
+78 invalid configuration or model.
 """
 
 
@@ -150,6 +152,7 @@ def _conceal_output() -> None:
 def entry() -> None:
     """Run the command in `sys.argv`, and end the process with its exit code."""
     _conceal_output()
+    faulthandler.enable()  # prints the stacks of all threads if a library crashes, or if systemd's watchdog fires
     code = main()
     if threading.active_count() > 1:
         # A thread is still inside a camera's library. If it returned while the interpreter is being finalized, C++

@@ -14,7 +14,7 @@ from rich.console import Console
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig, DetectConfig, load_config, resolve_config
 from vision.config.source_address import File, Folder, Synthetic, parse_source
-from vision.errors import ConfigError, SourceError, VisionError
+from vision.errors import ConfigError, SourceError, VisionError, from_os_error
 from vision.metrics import enable_nvtx
 from vision.version import pip_hint
 
@@ -205,7 +205,7 @@ def write_text(text: str, path: Path) -> None:
     """Write a text to a file, or to standard output if `path` is ``-``.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError, Unavailable: the file cannot be written.
     """
     if str(path) == "-":
         print(text)
@@ -213,4 +213,4 @@ def write_text(text: str, path: Path) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise from_os_error(f"{path} cannot be written", error) from error

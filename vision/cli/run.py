@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from vision.errors import EXIT_OK
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.hang_watchdog import hang_watchdog
+from vision.runtime.runtime import Runtime
+from vision.runtime.start import open_patiently
 
 
 @command(orderly=True)
@@ -56,12 +59,16 @@ def run(
       vision run counting --offline --video counted.mp4
     """
     start_nvtx(nvtx)
-    app_config = _with_bind(read_config(config), bind)
-    build = load_pipeline(app_config.pipeline)
+    options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show)
+
+    def open_parts(opened: ExitStack) -> Runtime:
+        app_config = _with_bind(read_config(config), bind)
+        build = load_pipeline(app_config.pipeline)
+        state = None if offline else open_state(app_config, opened)
+        return build(app_config, replace(options, state=state), opened)
+
     with ExitStack() as resources:
-        state = None if offline else open_state(app_config, resources)
-        options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show, state=state)
-        runtime = build(app_config, options, resources)
+        runtime = open_patiently(open_parts, resources, options.stop)
         # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()

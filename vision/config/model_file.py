@@ -10,7 +10,7 @@ from typing import Final
 
 from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.onnx_header import NotOnnx, OnnxHeader, Truncated, read_header
-from vision.errors import ModelError
+from vision.errors import ModelError, from_os_error, is_passing
 
 ONNX_SUFFIX: Final = ".onnx"
 
@@ -122,8 +122,11 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
     Raises:
         ModelError: the file is missing, unreadable, empty, truncated, or in a different format, or a file with its
             weights is missing.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     label = f"{name}: " if name else ""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading /dev/zero or a FIFO would never end
+        raise ModelError(f"{label}expected a file, got a device or a FIFO: {path}", code="model-unreadable")
     try:
         with path.open("rb") as file:
             start = file.read(_START_BYTES)
@@ -135,6 +138,8 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
         hint = "`file` in model.yaml names the ONNX file in the same folder" if name else "check the path"
         raise ModelError(text, hint=hint, code="model-missing") from None
     except OSError as error:
+        if is_passing(error):
+            raise from_os_error(f"{label}cannot read {path}", error, code="model-unreadable") from error
         text = f"{label}cannot read {path}: {error.strerror}"
         raise ModelError(
             text, hint="check the path, and the owner and mode of the file", code="model-unreadable"

@@ -18,7 +18,7 @@ import yaml
 from vision.config.document import Document, Node, Place, Unreadable, faulty
 from vision.config.secret_values import Span, register_values
 from vision.config.wording import UNPRINTABLE, Loc, dotted, nearest, one_of, quoted
-from vision.errors import ConfigError, Fault
+from vision.errors import ConfigError, Fault, from_os_error, is_passing
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
@@ -80,6 +80,8 @@ def _read(path: Path) -> str:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise from_os_error(f"{path} cannot be read", error, code="unreadable") from None
         raise _cannot_read(path, error) from None
     if len(raw) > MAX_BYTES:
         message = f"expected a configuration of at most {MAX_BYTES >> 10} KiB, got a larger file"

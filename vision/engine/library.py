@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
-from vision.errors import DeviceMissing
+from vision.errors import DeviceMissing, DeviceNotReady
 from vision.version import pip_hint
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ _unusable: list[object] = []  # objects whose release would end the process with
 
 
 def start(factory: Callable[[trt.ILogger], _T]) -> _T:
-    """Create a ``trt.Runtime`` or ``trt.Builder``. Raise `DeviceMissing` with TensorRT's messages if no GPU works.
+    """Create a ``trt.Runtime`` or ``trt.Builder``. Raise `DeviceNotReady` with TensorRT's messages if no GPU works.
 
     Without a usable driver, a constructor of TensorRT either returns null, or logs an error of CUDA and returns an
     object that crashes at its first use and at its release.
@@ -229,8 +229,8 @@ def start(factory: Callable[[trt.ILogger], _T]) -> _T:
     return started
 
 
-def _not_started(reasons: Sequence[str]) -> DeviceMissing:
-    return DeviceMissing(
+def _not_started(reasons: Sequence[str]) -> DeviceNotReady:
+    return DeviceNotReady(
         f"{find_library()} could not start: {'; '.join(reasons)}",
         hint="`nvidia-smi` (on a Jetson: `tegrastats`) tests the driver; `vision doctor` shows details",
         code="tensorrt-not-started",

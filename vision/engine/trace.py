@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vision.errors import ConfigError
+from vision.errors import from_os_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
 
 
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
-    """Write spans to a Chrome trace file. Raise `ConfigError` if the file cannot be written."""
+    """Write spans to a Chrome trace file. Raise `ConfigError` or `Unavailable` if the file cannot be written."""
     try:
         path.write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise from_os_error(f"{path} cannot be written", error) from error

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda.bindings import driver, nvrtc, runtime
 
-from vision.errors import DeviceError, DeviceMissing, OutOfMemory
+from vision.errors import DeviceError, DeviceMissing, DeviceNotReady, OutOfMemory
 from vision.version import install_hint
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU: `DeviceMissing` if restarting the process would not help.
+    """Return the error for a missing or unusable GPU: `DeviceNotReady` if the driver may not be loaded yet.
 
     `code` is the status of `cudaGetDeviceCount`. The CUDA versions of the driver and of cuda-python are
     1000 * major + 10 * minor. 0 means that there is no driver.
@@ -130,11 +130,11 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
         )
     if code in _MISSING:
         message, hint, error_code = _MISSING[code]
-        return DeviceMissing(message, hint=hint, code=error_code)
+        return DeviceNotReady(message, hint=hint, code=error_code)
     message = f"the GPU cannot be used: {_name_of(_status(code))}"
     if code in _OTHER_DRIVER:
         hint = "restart the machine, because the driver was updated but its old kernel module is still loaded"
-        return DeviceMissing(message, hint=hint, code="driver-mismatch")
+        return DeviceNotReady(message, hint=hint, code="driver-mismatch")
     return DeviceError(message, hint=_RESTART, code="cuda-error")
 
 

@@ -22,7 +22,7 @@ from typing import Final
 
 import zmq
 
-from vision.errors import Closed, ConfigError
+from vision.errors import Closed, from_os_error
 from vision.messaging import codec
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import Encoding, EventMessage, Header, MaskFormat, StatusReport
@@ -37,6 +37,7 @@ _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
+_FILE_MODE: Final = 0o640  # results describe people, so only the user and the group of the program can read them
 
 # Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -83,7 +84,8 @@ class Publisher:
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
 
         Raises:
-            ConfigError: an address cannot be bound, for example because it is in use or not one of this machine.
+            ConfigError: an address cannot be bound, for example because its folder does not exist.
+            Unavailable: an address is in use, or not an address of this machine at present.
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
@@ -276,27 +278,28 @@ class Recorder:
     """Writes messages to a file, each as one line of JSON. It is not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
-    A file with content is never overwritten or extended, because a service that restarts must not destroy a recording.
+    A file with content is never overwritten or extended: it is renamed, so that a service can restart. The new name
+    contains the time of its last line: ``results-20261129T160500Z.jsonl``.
     When the disk is full, publishing continues: the error is logged once, lost lines are counted, and recording resumes
     when space is available again.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Create the file. Raise `ConfigError` if the file cannot be created, or is not empty."""
+        """Create the file. Rename an existing file with content.
+
+        Raises:
+            ConfigError: the file cannot be created.
+            Unavailable: the file cannot be created at present, for example because the disk is full.
+        """
         self.written = 0
         self.lost = 0
         self._path = Path(path)
         try:
-            self._file = self._path.open("ab", buffering=0)
+            _rotate(self._path)
+            self._file = open(self._path, "ab", buffering=0, opener=_open_private)  # noqa: SIM115 - `close` closes it
         except OSError as error:
-            text, hint = f"--record: cannot write {path}: {error.strerror}", "choose a file in a folder that exists"
-            raise ConfigError(text, hint=hint) from error
-        info = os.fstat(self._file.fileno())
-        self._is_regular = stat.S_ISREG(info.st_mode)
-        if self._is_regular and info.st_size:
-            self._file.close()
-            text = f"--record: {path} already contains {info.st_size} bytes, and a recording is never overwritten"
-            raise ConfigError(text, hint="choose a different name, or remove the file first", code="recording-exists")
+            raise from_os_error(f"--record: cannot write {path}", error, code="recording") from error
+        self._is_regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
 
     def write(self, payload: bytes) -> None:
         """Append a JSON message as a line. If writing fails, count the line as lost. Raise `Closed` after `close`."""
@@ -320,3 +323,18 @@ class Recorder:
         if not self._file.closed and self.lost:
             log.error("%s lacks %d of %d results", self._path, self.lost, self.lost + self.written)
         self._file.close()
+
+
+def _rotate(path: Path) -> None:
+    """Rename a recording with content, so that a new recording can have its name."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(path.stat().st_mtime))
+    names = (f"{path.stem}-{moment}{suffix}{path.suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    free = next(name for name in names if not path.with_name(name).exists())
+    path.rename(path.with_name(free))
+    log.info("--record: the existing recording is now %s", path.with_name(free))
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, _FILE_MODE)

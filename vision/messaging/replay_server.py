@@ -36,7 +36,7 @@ class ReplayServer:
         """Bind the socket to `bind`, and start the thread. The events in replies have the encoding `encoding`.
 
         Raises:
-            ConfigError: the address cannot be bound, for example because it is in use or not one of this machine.
+            ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
         """
         self._event_log = event_log
         self._node = node

@@ -12,25 +12,32 @@ from typing import Final
 
 import zmq
 
-from vision.errors import ConfigError
+from vision.errors import ConfigError, Unavailable, from_os_error
 
 _NOT_LOCAL: Final = (
+    Unavailable,
     "address-not-local",
     "no network interface of this machine has this name or address",
     "list them with: ip address",
 )
 _BIND_ERRORS: Final = {
     errno.EADDRINUSE: (
+        Unavailable,
         "address-in-use",
         "port in use by another program",
         "find it with: ss -ltnp 'sport = :{port}', or choose a different port with --bind",
     ),
     errno.EADDRNOTAVAIL: _NOT_LOCAL,
     errno.ENODEV: _NOT_LOCAL,
-    errno.EACCES: ("not-permitted", "permission denied", "use a port from 1024 on, or a folder that you can write to"),
-    errno.ENOENT: ("no-folder", "the folder of the socket does not exist", "create the folder first"),
+    errno.EACCES: (
+        ConfigError,
+        "not-permitted",
+        "permission denied",
+        "use a port from 1024 on, or a folder that you can write to",
+    ),
+    errno.ENOENT: (ConfigError, "no-folder", "the folder of the socket does not exist", "create the folder first"),
 }
-"""The code, reason, and hint for each error number. `vision.config` refuses malformed addresses earlier."""
+"""The class, code, reason, and hint for each error number. `vision.config` refuses malformed addresses earlier."""
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
@@ -57,7 +64,8 @@ class BoundSocket:
         """Bind the socket. Errors contain the configuration key `key`.
 
         Raises:
-            ConfigError: the address cannot be bound, for example because it is in use or not one of this machine.
+            ConfigError: the address cannot be bound, for example because its folder does not exist.
+            Unavailable: the address is in use, or not an address of this machine at present.
         """
         _check_free(bind, key)
         self._context = zmq.Context()
@@ -69,9 +77,11 @@ class BoundSocket:
             self.zmq.bind(bind)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            code, reason, hint = _BIND_ERRORS.get(error.errno or 0, ("", str(error), ""))
+            if error.errno not in _BIND_ERRORS:
+                raise from_os_error(f"{key}: cannot use {bind}", OSError(error.errno, str(error))) from error
+            refusal, code, reason, hint = _BIND_ERRORS[error.errno]
             hint = hint.format(port=bind.rpartition(":")[2])
-            raise ConfigError(f"{key}: {reason}: {bind}", hint=hint, code=code) from error
+            raise refusal(f"{key}: {reason}: {bind}", hint=hint, code=code) from error
         self.address = self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
         self._file = _socket_file(self.address)
 
@@ -153,7 +163,12 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Raise `ConfigError` if an ipc:// path is a socket in use or another file. ZeroMQ would replace both."""
+    """Check that an ipc:// path is not in use, because ZeroMQ would replace the socket or the file.
+
+    Raises:
+        ConfigError: the path is a file, or this user has no access.
+        Unavailable: a program uses the socket.
+    """
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):
         return
@@ -171,6 +186,6 @@ def _check_free(bind: str, key: str) -> None:
         except ConnectionRefusedError:
             return  # a killed program left the file
         except OSError as error:
-            raise ConfigError(f"{key}: cannot use ipc://{path}: {error.strerror}") from error
+            raise from_os_error(f"{key}: cannot use ipc://{path}", error) from error
     text, hint = f"{key}: socket in use by another program: {bind}", f"find it with: ss -xlp src {path}"
-    raise ConfigError(text, hint=hint, code="address-in-use")
+    raise Unavailable(text, hint=hint, code="address-in-use")

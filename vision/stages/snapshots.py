@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from vision.config.app import SnapshotConfig
-from vision.errors import ConfigError
+from vision.errors import from_os_error
 from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result
 
@@ -44,6 +44,7 @@ class SnapshotStage:
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
+            Unavailable: the folder cannot be used at present, for example because the disk is full.
         """
         self._encode = encode
         self._kinds = config.kinds
@@ -133,7 +134,9 @@ class _SnapshotFolder:
 def _existing_snapshots(folder: Path) -> dict[str, int]:
     """Create the folder, and remove incomplete files. Return the size in bytes of each snapshot by name, oldest first.
 
-    Raise `ConfigError` if the folder cannot be created, or is not writable.
+    Raises:
+        ConfigError: the folder cannot be created, or is not writable.
+        Unavailable: the folder cannot be used at present, for example because the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,9 +148,8 @@ def _existing_snapshots(folder: Path) -> dict[str, int]:
         probe.unlink()
         files = [(file.stat(), file.name) for file in folder.iterdir() if _NAME.fullmatch(file.name)]
     except OSError as error:
-        text = f"snapshots.folder: cannot write to {folder}: {error.strerror}"
-        hint = "make the folder writable for this user"
-        raise ConfigError(text, hint=hint, code="snapshot-folder") from error
+        text, hint = f"snapshots.folder: cannot write to {folder}", "make the folder writable for this user"
+        raise from_os_error(text, error, hint=hint, code="snapshot-folder") from error
     return {name: info.st_size for info, name in sorted(files, key=lambda file: (file[0].st_mtime_ns, file[1]))}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import FrameClock
 from vision.detect.reference.crops import PartReader
-from vision.errors import ConfigError
+from vision.errors import ConfigError, from_os_error
 from vision.stages.frame_worker import FrameWorker
 from vision.stages.video_encoder import open_encoder
 from vision.types import Frame, Result
@@ -169,12 +170,19 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
 
     Raises:
         ConfigError: the name does not end in .mp4, or the folder is missing or not writable.
+        Unavailable: the folder cannot be used at present, for example because the disk is full.
     """
     if path.suffix.lower() != ".mp4":
         raise ConfigError(f"--video: expected a file that ends in .mp4, got {path}", code="video-name")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        text = f"--video: cannot write to the folder {path.parent}"
-        raise ConfigError(text, hint="create the folder, or make it writable for this user", code="video-folder")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        text, hint = (
+            f"--video: cannot write to the folder {path.parent}",
+            "create the folder, or make it writable for this user",
+        )
+        raise from_os_error(text, error, hint=hint, code="video-folder") from error
     if len(camera_ids) == 1:
         return {camera_ids[0]: path}
     return {camera_id: path.with_name(f"{path.stem}-{camera_id}{path.suffix}") for camera_id in camera_ids}

@@ -18,10 +18,12 @@ detects changed values. docs/decisions/050-state-in-sqlite.md contains measureme
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from vision.errors import Closed, ConfigError
+from vision.errors import Closed, ConfigError, Unavailable, from_os_error
 from vision.state.counters import CameraCounters, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
 from vision.state.private_files import Held, Unwritable, locked, sync_folder
@@ -86,7 +88,8 @@ class StateDatabase:
             sync: function that forces the file of a descriptor to disk.
 
         Raises:
-            ConfigError: the folder is not writable, is in use by a different process, or has a newer database.
+            ConfigError: the folder is not writable, or has a newer database.
+            Unavailable: a different process uses the folder, or the disk is full or fails.
         """
         self.folder = folder
         self.notice: str | None = None
@@ -110,11 +113,10 @@ class StateDatabase:
             except Held as error:
                 text = f"the state in {folder} is in use by another process"
                 hint = "use one `state_dir` for each deployment, or stop the other process"
-                raise ConfigError(text, hint=hint, code="state-in-use") from error
+                raise Unavailable(text, hint=hint, code="state-in-use") from error
             except (OSError, sqlite3.Error, Unwritable) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                text, hint = f"cannot store state in {folder}: {reason}", "make the folder writable for this user"
-                raise ConfigError(text, hint=hint, code="state-unwritable") from error
+                text, hint = f"cannot store state in {folder}", "make the folder writable for this user"
+                raise from_os_error(text, _os_error(error, folder), hint=hint, code="state-unwritable") from error
             self._opened = opened.pop_all()
 
     def counters(self, camera_id: str) -> CameraCounters:
@@ -291,6 +293,30 @@ class BackgroundSync:
                     log.error("cannot force state to disk: %s", error)
                 self._failing = True
                 self._requested.set()
+
+
+_SQLITE_REASONS: Final = {
+    "database or disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "attempt to write a readonly database": errno.EACCES,
+    "database is locked": errno.EBUSY,
+}
+
+
+def _os_error(error: Exception, folder: Path) -> OSError:
+    """Return the system's error for an error of this module. SQLite hides the error of the system."""
+    if isinstance(error, Unwritable) and isinstance(error.__cause__, OSError):
+        return error.__cause__
+    if isinstance(error, OSError):
+        return error
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+        os.close(os.open(folder / _FILE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as cause:
+        return cause
+    return OSError(_SQLITE_REASONS.get(str(error), 0), str(error))
 
 
 def _verify(connection: sqlite3.Connection) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from vision.errors import ModelError
+from vision.errors import ModelError, Unavailable, from_os_error, is_passing
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ class Untrusted(ModelError):
     """A file cannot be trusted: other users can write it or a folder above it, it is a link, or it is unreadable."""
 
 
-class Held(ModelError):
+class Held(Unavailable):
     """A different process still held the lock when the wait ended."""
 
 
-class Unwritable(ModelError):
+class Unwritable(Unavailable):
     """A file cannot be written, for example because the disk is full or the folder belongs to a different user."""
 
 
@@ -93,6 +93,7 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         Untrusted: other users can write to the folder or to a folder above it.
         ModelError: the folder cannot be created.
+        Unavailable: the folder cannot be created at present, for example because the disk is full.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -101,6 +102,8 @@ def make_private_folder(folder: Path) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
+        if is_passing(error):
+            raise from_os_error(f"the folder {folder} cannot be created", error) from error
         raise ModelError(f"the folder {folder} cannot be created: {error.strerror}", hint=_OTHER_FOLDER) from error
     require_private_folder(folder)
 
@@ -111,6 +114,7 @@ def read_private(path: Path) -> bytes:
     Raises:
         FileNotFoundError: the file does not exist.
         Untrusted: the file is a link, cannot be read, or can be written by other users.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     hint = f"`rm {path}`; the next start creates the file again"
     try:
@@ -120,6 +124,8 @@ def read_private(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:  # such as ELOOP for a link
+        if is_passing(error):
+            raise from_os_error(f"{path} cannot be read", error) from error
         raise Untrusted(f"{path} cannot be read: {error.strerror}", hint=hint) from error
     if reason:
         raise Untrusted(f"{path} {reason}", hint=hint)

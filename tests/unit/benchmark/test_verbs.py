@@ -162,7 +162,7 @@ def test_wrong_input_ends_with_one_error(arguments: tuple[str, ...], expected: s
 )
 def test_commands_that_need_a_gpu_print_a_hint(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
-    assert done.returncode == 78
+    assert done.returncode in (75, 78)  # 75 if only the driver is missing
     assert "hint:" in done.stderr
 
 
@@ -296,7 +296,7 @@ def test_files_are_written_even_if_the_table_cannot_be_printed(tmp_path: Path) -
 def test_table_is_printed_even_if_the_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(bench().text())
     done = run("bench", "--read", tmp_path / "a.json", "--json", "/dev/full")
-    assert done.returncode == 78
+    assert done.returncode == 75
     assert "/dev/full" in done.stderr
     assert os.strerror(errno.ENOSPC) in done.stderr
     assert "2 in flight" in done.stdout

@@ -228,13 +228,13 @@ def test_program_starts_without_reachable_cameras(tmp_path: Path) -> None:
     assert "p4ssw0rd" not in done.stderr
 
 
-def test_port_in_use_exits_with_78(tmp_path: Path) -> None:
+def test_port_in_use_exits_with_75(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         done = run("run", str(write_config(tmp_path, publish={"bind": f"tcp://127.0.0.1:{port}"})))
-    assert done.returncode == 78
+    assert done.returncode == 75
     assert "publish.bind" in done.stderr
     assert str(port) in done.stderr
 
@@ -265,12 +265,13 @@ def test_error_about_a_missing_configuration_lists_the_shipped_ones() -> None:
     assert "demo" in done.stderr
 
 
-def test_recording_over_a_recording_is_refused(tmp_path: Path) -> None:
+def test_existing_recording_is_renamed(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     record.write_text("precious\n")
     done = run("run", str(write_config(tmp_path)), "--for", "1s", "--record", str(record))
-    assert done.returncode == 78
-    assert record.read_text() == "precious\n"
+    assert done.returncode == 0, done.stderr
+    assert [path.read_text() for path in tmp_path.glob("results-*Z.jsonl")] == ["precious\n"]
+    assert len(record.read_text().splitlines()) > 0
 
 
 def test_incomplete_recording_exits_with_1(tmp_path: Path) -> None:

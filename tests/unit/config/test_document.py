@@ -15,7 +15,7 @@ from vision.config import load_config_text
 from vision.config.document import Document
 from vision.config.wording import Loc
 from vision.config.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_document, read_document
-from vision.errors import ConfigError
+from vision.errors import ConfigError, Unavailable
 
 
 def pyyaml_problem(text: str) -> str | None:
@@ -349,7 +349,13 @@ def test_file_without_permission_is_reported(tmp_path: Path) -> None:
         assert refusal(path).code == "permission-denied"
 
 
-@pytest.mark.parametrize("path", ["/proc/self/mem", "a\0b.yaml", "x" * 300 + ".yaml", "/dev/null/camera.yaml"])
+def test_failing_disk_is_no_error_in_the_configuration() -> None:
+    with pytest.raises(Unavailable) as caught:
+        read_document(Path("/proc/self/mem"))
+    assert (caught.value.code, caught.value.exit_code) == ("unreadable", 75)
+
+
+@pytest.mark.parametrize("path", ["a\0b.yaml", "x" * 300 + ".yaml", "/dev/null/camera.yaml"])
 def test_unreadable_file_is_reported(path: str) -> None:
     assert refusal(Path(path)).code == "unreadable"
 

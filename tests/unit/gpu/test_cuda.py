@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, DeviceError, DeviceMissing, OutOfMemory
+from vision.errors import EXIT_CONFIG, EXIT_RUNTIME, EXIT_TEMPORARY, DeviceError, DeviceMissing, OutOfMemory
 from vision.gpu import memory
 from vision.gpu.cuda import Event, check, driver_calls, failure, no_device, open_device
 
@@ -12,21 +12,21 @@ cuda = pytest.importorskip("cuda.bindings.runtime")
 
 
 @pytest.mark.parametrize(
-    ("status", "driver", "code"),
+    ("status", "driver", "code", "exit_code"),
     [
-        (35, 0, "no-driver"),
-        (35, 12020, "old-driver"),
-        (35, 11040, "old-driver"),
-        (100, 13000, "no-gpu"),
-        (803, 13000, "driver-mismatch"),
+        (35, 0, "no-driver", EXIT_TEMPORARY),
+        (35, 12020, "old-driver", EXIT_CONFIG),
+        (35, 11040, "old-driver", EXIT_CONFIG),
+        (100, 13000, "no-gpu", EXIT_TEMPORARY),
+        (803, 13000, "driver-mismatch", EXIT_TEMPORARY),
     ],
 )
-def test_missing_gpu_is_a_configuration_error(status: int, driver: int, code: str) -> None:
+def test_only_an_old_driver_is_a_configuration_error(status: int, driver: int, code: str, exit_code: int) -> None:
     error = no_device(status, driver, 13000)
     assert isinstance(error, DeviceMissing)
     assert error.code == code
     assert error.hint
-    assert error.exit_code == EXIT_CONFIG
+    assert error.exit_code == exit_code
 
 
 @pytest.mark.parametrize(

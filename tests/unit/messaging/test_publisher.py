@@ -21,7 +21,7 @@ import zmq
 from tests.log_records import log_args
 from tests.messages.processes import Program, python, wait_until
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, crossed, found, node_status, result
-from vision.errors import Closed, ConfigError
+from vision.errors import EXIT_CONFIG, EXIT_TEMPORARY, Closed, ConfigError, Unavailable, VisionError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher, Recorder
 
@@ -291,7 +291,7 @@ def test_oversized_subscription_is_refused() -> None:
 
 
 def test_port_in_use_is_refused() -> None:
-    with Publisher(ANY_PORT, node="n") as first, pytest.raises(ConfigError) as caught:
+    with Publisher(ANY_PORT, node="n") as first, pytest.raises(Unavailable) as caught:
         Publisher(first.address, node="n")
     port = first.address.rpartition(":")[2]
     assert caught.value.code == "address-in-use"
@@ -301,17 +301,17 @@ def test_port_in_use_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bind", "code"),
+    ("bind", "code", "exit_code"),
     [
-        ("tcp://203.0.113.7:5555", "address-not-local"),
-        ("tcp://eth99:5555", "address-not-local"),
-        ("ipc:///nonexistent/folder/socket", "no-folder"),
+        ("tcp://203.0.113.7:5555", "address-not-local", EXIT_TEMPORARY),
+        ("tcp://eth99:5555", "address-not-local", EXIT_TEMPORARY),
+        ("ipc:///nonexistent/folder/socket", "no-folder", EXIT_CONFIG),
     ],
 )
-def test_unusable_bind_address_raises_config_error(bind: str, code: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_unusable_bind_address_is_refused(bind: str, code: str, exit_code: int) -> None:
+    with pytest.raises(VisionError) as caught:
         Publisher(bind, node="n")
-    assert caught.value.code == code
+    assert (caught.value.code, caught.value.exit_code) == (code, exit_code)
     assert bind in str(caught.value)
 
 
@@ -328,7 +328,7 @@ def test_ipc_socket_is_created_and_removed(tmp_path: Path) -> None:
 def test_ipc_socket_of_running_publisher_is_not_replaced(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path / 'out'}"
     with Publisher(address, node="n") as first:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(Unavailable) as caught:
             Publisher(address, node="n")
         assert caught.value.code == "address-in-use"
         with joined(first, "") as subscriber:
@@ -422,11 +422,16 @@ def test_recording_is_not_overwritten(tmp_path: Path) -> None:
     recorder = Recorder(path)  # empty: nothing can be lost
     recorder.write(PAYLOAD)
     recorder.close()
-    recorder.close()
-    with pytest.raises(ConfigError) as caught:
-        Recorder(path)
-    assert caught.value.code == "recording-exists"
-    assert path.read_bytes() == LINE
+    for _ in range(2):  # within the same second
+        os.utime(path, (0, 0))
+        second = Recorder(path)
+        assert path.read_bytes() == b""
+        second.write(PAYLOAD)
+        second.close()
+    rotated = [tmp_path / "results-19700101T000000Z.jsonl", tmp_path / "results-19700101T000000Z-2.jsonl"]
+    assert sorted(tmp_path.iterdir()) == sorted([path, *rotated])
+    assert [file.read_bytes() for file in rotated] == [LINE, LINE]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
     with pytest.raises(Closed):
         recorder.write(PAYLOAD)
 

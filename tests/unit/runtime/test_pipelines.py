@@ -32,7 +32,7 @@ from vision.client import EventMessage, Item, Subscription
 from vision.config import AppConfig, DetectConfig, ModelSpec
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.errors import ConfigError
+from vision.errors import ConfigError, Unavailable
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher
 from vision.messaging.schema import CountsMessage, CountsReport, DetectionsMessage, Kind
@@ -292,7 +292,7 @@ def test_second_program_with_the_same_state_dir_is_refused(tmp_path: Path) -> No
     config = counting(state_dir=f"{tmp_path}/state")
     with ExitStack() as first, ExitStack() as second:
         open_state(config, first)
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(Unavailable) as refused:
             open_state(config, second)
     assert refused.value.code == "state-in-use"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state.test_events import fill, numbers, opened
-from vision.errors import ConfigError
+from vision.errors import ConfigError, Unavailable
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(ConfigError) as refused:
+    with opened(tmp_path), pytest.raises(Unavailable) as refused:
         opened(tmp_path)
     assert refused.value.code == "state-in-use"
     with opened(tmp_path):

@@ -270,7 +270,7 @@ def test_waiting_for_lock_can_be_canceled(folder: Path) -> None:
             try:
                 with locked(folder / "l", canceled=lambda: time.monotonic() - started > 0.2):
                     outcome.append("locked")
-            except ModelError:
+            except Held:
                 outcome.append("canceled")
 
         thread = threading.Thread(target=other)
