@@ -35,6 +35,7 @@ class DropReason(str, Enum):
     STALE = "stale"  # the frame was older than `max_frame_age_s`, or was skipped because the decoder was too slow
     CORRUPT = "corrupt"  # the frame was between a packet loss and the next key frame, or could not be decoded
     EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
+    WORKER = "worker"  # the frame was waiting or in flight when its worker process ended
     STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
 
 

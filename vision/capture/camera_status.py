@@ -21,7 +21,7 @@ class CameraStatus:
 
     state: State
     since_ns: int  # monotonic time at which the camera entered this state
-    epoch: int
+    epoch: int  # increases with each reconnection and change of frame size
     grabbed: int  # frames that have arrived since the start of the program
     fps: float  # frames that arrive per second
     last_frame_age_s: float | None  # None before the first frame
@@ -73,14 +73,14 @@ class Failure:
 class StatusTracker:
     """Collects the state of one camera. The camera's thread updates it, and any thread can call `snapshot`."""
 
-    def __init__(self, read_timeout_s: float, clock: Callable[[], int]) -> None:
+    def __init__(self, read_timeout_s: float, clock: Callable[[], int], *, first_epoch: int = 0) -> None:
         self._read_timeout_s = read_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
         self._state: State = "connecting"
         self._since_ns = clock()
         self._frozen = False
-        self._stream = _Stream(self._since_ns)
+        self._stream = _Stream(self._since_ns, epoch=first_epoch)
         self._failure = Failure()
         self._retry_ns = 0
 
@@ -125,7 +125,7 @@ class StatusTracker:
 
     @property
     def epoch(self) -> int:
-        """The number of reconnections and changes of frame size so far."""
+        """The current epoch, which increases with each reconnection and change of frame size."""
         return self._stream.epoch
 
     def enter(self, state: State) -> None:

@@ -42,6 +42,11 @@ class SourceCalls:
         call = self._call
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
+    def duration_s(self) -> float:
+        """Return how long the call in progress has taken, in seconds; 0 if there is none. Thread-safe."""
+        call = self._call
+        return (self._clock() - call[1]) / 1e9 if call is not None else 0.0
+
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
         """Record a call to the source while it is in progress, and convert its exceptions.

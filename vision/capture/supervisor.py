@@ -59,13 +59,15 @@ class CameraSupervisor:
         sink: FrameSink,
         policy: SupervisorPolicy | None = None,
         *,
+        first_epoch: int = 0,
         clock: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[float], object] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
         """Create the supervisor.
 
-        `wait` sleeps for a number of seconds, or until `stop` is called. `jitter` randomizes the time between attempts.
+        The first connection has the epoch `first_epoch`. `wait` sleeps for a number of seconds, or until `stop` is
+        called. `jitter` randomizes the time between attempts.
         """
         self.camera_id = camera_id
         self._factory = factory
@@ -78,7 +80,7 @@ class CameraSupervisor:
         self._parts = CameraParts(
             camera_id,
             sink,
-            StatusTracker(policy.read_timeout_s, clock),
+            StatusTracker(policy.read_timeout_s, clock, first_epoch=first_epoch),
             SourceCalls(camera_id, clock),
             FrozenFrameDetector(policy.frozen_after_s),
             Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random()),
@@ -107,6 +109,10 @@ class CameraSupervisor:
     def blocked_in(self) -> str:
         """Return the call to the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
+
+    def blocked_s(self) -> float:
+        """Return how long the call to the source that is in progress has taken, in seconds; 0 if there is none."""
+        return self._parts.calls.duration_s()
 
     # Methods for the camera's thread
 

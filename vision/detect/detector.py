@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
@@ -130,6 +133,32 @@ class ReadsDevice(Protocol):
         Raises:
             ValueError: the pixel format does not allow this frame size.
             OutOfMemory: the GPU has too little free memory. The error states the requested and the free size.
+        """
+
+
+@runtime_checkable
+class SharesFrames(Protocol):
+    """A detector on a GPU, for frames that another process writes."""
+
+    def shared_buffers(self, memory: NDArray[np.uint8], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
+        """Page-lock `memory`, which contains the pixels of `frames`. Return buffers for the same pixels.
+
+        The memory stays page-locked as long as one of the returned buffers exists.
+
+        Raises:
+            OutOfMemory: too little memory is free.
+        """
+
+    def exported_buffers(
+        self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
+    ) -> tuple[bytes, list[FrameBuffer]] | None:
+        """Return a handle of GPU memory for another process, and buffers in this memory. None if the GPU has none.
+
+        `vision.gpu.memory.open_exported` returns the same buffers in the other process.
+
+        Raises:
+            ValueError: the pixel format does not allow this frame size.
+            OutOfMemory: the GPU has too little free memory.
         """
 
 

@@ -10,7 +10,8 @@ import logging
 import math
 import threading
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,18 @@ from cuda.bindings import runtime
 from numpy.typing import NDArray
 
 from vision.errors import DeviceError, OutOfMemory
-from vision.gpu.cuda import Resource, Stream, check, driver_calls, failure, memory_info, queued, released
+from vision.gpu.cuda import (
+    Resource,
+    Stream,
+    check,
+    driver_calls,
+    failure,
+    memory_info,
+    open_device,
+    queued,
+    released,
+    use_device,
+)
 from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _log = logging.getLogger(__name__)
@@ -182,6 +194,31 @@ class HostBuffer(Resource):
         self._bytes = None
 
 
+class _PageLock:
+    """Page-locked memory that was allocated elsewhere. The memory is unlocked with the last array that uses it."""
+
+    def __init__(self, memory: NDArray[np.uint8], purpose: str) -> None:
+        self.address, nbytes = memory.ctypes.data, memory.nbytes
+        flags = runtime.cudaHostRegisterMapped | runtime.cudaHostRegisterPortable
+        (status,) = runtime.cudaHostRegister(self.address, nbytes, flags)
+        if status != _SUCCESS:
+            raise _refuse(status, nbytes, purpose, "page-locked")
+        _ledger.add(host_bytes=nbytes)
+        owner = (ctypes.c_uint8 * nbytes).from_address(self.address)
+        owner.memory = memory  # type: ignore[attr-defined] # keeps it as long as the arrays
+        weakref.finalize(owner, _unlock_host, self.address, nbytes).atexit = False
+        self.array = np.frombuffer(memoryview(owner), np.uint8)
+        self.device_address = int(
+            check(runtime.cudaHostGetDevicePointer(self.address, 0), "mapping page-locked memory")
+        )
+
+
+def _unlock_host(address: int, nbytes: int) -> None:
+    if not _abandoned.is_set():
+        _ledger.add(host_bytes=-nbytes, calls=0)
+        released(runtime.cudaHostUnregister(address), "page-locked memory")
+
+
 _abandoned = threading.Event()
 
 
@@ -234,6 +271,8 @@ def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes:
 
 # ------------------------------------------------------------------------------------------------ frame buffers
 
+_ALIGNMENT_BYTES: Final = 256  # of GPU memory
+_HANDLE_BYTES: Final = 64  # size of cudaIpcMemHandle_t
 _WORD_BYTES: Final = 16  # sizes of frames are padded to this, because kernels read whole words
 
 
@@ -248,11 +287,7 @@ class DeviceFrameMemory:
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
         """Return a host copy of rows, uint8 (rows, row_bytes). Row n starts at byte first_byte + n * pitch_bytes."""
-        pixels = np.empty((rows, row_bytes), np.uint8)
-        source = (self.address + first_byte, max(pitch_bytes, row_bytes))
-        copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
-        check(copied, f"reading {rows} rows of {row_bytes} bytes")
-        return pixels
+        return _read_rows(self.address, first_byte, pitch_bytes, rows, row_bytes)
 
 
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
@@ -284,6 +319,110 @@ def page_locked_frame_buffer(
     if memory is None:
         return FrameBuffer(pixel_format, height_px, width_px, array, host.device_address)
     return FrameBuffer(pixel_format, height_px, width_px, array, memory.address, host.address, memory)
+
+
+def locked_frame_buffers(
+    memory: NDArray[np.uint8], frames: Sequence[FrameBuffer], *, integrated: bool
+) -> list[FrameBuffer]:
+    """Page-lock `memory`, and return buffers for the frames in it, which are as `page_locked_frame_buffer` returns.
+
+    The memory stays page-locked as long as a returned buffer exists. Errors: see `page_locked_frame_buffer`.
+    """
+    own = (
+        [] if integrated else [device_frame_buffer(each.height_px, each.width_px, each.pixel_format) for each in frames]
+    )
+    lock = _PageLock(memory, f"{len(frames)} shared frames")
+    buffers = []
+    for index, frame in enumerate(frames):
+        pixels = frame.require_host()
+        start = pixels.ctypes.data - lock.address
+        host = lock.array[start : start + pixels.nbytes].reshape(pixels.shape)
+        if integrated:
+            buffers.append(replace(frame, host=host, device_address=lock.device_address + start))
+        else:
+            buffers.append(replace(own[index], host=host, upload_address=pixels.ctypes.data))
+    return buffers
+
+
+# ---------------------------------------------------------------------------------- frames of another process
+
+
+class _ImportedMemory:
+    """GPU memory of another process. It is closed with the last reference to it."""
+
+    def __init__(self, handle: bytes) -> None:
+        opened = runtime.cudaIpcMemHandle_t()
+        ctypes.memmove(opened.getPtr(), handle, _HANDLE_BYTES)
+        flags = runtime.cudaIpcMemLazyEnablePeerAccess
+        self.address = int(check(runtime.cudaIpcOpenMemHandle(opened, flags), "opening memory of the main process"))
+        weakref.finalize(self, _close_imported, self.address).atexit = False
+
+
+def _close_imported(address: int) -> None:
+    released(runtime.cudaIpcCloseMemHandle(address), "memory of the main process")
+
+
+class _PartOfMemory:
+    """A part of GPU memory that holds one frame, a `vision.types.DeviceMemory`."""
+
+    def __init__(self, address: int, owner: object) -> None:
+        self.address = address
+        self._owner = owner
+
+    def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
+        """Return a host copy of rows, as `DeviceFrameMemory.read_rows`."""
+        return _read_rows(self.address, first_byte, pitch_bytes, rows, row_bytes)
+
+
+def export_frame_buffers(
+    count: int, height_px: int, width_px: int, pixel_format: PixelFormat
+) -> tuple[bytes, list[FrameBuffer]] | None:
+    """Return a handle of new GPU memory, and frame buffers in it. None if this GPU cannot share its memory.
+
+    Raise ValueError if the format does not allow this size, and `OutOfMemory` if too little memory is free.
+    """
+    nbytes, purpose = _size(height_px, width_px, pixel_format)
+    step = _export_step(nbytes)
+    memory = DeviceFrameMemory(count * step, f"{count} times {purpose}")
+    status, handle = runtime.cudaIpcGetMemHandle(memory.address)
+    if status != _SUCCESS:
+        _log.info("GPU memory cannot be shared with other processes: %s", failure(status, "sharing it").args[0])
+        runtime.cudaGetLastError()
+        return None
+    exported = ctypes.string_at(handle.getPtr(), _HANDLE_BYTES)
+    return exported, _parts(memory, step, count, (pixel_format, height_px, width_px))
+
+
+def open_exported(
+    handle: bytes, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
+) -> list[FrameBuffer]:
+    """Return the buffers of `export_frame_buffers` in another process.
+
+    Raise `DeviceError` if the memory cannot be opened.
+    """
+    use_device(open_device())
+    memory = _ImportedMemory(handle)
+    step = _export_step(_size(height_px, width_px, pixel_format)[0])
+    return _parts(memory, step, count, (pixel_format, height_px, width_px))
+
+
+def _export_step(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def _parts(
+    memory: DeviceFrameMemory | _ImportedMemory, step: int, count: int, layout: tuple[PixelFormat, int, int]
+) -> list[FrameBuffer]:
+    addresses = range(memory.address, memory.address + count * step, step)
+    return [FrameBuffer(*layout, None, address, 0, _PartOfMemory(address, memory)) for address in addresses]
+
+
+def _read_rows(address: int, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    pixels = np.empty((rows, row_bytes), np.uint8)
+    source = (address + first_byte, max(pitch_bytes, row_bytes))
+    copied = runtime.cudaMemcpy2D(pixels.ctypes.data, row_bytes, *source, row_bytes, rows, _TO_HOST)
+    check(copied, f"reading {rows} rows of {row_bytes} bytes")
+    return pixels
 
 
 def _size(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,10 @@ from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher, Recorder
+from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
+from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.stages.analytics import AnalyticsStage, TrackStage
 from vision.stages.secondary_model import CascadeStage
@@ -73,6 +76,7 @@ class RunOptions:
     sink: Sink | None = None  # receives the results instead of the socket
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
+    capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
 
     @property
@@ -108,8 +112,10 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
         # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
+        cameras, capture = build_capture(config, options, detector, stages)
         return Runtime(
-            cameras=build_cameras(config, options, detector, stages),
+            cameras=cameras,
+            capture=capture,
             detector=detector,
             stages=stages,
             sinks=[publisher, *sinks],
@@ -302,14 +308,29 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Create a slot and a supervisor for each camera. If a stage or the video reads pixels, slots get more buffers."""
+    """Create the cameras as `build_capture`, all in this process."""
+    return build_capture(config, replace(options, capture_workers=0), detector, stages)[0]
+
+
+def build_capture(
+    config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
+) -> tuple[list[Camera], CaptureProcesses | None]:
+    """Create a slot and a supervisor for each camera. If a stage or the video reads pixels, slots get more buffers.
+
+    If workers read the cameras, also return the workers.
+    """
     options.check_stop()
     changed = threading.Condition()
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
     leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
     if isinstance(detector, ReadsDevice):
         log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
-    return [_camera(camera, options, detector, leases, changed) for camera in config.cameras]
+    if not options.capture_workers:
+        return [_camera(camera, options, detector, leases, changed) for camera in config.cameras], None
+    remote = [_remote_camera(camera, options, detector, leases, changed) for camera in config.cameras]
+    setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, options.open_source)
+    capture = CaptureProcesses(remote, setup, detector, workers=options.capture_workers, leases=leases)
+    return [Camera(camera.slot, camera) for camera in remote], capture
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
@@ -344,6 +365,25 @@ def _camera(
     opening, formats = options.open_source or open_source, detector.spec.pixel_formats
     factory = partial(opening, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec)
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
+
+
+def _remote_camera(
+    config: CameraConfig, options: RunOptions, detector: Detector, leases: int, changed: threading.Condition
+) -> RemoteCamera:
+    finite = supervisor_policy(config).finite
+    if options.offline:
+        config = config.model_copy(update={"loop": False})
+    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
+    slot = RemoteSlot(
+        config.id,
+        leases=leases,
+        lossless=options.offline and finite,
+        max_fps=config.max_fps,
+        max_frame_age_s=config.max_frame_age_s,
+        changed=changed,
+    )
+    on_gpu = (nvdec or config.reader == "nvdec") and isinstance(detector, ReadsDevice)
+    return RemoteCamera(CapturedCamera(config, nvdec, slot.lossless, epoch=0), slot, on_gpu=on_gpu)
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:

@@ -175,14 +175,13 @@ class LatestSlot:
         if layout == self._buffers.layout:
             return
         frame_shape(*layout)
-        self._replace_buffers(_Buffers())
-        buffers = [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)]
-        self._replace_buffers(_Buffers(layout, buffers, buffers.copy()))
+        self._replace_buffers(None, ())
+        self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)])
 
-    def _replace_buffers(self, buffers: _Buffers) -> None:
+    def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: Sequence[FrameBuffer]) -> None:
         with self.changed:
             self._drop_waiting(DropReason.EPOCH)
-            old, self._buffers = self._buffers, buffers
+            old, self._buffers = self._buffers, _Buffers(layout, list(buffers), list(buffers))
         del old  # after releasing the lock, because freeing memory that the GPU reads waits for the GPU
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
@@ -219,12 +218,16 @@ class LatestSlot:
             buffer, self._buffers.writing = self._buffers.writing, None
             if buffer is None or self._buffers.layout is None:
                 raise ValueError(f"camera {self.camera_id}: `commit` was called without `write_buffer`")
-            self._counts.grabbed += 1
-            self._drop_waiting(self._overwrite_reason())
-            self._waiting = Frame(meta, buffer)
-            if self._closed:
-                self._drop_waiting(DropReason.STOPPED)
-            self.changed.notify_all()
+            self._put(Frame(meta, buffer))
+
+    def _put(self, frame: Frame) -> None:
+        """Count a frame, and replace the waiting one with it. If the slot is closed, drop it."""
+        self._counts.grabbed += 1
+        self._drop_waiting(self._overwrite_reason())
+        self._waiting = frame
+        if self._closed:
+            self._drop_waiting(DropReason.STOPPED)
+        self.changed.notify_all()
 
     def drop(self, reason: DropReason) -> None:
         """Count a grabbed frame as dropped. The frame needs no buffer."""
@@ -317,7 +320,7 @@ class LatestSlot:
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):
-                self._buffers.free.append(buffer)
+                self._free(buffer)
             self.changed.notify_all()
 
     def begin_result(self) -> None:
@@ -339,6 +342,10 @@ class LatestSlot:
             if reason is DropReason.STALE:
                 counts.dropped_by_stage["results"] += 1
 
+    def _free(self, buffer: FrameBuffer) -> None:
+        """Make a buffer of the current layout available to the writer."""
+        self._buffers.free.append(buffer)
+
     def _drop_waiting(self, reason: DropReason) -> None:
         frame, self._waiting = self._waiting, None
         if frame is None:
@@ -347,7 +354,7 @@ class LatestSlot:
         if reason in (DropReason.SUPERSEDED, DropReason.STALE):
             stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
             self._counts.dropped_by_stage[stage] += 1
-        self._buffers.free.append(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
+        self._free(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         self.changed.notify_all()
 
     def _count_drop(self, reason: DropReason) -> None:

@@ -29,6 +29,7 @@ from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
 from vision.messaging.schema import CameraReport, NodeReport, rfc3339
 from vision.runtime.batcher import Batcher
+from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
 from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 FRAMES_HELD_BY_STAGES: Final = MAX_UNFINISHED
 """Number of frames per camera that the results thread may hold, in addition to the frames that the detector holds."""
 
+_POLL_S: Final = 0.05
+"""Maximum time until the main thread notices that the program must stop."""
+
 _STUCK_AFTER_HANGS: Final = 1.5
 """Multiple of `hang_s` after which the main thread reports a hang. The inference loop itself reports a batch that takes
 longer than `hang_s`, but cannot while it is stuck inside a call."""
@@ -52,7 +56,7 @@ class Camera:
     """One camera: a supervisor, which reads frames, and a slot, to which the supervisor writes the frames."""
 
     slot: LatestSlot
-    supervisor: CameraSupervisor
+    supervisor: CameraSupervisor | RemoteCamera
 
 
 class Runtime:
@@ -63,6 +67,7 @@ class Runtime:
         *,
         cameras: Sequence[Camera],
         detector: Detector,
+        capture: CaptureProcesses | None = None,
         stages: Sequence[Stage] = (),
         sinks: Sequence[Sink] = (),
         model: str = "",
@@ -74,12 +79,14 @@ class Runtime:
         """Create the runtime. `run` starts the threads.
 
         Args:
+            capture: the workers that read the cameras. None means that each camera has a thread.
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
             hang_s: duration of a batch or call, in seconds, above which the device counts as hanging.
         """
         self._detector = detector
+        self._capture = capture
         self._model = model
         self._cameras = {camera.slot.camera_id: camera for camera in cameras}
         self._status_interval_s = status_interval_s
@@ -131,7 +138,11 @@ class Runtime:
     def _start(self) -> list[threading.Thread]:
         self._started_ns = self._clock()
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
-        jobs += [(f"camera-{camera_id}", camera.supervisor.run) for camera_id, camera in self._cameras.items()]
+        for camera_id, camera in self._cameras.items():
+            if isinstance(camera.supervisor, CameraSupervisor):
+                jobs.append((f"camera-{camera_id}", camera.supervisor.run))
+        if self._capture is not None:
+            jobs.append(("frames", self._capture.receive_frames))
         # Daemon threads, because the library of a camera can hang in a call that nothing can interrupt.
         threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
         for thread in threads:
@@ -150,7 +161,10 @@ class Runtime:
                 self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
             self._check_progress(monitor.look(self._loop.progress_ns, now_ns))
-            self._ended.wait(0.05)
+            if self._capture is None:
+                self._ended.wait(_POLL_S)
+            else:
+                self._capture.poll(_POLL_S)
 
     def _check_progress(self, still_ns: int) -> None:
         """Make `run` fail if the inference loop is stuck in a call, because the loop cannot report that itself."""
@@ -166,6 +180,8 @@ class Runtime:
         for camera in self._cameras.values():
             camera.slot.close()
         deadline = time.monotonic() + self._stop_timeout_s
+        if self._capture is not None:
+            self._capture.stop(self._stop_timeout_s)
         # The camera threads come last, so that a camera that hangs in its library does not use up the time of others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -121,6 +121,11 @@ class Worker:
         process = self._process
         return process is not None and process.is_ready
 
+    @property
+    def due_ns(self) -> int:
+        """Time at which the next process starts, if none runs."""
+        return self._due_ns
+
     def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
         """Send a message to the worker, without blocking. Return False if no process runs, or it reads too slowly."""
         process = self._process
@@ -171,6 +176,11 @@ class Workers:
         if self.clock() >= self._check_ns:
             self._check_ns = self.clock() + _CHECK_NS
             self._check()
+
+    def kill(self, worker: Worker, reason: str) -> None:
+        """Kill the process of a worker, for a reason that `WorkerHandler.lost` receives. A new process replaces it."""
+        if worker._process is not None and not worker._process.end:
+            self._kill(worker, reason)
 
     def stop(self, timeout_s: float) -> None:
         """Ask all workers to stop, and process their last messages. Kill those that still run after `timeout_s`."""

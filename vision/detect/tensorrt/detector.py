@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.classes import UnnamedClasses, class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_GPU, IN_FLIGHT_INTEGRATED, DetectorSpec, GpuMemory, GpuSpec, InFlight
@@ -63,6 +66,8 @@ from vision.gpu.memory import (
     abandon,
     allocated,
     device_frame_buffer,
+    export_frame_buffers,
+    locked_frame_buffers,
     page_locked_frame_buffer,
 )
 from vision.gpu.nvrtc import Module, Source
@@ -194,6 +199,18 @@ class TensorRTDetector:
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
         return device_frame_buffer(height_px, width_px, pixel_format)
+
+    def shared_buffers(self, memory: NDArray[np.uint8], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
+        self._refuse_if_closed()
+        use_device(self._device)
+        return locked_frame_buffers(memory, frames, integrated=self._device.integrated)
+
+    def exported_buffers(
+        self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
+    ) -> tuple[bytes, list[FrameBuffer]] | None:
+        self._refuse_if_closed()
+        use_device(self._device)
+        return export_frame_buffers(count, height_px, width_px, pixel_format)
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
         self._in_flight.require_free(slot, frames)

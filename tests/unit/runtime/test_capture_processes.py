@@ -1,0 +1,298 @@
+"""Capture workers: frames in shared memory, accounts, and workers that crash, hang, leak, or are killed."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.messages.processes import wait_until
+from tests.unit.runtime.capture_sources import FRAMES, open_faulty
+from tests.unit.runtime.test_runtime import Collector, check_accounts
+from vision.config import AppConfig
+from vision.detect.fake import FakeDetector
+from vision.errors import OutOfMemory, SourceError
+from vision.runtime import capture_processes
+from vision.runtime.builder import RunOptions, build_capture
+from vision.runtime.capture_processes import CaptureProcesses
+from vision.runtime.runtime import Camera, Runtime
+from vision.runtime.worker_channel import Message
+from vision.stages.stage import Report
+from vision.types import FrameBuffer, PixelFormat, Result
+
+pytestmark = pytest.mark.integration
+
+CLIP = Path(__file__).parents[3] / "configs" / "vtest.mp4"
+
+
+@dataclass
+class Site:
+    """A program with capture workers, which runs in a thread of the test."""
+
+    runtime: Runtime
+    cameras: dict[str, Camera]
+    sink: Collector
+    capture: CaptureProcesses | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    report: Report | None = None
+    error: BaseException | None = None
+
+    def run(self, for_s: float | None = None) -> Report:
+        return self.runtime.run(self.stop, for_s=for_s)
+
+    def results(self, camera: str) -> list[Result]:
+        return self.sink.results[camera]
+
+    def check(self) -> None:
+        for name, camera in self.cameras.items():
+            check_accounts(camera, self.results(name))
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.report = self.run()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def finish(self) -> Report:
+        self.stop.set()
+        self._thread.join(20)
+        assert self.error is None
+        assert self.report is not None
+        return self.report
+
+
+def site(
+    sources: dict[str, str],
+    *,
+    workers: int = 2,
+    detector: Any = None,
+    offline: bool = False,
+    faulty: bool = False,
+    **settings: Any,
+) -> Site:
+    config = AppConfig.model_validate(
+        {
+            "detect": {"backend": "fake"},
+            "cameras": [{"id": name, "source": source, **settings} for name, source in sources.items()],
+        }
+    )
+    sink, detector = Collector(), detector or FakeDetector()
+    opening = open_faulty if faulty else None
+    options = RunOptions(threading.Event(), offline=offline, capture_workers=workers, open_source=opening)
+    cameras, capture = build_capture(config, options, detector)
+    runtime = Runtime(cameras=cameras, capture=capture, detector=detector, sinks=[sink], status_interval_s=0.1)
+    return Site(runtime, {camera.slot.camera_id: camera for camera in cameras}, sink, capture)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_remains() -> Iterator[None]:
+    yield
+    assert not psutil.Process().children()
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+def epochs(results: Sequence[Result]) -> set[int]:
+    return {result.meta.epoch for result in results}
+
+
+def has_frames(sink: Collector, camera: str, epoch: int) -> bool:
+    return sum(result.meta.epoch == epoch for result in sink.results[camera]) > 10
+
+
+def seen(result: Result) -> tuple[Any, ...]:
+    objects = result.objects
+    return (result.meta.index, result.meta.epoch, objects.boxes_xyxy.tolist(), objects.class_ids.tolist())
+
+
+def test_offline_results_equal_those_of_one_process() -> None:
+    formats = ("bgr", "bgrx", "nv12", "i420")
+    sources = {
+        form: f"synthetic:160x120@1000?frames={30 + number}&seed={number}&format={form}&resize=20:200x160"
+        for number, form in enumerate(formats)
+    }
+    runs = []
+    for workers in (0, 2):
+        run = site(sources, workers=workers, offline=True)
+        run.run()
+        run.check()
+        runs.append({name: [seen(result) for result in run.results(name)] for name in sources})
+    assert runs[0] == runs[1]
+    assert [len(runs[1][name]) for name in formats] == [30, 31, 32, 33]
+    assert all(boxes for name in formats for _, _, boxes, _ in runs[1][name])
+
+
+def test_slow_detector_gets_the_newest_frames() -> None:
+    run = site(
+        {f"c{n}": "synthetic:160x120@50" for n in range(4)}, detector=FakeDetector(max_batch=1, service_ns=40_000_000)
+    )
+    run.run(for_s=3)
+    for name in run.cameras:
+        results = run.results(name)
+        assert len(results) >= 5
+        ages_ms = [(result.timing.batched_ns - result.meta.captured_ns) / 1e6 for result in results]
+        assert np.median(ages_ms) <= 40
+    run.check()
+
+
+def test_killed_workers_are_replaced_and_every_frame_is_accounted_for() -> None:
+    run = site(
+        {f"c{n}": "synthetic:160x120@100" for n in range(4)}, workers=4, detector=FakeDetector(service_ns=5_000_000)
+    )
+    run.start()
+    try:
+        for kill in range(2):
+            wait_until(lambda: all(run.results(f"c{n}") for n in range(4)), "frames of all cameras")
+            victim = run.cameras["c1"]
+            assert victim.supervisor.status().epoch == kill
+            worker = next(child for child in children() if "capture worker 2" in child.cmdline())
+            worker.send_signal(signal.SIGKILL)
+            wait_until(partial(has_frames, run.sink, "c1", kill + 1), "frames of the new process")
+    finally:
+        report = run.finish()
+    run.check()
+    assert epochs(run.results("c0")) == epochs(run.results("c2")) == {0}
+    assert epochs(run.results("c1")) == {0, 1, 2}
+    by_name = {camera.camera: camera for camera in report.cameras}
+    assert by_name["c1"].reconnects == 2
+    assert by_name["c0"].reconnects == 0
+    indices = [(result.meta.epoch, result.meta.index) for result in run.results("c1")]
+    assert indices == sorted(set(indices))
+
+
+@pytest.mark.parametrize(("fault", "number"), [("crash", signal.SIGSEGV), ("gil", None), ("leak", None)])
+def test_faulty_camera_disturbs_only_its_worker(
+    fault: str, number: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capture_processes, "_HANG_S", 1.0)
+    monkeypatch.setattr(capture_processes, "_MEMORY_BYTES", 200 << 20)
+    name = f"{fault}-0"
+    run = site({name: "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, faulty=True)
+    statuses = []
+    run.start()
+    try:
+        wait_until(lambda: len(epochs(run.results(name))) >= 2, "a new epoch")
+        wait_until(lambda: len(run.results("good-1")) > 20, "frames of the other camera")
+        statuses = [report.cameras[0] for report in run.sink.reports]
+    finally:
+        run.finish()
+    run.check()
+    assert epochs(run.results("good-1")) == {0}
+    lost = [status for status in statuses if status.last_error]
+    assert lost
+    assert lost[0].state == "backing-off"
+    if number is not None:
+        assert str(int(number)) in str(lost[0].last_error)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors
+
+
+def test_stop_does_not_wait_for_a_camera_that_hangs() -> None:
+    run = site({"open-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True)
+    run.start()
+    wait_until(lambda: len(run.results("good-1")) > 5, "frames of the other camera")
+    began = time.monotonic()
+    run.finish()
+    assert time.monotonic() - began < 5
+    run.check()
+
+
+class SmallMemory(FakeDetector):
+    """A detector without memory for wide frames of the main process."""
+
+    def shared_buffers(self, memory: np.ndarray[Any, Any], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
+        if frames[0].width_px > 200:
+            raise OutOfMemory("too large", code="out-of-memory")
+        return list(frames)
+
+    def exported_buffers(self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        return None
+
+
+def test_lack_of_memory_is_an_error_of_one_camera() -> None:
+    run = site({"large": "synthetic:320x240@25", "small": "synthetic:160x120@25"}, workers=1, detector=SmallMemory())
+    run.start()
+    try:
+        wait_until(lambda: len(run.results("small")) > 20, "frames")
+        status = run.cameras["large"].supervisor.status()
+    finally:
+        run.finish()
+    assert "too large" in status.last_error
+    assert status.last_hint
+    assert not run.results("large")
+    run.check()
+
+
+def test_files_end_the_run_and_unreadable_files_fail_it(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    run = site({"clip": str(CLIP), "broken": str(tmp_path / "empty.mp4")}, offline=True)
+    with pytest.raises(SourceError) as caught:
+        run.run()
+    assert caught.value.code == "source-failed"
+    assert "broken" in caught.value.args[0]
+    assert len(run.results("clip")) > 100
+    run.check()
+
+
+def test_offline_run_fails_if_a_worker_ends() -> None:
+    run = site(
+        {"crash-0": "synthetic:160x120@1000?frames=50", "good-1": "synthetic:160x120@1000?frames=50"},
+        offline=True,
+        faulty=True,
+    )
+    with pytest.raises(SourceError) as caught:
+        run.run()
+    assert "crash-0" in caught.value.args[0]
+    assert len(run.results("good-1")) == 50
+    assert len(run.results("crash-0")) <= FRAMES
+    run.check()
+
+
+def test_message_that_is_not_valid_replaces_the_worker() -> None:
+    run = site({"c0": "synthetic:160x120@25"}, workers=1)
+    run.start()
+    try:
+        wait_until(lambda: len(run.results("c0")) > 3, "frames")
+        assert run.capture is not None
+        ((_, link),) = run.capture._links
+        link._apply([(b"A", Message(b"garbage"))])
+        wait_until(lambda: 1 in epochs(run.results("c0")), "a new process")
+    finally:
+        run.finish()
+    run.check()
+
+
+def run_with_shared_memory() -> None:
+    run = site({"c0": "synthetic:1920x1080@25", "c1": "synthetic:1920x1080@25"}, workers=1)
+    run.start()
+    try:
+        wait_until(lambda: all(len(run.results(name)) > 3 for name in run.cameras), "frames")
+        (worker,) = children()
+        mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+        assert "vision-frames" in mapped
+        assert "vision-frames" in Path("/proc/self/maps").read_text()
+    finally:
+        run.finish()
+
+
+def test_memory_of_frames_is_shared_and_freed() -> None:
+    run_with_shared_memory()
+    gc.collect()
+    wait_until(lambda: "vision-frames" not in Path("/proc/self/maps").read_text(), "the memory is freed")

@@ -1,0 +1,371 @@
+"""The main process's side of the capture workers: it creates them, receives their frames, and replaces them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+import psutil
+
+from vision.capture.camera_status import CameraStatus
+from vision.detect.detector import Detector, SharesFrames
+from vision.errors import OutOfMemory
+from vision.runtime import frame_messages
+from vision.runtime.capture_worker import ENTRY, CapturedCamera, CaptureSetup
+from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, RETURN, Configure, Configured, Statuses
+from vision.runtime.latest_slot import EXTRA_BUFFERS
+from vision.runtime.remote_slot import RemoteSlot
+from vision.runtime.shared_frames import allocate_shared
+from vision.runtime.worker_channel import Connection, Message
+from vision.runtime.worker_process import Worker, Workers, WorkerSpec
+from vision.types import DropReason, FrameBuffer, PixelFormat
+
+log = logging.getLogger(__name__)
+
+_HANG_S: Final = 15.0
+_IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
+_MESSAGES_AT_ONCE: Final = 64
+_MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
+_MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
+_BUFFERS_ON_THE_WAY: Final = 1  # in messages between the processes
+
+_BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.MsgspecError)
+"""Exceptions of messages that no working process sends."""
+
+
+class RemoteCamera:
+    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but it has no thread here."""
+
+    def __init__(
+        self,
+        camera: CapturedCamera,
+        slot: RemoteSlot,
+        *,
+        on_gpu: bool,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.slot = slot
+        self.on_gpu = on_gpu  # True if the GPU decodes its frames
+        self._camera = camera
+        self._clock = clock
+        self._status = _initial_status(clock())
+        self._status_ns = clock()
+        self._blocked_in = ""
+        self._connections = 0  # of earlier processes
+        self._failure = ""
+        self._ended = False
+        self._lost: _Loss | None = None  # the end of the last process, until the next one delivers a frame
+
+    def status(self) -> CameraStatus:
+        """Return the state of the camera, with the counts of earlier worker processes."""
+        status, lost, now_ns = self._status, self._lost, self._clock()
+        elapsed_s = (now_ns - self._status_ns) / 1e9
+        age_s, retry_s = status.last_frame_age_s, status.next_retry_in_s
+        status = replace(
+            status,
+            reconnects=max(0, self._connections + _connections(status) - 1),
+            last_frame_age_s=None if age_s is None else age_s + elapsed_s,
+            next_retry_in_s=None if retry_s is None else max(0.0, retry_s - elapsed_s),
+        )
+        if lost is None:
+            return status
+        status = replace(status, last_error=status.last_error or lost.reason)
+        if self._status_ns > lost.at_ns:
+            return status
+        wait_s = max(0.0, (lost.retry_ns - now_ns) / 1e9)
+        return replace(status, state="backing-off", since_ns=lost.at_ns, fps=0.0, next_retry_in_s=wait_s)
+
+    def stop(self) -> None:
+        """Do nothing, because the worker stops its cameras."""
+
+    @property
+    def failure(self) -> str:
+        """The reason for the failure of a source that is not retried; empty if it has not failed, or is retried."""
+        return self._failure
+
+    def blocked_in(self) -> str:
+        """Return the call to the source that was last in progress, and its duration; empty if there was none."""
+        return self._blocked_in
+
+    # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
+
+    def next_process(self) -> CapturedCamera | None:
+        """Return what a new worker process reads. None if the source has ended."""
+        return None if self._ended else self._camera
+
+    def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
+        """Store the state that the worker sent at `at_ns` (monotonic)."""
+        self._status, self._blocked_in, self._status_ns = status, blocked_in, at_ns
+        if self._lost is not None and status.grabbed:
+            self._lost = None
+
+    def ended(self, failure: str) -> None:
+        """Record that the source has ended. `failure` is empty if it has not failed."""
+        self._failure, self._ended = failure, True
+        self.slot.end()
+
+    def lost(self, reason: str, retry_ns: int) -> None:
+        """Drop the waiting frame, and start a new epoch, because the worker process has ended."""
+        self.slot.abandon(DropReason.WORKER)
+        if self._ended:
+            return
+        if self._camera.lossless:
+            self.ended(f"its {reason}")  # a new process would read the file from the start
+        epoch = max(self.slot.epoch, self._status.epoch) + 1
+        self._camera = replace(self._camera, epoch=epoch)
+        self._connections += _connections(self._status)
+        self._status = replace(self._status, epoch=epoch, grabbed=0, reconnects=0, width_px=0, height_px=0)
+        self._lost = _Loss(self._clock(), retry_ns, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """The end of a worker process."""
+
+    at_ns: int
+    retry_ns: int
+    reason: str
+
+
+def _connections(status: CameraStatus) -> int:
+    """Return how many connections a worker process has made to a camera."""
+    return status.reconnects + 1 if status.width_px else 0
+
+
+def _initial_status(now_ns: int) -> CameraStatus:
+    return CameraStatus(
+        state="connecting",
+        since_ns=now_ns,
+        epoch=0,
+        grabbed=0,
+        fps=0.0,
+        last_frame_age_s=None,
+        reconnects=0,
+        last_error="",
+        last_hint="",
+        width_px=0,
+        height_px=0,
+        decoder="",
+        clock=None,
+        next_retry_in_s=None,
+    )
+
+
+class _Link:
+    """The connection to one capture worker. It implements `vision.runtime.worker_process.WorkerHandler`."""
+
+    def __init__(
+        self,
+        cameras: Mapping[int, RemoteCamera],
+        setup: CaptureSetup,
+        detector: Detector,
+        count: int,
+        arrivals: select.epoll,
+    ) -> None:
+        """Create the link. `count` is the number of buffers of each camera; `arrivals` reports frames to read."""
+        self.broken = ""  # why the worker must be killed; empty if it works
+        self.frames: Connection | None = None  # None while no process runs
+        self._cameras = cameras
+        self._setup = setup
+        self._detector = detector
+        self._count = count
+        self._arrivals = arrivals
+        self._reading = threading.Lock()
+        self._returns: deque[tuple[int, int, int]] = deque()  # buffers to return, as in `encode_returns`
+
+    # --- methods for the thread that polls the workers ----------------------------------------------------------------
+
+    def started(self, worker: Worker) -> None:
+        self.broken = ""
+        self._returns.clear()
+        cameras = {number: captured for number, each in self._cameras.items() if (captured := each.next_process())}
+        frames, other = Connection.pair()
+        with other:
+            worker.send(replace(self._setup, cameras=cameras).encode(), [other.fileno()])
+        self.frames = frames
+        self._arrivals.register(frames, select.EPOLLIN)
+
+    def received(self, worker: Worker, message: Message) -> None:
+        try:
+            content = frame_messages.decode_from_worker(message.data)
+            if isinstance(content, Configure):
+                self._configure(worker, content)
+            else:
+                self._store(content)
+        except _BAD_MESSAGE as error:
+            self.broken = f"sent a message that is not valid: {error}"
+
+    def _store(self, statuses: Statuses) -> None:
+        for number, status, blocked_in in statuses.cameras:
+            self._cameras[number].received(status, blocked_in, statuses.at_ns)
+
+    def _configure(self, worker: Worker, request: Configure) -> None:
+        number, generation = request.camera, request.generation
+        layout = (request.height_px, request.width_px, request.pixel_format)
+        camera = self._cameras[number]
+        camera.slot.abandon(DropReason.EPOCH)  # before the allocation, because there may be too little memory for both
+        buffers: list[FrameBuffer] = []
+        reply, fd = Configured(number, generation, self._count), None
+        try:
+            exported = self._export(layout) if camera.on_gpu else None
+            if exported is not None:
+                reply.handle, buffers = exported
+            else:
+                fd, buffers = allocate_shared(self._detector, self._count, *layout)
+        except (OutOfMemory, MemoryError) as error:
+            reply.error = str(error.args[0])
+        try:
+            if not reply.error:
+                camera.slot.adopt(generation, layout, buffers, self._give_back(number, lossless=camera.slot.lossless))
+            worker.send(frame_messages.encode(reply), [] if fd is None else [fd])
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _export(self, layout: tuple[int, int, PixelFormat]) -> tuple[bytes, list[FrameBuffer]] | None:
+        return (
+            self._detector.exported_buffers(self._count, *layout) if isinstance(self._detector, SharesFrames) else None
+        )
+
+    def _give_back(self, number: int, *, lossless: bool) -> Callable[[int, int], None]:
+        def give_back(generation: int, buffer: int) -> None:
+            self._returns.append((number, generation, buffer))
+            if lossless:  # the worker waits for it
+                self.return_buffers()
+
+        return give_back
+
+    def lost(self, worker: Worker, reason: str) -> None:
+        """Receive the last frames, and drop those that still wait."""
+        frames = self.frames
+        if frames is not None:
+            while self.read(1024):
+                pass
+            self.frames = None
+            frames.close()
+        for camera in self._cameras.values():
+            if reason:
+                camera.lost(f"capture worker {reason}", worker.due_ns)
+            else:
+                camera.slot.abandon(DropReason.STOPPED)
+
+    # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
+
+    def read(self, limit: int) -> bool:
+        """Store up to `limit` frames and drops that have arrived. Return True if there may be more."""
+        with self._reading:
+            if self.frames is None or self.broken:
+                return False
+            messages: list[tuple[bytes, Message]] = []
+            try:
+                while len(messages) < limit and (received := self.frames.receive()) is not None:
+                    messages.append(received)
+            except EOFError:
+                with contextlib.suppress(OSError):  # already done
+                    self._arrivals.unregister(self.frames)
+            if messages:
+                self._apply(messages)
+            return len(messages) == limit
+
+    def _apply(self, messages: Sequence[tuple[bytes, Message]]) -> None:
+        with next(iter(self._cameras.values())).slot.changed:
+            try:
+                for kind, message in messages:
+                    self._apply_one(kind, message.data)
+            except _BAD_MESSAGE as error:
+                self.broken = f"sent a message that is not valid: {error}"
+
+    def _apply_one(self, kind: bytes, data: bytes) -> None:
+        if kind == COMMIT:
+            committed = frame_messages.decode_commit(data)
+            self._cameras[committed.camera].slot.receive(committed)
+        elif kind == END:
+            number, failure = frame_messages.decode_end(data)
+            self._cameras[number].ended(failure)
+        elif kind in (DROP, FLUSH):
+            number, reason, frames = frame_messages.decode_drop(data)
+            slot = self._cameras[number].slot
+            if kind == FLUSH:
+                slot.flush(reason)
+            for _ in range(frames):
+                slot.drop(reason)
+
+    def return_buffers(self) -> None:
+        """Send the buffers that were given back."""
+        frames, returns = self.frames, []
+        while self._returns:
+            returns.append(self._returns.popleft())
+        if returns and (frames is None or not frames.send(RETURN, frame_messages.encode_returns(returns))):
+            self._returns.extendleft(reversed(returns))
+
+
+class CaptureProcesses:
+    """The capture workers of a program. One thread calls all methods, except `receive_frames`."""
+
+    def __init__(
+        self,
+        cameras: Sequence[RemoteCamera],
+        setup: CaptureSetup,
+        detector: Detector,
+        *,
+        workers: int,
+        leases: int,
+    ) -> None:
+        """Create the workers. `poll` starts them.
+
+        Args:
+            cameras: all cameras. The cameras are assigned to the workers in turn.
+            setup: what all workers have in common. Its cameras are those of `cameras`.
+            workers: number of processes.
+            leases: maximum number of frames of a camera that are leased at the same time.
+        """
+        self.cameras = list(cameras)
+        self._workers = Workers()
+        self._links: list[tuple[Worker, _Link]] = []
+        self._stopped = threading.Event()
+        self._arrivals = select.epoll()
+        count = leases + EXTRA_BUFFERS + _BUFFERS_ON_THE_WAY
+        for index in range(min(workers, len(cameras))):
+            group = {number: cameras[number] for number in range(index, len(cameras), workers)}
+            link = _Link(group, setup, detector, count, self._arrivals)
+            limit = min(_MEMORY_BYTES * (1 + len(group)), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
+            spec = WorkerSpec(f"capture worker {index + 1}", ENTRY, hang_s=_HANG_S, memory_limit_bytes=limit)
+            self._links.append((self._workers.add(spec, link), link))
+
+    def poll(self, timeout_s: float) -> None:
+        """Start and check the workers, and answer their requests, for up to `timeout_s` seconds.
+
+        Raises:
+            VisionError: a worker cannot be used on this machine.
+            DeviceError: the GPU failed.
+        """
+        for worker, link in self._links:
+            if link.broken:
+                self._workers.kill(worker, link.broken)
+        self._workers.poll(timeout_s)
+
+    def receive_frames(self) -> None:
+        """Receive frames until `stop` is called. This is the thread `frames`."""
+        links = [link for _, link in self._links]
+        while not self._stopped.is_set():
+            arrived = {fd for fd, _ in self._arrivals.poll(_IDLE_S)}
+            for link in links:
+                frames = link.frames
+                if frames is not None and frames.fileno() in arrived:
+                    link.read(_MESSAGES_AT_ONCE)
+                link.return_buffers()
+
+    def stop(self, timeout_s: float) -> None:
+        """Stop the workers, and receive their last frames. Kill those that still run after `timeout_s` seconds."""
+        self._workers.stop(timeout_s)
+        self._stopped.set()

@@ -1,0 +1,325 @@
+"""The program of a capture worker: it reads a group of cameras, and writes their frames to shared buffers.
+
+Each camera has a thread that runs `CameraSupervisor.run`, as in a program without workers. The thread of the entry
+exchanges messages with the main process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import pickle
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from vision.capture.open import open_source, supervisor_policy
+from vision.capture.source import Source
+from vision.capture.supervisor import CameraSupervisor
+from vision.config import CameraConfig
+from vision.errors import Closed, OutOfMemory, SourceError
+from vision.runtime import frame_messages
+from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, Configure, Configured, Statuses
+from vision.runtime.shared_frames import map_shared
+from vision.runtime.worker_channel import Connection, WorkerChannel
+from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat, frame_shape
+
+log = logging.getLogger(__name__)
+
+ENTRY: Final = f"{__name__}:run"
+
+_STATUS_S: Final = 0.25  # interval of the messages with the states of the cameras
+_STUCK_S: Final = 30.0  # a call to a source that takes longer than this and its timeouts does not return
+_JOIN_S: Final = 0.8
+_SEND_S: Final = 0.25
+
+OpenSource = Callable[..., Source]
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedCamera:
+    """One camera of a worker."""
+
+    config: CameraConfig
+    nvdec: bool  # see `vision.capture.open.open_source`
+    lossless: bool
+    epoch: int  # of its first connection
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSetup:
+    """What the main process tells a capture worker at its start. It contains passwords, so it is only in messages."""
+
+    cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
+    pixel_formats: tuple[PixelFormat, ...]
+    offline: bool
+    open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
+
+    def encode(self) -> bytes:
+        """Return the setup as bytes. `open_source` must be importable by its name, or an object of such a class."""
+        return pickle.dumps(self)
+
+
+class RemoteSink:
+    """Writes the frames of one camera to shared buffers. It implements `vision.capture.source.FrameSink`."""
+
+    def __init__(self, camera: int, channel: WorkerChannel, frames: Connection, *, lossless: bool) -> None:
+        self._camera = camera
+        self._channel = channel
+        self._frames = frames
+        self._lossless = lossless
+        self._changed = threading.Condition()
+        self._layout: tuple[int, int, PixelFormat] | None = None
+        self._generation = 0
+        self._buffers: list[FrameBuffer] = []
+        self._free: list[int] = []
+        self._writing: int | None = None
+        self._reply: tuple[Configured, tuple[int, ...]] | None = None  # to the last request, with descriptors
+        self._drops: Counter[DropReason] = Counter()  # not sent yet
+        self._closed = False
+
+    # --- methods for the thread of the camera -------------------------------------------------------------------------
+
+    def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        layout = (height_px, width_px, pixel_format)
+        if layout == self._layout:
+            return
+        frame_shape(*layout)
+        with self._changed:
+            self._wait_taken()
+            self._layout, self._reply, self._writing = None, None, None
+            self._buffers, self._free = [], []
+            self._generation += 1
+            self._request(Configure(self._camera, self._generation, *layout))
+            self._buffers = _open_buffers(*self._wait_reply(), layout)
+            self._free = list(range(len(self._buffers)))
+            self._layout = layout
+
+    def _request(self, request: Configure) -> None:
+        while not self._channel.send(frame_messages.encode(request), timeout_s=_SEND_S):
+            self._check_open()
+
+    def _wait_taken(self) -> None:
+        """If the sink is lossless, wait until the main process has taken all frames."""
+        while self._lossless and len(self._free) + (self._writing is not None) < len(self._buffers):
+            self._check_open()
+            self._changed.wait(_SEND_S)
+
+    def _wait_reply(self) -> tuple[Configured, tuple[int, ...]]:
+        while self._reply is None:
+            self._check_open()
+            self._changed.wait(_SEND_S)
+        return self._reply
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the capture worker stops")
+
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._writing is not None or self._free, timeout_s)
+            self._check_open()
+            if self._writing is None:
+                if not self._free:
+                    return None
+                self._writing = self._free.pop()
+            return self._buffers[self._writing]
+
+    def commit(self, meta: FrameMeta) -> None:
+        with self._changed:
+            number, self._writing = self._writing, None
+            if number is None:
+                raise ValueError(f"camera {meta.camera_id}: `commit` was called without `write_buffer`")
+            self._send_drops()
+            message = frame_messages.encode_commit(self._camera, self._generation, number, meta)
+            while not self._frames.send(COMMIT, message):
+                if not self._lossless or self._closed:
+                    self._free.append(number)
+                    self._drops[DropReason.STOPPED if self._closed else DropReason.SUPERSEDED] += 1
+                    return
+                self._changed.wait(0.01)
+
+    def drop(self, reason: DropReason) -> None:
+        with self._changed:
+            self._drops[reason] += 1
+
+    def flush(self, reason: DropReason) -> None:
+        with self._changed:
+            self._wait_taken()
+        self._frames.send_waiting(FLUSH, frame_messages.encode_drop(self._camera, reason), (), _SEND_S)
+
+    def end(self) -> None:
+        """Do nothing, because `ended` follows, which also tells the reason."""
+
+    def ended(self, failure: str) -> None:
+        """Record that the source has ended, and why it failed; empty if it did not fail."""
+        with self._changed:
+            message = frame_messages.encode_end(self._camera, failure)
+            self._send_drops()
+            while not self._frames.send_waiting(END, message, (), _SEND_S) and not self._closed:
+                pass
+
+    # --- methods for the thread of the entry --------------------------------------------------------------------------
+
+    def configured(self, reply: Configured, fds: tuple[int, ...]) -> None:
+        """Receive the reply that `configure` waits for."""
+        with self._changed:
+            self._reply = reply, fds
+            self._changed.notify_all()
+
+    def returned(self, generation: int, buffer: int) -> None:
+        """Receive a buffer that the main process has finished with."""
+        with self._changed:
+            if generation == self._generation:
+                self._free.append(buffer)
+                self._changed.notify_all()
+
+    def send_drops(self) -> None:
+        """Send the drops that no frame has followed."""
+        with self._changed:
+            self._send_drops()
+
+    def close(self) -> None:
+        """Make all waiting calls raise `Closed` or return."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _send_drops(self) -> None:
+        for reason, frames in list(self._drops.items()):
+            if self._frames.send(DROP, frame_messages.encode_drop(self._camera, reason, frames)):
+                del self._drops[reason]
+
+
+def _open_buffers(reply: Configured, fds: tuple[int, ...], layout: tuple[int, int, PixelFormat]) -> list[FrameBuffer]:
+    """Return the buffers that the main process allocated. Raise `OutOfMemory` if it had too little memory."""
+    try:
+        if reply.error:
+            raise OutOfMemory(reply.error)
+        if reply.handle:
+            from vision.gpu.memory import open_exported
+
+            return open_exported(reply.handle, reply.buffers, *layout)
+        return map_shared(fds[0], reply.buffers, *layout)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def run(channel: WorkerChannel, _setup: bytes) -> None:
+    """Run a capture worker until the main process stops it. Its first message is a `CaptureSetup`.
+
+    Raises:
+        VisionError: the GPU failed, or a call to the library of a camera does not return.
+    """
+    message = channel.receive(_STUCK_S)
+    if message is not None:
+        with socket.socket(fileno=message.fds[0]) as end:
+            connection = Connection(end)
+            _CaptureWorker(channel, connection, pickle.loads(message.data)).run()
+
+
+class _CaptureWorker:
+    """The cameras of a worker, with their threads."""
+
+    def __init__(self, channel: WorkerChannel, frames: Connection, setup: CaptureSetup) -> None:
+        self._channel = channel
+        self._frames = frames
+        self._cameras = setup.cameras
+        self._sinks: dict[int, RemoteSink] = {}
+        self._supervisors: dict[int, CameraSupervisor] = {}
+        self._failure: BaseException | None = None
+        opening = setup.open_source or open_source
+        for number, camera in setup.cameras.items():
+            sink = self._sinks[number] = RemoteSink(number, channel, frames, lossless=camera.lossless)
+            formats = setup.pixel_formats
+            factory = partial(opening, camera.config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
+            policy = supervisor_policy(camera.config)
+            self._supervisors[number] = CameraSupervisor(
+                camera.config.id, factory, sink, policy, first_epoch=camera.epoch
+            )
+
+    def run(self) -> None:
+        """Run until the main process stops the worker. Raise the failure of a camera's thread."""
+        threads = [
+            threading.Thread(
+                target=self._read, args=(number,), name=f"camera-{self._cameras[number].config.id}", daemon=True
+            )
+            for number in self._supervisors
+        ]
+        for thread in threads:
+            thread.start()
+        self._channel.ready()
+        gc.collect()
+        gc.freeze()  # garbage collections, during which all threads stop, skip the objects created so far
+        try:
+            self._exchange()
+        except Closed:
+            pass
+        finally:
+            self._stop(threads)
+
+    def _read(self, number: int) -> None:
+        """Read one camera. This is the thread of the camera."""
+        supervisor = self._supervisors[number]
+        try:
+            supervisor.run()
+        except BaseException as error:  # noqa: BLE001 - stored; `_exchange` raises it
+            self._failure = self._failure or error
+            return
+        self._sinks[number].ended(supervisor.failure)
+
+    def _exchange(self) -> None:
+        poller = select.poll()
+        for connection in (self._channel, self._frames):
+            poller.register(connection, select.POLLIN)
+        next_status = 0.0
+        while self._failure is None:
+            poller.poll(_STATUS_S / 2 * 1e3)
+            while (message := self._channel.receive(0.0)) is not None:
+                reply = frame_messages.decode_configured(message.data)
+                self._sinks[reply.camera].configured(reply, message.fds)
+            self._receive_returns()
+            if time.monotonic() >= next_status:
+                next_status = time.monotonic() + _STATUS_S
+                self._report()
+                self._check_stuck()
+        raise self._failure
+
+    def _receive_returns(self) -> None:
+        with contextlib.suppress(EOFError):  # `receive` reports it, too
+            while (received := self._frames.receive()) is not None:
+                for number, generation, buffer in frame_messages.decode_returns(received[1].data):
+                    self._sinks[number].returned(generation, buffer)
+
+    def _report(self) -> None:
+        for sink in self._sinks.values():
+            sink.send_drops()
+        states = [(number, each.status(), each.blocked_in()) for number, each in self._supervisors.items()]
+        self._channel.send(frame_messages.encode(Statuses(time.monotonic_ns(), states)))
+
+    def _check_stuck(self) -> None:
+        """Raise `SourceError` if a call to a library does not return. Only a new process can read the camera again."""
+        for number, supervisor in self._supervisors.items():
+            config = self._cameras[number].config
+            if supervisor.blocked_s() > _STUCK_S + config.open_timeout_s + config.read_timeout_s:
+                text = f"camera {config.id}: the library does not return, {supervisor.blocked_in()}"
+                raise SourceError(text, code="camera-stuck")
+
+    def _stop(self, threads: list[threading.Thread]) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.stop()
+        for sink in self._sinks.values():
+            sink.close()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._report()

@@ -1,0 +1,118 @@
+"""`RemoteSlot`, a slot whose frames a capture worker writes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from vision.runtime.frame_messages import Committed
+from vision.runtime.latest_slot import Clock, LatestSlot, Lease
+from vision.types import DropReason, Frame, FrameBuffer, PixelFormat
+
+GiveBack = Callable[[int, int], None]
+"""Function that returns a buffer to the worker: its generation, and its number."""
+
+
+class RemoteSlot(LatestSlot):
+    """Holds the newest frame of one camera of a capture worker, for the inference thread.
+
+    The worker owns the buffers of the frames that it writes. A buffer belongs to the slot from the message with its
+    frame until it is given back. The methods that `LatestSlot` has for the camera thread are not used.
+
+    In a lossless slot, frames wait in a queue, whose length the number of buffers limits.
+    """
+
+    def __init__(
+        self,
+        camera_id: str,
+        *,
+        leases: int,
+        lossless: bool,
+        max_fps: float | None,
+        max_frame_age_s: float | None,
+        clock: Clock = time.monotonic_ns,
+        changed: threading.Condition,
+    ) -> None:
+        """Create the slot, without buffers. Arguments: see `LatestSlot`."""
+        super().__init__(
+            camera_id,
+            FrameBuffer.allocate,  # not called, because `adopt` sets the buffers
+            leases=leases,
+            lossless=lossless,
+            max_fps=max_fps,
+            max_frame_age_s=max_frame_age_s,
+            clock=clock,
+            changed=changed,
+        )
+        self.epoch = 0  # of the newest frame
+        self._generation = 0
+        self._give_back: GiveBack | None = None
+        self._queue: deque[Frame] = deque()
+
+    @property
+    def lossless(self) -> bool:
+        """True if the writer waits instead of dropping frames."""
+        return self._lossless
+
+    def adopt(
+        self, generation: int, layout: tuple[int, int, PixelFormat], buffers: Sequence[FrameBuffer], give_back: GiveBack
+    ) -> None:
+        """Replace the buffers. The worker owns all new buffers. Drop the waiting frames of the old ones."""
+        self.abandon(DropReason.EPOCH)
+        self._replace_buffers(layout, buffers)
+        with self.changed:
+            self._generation, self._give_back = generation, give_back
+
+    def abandon(self, reason: DropReason) -> None:
+        """Drop the waiting frames and the buffers. Leased frames stay valid until they are released."""
+        with self.changed:
+            self._give_back = None
+            self._drop_all(reason)
+        self._replace_buffers(None, ())
+
+    def receive(self, committed: Committed) -> None:
+        """Store a frame. Drop it if its buffer was replaced. The caller must hold `changed`.
+
+        Raises:
+            IndexError: there is no such buffer.
+        """
+        self.epoch = max(self.epoch, committed.epoch)
+        layout = self._buffers.layout
+        if layout is None or committed.generation != self._generation:
+            self.drop(DropReason.EPOCH)
+            return
+        height_px, width_px, _ = layout
+        frame = Frame(committed.meta(self.camera_id, height_px, width_px), self._buffers.all[committed.buffer])
+        if self._lossless and self._waiting is not None:
+            self._counts.grabbed += 1
+            self._queue.append(frame)
+        else:
+            self._put(frame)
+
+    def take(self) -> Lease | None:
+        with self.changed:
+            lease = super().take()
+            if self._queue and self._waiting is None:
+                self._waiting = self._queue.popleft()
+            return lease
+
+    def flush(self, reason: DropReason) -> None:
+        with self.changed:
+            self._drop_all(reason)
+
+    def close(self) -> None:
+        with self.changed:
+            super().close()
+            self._drop_all(DropReason.STOPPED)
+
+    def _drop_all(self, reason: DropReason) -> None:
+        self._drop_waiting(reason)
+        while self._queue:
+            self._waiting = self._queue.popleft()
+            self._drop_waiting(reason)
+
+    def _free(self, buffer: FrameBuffer) -> None:
+        if self._give_back is not None:
+            self._give_back(self._generation, self._buffers.all.index(buffer))
