@@ -197,6 +197,7 @@ def _yolo() -> dict[str, Export]:
     kps = np.zeros((len(boxes), 10))
     faces = by_stride(strides, cls=first**2, obj=sure, bbox=boxes, kps=kps)
     plain = np.concatenate([centers(corners(20)), np.ones((20, 1)), scores(20)], axis=1)
+    dense = np.concatenate([centers(corners(len(boxes))), scores(len(boxes))], axis=1)
     return {
         "yolov5": Export({"kind": "yolov5"}, {"output": plain}),
         "yolov5, objectness": Export(
@@ -204,6 +205,7 @@ def _yolo() -> dict[str, Export]:
                 (FOUND[0][0], PERSON, 0.4375), (FOUND[1][0], CAR, 0.375)]
         ),
         "yolov8": Export({"kind": "yolov8"}, {"output0": np.delete(plain, 4, axis=1).T}),
+        "yolov8, transposed": Export({"kind": "yolov8"}, {"output0": dense}),
         "yolox, raw": Export({"kind": "yolox"}, {"output": raw}),
         "yolox, maps": Export({"kind": "yolox"}, maps(strides, output=raw)),
         "yolox, logits": Export(
@@ -237,6 +239,12 @@ def _corners() -> dict[str, Export]:
             names=("background", *NAMES),
             found=[(box, class_id + 1, score) for box, class_id, score in FOUND],
         ),
+        "ssd with background, logits": Export(
+            {**head, "activation": "softmax"},
+            {"scores": np.log(with_no_object(classes)[:, [3, 0, 1, 2]]) - 2, "boxes": boxes},
+            names=("background", *NAMES),
+            found=[(box, class_id + 1, score) for box, class_id, score in FOUND],
+        ),
         "pp-yoloe": Export(head, {"boxes": boxes, "scores": classes.T}),
         "corners, logits": Export({**head, "activation": "sigmoid"}, {"scores": logit(classes), "boxes": boxes}),
         "corners of four classes": Export(
@@ -261,6 +269,10 @@ def _transformers() -> dict[str, Export]:
         "rt-detr, ultralytics": Export(
             {"kind": "rt-detr", "box_scale": "fraction"}, {"output0": np.concatenate([boxes, classes], axis=1)}
         ),
+        "detr": Export(
+            {**sigmoid, "activation": "softmax"},
+            {"logits": np.log(with_no_object(classes)) + 3, "pred_boxes": boxes},
+        ),
         "rf-detr, coco": Export(
             sigmoid, {"dets": boxes, "labels": logit(coco)}, names="coco91", found=coco_found
         ),
@@ -270,6 +282,15 @@ def _transformers() -> dict[str, Export]:
             names=(*NAMES, "background"),
         ),
     }  # fmt: skip
+
+
+def with_no_object(classes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return class scores with a last column, so that the scores of each row have the sum 1."""
+    shares = classes / np.maximum(1, classes.sum(axis=1, keepdims=True) / 0.999)
+    best = classes.argmax(axis=1)
+    others = np.minimum(shares, (1 - classes.max(axis=1, keepdims=True)) / 3)
+    others[np.arange(len(classes)), best] = classes.max(axis=1)
+    return np.concatenate([others, 1 - others.sum(axis=1, keepdims=True)], axis=1)
 
 
 def scores_of(classes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -295,6 +316,12 @@ def _suppressed() -> dict[str, Export]:
         "deepstream-yolo, not suppressed": Export(
             {"kind": "end-to-end"},
             {"output": np.concatenate([all_boxes, all_score[:, None], all_ids[:, None]], axis=1)},
+        ),
+        "yolo-nas, numbered rows": Export(
+            head, {"flat": np.concatenate([0 * column, boxes, column, class_ids[:, None]], axis=1)}
+        ),
+        "yolov7, end to end": Export(
+            {"kind": "yolov7"}, {"output": np.concatenate([0 * column, boxes, class_ids[:, None], column], axis=1)}
         ),
         "ids without a name": Export(
             head, {"output0": np.concatenate([boxes, more[:, None], ids[:, None]], axis=1)}, unnamed=3

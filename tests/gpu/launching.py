@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputSpec, ModelSpec
-from vision.detect.classes import class_names
 from vision.detect.reference.heads import Head
 from vision.detect.tensorrt.kernels import (
     FRAME,
@@ -114,7 +113,8 @@ def postprocess(
         frames = bench.put(np.frombuffer(rows, np.uint8))
         on_gpu = {name: bench.put(value) for name, value in outputs.items()}
         tensors = program.tensors(on_gpu)
-        limit = threshold(head, bench.put(kept_classes(head, len(class_names(spec)))))
+        rules = program.decoder.rules
+        limit = threshold(rules, bench.put(kept_classes(rules)))
         keys, counts = bench.buffer(batch * program.keys_bytes), bench.put(np.zeros(batch, np.uint32))
         work = bench.buffer(1 if program.shared_work else batch * program.work_bytes)
         masked = bench.buffer(max(1, batch * program.masked_bytes))

@@ -57,7 +57,7 @@ class HeadSpec(ConfigSection):
 
     kind: Literal[
         "nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8", "yunet", "corners", "end-to-end", "rt-detr",
-        "paddle", "tensorflow",
+        "paddle", "tensorflow", "yolov7",
     ]  # fmt: skip
     """Model family that defines the layout of the outputs."""
     task: Literal["detect", "segment", "pose", "obb"] = "detect"
@@ -74,8 +74,9 @@ class HeadSpec(ConfigSection):
     that of the family."""
     box_scale: Literal["pixels", "fraction"] = "pixels"
     """Unit of the boxes in the outputs: pixels or fractions of the model's input."""
-    activation: Literal["none", "sigmoid"] = "none"
-    """Function to apply to the scores; sigmoid for rt-detr exports, which return logits."""
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    """Function to apply to the scores; sigmoid or softmax if the model outputs logits. Only corners and rt-detr have
+    softmax, over all classes of a box; the model can have one more class at the end, which means no object."""
 
 
 class ClassifierHead(ConfigSection):

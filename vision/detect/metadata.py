@@ -127,8 +127,8 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
     names or a different input size, is logged as a warning.
 
     Raises:
-        ModelError: the task or the classes are those of a different model, or a side of the input is not a multiple of
-            the stride.
+        ModelError: the task, the classes, or the number of keypoints are those of a different model, or a side of the
+            input is not a multiple of the stride.
     """
     if metadata.task is not None and metadata.head_task != spec.head.task:
         fitting = metadata.head_task
@@ -140,6 +140,8 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
         )
     if metadata.names is not None:
         _check_names(spec, metadata.names)
+    if metadata.keypoints is not None and spec.head.keypoints is not None:
+        _check_keypoints(spec, metadata.keypoints[0])
     size, stride = spec.input, metadata.stride
     if stride is not None and (size.width % stride or size.height % stride):
         raise ModelError(
@@ -153,6 +155,18 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
             "%s: the model was exported for %dx%d, but `input` in model.yaml is %dx%d; small and large objects can be "
             "missed", spec.name, metadata.width, metadata.height, size.width, size.height,
         )  # fmt: skip
+
+
+def _check_keypoints(spec: ModelSpec, count: int) -> None:
+    """Compare the number of keypoint names in model.yaml with that of the file. See `check_metadata`."""
+    names = spec.head.keypoints or ()
+    if len(names) != count:
+        raise ModelError(
+            f"{spec.name}: `keypoints` in model.yaml has {len(names)} names, but the model has {count} keypoints, "
+            f"according to the metadata of {spec.file}",
+            hint="list one name for each keypoint, in the order of the model",
+            code="keypoints-mismatch",
+        )
 
 
 def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:

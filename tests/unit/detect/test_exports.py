@@ -118,7 +118,13 @@ def test_outputs_can_be_in_any_order(name: str, tmp_path: Path) -> None:
             assert_found(detected(detector)[0], export)
 
 
-WITHOUT_BATCH = {"paddle": "paddle", "torchvision": "rt-detr, official", "rows": "end-to-end rows"}
+WITHOUT_BATCH = {
+    "paddle": "paddle",
+    "torchvision": "rt-detr, official",
+    "rows": "end-to-end rows",
+    "numbered": "yolo-nas, numbered rows",
+    "yolov7": "yolov7, end to end",
+}
 """Exporter, or layout, whose outputs have no batch axis; and the entry of `EXPORTS` with the same outputs."""
 
 

@@ -263,6 +263,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "end-to-end": {"output": (1, 50, 6)},
     "rt-detr": {"boxes": (1, 40, 4), "scores": (1, 40, 3)},
     "paddle": {"output": (1, 50, 6)},
+    "yolov7": {"output": (1, 50, 7)},
     "tensorflow": {"detection_boxes": (1, 50, 4), "detection_classes": (1, 50), "detection_scores": (1, 50)},
 }
 
@@ -285,6 +286,7 @@ def test_candidates_over_the_capacity_are_counted(kind: str) -> None:
     boxes = {
         "end-to-end": 50,
         "paddle": 50,
+        "yolov7": 50,
         "tensorflow": 50,
         "yolov5": 40,
         "yolov8": 40,
@@ -342,6 +344,10 @@ def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
         ("nanodet", {"anchors": (10, 2), "output": (1, 10, 15)}, ("output",)),
         ("yolov5", {"output": (1, 25200, 8), "p3": (1, 3, 80, 80, 8)}, ("output",)),
         ("yolov8", {"output": (None, 7, None)}, ("output",)),
+        ("yolov8", {"output": (1, 8400, 7)}, ("output",)),
+        ("yolov8", {"output": (1, CELLS, 7)}, ("output",)),
+        ("end-to-end", {"flat": (None, 7)}, ("flat",)),
+        ("yolov7", {"output": (12, 7)}, ("output",)),
         ("end-to-end", {"output": (1, 300, 6)}, ("output",)),
         ("end-to-end", {"labels": (1, 1), "boxes": (1, 1, 4), "scores": (1, 1)}, ("boxes", "scores", "labels")),
         ("end-to-end", {"labels": (1, 0), "boxes": (1, 0, 4), "scores": (1, 0)}, ("boxes", "scores", "labels")),
@@ -358,6 +364,36 @@ def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
 )
 def test_head_chooses_its_outputs(kind: str, shapes: dict[str, Shape], outputs: tuple[str, ...]) -> None:
     assert bound({**NANODET, "kind": kind}, shapes).outputs == outputs
+
+
+def test_softmax_counts_one_more_class_at_the_end() -> None:
+    softmax = {**RT, "activation": "softmax"}
+    shapes = {"logits": (1, 2, 4), "pred_boxes": (1, 2, 4)}
+    logits = np.log(np.array([[0.5, 0.2, 0.1, 0.2], [0.02, 0.03, 0.05, 0.9]], np.float32)) + 7
+    boxes = np.full((2, 4), 0.5, np.float32)
+    decoder = bound(softmax, shapes, 0.05)
+    assert decoder.rules.class_count == 4
+    found = decoder.decode([boxes, logits] if decoder.outputs[0] == "pred_boxes" else [logits, boxes])
+    assert found.class_ids.tolist() == [0, 2]
+    np.testing.assert_allclose(found.scores, [0.5, 0.05], rtol=1e-5)
+    with pytest.raises(ModelError) as caught:
+        bound(RT, shapes)
+    assert caught.value.code == "head-mismatch"
+
+
+def test_softmax_of_values_that_are_not_finite_gives_no_object() -> None:
+    logits = np.array([[np.nan, 1, 0], [np.inf, 1, 0], [9, 1, 0]], np.float32)
+    decoder = bound({**RT, "activation": "softmax"}, {"logits": (1, 3, 3), "boxes": (1, 3, 4)}, 0.3)
+    boxes = np.full((3, 4), 0.5, np.float32)
+    found = decoder.decode([boxes if name == "boxes" else logits for name in decoder.outputs])
+    assert found.class_ids.tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", sorted(set(HEADS) - {"corners", "rt-detr"}))
+def test_softmax_is_refused_by_heads_without_it(kind: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        make_head(spec({"kind": kind, "activation": "softmax"}), 3, 0.5)
+    assert caught.value.code == "head-activation"
 
 
 def test_scores_of_four_classes_are_not_taken_for_boxes() -> None:

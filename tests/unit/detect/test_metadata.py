@@ -124,6 +124,19 @@ def test_other_task_is_refused(task: str) -> None:
     assert code_of("coco80", read(task=task)) == "wrong-task"
 
 
+@pytest.mark.parametrize(("names", "code"), [(("a", "b"), ""), (("a", "b", "c"), "keypoints-mismatch")])
+def test_number_of_keypoints_is_compared(names: tuple[str, ...], code: str) -> None:
+    pose = spec(["person"])
+    head = pose.head.model_copy(update={"task": "pose", "keypoints": names})
+    metadata = read(task="pose", kpt_shape="[2, 3]", names="{0: 'person'}")
+    found = ""
+    try:
+        check_metadata(pose.model_copy(update={"head": head}), metadata)
+    except ModelError as error:
+        found = error.code
+    assert found == code
+
+
 HATS = "{0: 'hard-hat', 1: 'head'}"
 COCO_TEXT = json.dumps(dict(enumerate(COCO80)))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vision.config import HeadSpec, ModelSpec
 from vision.detect.classes import class_names
 from vision.detect.reference.decoder import Decoder
-from vision.detect.reference.extras import TASKS
+from vision.detect.reference.extras import SOFTMAX_KINDS, TASKS
 from vision.detect.reference.heads import HEADS, make_head
 from vision.detect.reference.layout import Shape
 from vision.detect.reference.sample_check import (
@@ -111,7 +111,7 @@ def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding
     """
     frames = sample.read_by(decoder)
     views = [view for frame in frames for view in decoder.raw_scores(frame)]
-    finding = judge_scores(views, sigmoid=decoder.rules.sigmoid)
+    finding = judge_scores(views, logits=decoder.rules.sigmoid or decoder.rules.softmax)
     ids = decoder.layout.class_ids
     if finding is None and ids is not None:
         finding = judge_class_ids([ids.table(frame)[:, ids.first] for frame in frames])
@@ -183,6 +183,8 @@ def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
         return None
     if not _accounts_for(decoder.outputs, sample.shapes):
         return None
+    if spec.head.activation == "softmax" and decoder.layout.classes in {None, count}:
+        return None  # the values of a softmax and of a sigmoid look alike, but only a softmax has a class for no object
     finding, agrees = _finding(spec, decoder, sample)
     return None if finding else Match(spec.head, decoder.layout.classes, agrees)
 
@@ -199,8 +201,9 @@ def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
 
 def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
     """Yield copies of a head with every combination of box unit and activation."""
+    softmax = ("softmax",) * (head.kind in SOFTMAX_KINDS)
     for scale in ("pixels", "fraction"):
-        for activation in ("none", "sigmoid"):
+        for activation in ("none", "sigmoid", *softmax):
             yield head.model_copy(update={"box_scale": scale, "activation": activation})
 
 

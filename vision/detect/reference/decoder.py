@@ -65,9 +65,10 @@ class Rules:
     coding: Coding
     class_count: int
     score: np.float32  # lowest score of a candidate
-    floor: np.float32  # lowest raw value that can reach `score`
+    floor: np.float32  # lowest value, raw or after the softmax, that can reach `score`
     classes: Indices  # ids to report, in ascending order
     sigmoid: bool
+    softmax: bool  # the scores of a box are the softmax of the raw values of all classes
     root: bool  # the score is the root of class score times objectness, not the product
     unit_px: Floats  # (4,) model pixels per unit of x1, y1, x2, y2
     strides: tuple[int, ...]
@@ -163,14 +164,14 @@ class Decoder:
             ModelError: the head has no activation, and a value is NaN or outside [0, 1] by more than 0.001.
         """
         views = [view for view in self.raw_scores(outputs) if view.size]
-        if self.rules.sigmoid or not views:
+        if self.rules.sigmoid or self.rules.softmax or not views:
             return
         low, high = np.min([view.min() for view in views]), np.max([view.max() for view in views])
         if low >= -1e-3 and high <= 1 + 1e-3:
             return
         raise ModelError(
             f"{self._name}: expected scores from 0 to 1, got {low:.3g} to {high:.3g}",
-            hint="if the model outputs logits, write `activation: sigmoid` under `head` in model.yaml; "
+            hint="if the model outputs logits, write `activation: sigmoid` or `softmax` under `head` in model.yaml; "
             "otherwise the model may need a different head",
             code="scores-out-of-range",
         )
@@ -210,6 +211,7 @@ class Decoder:
         found, start = [], 0
         for part in self.layout.parts:
             scores = self._class_scores(part, outputs)
+            scores = softmax(scores) if self.rules.softmax else scores
             index, class_ids, reached = self._best_classes(part, scores, outputs)
             found.append((index + start, class_ids, reached))
             start += len(scores)
@@ -374,6 +376,14 @@ def sigmoid(logits: Floats) -> Floats:
     """Return ``1 / (1 + exp(-x))`` in float32."""
     with np.errstate(over="ignore"):
         result: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    return result
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return ``exp(x) / sum(exp(x))`` over the columns of each row, in float32."""
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: Floats = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 

@@ -17,6 +17,9 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Kinds of heads that support each task. All kinds support the task `detect`, which is not listed."""
 
+SOFTMAX_KINDS: Final = ("corners", "rt-detr")
+"""Kinds of heads that support `activation: softmax`."""
+
 _KEYPOINT_VALUES: Final = (3, 2)
 MOST_KEYPOINTS: Final = 256
 """Maximum number of keypoints. An output with space for more is not the output of a pose model."""
@@ -53,13 +56,19 @@ class Extra:
         )
 
 
-def check_task(spec: ModelSpec) -> None:
-    """Check that the kind of the head supports the task.
+def check_options(spec: ModelSpec) -> None:
+    """Check that the kind of the head supports the task and the activation.
 
     Raises:
-        ModelError: the head does not support the task, or `keypoints` is set but the task is not `pose`.
+        ModelError: the head does not support the task or the activation, or `keypoints` is set but the task is not
+            `pose`.
     """
     head = spec.head
+    if head.activation == "softmax" and head.kind not in SOFTMAX_KINDS:
+        raise ModelError(
+            f"{spec.name}: expected head `{'` or `'.join(SOFTMAX_KINDS)}` for `activation: softmax`, got `{head.kind}`",
+            code="head-activation",
+        )
     kinds = TASKS.get(head.task)
     if kinds is not None and head.kind not in kinds:
         raise ModelError(

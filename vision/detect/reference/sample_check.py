@@ -123,12 +123,12 @@ def _overlap(readings: Sequence[Reading]) -> Finding | None:
     return None
 
 
-def judge_scores(views: Sequence[NDArray[np.float32]], *, sigmoid: bool) -> Finding | None:
+def judge_scores(views: Sequence[NDArray[np.float32]], *, logits: bool) -> Finding | None:
     """Return a finding if raw values cannot be the scores of a model; None if they can, or if there are none.
 
     Args:
         views: class scores and objectness values before the activation, in any shape.
-        sigmoid: if True, the values must be logits, because the activation is a sigmoid; otherwise from 0 to 1.
+        logits: if True, the values must be logits, because the head has an activation; otherwise from 0 to 1.
     """
     views = [view for view in views if view.size]
     if not views:
@@ -137,9 +137,9 @@ def judge_scores(views: Sequence[NDArray[np.float32]], *, sigmoid: bool) -> Find
     if not np.isfinite([low, high]).all():
         return Finding("scores-out-of-range", f"expected scores from 0 to 1, got {low:.3g} to {high:.3g}")
     fractions = low >= -1e-3 and high <= 1 + 1e-3
-    if not sigmoid and not fractions:
+    if not logits and not fractions:
         return Finding("scores-out-of-range", f"expected scores from 0 to 1, got {low:.3g} to {high:.3g}")
-    if sigmoid and fractions and low >= 0 and sum(view.size for view in views) >= _MANY:
+    if logits and fractions and low >= 0 and sum(view.size for view in views) >= _MANY:
         return Finding("scores-out-of-range", f"expected logits, got values from {low:.3g} to {high:.3g}")
     return None
 

@@ -389,7 +389,7 @@ class _Builder:
     def _load_kernels(self, program: PostprocessProgram) -> Kernels:
         letterbox = self._load_letterbox()
         module = self._load_module(program.file, program.definitions)
-        keep = kept_classes(self.model.head, len(self.model.class_names))
+        keep = kept_classes(program.decoder.rules)
         kept = self.resources.enter_context(DeviceBuffer(keep.nbytes, "classes to report"))
         kept.write(keep)
         return Kernels(
@@ -398,7 +398,7 @@ class _Builder:
             objects=module.kernel("objects", shared_bytes=program.work_bytes if program.shared_work else 0),
             masks=None if program.mask_shape is None else module.kernel("masks"),
             program=program,
-            threshold=threshold(self.model.head, kept.address),
+            threshold=threshold(program.decoder.rules, kept.address),
             overlaps=overlaps(self.model.spec),
         )
 

@@ -362,6 +362,7 @@ def _coding(spec: ModelSpec, rules: Rules) -> dict[str, int | float | str]:
     return {
         "CODING": _CODINGS[rules.coding],
         "SIGMOID": int(rules.sigmoid),
+        "SOFTMAX": int(rules.softmax),
         "UNIT_X": spec.input.width if fraction else 1,
         "UNIT_Y": spec.input.height if fraction else 1,
         "BINS": max(1, rules.bins),
@@ -382,17 +383,18 @@ def overlaps(spec: ModelSpec) -> NDArray[np.void]:
     return row
 
 
-def threshold(head: Head, keep_address: int) -> NDArray[np.void]:
-    """Return the `THRESHOLD` structure of a head. `keep_address` is the device address of its `kept_classes`."""
+def threshold(rules: Rules, keep_address: int) -> NDArray[np.void]:
+    """Return the `THRESHOLD` structure. `keep_address` is the device address of `kept_classes`."""
     row = np.zeros((), THRESHOLD)
-    row["score"], row["floor"], row["keep"] = head.rules.score, head.rules.floor, keep_address
+    floor = -np.inf if rules.softmax else rules.floor  # a raw value alone does not show the result of a softmax
+    row["score"], row["floor"], row["keep"] = rules.score, floor, keep_address
     return row
 
 
-def kept_classes(head: Head, class_count: int) -> NDArray[np.uint8]:
+def kept_classes(rules: Rules) -> NDArray[np.uint8]:
     """Return one byte per class: 1 if the detector reports the class, otherwise 0."""
-    keep = np.zeros(class_count, np.uint8)
-    keep[head.rules.classes] = 1
+    keep = np.zeros(rules.class_count, np.uint8)
+    keep[rules.classes] = 1
     return keep
 
 

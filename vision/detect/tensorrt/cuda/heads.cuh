@@ -2,7 +2,7 @@
 //
 // Boxes are in one part, or in one part per stride, each with its own tensors. Definitions:
 //
-// - PARTS, PART_BOXES (boxes of each part), BOXES (of all parts), CLASSES, SIGMOID.
+// - PARTS, PART_BOXES (boxes of each part), BOXES (of all parts), CLASSES, SIGMOID, SOFTMAX (over the classes of a box).
 // - HALF_SCORES, HALF_BOXES (1: fp16).
 // - For SCORE, OBJECTNESS, BOX, and CLASS (the class id of a box): _COLUMNS (values of a box in the tensor), _FIRST
 //   (column of the first value).
@@ -172,12 +172,23 @@ __device__ __forceinline__ u64 pair_key(
     score = __fsqrt_rn(score);
 #endif
 #endif
-    if (!(score >= limit.score)) return 0;
     const u32 column = SCORES_BY_COLUMN ? 0 : SCORE_FIRST;
+#if !SOFTMAX
+    if (!(score >= limit.score)) return 0;
+#endif
     for (u32 other = 0; other < CLASSES; other++) {  // the box is of its best class
         float rival = value_of_score(scores.values[score_at(scores.boxes, box, column + other, SCORE_COLUMNS)]);
         if ((rival > raw || (rival == raw && other < class_id)) && limit.keep[other]) return 0;
     }
+#if SOFTMAX
+    float highest = raw, sum = 0.0f;  // over all classes, also those that are not reported
+    for (u32 other = 0; other < CLASSES; other++)
+        highest = fmaxf(highest, value_of_score(scores.values[score_at(scores.boxes, box, column + other, SCORE_COLUMNS)]));
+    for (u32 other = 0; other < CLASSES; other++)
+        sum += expf(value_of_score(scores.values[score_at(scores.boxes, box, column + other, SCORE_COLUMNS)]) - highest);
+    score = expf(raw - highest) / sum;
+    if (!(score >= limit.score)) return 0;
+#endif
     return key_of(score, (scores.start + box) * CLASSES + class_id);
 #endif
 }
