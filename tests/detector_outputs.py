@@ -317,12 +317,6 @@ def _suppressed() -> dict[str, Export]:
             {"kind": "end-to-end"},
             {"output": np.concatenate([all_boxes, all_score[:, None], all_ids[:, None]], axis=1)},
         ),
-        "yolo-nas, numbered rows": Export(
-            head, {"flat": np.concatenate([0 * column, boxes, column, class_ids[:, None]], axis=1)}
-        ),
-        "yolov7, end to end": Export(
-            {"kind": "yolov7"}, {"output": np.concatenate([0 * column, boxes, class_ids[:, None], column], axis=1)}
-        ),
         "ids without a name": Export(
             head, {"output0": np.concatenate([boxes, more[:, None], ids[:, None]], axis=1)}, unnamed=3
         ),
@@ -375,7 +369,29 @@ def _suppressed() -> dict[str, Export]:
     }  # fmt: skip
 
 
+def _numbered() -> dict[str, Export]:
+    """Return outputs without a batch axis: rows with the number of the frame."""
+    score, class_ids = labels(20)
+    score[4] = 0
+    boxes, column, named = corners(20), score[:, None], class_ids[:, None]
+    return {
+        "yolo-nas, numbered rows": Export(
+            {"kind": "yolo-nas-flat"}, {"flat": np.concatenate([0 * column, boxes, column, named], axis=1)}
+        ),
+        "yolov7, end to end": Export(
+            {"kind": "yolov7"}, {"output": np.concatenate([0 * column, boxes, named, column], axis=1)}
+        ),
+    }
+
+
 EXPORTS = {**_nanodet(), **_yolo(), **_corners(), **_transformers(), **_suppressed()}
+WITHOUT_BATCH: Mapping[str, Export] = {
+    "paddle": EXPORTS["paddle"],
+    "torchvision": EXPORTS["rt-detr, official"],
+    "rows": EXPORTS["end-to-end rows"],
+    **_numbered(),
+}
+"""Outputs that also exist without a batch axis, by the exporter or the layout."""
 
 
 def as_type(export: Export, real: type[np.floating[Any]]) -> dict[str, NDArray[Any]]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from tests.detector_outputs import EXPORTS, HEIGHT, WIDTH, as_type
+from tests.detector_outputs import EXPORTS, HEIGHT, WIDTH, WITHOUT_BATCH, as_type
 from tests.gpu.opening import EMULATED, open_model
 from tests.shape_outputs import FRAMES, SHAPED
 from tests.tiny_models import save_typed_model
-from tests.unit.detect.test_exports import CONSTANTS, WITHOUT_BATCH, assert_found, frame, save_without_batch, spec_of
+from tests.unit.detect.test_exports import CONSTANTS, assert_found, frame, save_without_batch, spec_of
 from tests.unit.detect.test_shapes import assert_found as assert_shapes_found
 from tests.unit.detect.test_shapes import frame as shaped_frame
 from tests.unit.detect.test_shapes import spec_of as shaped_spec
@@ -118,7 +118,7 @@ def test_constant_input_is_filled_on_the_gpu(device: object, kind: str, tmp_path
 def test_outputs_without_a_batch_axis_are_of_the_only_frame_on_the_gpu(
     device: object, name: str, free: bool, tmp_path: Path
 ) -> None:
-    export = EXPORTS[WITHOUT_BATCH[name]]
+    export = WITHOUT_BATCH[name]
     spec = spec_of(export)
     shapes = save_without_batch(tmp_path / spec.file, name, free=free)
     config = DetectConfig(score_threshold=0.3, batches_in_flight=1, max_batch=1, precision="fp32")

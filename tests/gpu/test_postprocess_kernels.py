@@ -38,6 +38,7 @@ class Case:
     classes: int = 7
     half: bool = False
     sigmoid: bool = False
+    softmax: bool = False
     fraction: bool = False
     score: float = 0.3
     iou: float = 0.5
@@ -59,7 +60,7 @@ class Case:
             input=InputSpec(width=96, height=64),
             head=HeadSpec(
                 kind=head,  # type: ignore[arg-type]
-                activation="sigmoid" if self.sigmoid else "none",
+                activation="softmax" if self.softmax else "sigmoid" if self.sigmoid else "none",
                 box_scale="fraction" if self.fraction else "pixels",
                 task=self.task,
             ),
@@ -77,9 +78,8 @@ class Case:
     def scores(self, random: np.random.Generator, *shape: int) -> NDArray[np.float64]:
         """Return raw scores: logits if the head has an activation."""
         values = random.random(shape) ** 2
-        if (
-            self.sigmoid
-        ):  # no two alike, nor so near that the last bit of exp, which libraries differ in, could order them
+        if self.sigmoid or self.softmax:
+            # No two are alike, nor so near that the last bit of exp, in which libraries differ, could order them.
             values = ((random.permutation(values.size) + 0.5) / values.size).reshape(shape) ** 2
         if self.content == "nothing":
             values[:] = 0.01
@@ -89,7 +89,7 @@ class Case:
             values = np.round(values * 8) / 8
         if self.content == "not numbers":
             values[random.random(shape) < 0.5] = np.nan
-        if self.sigmoid:
+        if self.sigmoid or self.softmax:
             return np.log((values + 1e-6) / (1 - values + 1e-6))
         return values
 
@@ -124,13 +124,14 @@ class Case:
             return self._distances(batch, random)
         if self.kind in ("yolox", "yolox, maps", "yunet"):
             return self._cells(batch, random)
-        if self.kind.startswith(("end-to-end", "paddle", "tensorflow")):
+        if self.kind.startswith(("end-to-end", "paddle", "tensorflow", "yolov7", "yolo-nas")):
             return self._rows(batch, random)
         boxes = self.boxes(random, batch, rows, corners=self.kind.startswith("corners"))
         scores = self.scores(random, batch, rows, classes)
         made: Mapping[str, Arrays] = {
             "yolov5": {"output": np.concatenate([boxes, self.scores(random, batch, rows, 1), scores], axis=-1)},
             "yolov8": {"output": np.concatenate([boxes, scores], axis=-1).transpose(0, 2, 1)},
+            "yolov8, rows": {"output": np.concatenate([boxes, scores], axis=-1)},
             "corners": {"scores": scores, "boxes": boxes},
             "corners, columns": {"boxes": boxes[:, :, None], "scores": scores.transpose(0, 2, 1)},
             "rt-detr": {"boxes": boxes, "logits": scores},
@@ -197,21 +198,27 @@ class Case:
         corners = self.boxes(random, batch, rows, corners=True)
         named = random.integers(-1, self.classes + 2, (batch, rows))
         scores = self.scores(random, batch, rows)
+        made: Arrays
         match self.kind:
             case "end-to-end":
                 labels = named + (random.random((batch, rows)) < 0.1) * 0.5  # some are no whole numbers
-                return {"output": np.concatenate([corners, scores[..., None], labels[..., None]], axis=-1)}
+                made = {"output": np.concatenate([corners, scores[..., None], labels[..., None]], axis=-1)}
+            case "yolov7" | "yolo-nas-flat":
+                parts = [corners[..., :1], corners, named[..., None], scores[..., None]]
+                order = parts if self.kind == "yolov7" else [*parts[:2], parts[3], parts[2]]
+                made = {"output": np.concatenate(order, axis=-1)}
             case "paddle":
                 numbers = random.integers(0, rows + 1, batch)
                 parts = [named[..., None], scores[..., None], corners]
-                return {"rows": np.concatenate(parts, axis=-1), "numbers": numbers}
+                made = {"rows": np.concatenate(parts, axis=-1), "numbers": numbers}
             case "end-to-end, efficient nms" | "tensorflow":
                 numbers = random.integers(0, rows + 1, (batch, 1))
-                return {"num_dets": numbers, "det_boxes": corners, "det_scores": scores, "det_classes": named}
+                made = {"num_dets": numbers, "det_boxes": corners, "det_scores": scores, "det_classes": named}
             case "end-to-end, three outputs":
-                return {"labels": named.astype(np.int64), "boxes": corners, "scores": scores}
+                made = {"labels": named.astype(np.int64), "boxes": corners, "scores": scores}
             case _:
-                return {"dets": np.concatenate([corners, scores[..., None]], axis=-1), "labels": named}
+                made = {"dets": np.concatenate([corners, scores[..., None]], axis=-1), "labels": named}
+        return made
 
 
 def _split(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
@@ -230,6 +237,8 @@ KINDS = (
     "yolox",
     "yolox, maps",
     "yolov8",
+    "yolov7",
+    "yolo-nas-flat",
     "yunet",
     "corners",
     "corners, columns",
@@ -282,6 +291,11 @@ CASES = [
     Case("nanodet", classes=80, score=0.0, content="ties", candidates=300, objects=300, class_aware=False),
     Case("yolov5", classes=1, rows=1),
     Case("yolov8", classes=1, rows=1),
+    Case("yolov8, rows", rows=1200),
+    *(Case(kind, softmax=True, score=0.2) for kind in ("rt-detr", "corners, columns")),
+    Case("rt-detr", softmax=True, score=0.2, wanted=(2, 5)),
+    Case("corners", softmax=True, score=0.2, half=True),
+    Case("rt-detr", softmax=True, score=0.2, content="not numbers"),
     Case("rt-detr", classes=80, rows=300, objects=300, sigmoid=True, score=0.01),
 ]
 
@@ -293,7 +307,7 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
     fit = Letterbox.fit(size[1], size[0], 96, 64, spec.input.letterbox)
     with np.errstate(all="ignore"):
         candidates = decoder.decode([outputs[name][index].astype(np.float32) for name in decoder.outputs])
-        if case.sigmoid:
+        if case.sigmoid or case.softmax:
             assert_rounding_decides_nothing(candidates.scores, case.score)
         limits = spec.nms if decoder.needs_nms else None
         return to_detections(candidates, limits, fit, size[1], size[0]), candidates.unnamed

@@ -57,7 +57,7 @@ class HeadSpec(ConfigSection):
 
     kind: Literal[
         "nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8", "yunet", "corners", "end-to-end", "rt-detr",
-        "paddle", "tensorflow", "yolov7",
+        "paddle", "tensorflow", "yolov7", "yolo-nas-flat",
     ]  # fmt: skip
     """Model family that defines the layout of the outputs."""
     task: Literal["detect", "segment", "pose", "obb"] = "detect"

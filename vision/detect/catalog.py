@@ -46,9 +46,10 @@ Choose the kind of head that fits the layout of the model's outputs:
     yolox          (batch, cells, 5 + classes), with boxes relative to the cells
     yolov7         (objects, 7) with frame number, corners, class, and score: YOLOv7, including NMS
     yolov8         (batch, 4 + classes, boxes): YOLOv8, v9, 11, 12
+    yolo-nas-flat  (objects, 7) with frame number, corners, score, and class: YOLO-NAS, including NMS
     yunet          scores, objectness, boxes, and landmarks of faces, for each of three strides
     corners        (batch, boxes, 4) corners and (batch, boxes, classes) scores: SSD, YOLO-NAS, YOLOv4, PP-YOLOE
-    end-to-end     (batch, objects, 6), (objects, 7), or boxes, scores, and classes: YOLOv10, YOLO26, exports that include NMS
+    end-to-end     (batch, objects, 6), or boxes, scores, and classes: YOLOv10, YOLO26, exports that include NMS
     rt-detr        (batch, queries, 4) boxes and (batch, queries, classes) scores: RT-DETR, RF-DETR, D-FINE, DETR
     paddle         (objects, 6) with class, score, and corners: PaddleDetection, including NMS
     tensorflow     detection_boxes, detection_scores, and detection_classes of TensorFlow's object detection API

@@ -21,6 +21,7 @@ from tests.detector_outputs import (
     NAMES,
     ROWS,
     WIDTH,
+    WITHOUT_BATCH,
     Export,
     as_type,
     centers,
@@ -118,19 +119,9 @@ def test_outputs_can_be_in_any_order(name: str, tmp_path: Path) -> None:
             assert_found(detected(detector)[0], export)
 
 
-WITHOUT_BATCH = {
-    "paddle": "paddle",
-    "torchvision": "rt-detr, official",
-    "rows": "end-to-end rows",
-    "numbered": "yolo-nas, numbered rows",
-    "yolov7": "yolov7, end to end",
-}
-"""Exporter, or layout, whose outputs have no batch axis; and the entry of `EXPORTS` with the same outputs."""
-
-
 def save_without_batch(path: Path, name: str, *, free: bool) -> dict[str, tuple[int, ...]]:
     """Save a network for one frame whose outputs have no batch axis. Return their shapes, with -1 for a free axis."""
-    outputs = as_type(EXPORTS[WITHOUT_BATCH[name]], np.float32)
+    outputs = as_type(WITHOUT_BATCH[name], np.float32)
     save_typed_model(path, outputs, sides=(HEIGHT, WIDTH), batch=1)
     model = onnx.load(str(path))
     shapes = {}
@@ -151,7 +142,7 @@ def save_without_batch(path: Path, name: str, *, free: bool) -> dict[str, tuple[
 @pytest.mark.parametrize("name", WITHOUT_BATCH)
 @pytest.mark.parametrize("free", [False, True])
 def test_outputs_without_a_batch_axis_are_of_the_only_frame(name: str, free: bool, tmp_path: Path) -> None:
-    path, export = tmp_path / "tiny.onnx", EXPORTS[WITHOUT_BATCH[name]]
+    path, export = tmp_path / "tiny.onnx", WITHOUT_BATCH[name]
     save_without_batch(path, name, free=free)
     with closing(OnnxRuntimeDetector(path, spec_of(export), score=0.3, batches_in_flight=1, threads=1)) as detector:
         for _ in range(2):

@@ -263,7 +263,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "end-to-end": {"output": (1, 50, 6)},
     "rt-detr": {"boxes": (1, 40, 4), "scores": (1, 40, 3)},
     "paddle": {"output": (1, 50, 6)},
-    "yolov7": {"output": (1, 50, 7)},
+    "yolov7": {"output": (None, 50, 7)},
+    "yolo-nas-flat": {"output": (None, 50, 7)},
     "tensorflow": {"detection_boxes": (1, 50, 4), "detection_classes": (1, 50), "detection_scores": (1, 50)},
 }
 
@@ -287,6 +288,7 @@ def test_candidates_over_the_capacity_are_counted(kind: str) -> None:
         "end-to-end": 50,
         "paddle": 50,
         "yolov7": 50,
+        "yolo-nas-flat": 50,
         "tensorflow": 50,
         "yolov5": 40,
         "yolov8": 40,
@@ -346,7 +348,7 @@ def test_scores_outside_zero_to_one_are_refused(kind: str) -> None:
         ("yolov8", {"output": (None, 7, None)}, ("output",)),
         ("yolov8", {"output": (1, 8400, 7)}, ("output",)),
         ("yolov8", {"output": (1, CELLS, 7)}, ("output",)),
-        ("end-to-end", {"flat": (None, 7)}, ("flat",)),
+        ("yolo-nas-flat", {"flat": (None, 7)}, ("flat",)),
         ("yolov7", {"output": (12, 7)}, ("output",)),
         ("end-to-end", {"output": (1, 300, 6)}, ("output",)),
         ("end-to-end", {"labels": (1, 1), "boxes": (1, 1, 4), "scores": (1, 1)}, ("boxes", "scores", "labels")),

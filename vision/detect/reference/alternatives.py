@@ -14,7 +14,7 @@ from vision.detect.classes import class_names
 from vision.detect.reference.decoder import Decoder
 from vision.detect.reference.extras import SOFTMAX_KINDS, TASKS
 from vision.detect.reference.heads import HEADS, make_head
-from vision.detect.reference.layout import Shape
+from vision.detect.reference.layout import Shape, with_batch
 from vision.detect.reference.sample_check import (
     Finding,
     Reading,
@@ -229,8 +229,7 @@ def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
 def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
     """Return the numbers of classes that the shapes of the outputs show for a head; 1 for shapes that show none."""
     head = make_head(spec, 1, 0.0)
-    without_batch = head.without_batch(sample.shapes)
-    shapes = {name: (1, *shape) if name in without_batch else shape for name, shape in sample.shapes.items()}
+    shapes = with_batch(sample.shapes, head.without_batch(sample.shapes))
     return list(dict.fromkeys(way.classes or 1 for way in head._ways(shapes)))
 
 

@@ -13,7 +13,7 @@ from vision.config import ModelSpec
 from vision.detect.classes import COCO91, background_ids
 from vision.detect.reference.decoder import Coding, Decoder, Grid, Rules, logit_floor
 from vision.detect.reference.extras import TASKS, expected_extra, is_clear
-from vision.detect.reference.layout import Layout, Shape, in_words, is_size
+from vision.detect.reference.layout import Layout, Shape, in_words, is_size, with_batch
 from vision.errors import ModelError
 
 HEADS: Final[dict[str, type[Head]]] = {}
@@ -87,8 +87,7 @@ class Head(ABC):
             ModelError: the head cannot read the outputs.
         """
         without_batch = self.without_batch(shapes)
-        shapes = {name: (1, *shape) if name in without_batch else shape for name, shape in shapes.items()}
-        layout = self.fits(shapes)
+        layout = self.fits(with_batch(shapes, without_batch))
         if layout is None:
             raise ModelError(
                 f"{self._spec.name}: head `{self._spec.head.kind}` with {self._class_count} classes expects "
@@ -102,6 +101,7 @@ class Head(ABC):
     def _advice(self, shapes: Mapping[str, Shape]) -> str:
         task = self._spec.head.task
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
+        shapes = with_batch(shapes, self.without_batch(shapes))
         fitting = [kind for kind, head in heads.items() if kind in TASKS.get(task, heads) and head.fits(shapes)]
         if fitting:
             return f"by their shapes, these outputs can fit head `{'` or `'.join(fitting)}`; `vision check` tries them"

@@ -14,6 +14,7 @@ from vision.detect.reference.row_heads import (
     Paddle,
     RtDetr,
     TensorFlow,
+    YoloNasFlat,
     YoloV5,
     YoloV7,
     YoloV8,
@@ -36,6 +37,7 @@ HEADS.update(
         "paddle": Paddle,
         "tensorflow": TensorFlow,
         "yolov7": YoloV7,
+        "yolo-nas-flat": YoloNasFlat,
     }
 )
 

@@ -94,6 +94,11 @@ def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str,
     return {name: table for name, table in found.items() if table is not None}
 
 
+def with_batch(shapes: Mapping[str, Shape], names: frozenset[str]) -> dict[str, Shape]:
+    """Return the shapes, with a batch axis of the length 0 added to the outputs `names`, which have no batch axis."""
+    return {name: (0, *shape) if name in names else shape for name, shape in shapes.items()}
+
+
 def is_size(axis: int | None, size: int) -> bool:
     """Return True if an axis has this size, or if the model does not fix its size."""
     return axis is None or axis == size

@@ -12,7 +12,6 @@ from vision.detect.reference.layout import (
     Layout,
     Part,
     Shape,
-    Table,
     Values,
     is_named,
     is_size,
@@ -125,8 +124,7 @@ class EndToEnd(Head):
     """Head with the corners, one score, and one class per object (YOLOv10, YOLO26, exports that include NMS).
 
     The values are in one output with the order x1, y1, x2, y2, score, class, or in two to four outputs. Exports that
-    stop before NMS have the same columns, but a row for each box of the network. The detector then runs NMS. An output
-    without a batch axis can have the number of the frame in front of these columns (the "flat" export of YOLO-NAS).
+    stop before NMS have the same columns, but a row for each box of the network. The detector then runs NMS.
     """
 
     coding: ClassVar[Coding] = "corners"
@@ -136,15 +134,14 @@ class EndToEnd(Head):
         if self._spec.head.task != "detect":
             return "(batch, objects, 6)"
         return (
-            "(batch, objects, 6), (objects, 7), (batch, objects, 4) boxes with (batch, objects) scores and classes, or "
-            "(batch, objects, 5) boxes and scores with (batch, objects) classes"
+            "(batch, objects, 6), (batch, objects, 4) boxes with (batch, objects) scores and classes, or (batch, "
+            "objects, 5) boxes and scores with (batch, objects) classes"
         )
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
         if any(len(shape) > 2 for shape in shapes.values()):
             return frozenset()
-        sizes = {shape[1] for shape in shapes.values() if len(shape) == 2}
-        return frozenset(shapes if sizes & {4, 5, 6, 7} else ())
+        return frozenset(shapes if any(len(shape) == 2 and shape[1] in {4, 5, 6} for shape in shapes.values()) else ())
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         found = tables(shapes)
@@ -156,7 +153,6 @@ class EndToEnd(Head):
                     yield extra.added_to(layout, 6)
         if self._spec.head.task != "detect":
             return
-        yield from _numbered(found, score=5, class_id=6)
         for boxes, (rows, columns) in found.items():
             counts = [name for name, shape in shapes.items() if _is_count(name, shape, rows)]
             lists = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2 and name not in counts}
@@ -189,24 +185,15 @@ def _is_count(name: str, shape: Shape, rows: int | None) -> bool:
     return len(shape) == 1 or (shape[1:] == (1,) and (rows != 1 or is_named(name, ("num", "count"))))
 
 
-def _numbered(found: Mapping[str, Table], *, score: int, class_id: int) -> Iterator[Layout]:
-    """Yield the layouts with rows of 7 values: the number of the frame, x1, y1, x2, y2, then score and class.
-
-    `score` and `class_id` are the columns of the score and of the class.
-    """
-    for name, (_, columns) in found.items():
-        if columns == 7:
-            part = Part(Values(0, 1), Values(0, score))
-            yield Layout((name,), (part,), class_ids=Values(0, class_id), needs_nms=False)
-
-
-class YoloV7(Head):
-    """Head with one row per object: number of the frame, x1, y1, x2, y2, class, score (YOLOv7 with ``--end2end``).
+class _Numbered(Head):
+    """Head with one row per object: the number of the frame, x1, y1, x2, y2, then score and class in either order.
 
     The rows have no batch axis, so the model accepts only one frame at a time.
     """
 
     coding = "corners"
+    score: ClassVar[int]  # column of the score
+    class_id: ClassVar[int]  # column of the class
 
     @property
     def expected(self) -> str:
@@ -216,7 +203,24 @@ class YoloV7(Head):
         return frozenset(name for name, shape in shapes.items() if len(shape) == 2 and shape[1] == 7)
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
-        yield from _numbered(tables(shapes), score=6, class_id=5)
+        for name, (_, columns) in tables(shapes).items():
+            if columns == 7 and not shapes[name][0]:  # a batch axis shows that it is not this head's output
+                part = Part(Values(0, 1), Values(0, self.score))
+                yield Layout((name,), (part,), class_ids=Values(0, self.class_id), needs_nms=False)
+
+
+class YoloV7(_Numbered):
+    """Head of YOLOv7 with ``--end2end --max-wh``: the class, then the score."""
+
+    score = 6
+    class_id = 5
+
+
+class YoloNasFlat(_Numbered):
+    """Head of the "flat" export of YOLO-NAS with NMS: the score, then the class."""
+
+    score = 5
+    class_id = 6
 
 
 class TensorFlow(EndToEnd):
