@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -22,9 +23,9 @@ from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.nvdec.decoder import NvdecDecoder
 from vision.capture.pacing import FramePacer
 from vision.config import AppConfig
-from vision.gpu.memory import device_frame_buffer
+from vision.gpu.memory import allocated, device_frame_buffer
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, build_cameras
+from vision.runtime.builder import RunOptions, build_capture
 from vision.runtime.runtime import Runtime
 from vision.stages.stage import Report
 from vision.types import Detections, Frame, FrameMeta, Result
@@ -50,6 +51,8 @@ class NeverClosed:
     def __init__(self, detector: Any) -> None:
         self._detector = detector
         self.device_buffer = detector.device_buffer
+        self.shared_buffers = detector.shared_buffers
+        self.exported_buffers = detector.exported_buffers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._detector, name)
@@ -125,6 +128,33 @@ def test_program_finds_the_same_objects_as_with_ffmpeg(
     assert shares[0.9] >= 0.9 * total
 
 
+@pytest.mark.parametrize("reader", ["nvdec", "ffmpeg"])
+def test_capture_worker_delivers_the_same_frames(short_clip: Path, detector: Any, reader: str) -> None:
+    """The worker writes to GPU memory of this process, or to shared memory that this process has page-locked."""
+    held = allocated()
+    here, there = (
+        run(short_clip, reader, capture_workers=workers, open_detector=lambda *_: NeverClosed(detector))
+        for workers in (0, 1)
+    )
+    assert len(here) == len(there) == FRAMES
+    for one, other in zip(here, there, strict=True):
+        assert one.meta.index == other.meta.index
+        assert one.meta.yuv == other.meta.yuv
+        np.testing.assert_allclose(one.objects.boxes_xyxy, other.objects.boxes_xyxy, atol=0.01)
+        np.testing.assert_array_equal(one.objects.class_ids, other.objects.class_ids)
+    gc.collect()
+    now = allocated()
+    assert (now.device_bytes, now.host_bytes) == (held.device_bytes, held.host_bytes)
+
+
+def test_pixel_stage_reads_the_frames_of_a_capture_worker(short_clip: Path, detector: Any) -> None:
+    for reader in ("nvdec", "ffmpeg"):
+        here, there = (brightness(short_clip, reader, NeverClosed(detector), workers=count) for count in (0, 1))
+        assert len(here.means) == len(there.means) == FRAMES
+        assert here.on_gpu == there.on_gpu == [reader == "nvdec"] * FRAMES
+        np.testing.assert_allclose(here.means, there.means, atol=0.01)
+
+
 def test_frames_from_nvdec_and_from_the_host_give_the_same_detections(short_clip: Path, detector: Any) -> None:
     count = min(FRAMES, 40)
     ours, theirs = [], []
@@ -156,13 +186,13 @@ class Brightness:
         return result
 
 
-def brightness(clip: Path, reader: str, detector: Any) -> Brightness:
+def brightness(clip: Path, reader: str, detector: Any, *, workers: int = 0) -> Brightness:
     """Run a pipeline with a pixel stage over one file."""
     config = AppConfig.model_validate({"cameras": [{"id": "gate", "source": str(clip), "reader": reader}]})
-    options = RunOptions(threading.Event(), offline=True)
+    options = RunOptions(threading.Event(), offline=True, capture_workers=workers)
     stage = Brightness()
-    cameras = build_cameras(config, options, detector, [stage])
-    Runtime(cameras=cameras, detector=detector, stages=[stage], sinks=[Kept()]).run(options.stop)
+    cameras, capture = build_capture(config, options, detector, [stage])
+    Runtime(cameras=cameras, capture=capture, detector=detector, stages=[stage], sinks=[Kept()]).run(options.stop)
     return stage
 
 

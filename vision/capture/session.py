@@ -190,13 +190,16 @@ class Session:
         try:
             with self._camera.calls.calling("retrieve"):
                 self._source.retrieve(buffer)
-        except SizeChanged as change:
-            if resized:
-                text = f"the frame size changed twice within one frame: {change}"
-                raise SourceError(text, code="unstable-size") from change
-            self._resize(change)
-            return self._retrieve(resized=True)
-        return buffer
+        except SizeChanged as error:
+            change = error.with_traceback(None)  # the traceback refers to the buffer
+        else:
+            return buffer
+        del buffer  # `configure` frees the old buffers before it allocates new ones
+        if resized:
+            text = f"the frame size changed twice within one frame: {change}"
+            raise SourceError(text, code="unstable-size") from change
+        self._resize(change)
+        return self._retrieve(resized=True)
 
     def _next_buffer(self) -> FrameBuffer | None:
         """Wait until the sink has a free buffer, and return the buffer; None if the program is stopping."""

@@ -6,6 +6,8 @@ Work is asynchronous as on a real GPU, so that reading a result too early or reu
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -89,6 +91,7 @@ class Gpu:
 
     objects: dict[int, object] = field(default_factory=dict)
     memory: dict[int, np.ndarray] = field(default_factory=dict)
+    files: dict[int, int] = field(default_factory=dict)  # descriptor of shareable memory, by address
     total_bytes: int = 1 << 33
     count_status: int = 0  # of cudaGetDeviceCount: 35 for a driver that is too old, 100 for no GPU
     driver_version: int = 13000
@@ -112,16 +115,38 @@ class Gpu:
     def used_bytes(self) -> int:
         return sum(array.nbytes for array in list(self.memory.values()))  # other threads allocate and free meanwhile
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, *, shareable: bool = False) -> int:
+        """Return the address of new memory. Another process can map it if it is shareable."""
         if self.used_bytes + size > self.total_bytes:
             raise Failed(2)
+        if shareable:
+            fd = os.memfd_create("emulated-gpu-memory")
+            os.ftruncate(fd, size + 256)
+            address = self.map(fd, size + 256)
+            self.files[address] = fd
+            return address
         array = np.full(size + 256, 0xA5, np.uint8)
         address = -(-array.ctypes.data // 256) * 256
         self.memory[address] = array
         return address
 
+    def map(self, fd: int, size: int) -> int:
+        """Map a file, and return its address."""
+        return self.register(np.frombuffer(mmap.mmap(fd, size), np.uint8))
+
+    def register(self, array: np.ndarray) -> int:
+        """Make the GPU know memory of the host, and return its address."""
+        self.memory[array.ctypes.data] = array
+        return int(array.ctypes.data)
+
     def free(self, address: int) -> None:
         """Free memory after all work is done, as cudaFree and cudaFreeHost do."""
+        self.forget(address)[:] = 0x5A
+        if address in self.files:
+            os.close(self.files.pop(address))
+
+    def forget(self, address: int) -> np.ndarray:
+        """Return memory that the GPU no longer knows, after all work is done."""
         if address not in self.memory:
             raise Failed(1)
         if not isinstance(threading.current_thread(), _Worker):
@@ -130,7 +155,7 @@ class Gpu:
                 if self.fault:  # what it is in the middle of would be gone by now on a real GPU
                     with stream.running:
                         pass
-        self.memory.pop(address)[:] = 0x5A
+        return self.memory.pop(address)
 
     def raise_fault(self) -> None:
         if self.fault:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import inspect
+import os
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from cuda.bindings.device import Event, Failed, Stream, copy, gpu
 
@@ -51,6 +55,9 @@ class cudaDeviceAttr(IntEnum):
 cudaStreamNonBlocking = 1
 cudaEventBlockingSync, cudaEventDisableTiming = 1, 2
 cudaHostAllocPortable, cudaHostAllocMapped = 1, 2
+cudaHostRegisterPortable, cudaHostRegisterMapped = 1, 2
+cudaIpcMemLazyEnablePeerAccess = 1
+SHAREABLE_BYTES = 1 << 16  # memory of this size and more can be shared with other processes
 
 ATTRIBUTES = {
     cudaDeviceAttr.cudaDevAttrMultiProcessorCount: 4,
@@ -70,7 +77,7 @@ def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         gpu.calls += 1
         count = 2 if function.__annotations__.get("return", "None") != "None" else 1
         try:
-            if "Destroy" not in function.__name__ and "Free" not in function.__name__:
+            if not any(word in function.__name__ for word in ("Destroy", "Free", "Unregister", "Close")):
                 gpu.raise_fault()
             value = function(*arguments)
             gpu.raise_fault()  # what was to be released is, whatever the status says
@@ -232,7 +239,7 @@ def cudaGraphExecDestroy(graph: int) -> None:
 
 @_call
 def cudaMalloc(size: int) -> int:
-    return gpu.allocate(size)
+    return gpu.allocate(size, shareable=size >= SHAREABLE_BYTES)
 
 
 @_call
@@ -243,6 +250,47 @@ def cudaHostAlloc(size: int, flags: int) -> int:
 @_call
 def cudaHostGetDevicePointer(address: int, flags: int) -> int:
     return address
+
+
+@_call
+def cudaHostRegister(address: int, size: int, flags: int) -> None:
+    gpu.register(np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8))
+
+
+@_call
+def cudaHostUnregister(address: int) -> None:
+    gpu.forget(address)
+
+
+class cudaIpcMemHandle_t:
+    """The process, the descriptor, and the size of shareable memory."""
+
+    def __init__(self) -> None:
+        self.content = ctypes.create_string_buffer(64)
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self.content)
+
+
+@_call
+def cudaIpcGetMemHandle(address: int) -> Any:
+    if address not in gpu.files:
+        raise Failed(cudaError_t.cudaErrorInvalidValue)
+    handle = cudaIpcMemHandle_t()
+    handle.content.value = f"{os.getpid()} {gpu.files[address]} {gpu.memory[address].nbytes}".encode()
+    return handle
+
+
+@_call
+def cudaIpcOpenMemHandle(handle: cudaIpcMemHandle_t, flags: int) -> int:
+    process, descriptor, size = handle.content.value.decode().split()
+    with Path(f"/proc/{process}/fd/{descriptor}").open("r+b") as file:
+        return gpu.map(file.fileno(), int(size))
+
+
+@_call
+def cudaIpcCloseMemHandle(address: int) -> None:
+    gpu.forget(address)
 
 
 @_call
