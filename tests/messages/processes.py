@@ -64,6 +64,10 @@ class Program:
         """Send a signal."""
         self._process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self, timeout_s: float = 20.0) -> int:
         """Wait for the end of the program. Return its exit code."""
         return self._process.wait(timeout_s)

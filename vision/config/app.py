@@ -219,6 +219,8 @@ class PublishConfig(ConfigSection):
     as in COCO."""
     queue: int = Field(default=1000, ge=1, le=1_000_000)
     """Maximum number of messages that wait for a slow subscriber; the subscriber loses further messages."""
+    max_subscribers: int = Field(default=256, ge=1, le=10_000)
+    """Maximum number of connections to a tcp:// address; further subscribers wait until another one leaves."""
     replay: BindAddress | None = None
     """Address at which subscribers request missed events; needs `state_dir`; no such address if absent."""
     max_events: int = Field(default=10_000, ge=100, le=1_000_000)

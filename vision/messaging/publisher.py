@@ -24,6 +24,7 @@ import zmq
 
 from vision.errors import Closed, from_os_error
 from vision.messaging import codec
+from vision.messaging.exposed_port import PortLimits
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import Encoding, EventMessage, Header, MaskFormat, StatusReport
 from vision.messaging.sockets import BoundSocket
@@ -38,6 +39,11 @@ _SEND_BUFFER_BYTES: Final = 256 * 1024
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 _FILE_MODE: Final = 0o640  # results describe people, so only the user and the group of the program can read them
+_QUEUED_SUBSCRIPTIONS: Final = 10
+"""Maximum number of unread subscriptions of one subscriber. ZeroMQ reads all of them in each call that sends."""
+
+_JOINS_PER_SEND: Final = 20
+"""Maximum number of subscriptions that a call which sends reads. The thread of the publisher reads the others."""
 
 # Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -66,6 +72,7 @@ class Publisher:
         replay: str | None = None,
         linger_s: float = 0.2,
         keepalive_s: int = 10,
+        max_subscribers: int | None = None,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -82,6 +89,8 @@ class Publisher:
                 `event_log` is None, subscribers cannot request events.
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
+            max_subscribers: maximum number of connections to a TCP port. A separate process accepts them, and limits
+                what they send. If None, ZeroMQ accepts connections without limits.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist.
@@ -89,6 +98,7 @@ class Publisher:
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
+        self._replay: ReplayServer | None = None
         self._class_names = tuple(class_names)
         self._encoding = encoding
         self._masks = masks
@@ -96,17 +106,31 @@ class Publisher:
         self._event_log = event_log
         with contextlib.ExitStack() as opened:
             if event_log is not None and replay is not None:
-                server = ReplayServer(replay, event_log, node=node, encoding=encoding, keepalive_s=keepalive_s)
+                server = ReplayServer(
+                    replay,
+                    event_log,
+                    node=node,
+                    encoding=encoding,
+                    keepalive_s=keepalive_s,
+                    max_clients=max_subscribers,
+                )
                 opened.callback(server.close)
                 self.replay_address = server.address
-            self.socket = StatusSocket(bind, queue=queue, linger_s=linger_s, keepalive_s=keepalive_s)
+                self._replay = server
+            self.socket = StatusSocket(
+                bind, queue=queue, linger_s=linger_s, keepalive_s=keepalive_s, max_subscribers=max_subscribers
+            )
             opened.callback(self.socket.close)
             self.address = self.socket.address
             self._opened = opened.pop_all()
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the event log by name; empty if there is no event log."""
-        return {} if self._event_log is None else self._event_log.counters()
+        """Return the counters of the event log and of the ports by name."""
+        events = {} if self._event_log is None else self._event_log.counters()
+        ports = [("publish", self.socket), ("replay", self._replay)]
+        return events | {
+            f"{name}.{key}": value for name, port in ports if port is not None for key, value in port.counters().items()
+        }
 
     def publish(self, result: Result) -> None:
         """Send a result and its events without waiting for subscribers. Then record the result, if there is a recorder.
@@ -177,15 +201,21 @@ class StatusSocket:
     Callers of `send` and `send_status` must hold `lock`.
     """
 
-    def __init__(self, bind: str, *, queue: int, linger_s: float, keepalive_s: int) -> None:
+    def __init__(
+        self, bind: str, *, queue: int, linger_s: float, keepalive_s: int, max_subscribers: int | None
+    ) -> None:
         """Bind the socket and start the thread. See `Publisher` for arguments and errors."""
         options = {
             zmq.XPUB_VERBOSE: 1,  # report every subscription, not only the first to a topic
             zmq.SNDHWM: queue,
+            zmq.RCVHWM: _QUEUED_SUBSCRIPTIONS,
             zmq.SNDBUF: _SEND_BUFFER_BYTES,
             zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
         }
-        self._bound = BoundSocket(zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options)
+        limits = PortLimits(max_subscribers, subscribes=True) if max_subscribers else None
+        self._bound = BoundSocket(
+            zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options, limits=limits
+        )
         self._socket = self._bound.zmq
         self.address = self._bound.address
         self.lock = threading.Lock()
@@ -227,14 +257,22 @@ class StatusSocket:
         os.close(self._wake)
         self._bound.close(self._linger_s)
 
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the port by name."""
+        return self._bound.counters()
+
     def _receive_joins(self) -> bool:
-        """Receive the messages of subscribers. Return True if one is a subscription."""
+        """Receive messages of subscribers. Return True if one is a subscription, or if there are more messages."""
         joins = self.joins
-        while int(self._socket.getsockopt(_EVENTS)) & _READABLE:
+        for _ in range(_JOINS_PER_SEND):
+            if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:
+                break
             message = self._socket.recv(_LAST_PART)
             if message[:1] == b"\x01":
                 self._joined.add(message[1:])
                 self.joins += 1
+        else:
+            return True
         return self.joins > joins
 
     def _serve_joiners(self) -> None:
@@ -253,8 +291,8 @@ class StatusSocket:
             with self.lock:
                 if self._closed:
                     return
-                self._receive_joins()
-                wait_ms = self._repeat_status()
+                more = self._receive_joins()
+                wait_ms = 1 if more else self._repeat_status()
 
     def _repeat_status(self) -> float | None:
         """Send the last status of each topic to new subscribers, if due.

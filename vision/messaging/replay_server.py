@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ import zmq
 
 from vision.errors import MessageError
 from vision.messaging import codec
+from vision.messaging.exposed_port import PortLimits
 from vision.messaging.schema import Encoding, EventMessage, ReplayReply, ReplayRequest
 from vision.messaging.sockets import BoundSocket
 from vision.state.events import EventLog
@@ -23,8 +25,11 @@ from vision.state.events import EventLog
 log = logging.getLogger(__name__)
 
 _MAX_EVENTS: Final = 1000  # maximum in one reply
+_MAX_BYTES: Final = 65_536  # maximum size of the events in one reply, unless it contains only one
+_PAUSE: Final = 3.0  # pause after each reply, as a multiple of its duration, so that results have the GIL
 _OPTIONS: Final = {
-    zmq.SNDHWM: 4,  # replies that wait for a slow subscriber; further replies are dropped
+    zmq.RCVHWM: 10,
+    zmq.SNDHWM: 2,  # replies that wait for a slow subscriber; further replies are dropped
     zmq.MAXMSGSIZE: 4096,
 }
 
@@ -32,8 +37,19 @@ _OPTIONS: Final = {
 class ReplayServer:
     """Answers requests for events of `event_log` on a separate thread, until closed."""
 
-    def __init__(self, bind: str, event_log: EventLog, *, node: str, encoding: Encoding, keepalive_s: int) -> None:
+    def __init__(
+        self,
+        bind: str,
+        event_log: EventLog,
+        *,
+        node: str,
+        encoding: Encoding,
+        keepalive_s: int,
+        max_clients: int | None = None,
+    ) -> None:
         """Bind the socket to `bind`, and start the thread. The events in replies have the encoding `encoding`.
+
+        If `max_clients` is set, a separate process limits the connections to a TCP port, and what they send.
 
         Raises:
             ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
@@ -41,10 +57,17 @@ class ReplayServer:
         self._event_log = event_log
         self._node = node
         self._encoding = encoding
-        self._socket = BoundSocket(zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS)
+        limits = PortLimits(max_clients, subscribes=False) if max_clients else None
+        self._socket = BoundSocket(
+            zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS, limits=limits
+        )
         self.address = self._socket.address
         self._thread = threading.Thread(target=self._serve, name="replay", daemon=True)
         self._thread.start()
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the port by name."""
+        return self._socket.counters()
 
     def close(self) -> None:
         """End the thread and free the address."""
@@ -56,7 +79,9 @@ class ReplayServer:
             try:
                 while True:
                     *route, request = sock.recv_multipart()
+                    began = time.monotonic()
                     sock.send_multipart([*route, *self._reply(request)], zmq.NOBLOCK)
+                    time.sleep(_PAUSE * (time.monotonic() - began))
             except zmq.ContextTerminated:
                 return
 
@@ -64,7 +89,7 @@ class ReplayServer:
         try:
             request = codec.decode_as(ReplayRequest, payload, "request")
             since = request.since if request.journal in (None, self._event_log.journal) else 0
-            page = self._event_log.read(since, limit=min(max(request.limit, 1), _MAX_EVENTS))
+            page = self._event_log.read(since, limit=min(max(request.limit, 1), _MAX_EVENTS), max_bytes=_MAX_BYTES)
             header = self._header(page.oldest, page.newest, more=page.more)
             return [codec.encode(header), *map(self._encoded, page.payloads)]
         except MessageError as error:

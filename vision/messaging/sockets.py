@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import stat
@@ -13,6 +14,7 @@ from typing import Final
 import zmq
 
 from vision.errors import ConfigError, Unavailable, from_os_error
+from vision.messaging.exposed_port import ExposedPort, PortLimits
 
 _NOT_LOCAL: Final = (
     Unavailable,
@@ -41,6 +43,7 @@ _BIND_ERRORS: Final = {
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
+_BACKLOG: Final = 1024
 _ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
 
 
@@ -60,30 +63,61 @@ class BoundSocket:
         key: str,
         keepalive_s: int,
         options: Mapping[zmq.SocketOption, int],
+        limits: PortLimits | None = None,
     ) -> None:
         """Bind the socket. Errors contain the configuration key `key`.
+
+        Args:
+            kind: type of the socket.
+            bind: address.
+            key: configuration key of the address.
+            keepalive_s: seconds until an idle connection is probed, and between probes.
+            options: further options of the socket.
+            limits: limits of a TCP port, which a separate process enforces. If None, or for other addresses, ZeroMQ
+                serves the address itself, without limits.
 
         Raises:
             ConfigError: the address cannot be bound, for example because its folder does not exist.
             Unavailable: the address is in use, or not an address of this machine at present.
         """
         _check_free(bind, key)
+        self._port: ExposedPort | None = None
         self._context = zmq.Context()
         self.zmq = self._context.socket(kind)
         try:
+            if limits is not None and bind.startswith("tcp://"):
+                self._port = ExposedPort(bind, limits, keepalive_s)
             set_common_options(self.zmq, bind, keepalive_s)
             for option, value in options.items():
                 self.zmq.setsockopt(option, value)
-            self.zmq.bind(bind)
-        except zmq.ZMQError as error:
+            self._bind(bind)
+        except (OSError, zmq.ZMQError) as error:
             self._context.destroy(linger=0)
+            self._close_port()
             if error.errno not in _BIND_ERRORS:
                 raise from_os_error(f"{key}: cannot use {bind}", OSError(error.errno, str(error))) from error
             refusal, code, reason, hint = _BIND_ERRORS[error.errno]
             hint = hint.format(port=bind.rpartition(":")[2])
             raise refusal(f"{key}: {reason}: {bind}", hint=hint, code=code) from error
-        self.address = self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = self._port.address if self._port else self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
         self._file = _socket_file(self.address)
+
+    def _bind(self, bind: str) -> None:
+        if self._port is None:
+            self.zmq.bind(bind)
+            return
+        self.zmq.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        self.zmq.setsockopt(zmq.BACKLOG, _BACKLOG)
+        self.zmq.bind(self._port.target)
+        self._port.start()
+
+    def _close_port(self) -> None:
+        if self._port is not None:
+            self._port.close()
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the process that serves the port by name; empty if there is none."""
+        return {} if self._port is None else self._port.counters
 
     def interrupt(self) -> None:
         """Free the address while another thread waits on the socket. Wait until that thread has closed the socket.
@@ -92,12 +126,14 @@ class BoundSocket:
         """
         self._unlink()
         self._context.term()
+        self._close_port()
 
     def close(self, linger_s: float = 0.0) -> None:
         """Free the address, and wait up to `linger_s` for messages to be sent."""
         self._unlink()
         self.zmq.close(linger=int(linger_s * 1000))
         self._context.term()
+        self._close_port()
 
     def _unlink(self) -> None:
         """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless a newer file has replaced it."""

@@ -197,6 +197,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         recorder=recorder,
         event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
+        max_subscribers=config.publish.max_subscribers,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)

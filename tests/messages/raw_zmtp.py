@@ -1,0 +1,52 @@
+"""A client of ZMTP 3 that sends what ZeroMQ's own sockets never send."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+SIGNATURE = b"\xff" + b"\0" * 8 + b"\x7f"
+GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    """Return a frame. `flags` is 1 for "more parts follow", and 4 for a command."""
+    if len(body) > 255:
+        return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
+    return bytes([flags, len(body)]) + body
+
+
+def ready(kind: bytes) -> bytes:
+    """Return the command that ends the handshake of a socket of this kind, such as ``SUB``."""
+    return frame(b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind, 4)
+
+
+def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
+    """Return a connection after the handshake."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    client = socket.create_connection((host, int(port)), timeout=10)
+    client.sendall(GREETING + ready(kind))
+    _read(client, len(GREETING))
+    _read(client, _read(client, 2)[1])
+    return client
+
+
+def _read(client: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = client.recv(count - len(data))
+        if not part:
+            raise ConnectionError("closed during the handshake")
+        data += part
+    return data
+
+
+def send_until_closed(client: socket.socket, data: bytes, most: int) -> int:
+    """Send `data` again and again until the peer closes the connection or `most` bytes are sent. Return the bytes."""
+    sent = 0
+    try:
+        while sent < most:
+            sent += client.send(data)
+    except OSError:
+        pass
+    return sent

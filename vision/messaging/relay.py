@@ -1,0 +1,397 @@
+"""Program that stands between the network and a ZeroMQ socket, and limits what a connection can send.
+
+ZeroMQ limits neither the parts of a message, nor unfinished messages, nor the number of subscriptions and connections
+(docs/decisions/051-relay-for-tcp-sockets.md). This program accepts the TCP connections instead, and connects each one
+to the Unix socket of the publisher. It forwards bytes without changes, at a limited rate, and closes a connection that
+breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
+
+It runs as a file in an interpreter of its own, without the packages of the project, so that it starts in milliseconds
+and does not compete with the program for the GIL. It ends when its standard input closes. It writes its counters to
+standard output, as a line of JSON per second in which they change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+_GREETING_BYTES = 64
+_MECHANISM = slice(12, 32)
+_MORE, _LONG, _COMMAND = 1, 2, 4
+_SUBSCRIBE, _CANCEL = b"\x09SUBSCRIBE", b"\x06CANCEL"
+_CHUNK = 65_536
+_HANDSHAKE_S = 5.0
+_DRAIN_S = 0.5
+_MEMORY_BYTES = 512 << 20
+
+_BURST_BYTES, _BYTES_PER_S = 32_768, 4096
+"""Bytes that one connection can send at once, and its rate after that."""
+_ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
+"""The same for all connections together."""
+_FREE_BYTES = 2048
+"""Bytes of each connection that the limit for all connections does not count, so that a flood locks nobody out."""
+_RESUME_BYTES = 256
+_ACCEPT_BURST, _ACCEPTS_PER_S = 300, 100
+_TOPIC_BYTES, _TOPICS, _ALL_TOPIC_BYTES = 16_384, 1000, 524_288
+"""Limits of the subscriptions of one connection and of all connections. Each byte needs about 40 bytes in ZeroMQ."""
+_FRAME_BYTES, _PARTS = 4608, 4
+"""Limits of a frame, including the overhead of CURVE, and of the number of parts of a message."""
+
+
+class Refused(Exception):
+    """A connection breaks a rule. The argument is the name of the counter."""
+
+
+class Bucket:
+    """A rate limit: `burst` bytes at once, and `rate` bytes per second after that."""
+
+    def __init__(self, burst: int, rate: int, now_s: float) -> None:
+        self._burst, self._rate = burst, rate
+        self._left, self._at_s = float(burst), now_s
+
+    def left(self, now_s: float) -> int:
+        """Return the number of bytes that are permitted now."""
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        return int(self._left)
+
+    def take(self, count: int) -> None:
+        """Use `count` bytes."""
+        self._left -= count
+
+
+class Inspector:
+    """Checks the bytes that a client sends: a greeting and frames of ZMTP 3."""
+
+    def __init__(self, *, subscribes: bool) -> None:
+        self.topics: set[bytes] = set()
+        self.topic_bytes = 0
+        self.is_ready = False  # a frame has followed the greeting
+        self._subscribes = subscribes
+        self._buffer = bytearray()
+        self._greeted = self._is_plain = False
+        self._parts = 0
+
+    def add(self, data: bytes) -> None:
+        """Check the next bytes. Raise `Refused` if they break a rule."""
+        self._buffer += data
+        if not self._greeted and not self._greet():
+            return
+        while (end := self._frame_end()) <= len(self._buffer):
+            flags, size = self._buffer[0], end - (9 if self._buffer[0] & _LONG else 2)
+            body = bytes(self._buffer[end - size : end])
+            del self._buffer[:end]
+            self.is_ready = True
+            if self._is_plain:
+                self._check(flags, body)
+
+    def has_signature(self) -> bool:
+        """Return True if the first bytes of a greeting have arrived."""
+        return self._greeted or len(self._buffer) >= 10
+
+    def _greet(self) -> bool:
+        start = bytes(self._buffer[:11])
+        if start[:1] not in (b"", b"\xff") or start[9:10] not in (b"", b"\x7f") or start[10:] not in (b"", b"\x03"):
+            raise Refused("not_zmtp")
+        if len(self._buffer) < _GREETING_BYTES:
+            return False
+        self._is_plain = bytes(self._buffer[_MECHANISM]).rstrip(b"\0") == b"NULL"
+        del self._buffer[:_GREETING_BYTES]
+        self._greeted = True
+        return True
+
+    def _frame_end(self) -> int:
+        """Return the index after the first frame in the buffer, or a larger number than its size."""
+        if len(self._buffer) < 2:
+            return 2
+        if not self._buffer[0] & _LONG:
+            return 2 + self._buffer[1]
+        if len(self._buffer) < 9:
+            return 9
+        size = int.from_bytes(self._buffer[1:9], "big")
+        if size > _FRAME_BYTES:
+            raise Refused("large_frame")
+        return 9 + size
+
+    def _check(self, flags: int, body: bytes) -> None:
+        if flags & _COMMAND:
+            for name in (_SUBSCRIBE, _CANCEL):
+                if body.startswith(name):
+                    self._change(body[len(name) :], add=name == _SUBSCRIBE)
+            return
+        self._parts = self._parts + 1 if flags & _MORE else 0
+        if self._parts >= (1 if self._subscribes else _PARTS):
+            raise Refused("many_parts")
+        if self._subscribes and body[:1] in (b"\0", b"\1"):
+            self._change(body[1:], add=body[:1] == b"\1")
+
+    def _change(self, topic: bytes, *, add: bool) -> None:
+        if (topic in self.topics) == add:
+            return
+        (self.topics.add if add else self.topics.remove)(topic)
+        self.topic_bytes += len(topic) + 1 if add else -len(topic) - 1
+        if len(self.topics) > _TOPICS or self.topic_bytes > _TOPIC_BYTES:
+            raise Refused("many_subscriptions")
+
+
+class Link:
+    """One connection of a client, and the connection to the publisher that belongs to it."""
+
+    def __init__(self, client: socket.socket, now_s: float, *, subscribes: bool) -> None:
+        self.client = client
+        self.server: socket.socket | None = None
+        self.inspector = Inspector(subscribes=subscribes)
+        self.bucket = Bucket(_BURST_BYTES, _BYTES_PER_S, now_s)
+        self.opened_s = now_s
+        self.received = 0  # bytes from the client
+        self.up = b""  # bytes for the publisher
+        self.down = memoryview(b"")  # bytes for the client
+        self.is_throttled = False
+        self.is_ending = False  # the publisher has closed its side
+
+
+class Relay:
+    """Accepts connections on `listener`, and forwards them to the Unix socket `target`."""
+
+    def __init__(
+        self, listener: socket.socket, target: str, *, connections: int, subscribes: bool, keepalive_s: int
+    ) -> None:
+        self._listener = listener
+        self._target = target
+        self._connections = connections
+        self._subscribes = subscribes
+        self._keepalive_s = keepalive_s
+        self._epoll = select.epoll()
+        self._links: dict[int, Link] = {}  # by the descriptor of the client, and by that of the server
+        self._clients: dict[int, Link] = {}
+        self._masks: dict[int, int] = {}
+        self._all = Bucket(_ALL_BURST_BYTES, _ALL_BYTES_PER_S, time.monotonic())
+        self._accepts = Bucket(_ACCEPT_BURST, _ACCEPTS_PER_S, time.monotonic())
+        self._is_accepting = True
+        self._counters: Counter[str] = Counter()
+        self._reported = ""
+        self._is_ending = False
+
+    def run(self) -> None:
+        """Forward until standard input closes. Then, send what the publisher has already sent."""
+        self._epoll.register(0, select.EPOLLIN)
+        self._watch(self._listener.fileno(), select.EPOLLIN)
+        swept_s, end_s = 0.0, float("inf")
+        while (now_s := time.monotonic()) < end_s and not (self._is_ending and not self._clients):
+            is_limited = not self._is_accepting or any(link.is_throttled for link in self._clients.values())
+            wait_s = 0.02 if is_limited else 1.0
+            for fd, events in self._epoll.poll(min(wait_s, end_s - now_s)):
+                if fd == 0:
+                    self._epoll.unregister(0)
+                    self._is_ending, end_s = True, now_s + _DRAIN_S
+                elif fd == self._listener.fileno():
+                    self._accept()
+                elif fd in self._links:
+                    self._serve(self._links[fd], fd, events)
+            self._resume(now_s)
+            if now_s >= swept_s + 1.0:
+                swept_s = now_s
+                self._sweep(now_s)
+
+    def _watch(self, fd: int, mask: int) -> None:
+        """Wait for the events `mask` of a descriptor; 0 means none, not even its end."""
+        if self._masks.get(fd, 0) == mask:
+            return
+        if fd not in self._masks:
+            self._epoll.register(fd, mask)
+        elif mask:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.unregister(fd)
+        self._masks[fd] = mask
+        if not mask:
+            del self._masks[fd]
+
+    def _accept(self) -> None:
+        now_s = time.monotonic()
+        try:
+            if self._accepts.left(now_s) < 1:
+                raise BlockingIOError
+            client, _ = self._listener.accept()
+        except OSError:  # the client has gone, or there are too many descriptors
+            self._pause_accepting()
+            return
+        self._accepts.take(1)
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            client.setsockopt(socket.IPPROTO_TCP, option, self._keepalive_s)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        link = Link(client, now_s, subscribes=self._subscribes)
+        self._links[client.fileno()] = self._clients[client.fileno()] = link
+        self._watch(client.fileno(), select.EPOLLIN)
+        self._counters["accepted"] += 1
+        if len(self._clients) >= self._connections:  # further clients wait in the queue of the kernel
+            self._counters["full"] += 1
+            self._pause_accepting()
+
+    def _pause_accepting(self) -> None:
+        self._is_accepting = False
+        self._watch(self._listener.fileno(), 0)
+
+    def _serve(self, link: Link, fd: int, events: int) -> None:
+        """Forward bytes in the directions that are possible now. Close the connection if it has ended."""
+        try:
+            if fd == link.client.fileno():
+                if events & select.EPOLLOUT:
+                    self._send_down(link)
+                if events & ~select.EPOLLOUT:
+                    self._receive_up(link)
+            else:
+                if events & select.EPOLLOUT:
+                    self._send_up(link)
+                if events & ~select.EPOLLOUT:
+                    self._receive_down(link)
+            self._update(link)
+        except Refused as refused:
+            self._counters[f"refused.{refused}"] += 1
+            self._close(link)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close(link)
+
+    def _receive_up(self, link: Link) -> None:
+        now_s = time.monotonic()
+        allowed = self._allowed(link, now_s)
+        if allowed < 1:
+            link.is_throttled = True
+            return
+        data = link.client.recv(min(allowed, _CHUNK))
+        if not data:
+            raise OSError("the client has ended")
+        link.bucket.take(len(data))
+        if link.received >= _FREE_BYTES:
+            self._all.take(len(data))
+        link.received += len(data)
+        topic_bytes = link.inspector.topic_bytes
+        link.inspector.add(data)
+        grown = link.inspector.topic_bytes - topic_bytes
+        if grown > 0 and sum(each.inspector.topic_bytes for each in self._clients.values()) > _ALL_TOPIC_BYTES:
+            raise Refused("many_subscriptions")
+        link.up += data
+        if link.server is None and link.inspector.has_signature():
+            self._connect(link)
+        if link.server is not None:
+            self._send_up(link)
+
+    def _allowed(self, link: Link, now_s: float) -> int:
+        """Return the number of bytes that a client may send now."""
+        own = link.bucket.left(now_s)
+        return min(own, _FREE_BYTES if link.received < _FREE_BYTES else self._all.left(now_s))
+
+    def _connect(self, link: Link) -> None:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.setblocking(False)
+        try:
+            server.connect(self._target)
+        except OSError as error:  # the publisher is closing, or does not accept connections quickly enough
+            server.close()
+            raise ConnectionError from error
+        link.server = server
+        self._links[server.fileno()] = link
+
+    @staticmethod
+    def _send_up(link: Link) -> None:
+        assert link.server is not None
+        with contextlib.suppress(BlockingIOError):
+            link.up = link.up[link.server.send(link.up) :]
+
+    def _receive_down(self, link: Link) -> None:
+        assert link.server is not None
+        data = link.server.recv(_CHUNK)
+        if not data:
+            link.is_ending = True
+            if not link.down:
+                raise OSError("the publisher has ended")
+            return
+        link.down = memoryview(data)
+        self._send_down(link)
+
+    @staticmethod
+    def _send_down(link: Link) -> None:
+        with contextlib.suppress(BlockingIOError):
+            link.down = link.down[link.client.send(link.down) :]
+        if link.is_ending and not link.down:
+            raise OSError("the publisher has ended")
+
+    def _update(self, link: Link) -> None:
+        """Wait for the events after which the connection can continue."""
+        reads = select.EPOLLIN if not (link.up or link.is_throttled) else 0
+        self._watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
+        if link.server is not None:
+            reads = select.EPOLLIN if not (link.down or link.is_ending) else 0
+            self._watch(link.server.fileno(), reads | (select.EPOLLOUT if link.up else 0))
+
+    def _close(self, link: Link) -> None:
+        for end in (link.client, link.server):
+            if end is not None:
+                self._watch(end.fileno(), 0)
+                del self._links[end.fileno()]
+        del self._clients[link.client.fileno()]
+        link.client.close()
+        if link.server is not None:
+            link.server.close()
+
+    def _resume(self, now_s: float) -> None:
+        """Let throttled connections continue, and accept new ones, as far as the limits permit it again."""
+        if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
+            self._is_accepting = self._accepts.left(now_s) >= 1
+            self._watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
+        for link in self._clients.values():
+            if link.is_throttled and self._allowed(link, now_s) >= _RESUME_BYTES:
+                link.is_throttled = False
+                self._update(link)
+
+    def _sweep(self, now_s: float) -> None:
+        """Close connections without a handshake, and report the counters."""
+        for link in list(self._clients.values()):
+            if not link.inspector.is_ready and now_s - link.opened_s > _HANDSHAKE_S:
+                self._counters["refused.no_handshake"] += 1
+                self._close(link)
+        report = json.dumps({**self._counters, "connected": len(self._clients)})
+        if report != self._reported:
+            self._reported = report
+            print(report, flush=True)
+
+
+def main(arguments: str) -> None:
+    """Run the program. `arguments` is a JSON object."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the publisher ends this program
+        signal.signal(number, signal.SIG_IGN)
+    options: dict[str, Any] = json.loads(arguments)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    connections = min(options["connections"], (most - 32) // 2 if most != resource.RLIM_INFINITY else sys.maxsize)
+    with socket.socket(fileno=options["listener"]) as listener:
+        listener.setblocking(False)
+        Relay(
+            listener,
+            options["target"],
+            connections=connections,
+            subscribes=options["subscribes"],
+            keepalive_s=options["keepalive_s"],
+        ).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except BrokenPipeError:  # the publisher was killed
+        os._exit(1)
