@@ -13,7 +13,7 @@ import numpy as np
 from numpy import count_nonzero
 from numpy.typing import NDArray
 
-from vision.analytics.geometry import BoolArray, FloatArray, iou
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou
 
 ClassIds = NDArray[np.int32]
 
@@ -46,11 +46,18 @@ class ClassGroups:
         return np.where(named, self._group.take(class_ids, mode="clip"), class_ids)
 
 
-def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, groups: ClassIds) -> BoolArray:
+def single_boxes(
+    boxes_xyxy: FloatArray,
+    scores: FloatArray,
+    classes: ClassIds,
+    groups: ClassIds,
+    cameras: IndexArray | None = None,
+) -> BoolArray:
     """Return a mask (N,) of the boxes to keep.
 
     If boxes of different classes in one group overlap (IoU of at least 0.6), keep only the box with the highest score.
-    The detector itself suppresses the weaker boxes only within each class.
+    The detector itself suppresses the weaker boxes only within each class. `cameras` (N,) tells boxes of different
+    cameras apart. None means that all boxes are of one frame.
     """
     kept = np.ones(len(scores), np.bool_)
     members = np.isin(groups, groups[groups != classes]).nonzero()[0]
@@ -59,6 +66,8 @@ def single_boxes(boxes_xyxy: FloatArray, scores: FloatArray, classes: ClassIds, 
     same = iou(boxes_xyxy[members], boxes_xyxy[members]) >= _SAME_OBJECT_IOU
     same &= groups[members][:, None] == groups[members]
     same &= classes[members][:, None] != classes[members]
+    if cameras is not None:
+        same &= cameras[members][:, None] == cameras[members]
     if count_nonzero(same):
         kept_members = kept[members]
         for best in np.argsort(-scores[members], kind="stable"):

@@ -249,9 +249,15 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return a mask (N,) of boxes within `margin_px` of the frame's edge; all False if its size `edges_px` is None."""
+    """Return a mask (N,) of boxes within `margin_px` of the edge of the frame, or beyond it.
+
+    `edges_px` contains the width and height of the frame (2,), or of each box's frame (N, 2). If it is None, return
+    only False.
+    """
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)
-    corners = boxes_xyxy.reshape(-1, 2, 2)
-    room_px: FloatArray = np.minimum(corners, edges_px - corners).min(axis=(1, 2))
-    return room_px <= margin_px
+    left, top, right, bottom = boxes_xyxy.T
+    width, height = edges_px.T
+    cut: BoolArray = np.minimum(left, top) <= margin_px
+    cut |= np.minimum(width - right, height - bottom) <= margin_px
+    return cut

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy import count_nonzero
 
-from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
+from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray
 from vision.analytics.track_state import (
     DOUBTED,
@@ -25,6 +25,8 @@ from vision.analytics.track_state import (
     TREND,
     VAR_EXTENT,
     WHOLE,
+    PerTrack,
+    values_at,
 )
 
 _PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
@@ -46,22 +48,26 @@ _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
 _QUARTERS: Final = np.array([0.25, 0.25])
 
 
+def size_step(step_s: float) -> tuple[float, float]:
+    """Return two values for the time between two frames: the weight of a new box in the moving average of growth, and
+    the variance of the growth that is expected.
+    """
+    return min(step_s / _TREND_S, 1.0), (_GROWTH * step_s) ** 2
+
+
 class SizeFilter:
-    """Weighs the detected boxes of one camera by their size, and lets the sizes of tracks follow lasting changes.
+    """Weighs the detected boxes of M tracks by their size, and lets the sizes of tracks follow lasting changes.
+
+    Each argument is one value for all tracks, or an array (M,) with a value per track.
 
     Args:
-        clock: time of the frames.
+        now_s: time of the frame.
+        trend_share: the first result of `size_step`.
+        growth_variance: the second result of `size_step`.
     """
 
-    def __init__(self, clock: FrameClock) -> None:
-        self._clock = clock
-        self._trend_share = 1.0  # weight of a new box in the moving average of growth
-        self._growth_variance = 0.0  # variance of the growth that is expected between two frames
-
-    def set_step(self, step_s: float) -> None:
-        """Set the time between the previous frame and this one, in seconds."""
-        self._trend_share = min(step_s / _TREND_S, 1.0)
-        self._growth_variance = (_GROWTH * step_s) ** 2
+    def __init__(self, now_s: PerTrack, trend_share: PerTrack, growth_variance: PerTrack) -> None:
+        self._now_s, self._trend_share, self._growth_variance = now_s, trend_share, growth_variance
 
     def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
         """Return the weight (M,) of each box `at` (4, M), from its width and height. Let `state` follow real changes.
@@ -106,13 +112,13 @@ class SizeFilter:
         hidden = begins & shorter & (shift < _TOP_STAYS * height)
         hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
         state[WHOLE, hidden] = height[hidden]
-        state[HIDDEN_S, hidden] = self._clock.now_s
+        state[HIDDEN_S, hidden] = values_at(self._now_s, hidden)
 
     def _show_again(self, state: FloatArray, at: FloatArray) -> BoolArray:
         """Return a mask (M,) of objects whose hidden part is visible again. Forget hidden parts after 5 s."""
         whole = state[WHOLE]
         again: BoolArray = (whole > 0.0) & (at[3] >= _WHOLE_AGAIN * whole)
-        whole[again | (state[HIDDEN_S] < self._clock.now_s - _HIDDEN_LIMIT_S)] = 0.0
+        whole[again | (state[HIDDEN_S] < self._now_s - _HIDDEN_LIMIT_S)] = 0.0
         return again
 
     def _adopt_changes(
@@ -124,7 +130,7 @@ class SizeFilter:
         the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at
         any rate, so their size is always adopted. `changes` (2, M) contains growth and shape, as logarithms of ratios.
         """
-        now_s = self._clock.now_s
+        now_s = self._now_s
         doubted = belief < _DOUBT
         begins = doubted & ~cut & (state[DOUBTED_S] == math.inf) & (state[WHOLE] == 0.0)
         if count_nonzero(begins):

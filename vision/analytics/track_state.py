@@ -8,11 +8,20 @@ constants below are chosen for people on foot. The filter also follows faster ob
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
-from vision.analytics.geometry import FloatArray
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
+
+PerTrack: TypeAlias = float | FloatArray
+"""A value for all tracks, or an array (M,) with a value per track."""
+
+
+def values_at(values: PerTrack, tracks: IndexArray | BoolArray) -> PerTrack:
+    """Return the values of some tracks, given by their indices or a mask."""
+    return values if isinstance(values, float) else values[tracks]
+
 
 # Rows of the state. The first five slices have four rows: center x, center y, width and height.
 AT: Final = slice(0, 4)

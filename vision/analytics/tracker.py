@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Final
 
-import lap
 import numpy as np
 from numpy import count_nonzero  # several times faster than any() and all() on small arrays
 from numpy.typing import NDArray
 
-from vision.analytics.class_groups import ClassGroups, ClassIds, single_boxes, vote
+from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou, reach_edge
-from vision.analytics.track_sizes import SizeFilter
+from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou
+from vision.analytics.track_matching import Pairs
+from vision.analytics.track_sizes import SizeFilter, size_step
 from vision.analytics.track_state import (
     AT,
     BORN_S,
@@ -48,18 +50,16 @@ from vision.analytics.track_state import (
     VAR_SPEED,
     VOTES,
     WHOLE,
+    PerTrack,
     motion,
+    values_at,
 )
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
 # The motion model. Lengths are in object sizes (the longer side of the box), so that the distance to the camera does
 # not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
-_POSITION_NOISE: Final = 0.05  # standard deviation of the center of a strong detection; 1/20 as in ByteTrack
-_UNSURE_NOISE: Final = 0.2  # added per unit of score below `_SURE_SCORE`
-_SURE_SCORE: Final = 0.8
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
-_EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
@@ -75,10 +75,6 @@ _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within whic
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
-SCORE_GRAIN: Final = 1e-6  # tolerance of thresholds, because scores are rounded to float32
-
-_CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
-"""Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Matrix that converts center x, center y, width and height to corners x1, y1, x2, y2."""
 
@@ -110,6 +106,7 @@ class Tracker:
     ) -> None:
         self._config = config or TrackConfig()
         self._class_groups = groups if groups is not None and groups.grouped else None
+        self._frame_size_px = frame_size_px
         self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
         self._state: FloatArray = np.zeros((ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0 means not yet published
@@ -117,7 +114,8 @@ class Tracker:
         self._groups: ClassIds = np.zeros(0, np.int32)
         self._time = FrameClock()
         self._step_s, self._step = 0.0, motion(0.0)  # reused, because most steps have the same length
-        self._sizes = SizeFilter(self._time)
+        self._size_step = 1.0, 0.0  # as returned by `size_step`
+        self._seen_s = 0.0  # no track was last detected before this time
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame.
@@ -131,23 +129,11 @@ class Tracker:
             The published tracks that were detected in this frame. Each box lies between the detected and the predicted
             box: the higher the score and the more likely the size, the nearer to the detected box.
         """
-        self._advance(captured_ns)
-        frame = _Frame(detections, self._config, self._edges_px, self._class_groups)
-        matches = self._associate(frame)
-        tracks = (matches >= 0).nonzero()[0]
-        matched = matches[tracks]
-        trust = self._correct(tracks, matched, frame)
-        published = self._ids[tracks] > 0
-        result = self._tracks(tracks[published], matched[published], frame, trust[published])
-        self._keep((self._ids > 0) | (self._time.now_s - self._state[SEEN_S] <= self._config.tentative_s))
-        self._begin(frame, matched)
-        return result
-
-    # --- time ---------------------------------------------------------------------------------------------------------
+        return update_together([(self, detections, captured_ns)])[0]
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
         if count_nonzero(kept) < len(kept):
-            self._state = self._state[:, kept]
+            self._state = self._state.compress(kept, axis=1)
             self._ids = self._ids[kept]
             self._classes = self._classes[kept]
             self._groups = self._groups[kept]
@@ -155,9 +141,10 @@ class Tracker:
     def _advance(self, captured_ns: int) -> None:
         """Predict every track at the time of the frame. End the tracks that have been lost for too long."""
         step_s = self._time.advance(captured_ns)
-        if len(self._ids):
-            memory_s = self._time.memory_s(self._config.lost_s)
-            self._keep(self._state[SEEN_S] >= self._time.now_s - memory_s - CLOCK_GRAIN_S)
+        least_s = self._time.now_s - self._time.memory_s(self._config.lost_s) - CLOCK_GRAIN_S
+        if self._seen_s < least_s:
+            self._keep(self._state[SEEN_S] >= least_s)
+            self._seen_s = float(self._state[SEEN_S].min(initial=self._time.now_s))
         if len(self._ids) and step_s:
             self._predict(step_s)
 
@@ -169,46 +156,106 @@ class Tracker:
         """
         if step_s != self._step_s:
             self._step_s, self._step = step_s, motion(step_s)
-            self._sizes.set_step(step_s)
+            self._size_step = size_step(step_s)
         transition, growth = self._step
         state = self._state
         scale2 = np.maximum(state[2], state[3]) ** 2
         state[FILTER] = transition @ state[FILTER] + growth * scale2
         np.maximum(state[EXTENT], 1.0, out=state[EXTENT])
 
+
+def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[Tracks]:
+    """Process one frame of each of several cameras, as `Tracker.update` does, with the same NumPy calls for all.
+
+    The trackers must be different, and have equal settings. The results do not depend on which frames are processed
+    together. Most of the time of a frame is the fixed cost of NumPy calls, so a frame of a group takes less time.
+    """
+    for tracker, _, captured_ns in frames:
+        tracker._advance(captured_ns)
+    together = _TracksTogether([tracker for tracker, _, _ in frames])
+    return together.update([detections for _, detections, _ in frames])
+
+
+class _TracksTogether:
+    """The tracks of one or several cameras during one update. The tracks of the first camera come first, and so on."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        first = trackers[0]
+        self._trackers = trackers
+        self._config, self._class_groups = first._config, first._class_groups
+        self._camera: IndexArray | None = None  # (M,) index of each track's camera; None if there is only one camera
+        self._clocks = [tracker._time.now_s for tracker in trackers]
+        self._now_s: PerTrack = first._time.now_s
+        self._usual_s: PerTrack = first._time.usual_s
+        self._size_step: tuple[PerTrack, PerTrack] = first._size_step
+        self._edges_px = first._edges_px  # (2,) if equal for all cameras, or (cameras, 2)
+        self._state, self._ids = first._state, first._ids
+        self._classes, self._groups = first._classes, first._groups
+        if len(trackers) > 1:
+            self._concatenate()
+            sizes = [tracker._frame_size_px for tracker in trackers]
+            if len(set(sizes)) > 1:
+                self._edges_px = np.array(sizes, np.float64)
+
+    def _concatenate(self) -> None:
+        trackers = self._trackers
+        self._state = np.concatenate([tracker._state for tracker in trackers], axis=1)
+        self._ids = np.concatenate([tracker._ids for tracker in trackers])
+        self._classes = np.concatenate([tracker._classes for tracker in trackers])
+        self._groups = np.concatenate([tracker._groups for tracker in trackers])
+        self._camera = np.arange(len(trackers)).repeat([len(tracker._ids) for tracker in trackers])
+        clocks = [(tracker._time.now_s, tracker._time.usual_s, *tracker._size_step) for tracker in trackers]
+        self._now_s, self._usual_s, *size_step = np.array(clocks).take(self._camera, axis=0).T
+        self._size_step = size_step[0], size_step[1]
+
+    def update(self, detections: Sequence[Detections]) -> list[Tracks]:
+        """Match the detections of each camera's frame with the tracks. Return the published tracks of each frame."""
+        frame = FrameDetections(detections, self._config, self._class_groups, self._edges_px)
+        matches = self._associate(frame)
+        tracks = (matches >= 0).nonzero()[0]
+        matched = matches.take(tracks)
+        trust = self._correct(tracks, matched, frame)
+        published = self._ids.take(tracks) > 0
+        if count_nonzero(published) == len(tracks):
+            results = self._results(tracks, matched, frame, trust)
+        else:
+            results = self._results(tracks[published], matched[published], frame, trust[published])
+        if count_nonzero(self._ids) < len(self._ids):
+            self._keep((self._ids > 0) | (self._now_s - self._state[SEEN_S] <= self._config.tentative_s))
+        self._begin(frame, matched)
+        self._store()
+        return results
+
     # --- association --------------------------------------------------------------------------------------------------
 
-    def _associate(self, frame: _Frame) -> IndexArray:
+    def _associate(self, frame: FrameDetections) -> IndexArray:
         """Return the index of the detection matched to each track; -1 if there is none."""
         config = self._config
         matches = np.empty(len(self._ids), np.intp)
         matches.fill(-1)
         if not len(matches) or not len(frame.scores):
             return matches
-        similarity = self._similarity(frame)
-        strong = frame.strong.copy()
-        published = self._ids > 0
-        sure = strong.nonzero()[0]
-        _match(similarity, published.nonzero()[0], sure, _ANY_STAGE, matches)
-        if len(sure) < len(strong):
-            now_s, just_before_s = self._time.now_s, _WEAK_STEPS * self._time.usual_s + CLOCK_GRAIN_S
+        pairs = self._pairs(frame)
+        strong, published = frame.strong, self._ids > 0
+        pairs.match(published, strong, _ANY_STAGE, matches)
+        if count_nonzero(strong) < len(strong):
+            now_s, just_before_s = self._now_s, _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
             candidates = published & (matches < 0) & (self._state[SEEN_S] >= now_s - just_before_s)
-            candidates &= self._state[STRONG_S] >= now_s - max(config.weak_s, just_before_s)
-            _match(similarity, candidates.nonzero()[0], (~strong).nonzero()[0], _WEAK_STAGE, matches)
-        tentative = (~published).nonzero()[0]
-        if len(tentative):
+            candidates &= self._state[STRONG_S] >= now_s - np.maximum(config.weak_s, just_before_s)
+            pairs.match(candidates, ~strong, _WEAK_STAGE, matches)
+        if count_nonzero(published) < len(published):
+            strong = strong.copy()
             strong[matches[matches >= 0]] = False
-            _match(similarity, tentative, strong.nonzero()[0], _TENTATIVE_STAGE, matches)
+            pairs.match(~published, strong, _TENTATIVE_STAGE, matches)
         return matches
 
-    def _similarity(self, frame: _Frame) -> FloatArray:
-        """Return the similarity (M, N) of tracks and detections, from overlap, distance, size and direction.
+    def _pairs(self, frame: FrameDetections) -> Pairs:
+        """Return the tracks and detections that are near each other, with their similarity.
 
-        Overlap alone fails if frames are far apart in time, and distance alone fails if objects are close together. To
-        save time, only pairs within reach are computed. For all other pairs, the similarity is 0.
+        The similarity comes from overlap, distance, size and direction. Overlap alone fails if frames are far apart in
+        time, and distance alone fails if objects are close together.
         """
         state, at = self._state, frame.at
-        similarity = np.zeros((state.shape[1], len(frame.scores)))
         size = np.maximum(state[2], state[3])
         rows, columns = self._within_reach(size, frame)
         track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
@@ -221,16 +268,15 @@ class Tracker:
         area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
         overlap = common / (area + seen_area - common)
         likeness = smallest * smallest / (area * seen_area)
-        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
+        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2).take(rows)) + frame.noise.take(columns)
         distance2 = offset * offset / variance
         value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
         along, moved2, speed2 = moved * speed, moved * moved, speed * speed
         clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
         value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
-        similarity[rows, columns] = value
-        return similarity
+        return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
 
-    def _within_reach(self, size: FloatArray, frame: _Frame) -> tuple[IndexArray, IndexArray]:
+    def _within_reach(self, size: FloatArray, frame: FrameDetections) -> tuple[IndexArray, IndexArray]:
         """Return the indices of the tracks (K,) and detections (K,) that are near each other and in the same group.
 
         Comparisons in float32 are faster.
@@ -243,12 +289,14 @@ class Tracker:
         np.subtract(y, seen_y, out=offset)
         near &= np.abs(offset, out=offset) < reach
         near &= self._groups[:, None] == frame.groups
+        if self._camera is not None:
+            near &= self._camera[:, None] == frame.camera
         rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much faster than nonzero in 2 dimensions
         return rows, columns
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
-    def _correct(self, tracks: IndexArray, matched: IndexArray, frame: _Frame) -> FloatArray:
+    def _correct(self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections) -> FloatArray:
         """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1.
 
         Assign ids to tracks that are now old enough to be published.
@@ -258,9 +306,11 @@ class Tracker:
         all_tracks = len(tracks) == len(self._ids)
         state = self._state if all_tracks else self._state.take(tracks, axis=1)
         at = frame.at.take(matched, axis=1)  # much faster than an index
-        noise = _NOISE_OF_ROWS * frame.noise[matched]
+        noise = _NOISE_OF_ROWS * frame.noise.take(matched)
         error = at - state[AT]
-        belief = self._sizes.weigh(state, at, noise, frame.cut[matched])
+        now_s = values_at(self._now_s, tracks)
+        sizes = SizeFilter(now_s, *(values_at(values, tracks) for values in self._size_step))
+        belief = sizes.weigh(state, at, noise, frame.cut.take(matched))
         noise /= belief
         inverse = 1.0 / (state[VAR_AT] + noise)
         gain, speed_gain = state[VAR_AT] * inverse, state[COVARIANCE] * inverse
@@ -270,31 +320,31 @@ class Tracker:
         state[VAR_SPEED] -= speed_gain * state[COVARIANCE]
         state[VAR_AT] *= trust
         state[COVARIANCE] *= trust
-        now_s = self._time.now_s
         if self._config.reactivation == "observation":
             gap_s = now_s - state[SEEN_S]
-            again = (gap_s > 1.5 * self._time.usual_s + CLOCK_GRAIN_S).nonzero()[0]
+            usual_s = values_at(self._usual_s, tracks)
+            again = (gap_s > 1.5 * usual_s + CLOCK_GRAIN_S).nonzero()[0]
             _restart_motion(state, again, at, noise, gap_s)
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
-        state[STRONG_S, frame.strong[matched]] = now_s
+        np.copyto(state[STRONG_S], now_s, where=frame.strong.take(matched))
         if self._class_groups is not None:
             classes = self._classes.take(tracks)
             vote(classes, state[LEAD], state[VOTES], frame.classes.take(matched), frame.scores.take(matched))
             self._classes[tracks] = classes
         if not all_tracks:
             self._state[:, tracks] = state
-        tentative = self._ids[tracks] == 0
+        tentative = self._ids.take(tracks) == 0
         if count_nonzero(tentative):
             tentative &= now_s - state[BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
             for track in tracks[tentative]:
                 self._ids[track] = next(_next_track_id)
         return belief
 
-    def _begin(self, frame: _Frame, matched: IndexArray) -> None:
+    def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:
         """Start tracks for detections with at least `new_score` that neither match nor overlap a track.
 
-        The best detections come first, until there are `max_objects` tracks.
+        The best detections come first, until there are `max_objects` tracks. `matched` are the matched detections.
         """
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
@@ -304,17 +354,18 @@ class Tracker:
         if len(matched):
             overlap = iou(frame.boxes[new], frame.boxes[matched])
             overlap[frame.groups[new][:, None] != frame.groups[matched]] = 0.0
+            if frame.camera is not None:
+                overlap[frame.camera[new][:, None] != frame.camera[matched]] = 0.0
             new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
         if not len(new):
             return
-        room = self._config.max_objects - len(self._ids)
-        new = new[np.argsort(-frame.scores[new], kind="stable")[:room]]
+        new = self._best(new[np.argsort(-frame.scores[new], kind="stable")], frame.camera)
         state = np.zeros((ROWS, len(new)))
         state[AT] = frame.at[:, new]
         state[SEEN_AT] = frame.at[PLACE, new]
         state[VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
         state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
-        state[SEEN_S:] = self._time.now_s
+        state[SEEN_S:] = self._clocks[0] if frame.camera is None else np.array(self._clocks)[frame.camera[new]]
         state[DOUBTED_S] = state[MISFIT] = math.inf
         state[TREND] = state[WHOLE] = 0.0
         state[LEAD] = state[VOTES] = frame.scores[new]
@@ -322,80 +373,107 @@ class Tracker:
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])
         self._groups = np.concatenate([self._groups, frame.groups[new]])
+        if self._camera is not None and frame.camera is not None:
+            self._sort(np.concatenate([self._camera, frame.camera[new]]))
 
-    def _tracks(self, tracks: IndexArray, matched: IndexArray, frame: _Frame, trust: FloatArray) -> Tracks:
+    def _best(self, new: IndexArray, camera: IndexArray | None) -> IndexArray:
+        """Return the detections `new` for which there is room. `camera` (N,) contains the camera of each detection."""
+        if camera is None or self._camera is None:
+            return new[: self._config.max_objects - len(self._ids)]
+        new_of = [new[camera[new] == number] for number in range(len(self._trackers))]
+        room = self._config.max_objects - np.bincount(self._camera, minlength=len(self._trackers))
+        return np.concatenate([new[:number] for new, number in zip(new_of, room.tolist(), strict=True)])
+
+    def _sort(self, camera: IndexArray) -> None:
+        """Sort the tracks by `camera`, with new tracks last."""
+        order = camera.argsort(kind="stable")
+        self._state, self._ids, self._camera = self._state.take(order, axis=1), self._ids[order], camera[order]
+        self._classes, self._groups = self._classes[order], self._groups[order]
+
+    def _results(
+        self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections, trust: FloatArray
+    ) -> list[Tracks]:
+        """Return the published tracks of each camera's frame."""
         boxes = (_CORNERS @ self._state[AT].take(tracks, axis=1)).T
-        scores = frame.scores[matched]
+        scores = frame.scores.take(matched)
         detected = frame.boxes.take(matched, axis=0)
         boxes += (scores * trust)[:, None] * (detected - boxes)
-        if self._edges_px is not None:
-            corners = boxes.reshape(-1, 2, 2)
-            np.clip(corners, 0.0, self._edges_px, out=corners)
-            outside = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1)
-            boxes[outside] = detected[outside]
-        return Tracks(
-            boxes_xyxy=boxes.astype(np.float32),
-            scores=scores.astype(np.float32),
-            class_ids=self._classes[tracks],
-            track_ids=self._ids[tracks],
-            age_ms=np.rint((self._time.now_s - self._state[BORN_S].take(tracks)) * 1e3).astype(np.int64),
-            truncated_candidates=frame.truncated_candidates,
-            hidden_px=self._hidden_px(tracks, detected, boxes),
-            shapes=None if frame.shapes is None else frame.shapes.take(matched),
-        )
+        edges_px = edges_of(self._edges_px, self._cameras_of(tracks))
+        if edges_px is not None:
+            _clip(boxes, detected, edges_px)
+        hidden_px = self._hidden_px(tracks, detected, boxes)
+        boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)
+        classes, ids = self._classes.take(tracks), self._ids.take(tracks)
+        age_s = values_at(self._now_s, tracks) - self._state[BORN_S].take(tracks)
+        age_ms = np.rint(age_s * 1e3).astype(np.int64)
+        results = []
+        for number, (first, end) in enumerate(self._ranges(self._cameras_of(tracks), len(tracks))):
+            found, hidden, shapes = frame.detections[number], None, None
+            if hidden_px is not None and count_nonzero(hidden_px[0][first:end]):
+                hidden = hidden_px[1][first:end]
+            if found.shapes is not None:
+                shapes = found.shapes.take(frame.rows_of(number, matched[first:end]))
+            results.append(
+                Tracks(
+                    boxes_xyxy[first:end],
+                    scores_float32[first:end],
+                    classes[first:end],
+                    ids[first:end],
+                    age_ms[first:end],
+                    truncated_candidates=found.truncated_candidates,
+                    hidden_px=hidden,
+                    shapes=shapes,
+                )
+            )
+        return results
 
-    def _hidden_px(self, tracks: IndexArray, detected: FloatArray, published: FloatArray) -> NDArray[np.float32] | None:
-        """Return the height (M,), in pixels, of the hidden part below each published box; None if nothing is hidden."""
+    def _cameras_of(self, tracks: IndexArray) -> IndexArray | None:
+        return None if self._camera is None else self._camera[tracks]
+
+    def _ranges(self, camera: IndexArray | None, number: int) -> list[tuple[int, int]]:
+        """Return the first and the end index of each camera's tracks among `number` tracks of these cameras."""
+        if camera is None:
+            return [(0, number)]
+        bounds = camera.searchsorted(np.arange(len(self._trackers) + 1)).tolist()
+        return list(itertools.pairwise(bounds))
+
+    def _hidden_px(
+        self, tracks: IndexArray, detected: FloatArray, published: FloatArray
+    ) -> tuple[BoolArray, NDArray[np.float32]] | None:
+        """Return which objects (M,) are partly hidden, and the height (M,) of the hidden part below each published box.
+
+        The height is in pixels. Return None if nothing is hidden.
+        """
         whole = self._state[WHOLE].take(tracks)
         if not count_nonzero(whole):
             return None
         below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
-        return np.where(whole > 0.0, below, 0.0).astype(np.float32)
+        return whole > 0.0, np.where(whole > 0.0, below, 0.0).astype(np.float32)
+
+    def _keep(self, kept: BoolArray) -> None:
+        if count_nonzero(kept) < len(kept):
+            self._state, self._ids = self._state.compress(kept, axis=1), self._ids[kept]
+            self._classes, self._groups = self._classes[kept], self._groups[kept]
+            if self._camera is not None:
+                self._camera = self._camera[kept]
+
+    def _store(self) -> None:
+        """Store the tracks in the tracker of each camera."""
+        ranges = self._ranges(self._camera, len(self._ids))
+        for tracker, (first, end) in zip(self._trackers, ranges, strict=True):
+            tracker._state, tracker._ids = self._state[:, first:end], self._ids[first:end]
+            tracker._classes, tracker._groups = self._classes[first:end], self._groups[first:end]
 
 
-class _Frame:
-    """The usable detections of one frame, in the layouts that the tracker needs."""
-
-    __slots__ = (
-        "at", "boxes", "classes", "cut", "groups", "noise", "scores", "shapes", "strong", "truncated_candidates",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        detections: Detections,
-        config: TrackConfig,
-        edges_px: FloatArray | None,
-        class_groups: ClassGroups | None,
-    ) -> None:
-        boxes = detections.boxes_xyxy.astype(np.float64).reshape(-1, 4)
-        scores = detections.scores.astype(np.float64)
-        finite = np.isfinite(boxes)
-        if count_nonzero(finite) < finite.size:
-            boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
-        at = _CENTERS @ boxes.T
-        size = np.maximum(at[2], at[3])
-        usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
-        groups = classes = detections.class_ids
-        shapes = detections.shapes
-        if class_groups is not None:
-            groups = class_groups.of(classes)
-            if count_nonzero(groups != classes):
-                usable[usable] = single_boxes(boxes[usable], scores[usable], classes[usable], groups[usable])
-        if count_nonzero(usable) < len(usable):
-            boxes, scores, classes, groups = boxes[usable], scores[usable], classes[usable], groups[usable]
-            at, size = at[:, usable], size[usable]
-            shapes = None if shapes is None else shapes.take(usable.nonzero()[0])
-        self.shapes = shapes
-        self.truncated_candidates = detections.truncated_candidates
-        self.boxes: FloatArray = boxes  # (N, 4) corners
-        self.scores: FloatArray = scores
-        self.strong: NDArray[np.bool_] = scores >= config.high_score - SCORE_GRAIN
-        self.classes: ClassIds = classes
-        self.groups: ClassIds = groups
-        self.cut: BoolArray = reach_edge(boxes, edges_px, _EDGE_PX)
-        self.at: FloatArray = at  # (4, N) center x, center y, width, height
-        relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
-        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
+def _clip(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
+    """Clip boxes (M, 4) to the frame. A box that lies outside the frame becomes the detected one."""
+    corners = boxes.reshape(-1, 2, 2)
+    np.maximum(corners, 0.0, out=corners)
+    np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)
+    outside = boxes[:, 0] >= boxes[:, 2]
+    outside |= boxes[:, 1] >= boxes[:, 3]
+    if count_nonzero(outside):
+        boxes[outside] = detected[outside]
 
 
 def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
@@ -410,26 +488,3 @@ def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise:
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]
-
-
-def _match(similarity: FloatArray, rows: IndexArray, columns: IndexArray, least: float, matches: IndexArray) -> None:
-    """Match tracks (`rows`) with unmatched detections (`columns`). Write the index of each detection to `matches`.
-
-    The assignment maximizes the sum of `similarity - least` over all pairs with a similarity above `least`.
-    """
-    if not len(rows) or not len(columns):
-        return
-    gain = similarity.take(rows, axis=0).take(columns, axis=1) - least
-    best = gain.argmax(axis=1)
-    worth = gain[np.arange(len(rows)), best] > 0
-    if count_nonzero(worth) < len(rows):
-        rows, gain, best = rows[worth], gain[worth], best[worth]
-        if not len(rows):
-            return
-    # If all tracks have different best detections, this assignment is optimal.
-    if len(set(best.tolist())) < len(best):
-        _, best, _ = lap.lapjv(np.minimum(-gain, 0.0), extend_cost=True)
-        worth = best >= 0
-        worth &= gain[np.arange(len(rows)), best] > 0
-        rows, best = rows[worth], best[worth]
-    matches[rows] = columns[best]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from vision.analytics.tracker import SCORE_GRAIN
+from vision.analytics.frame_detections import SCORE_GRAIN
 from vision.types import Detections, FrameMeta
 
 log = logging.getLogger(__name__)

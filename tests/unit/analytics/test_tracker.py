@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from vision.analytics.track_matching import Pairs
 from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
@@ -330,11 +331,11 @@ def _best_pairing(similarity: NDArray[np.float64], least: float) -> float:
     st.floats(0.0, 0.6),
 )
 def test_matching_is_optimal(similarity: NDArray[np.float64], least: float) -> None:
-    from vision.analytics.tracker import _match
-
     rows, columns = similarity.shape
     matches = np.full(rows, -1, np.intp)
-    _match(similarity, np.arange(rows), np.arange(columns), least, matches)
+    pairs = [places.ravel() for places in np.indices(similarity.shape)]
+    matching = Pairs(pairs[0], pairs[1], similarity.ravel(), least=least, shape=similarity.shape)
+    matching.match(np.ones(rows, np.bool_), np.ones(columns, np.bool_), least, matches)
     chosen = [(row, column) for row, column in enumerate(matches) if column >= 0]
     assert len({column for _, column in chosen}) == len(chosen)
     assert all(similarity[pair] > least for pair in chosen)

@@ -1,0 +1,114 @@
+"""`FrameDetections`, the detections of one or several frames as the tracker needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy import count_nonzero  # several times faster than any() and all() on small arrays
+
+from vision.analytics.class_groups import ClassGroups, ClassIds, single_boxes
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, reach_edge
+from vision.config import TrackConfig
+from vision.types import Detections
+
+SCORE_GRAIN: Final = 1e-6  # tolerance of thresholds, because scores are rounded to float32
+
+# Lengths are in object sizes (the longer side of the box), so that the distance to the camera does not matter.
+_POSITION_NOISE: Final = 0.05  # standard deviation of the center of a strong detection; 1/20 as in ByteTrack
+_UNSURE_NOISE: Final = 0.2  # added per unit of score below `_SURE_SCORE`
+_SURE_SCORE: Final = 0.8
+_EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
+
+_CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
+"""Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
+
+
+class FrameDetections:
+    """The N usable detections of the frames of one or several cameras. Those of the first camera come first."""
+
+    __slots__ = (
+        "_usable",
+        "at",
+        "boxes",
+        "camera",
+        "classes",
+        "cut",
+        "detections",
+        "groups",
+        "noise",
+        "scores",
+        "strong",
+    )
+
+    def __init__(
+        self,
+        detections: Sequence[Detections],
+        config: TrackConfig,
+        class_groups: ClassGroups | None,
+        edges_px: FloatArray | None,
+    ) -> None:
+        """Convert the detections.
+
+        Args:
+            detections: detections of one frame of each camera.
+            config: contains the scores from which a detection is usable and strong.
+            class_groups: groups of classes that the detector confuses; None if there are none.
+            edges_px: width and height of the frames (2,), or of each camera's frame (cameras, 2); None if unknown.
+        """
+        camera: IndexArray | None = None
+        classes: ClassIds
+        if len(detections) == 1:
+            boxes = detections[0].boxes_xyxy.astype(np.float64).reshape(-1, 4)
+            scores, classes = detections[0].scores.astype(np.float64), detections[0].class_ids
+        else:
+            boxes = np.concatenate([found.boxes_xyxy for found in detections]).astype(np.float64).reshape(-1, 4)
+            scores = np.concatenate([found.scores for found in detections]).astype(np.float64)
+            classes = np.concatenate([found.class_ids for found in detections])
+            camera = np.arange(len(detections)).repeat([len(found.scores) for found in detections])
+        finite = np.isfinite(boxes)
+        if count_nonzero(finite) < finite.size:
+            boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
+        at = _CENTERS @ boxes.T
+        size = np.maximum(at[2], at[3])
+        usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
+        groups = classes
+        if class_groups is not None:
+            groups = class_groups.of(classes)
+            if count_nonzero(groups != classes):
+                cameras = None if camera is None else camera[usable]
+                single = single_boxes(boxes[usable], scores[usable], classes[usable], groups[usable], cameras)
+                usable[usable] = single
+        self._usable: BoolArray | None = None
+        if count_nonzero(usable) < len(usable):
+            boxes, scores, classes, groups = boxes[usable], scores[usable], classes[usable], groups[usable]
+            at, size = at[:, usable], size[usable]
+            camera = None if camera is None else camera[usable]
+            self._usable = usable
+        self.detections = detections
+        self.camera = camera  # (N,) index of the camera of each detection; None if there is only one camera
+        self.boxes: FloatArray = boxes  # (N, 4) corners
+        self.scores: FloatArray = scores
+        self.strong: BoolArray = scores >= config.high_score - SCORE_GRAIN
+        self.classes: ClassIds = classes
+        self.groups: ClassIds = groups
+        self.cut: BoolArray = reach_edge(boxes, edges_of(edges_px, camera), _EDGE_PX)
+        self.at: FloatArray = at  # (4, N) center x, center y, width, height
+        relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
+        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
+
+    def rows_of(self, camera: int, rows: IndexArray) -> IndexArray:
+        """Return the indices in `detections[camera]` of detections of this camera, given by their rows here."""
+        all_rows = rows if self._usable is None else self._usable.nonzero()[0][rows]
+        return all_rows - sum(len(found.scores) for found in self.detections[:camera])
+
+
+def edges_of(edges_px: FloatArray | None, camera: IndexArray | None) -> FloatArray | None:
+    """Return the width and height of the frame of each detection, (N, 2) or for all (2,).
+
+    Args:
+        edges_px: width and height of all frames (2,), or of each camera's frame (cameras, 2); None if unknown.
+        camera: index of the camera of each detection (N,); None if there is only one camera.
+    """
+    return edges_px if edges_px is None or camera is None or edges_px.ndim == 1 else edges_px.take(camera, axis=0)
