@@ -266,10 +266,10 @@ class _Link:
         with self._reading:
             if self.frames is None or self.broken:
                 return False
-            messages: list[tuple[bytes, Message]] = []
+            messages: list[bytes] = []
             try:
-                while len(messages) < limit and (received := self.frames.receive()) is not None:
-                    messages.append(received)
+                while len(messages) < limit and (message := self.frames.receive_short()) is not None:
+                    messages.append(message)
             except EOFError:
                 with contextlib.suppress(OSError):  # already done
                     self._arrivals.unregister(self.frames)
@@ -277,28 +277,31 @@ class _Link:
                 self._apply(messages)
             return len(messages) == limit
 
-    def _apply(self, messages: Sequence[tuple[bytes, Message]]) -> None:
+    def _apply(self, messages: Sequence[bytes]) -> None:
         with next(iter(self._cameras.values())).slot.changed:
             try:
-                for kind, message in messages:
-                    self._apply_one(kind, message.data)
+                for message in messages:
+                    self._apply_one(message)
             except _BAD_MESSAGE as error:
                 self.broken = f"sent a message that is not valid: {error}"
 
-    def _apply_one(self, kind: bytes, data: bytes) -> None:
+    def _apply_one(self, message: bytes) -> None:
+        kind = message[:1]
         if kind == COMMIT:
-            committed = frame_messages.decode_commit(data)
-            self._cameras[committed.camera].slot.receive(committed)
+            number, generation, buffer, frame = frame_messages.decode_commit(message)
+            self._cameras[number].slot.receive(generation, buffer, frame)
         elif kind == END:
-            number, failure = frame_messages.decode_end(data)
+            number, failure = frame_messages.decode_end(message)
             self._cameras[number].ended(failure)
         elif kind in (DROP, FLUSH):
-            number, reason, frames = frame_messages.decode_drop(data)
+            number, reason, frames = frame_messages.decode_drop(message)
             slot = self._cameras[number].slot
             if kind == FLUSH:
                 slot.flush(reason)
             for _ in range(frames):
                 slot.drop(reason)
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
 
     def return_buffers(self) -> None:
         """Send the buffers that were given back."""

@@ -296,8 +296,8 @@ class _CaptureWorker:
 
     def _receive_returns(self) -> None:
         with contextlib.suppress(EOFError):  # `receive` reports it, too
-            while (received := self._frames.receive()) is not None:
-                for number, generation, buffer in frame_messages.decode_returns(received[1].data):
+            while (message := self._frames.receive_short()) is not None:
+                for number, generation, buffer in frame_messages.decode_returns(message):
                     self._sinks[number].returned(generation, buffer)
 
     def _report(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias, get_args
 
 import msgspec
@@ -20,7 +19,7 @@ from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEnc
 # --- messages on the connection for frames ----------------------------------------------------------------------------
 
 COMMIT, DROP, FLUSH, END, RETURN = b"A", b"D", b"X", b"E", b"B"
-"""Kinds of messages. `RETURN` goes to the worker, and the others to the main process."""
+"""Kinds of messages, which are their first byte. `RETURN` goes to the worker, and the others to the main process."""
 
 _COMMIT: Final = struct.Struct("<HIHIqqqBB")
 _DROP: Final = struct.Struct("<HBI")
@@ -31,25 +30,8 @@ _REASONS: Final = tuple(DropReason)
 _CLOCKS: Final[tuple[ClockSource, ...]] = get_args(ClockSource)
 _ENCODINGS: Final[tuple[YuvEncoding, ...]] = get_args(YuvEncoding)
 
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A frame in a shared buffer."""
-
-    camera: int
-    generation: int
-    buffer: int
-    epoch: int
-    index: int
-    captured_ns: int
-    captured_utc_ns: int
-    clock: ClockSource
-    yuv: YuvEncoding
-
-    def meta(self, camera_id: str, height_px: int, width_px: int) -> FrameMeta:
-        """Return the description of the frame."""
-        times = (self.captured_ns, self.captured_utc_ns)
-        return FrameMeta(camera_id, self.index, self.epoch, *times, width_px, height_px, self.clock, self.yuv)
+CommittedFrame: TypeAlias = Sequence[int]
+"""Fields of a frame in a message. `frame_meta` decodes them."""
 
 
 def encode_commit(camera: int, generation: int, buffer: int, meta: FrameMeta) -> bytes:
@@ -59,11 +41,17 @@ def encode_commit(camera: int, generation: int, buffer: int, meta: FrameMeta) ->
     return _COMMIT.pack(camera, generation, buffer, meta.epoch, *times, *encodings)
 
 
-def decode_commit(data: bytes) -> Committed:
-    """Return the content of a message of the kind `COMMIT`."""
-    camera, generation, buffer, epoch, index, captured_ns, utc_ns, clock, yuv = _COMMIT.unpack(data)
-    encodings = (_CLOCKS[clock], _ENCODINGS[yuv])
-    return Committed(camera, generation, buffer, epoch, index, captured_ns, utc_ns, *encodings)
+def decode_commit(data: bytes) -> tuple[int, int, int, CommittedFrame]:
+    """Return the camera, the generation, the buffer, and the frame in a message of the kind `COMMIT`."""
+    camera, generation, buffer, *frame = _COMMIT.unpack_from(data, 1)
+    return camera, generation, buffer, frame
+
+
+def frame_meta(frame: CommittedFrame, camera_id: str, height_px: int, width_px: int) -> FrameMeta:
+    """Return the description of a frame from `decode_commit`."""
+    epoch, index, captured_ns, utc_ns, clock, yuv = frame
+    times, size = (captured_ns, utc_ns), (width_px, height_px)
+    return FrameMeta(camera_id, index, epoch, *times, *size, _CLOCKS[clock], _ENCODINGS[yuv])
 
 
 def encode_drop(camera: int, reason: DropReason, frames: int = 0) -> bytes:
@@ -73,7 +61,7 @@ def encode_drop(camera: int, reason: DropReason, frames: int = 0) -> bytes:
 
 def decode_drop(data: bytes) -> tuple[int, DropReason, int]:
     """Return the camera, the reason, and the number of frames in a message of the kind `DROP` or `FLUSH`."""
-    camera, reason, frames = _DROP.unpack(data)
+    camera, reason, frames = _DROP.unpack_from(data, 1)
     return camera, _REASONS[reason], frames
 
 
@@ -84,7 +72,7 @@ def encode_end(camera: int, failure: str) -> bytes:
 
 def decode_end(data: bytes) -> tuple[int, str]:
     """Return the camera and the failure in a message of the kind `END`."""
-    return int(_CAMERA.unpack_from(data)[0]), data[_CAMERA.size :].decode()
+    return int(_CAMERA.unpack_from(data, 1)[0]), data[1 + _CAMERA.size :].decode()
 
 
 def encode_returns(buffers: Sequence[tuple[int, int, int]]) -> bytes:
@@ -94,7 +82,7 @@ def encode_returns(buffers: Sequence[tuple[int, int, int]]) -> bytes:
 
 def decode_returns(data: bytes) -> list[tuple[int, int, int]]:
     """Return the buffers in a message of the kind `RETURN`."""
-    return list(_RETURN.iter_unpack(data))
+    return list(_RETURN.iter_unpack(memoryview(data)[1:]))
 
 
 # --- other messages ---------------------------------------------------------------------------------------------------

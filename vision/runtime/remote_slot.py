@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vision.runtime.frame_messages import Committed
+from vision.runtime.frame_messages import CommittedFrame, frame_meta
 from vision.runtime.latest_slot import Clock, LatestSlot, Lease
 from vision.types import DropReason, Frame, FrameBuffer, PixelFormat
 
@@ -72,19 +72,19 @@ class RemoteSlot(LatestSlot):
             self._drop_all(reason)
         self._replace_buffers(None, ())
 
-    def receive(self, committed: Committed) -> None:
-        """Store a frame. Drop it if its buffer was replaced. The caller must hold `changed`.
+    def receive(self, generation: int, number: int, fields: CommittedFrame) -> None:
+        """Store a frame in the buffer `number`. Drop it if its buffers were replaced. The caller must hold `changed`.
 
         Raises:
             IndexError: there is no such buffer.
         """
-        self.epoch = max(self.epoch, committed.epoch)
         layout = self._buffers.layout
-        if layout is None or committed.generation != self._generation:
+        if layout is None or generation != self._generation:
             self.drop(DropReason.EPOCH)
             return
-        height_px, width_px, _ = layout
-        frame = Frame(committed.meta(self.camera_id, height_px, width_px), self._buffers.all[committed.buffer])
+        meta = frame_meta(fields, self.camera_id, layout[0], layout[1])
+        self.epoch = meta.epoch
+        frame = Frame(meta, self._buffers.all[number])
         if self._lossless and self._waiting is not None:
             self._counts.grabbed += 1
             self._queue.append(frame)

@@ -47,6 +47,7 @@ _CHECK_NS: Final = 1_000_000_000  # interval between two checks for hangs and le
 _HEALTHY_NS: Final = 3_000_000_000  # a process that ran for this long is replaced without a growing pause
 _FIRST_RETRY_S: Final = 0.2
 _LONGEST_RETRY_S: Final = 30.0
+_START_S: Final = 60.0  # time without a heartbeat until a worker is ready, because imports from a slow disk take long
 _KILL_S: Final = 0.5  # time in which a killed process ends
 _MESSAGES_AT_ONCE: Final = 64  # from one worker, before it is the turn of the next
 _PATH: Final = "VISION_WORKER_PATH"
@@ -65,7 +66,7 @@ class WorkerSpec:
     name: str  # for the log
     entry: str  # the function to run, as ``package.module:function``
     setup: bytes = b""  # passed to the function
-    hang_s: float = 30.0  # time without a heartbeat after which the process is replaced
+    hang_s: float = 30.0  # time without a heartbeat after which a process that is ready is replaced
     memory_limit_bytes: int | None = None  # of its own memory, without shared buffers; None means no limit
 
 
@@ -298,7 +299,7 @@ class Workers:
             if process.end:
                 if self.clock() - process.killed_ns > _KILL_S * 1e9:  # it is stuck in the kernel
                     self._ended(worker)
-            elif still_s > spec.hang_s:
+            elif still_s > (spec.hang_s if process.is_ready else max(spec.hang_s, _START_S)):
                 self._kill(worker, f"was killed, because it made no progress for {still_s:.0f} s")
             elif spec.memory_limit_bytes is not None and used_bytes > spec.memory_limit_bytes:
                 text = f"{used_bytes / 2**20:.0f} MiB of memory, more than {spec.memory_limit_bytes / 2**20:.0f} MiB"

@@ -116,7 +116,7 @@ def test_failure_at_the_first_start_raises_the_error_of_the_worker(workers: Work
 
 def test_process_that_holds_the_gil_forever_is_replaced(workers: Workers) -> None:
     recorded = Recorded()
-    worker = start(workers, "act", recorded, hang_s=1.0)
+    worker = start(workers, "act", recorded, hang_s=2.0)
     assert worker.send(b"hang")
     poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
     assert len(recorded.ends) == 1
@@ -124,8 +124,8 @@ def test_process_that_holds_the_gil_forever_is_replaced(workers: Workers) -> Non
 
 def test_process_that_only_waits_is_not_replaced(workers: Workers) -> None:
     recorded = Recorded()
-    start(workers, "act", recorded, hang_s=1.0)
-    deadline = time.monotonic() + 2.5
+    start(workers, "act", recorded, hang_s=2.0)
+    deadline = time.monotonic() + 3.5
     poll_until(workers, lambda: time.monotonic() > deadline)
     assert recorded.starts == 1
 
