@@ -8,6 +8,7 @@ two threads per frame.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -21,8 +22,16 @@ ValueT = TypeVar("ValueT")
 THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
+_left_running: list[tuple[threading.Thread, float]] = []  # threads that `close` left running, and when
+
 _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 """The value or the exception of each completed call. `interrupt` adds None, to wake the waiting thread."""
+
+
+def threads_left_running(for_s: float) -> int:
+    """Return the number of library threads that have not ended `for_s` seconds after their camera was closed."""
+    _left_running[:] = [(thread, since_s) for thread, since_s in _left_running if thread.is_alive()]
+    return sum(time.monotonic() - since_s > for_s for _, since_s in _left_running)
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
@@ -112,6 +121,8 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         if thread is not None:
             self._requests.put(False)
             thread.join(_JOIN_S)
+            if thread.is_alive():
+                _left_running.append((thread, time.monotonic()))
 
 
 def _run(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIN_INTERVALS = 3  # frame intervals that pass before a read of a slow camera times out
+_CLOSE_S = 10.0  # longest time of a call beyond the open timeout, such as for closing a pipeline
 _MIN_PYAV = 12  # must agree with pyproject.toml
 
 
@@ -89,6 +90,7 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
         frozen_after_s=camera.frozen_after_s,
         finite=isinstance(camera.address, RECORDED),
         retry=not isinstance(camera.address, (File, Folder)),
+        longest_call_s=camera.open_timeout_s + _CLOSE_S,
     )
 
 

@@ -29,23 +29,41 @@ _HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the 
 _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detected in time
 
 
+READS: Final = ("grab", "retrieve")
+"""The calls to a source that read a frame. All others open or close the source, and can take longer."""
+
+
+class Abandoned(Exception):
+    """The camera has a new thread, so this thread must end without touching anything that the two share."""
+
+
 class SourceCalls:
-    """Records which call to its source a camera's thread is making, and converts exceptions of the source."""
+    """Records which call to its source a camera's thread is making, and converts exceptions of the source.
+
+    Attributes:
+        current: name and start time (monotonic ns) of the call in progress; None if there is none. Thread-safe.
+        abandoned: True if another thread has taken over the camera, because a call did not return.
+    """
 
     def __init__(self, camera_id: str, clock: Callable[[], int]) -> None:
         self._camera_id = camera_id
         self._clock = clock
-        self._call: tuple[str, int] | None = None  # name and start time (monotonic ns) of the call in progress
+        self.current: tuple[str, int] | None = None
+        self.abandoned = False
 
     def in_progress(self) -> str:
         """Return the call in progress, such as ``in grab for 2.0 s``; empty if there is none. Thread-safe."""
-        call = self._call
+        call = self.current
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     def duration_s(self) -> float:
         """Return how long the call in progress has taken, in seconds; 0 if there is none. Thread-safe."""
-        call = self._call
+        call = self.current
         return (self._clock() - call[1]) / 1e9 if call is not None else 0.0
+
+    def _check_abandoned(self) -> None:
+        if self.abandoned:
+            raise Abandoned
 
     @contextmanager
     def calling(self, name: str) -> Iterator[None]:
@@ -55,11 +73,16 @@ class SourceCalls:
             SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected
                 exception.
             DeviceError: the GPU failed.
+            Abandoned: the thread was abandoned before or during the call.
         """
-        self._call = name, self._clock()
+        self._check_abandoned()
+        self.current = name, self._clock()
         try:
             with span(name):
                 yield
+            self._check_abandoned()
+        except Abandoned:
+            raise
         except OutOfMemory as error:
             raise _out_of_memory(f"no memory in {name} of the source", error) from error
         except (SourceError, DeviceError):
@@ -74,7 +97,7 @@ class SourceCalls:
                 f"unexpected exception in {name} of the source: {type(error).__name__}: {error}", code="source-bug"
             ) from error
         finally:
-            self._call = None
+            self.current = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +185,7 @@ class Session:
         except SourceError:
             sink.drop(DropReason.CORRUPT)
             raise
-        except BaseException:  # the sink was closed or failed
+        except BaseException:  # the sink was closed or failed, or this thread was abandoned
             sink.drop(DropReason.STOPPED)
             raise
         if buffer is None:

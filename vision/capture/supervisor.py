@@ -13,7 +13,8 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vision.capture.camera_status import CameraStatus, Failure, StatusTracker
@@ -38,6 +39,7 @@ class SupervisorPolicy:
     retry: bool = True  # reconnect after a failure; a file that cannot be read stays unreadable
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0
+    longest_call_s: float = 0.0  # opening or closing the source can take this long without an error
 
 
 class CameraSupervisor:
@@ -76,6 +78,7 @@ class CameraSupervisor:
         self._wait = wait or self._stopping.wait
         self._logged = ""  # the last logged reason
         self._final = ""
+        self._delay_s = 0.0  # before the first connection of a new thread
         self._source: Source | None = None
         self._parts = CameraParts(
             camera_id,
@@ -114,6 +117,30 @@ class CameraSupervisor:
         """Return how long the call to the source that is in progress has taken, in seconds; 0 if there is none."""
         return self._parts.calls.duration_s()
 
+    def call(self) -> tuple[str, int] | None:
+        """Return the call to the source that is in progress, and its start time; None if there is none. No lock."""
+        return self._parts.calls.current
+
+    @property
+    def policy(self) -> SupervisorPolicy:
+        """The timeouts of the camera."""
+        return self._policy
+
+    def abandon(self) -> None:
+        """Make the present thread of `run` end when its call to the source returns. Then a new thread can call `run`.
+
+        The frame buffers that the call writes to must not be used again.
+        """
+        call, old = self.blocked_in(), self._parts
+        self._source = None
+        self._parts = replace(old, calls=SourceCalls(self.camera_id, old.clock))
+        old.calls.abandoned = True
+        hint = "the driver or the library of the camera hangs: reconnect the camera, or set a different `reader`"
+        delay_s = old.backoff.next_delay_s()
+        self._delay_s = delay_s
+        failure = Failure(f"the library did not return {call}; a new thread opens the camera", hint, was_connected=True)
+        old.status.failed(failure, old.clock() + int(delay_s * 1e9))
+
     # Methods for the camera's thread
 
     def run(self) -> None:
@@ -124,9 +151,25 @@ class CameraSupervisor:
         Raises:
             VisionError: the sink or the GPU failed. Camera failures never raise an error.
         """
+        parts = self._parts
         try:
+            self._run(parts)
+        except BaseException:
+            if not parts.calls.abandoned:
+                raise
+            log.info("camera %s: the abandoned thread has ended", self.camera_id)
+        finally:
+            if not parts.calls.abandoned:
+                parts.status.enter("ended")
+                parts.sink.end()
+
+    def _run(self, parts: CameraParts) -> None:
+        try:
+            if self._delay_s:
+                self._wait(self._delay_s)
+                self._delay_s = 0.0
             while not self._stopping.is_set():
-                failure = self._connect_and_stream()
+                failure = self._connect_and_stream(parts)
                 if failure is None or self._stopping.is_set():  # interrupted by `stop`, which is not a failure
                     break
                 if not self._policy.retry:
@@ -135,25 +178,25 @@ class CameraSupervisor:
                 self._back_off(failure)
         except Closed:
             pass
-        finally:
-            self._parts.status.enter("ended")
-            self._parts.sink.end()
 
-    def _connect_and_stream(self) -> Failure | None:
+    def _connect_and_stream(self, parts: CameraParts) -> Failure | None:
         """Run one connection. Return why it failed; None if the camera must not reconnect."""
         connected = False
         try:
-            self._parts.status.enter("connecting")
-            with self._parts.calls.calling("the constructor"):
-                self._source = source = self._factory()
+            parts.status.enter("connecting")
+            with parts.calls.calling("the constructor"):
+                source = self._factory()
+                if parts.calls.abandoned:
+                    source.close()
+            self._source = source
             try:
                 if self._stopping.is_set():  # `stop` may have been called just before there was a source to interrupt
                     return None
-                session = Session(source, self._parts)
+                session = Session(source, parts)
                 connected = True
                 session.stream()
             finally:
-                self._discard(source)
+                self._discard(source, parts)
         except EndOfStream as end:
             if not self._policy.finite:
                 return Failure(f"the camera ended the stream: {end.args[0]}", end.hint, connected)
@@ -195,11 +238,15 @@ class CameraSupervisor:
             f" [repeats are logged at attempts {2 * attempt}, {4 * attempt}, ...]" if repeated and attempt == 2 else "",
         )
 
-    def _discard(self, source: Source) -> None:
+    def _discard(self, source: Source, parts: CameraParts) -> None:
+        if parts.calls.abandoned:
+            with suppress(Exception):
+                source.close()
+            return
         self._source = None
-        self._parts.status.disconnected()
+        parts.status.disconnected()
         try:
-            with self._parts.calls.calling("close"):
+            with parts.calls.calling("close"):
                 source.close()
         except SourceError as error:
             log.warning("camera %s: %s", self.camera_id, error)

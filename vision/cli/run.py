@@ -19,7 +19,6 @@ from vision.config.fields import check_bind
 from vision.errors import EXIT_OK
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
-from vision.runtime.hang_watchdog import hang_watchdog
 from vision.runtime.runtime import Runtime
 from vision.runtime.start import open_patiently
 
@@ -72,8 +71,8 @@ def run(
         # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()
-        with StatusView(terminal()) as view, hang_watchdog():
-            runtime.run(context.obj.stop, for_s=for_s, on_report=view.show)
+        with StatusView(terminal()) as view:
+            runtime.run(context.obj.stop, for_s=for_s, on_report=view.show, end_process=True)
     return EXIT_OK
 
 

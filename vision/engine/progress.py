@@ -12,7 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
+
+from vision.state.service_manager import extend_start
+
+_EXTEND_NS: Final = 10_000_000_000  # shortest time between two reports to the service manager
 
 _T = TypeVar("_T")
 
@@ -44,13 +48,14 @@ class BuildListener(Protocol):
 
 
 class LogListener:
-    """Listener that logs the progress, at most once every `every_s` seconds."""
+    """Listener that logs the progress, at most once every `every_s` seconds, and reports it to the service manager."""
 
     def __init__(self, label: str, clock: Callable[[], int] = time.monotonic_ns, every_s: float = 15.0) -> None:
         self._label = label
         self._clock = clock
         self._every_ns = int(every_s * 1e9)
         self._started_ns = self._logged_ns = clock()
+        self._extended_ns = self._started_ns - _EXTEND_NS
 
     def parsed(self, layers: int) -> None:
         """Log the size of the model."""
@@ -59,6 +64,9 @@ class LogListener:
     def progress(self, phases: Sequence[Phase]) -> None:
         """Log the innermost running phase, unless the last line was logged less than `every_s` seconds ago."""
         now_ns = self._clock()
+        if now_ns - self._extended_ns >= _EXTEND_NS:
+            self._extended_ns = now_ns
+            extend_start()
         if phases and now_ns - self._logged_ns >= self._every_ns:
             self._logged_ns = now_ns
             inner = phases[-1]

@@ -122,6 +122,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
             model=config.model,
             status_interval_s=config.status.interval_s,
             stop_timeout_s=config.stop_timeout_s,
+            hang_s=config.hang_s,
         )
 
     return build

@@ -1,39 +1,152 @@
-"""Detection of hangs: `ProgressMonitor` observes one thread, and `hang_watchdog` observes the whole interpreter."""
+"""`Watchdog`, which finds the part of the program that hangs, and ends the process if no part can be replaced.
+
+The watchdog observes the whole chain: if frames come in, results must go out. Each part tells its progress without
+taking a lock, because a lock can be what hangs.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
+import logging
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
+
+from vision.state.service_manager import notify, watchdog_interval_s
+
+log = logging.getLogger(__name__)
 
 _MAX_STEP_NS: Final = 1_000_000_000
 """Maximum time that counts between two calls of `look`. Usually, 50 ms and the time for a report pass between them."""
 
+_LONGEST_CHECK_S: Final = 0.5  # longest time between two checks
+_GIL_HANGS: Final = 2  # multiple of `hang_s` after which the process ends if no thread runs Python
+_END_S: Final = 10.0  # longest time in seconds for an orderly end after a hang
+_END_HANGS: Final = 4  # multiple of `hang_s` for an orderly end, if that is shorter
 _STANDARD_ERROR: Final = 2
+
+Progress: TypeAlias = Callable[[], object]
+"""Function that returns the progress of a part, such as a count or a time: any change is progress. It returns None if
+the part has nothing to do. It must not take a lock."""
 
 
 @dataclass(slots=True)
 class ProgressMonitor:
-    """Measures how long a thread has made no progress.
+    """Measures how long a part has made no progress.
 
     A long interval between two calls of `look` counts only in part, because the whole process may have been suspended.
     """
 
     looked_ns: int
-    progress_ns: int = 0
+    progress: object = None
     still_ns: int = 0
 
-    def look(self, progress_ns: int, now_ns: int) -> int:
-        """Return how long the thread has made no progress, in ns. Any change of `progress_ns` is progress."""
+    def look(self, progress: object, now_ns: int) -> int:
+        """Return how long the part has made no progress, in ns. Any change of `progress` is progress."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
-        self.still_ns = self.still_ns + since_ns if progress_ns == self.progress_ns else 0
-        self.progress_ns, self.looked_ns = progress_ns, now_ns
+        self.still_ns = self.still_ns + since_ns if progress is not None and progress == self.progress else 0
+        self.progress, self.looked_ns = progress, now_ns
         return self.still_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the program that the watchdog observes: a thread, a stage, a worker process, or the whole chain."""
+
+    name: str
+    progress: Progress
+    limit_s: float  # longest time without progress
+    repair: Callable[[float], bool] | None = None
+    """Function that replaces the part, for example with a new thread. Its argument is the time without progress in
+    seconds. It returns False if the part cannot be replaced. None means that this part cannot be replaced."""
+
+
+class Watchdog:
+    """Observes parts. A part that makes no progress is repaired; if it cannot be repaired, the program must end."""
+
+    def __init__(self, fail: Callable[[Part, float], object], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Create the watchdog. It calls `fail` with the part that hangs and the time without progress in seconds."""
+        self._fail = fail
+        self._clock = clock
+        self._parts: list[tuple[Part, ProgressMonitor]] = []
+        self._done = threading.Event()
+        self._fed_ns = 0
+
+    def watch(self, part: Part) -> None:
+        """Observe a part from now on."""
+        self._parts.append((part, ProgressMonitor(self._clock())))
+
+    def check(self, *, end_s: float | None = None) -> bool:
+        """Look at all parts once. Repair those that hang. Return False if one could not be repaired.
+
+        The process then ends after `end_s` seconds, even if an orderly end hangs too. None means that it does not.
+        """
+        for part, monitor in self._parts:
+            still_s = monitor.look(part.progress(), self._clock()) / 1e9
+            if still_s <= part.limit_s:
+                continue
+            monitor.still_ns = 0  # a repaired part has its whole time again
+            repaired = part.repair is not None and part.repair(still_s)
+            if not repaired:
+                if end_s is not None:
+                    _end_process_after(end_s)
+                self._fail(part, still_s)
+            text = "%s has made no progress for %.1f s; stack of every thread:\n%s"
+            log.log(logging.WARNING if repaired else logging.ERROR, text, part.name, still_s, thread_stacks())
+            if not repaired:
+                return False
+        return True
+
+    @contextmanager
+    def running(self, hang_s: float, *, end_process: bool = False) -> Iterator[None]:
+        """Check all parts in a thread during a `with` block, and tell the service manager that the program works.
+
+        Args:
+            hang_s: time in seconds within which the thread checks several times.
+            end_process: if True, end the process with exit code 1 if it does not end by itself after a hang, or if no
+                thread runs Python for 2 `hang_s`. The stacks of all threads are printed first. Calls that queue work
+                for the GPU hold the GIL (`cuda.driver_calls`), so a call that never returns blocks every thread. Then
+                only faulthandler can end the process, because its thread does not need the GIL. A process that was
+                suspended (Ctrl-Z) for that time also ends when it resumes.
+        """
+        gil_s = _GIL_HANGS * hang_s if end_process else None
+        thread = threading.Thread(target=self._run, args=(hang_s, gil_s), name="watchdog", daemon=True)
+        if gil_s is not None:
+            _end_process_after(gil_s)
+        thread.start()
+        try:
+            yield
+        finally:
+            if not self._done.is_set():
+                self._done.set()
+                thread.join()
+                if gil_s is not None:
+                    faulthandler.cancel_dump_traceback_later()
+
+    def _run(self, hang_s: float, gil_s: float | None) -> None:
+        interval_s, postpone_ns = min(hang_s / 10, _LONGEST_CHECK_S), 0
+        end_s = None if gil_s is None else min(_END_S, _END_HANGS * hang_s)
+        while not self._done.wait(interval_s):
+            if not self.check(end_s=end_s):
+                self._done.set()
+                return
+            now_ns = self._clock()
+            if gil_s is not None and now_ns >= postpone_ns:  # rarely, because each call starts a C thread
+                _end_process_after(gil_s)
+                postpone_ns = now_ns + int(gil_s * 1e8)
+            service_s = watchdog_interval_s()
+            if service_s is not None and now_ns - self._fed_ns >= service_s * 1e9 / 4:
+                self._fed_ns = now_ns
+                notify("WATCHDOG=1")
+
+
+def _end_process_after(seconds: float) -> None:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
 
 
 def thread_stacks() -> str:
@@ -43,33 +156,3 @@ def thread_stacks() -> str:
         f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
     )
-
-
-@contextlib.contextmanager
-def hang_watchdog(limit_s: float = 60.0) -> Iterator[None]:
-    """End the process if no thread runs Python for `limit_s` seconds. Write all stacks to standard error first.
-
-    The exit code is 1. Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`). A call that never returns
-    therefore blocks every thread, including threads that monitor others. Then only faulthandler can end the process,
-    because its thread does not need the GIL. While Python runs, a dedicated thread keeps postponing the end of the
-    process; the main thread cannot, because it may wait for a terminal or for a long stop. A process that was suspended
-    (Ctrl-Z) for `limit_s` seconds also ends when it resumes.
-    """
-    done = threading.Event()
-
-    def postpone() -> None:
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=_STANDARD_ERROR)
-
-    def keep_postponing() -> None:
-        while not done.wait(limit_s / 10):  # rarely, because each call starts a C thread
-            postpone()
-
-    thread = threading.Thread(target=keep_postponing, name="watchdog", daemon=True)
-    thread.start()
-    try:
-        postpone()
-        yield
-    finally:
-        done.set()
-        thread.join()
-        faulthandler.cancel_dump_traceback_later()

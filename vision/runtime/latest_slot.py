@@ -178,6 +178,10 @@ class LatestSlot:
         self._replace_buffers(None, ())
         self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)])
 
+    def forget_buffers(self) -> None:
+        """Make the next `configure` allocate new buffers, because a call that hangs may write to the present ones."""
+        self._replace_buffers(None, ())
+
     def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: Sequence[FrameBuffer]) -> None:
         with self.changed:
             self._drop_waiting(DropReason.EPOCH)
@@ -264,6 +268,11 @@ class LatestSlot:
     def served_ns(self) -> int:
         """Time when a frame of this camera was last taken, in ns; -1 if none was taken yet."""
         return self._rate.served_ns
+
+    @property
+    def interval_s(self) -> float:
+        """Minimum time in seconds between two frames that the reader takes; 0 means no limit."""
+        return self._rate.interval_ns / 1e9
 
     @property
     def has_frame(self) -> bool:

@@ -36,6 +36,8 @@ class ResultHandler:
         self._clock = clock
         self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()
         self._aborted = False
+        self._handled = 0  # number of results, with those that were too old
+        self._busy = False
         self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
 
     def add_stage(self, stage: Stage) -> None:
@@ -47,6 +49,15 @@ class ResultHandler:
             self._steps.append((name, stage.with_frame))
         else:
             self._steps.append((name, lambda result, _frame: stage(result)))
+
+    def progress(self) -> int | None:
+        """Return the number of handled results; None if no result waits."""
+        return self._handled if self._busy or not self._queue.empty() else None
+
+    @property
+    def handled(self) -> int:
+        """Number of handled results, with those that were too old."""
+        return self._handled
 
     def put(self, batch: list[InferredFrame]) -> None:
         """Queue a batch. If no stage reads pixels, release its leases first. After `abort`, discard the batch."""
@@ -78,10 +89,12 @@ class ResultHandler:
             while True:
                 batch = self._queue.get_nowait() or []
                 self._finish(batch, [DropReason.STOPPED] * len(batch))
+        self._queue.put(None)  # for a thread that was stuck in a stage
 
     def _handle_batch(self, batch: list[InferredFrame]) -> None:
         """Handle each result. If a stage or a sink fails, the frames without a result count as stopped."""
         reasons: list[DropReason | None] = [DropReason.STOPPED] * len(batch)
+        self._busy = True
         try:
             with span("results"):
                 for number, inferred in enumerate(batch):
@@ -91,7 +104,9 @@ class ResultHandler:
                     else:
                         self._handle(inferred)
                         reasons[number] = None
+                    self._handled += 1
         finally:
+            self._busy = False
             self._finish(batch, reasons)
 
     @staticmethod

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from vision.capture.supervisor import CameraSupervisor
@@ -29,13 +30,15 @@ from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
 from vision.messaging.schema import CameraReport, NodeReport, rfc3339
 from vision.runtime.batcher import Batcher
+from vision.runtime.camera_threads import MAX_ABANDONED, CameraThreads
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
-from vision.runtime.hang_watchdog import ProgressMonitor, thread_stacks
+from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
 from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
 from vision.runtime.results import ResultHandler
-from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes
-from vision.stages.stage import HasCounters, Report, Sink, Stage
+from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes, summary
+from vision.stages.stage import HasCounters, HasProgress, Report, Sink, Stage
+from vision.state.service_manager import notify
 from vision.version import version
 
 log = logging.getLogger(__name__)
@@ -46,9 +49,12 @@ FRAMES_HELD_BY_STAGES: Final = MAX_UNFINISHED
 _POLL_S: Final = 0.05
 """Maximum time until the main thread notices that the program must stop."""
 
-_STUCK_AFTER_HANGS: Final = 1.5
-"""Multiple of `hang_s` after which the main thread reports a hang. The inference loop itself reports a batch that takes
-longer than `hang_s`, but cannot while it is stuck inside a call."""
+_LONG_HANGS: Final = 1.5
+"""Multiple of `hang_s` after which the watchdog reports parts that wait for others. The inference loop itself reports a
+batch that takes longer than `hang_s`, but cannot while it is stuck inside a call."""
+
+_STUCK_HINT: Final = "the stacks of the threads in the log show the call that hangs"
+_CAMERA_HINT: Final = "reconnect the camera, or set a different `reader`; `dmesg` can show why its driver hangs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,8 @@ class Runtime:
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
-            hang_s: duration of a batch or call, in seconds, above which the device counts as hanging.
+            hang_s: duration of a batch, a call, or the handling of a result, in seconds, above which it counts as
+                hanging.
         """
         self._detector = detector
         self._capture = capture
@@ -92,7 +99,7 @@ class Runtime:
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
-        self._stuck_ns = int(_STUCK_AFTER_HANGS * hang_s * 1e9)
+        self._hang_s = hang_s
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         slots = [camera.slot for camera in cameras]
@@ -100,27 +107,42 @@ class Runtime:
         batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
         self._loop = InferenceLoop(detector, batcher, self._results.put, clock, hang_s)
         self._started_ns = clock()
+        own = {name: each.supervisor for name, each in self._cameras.items()}
+        supervisors = {name: each for name, each in own.items() if isinstance(each, CameraSupervisor)}
+        self._threads = CameraThreads(supervisors, {slot.camera_id: slot for slot in slots}, self._guard)
+        self._beat: int | None = None  # changes while the main thread works
 
     def add_stage(self, stage: Stage) -> None:
         """Append a stage. Call this before `run`."""
         self._results.add_stage(stage)
 
     def run(
-        self, stop: threading.Event, *, for_s: float | None = None, on_report: Callable[[Report], None] | None = None
+        self,
+        stop: threading.Event,
+        *,
+        for_s: float | None = None,
+        on_report: Callable[[Report], None] | None = None,
+        end_process: bool = False,
     ) -> Report:
         """Run until `stop` is set, `for_s` seconds have passed, or every camera has ended. Return the last report.
 
+        A camera whose library hangs gets a new thread. If another part hangs, the run fails. If `end_process` is True,
+        the process ends even if it cannot end in order (see `Watchdog.running`).
+
         Raises:
             SourceError: a file or folder could not be read, and `stop` was not set.
-            DeviceError: the inference thread hangs in a call, and is abandoned.
+            DeviceError: a thread hangs in a call, and is abandoned.
             BaseException: a thread, `on_report`, or the `report` of a sink failed. The first exception is raised
                 unchanged.
         """
         threads = self._start()
-        try:
-            self._watch(stop, for_s, on_report)
-        finally:
-            self._stop(threads)
+        with self._watchdog().running(self._hang_s, end_process=end_process):
+            try:
+                notify("READY=1", "STATUS=started")
+                self._watch(stop, for_s, on_report)
+            finally:
+                notify("STOPPING=1")
+                self._stop(threads)
         if self._failure is not None:
             raise self._failure
         report = self._report(on_report)
@@ -138,21 +160,42 @@ class Runtime:
     def _start(self) -> list[threading.Thread]:
         self._started_ns = self._clock()
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
-        for camera_id, camera in self._cameras.items():
-            if isinstance(camera.supervisor, CameraSupervisor):
-                jobs.append((f"camera-{camera_id}", camera.supervisor.run))
         if self._capture is not None:
             jobs.append(("frames", self._capture.receive_frames))
-        # Daemon threads, because the library of a camera can hang in a call that nothing can interrupt.
+        # Daemon threads, because a stage or the library of the detector can hang in a call.
         threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
         for thread in threads:
             thread.start()
+        self._threads.start()
         return threads
+
+    def _watchdog(self) -> Watchdog:
+        """Return a watchdog for all parts. The limit of a part that waits for another part is longer."""
+        watchdog, results, long_s = Watchdog(self._fail_hung), self._results, _LONG_HANGS * self._hang_s
+        slots = [camera.slot for camera in self._cameras.values()]
+        slowest_s = max((slot.interval_s for slot in slots), default=0.0)
+        parts = [
+            *self._threads.parts(self._hang_s),
+            Part("results", results.progress, self._hang_s),
+            Part("inference", lambda: None if self._loop.ended else self._loop.progress_ns, long_s),
+            Part("main", lambda: self._beat, long_s),
+            Part(
+                "frames",
+                lambda: results.handled if any(slot.has_frame for slot in slots) else None,
+                _LONG_HANGS * (long_s + slowest_s),
+            ),
+        ]
+        own_threads: list[object] = [*results.stages, *results.sinks]
+        for owner in own_threads:
+            if isinstance(owner, HasProgress):
+                parts += [Part(name, partial(_progress_of, owner, name), self._hang_s) for name in owner.progress()]
+        for part in parts:
+            watchdog.watch(part)
+        return watchdog
 
     def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
         end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
         next_report_ns = self._started_ns
-        monitor = ProgressMonitor(self._started_ns)
         while not (stop.is_set() or self._ended.is_set()):
             now_ns = self._clock()
             if end_ns is not None and now_ns >= end_ns:
@@ -160,36 +203,40 @@ class Runtime:
             if now_ns >= next_report_ns:
                 self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
-            self._check_progress(monitor.look(self._loop.progress_ns, now_ns))
+            self._beat = now_ns
             if self._capture is None:
                 self._ended.wait(_POLL_S)
             else:
                 self._capture.poll(_POLL_S)
 
-    def _check_progress(self, still_ns: int) -> None:
-        """Make `run` fail if the inference loop is stuck in a call, because the loop cannot report that itself."""
-        if still_ns <= self._stuck_ns or self._loop.ended:
-            return
-        log.error("the inference thread is stuck; stack of every thread:\n%s", thread_stacks())
-        error = f"{self._detector.spec.name}: the inference thread has made no progress for {still_ns / 1e9:.0f} s"
-        self._fail(DeviceError(error, hint=HANG_HINT, code="inference-stuck"))
+    def _fail_hung(self, part: Part, still_s: float) -> None:
+        """Make `run` fail because a part hangs."""
+        if part.name == "inference":
+            error = f"{self._detector.spec.name}: the inference thread has made no progress for {still_s:.0f} s"
+            self._fail(DeviceError(error, hint=HANG_HINT, code="inference-stuck"))
+        elif part.name.startswith("camera-"):
+            error = f"{part.name}: a call of the library has not returned for {still_s:.0f} s, and {MAX_ABANDONED} "
+            error += "threads that hang like this were abandoned already, or the source cannot be opened again"
+            self._fail(DeviceError(error, hint=_CAMERA_HINT, code="camera-stuck"))
+        else:
+            error = f"{part.name}: no progress for {still_s:.0f} s"
+            self._fail(DeviceError(error, hint=_STUCK_HINT, code="stuck"))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
         for camera in self._cameras.values():
             camera.supervisor.stop()
         for camera in self._cameras.values():
             camera.slot.close()
+        self._beat = None
         deadline = time.monotonic() + self._stop_timeout_s
         if self._capture is not None:
             self._capture.stop(self._stop_timeout_s)
         # The camera threads come last, so that a camera that hangs in its library does not use up the time of others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        blocked = {f"camera-{camera_id}": camera.supervisor.blocked_in() for camera_id, camera in self._cameras.items()}
-        for thread in threads:
-            if thread.is_alive():
-                where = blocked.get(thread.name, "")
-                log.warning("%s did not end within %.1f s %s", thread.name, self._stop_timeout_s, where)
+        late = [thread.name for thread in threads if thread.is_alive()]
+        for name in late + self._threads.join(deadline):
+            log.warning("%s did not end within %.1f s", name, self._stop_timeout_s)
         self._results.release_queued()
 
     def _fail(self, error: BaseException) -> None:
@@ -236,7 +283,9 @@ class Runtime:
         report = Report(self._node_report(cameras, unfinished, now), cameras, counts)
         for sink in results.sinks:
             sink.report(report)
+        notify(f"STATUS={summary(report)}")
         if on_report is not None:
+            self._beat = None  # a terminal can stop the output for as long as it likes
             on_report(report)
         return report
 
@@ -266,8 +315,15 @@ class Runtime:
 
     def _counters(self) -> dict[str, int]:
         parts: list[object] = [self._detector, *self._results.stages, *self._results.sinks]
-        counters = {"detector.truncated_candidates": self._results.truncated_candidates}
+        counters = {
+            "detector.truncated_candidates": self._results.truncated_candidates,
+            "cameras.abandoned_threads": self._threads.abandoned,
+        }
         for part in parts:
             if isinstance(part, HasCounters):
                 counters.update(part.counters())
         return counters
+
+
+def _progress_of(owner: HasProgress, name: str) -> object:
+    return owner.progress().get(name)

@@ -20,6 +20,7 @@ from vision.messaging.schema import (
 )
 from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
+from vision.stages.stage import Report
 from vision.types import Counts
 
 
@@ -86,6 +87,14 @@ def detector_status(detector: Detector) -> DetectorStatus:
         device_bytes=None if memory is None else memory.device_bytes,
         page_locked_bytes=None if memory is None else memory.page_locked_bytes,
     )
+
+
+def summary(report: Report) -> str:
+    """Return the status of the program in one line, for the service manager."""
+    up = sum(camera.state == "streaming" for camera in report.cameras)
+    late_ms = max((camera.latency_ms.p99 for camera in report.cameras if camera.latency_ms is not None), default=None)
+    latency = "" if late_ms is None else f", p99 {late_ms:.1f} ms"
+    return f"{up} of {len(report.cameras)} cameras up, {report.node.rates['published']:.1f} frames/s{latency}"
 
 
 def resident_bytes() -> int:

@@ -55,6 +55,8 @@ class FrameWorker:
         self._work = work
         self._lossless = lossless
         self._error: Exception | None = None
+        self._buffers = buffers
+        self._done = 0  # number of processed copies
         self._free: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         for _ in range(buffers):
             self._free.put(_Copy(np.empty(0, np.uint8)))
@@ -72,6 +74,10 @@ class FrameWorker:
         copy.fill(frame, result)
         self._waiting.put(copy)
         return True
+
+    def progress(self) -> int | None:
+        """Return the number of processed copies; None if no copy waits or is being processed."""
+        return None if self._free.qsize() == self._buffers else self._done
 
     def check(self) -> None:
         """Raise `VisionError` if the thread has failed."""
@@ -105,4 +111,5 @@ class FrameWorker:
                 yield copy.content
             finally:
                 copy.content = None
+                self._done += 1
                 self._free.put(copy)

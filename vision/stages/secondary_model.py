@@ -113,6 +113,10 @@ class CascadeStage:
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
+    def progress(self) -> dict[str, int | None]:
+        """Return the progress of the thread that classifies."""
+        return {"cascade": self._worker.looked if self._worker.waiting else None}
+
     def close(self) -> None:
         """Stop the thread after its current batch, and close the model. Idempotent."""
         self._worker.close()

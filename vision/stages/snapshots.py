@@ -73,6 +73,10 @@ class SnapshotStage:
             "snapshots.files": len(self._folder.sizes),
         }
 
+    def progress(self) -> dict[str, int | None]:
+        """Return the progress of the thread that writes files."""
+        return {"snapshots": self._worker.progress()}
+
     def close(self) -> None:
         """Write the waiting snapshots. Give up after one second. Idempotent."""
         self._worker.finish()

@@ -52,6 +52,17 @@ class Sink(Protocol):
 
 
 @runtime_checkable
+class HasProgress(Protocol):
+    """A stage or sink with threads of its own, which the watchdog observes."""
+
+    def progress(self) -> Mapping[str, object]:
+        """Return the progress of each thread by its name: any change is progress. None means that it has nothing to do.
+
+        The watchdog calls this method every second at most. It must not wait for a lock.
+        """
+
+
+@runtime_checkable
 class HasCounters(Protocol):
     """A detector, stage or sink that provides counters for operators."""
 

@@ -81,6 +81,10 @@ class VideoStage:
             "video.skipped": sum(worker.skipped for worker in self._workers.values()),
         }
 
+    def progress(self) -> dict[str, int | None]:
+        """Return the progress of the thread of each camera."""
+        return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
+
     def close(self) -> None:
         """Finish the videos and close the windows. Idempotent. Raise `VisionError` if a video could not be written."""
         for worker in self._workers.values():

@@ -291,24 +291,22 @@ KEEPS_THE_GIL = """
 import ctypes, threading
 from tests.unit.runtime.test_runtime import make_runtime
 from vision.detect.fake import FakeDetector
-from vision.runtime.hang_watchdog import hang_watchdog
 
 class KeepsTheGil(FakeDetector):
     def submit(self, slot, frames):
         ctypes.PyDLL(None).sleep(600)
 
-runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil())
-with hang_watchdog(2.0):
-    runtime.run(threading.Event())
+runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil(), hang_s=1.0)
+runtime.run(threading.Event(), end_process=True)
 """
 
 NOT_STUCK = """
 import ctypes, contextlib, threading, time
-from vision.runtime.hang_watchdog import hang_watchdog
+from vision.runtime.hang_watchdog import Watchdog
 
-with hang_watchdog(3.0):
+with Watchdog(print).running(1.5, end_process=True):
     time.sleep(4)
-with contextlib.suppress(ZeroDivisionError), hang_watchdog(1.0):
+with contextlib.suppress(ZeroDivisionError), Watchdog(print).running(0.5, end_process=True):
     1 / 0
 threads = threading.active_count()
 ctypes.PyDLL(None).usleep(1_500_000)  # the watchdog has ended
@@ -428,7 +426,7 @@ def test_truncated_candidates_are_reported_and_counted(stages: tuple[Stage, ...]
     runtime, sink, _ = make_runtime(["synthetic:160x120@50?frames=40"], CrowdedDetector(), offline=True, stages=stages)
     report = runtime.run(threading.Event())
     assert [result.objects.truncated_candidates for result in sink.results["camera-0"]] == [3] * 40
-    assert report.node.counters == {"detector.truncated_candidates": 120}
+    assert report.node.counters["detector.truncated_candidates"] == 120
 
 
 def test_frames_of_several_formats_share_a_batch() -> None:
