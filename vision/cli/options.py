@@ -39,7 +39,7 @@ def parse_duration(text: str) -> float:
 
     A number without a unit is in seconds. Raise `typer.BadParameter` if the text is not a positive duration.
     """
-    match = _DURATION.match(text)
+    match = _DURATION.match(str(text))  # a default is a number
     if match is None or float(match["number"]) <= 0:
         raise typer.BadParameter(f"expected a duration such as 90s, 5m or 2h, got {text!r}")
     return float(match["number"]) * _UNIT_S[match["unit"]]

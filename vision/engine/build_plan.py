@@ -112,7 +112,7 @@ def check_quantization(precision: Precision, quantized: Quantized) -> None:
         raise ModelError(
             f"precision {precision} needs a model with {precision} QuantizeLinear nodes; this model has "
             f"{'none' if quantized == 'none' else f'{quantized} nodes'}",
-            hint="NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`",
+            hint="`vision calibrate` or NVIDIA ModelOpt creates one; or set `detect: {precision: fp16}`",
             code="not-quantised",
         )
     if precision not in ("int8", "fp8") and quantized != "none":

@@ -28,6 +28,7 @@ from vision.state.private_files import (
     Held,
     Untrusted,
     Unwritable,
+    cache_folder,
     locked,
     make_private_folder,
     read_private,
@@ -48,11 +49,8 @@ _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache: in systemd's ``CacheDirectory=`` if set, otherwise in the user's cache folder."""
-    given = os.environ.get("CACHE_DIRECTORY")
-    if given:
-        return Path(given.split(":")[0]) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision" / "engines"
+    """Return the folder of the cache."""
+    return cache_folder("engines")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,18 @@ _PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a
 
 
 @contextmanager
-def show_progress(words: str, frames: int, stop: threading.Event | None = None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many of the `frames` are done: as a bar on a terminal, otherwise as lines.
+def show_progress(
+    words: str, total: int | None, stop: threading.Event | None = None, *, unit: str = "frames"
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many of the `total` are done: as a bar on a terminal, otherwise as lines.
 
-    The function raises `Closed` if `stop` is not None and is set.
+    The function raises `Closed` if `stop` is not None and is set. If `total` is None, the end is not known.
     """
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=frames)
+        task = bar.add_task(words, total=total)
+        of_total = "" if total is None else f" of {total}"
         next_s = time.monotonic() + _PROGRESS_S
 
         def step(done: int) -> None:
@@ -33,7 +36,7 @@ def show_progress(words: str, frames: int, stop: threading.Event | None = None) 
             bar.update(task, completed=done)
             if not console.is_terminal and time.monotonic() >= next_s:
                 next_s = time.monotonic() + _PROGRESS_S
-                console.print(f"{words}: {done} of {frames} frames", highlight=False)
+                console.print(f"{words}: {done}{of_total} {unit}", highlight=False)
             if stop is not None:
                 check_stop(stop)
 
@@ -43,4 +46,4 @@ def show_progress(words: str, frames: int, stop: threading.Event | None = None) 
 def check_stop(stop: threading.Event) -> None:
     """Raise `Closed` if `stop` is set."""
     if stop.is_set():
-        raise Closed("stopped before the evaluation was complete")
+        raise Closed("stopped before the work was complete")

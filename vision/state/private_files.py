@@ -42,6 +42,14 @@ class Unwritable(Unavailable):
     """A file cannot be written, for example because the disk is full or the folder belongs to a different user."""
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` in systemd's ``CacheDirectory=`` if set, otherwise in the user's cache folder."""
+    given = os.environ.get("CACHE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0]) / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision" / name
+
+
 def _who_may_write(status: os.stat_result) -> str:
     """Return a text that states which other users can write to a file; an empty text if none can."""
     if status.st_uid not in (os.geteuid(), 0):

@@ -37,7 +37,7 @@ ROWS = [
         _quantization_text,
         (
             "precision int8 needs a model with int8 QuantizeLinear nodes; this model has none\n"
-            "  hint: NVIDIA ModelOpt creates it from the model and some frames; or set `detect: {precision: fp16}`"
+            "  hint: `vision calibrate` or NVIDIA ModelOpt creates one; or set `detect: {precision: fp16}`"
         ),
     ),
 ]

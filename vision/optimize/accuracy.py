@@ -1,0 +1,213 @@
+"""Comparison of a changed model with its parent: average precision on labeled video, or agreement of their boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.capture.frame_reader import read_frames
+from vision.config import CameraConfig, ModelSpec
+from vision.detect.classes import class_names
+from vision.detect.detector import Detector
+from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
+from vision.errors import ConfigError, VisionError
+from vision.evaluation.detection import match_detections, score_detections
+from vision.evaluation.mot import Boxes, read_truth
+from vision.evaluation.passes import LOWEST_SCORE, Progress
+from vision.optimize.feed import Image
+from vision.optimize.frames import Frames
+from vision.types import Detections, Frame, FrameMeta
+
+SCORE: Final = 0.35
+"""Score from which a box of the parent counts as an object, as in the default configuration."""
+
+JUDGED_FRAMES: Final = 100
+"""Maximum number of frames on which boxes are compared."""
+
+StartProgress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Progress]]
+"""Function that starts the display of progress. Its arguments describe the step, and its number of frames if known."""
+
+_SLOTS: Final = 3
+_WAIT_S: Final = 600.0
+_TOLERANCE: Final = 0.1  # difference of a score from the threshold that does not matter
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A labeled video, and the class of its labels."""
+
+    video: str
+    truth: Path
+    class_name: str = "person"
+
+
+def detect_all(path: Path, spec: ModelSpec, images: Iterable[Image], progress: Progress) -> list[Detections]:
+    """Detect objects in all images with ONNX Runtime, with scores from `LOWEST_SCORE`. Return them for each image."""
+    detector = OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)
+    with closing(detector):
+        found: list[Detections] = []
+        for detections in _pipelined(detector, images):
+            found += detections
+            progress(len(found))
+        return found
+
+
+def _pipelined(detector: Detector, images: Iterable[Image]) -> Iterator[list[Detections]]:
+    """Submit the images in batches to all slots of a detector, and yield the detections of each batch in order."""
+    source, size, submitted, waited = iter(images), detector.spec.max_batch, 0, 0
+    while batch := list(islice(source, size)):
+        if submitted - waited == _SLOTS:
+            yield detector.wait(waited % _SLOTS, _WAIT_S)
+            waited += 1
+        frames = [
+            Frame.wrap(FrameMeta("sample", index, 0, 0, 0, image.shape[1], image.shape[0]), image, "bgr")
+            for index, image in enumerate(batch)
+        ]
+        detector.submit(submitted % _SLOTS, frames)
+        submitted += 1
+    for slot in range(waited, submitted):
+        yield detector.wait(slot % _SLOTS, _WAIT_S)
+
+
+def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Progress) -> float:
+    """Return the AP@0.5 of a class on a labeled video.
+
+    Raises:
+        ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
+        SourceError: the video cannot be read.
+    """
+    names = class_names(spec)
+    if labels.class_name not in names:
+        raise ConfigError(f"--class: the model has no class {labels.class_name!r}", code="unknown-class")
+    truth = read_truth(labels.truth)
+    camera = CameraConfig(id="labeled", source=labels.video)
+    with closing(read_frames(camera, offline=True)) as frames:
+        found = detect_all(path, spec, (frame.pixels.copy() for frame in frames), progress)
+    truth.check_length(len(found), labels.video)
+    class_id = names.index(labels.class_name)
+    boxes = _boxes([each.take(np.flatnonzero(each.class_ids == class_id)) for each in found], classes=1)
+    return score_detections(truth.boxes, boxes, score=SCORE, lowest_score=LOWEST_SCORE).ap50
+
+
+def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
+    """Return the boxes of all images. If `classes` exceeds 1, each class of an image counts as a separate frame."""
+    rows = [
+        (index * classes + (class_id if classes > 1 else 0) + 1, -1, *box, score)
+        for index, each in enumerate(found)
+        for class_id, box, score in zip(
+            each.class_ids.tolist(), each.boxes_xyxy.tolist(), each.scores.tolist(), strict=True
+        )
+    ]
+    return Boxes.of(rows)
+
+
+def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes: int) -> float | None:
+    """Return the part of the objects on which a model and its parent agree, as F1 score; None if there are no objects.
+
+    An object is a box with a score of at least `SCORE`. The models agree on an object of one of them if the other finds
+    a box of the same class with an overlap (IoU) of at least 0.5, and a score of at least `SCORE` - 0.1, because tiny
+    changes of a score can move it across a threshold.
+    """
+    theirs, ours = _boxes(parent, classes=classes), _boxes(found, classes=classes)
+    hits = [_hits(a, b) for a, b in ((ours, theirs), (theirs, ours))]
+    objects = sum(len(each) for each in hits)
+    return None if not len(hits[1]) else sum(int(each.sum()) for each in hits) / objects
+
+
+def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
+    """Return for each object of `boxes` whether `others` contains it."""
+    objects, near = boxes.rows(boxes.scores >= SCORE), others.rows(others.scores >= SCORE - _TOLERANCE)
+    return match_detections(near, objects)[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Accuracy of a changed model and of its parent, in the same metric."""
+
+    metric: str
+    parent: float
+    value: float
+
+    @property
+    def drop(self) -> float:
+        """Loss of accuracy; negative if the changed model is more accurate."""
+        return self.parent - self.value
+
+
+class Judge:
+    """Measures the accuracy of models that were derived from one parent."""
+
+    def __init__(
+        self, parent: Path, spec: ModelSpec, frames: Frames | None, labels: Labels | None, progress: StartProgress
+    ) -> None:
+        """Measure the parent.
+
+        Args:
+            frames: frames on which boxes are compared if there are no labels.
+            labels: labeled video; None if there is none.
+            progress: starts the display of progress of a step.
+
+        Raises:
+            ConfigError: the labels cannot be used, or the parent finds no objects in the frames.
+            SourceError: the labeled video cannot be read.
+        """
+        self._spec = spec
+        self._labels = labels
+        self._frames = frames
+        self._progress = progress
+        self._detections: Sequence[Detections] = ()
+        self._parent = 1.0
+        if labels is not None:
+            self._parent = self._average_precision(parent, "measuring the float32 model")
+            return
+        self._detections = self._detect(parent, "detecting with the float32 model")
+        if self._agreement(self._detections) is None:
+            raise ConfigError(
+                f"the model finds no objects in the frames, with a score of at least {SCORE:g}, so the accuracy of the "
+                "changed model cannot be measured",
+                hint="use frames that show objects, or a labeled video: --video FILE --truth gt.txt",
+                code="nothing-to-compare",
+            )
+
+    def measure(self, path: Path, words: str) -> Accuracy:
+        """Measure the model in a file. `words` describe the step."""
+        if self._labels is not None:
+            metric = f"AP@0.5 of {self._labels.class_name}"
+            return Accuracy(metric, self._parent, self._average_precision(path, words))
+        found = self._agreement(self._detect(path, words))
+        assert found is not None
+        return Accuracy("agreement with float32", self._parent, found)
+
+    def measure_contents(self, contents: bytes, folder: Path, words: str) -> Accuracy:
+        """Measure a serialized model. Write it to the temporary `folder` first.
+
+        Raises:
+            VisionError: the file cannot be written.
+        """
+        path = folder / "candidate.onnx"
+        try:
+            path.write_bytes(contents)
+        except OSError as error:
+            text, hint = f"cannot write {path}: {error.strerror}", "free some disk space"
+            raise VisionError(text, hint=hint, code="not-writable") from error
+        return self.measure(path, words)
+
+    def _average_precision(self, path: Path, words: str) -> float:
+        assert self._labels is not None
+        with self._progress(words, None) as step:
+            return average_precision(path, self._spec, self._labels, step)
+
+    def _detect(self, path: Path, words: str) -> list[Detections]:
+        assert self._frames is not None
+        with self._progress(words, min(JUDGED_FRAMES, len(self._frames.paths))) as step:
+            return detect_all(path, self._spec, self._frames.images(JUDGED_FRAMES), step)
+
+    def _agreement(self, found: Sequence[Detections]) -> float | None:
+        return agreement(self._detections, found, len(class_names(self._spec)))

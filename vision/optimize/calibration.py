@@ -1,0 +1,128 @@
+"""Calibration: thresholds for all activations of a model, from frames, with a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from vision.config import ModelSpec
+from vision.errors import ModelError
+from vision.evaluation.passes import Progress
+from vision.optimize.feed import Feed
+from vision.optimize.frames import Frames
+from vision.optimize.histogram import Histogram
+from vision.optimize.onnx_graph import Graph, open_session
+from vision.optimize.quantize import quantized_inputs
+from vision.optimize.thresholds import Algorithm, thresholds
+from vision.state.private_files import (
+    Unwritable,
+    cache_folder,
+    make_private_folder,
+    read_checked,
+    sha256_of,
+    write_checked,
+)
+
+_log = logging.getLogger(__name__)
+
+_VERSION: Final = 1  # to be increased if the same frames give different thresholds
+
+
+class _Table(msgspec.Struct, frozen=True):
+    """Contents of a file in the cache."""
+
+    model_sha256: str
+    frames_sha256: str
+    algorithm: str
+    thresholds: dict[str, float]
+    version: int = _VERSION
+
+
+class Calibration:
+    """Thresholds of a model for one set of frames. The histograms are computed only if the cache lacks a result."""
+
+    def __init__(self, graph: Graph, spec: ModelSpec, frames: Frames, *, cache: Path | None = None) -> None:
+        """Prepare the calibration. If `cache` is None, the default folder is used."""
+        self._graph = graph
+        self._spec = spec
+        self._frames = frames
+        self._names = quantized_inputs(graph)
+        self._folder = cache or cache_folder("calibration")
+        self._histograms: Mapping[str, Histogram] | None = None
+
+    def is_cached(self, algorithm: Algorithm) -> bool:
+        """Return True if `thresholds` does not need to run the model."""
+        return self._histograms is not None or self._cached(algorithm) is not None
+
+    def thresholds(self, algorithm: Algorithm, progress: Progress) -> Mapping[str, float]:
+        """Return the largest absolute value to represent, for each tensor. Run the model on all frames if necessary.
+
+        Raises:
+            ModelError: the model cannot be run, or computes values that are not finite.
+        """
+        cached = self._cached(algorithm)
+        if cached is not None:
+            return cached
+        if self._histograms is None:
+            self._histograms = self._collect(progress)
+        found = thresholds(self._histograms, algorithm)
+        table = _Table(self._graph.sha256, self._frames.sha256, algorithm, found)
+        try:
+            make_private_folder(self._folder)
+            write_checked(self._path(algorithm), msgspec.json.encode(table))
+        except (Unwritable, ModelError) as error:
+            _log.warning("cannot store the calibration, so the next one starts again: %s", error.args[0])
+        return found
+
+    def _path(self, algorithm: Algorithm) -> Path:
+        key = f"{_VERSION} {self._graph.sha256} {self._frames.sha256} {algorithm}"
+        return self._folder / f"{self._spec.name}-{algorithm}-{sha256_of(key.encode())[:20]}.table"
+
+    def _cached(self, algorithm: Algorithm) -> Mapping[str, float] | None:
+        """Return the thresholds in the cache; None if there are none for this model and these frames."""
+        path = self._path(algorithm)
+        contents = None
+        with suppress(ModelError):  # a file or folder that other users can write
+            contents = read_checked(path)
+        if contents is None:
+            return None
+        try:
+            table = msgspec.json.decode(contents, type=_Table)
+        except msgspec.DecodeError:
+            _log.warning("%s is damaged and is not used", path)
+            return None
+        wanted = (self._graph.sha256, self._frames.sha256, algorithm, _VERSION)
+        if (table.model_sha256, table.frames_sha256, table.algorithm, table.version) != wanted:
+            _log.warning("%s is for a different model or for different frames, and is not used", path)
+            return None
+        return table.thresholds if table.thresholds.keys() >= set(self._names) else None
+
+    def _collect(self, progress: Progress) -> Mapping[str, Histogram]:
+        """Run the model on all frames, and count the values of each tensor."""
+        session = open_session(self._graph.with_outputs(list(self._names)))
+        histograms = {name: Histogram.empty() for name in self._names}
+        done = 0
+        for inputs, count in Feed(session, self._spec).batches(self._frames.images()):
+            for name, values in zip(self._names, run(session, inputs, self._spec), strict=True):
+                if not histograms[name].add(values):
+                    raise ModelError(
+                        f"{self._spec.name}: tensor {name} has values that are not finite in frame {done + 1}",
+                        hint="check `input` in model.yaml, and export the model in float32",
+                        code="not-finite",
+                    )
+            done += count
+            progress(done)
+        return histograms
+
+
+def run(session: Any, inputs: Mapping[str, Any], spec: ModelSpec) -> list[Any]:
+    """Run a session, and return all outputs. Raise `ModelError` if this fails."""
+    try:
+        return list(session.run(None, dict(inputs)))
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise ModelError(f"{spec.name}: the model cannot be run: {error}", code="model-fails") from error

@@ -1,0 +1,60 @@
+"""Inputs of a network from frames that were scaled to its input size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config import InputSpec, ModelSpec
+from vision.detect.reference.letterbox import Letterbox
+from vision.detect.reference.preprocess import Preprocessor
+
+Image = NDArray[np.uint8]
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class Letterboxer:
+    """Scales BGR frames to a model's canvas, as the detector does, but without normalization."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        plain = {"color": "bgr", "scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        self._canvas = np.zeros((1, spec.height, spec.width, 3), np.uint8)
+        self._preprocessor = Preprocessor(spec.model_copy(update=plain), self._canvas, channels_last=True)
+
+    def scale(self, frame: Image) -> tuple[Image, Letterbox]:
+        """Return the canvas (height, width, 3) as a new array, and the position of the frame on it."""
+        letterbox = self._preprocessor.write(0, frame)
+        return self._canvas[0].copy(), letterbox
+
+
+class Feed:
+    """Converts scaled frames to the inputs of an ONNX Runtime session of a detection model."""
+
+    def __init__(self, session: Any, spec: ModelSpec) -> None:
+        """Check the inputs of the session.
+
+        Raises:
+            ModelError: the inputs differ from the spec.
+        """
+        from vision.detect.onnxruntime.network import checked_inputs
+
+        frames, self._constants = checked_inputs(session.get_inputs(), spec)
+        self._name = frames.name
+        self._tensor = np.zeros(frames.shape(spec), frames.dtype)
+        self._preprocessor = Preprocessor(spec.input, self._tensor, channels_last=frames.channels_last)
+
+    def batches(self, images: Iterable[Image]) -> Iterator[tuple[Inputs, int]]:
+        """Yield the inputs of each batch, and its number of images. The arrays are overwritten by the next batch.
+
+        If the images do not fill the last batch, its first image is repeated.
+        """
+        size, source = len(self._tensor), iter(images)
+        for first in source:
+            batch = [first, *islice(source, size - 1)]
+            for index, image in enumerate(chain(batch, [first] * (size - len(batch)))):
+                self._preprocessor.write(index, image)
+            yield {**self._constants, self._name: self._tensor}, len(batch)

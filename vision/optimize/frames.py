@@ -1,0 +1,235 @@
+"""Frames of a site for calibration, read from images or cameras, scaled to the model's input, and stored on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import av
+import numpy as np
+
+from vision.capture.frame_reader import read_frames
+from vision.config import CameraConfig, InputSpec
+from vision.config.source_address import RECORDED
+from vision.errors import Closed, ConfigError, SourceError, VisionError
+from vision.optimize.feed import Image, Letterboxer
+from vision.optimize.sampling import Candidate, choose, gray_cells, is_near_duplicate
+
+FEWEST: Final = 8
+"""Number of different frames below which calibration is refused."""
+
+_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+_COMPARED: Final = 64  # latest candidates of a camera with which each frame is compared
+
+_log = logging.getLogger(__name__)
+
+Step = Callable[[int], None]
+"""Function that receives the number of frames read so far. It raises `Closed` to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Numbers of frames that were read and left out."""
+
+    read: int
+    duplicates: int
+    unreadable: tuple[str, ...]
+    """Images and cameras that could not be read, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The chosen frames, stored as files in a folder."""
+
+    paths: tuple[Path, ...]
+    sources: Sources
+    sha256: str
+    """Hash of all pixels."""
+
+    def images(self, most: int | None = None) -> Iterator[Image]:
+        """Yield the frames, (height, width, 3) BGR; if `most` is not None, only so many, spread evenly."""
+        paths = self.paths
+        if most is not None and most < len(paths):
+            paths = tuple(paths[index * len(paths) // most] for index in range(most))
+        for path in paths:
+            yield np.load(path)
+
+
+class Collector:
+    """Keeps a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
+
+    Whenever there are twice as many candidates as needed, every second one is removed, and from then on only every
+    second frame is taken.
+    """
+
+    def __init__(self, camera: str, folder: Path, spec: InputSpec, most: int) -> None:
+        self._camera = camera
+        self._folder = folder
+        self._letterboxer = Letterboxer(spec)
+        self._most = 2 * most
+        self._every = 1
+        self._kept = 0
+        self.read = 0
+        self.duplicates = 0
+        self.candidates: list[Candidate] = []
+
+    def add(self, frame: Image) -> None:
+        """Take a BGR frame, unless it is skipped or a near-duplicate.
+
+        Raises:
+            VisionError: the disk is full.
+        """
+        self.read += 1
+        if (self.read - 1) % self._every:
+            return
+        cells = gray_cells(frame)
+        if is_near_duplicate(cells, [each.cells for each in self.candidates[-_COMPARED:]]):
+            self.duplicates += 1
+            return
+        candidate = Candidate(self._camera, self._kept, cells)
+        self._kept += 1
+        try:
+            np.save(self.path(candidate), self._letterboxer.scale(frame)[0])
+        except OSError as error:
+            raise VisionError(
+                f"cannot store frames in {self._folder}: {error.strerror or error}",
+                hint="free some disk space, set TMPDIR to a folder on a different disk, or lower --frames",
+                code="not-writable",
+            ) from error
+        self.candidates.append(candidate)
+        if len(self.candidates) >= self._most:
+            for dropped in self.candidates[1::2]:
+                self.path(dropped).unlink()
+            self.candidates = self.candidates[::2]
+            self._every *= 2
+
+    def path(self, candidate: Candidate) -> Path:
+        return self._folder / f"{candidate.camera}-{candidate.number}.npy"
+
+
+def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int, step: Step) -> Frames:
+    """Read all images in a folder and its subfolders, and choose `count` of them. Unreadable images are skipped.
+
+    Raises:
+        ConfigError: the folder does not exist, or has too few different images.
+        VisionError: the disk is full.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--images: expected a folder, got {folder}", code="no-images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not paths:
+        names = ", ".join(sorted(_SUFFIXES))
+        raise ConfigError(f"--images: {folder} contains no images ({names})", code="no-images")
+    unreadable: list[str] = []
+    collector = Collector("images", temporary, spec, count)
+    for index, path in enumerate(paths):
+        try:
+            image = read_image(path)
+        except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
+            unreadable.append(f"{path}: {error or 'it contains no image'}")
+        else:
+            collector.add(image)
+        step(index + 1)
+    return _chosen([collector], unreadable, count)
+
+
+def read_image(path: Path) -> Image:
+    """Read an image as BGR. Raise an error of PyAV, `OSError`, `ValueError`, or `StopIteration` if this fails."""
+    with av.open(str(path)) as container:
+        return np.asarray(next(container.decode(video=0)).to_ndarray(format="bgr24"), np.uint8)
+
+
+def frames_of_cameras(
+    cameras: Sequence[CameraConfig], temporary: Path, spec: InputSpec, count: int, *, seconds: float, step: Step
+) -> Frames:
+    """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose `count` frames.
+
+    A camera that cannot be read is skipped.
+
+    Raises:
+        Closed: `step` raised it.
+        ConfigError: there are too few different frames.
+        VisionError: the disk is full.
+    """
+    collectors = [Collector(camera.id, temporary, spec, count) for camera in cameras]
+    unreadable: list[str] = []
+    stop = threading.Event()
+    errors: list[VisionError] = []
+
+    def read(camera: CameraConfig, collector: Collector) -> None:
+        try:
+            _read_camera(camera, collector, seconds, stop)
+        except SourceError as error:
+            unreadable.append(f"camera {camera.id}: {error.args[0]}")
+        except VisionError as error:
+            errors.append(error)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=read, args=pair, name=f"sample-{pair[0].id}", daemon=True)
+        for pair in zip(cameras, collectors, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.1)
+            step(sum(collector.read for collector in collectors))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    return _chosen(collectors, unreadable, count)
+
+
+def _read_camera(camera: CameraConfig, collector: Collector, seconds: float, stop: threading.Event) -> None:
+    is_live = not isinstance(camera.address, RECORDED)
+    deadline = time.monotonic() + seconds
+    with closing(read_frames(camera.model_copy(update={"loop": False}), offline=True)) as frames:
+        for frame in frames:
+            collector.add(frame.pixels)
+            if stop.is_set() or (is_live and time.monotonic() >= deadline):
+                return
+
+
+def _chosen(collectors: Sequence[Collector], unreadable: Sequence[str], count: int) -> Frames:
+    """Choose among the candidates of all collectors. Delete the files of the others."""
+    for reason in unreadable:
+        _log.warning("skipped: %s", reason)
+    read = sum(collector.read for collector in collectors)
+    sources = Sources(read, sum(collector.duplicates for collector in collectors), tuple(unreadable))
+    candidates = [candidate for collector in collectors for candidate in collector.candidates]
+    if len(candidates) < FEWEST:
+        raise ConfigError(
+            f"calibration needs at least {FEWEST} different frames, got {len(candidates)}: {sources.read} were read, "
+            f"{sources.duplicates} of them almost equal others, and {len(sources.unreadable)} images or cameras could "
+            "not be read",
+            hint="300 frames from all cameras, by day and by night, are a good choice",
+            code="too-few-frames",
+        )
+    chosen = {(candidate.camera, candidate.number) for candidate in choose(candidates, count)}
+    digest, paths = hashlib.sha256(), []
+    for collector in collectors:
+        for candidate in collector.candidates:
+            path = collector.path(candidate)
+            if (candidate.camera, candidate.number) in chosen:
+                digest.update(path.read_bytes())
+                paths.append(path)
+            else:
+                path.unlink()
+    return Frames(tuple(paths), sources, digest.hexdigest())
+
+
+def check_not_stopped(stop: threading.Event) -> None:
+    """Raise `Closed` if `stop` is set."""
+    if stop.is_set():
+        raise Closed("stopped; nothing was written")

@@ -1,0 +1,170 @@
+"""Implementation of `vision calibrate`: calibrate a model, quantize it, compare it with its parent, and install it."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from vision.config import checked_model_file
+from vision.errors import ConfigError
+from vision.evaluation.progress import show_progress
+from vision.optimize.accuracy import Accuracy, Judge
+from vision.optimize.calibration import Calibration
+from vision.optimize.frames import Frames
+from vision.optimize.onnx_graph import Graph, open_graph
+from vision.optimize.quantize import quantize
+from vision.optimize.sensitivity import LayerError, layers_without, numbers_to_try, plot_trade_off, rank_layers
+from vision.optimize.task import Progresses, Task, print_sources, report_of
+from vision.optimize.thresholds import Algorithm
+
+SHOWN_LAYERS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Options:
+    """Options of `vision calibrate` alone."""
+
+    algorithms: Sequence[Algorithm] = ("mse",)
+    keep: int = 0
+    sensitivity: bool = False
+    plot: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A quantized model, and its accuracy."""
+
+    algorithm: Algorithm
+    kept: tuple[str, ...]
+    """Layers that are not quantized."""
+    contents: bytes
+    accuracy: Accuracy
+
+
+class Quantizer:
+    """Quantizes one model in several ways, and measures each."""
+
+    def __init__(self, task: Task, graph: Graph, frames: Frames, folder: Path, stop: threading.Event) -> None:
+        """Measure the parent.
+
+        Args:
+            folder: temporary folder.
+
+        Raises:
+            Closed: `stop` was set.
+            VisionError: the frames or the labels cannot be used.
+        """
+        self._spec = task.spec
+        self._temporary = folder
+        self._stop = stop
+        self._progress = Progresses(stop)
+        self.graph = graph
+        self._frames = frames
+        self._calibration = Calibration(graph, task.spec, frames)
+        self._judge = Judge(task.folder / task.spec.file, task.spec, frames, task.labels, self._progress)
+
+    def thresholds(self, algorithm: Algorithm) -> Mapping[str, float]:
+        """Return the thresholds of the algorithm."""
+        with self._progress("calibrating", len(self._frames.paths)) as step:
+            return self._calibration.thresholds(algorithm, step)
+
+    def ranking(self, algorithm: Algorithm) -> list[LayerError]:
+        """Return the layers in order of the error that each alone causes in int8."""
+        thresholds = self.thresholds(algorithm)
+        layers = len(self.graph.layers)
+        with show_progress("measuring each layer", layers, self._stop, unit="layers") as step:
+            return rank_layers(self.graph, self._spec, thresholds, self._frames, step)
+
+    def attempt(self, algorithm: Algorithm, ranking: Sequence[LayerError] = (), keep: int = 0) -> Tried:
+        """Quantize the model, except the first `keep` layers of the ranking, and measure its accuracy."""
+        chosen = layers_without(self.graph, ranking, keep)
+        contents = quantize(self.graph, self.thresholds(algorithm), chosen).serialized()
+        accuracy = self._judge.measure_contents(contents, self._temporary, f"measuring {algorithm}, {keep} layers kept")
+        return Tried(algorithm, tuple(each.name for each in ranking[:keep]), contents, accuracy)
+
+
+def _check_keep(keep: int, graph: Graph) -> None:
+    if keep >= len(graph.layers):
+        raise ConfigError(
+            f"--keep: expected fewer than {len(graph.layers)} layers, all that the model has, got {keep}",
+            code="invalid-value",
+        )
+
+
+def run(task: Task, options: Int8Options, stop: threading.Event, console: Console) -> None:
+    """Calibrate, quantize, measure, and install a model. Print the results.
+
+    Raises:
+        Closed: `stop` was set. Nothing was written.
+        VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
+    """
+    task.require_free()
+    graph = open_graph(checked_model_file(task.folder, task.spec))
+    _check_keep(options.keep, graph)
+    with tempfile.TemporaryDirectory(prefix="vision-calibrate-") as temporary:
+        folder = Path(temporary)
+        frames = task.collect(folder, stop)
+        print_sources(frames, console)
+        best = _best(Quantizer(task, graph, frames, folder, stop), options, console)
+    layers = len(graph.layers)
+    change = (
+        f"Quantized to int8 by `vision calibrate` from {task.spec.name}: {best.algorithm}, {len(frames.paths)} frames, "
+        f"{layers - len(best.kept)} of {layers} layers."
+    )
+    report = {"algorithm": best.algorithm, "kept": best.kept, "layers": layers, **report_of(frames)}
+    task.finish(best.contents, best.accuracy, change, report, console)
+    text = f"in camera.yaml, write `model: {task.output}` and `detect: {{precision: int8}}`"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> Tried:
+    """Try all algorithms, and return the most accurate result. Show the ranking and the trade-off if requested."""
+    tried: list[Tried] = []
+    rankings: dict[Algorithm, list[LayerError]] = {}
+    for algorithm in options.algorithms:
+        rankings[algorithm] = quantizer.ranking(algorithm) if options.keep or options.sensitivity else []
+        tried.append(quantizer.attempt(algorithm, rankings[algorithm], options.keep))
+    best = min(tried, key=lambda each: each.accuracy.drop)
+    _print_tried(tried, console)
+    if options.sensitivity:
+        ranking = rankings[best.algorithm]
+        _print_ranking(ranking, console)
+        numbers = numbers_to_try(len(ranking))
+        points = [(number, quantizer.attempt(best.algorithm, ranking, number).accuracy) for number in numbers]
+        _print_trade_off(points, console)
+        if options.plot is not None:
+            plot_trade_off(points, len(ranking), options.plot)
+    return best
+
+
+# ------------------------------------------------------------------------------------------------ output
+
+
+def _print_tried(tried: Sequence[Tried], console: Console) -> None:
+    table = Table("algorithm", "layers kept", tried[0].accuracy.metric, "drop")
+    table.add_row("float32", "all", f"{tried[0].accuracy.parent:.4f}", "")
+    for each in tried:
+        accuracy = each.accuracy
+        table.add_row(each.algorithm, str(len(each.kept)), f"{accuracy.value:.4f}", f"{accuracy.drop:+.4f}")
+    console.print(table)
+
+
+def _print_ranking(ranking: Sequence[LayerError], console: Console) -> None:
+    table = Table("layer", "operator", "error of the outputs, %")
+    for each in ranking[:SHOWN_LAYERS]:
+        table.add_row(each.name, each.operator, f"{100 * each.error:.2f}")
+    console.print(table)
+
+
+def _print_trade_off(points: Sequence[tuple[int, Accuracy]], console: Console) -> None:
+    table = Table("worst layers kept", points[0][1].metric, "drop")
+    for number, accuracy in points:
+        table.add_row(str(number), f"{accuracy.value:.4f}", f"{accuracy.drop:+.4f}")
+    console.print(table)

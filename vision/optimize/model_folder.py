@@ -1,0 +1,92 @@
+"""Folder of a changed model: the ONNX file, model.yaml, and a report. It appears as a whole, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+
+from vision.config import ModelSpec
+from vision.config.load import SPEC_NAME
+from vision.errors import ConfigError
+from vision.state.private_files import sha256_of
+
+REPORT_NAME: Final = "optimization.json"
+REJECTED: Final = ".rejected"
+"""Ending of the folder of a model that lost too much accuracy."""
+
+
+def require_free(folder: Path, *, force: bool) -> None:
+    """Check that a model can be written to `folder`. Call this before the work, which can take minutes.
+
+    Raises:
+        ConfigError: the folder exists and `force` is False, or it is not the folder of a model.
+    """
+    if not folder.exists():
+        return
+    if not (folder / SPEC_NAME).is_file():
+        raise ConfigError(
+            f"{folder} exists, but is not the folder of a model", hint="choose a different --output", code="not-a-model"
+        )
+    if not force:
+        raise ConfigError(
+            f"{folder} already contains a model",
+            hint="replace it with --force, or choose a different --output",
+            code="model-exists",
+        )
+
+
+def derived_spec(parent: ModelSpec, name: str, contents: bytes, change: str) -> ModelSpec:
+    """Return the spec of a changed model. `change` describes the change as a sentence, for `provenance`."""
+    return parent.model_copy(
+        update={
+            "name": name,
+            "file": f"{name}.onnx",
+            "sha256": sha256_of(contents),
+            "provenance": f"{parent.provenance.rstrip()} {change}".strip(),
+        }
+    )
+
+
+def install(folder: Path, spec: ModelSpec, contents: bytes, report: Mapping[str, object]) -> None:
+    """Write the folder of a model. Replace an existing one.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        with _staged(folder) as staged:
+            (staged / spec.file).write_bytes(contents)
+            data = spec.model_dump(mode="json", exclude_defaults=True)
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+            (staged / SPEC_NAME).write_text(text, encoding="utf-8")
+            (staged / REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {folder}: {error.strerror}",
+            hint="free some disk space, or choose a different --output",
+            code="not-writable",
+        ) from error
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder. After the `with` block, it replaces `folder`, unless an error occurred."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        staged.chmod(0o755)
+        new = staged / "new"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(staged / "old")
+        new.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""Parts that `vision calibrate` and `vision sparsify` share: their frames, the gate, and the result."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vision.config import CameraConfig, ModelSpec
+from vision.errors import VisionError
+from vision.evaluation.passes import Progress
+from vision.evaluation.progress import show_progress
+from vision.optimize.accuracy import Accuracy, Labels
+from vision.optimize.frames import Frames, frames_of_cameras, frames_of_images
+from vision.optimize.model_folder import REJECTED, derived_spec, install, require_free
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A model to change, the frames and labels to measure it with, and the folder of the result."""
+
+    folder: Path
+    spec: ModelSpec
+    output: Path
+    images: Path | None = None
+    cameras: Sequence[CameraConfig] = ()
+    frames: int = 300
+    seconds: float = 60.0
+    max_drop: float = 0.01
+    labels: Labels | None = None
+    force: bool = False
+
+    @property
+    def rejected(self) -> Path:
+        """Folder of a result that lost too much accuracy."""
+        return self.output.with_name(self.output.name + REJECTED)
+
+    def require_free(self) -> None:
+        """Raise `ConfigError` if the result cannot be written to its folder. See `model_folder.require_free`."""
+        require_free(self.output, force=self.force)
+        require_free(self.rejected, force=True)
+
+    def collect(self, folder: Path, stop: threading.Event) -> Frames:
+        """Read frames, and store them in the temporary `folder`. See `vision.optimize.frames` for the errors."""
+        size = self.spec.input
+        with show_progress("reading frames", None, stop) as step:
+            if self.images is not None:
+                return frames_of_images(self.images, folder, size, self.frames, step)
+            return frames_of_cameras(self.cameras, folder, size, self.frames, seconds=self.seconds, step=step)
+
+    def finish(
+        self, contents: bytes, accuracy: Accuracy, change: str, report: Mapping[str, object], console: Console
+    ) -> None:
+        """Write the model and a report to the output folder or, if it lost too much accuracy, to `rejected`.
+
+        Args:
+            change: what was done, as a sentence for model.yaml.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+            VisionError: the model lost too much accuracy (code ``accuracy-drop``).
+        """
+        passed = accuracy.drop <= self.max_drop
+        target = self.output if passed else self.rejected
+        spec = derived_spec(self.spec, self.output.name, contents, change)
+        whole = {
+            "schema": "vision.optimization/1",
+            "parent": {"name": self.spec.name, "sha256": self.spec.sha256},
+            **report,
+            "accuracy": {"metric": accuracy.metric, "parent": accuracy.parent, "value": accuracy.value},
+            "max_drop": self.max_drop,
+        }
+        install(target, spec, contents, whole)
+        if not passed:
+            raise VisionError(
+                f"{accuracy.metric} drops by {accuracy.drop:.4f}, from {accuracy.parent:.4f} to {accuracy.value:.4f}; "
+                f"at most {self.max_drop:g} is allowed; the model is in {target}",
+                hint="docs/optimization.md lists what to try; --max-drop allows a larger loss",
+                code="accuracy-drop",
+            )
+        console.print(f"{target}: written", soft_wrap=True, highlight=False, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Progresses:
+    """Starts the display of progress of each step. The display raises `Closed` if `stop` is set."""
+
+    stop: threading.Event
+
+    def __call__(self, words: str, total: int | None) -> AbstractContextManager[Progress]:
+        return show_progress(words, total, self.stop)
+
+
+def print_sources(frames: Frames, console: Console) -> None:
+    """Print how many frames were chosen and left out."""
+    sources = frames.sources
+    text = f"{len(frames.paths)} frames chosen of {sources.read}, {sources.duplicates} near-duplicates left out"
+    if sources.unreadable:
+        text += f", {len(sources.unreadable)} unreadable"
+    console.print(text, highlight=False)
+
+
+def report_of(frames: Frames) -> Mapping[str, object]:
+    """Return the part of a report that describes the frames."""
+    return {
+        "frames": len(frames.paths),
+        "frames_sha256": frames.sha256,
+        "unreadable": frames.sources.unreadable,
+    }
