@@ -23,6 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec
+from vision.messaging.curve import read_key
 from vision.messaging.gap_recovery import EVENTS, Gap, GapRecovery, NewJournal, ReplayClient
 from vision.messaging.schema import (
     KINDS,
@@ -102,6 +103,7 @@ def subscribe(
     *,
     since: Since | None = None,
     replay: str | None = None,
+    key: Path | str | None = None,
     timeout_s: float | None = None,
     silence_s: float = 5.0,
     queue: int = 1000,
@@ -115,6 +117,7 @@ def subscribe(
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.
+        key: key file of this subscriber (`vision keys new FILE --server KEY`), if the publisher has `publish.curve`.
         timeout_s: maximum time in seconds without a message; None means no limit.
         silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
@@ -129,7 +132,7 @@ def subscribe(
 
     def items() -> Iterator[Item]:
         with Subscription(
-            address, cameras, kinds, since=since, replay=replay, silence_s=silence_s, queue=queue
+            address, cameras, kinds, since=since, replay=replay, key=key, silence_s=silence_s, queue=queue
         ) as subscription:
             yield from subscription.items(timeout_s)
 
@@ -147,6 +150,7 @@ class Subscription:
         *,
         since: Since | None = None,
         replay: str | None = None,
+        key: Path | str | None = None,
         silence_s: float = 5.0,
         queue: int = 1000,
         keepalive_s: int = 5,
@@ -162,6 +166,7 @@ class Subscription:
             ConfigError: an argument is invalid.
         """
         _check_arguments(address, cameras, kinds, since, replay)
+        keys = None if key is None else read_key(Path(key), client=True)
         self.address = address
         self._topics = _topics(cameras, kinds)
         self._event_cameras = None if cameras is None else frozenset(cameras)
@@ -174,6 +179,8 @@ class Subscription:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         set_common_options(self._socket, address, keepalive_s)
+        if keys is not None:
+            keys.use_as_client(self._socket)
         self._socket.setsockopt(zmq.RCVHWM, queue)
         self._socket.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -183,7 +190,7 @@ class Subscription:
         self._replay: ReplayClient | None = None
         if since is not None:
             recovery = GapRecovery(*_number_and_journal(since), clock=clock)
-            self._replay = ReplayClient(recovery, self._context, keepalive_s, replay)
+            self._replay = ReplayClient(recovery, self._context, keepalive_s, replay, keys)
             self._poller.register(self._replay.socket, zmq.POLLIN)
         for topic in self._topics if since is None else self._topics | {EVENTS, _NODE_STATUS}:
             self._socket.subscribe(topic)

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "run": "Detect objects in camera streams, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
+    "keys": "Create keys, and choose which subscribers can connect.",
     "watch": "Show the results of a running `vision run`.",
     "eval": "Measure accuracy on a labeled video or on simulated scenes.",
     "doctor": "Diagnose the environment and suggest fixes.",

@@ -15,8 +15,9 @@ from vision.cli.options import ConfigName, ForTime, Nvtx, argument_parser, read_
 from vision.cli.session import command
 from vision.cli.status_view import StatusView
 from vision.config import AppConfig
+from vision.config.checks import publish_conflicts
 from vision.config.fields import check_bind
-from vision.errors import EXIT_OK
+from vision.errors import EXIT_OK, ConfigError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.runtime import Runtime
@@ -79,4 +80,7 @@ def run(
 def _with_bind(config: AppConfig, bind: str | None) -> AppConfig:
     if bind is None:
         return config
-    return config.model_copy(update={"publish": config.publish.model_copy(update={"bind": bind})})
+    publish = config.publish.model_copy(update={"bind": bind})
+    for conflict in publish_conflicts(publish.model_dump()):
+        raise ConfigError(f"--bind: {conflict.message}", code=conflict.code)
+    return config.model_copy(update={"publish": publish})

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Final, TextIO
 
 import typer
@@ -55,6 +56,9 @@ def watch(
     context: typer.Context,
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Publisher's address.")] = "tcp://127.0.0.1:5555",
     for_s: ForTime = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key file, if the publisher has `publish.curve`.")
+    ] = None,
 ) -> int:
     """Show the results of a running `vision run`.
 
@@ -62,7 +66,7 @@ def watch(
       vision watch
       vision watch tcp://192.0.2.7:5555 --for 1m
     """
-    return watch_address(address, for_s=for_s)
+    return watch_address(address, for_s=for_s, key=key)
 
 
 @dataclass(slots=True)
@@ -259,6 +263,7 @@ def watch_address(
     address: str,
     *,
     for_s: float | None = None,
+    key: Path | None = None,
     out: TextIO | None = None,
     line_interval_s: float = 5.0,
     silence_s: float = 5.0,
@@ -275,7 +280,7 @@ def watch_address(
     board = Board(address, time.monotonic_ns())
     try:
         with (
-            Subscription(address, kinds=KINDS, silence_s=silence_s) as subscription,
+            Subscription(address, kinds=KINDS, key=key, silence_s=silence_s) as subscription,
             closing(_View(out or sys.stdout, line_interval_s)) as view,
         ):
             _follow(subscription, board, view, for_s)

@@ -211,7 +211,7 @@ class PublishConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
-    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 serves the network."""
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 with `curve` the network."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
     masks: Literal["polygon", "rle"] = "polygon"
@@ -219,6 +219,11 @@ class PublishConfig(ConfigSection):
     as in COCO."""
     queue: int = Field(default=1000, ge=1, le=1_000_000)
     """Maximum number of messages that wait for a slow subscriber; the subscriber loses further messages."""
+    curve: FolderPath | None = None
+    """Folder with the keys of this program and of its subscribers (`vision keys`), relative to this file; with it,
+    messages are encrypted, and only subscribers with an allowed key can connect."""
+    insecure: bool = False
+    """Permit an address that other machines can reach without `curve`, so that everyone there can read the messages."""
     max_subscribers: int = Field(default=256, ge=1, le=10_000)
     """Maximum number of connections to a tcp:// address; further subscribers wait until another one leaves."""
     replay: BindAddress | None = None

@@ -93,6 +93,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from _repeated("name", rules, references)
     yield from _pipeline_conflicts(config)
     yield from _replay_conflicts(config)
+    yield from publish_conflicts(_mapping(config, "publish"))
 
 
 def pipeline_name(config: Section) -> object:
@@ -320,6 +321,26 @@ def _replay_conflicts(config: Section) -> Iterator[Conflict]:
     same_port = isinstance(bind, str) and port.isdigit() and port != "0" and port == bind.rpartition(":")[2]
     if (replay == bind and not replay.endswith((":*", ":0"))) or same_port:
         yield Conflict(loc, "same-address", "expected an address and a port that differ from those of publish.bind")
+
+
+def publish_conflicts(publish: Section) -> Iterator[Conflict]:
+    """Yield a conflict for each address that other machines can reach without encryption."""
+    if publish.get("curve") is not None or publish.get("insecure") is True:
+        return
+    for key in ("bind", "replay"):
+        address = publish.get(key)
+        if isinstance(address, str) and not _is_local(address):
+            message = (
+                "expected `curve` too, because other machines can reach this address, and everyone there can read the "
+                "messages; if you want this, add `insecure: true`"
+            )
+            yield Conflict(("publish", key), "insecure-address", message)
+
+
+def _is_local(bind: str) -> bool:
+    """Return True if only this machine can reach an address, or if it is malformed."""
+    host = bind.removeprefix("tcp://").rpartition(":")[0]
+    return not bind.startswith("tcp://") or host in ("", "lo", "[::1]") or host.startswith("127.")
 
 
 # --- plain data -------------------------------------------------------------------------------------------------------

@@ -138,6 +138,8 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
         camera: section.model_copy(update={"accuracy": str(folder / section.accuracy)}) if section.accuracy else section
         for camera, section in config.analytics.items()
     }
+    if config.publish.curve is not None:
+        changes["publish"] = config.publish.model_copy(update={"curve": str(folder / config.publish.curve)})
     if config.snapshots is not None:
         changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):

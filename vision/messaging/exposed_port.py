@@ -68,6 +68,12 @@ class ExposedPort:
         self._process = self._start_process()
         self._thread.start()
 
+    def disconnect_clients(self) -> None:
+        """Close all connections. Clients can connect again at once."""
+        process = self._process
+        if process is not None:
+            process.kill()  # the thread starts a new process
+
     def close(self) -> None:
         """Send what the socket has sent to the process, and close all connections and the port. Idempotent."""
         if self._closed.is_set():

@@ -17,6 +17,7 @@ import zmq
 
 from vision.errors import MessageError
 from vision.messaging import codec
+from vision.messaging.curve import KeyPair
 from vision.messaging.schema import EventMessage, NodeStatusMessage, ReplayReply, ReplayRequest
 from vision.messaging.sockets import reachable_address, set_common_options
 
@@ -160,11 +161,21 @@ class ReplayClient:
     """
 
     def __init__(
-        self, recovery: GapRecovery, context: zmq.Context[zmq.Socket[bytes]], keepalive_s: int, address: str | None
+        self,
+        recovery: GapRecovery,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keepalive_s: int,
+        address: str | None,
+        keys: KeyPair | None = None,
     ) -> None:
-        """Create the socket. Connect it to `address`; if `address` is None, `learn_address` connects it later."""
+        """Create the socket. Connect it to `address`; if `address` is None, `learn_address` connects it later.
+
+        `keys` are the keys for CURVE; None means that the publisher does not use it.
+        """
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)
+        if keys is not None:
+            keys.use_as_client(self.socket)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
         self._keepalive_s = keepalive_s
         self._learns_address = address is None

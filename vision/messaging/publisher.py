@@ -24,6 +24,7 @@ import zmq
 
 from vision.errors import Closed, from_os_error
 from vision.messaging import codec
+from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import Encoding, EventMessage, Header, MaskFormat, StatusReport
@@ -73,6 +74,7 @@ class Publisher:
         linger_s: float = 0.2,
         keepalive_s: int = 10,
         max_subscribers: int | None = None,
+        keys: KeyFolder | None = None,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -91,6 +93,7 @@ class Publisher:
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
             max_subscribers: maximum number of connections to a TCP port. A separate process accepts them, and limits
                 what they send. If None, ZeroMQ accepts connections without limits.
+            keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist.
@@ -113,12 +116,18 @@ class Publisher:
                     encoding=encoding,
                     keepalive_s=keepalive_s,
                     max_clients=max_subscribers,
+                    keys=keys,
                 )
                 opened.callback(server.close)
                 self.replay_address = server.address
                 self._replay = server
             self.socket = StatusSocket(
-                bind, queue=queue, linger_s=linger_s, keepalive_s=keepalive_s, max_subscribers=max_subscribers
+                bind,
+                queue=queue,
+                linger_s=linger_s,
+                keepalive_s=keepalive_s,
+                max_subscribers=max_subscribers,
+                keys=keys,
             )
             opened.callback(self.socket.close)
             self.address = self.socket.address
@@ -202,7 +211,14 @@ class StatusSocket:
     """
 
     def __init__(
-        self, bind: str, *, queue: int, linger_s: float, keepalive_s: int, max_subscribers: int | None
+        self,
+        bind: str,
+        *,
+        queue: int,
+        linger_s: float,
+        keepalive_s: int,
+        max_subscribers: int | None,
+        keys: KeyFolder | None,
     ) -> None:
         """Bind the socket and start the thread. See `Publisher` for arguments and errors."""
         options = {
@@ -214,7 +230,7 @@ class StatusSocket:
         }
         limits = PortLimits(max_subscribers, subscribes=True) if max_subscribers else None
         self._bound = BoundSocket(
-            zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options, limits=limits
+            zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options, limits=limits, keys=keys
         )
         self._socket = self._bound.zmq
         self.address = self._bound.address

@@ -17,6 +17,7 @@ import zmq
 
 from vision.errors import MessageError
 from vision.messaging import codec
+from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
 from vision.messaging.schema import Encoding, EventMessage, ReplayReply, ReplayRequest
 from vision.messaging.sockets import BoundSocket
@@ -46,10 +47,11 @@ class ReplayServer:
         encoding: Encoding,
         keepalive_s: int,
         max_clients: int | None = None,
+        keys: KeyFolder | None = None,
     ) -> None:
         """Bind the socket to `bind`, and start the thread. The events in replies have the encoding `encoding`.
 
-        If `max_clients` is set, a separate process limits the connections to a TCP port, and what they send.
+        `max_clients` and `keys` have the meaning of `max_subscribers` and `keys` of a `Publisher`.
 
         Raises:
             ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
@@ -59,7 +61,7 @@ class ReplayServer:
         self._encoding = encoding
         limits = PortLimits(max_clients, subscribes=False) if max_clients else None
         self._socket = BoundSocket(
-            zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS, limits=limits
+            zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS, limits=limits, keys=keys
         )
         self.address = self._socket.address
         self._thread = threading.Thread(target=self._serve, name="replay", daemon=True)

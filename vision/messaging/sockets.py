@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import socket
@@ -13,8 +14,11 @@ from typing import Final
 
 import zmq
 
-from vision.errors import ConfigError, Unavailable, from_os_error
+from vision.errors import ConfigError, Unavailable, VisionError, from_os_error
+from vision.messaging.curve import CurveServer, KeyFolder
 from vision.messaging.exposed_port import ExposedPort, PortLimits
+
+log = logging.getLogger(__name__)
 
 _NOT_LOCAL: Final = (
     Unavailable,
@@ -64,6 +68,7 @@ class BoundSocket:
         keepalive_s: int,
         options: Mapping[zmq.SocketOption, int],
         limits: PortLimits | None = None,
+        keys: KeyFolder | None = None,
     ) -> None:
         """Bind the socket. Errors contain the configuration key `key`.
 
@@ -75,6 +80,7 @@ class BoundSocket:
             options: further options of the socket.
             limits: limits of a TCP port, which a separate process enforces. If None, or for other addresses, ZeroMQ
                 serves the address itself, without limits.
+            keys: keys for CURVE. If None, messages are not encrypted, and every client can connect.
 
         Raises:
             ConfigError: the address cannot be bound, for example because its folder does not exist.
@@ -82,6 +88,7 @@ class BoundSocket:
         """
         _check_free(bind, key)
         self._port: ExposedPort | None = None
+        self._curve: CurveServer | None = None
         self._context = zmq.Context()
         self.zmq = self._context.socket(kind)
         try:
@@ -90,7 +97,13 @@ class BoundSocket:
             set_common_options(self.zmq, bind, keepalive_s)
             for option, value in options.items():
                 self.zmq.setsockopt(option, value)
+            if keys is not None:
+                self._curve = CurveServer(self.zmq, keys, self._disconnect_clients)
             self._bind(bind)
+        except VisionError:
+            self._context.destroy(linger=0)
+            self._close_port()
+            raise
         except (OSError, zmq.ZMQError) as error:
             self._context.destroy(linger=0)
             self._close_port()
@@ -110,6 +123,12 @@ class BoundSocket:
         self.zmq.setsockopt(zmq.BACKLOG, _BACKLOG)
         self.zmq.bind(self._port.target)
         self._port.start()
+
+    def _disconnect_clients(self) -> None:
+        if self._port is None:
+            log.warning("a client whose key was removed stays connected until the program ends, because of ipc://")
+        else:
+            self._port.disconnect_clients()
 
     def _close_port(self) -> None:
         if self._port is not None:

@@ -42,6 +42,7 @@ from vision.detect.open import open_classifier, open_detector, published_class_n
 from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
+from vision.messaging.curve import KeyFolder
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
@@ -199,6 +200,7 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
         max_subscribers=config.publish.max_subscribers,
+        keys=None if config.publish.curve is None else KeyFolder(Path(config.publish.curve)),
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)

@@ -71,8 +71,8 @@ def _is_private_group(group_id: int) -> bool:
         return False
 
 
-def require_private_folder(folder: Path) -> None:
-    """Check that other users cannot create or replace files in a folder.
+def require_private_folder(folder: Path, *, content: str = "engines") -> None:
+    """Check that other users cannot create or replace files in a folder. `content` is a word for them.
 
     Sticky folders above it, such as /tmp, are accepted if they belong to this user or to root.
 
@@ -87,12 +87,13 @@ def require_private_folder(folder: Path) -> None:
         reason = _who_may_write(status)
         if not reason or (path != resolved and is_sticky and (is_mine or status.st_uid == 0)):
             continue
-        hint = _OTHER_FOLDER
+        is_cache = content == "engines"
+        hint = _OTHER_FOLDER if is_cache else "choose a folder that no other user can write to"
         if is_mine and not is_sticky:  # other users need a sticky folder as it is
             hint = f"`chmod go-w {path}`, or {hint}"
-            if path == resolved:
+            if path == resolved and is_cache:
                 hint += "; then `vision build MODEL --force`"
-        raise Untrusted(f"{path} {reason}, so the engines in {folder} cannot be trusted", hint=hint)
+        raise Untrusted(f"{path} {reason}, so the {content} in {folder} cannot be trusted", hint=hint)
 
 
 def make_private_folder(folder: Path) -> None:
