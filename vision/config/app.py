@@ -211,7 +211,7 @@ class PublishConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
-    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 with `curve` the network."""
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 with `curve` a network."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
     masks: Literal["polygon", "rle"] = "polygon"
