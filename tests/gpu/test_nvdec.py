@@ -24,6 +24,7 @@ from vision.capture.ffmpeg.file import VideoFile
 from vision.capture.ffmpeg.source import FFmpegSource
 from vision.capture.liveness import FrozenFrameDetector
 from vision.capture.nvdec.decoder import NvdecDecoder
+from vision.capture.nvdec.idle_sessions import idle_sessions
 from vision.capture.open import open_source
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Source
@@ -160,6 +161,60 @@ def test_every_codec_matches_ffmpeg(
     assert all(difference(one, other) <= tolerance for (_, one), (_, other) in zip(actual, reference, strict=True))
     assert info.yuv == ("bt709-full" if "fullrange" in str(options) else "bt601")
     assert info.fps == pytest.approx(FPS)
+
+
+# --- sessions that are used again -------------------------------------------------------------------------------------
+
+
+def kept_sessions() -> list[object]:
+    return [session for _, session in idle_sessions._idle]
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", NO_B_FRAMES),
+        ("libx264", B_FRAMES),
+        ("libx265", (*FAST.items(), ("x265-params", "log-level=none:bframes=3:keyint=10"))),
+    ],
+    ids=["h264", "h264 reordered", "h265 reordered"],
+)
+def test_stream_that_returns_uses_the_same_session(
+    codec: str, options: tuple[tuple[str, str], ...], tmp_path: Path
+) -> None:
+    """The first connection ends in the middle of the stream, while the decoder still holds frames."""
+    idle_sessions.close()
+    path = saved(tmp_path, video(codec, "matroska", count=COUNT, options=options), "a.mkv")
+    reference = list(decoded(path))
+    with opened_file(path) as source:
+        source.open()
+        for _ in range(7):
+            source.grab(1)
+    (first,) = kept_sessions()
+    for _ in range(3):
+        with opened_file(path) as source:
+            source.open()
+            assert kept_sessions() == []
+            actual = list(rest_of(source, 192, 320))
+        assert len(actual) == COUNT
+        assert all(difference(one, other) == 0 for (_, one), (_, other) in zip(actual, reference, strict=True))
+        assert kept_sessions() == [first]
+
+
+def test_session_is_not_used_for_a_different_stream(tmp_path: Path) -> None:
+    idle_sessions.close()
+    sizes = [(64 + 32 * n, 320) for n in range(6)]
+    paths = [saved(tmp_path, video("libx264", "mp4", size=size, count=5), f"{n}.mp4") for n, size in enumerate(sizes)]
+    for path, (height_px, width_px) in zip(paths, sizes, strict=True):
+        with opened_file(path) as source:
+            assert source.open().height_px == height_px
+            assert len(list(rest_of(source, height_px, width_px))) == 5
+    sessions = kept_sessions()
+    assert len(set(map(id, sessions))) == 4
+    with opened_file(paths[0]) as source:  # its session was the oldest, and is closed
+        source.open()
+        assert kept_sessions() == sessions
+    idle_sessions.close()
 
 
 @pytest.mark.parametrize(

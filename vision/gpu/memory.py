@@ -227,6 +227,11 @@ def abandon() -> None:
     _abandoned.set()
 
 
+def is_abandoned() -> bool:
+    """Return True if `abandon` was called."""
+    return _abandoned.is_set()
+
+
 def _free_device(buffer: DeviceBuffer) -> None:
     if not _abandoned.is_set():
         buffer.close()

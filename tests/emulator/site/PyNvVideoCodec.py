@@ -110,6 +110,8 @@ class PyNvDecoder:
             frames = self._late + self._context.decode(None if last else self._packet(packet))
         except av.FFmpegError:
             frames = self._late
+        if last:
+            self._context.flush_buffers()  # NVDEC accepts another stream after the end of one
         keep = 0 if last or (self._at_once and packet.decode_flag is VideoPacketFlag.ENDOFPICTURE) else 1
         count = max(0, len(frames) - keep)
         self._late = frames[count:]

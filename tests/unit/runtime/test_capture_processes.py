@@ -145,9 +145,9 @@ def test_slow_detector_gets_the_newest_frames() -> None:
     run.run(for_s=3)
     for name in run.cameras:
         results = run.results(name)
-        assert len(results) >= 5
+        assert len(results) >= 3
         ages_ms = [(result.timing.batched_ns - result.meta.captured_ns) / 1e6 for result in results]
-        assert np.median(ages_ms) <= 40
+        assert np.median(ages_ms) <= 80  # a queue of all buffers would make it 120 ms
     run.check()
 
 

@@ -46,13 +46,18 @@ class AnnexB:
             yield from self._filter.filter(None)
             yield packet
 
+    @property
+    def has_parameters(self) -> bool:
+        """True if the codec has parameter sets."""
+        return self._codec in _FILTERS
+
     def with_parameters(self, data: bytes) -> tuple[bytes, bytes]:
         """Return a key frame with its parameter sets, and data that differs if the format of the stream has changed.
 
         For H.264 and H.265, this data is the parameter sets. For other codecs, it is the whole frame, which contains
         the format.
         """
-        if self._codec not in _FILTERS:
+        if not self.has_parameters:
             return data, data
         parameters = parameter_sets(self._codec, data)
         if parameters:

@@ -19,7 +19,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -91,6 +91,9 @@ def require_nvdec(codec: str | None = None) -> None:
     _library()
 
 
+_Key: TypeAlias = tuple[str, YuvEncoding, bool, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Surface:
     """A decoded nv12 frame in GPU memory, valid until its session is called again."""
@@ -100,8 +103,9 @@ class Surface:
     time: int  # as passed with the coded frame
     planes: tuple[tuple[int, int], ...]  # for luma and chroma: address, and bytes from one row to the next
     yuv: YuvEncoding
+    stream: Stream  # of the session
 
-    def copy_to(self, out: FrameBuffer, stream: Stream) -> None:
+    def copy_to(self, out: FrameBuffer) -> None:
         """Copy the frame to the host memory of `out`, or to GPU memory if `out` has no host memory. Wait for the copy.
 
         Raises:
@@ -111,16 +115,16 @@ class Surface:
             raise SizeChanged(self.height_px, self.width_px)
         target, row_bytes = out.device_address if out.host is None else out.host.ctypes.data, self.width_px
         for (address, pitch_bytes), rows in zip(self.planes, (self.height_px, self.height_px // 2), strict=True):
-            copy_rows(target, address, stream, rows=rows, row_bytes=row_bytes, pitch_bytes=pitch_bytes)
+            copy_rows(target, address, self.stream, rows=rows, row_bytes=row_bytes, pitch_bytes=pitch_bytes)
             target += rows * row_bytes
-        stream.synchronize()  # the caller reads `out` immediately, and the decoder reuses the memory of the frame
+        self.stream.synchronize()  # the caller reads `out` immediately, and the decoder reuses the memory of the frame
 
 
 class Session:
     """An NVDEC decoder for one stream of one frame size and encoding."""
 
-    def __init__(self, codec: str, stream: Stream, yuv: YuvEncoding, *, at_once: bool) -> None:
-        """Create the decoder. Its copies are queued on `stream`, and its frames have the encoding `yuv`.
+    def __init__(self, codec: str, yuv: YuvEncoding, *, at_once: bool) -> None:
+        """Create the decoder. Its frames have the encoding `yuv`.
 
         If `at_once`, the call that decodes a frame also returns it. This requires a stream that sends frames in
         display order.
@@ -132,8 +136,11 @@ class Session:
         device = open_device()
         use_device(device)  # the calling thread may be a new one
         latency = library.DisplayDecodeLatencyType
+        self.parameters = b""  # the parameter sets of the stream; empty if the session cannot be used again
         self._codec = codec
         self._yuv = yuv
+        self._at_once = at_once
+        self._stream = Stream()
         self._packet = library.PacketData
         self._nv12 = library.Pixel_Format.NV12
         self._flag = library.VideoPacketFlag.ENDOFPICTURE if at_once else None
@@ -142,11 +149,12 @@ class Session:
                 gpuid=device.index,
                 codec=getattr(library.cudaVideoCodec, CODECS[codec]),
                 cudacontext=0,  # the device's primary context, which the CUDA runtime API also uses
-                cudastream=stream.address,
+                cudastream=self._stream.address,
                 usedevicememory=True,
                 latency=latency.LOW if at_once else latency.NATIVE,
             )
         except Exception as error:
+            self._stream.close()
             raise self._failure(error) from error
 
     def decode(self, data: bytes, time: int) -> Sequence[Surface]:
@@ -167,12 +175,19 @@ class Session:
         try:
             frames = self._decoder.Decode(packet)
         except Exception as error:
+            self.parameters = b""
             raise self._failure(error) from error
         return [self._surface(frame) for frame in frames]
 
     def close(self) -> None:
         """Free the decoder and its pool. Idempotent."""
         self._decoder = None
+        self._stream.close()
+
+    @property
+    def key(self) -> _Key:
+        """The properties that a stream must have for this session."""
+        return (self._codec, self._yuv, self._at_once, self.parameters)
 
     def _surface(self, frame: Any) -> Surface:
         if frame.format != self._nv12:
@@ -180,7 +195,7 @@ class Session:
         planes = [plane.__cuda_array_interface__ for plane in frame.cuda()]
         height_px, width_px = (int(side) for side in planes[0]["shape"][:2])
         layout = tuple((int(plane["data"][0]), int((plane.get("strides") or [width_px])[0])) for plane in planes)
-        return Surface(height_px, width_px, int(frame.getPTS()), layout, self._yuv)
+        return Surface(height_px, width_px, int(frame.getPTS()), layout, self._yuv, self._stream)
 
     def _failure(self, error: Exception) -> SourceError:
         return SourceError(

@@ -20,9 +20,9 @@ from vision.capture.ffmpeg.bindings import choose_format, encoding_of, require_u
 from vision.capture.ffmpeg.decoder import CodedStream, DecodedFrame, JpegStream, PacketDamaged
 from vision.capture.nvdec.annexb import AnnexB
 from vision.capture.nvdec.bindings import CODECS, Session, Surface, require_nvdec
+from vision.capture.nvdec.idle_sessions import idle_sessions
 from vision.capture.source import StreamInfo
 from vision.errors import SourceError
-from vision.gpu.cuda import Stream
 from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 
 log = logging.getLogger(__name__)
@@ -54,13 +54,12 @@ class NvdecDecoder:
         self._parameters: bytes | None = None
         self._format: tuple[int, int, YuvEncoding] | None = None  # height, width, and encoding of the session
         self._latest_ns: int | None = None
-        self._stream = Stream()
         self._session: Session | None = None
         self._retired: Session | None = None  # the previous session, whose last frames can still be read
 
     def decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         if self._retired is not None:
-            self._retired.close()
+            idle_sessions.give(self._retired)
             self._retired = None
         try:
             packets = list(self._annexb.convert(packet))
@@ -76,14 +75,13 @@ class NvdecDecoder:
         return StreamInfo(image.width_px, image.height_px, "nv12", fps, name, image.yuv)
 
     def write(self, image: Surface, out: FrameBuffer) -> None:
-        image.copy_to(out, self._stream)
+        image.copy_to(out)
 
     def close(self) -> None:
         for session in (self._retired, self._session):
             if session is not None:
-                session.close()
+                idle_sessions.give(session)
         self._retired = self._session = None
-        self._stream.close()
 
     def _decode(self, packet: Packet[Any]) -> Sequence[DecodedFrame]:
         data, pts_ns = bytes(packet), time_ns(packet)
@@ -91,7 +89,7 @@ class NvdecDecoder:
         if packet.is_keyframe:
             data, parameters = self._annexb.with_parameters(data)
             if parameters != self._parameters or not parameters:
-                frames = self._follow_format(self._probe(data))
+                frames = self._follow_format(self._probe(data), parameters)
                 self._parameters = parameters
         self._check_order(pts_ns)
         if self._session is None:  # nothing can be decoded before the first key frame
@@ -101,7 +99,7 @@ class NvdecDecoder:
     def _drain(self) -> Sequence[DecodedFrame]:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
-    def _follow_format(self, frame: VideoFrame) -> Sequence[DecodedFrame]:
+    def _follow_format(self, frame: VideoFrame, parameters: bytes) -> Sequence[DecodedFrame]:
         """Start a session if the format of `frame` is new. Return the remaining frames of the old session."""
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
@@ -112,11 +110,15 @@ class NvdecDecoder:
         choose_format("nv12", frame.height, frame.width, ("nv12",))  # raises an error if a side is odd
         encoding = encoding_of(frame)
         stream_format = (frame.height, frame.width, encoding)
+        if not self._annexb.has_parameters:
+            parameters = b""
         if stream_format == self._format:
+            assert self._session is not None
+            self._session.parameters = parameters
             return ()
         remaining = self._drain()
         self._retired, self._session = self._session, None
-        self._session = Session(self._codec, self._stream, encoding, at_once=self._at_once)
+        self._session = idle_sessions.take(self._codec, encoding, parameters, at_once=self._at_once)
         self._format = stream_format
         return remaining
 

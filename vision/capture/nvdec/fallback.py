@@ -17,6 +17,7 @@ import numpy as np
 from av.packet import Packet
 
 from vision.capture.ffmpeg.decoder import CodedStream, DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
+from vision.capture.nvdec.idle_sessions import idle_sessions
 from vision.capture.source import StreamInfo
 from vision.errors import OutOfMemory, SourceError
 from vision.gpu.cuda import Stream, memory_info
@@ -115,6 +116,9 @@ class NvdecOrFFmpeg:
 def _require_room() -> None:
     """Raise `SourceError` if less than 1/8 of the GPU memory is free."""
     free_bytes, total_bytes = memory_info()
+    if free_bytes * _RESERVED < total_bytes:
+        idle_sessions.close()
+        free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
         raise SourceError(f"less than 1/{_RESERVED} of the graphics card's memory is free", code="out-of-memory")
 
