@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from tests.zoo.visit import FAULT_AFTER_S, config_of, in_parallel, visit
+from tests.zoo.visit import FAULT_AFTER_S, codes_while_running, config_of, in_parallel, visit
 from vision.capture.gstreamer.source import available
 from vision.capture.zoo.camera import Camera
 from vision.capture.zoo.page import page
@@ -148,10 +148,12 @@ def test_refusals_have_the_listed_code_and_a_hint(zoo: Zoo, reader: Reader, capl
         zoo.start(cameras)
         configs = [config_of(camera, reader) for camera in cameras]
         checks = check_cameras(configs, threading.Event())
+        running = codes_while_running(configs)
         for camera in cameras:
             zoo.stop_camera(camera)
     found = {check.camera: (check.code, bool(check.hint)) for check in checks}
     assert found == {f"{persona.name}_{reader}": (persona.verdicts[reader].code, True) for persona in personas}
+    assert running == {name: code for name, (code, _) in found.items()}
 
 
 @pytest.mark.parametrize("fault", TROUBLES)

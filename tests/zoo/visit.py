@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 from vision.capture.open import open_source
@@ -154,6 +155,31 @@ def visit(
     if persona.counts_all(reader, fault):
         result.faults += account(camera, sink.published)
     return result
+
+
+def codes_while_running(configs: Sequence[CameraConfig]) -> dict[str, str]:
+    """Read cameras as the program does until the first connection of each fails. Return the codes of the failures."""
+    supervisors = [
+        CameraSupervisor(
+            config.id,
+            partial(open_source, config, offline=False, pixel_formats=("i420", "bgr")),
+            Sink(),
+            SupervisorPolicy(config.read_timeout_s, config.frozen_after_s, first_retry_s=60.0, longest_retry_s=60.0),
+        )
+        for config in configs
+    ]
+    threads = [threading.Thread(target=each.run, name=f"refused-{each.camera_id}") for each in supervisors]
+    for thread in threads:
+        thread.start()
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s and not all(each.status().last_code for each in supervisors):
+        time.sleep(0.02)
+    codes = {each.camera_id: each.status().last_code for each in supervisors}
+    for supervisor in supervisors:
+        supervisor.stop()
+    for thread in threads:
+        thread.join(10)
+    return codes
 
 
 def _is_reached(camera: Camera, sink: Sink) -> bool:

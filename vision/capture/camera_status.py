@@ -28,6 +28,7 @@ class CameraStatus:
     reconnects: int  # connections after the first
     last_error: str  # one line without secrets; empty while frames are delivered
     last_hint: str  # advice for `last_error`; empty if there is none
+    last_code: str  # code of `last_error`, as `vision check` reports it; empty if there is none
     width_px: int  # 0 before the first connection
     height_px: int
     decoder: str
@@ -62,12 +63,13 @@ class Failure:
     text: str = ""
     hint: str = ""
     was_connected: bool = False
+    code: str = ""
 
     @classmethod
     def from_error(cls, error: SourceError, *, was_connected: bool) -> Failure:
         """Return the failure for an error, with each run of whitespace in the texts replaced by a space."""
         text, hint = (" ".join(str(part).split()) for part in (error.args[0], error.hint))
-        return cls(text, hint, was_connected)
+        return cls(text, hint, was_connected, error.code)
 
 
 class StatusTracker:
@@ -100,6 +102,7 @@ class StatusTracker:
                 reconnects=max(0, stream.connections - 1),
                 last_error=failure.text,
                 last_hint=failure.hint,
+                last_code=failure.code,
                 width_px=stream.width_px,
                 height_px=stream.height_px,
                 decoder=stream.decoder,

@@ -199,7 +199,7 @@ class CameraSupervisor:
                 self._discard(source, parts)
         except EndOfStream as end:
             if not self._policy.finite:
-                return Failure(f"the camera ended the stream: {end.args[0]}", end.hint, connected)
+                return Failure(f"the camera ended the stream: {end.args[0]}", end.hint, connected, end.code)
             log.info("camera %s: %s", self.camera_id, end)
         except SourceError as error:
             return Failure.from_error(error, was_connected=connected)
@@ -228,13 +228,14 @@ class CameraSupervisor:
             return
         self._logged = reason
         log.warning(
-            "camera %s: %s (attempt %d), retrying in %.1f s: %s%s%s",
+            "camera %s: %s (attempt %d), retrying in %.1f s: %s%s%s%s",
             self.camera_id,
             "connection lost" if failure.was_connected else "cannot connect",
             attempt,
             delay_s,
             failure.text,
             f"; {failure.hint}" if failure.hint else "",
+            f" (code {failure.code})" if failure.code else "",
             f" [repeats are logged at attempts {2 * attempt}, {4 * attempt}, ...]" if repeated and attempt == 2 else "",
         )
 

@@ -287,6 +287,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     ] = None
     last_error: Annotated[str | None, doc("why the last connection ended; absent while frames arrive")] = None
     hint: Annotated[str | None, doc("what to do about `last_error`; absent if there is no advice")] = None
+    error_code: Annotated[str | None, doc("code of `last_error`, which `vision check` also reports")] = None
     next_retry_in_s: Annotated[float | None, doc("time until the next attempt to connect, in seconds")] = None
     width: Annotated[int | None, doc("width of the frame in pixels; absent before the first connection")] = None
     height: Annotated[int | None, doc("height of the frame in pixels; absent before the first connection")] = None

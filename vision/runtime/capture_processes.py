@@ -153,6 +153,7 @@ def _initial_status(now_ns: int) -> CameraStatus:
         reconnects=0,
         last_error="",
         last_hint="",
+        last_code="",
         width_px=0,
         height_px=0,
         decoder="",

@@ -67,6 +67,7 @@ def camera_status(
         last_frame_age_s=_rounded(status.last_frame_age_s),
         last_error=redact(status.last_error) or None,
         hint=redact(status.last_hint) or None,
+        error_code=status.last_code or None,
         next_retry_in_s=_rounded(status.next_retry_in_s),
         width=status.width_px or None,
         height=status.height_px or None,

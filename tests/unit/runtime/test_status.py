@@ -22,6 +22,7 @@ DOWN = CameraStatus(
     reconnects=0,
     last_error="rtsp://user:secret@host/x: refused",
     last_hint="is the camera on?",
+    last_code="port-closed",
     width_px=0,
     height_px=0,
     decoder="",
