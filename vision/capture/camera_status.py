@@ -171,6 +171,11 @@ class StatusTracker:
             with self._lock:
                 self._failure = Failure()
 
+    def degraded(self, failure: Failure) -> None:
+        """Record a fault of the connection, which continues. `delivered` removes it."""
+        with self._lock:
+            self._failure = failure
+
     def waiting_for_sink(self) -> None:
         """Record that the camera is waiting for its sink, so that this time does not count as silence."""
         with self._lock:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from vision.capture.camera_status import StatusTracker
+from vision.capture.camera_status import Failure, StatusTracker
 from vision.capture.liveness import Backoff, FrozenFrameDetector
 from vision.capture.source import FrameSink, Grab, Source
 from vision.errors import DeviceError, OutOfMemory, SizeChanged, SourceError, redact
@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 MAX_SIDE_PX: Final = 16384
 """The largest frame side that any codec profile in use allows (16K). A larger value is an error in the stream."""
+
+DAMAGED_HINT: Final = "set `transport: tcp`, shorten the camera's key frame interval, or choose a different `reader`"
+_DAMAGED_AFTER_NS: Final = 10_000_000_000
+"""Time in which every frame is damaged, after which the status and the log report it."""
 
 _HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the back-off is reset
 _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detected in time
@@ -132,6 +136,8 @@ class Session:
         self._live = source.live
         self._height_px, self._width_px = info.height_px, info.width_px
         self._index = -1  # number of the last grabbed frame in this epoch
+        self._damaged_ns: int | None = None  # time of the first damaged frame since the last intact one
+        self._damage_reported = False
         camera.status.connected(info, live=self._live)
         camera.frozen_frames.connected()
         self._configure_sink()
@@ -179,7 +185,9 @@ class Session:
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)
+            self._report_damage(now_ns)
             return
+        self._damaged_ns = None
         try:
             buffer = self._retrieve()
         except SourceError:
@@ -201,6 +209,19 @@ class Session:
             raise SourceError(
                 reason, hint="restart the camera; if its frames can be equal, set `frozen_after_s: null`", code="frozen"
             )
+
+    def _report_damage(self, now_ns: int) -> None:
+        """Report a camera whose frames have all been damaged for a long time. A new connection would not help it."""
+        if self._damaged_ns is None:
+            self._damaged_ns = now_ns
+        damaged_ns = now_ns - self._damaged_ns
+        if damaged_ns < _DAMAGED_AFTER_NS:
+            return
+        failure = Failure(f"every frame for {damaged_ns / 1e9:.0f} s is damaged", DAMAGED_HINT, True, "corrupt")
+        self._camera.status.degraded(failure)
+        if not self._damage_reported:
+            self._damage_reported = True
+            log.warning("camera %s: %s; %s (code corrupt)", self._camera.camera_id, failure.text, failure.hint)
 
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
         """Copy the grabbed frame into a buffer of the sink. Return the buffer; None if the program is stopping.

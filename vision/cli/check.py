@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.capture.open import open_source, require_library
+from vision.capture.session import DAMAGED_HINT
 from vision.capture.source import Source, StreamInfo
 from vision.cli.options import ConfigName, Json
 from vision.cli.session import command
@@ -42,7 +43,6 @@ from vision.types import FrameBuffer
 _Result = TypeVar("_Result")
 
 NO_ANSWER = "no answer within the configured timeouts"
-_DAMAGED = "set `transport: tcp`, shorten the camera's key frame interval, or choose a different `reader`"
 _GRACE_S = 2.0  # added to the camera's timeouts, for libraries that exceed them
 
 
@@ -199,7 +199,9 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
         if time.monotonic() < deadline_s:
             continue
         if damaged:
-            raise SourceError(f"all {damaged} frames within {timeout_s:g} s are damaged", hint=_DAMAGED, code="corrupt")
+            raise SourceError(
+                f"all {damaged} frames within {timeout_s:g} s are damaged", hint=DAMAGED_HINT, code="corrupt"
+            )
         raise SourceError(f"the camera opened, but delivered no frame within {timeout_s:g} s", code="no-frame")
     with suppress(SizeChanged):  # a frame of any size shows that the camera works
         source.retrieve(FrameBuffer.allocate(info.height_px, info.width_px, info.pixel_format))
