@@ -707,6 +707,22 @@ def test_source_without_memory_is_an_error_of_its_camera(where: str) -> None:
 # --- damage and bugs --------------------------------------------------------------------------------------------------
 
 
+def test_camera_whose_frames_are_all_damaged_is_reported_without_a_new_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    camera = World([])
+    damaged: list[Step] = [Frame(0.5, corrupt=True) for _ in range(20)]
+    camera.connections = [
+        Connection([Frame(), *damaged, Do(camera.look), *damaged, Do(camera.look), Frame(), Do(camera.look)])
+    ]
+    camera.run()
+    assert [status.last_code for status in camera.seen] == ["", "corrupt", ""]
+    assert [status.state for status in camera.seen] == ["streaming"] * 3
+    assert camera.seen[1].last_hint
+    assert camera.supervisor.status().reconnects == 0
+    assert sum("corrupt" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_corrupt_frames_are_dropped_and_not_retrieved() -> None:
     camera = world(Connection([Frame(), Frame(corrupt=True), Frame(corrupt=True), Frame()]))
     assert [meta.index for meta in camera.sink.metas] == [0, 3]
