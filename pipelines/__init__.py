@@ -11,13 +11,16 @@ import importlib.util
 import pkgutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from vision.config import AppConfig
 from vision.errors import ConfigError
-from vision.runtime.builder import Build, OpenStages, RunOptions, pipeline, with_video
+from vision.runtime import result_worker
+from vision.runtime.builder import Build, OpenStages, Pipeline, RunOptions, pipeline, with_video
+from vision.runtime.worker_channel import WorkerChannel
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Sink, Stage
 
@@ -52,6 +55,21 @@ def load_pipeline(name: str) -> Build:
         ConfigError: the pipeline or the file does not exist, the file cannot be imported, or there is no function
             `build`.
     """
+    return with_video(_load_build(name))
+
+
+def run_result_worker(channel: WorkerChannel, setup: bytes) -> None:
+    """Run a result worker. A worker process calls this function."""
+    result_worker.run(channel, setup, _load_stages)
+
+
+def _load_stages(name: str) -> OpenStages:
+    build = _load_build(name)
+    assert isinstance(build, Pipeline)
+    return build.open_stages
+
+
+def _load_build(name: str) -> Build:
     module = _import_file(Path(name)) if name.endswith(".py") else _import_shipped(name)
     build: Build | None = getattr(module, "build", None)
     if not callable(build):
@@ -60,7 +78,7 @@ def load_pipeline(name: str) -> Build:
             hint="add `build = pipeline_with([...])`, as docs/pipelines.md describes",
             code="pipeline-without-build",
         )
-    return with_video(build)
+    return replace(build, name=name) if isinstance(build, Pipeline) else build
 
 
 def _import_shipped(name: str) -> ModuleType:

@@ -166,6 +166,11 @@ def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
         _secrets = dict(sorted(known.items(), key=lambda item: -len(item[0])))
 
 
+def registered_secrets() -> dict[str, str]:
+    """Return the text that replaces each registered secret, for `register_secret` in another process."""
+    return dict(_secrets)
+
+
 def _encodings(secret: str) -> set[str]:
     """Return the secret itself, and the texts that programs print instead of it."""
     forms = {secret, unquote(secret)}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -80,7 +80,7 @@ _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_next_track_id = itertools.count(1)  # one counter, so that ids are unique across all cameras and epochs
+_shared_ids = itertools.count(1)
 
 
 class Tracker:
@@ -96,6 +96,7 @@ class Tracker:
             that the edge of the frame cuts off may change their size at any rate.
         groups: groups of classes that the detector confuses; None if there are none. The class of a track is
             the class with the most votes in its group.
+        track_ids: ids of new tracks. If None, all such trackers of the process share one sequence of ids.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class Tracker:
         config: TrackConfig | None = None,
         frame_size_px: tuple[int, int] | None = None,
         groups: ClassGroups | None = None,
+        track_ids: Iterator[int] | None = None,
     ) -> None:
         self._config = config or TrackConfig()
+        self._new_ids = _shared_ids if track_ids is None else track_ids
         self._class_groups = groups if groups is not None and groups.grouped else None
         self._frame_size_px = frame_size_px
         self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
@@ -338,7 +341,8 @@ class _TracksTogether:
         if count_nonzero(tentative):
             tentative &= now_s - state[BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
             for track in tracks[tentative]:
-                self._ids[track] = next(_next_track_id)
+                camera = 0 if self._camera is None else self._camera[track]
+                self._ids[track] = next(self._trackers[camera]._new_ids)
         return belief
 
     def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:

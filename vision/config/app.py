@@ -27,6 +27,7 @@ from vision.config.fields import (
     ModelName,
     PipelineName,
     Pixels,
+    Processes,
     Source,
     Threads,
     TlsPolicy,
@@ -268,6 +269,9 @@ class AppConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
     status: StatusConfig = StatusConfig()
     """Status messages about the program and its cameras."""
+    processes: Processes | Literal["auto"] = "auto"
+    """Number of worker processes that read the cameras, and of those that process results; 1: everything in one
+    process; auto: depends on the frame rates and the CPU cores."""
     stop_timeout_s: Minute = 1.5
     """Timeout in seconds for an orderly stop."""
     hang_s: float = Field(default=30.0, ge=1, le=600)

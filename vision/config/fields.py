@@ -152,6 +152,7 @@ Day = Annotated[float, Field(gt=0, le=86_400)]
 """`Minute`, `Hour`, and `Day` are numbers of seconds above 0 and up to a minute, an hour, or a day."""
 
 Threads = Annotated[int, Field(ge=1, le=256)]
+Processes = Annotated[int, Field(ge=1, le=64)]
 BatchSize = Annotated[int, Field(ge=1, le=256)]
 Pixels = Annotated[int, Field(ge=16, le=16384)]
 ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]

@@ -49,14 +49,22 @@ from vision.types import Counts, Detections, Event, Result, Tracks
 
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
+UNNUMBERED: Header = {"node": "", "instance": "", "boot": "", "seq": 0}
+"""Header of a message that the publisher has not numbered yet."""
+
 
 class Numbering:
     """Assigns the sequence numbers of one publisher's messages, separately for each topic. It is not thread-safe."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, instance: str | None = None) -> None:
+        """Start all topics at 1. `instance` identifies the start of the publisher; None creates a new identifier."""
         self.node = node
-        self.instance = secrets.token_hex(4)
+        self.instance = instance or secrets.token_hex(4)
         self._last: dict[str, int] = {}
+
+    def continue_after(self, topic: str, seq: int) -> None:
+        """Give the next message of a topic the number after `seq`."""
+        self._last[topic] = seq
 
     def header(self, topic: str) -> Header:
         """Return the header of the next message of a topic."""
@@ -247,14 +255,15 @@ def boot_id() -> str:
         return ""
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return a NumPy value as a number or list. Raise `TypeError` for all other types that messages do not support."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"expected numbers, texts, lists, and mappings in a message, got {type(value).__name__}")
 
 
-_TO_JSON = msgspec.json.Encoder(enc_hook=_plain)
-_TO_MSGPACK = msgspec.msgpack.Encoder(enc_hook=_plain)
+_TO_JSON = msgspec.json.Encoder(enc_hook=plain)
+_TO_MSGPACK = msgspec.msgpack.Encoder(enc_hook=plain)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TYPES: dict[str, type[AnyMessage]] = {
     "detections": DetectionsMessage,

@@ -12,29 +12,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import stat
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import zmq
 
 from vision.errors import Closed, from_os_error
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
+from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.schema import Encoding, EventMessage, Header, MaskFormat, StatusReport
+from vision.messaging.schema import Encoding, EventMessage, MaskFormat, StatusReport
 from vision.messaging.sockets import BoundSocket
+from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog
 from vision.types import Result
 
+if TYPE_CHECKING:
+    from vision.state.database import Statement
+
 log = logging.getLogger(__name__)
 
-_REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
 
@@ -43,14 +47,92 @@ _FILE_MODE: Final = 0o640  # results describe people, so only the user and the g
 _QUEUED_SUBSCRIPTIONS: Final = 10
 """Maximum number of unread subscriptions of one subscriber. ZeroMQ reads all of them in each call that sends."""
 
-_JOINS_PER_SEND: Final = 20
-"""Maximum number of subscriptions that a call which sends reads. The thread of the publisher reads the others."""
 
-# Plain integers, because an operation on an enumeration takes a microsecond.
-_FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
-_LAST_PART: Final = int(zmq.NOBLOCK)
-_EVENTS: Final = int(zmq.EVENTS)
-_READABLE: Final = int(zmq.POLLIN)
+class MessageSocket(Protocol):
+    """A socket that sends messages. Callers of `send` must hold `lock`."""
+
+    lock: threading.Lock
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send a message without blocking."""
+
+
+class RecordsResults(Protocol):
+    """A receiver of every detections message, in JSON."""
+
+    def write(self, payload: bytes) -> None:
+        """Record a message."""
+
+
+class DetectionsPublisher:
+    """Numbers, encodes, sends, and records the detections message of each result."""
+
+    def __init__(
+        self,
+        socket: MessageSocket,
+        numbering: codec.Numbering,
+        *,
+        class_names: Sequence[str],
+        encoding: Encoding,
+        masks: MaskFormat,
+        recorder: RecordsResults | None,
+    ) -> None:
+        """Create the publisher. `Publisher` describes the arguments."""
+        self._socket = socket
+        self._numbering = numbering
+        self._class_names = tuple(class_names)
+        self._encoding: Encoding = encoding
+        self._masks: MaskFormat = masks
+        self._recorder = recorder
+
+    def publish(self, result: Result) -> None:
+        """Send the detections of a result without waiting for subscribers. Then record them, if there is a recorder."""
+        topic = f"detections/{result.meta.camera_id}"
+        with self._socket.lock:
+            header = self._numbering.header(topic)
+            message = codec.detections(header, result, self._class_names, time.monotonic_ns(), self._masks)
+            payload = codec.encode(message, self._encoding)
+            self._socket.send(topic, payload)
+        if self._recorder is not None:
+            self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
+
+
+class EventPublisher:
+    """Numbers, stores, and sends events. An event is stored before it is sent, so that it can be requested again."""
+
+    def __init__(
+        self, socket: MessageSocket, numbering: codec.Numbering, *, encoding: Encoding, event_log: EventLog | None
+    ) -> None:
+        """Create the publisher. `Publisher` describes the arguments."""
+        self._socket = socket
+        self._numbering = numbering
+        self._encoding: Encoding = encoding
+        self._event_log = event_log
+
+    def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
+        """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
+
+        Return True if the events were stored.
+        """
+        with self._socket.lock:
+            numbered = [msgspec.structs.replace(each, **self._numbering.header(each.topic)) for each in events]
+        stored = self._store(numbered, also)  # without the lock, because disks are slow
+        numbered = stored or numbered
+        payloads = [codec.encode(event, self._encoding) for event in numbered]
+        with self._socket.lock:
+            for event, payload in zip(numbered, payloads, strict=True):
+                self._socket.send(event.topic, payload)
+        return bool(stored)
+
+    def _store(self, events: Sequence[EventMessage], also: Sequence[Statement]) -> list[EventMessage]:
+        """Store events, and return them with their numbers in the journal; empty if events are not stored."""
+        if self._event_log is None:
+            return []
+        first, journal = self._event_log.newest + 1, self._event_log.journal
+        stored = [
+            msgspec.structs.replace(event, journal=journal, number=number) for number, event in enumerate(events, first)
+        ]
+        return stored if self._event_log.append([codec.encode(event) for event in stored], also) else []
 
 
 class Publisher:
@@ -75,6 +157,7 @@ class Publisher:
         keepalive_s: int = 10,
         max_subscribers: int | None = None,
         keys: KeyFolder | None = None,
+        proxy: bool = False,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -94,6 +177,7 @@ class Publisher:
             max_subscribers: maximum number of connections to a TCP port. A separate process accepts them, and limits
                 what they send. If None, ZeroMQ accepts connections without limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
+            proxy: if True, other processes can also send messages, through `self.proxy`.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist.
@@ -102,10 +186,7 @@ class Publisher:
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
         self._replay: ReplayServer | None = None
-        self._class_names = tuple(class_names)
-        self._encoding = encoding
-        self._masks = masks
-        self._recorder = recorder
+        self._encoding: Encoding = encoding
         self._event_log = event_log
         with contextlib.ExitStack() as opened:
             if event_log is not None and replay is not None:
@@ -121,17 +202,16 @@ class Publisher:
                 opened.callback(server.close)
                 self.replay_address = server.address
                 self._replay = server
-            self.socket = StatusSocket(
-                bind,
-                queue=queue,
-                linger_s=linger_s,
-                keepalive_s=keepalive_s,
-                max_subscribers=max_subscribers,
-                keys=keys,
-            )
+            bound = _bind(bind, queue=queue, keepalive_s=keepalive_s, max_subscribers=max_subscribers, keys=keys)
+            self.proxy = Proxy(bound, queue=queue) if proxy else None
+            self.socket = StatusSocket(self.proxy or bound, linger_s=linger_s)
             opened.callback(self.socket.close)
             self.address = self.socket.address
             self._opened = opened.pop_all()
+        self._events = EventPublisher(self.socket, self.numbering, encoding=encoding, event_log=event_log)
+        self._detections = DetectionsPublisher(
+            self.socket, self.numbering, class_names=class_names, encoding=encoding, masks=masks, recorder=recorder
+        )
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the event log and of the ports by name."""
@@ -147,39 +227,13 @@ class Publisher:
         Raises:
             Closed: the publisher or the recorder is closed.
         """
-        topic = f"detections/{result.meta.camera_id}"
-        with self.socket.lock:
-            header = self.numbering.header(topic)
-            message = codec.detections(header, result, self._class_names, time.monotonic_ns(), self._masks)
-            payload = codec.encode(message, self._encoding)
-            self.socket.send(topic, payload)
+        self._detections.publish(result)
         if result.events:
-            self._publish_events(result)
-        if self._recorder is not None:
-            self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
+            self.publish_events([codec.event(codec.UNNUMBERED, event, result) for event in result.events])
 
-    def _publish_events(self, result: Result) -> None:
-        """Store the events of a result, then send them, so that every sent event can be requested again."""
-        with self.socket.lock:
-            headers = [self.numbering.header(f"events/{event.camera_id}") for event in result.events]
-        events = self._store_events(headers, result) or [  # without the lock, because disks are slow
-            codec.event(header, event, result) for header, event in zip(headers, result.events, strict=True)
-        ]
-        payloads = [codec.encode(event, self._encoding) for event in events]
-        with self.socket.lock:
-            for event, payload in zip(events, payloads, strict=True):
-                self.socket.send(event.topic, payload)
-
-    def _store_events(self, headers: list[Header], result: Result) -> list[EventMessage]:
-        """Store the events of a result, and return their numbered messages; empty if events are not stored."""
-        if self._event_log is None:
-            return []
-        first, journal = self._event_log.newest + 1, self._event_log.journal
-        events = [
-            codec.event(header, event, result, journal=journal, number=number)
-            for number, (header, event) in enumerate(zip(headers, result.events, strict=True), first)
-        ]
-        return events if self._event_log.append([codec.encode(event) for event in events]) else []
+    def publish_events(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
+        """Send events, as `EventPublisher.publish` does."""
+        return self._events.publish(events, also)
 
     def publish_status(self, report: StatusReport) -> None:
         """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`."""
@@ -204,128 +258,20 @@ class Publisher:
         self.close()
 
 
-class StatusSocket:
-    """A bound XPUB socket that keeps the last status of each topic and sends it to new subscribers.
-
-    Callers of `send` and `send_status` must hold `lock`.
-    """
-
-    def __init__(
-        self,
-        bind: str,
-        *,
-        queue: int,
-        linger_s: float,
-        keepalive_s: int,
-        max_subscribers: int | None,
-        keys: KeyFolder | None,
-    ) -> None:
-        """Bind the socket and start the thread. See `Publisher` for arguments and errors."""
-        options = {
-            zmq.XPUB_VERBOSE: 1,  # report every subscription, not only the first to a topic
-            zmq.SNDHWM: queue,
-            zmq.RCVHWM: _QUEUED_SUBSCRIPTIONS,
-            zmq.SNDBUF: _SEND_BUFFER_BYTES,
-            zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
-        }
-        limits = PortLimits(max_subscribers, subscribes=True) if max_subscribers else None
-        self._bound = BoundSocket(
-            zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options, limits=limits, keys=keys
-        )
-        self._socket = self._bound.zmq
-        self.address = self._bound.address
-        self.lock = threading.Lock()
-        self.joins = 0  # number of subscriptions since the start
-        self._linger_s = linger_s
-        self._closed = False
-        self._last_status: dict[str, bytes] = {}
-        self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last repetition
-        self._repeat_at_s = 0.0
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
-        self._thread.start()
-
-    def send(self, topic: str, payload: bytes) -> None:
-        """Send a message without blocking. Raise `Closed` after `close`."""
-        if self._closed:
-            raise Closed("the publisher is closed")
-        sock = self._socket
-        sock.send(topic.encode(), _FIRST_PART)
-        sock.send(payload, _LAST_PART)
-        # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
-        # Without this check, 1 of 300 subscribers that joined while two threads published was never served.
-        if self._receive_joins():
-            os.eventfd_write(self._wake, 1)
-
-    def send_status(self, topic: str, payload: bytes) -> None:
-        """Send a message now, and again to each later subscriber until a newer message of the topic is sent."""
-        self._last_status[topic] = payload
-        self.send(topic, payload)
-
-    def close(self) -> None:
-        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
-        with self.lock:
-            if self._closed:
-                return
-            self._closed = True
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()
-        os.close(self._wake)
-        self._bound.close(self._linger_s)
-
-    def counters(self) -> dict[str, int]:
-        """Return the counters of the port by name."""
-        return self._bound.counters()
-
-    def _receive_joins(self) -> bool:
-        """Receive messages of subscribers. Return True if one is a subscription, or if there are more messages."""
-        joins = self.joins
-        for _ in range(_JOINS_PER_SEND):
-            if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:
-                break
-            message = self._socket.recv(_LAST_PART)
-            if message[:1] == b"\x01":
-                self._joined.add(message[1:])
-                self.joins += 1
-        else:
-            return True
-        return self.joins > joins
-
-    def _serve_joiners(self) -> None:
-        """Send the last status of each topic to its new subscribers.
-
-        Waiting for the descriptor of a ZeroMQ socket needs no lock; everything else does.
-        """
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        wait_ms: float | None = None
-        while True:
-            poll.poll(wait_ms)
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
-            with self.lock:
-                if self._closed:
-                    return
-                more = self._receive_joins()
-                wait_ms = 1 if more else self._repeat_status()
-
-    def _repeat_status(self) -> float | None:
-        """Send the last status of each topic to new subscribers, if due.
-
-        Return the time in ms until the repetition is due; None if no subscriber waits for one.
-        """
-        if not self._joined:
-            return None
-        now_s = time.monotonic()
-        if now_s < self._repeat_at_s:
-            return (self._repeat_at_s - now_s) * 1000 + 1
-        self._repeat_at_s = now_s + _REPEAT_INTERVAL_S
-        prefixes, self._joined = tuple(self._joined), set()
-        for topic, payload in self._last_status.items():
-            if topic.encode().startswith(prefixes):
-                self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
-        return None
+def _bind(
+    bind: str, *, queue: int, keepalive_s: int, max_subscribers: int | None, keys: KeyFolder | None
+) -> BoundSocket:
+    options = {
+        zmq.XPUB_VERBOSE: 1,  # report every subscription, not only the first to a topic
+        zmq.SNDHWM: queue,
+        zmq.RCVHWM: _QUEUED_SUBSCRIPTIONS,
+        zmq.SNDBUF: _SEND_BUFFER_BYTES,
+        zmq.MAXMSGSIZE: _LARGEST_SUBSCRIPTION_BYTES,
+    }
+    limits = PortLimits(max_subscribers, subscribes=True) if max_subscribers else None
+    return BoundSocket(
+        zmq.XPUB, bind, key="publish.bind", keepalive_s=keepalive_s, options=options, limits=limits, keys=keys
+    )
 
 
 class Recorder:

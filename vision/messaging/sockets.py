@@ -138,6 +138,10 @@ class BoundSocket:
         """Return the counters of the process that serves the port by name; empty if there is none."""
         return {} if self._port is None else self._port.counters
 
+    def second(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
+        """Return another socket in the context of this socket, for a proxy. Close it before this socket."""
+        return self._context.socket(kind)
+
     def interrupt(self) -> None:
         """Free the address while another thread waits on the socket. Wait until that thread has closed the socket.
 

@@ -40,19 +40,23 @@ from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_classifier, open_detector, published_class_names
 from vision.detect.proposal import spec_of_file
-from vision.errors import Closed, ModelError, VisionError
+from vision.errors import Closed, ModelError, VisionError, registered_secrets
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.process_count import process_count
 from vision.runtime.remote_slot import RemoteSlot
+from vision.runtime.result_messages import WorkerSetup
+from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.stages.analytics import AnalyticsStage, TrackStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import PixelStage, Sink, Stage
+from vision.state.counters import HasCameraCounters
 from vision.state.database import StateDatabase
 from vision.types import Frame, PixelFormat, Result, frame_shape
 from vision.version import require_cv2
@@ -79,6 +83,7 @@ class RunOptions:
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
+    counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
 
     @property
     def has_video(self) -> bool:
@@ -98,35 +103,96 @@ OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 """Type of functions that open the stages of a pipeline. The runtime runs the stages in the returned order."""
 
 
-def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Build:
-    """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A pipeline that has the stages from `open_stages`, a publisher, and `sinks`. It is the `build` of its file.
 
-    `build` opens the detector last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
-    argument of `build` closes everything that `build` opened.
+    The detector is opened last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
+    argument closes everything that was opened.
     """
 
-    def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+    open_stages: OpenStages
+    sinks: Sequence[Sink] = ()
+    name: str = ""  # from which a result worker loads the pipeline; empty if it cannot be loaded by name
+
+    def __call__(self, config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         for camera in config.cameras if options.open_source is None else ():
             require_library(camera)
-        stages = open_stages(config, options, resources)
-        publisher = open_publisher(config, options, resources)
+        stages_closed = resources.enter_context(ExitStack())
+        stages = self.open_stages(config, options, stages_closed)
+        count = self._workers(config, options, stages)
+        publisher, recorder = _open_publisher(config, options, resources, proxy=count > 1)
+        workers = None
+        if count > 1 and isinstance(publisher, Publisher):
+            stages_closed.close()
+            setup = self._setup(config, options, publisher, records=recorder is not None)
+            workers = ResultProcesses(setup, count, publisher, state=options.state, recorder=recorder)
+            resources.callback(workers.close)
         # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
-        cameras, capture = build_capture(config, options, detector, stages)
+        if workers is not None:
+            workers.wait_ready(options.stop)
+        cameras, capture = build_capture(config, _with_capture_workers(config, options), detector, stages)
         return Runtime(
             cameras=cameras,
             capture=capture,
             detector=detector,
             stages=stages,
-            sinks=[publisher, *sinks],
+            sinks=[publisher, *self.sinks],
+            workers=workers,
             model=config.model,
             status_interval_s=config.status.interval_s,
             stop_timeout_s=config.stop_timeout_s,
             hang_s=config.hang_s,
         )
 
-    return build
+    def _workers(self, config: AppConfig, options: RunOptions, stages: Sequence[Stage]) -> int:
+        """Return the number of result workers; 1 if this process handles the results."""
+        count = process_count(config)
+        reasons = {
+            "the video needs the frames": options.has_video,
+            "a stage reads pixels": any(isinstance(stage, PixelStage) for stage in stages),
+            "the pipeline has its own sinks": bool(self.sinks),
+            "the pipeline has no name": not self.name,
+            "the results are not published": options.sink is not None,
+        }
+        reason = next((reason for reason, applies in reasons.items() if applies), "")
+        if count > 1 and reason:
+            log.info("one process handles all results, because %s", reason)
+            return 1
+        return count
+
+    def _setup(self, config: AppConfig, options: RunOptions, publisher: Publisher, *, records: bool) -> WorkerSetup:
+        assert publisher.proxy is not None
+        return WorkerSetup(
+            pipeline=self.name,
+            config=config,
+            secrets=registered_secrets(),
+            offline=options.offline,
+            private=publisher.proxy.private,
+            instance=publisher.numbering.instance,
+            node=publisher.numbering.node,
+            class_names=published_class_names(find_model(config.model)[1], config.detect),
+            records=records,
+        )
+
+
+def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
+    """Return options with the number of capture workers that the configuration requests."""
+    count = process_count(config)
+    if count == 1 or options.capture_workers or options.open_source is not None:
+        return options
+    return replace(options, capture_workers=count)
+
+
+def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Pipeline:
+    """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
+
+    With several processes, each result worker calls `open_stages`, and processes the results of a part of the cameras.
+    A pipeline with `sinks` handles all results in one process.
+    """
+    return Pipeline(open_stages, tuple(sinks))
 
 
 def with_video(build: Build) -> Build:
@@ -182,8 +248,18 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
     """Return `options.sink` if it is set. Otherwise, open and return the publisher, which also records if requested."""
+    return _open_publisher(config, options, resources, proxy=False)[0]
+
+
+def _open_publisher(
+    config: AppConfig, options: RunOptions, resources: ExitStack, *, proxy: bool
+) -> tuple[Sink, Recorder | None]:
+    """Open the publisher as `open_publisher` does. Also return its recorder, if there is one.
+
+    If `proxy` is True, other processes can publish through the publisher.
+    """
     if options.sink is not None:
-        return options.sink
+        return options.sink, None
     _, spec = find_model(config.model)
     recorder = None
     if options.record is not None:
@@ -201,10 +277,11 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
         replay=config.publish.replay,
         max_subscribers=config.publish.max_subscribers,
         keys=None if config.publish.curve is None else KeyFolder(Path(config.publish.curve)),
+        proxy=proxy,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
-    return publisher
+    return publisher, recorder
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
@@ -248,14 +325,19 @@ def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
         config.analytics,
         _class_names(config),
         forget_s=config.track.lost_s,
-        state=options.state,
+        state=options.counters or options.state,
         resets=not options.offline,  # the time of the day must not change the results of files
     )
 
 
 def open_tracking(config: AppConfig) -> TrackStage:
     """Create the stage that tracks the objects of all cameras."""
-    return TrackStage(config.track, score=config.detect.score_threshold, class_names=_class_names(config))
+    return TrackStage(
+        config.track,
+        score=config.detect.score_threshold,
+        class_names=_class_names(config),
+        camera_ids=[camera.id for camera in config.cameras],
+    )
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:

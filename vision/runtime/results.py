@@ -8,47 +8,44 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from vision.metrics import LatencyHistogram, Rate, span
+from vision.metrics import span
 from vision.runtime.inference_loop import InferredFrame
 from vision.runtime.latest_slot import Clock, finish_together, hand_over
-from vision.runtime.status import CameraMetrics
-from vision.stages.stage import PixelStage, Sink, Stage
-from vision.types import DropReason, Frame, Result
+from vision.runtime.stage_runner import ResultMetrics, StageRunner
+from vision.stages.stage import Sink, Stage
+from vision.types import DropReason
 
 
 class ResultHandler:
     """Receives results from the inference thread, runs the stages on them, and passes the results to the sinks."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
-        self.metrics = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
-        self.latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
-        self.truncated_candidates = 0
-        self.stages: list[Stage] = []
-        self.sinks = list(sinks)
-        self._reads_pixels = False
-        self._steps: list[tuple[str, Callable[[Result, Frame], Result]]] = []
-        for stage in stages:
-            self.add_stage(stage)
-        self._clock = clock
+        self.metrics = ResultMetrics(camera_ids, clock)
+        self._runner = StageRunner(stages, sinks, clock)
+        self.sinks = self._runner.sinks
         self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()
         self._aborted = False
         self._handled = 0  # number of results, with those that were too old
         self._busy = False
-        self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
 
     def add_stage(self, stage: Stage) -> None:
         """Append a stage. Call this before `run`."""
-        self.stages.append(stage)
-        name = type(stage).__name__
-        if isinstance(stage, PixelStage):
-            self._reads_pixels = True
-            self._steps.append((name, stage.with_frame))
-        else:
-            self._steps.append((name, lambda result, _frame: stage(result)))
+        self._runner.add_stage(stage)
+
+    @property
+    def parts(self) -> list[object]:
+        """The stages and sinks."""
+        return [*self._runner.stages, *self._runner.sinks]
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the stages and sinks by name."""
+        return self._runner.counters()
+
+    def new_epochs(self, _camera_id: str) -> int:
+        """Return 0, because no stage of this process can be lost."""
+        return 0
 
     def progress(self) -> int | None:
         """Return the number of handled results; None if no result waits."""
@@ -61,7 +58,7 @@ class ResultHandler:
 
     def put(self, batch: list[InferredFrame]) -> None:
         """Queue a batch. If no stage reads pixels, release its leases first. After `abort`, discard the batch."""
-        hand_over([inferred.lease for inferred in batch], keep=self._reads_pixels)
+        hand_over([inferred.lease for inferred in batch], keep=self._runner.reads_pixels)
         if self._aborted:
             self._finish(batch, [DropReason.STOPPED] * len(batch))
         else:
@@ -98,12 +95,7 @@ class ResultHandler:
         try:
             with span("results"):
                 for number, inferred in enumerate(batch):
-                    if inferred.expires_ns is not None and self._clock() > inferred.expires_ns:
-                        self._expire(inferred.result)
-                        reasons[number] = DropReason.STALE
-                    else:
-                        self._handle(inferred)
-                        reasons[number] = None
+                    reasons[number] = self._handle(inferred)
                     self._handled += 1
         finally:
             self._busy = False
@@ -113,36 +105,13 @@ class ResultHandler:
     def _finish(batch: Sequence[InferredFrame], reasons: Sequence[DropReason | None]) -> None:
         finish_together([inferred.lease for inferred in batch], reasons)
 
-    def _expire(self, result: Result) -> None:
-        """Remember a result that is too old, and the drops before it. The camera's next result reports them."""
-        unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
-        unreported.update(result.dropped_before)
-        unreported[DropReason.STALE.value] += 1
-
-    def _handle(self, inferred: InferredFrame) -> None:
-        result = inferred.result
-        if self._unreported and (unreported := self._unreported.pop(result.meta.camera_id, None)):
-            unreported.update(result.dropped_before)
-            result = replace(result, dropped_before=dict(unreported))
-        self.truncated_candidates += result.objects.truncated_candidates
-        for name, step in self._steps:
-            with span(name):
-                result = step(result, inferred.lease.frame)
+    def _handle(self, inferred: InferredFrame) -> DropReason | None:
+        result = self._runner.run_stages(inferred.result, inferred.lease.frame, inferred.expires_ns)
+        if result is None:
+            return DropReason.STALE
         inferred.lease.release()
-        published_ns = self._clock()
-        with span("publish"):
-            for sink in self.sinks:
-                sink.publish(result)
-        self._measure(result, published_ns)
-
-    def _measure(self, result: Result, published_ns: int) -> None:
-        timing, metrics = result.timing, self.metrics[result.meta.camera_id]
-        metrics.published += 1
-        metrics.objects = len(result.objects)
-        metrics.counts = result.counts
-        metrics.rate.tick()
-        if result.meta.clock != "media":  # the timestamps of a recording are not times of this machine
-            metrics.latency.observe(published_ns - result.meta.captured_ns)
-            self.latency["queue"].observe(timing.submitted_ns - result.meta.captured_ns)
-        self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
-        self.latency["results"].observe(published_ns - timing.inferred_ns)
+        published_ns = self._runner.publish(result)
+        self.metrics.truncated_candidates += result.objects.truncated_candidates
+        self.metrics.published(result.meta, result.timing, len(result.objects), published_ns)
+        self.metrics.cameras[result.meta.camera_id].counts = result.counts
+        return None

@@ -20,10 +20,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from vision.capture.camera_status import CameraStatus
 from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError, SourceError
@@ -35,6 +36,7 @@ from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
 from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
+from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.results import ResultHandler
 from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes, summary
 from vision.stages.stage import HasCounters, HasProgress, Report, Sink, Stage
@@ -76,6 +78,7 @@ class Runtime:
         capture: CaptureProcesses | None = None,
         stages: Sequence[Stage] = (),
         sinks: Sequence[Sink] = (),
+        workers: ResultProcesses | None = None,
         model: str = "",
         status_interval_s: float = 1.0,
         stop_timeout_s: float = 1.5,
@@ -88,6 +91,7 @@ class Runtime:
             capture: the workers that read the cameras. None means that each camera has a thread.
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
+            workers: workers that run the stages and the sinks, instead of `stages` and `sinks`.
             stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
             hang_s: duration of a batch, a call, or the handling of a result, in seconds, above which it counts as
                 hanging.
@@ -103,7 +107,7 @@ class Runtime:
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         slots = [camera.slot for camera in cameras]
-        self._results = ResultHandler(stages, sinks, list(self._cameras), clock)
+        self._results = workers or ResultHandler(stages, sinks, list(self._cameras), clock)
         batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
         self._loop = InferenceLoop(detector, batcher, self._results.put, clock, hang_s)
         self._started_ns = clock()
@@ -113,7 +117,8 @@ class Runtime:
         self._beat: int | None = None  # changes while the main thread works
 
     def add_stage(self, stage: Stage) -> None:
-        """Append a stage. Call this before `run`."""
+        """Append a stage. Call this before `run`, and only if no workers run the stages."""
+        assert isinstance(self._results, ResultHandler)
         self._results.add_stage(stage)
 
     def run(
@@ -185,7 +190,7 @@ class Runtime:
                 _LONG_HANGS * (long_s + slowest_s),
             ),
         ]
-        own_threads: list[object] = [*results.stages, *results.sinks]
+        own_threads: list[object] = [*results.parts]
         for owner in own_threads:
             if isinstance(owner, HasProgress):
                 parts += [Part(name, partial(_progress_of, owner, name), self._hang_s) for name in owner.progress()]
@@ -271,12 +276,12 @@ class Runtime:
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
         slots = {camera_id: camera.slot.counts() for camera_id, camera in self._cameras.items()}
         cameras = tuple(
-            camera_status(camera_id, camera.supervisor.status(), slots[camera_id], results.metrics[camera_id], now)
+            camera_status(camera_id, self._status(camera), slots[camera_id], results.metrics.cameras[camera_id], now)
             for camera_id, camera in self._cameras.items()
         )
         counts = {
             camera_id: codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
-            for camera_id, metrics in results.metrics.items()
+            for camera_id, metrics in results.metrics.cameras.items()
             if metrics.counts is not None
         }
         unfinished = sum(slot.unfinished for slot in slots.values())
@@ -305,7 +310,9 @@ class Runtime:
                 "grabbed": round(sum(camera.fps for camera in cameras), 2),
                 "published": round(sum(camera.published_fps for camera in cameras), 2),
             },
-            latency_ms={name: percentiles(latency.snapshot(reset=True)) for name, latency in results.latency.items()},
+            latency_ms={
+                name: percentiles(latency.snapshot(reset=True)) for name, latency in results.metrics.latency.items()
+            },
             dropped=dict(dropped),
             queues={"results": unfinished},
             rss_bytes=resident_bytes(),
@@ -313,16 +320,18 @@ class Runtime:
             detector=detector_status(self._detector),
         )
 
+    def _status(self, camera: Camera) -> CameraStatus:
+        status = camera.supervisor.status()
+        return replace(status, epoch=status.epoch + self._results.new_epochs(camera.slot.camera_id))
+
     def _counters(self) -> dict[str, int]:
-        parts: list[object] = [self._detector, *self._results.stages, *self._results.sinks]
         counters = {
-            "detector.truncated_candidates": self._results.truncated_candidates,
+            "detector.truncated_candidates": self._results.metrics.truncated_candidates,
             "cameras.abandoned_threads": self._threads.abandoned,
         }
-        for part in parts:
-            if isinstance(part, HasCounters):
-                counters.update(part.counters())
-        return counters
+        if isinstance(self._detector, HasCounters):
+            counters.update(self._detector.counters())
+        return counters | self._results.counters()
 
 
 def _progress_of(owner: HasProgress, name: str) -> object:

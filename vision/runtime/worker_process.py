@@ -196,6 +196,9 @@ class Workers:
         self._poll_until(time.monotonic() + _KILL_S)
         for worker in self._running():
             self._ended(worker)
+        for process in self._killed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_S)
         self._selector.close()
 
     def _poll_until(self, deadline: float) -> None:

@@ -7,7 +7,7 @@ show a different scene after a reconnection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from vision.analytics.tracker import Tracker
 from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.stages.hidden_objects import HiddenObjects
-from vision.state.database import StateDatabase
+from vision.state.counters import HasCameraCounters
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,17 @@ class TrackStage:
         config: settings of the trackers. If None, the defaults are used.
         score: minimum score of a detection that starts a track. `TrackConfig.new_score` applies if it is higher.
         class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to them.
+        camera_ids: all cameras of the program. The ids of a camera's tracks then depend only on that camera, and no two
+            cameras have an id in common. If empty, all trackers of the process share one sequence of ids.
     """
 
     def __init__(
-        self, config: TrackConfig | None = None, *, score: float = 0.0, class_names: Sequence[str] = ()
+        self,
+        config: TrackConfig | None = None,
+        *,
+        score: float = 0.0,
+        class_names: Sequence[str] = (),
+        camera_ids: Sequence[str] = (),
     ) -> None:
         config = config or TrackConfig()
         groups = DEFAULT_GROUPS if config.class_groups is None else config.class_groups
@@ -50,6 +57,16 @@ class TrackStage:
         self._score_key = "detect.score_threshold" if score > config.new_score else "track.new_score"
         self._hidden: dict[str, HiddenObjects] = {}
         self._trackers: dict[str, tuple[int, Tracker]] = {}
+        self._ids = {camera: _TrackIds(number, len(camera_ids)) for number, camera in enumerate(camera_ids, 1)}
+
+    def last_ids(self) -> dict[str, int]:
+        """Return the highest id of the tracks of each camera; 0 if there is none yet."""
+        return {camera: ids.last for camera, ids in self._ids.items()}
+
+    def continue_after(self, last_ids: Mapping[str, int]) -> None:
+        """Give new tracks higher ids than those of an earlier process. Call this before the first frame."""
+        for camera, last in last_ids.items():
+            self._ids[camera].skip(last)
 
     def __call__(self, result: Result) -> Result:
         if not isinstance(result.objects, Detections):
@@ -64,11 +81,28 @@ class TrackStage:
     def _tracker(self, meta: FrameMeta) -> Tracker:
         epoch, tracker = self._trackers.get(meta.camera_id, (None, None))
         if tracker is None or epoch != meta.epoch:
-            tracker = Tracker(self._config, (meta.width_px, meta.height_px), self._groups)
+            ids = self._ids.get(meta.camera_id)
+            tracker = Tracker(self._config, (meta.width_px, meta.height_px), self._groups, ids)
             new = HiddenObjects(self._least_score, self._config.new_score, self._score_key)
             self._hidden.setdefault(meta.camera_id, new)
         self._trackers[meta.camera_id] = meta.epoch, tracker
         return tracker
+
+
+class _TrackIds(Iterator[int]):
+    """The ids `first`, `first + step`, `first + 2 * step`, ..."""
+
+    def __init__(self, first: int, step: int) -> None:
+        self.last = 0
+        self._next, self._step = first, step
+
+    def __next__(self) -> int:
+        self.last, self._next = self._next, self._next + self._step
+        return self.last
+
+    def skip(self, last: int) -> None:
+        """Leave out all ids up to `last`."""
+        self._next += max(0, last - self._next + self._step) // self._step * self._step
 
 
 @dataclass(slots=True)
@@ -91,7 +125,7 @@ class AnalyticsStage:
         class_names: Sequence[str],
         *,
         forget_s: float = 1.5,
-        state: StateDatabase | None = None,
+        state: HasCameraCounters | None = None,
         resets: bool = True,
     ) -> None:
         """Create the stage.
@@ -100,8 +134,7 @@ class AnalyticsStage:
             sections: configuration of each camera that has lines or zones, by camera id.
             class_names: class names of the model, by class id. `sections` must use only these names.
             forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
-            state: database from which counters continue after a restart. The caller closes the database. If None, the
-                counters start at 0.
+            state: source of counters that continue after a restart. If None, the counters start at 0.
             resets: if True, reset the counters at the times in `CameraAnalytics.reset_at`.
 
         Raises:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from vision.state.database import StateDatabase
-
+CounterRow: TypeAlias = tuple[str, str, str, int]
+"""Camera, name of a line or zone, key, and value of one counter."""
 
 _PERIOD: Final = ("", "period_s")  # name and key of the start of the period, which is stored as a counter
 
@@ -18,17 +17,34 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
     return zlib.crc32("\0".join((camera, name, key, str(value))).encode())
 
 
+class CounterStore(Protocol):
+    """A place that keeps the counters of all cameras: a `StateDatabase`, or the main process of a result worker."""
+
+    def load_counters(self, camera_id: str) -> Sequence[CounterRow]:
+        """Return the counters of a camera."""
+
+    def store_counters(self, rows: Sequence[CounterRow]) -> bool:
+        """Store new values. Return False if this is not possible now, so that the caller tries again later."""
+
+
+class HasCameraCounters(Protocol):
+    """Provider of the counters of each camera."""
+
+    def counters(self, camera_id: str) -> CameraCounters:
+        """Return the counters of a camera, with their stored values."""
+
+
 class CameraCounters:
     """Counters of one camera, each with the name of a line or zone and a key, such as ``("door", "in")``.
 
     The value of a counter that does not exist is 0. The class is not thread-safe.
     """
 
-    def __init__(self, database: StateDatabase, camera_id: str) -> None:
-        self._database = database
+    def __init__(self, store: CounterStore, camera_id: str) -> None:
+        self._store = store
         self._camera_id = camera_id
-        rows = database.query("SELECT name, key, value FROM counters WHERE camera = ?", camera_id)
-        self._counts: dict[tuple[str, str], int] = {(name, key): value for name, key, value in rows}
+        rows = store.load_counters(camera_id)
+        self._counts: dict[tuple[str, str], int] = {(name, key): value for _, name, key, value in rows}
         self._dirty: dict[tuple[str, str], None] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> int:
@@ -56,11 +72,20 @@ class CameraCounters:
             self._counts[name, key] = self._counts.get((name, key), 0) + 1
             self._dirty[name, key] = None
 
+    def set(self, name: str, key: str, value: int) -> None:
+        """Set a counter. The next `flush` writes it."""
+        self._counts[name, key] = value
+        self._dirty[name, key] = None
+
     def flush(self) -> None:
-        """Write the changed counters to the database. If the disk is full or not writable, a later call writes them."""
-        if not self._dirty:
-            return
-        rows = [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
-        statement = "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)"
-        if self._database.write([(statement, [(*row, counter_checksum(*row)) for row in rows])]):
+        """Write the changed counters to the store. If this is not possible, a later call writes them."""
+        if self._dirty and self._store.store_counters(self.changed()):
             self._dirty.clear()
+
+    def changed(self) -> list[CounterRow]:
+        """Return the counters that were not written yet."""
+        return [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
+
+    def written(self) -> None:
+        """Record that the counters of `changed` were written."""
+        self._dirty.clear()

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from vision.errors import Closed, ConfigError, Unavailable, from_os_error
-from vision.state.counters import CameraCounters, counter_checksum
+from vision.state.counters import CameraCounters, CounterRow, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
 from vision.state.private_files import Held, Unwritable, locked, sync_folder
 
@@ -143,6 +143,15 @@ class StateDatabase:
 
     # --- for events and counters --------------------------------------------------------------------------------------
 
+    def load_counters(self, camera_id: str) -> list[CounterRow]:
+        """Return the stored counters of a camera."""
+        rows = self.query("SELECT camera, name, key, value FROM counters WHERE camera = ?", camera_id)
+        return [(camera, name, key, value) for camera, name, key, value in rows]
+
+    def store_counters(self, rows: Sequence[CounterRow]) -> bool:
+        """Store counters. Return False if the disk is full or not writable."""
+        return self.write([counter_statement(rows)])
+
     def connect(self) -> sqlite3.Connection:
         """Return a new connection to the database. The caller closes it."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
@@ -243,6 +252,11 @@ class StateDatabase:
         self.notice = f"the state in {self.folder} was damaged ({damage}): moved to {aside.name}; "
         self.notice += "events are stored in a new journal, and counters start at 0"
         log.error(self.notice)
+
+
+def counter_statement(rows: Sequence[CounterRow]) -> Statement:
+    """Return the statement that stores counters."""
+    return "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [(*row, counter_checksum(*row)) for row in rows]
 
 
 class BackgroundSync:

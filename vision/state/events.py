@@ -55,15 +55,16 @@ class EventLog:
         self.newest: int = max(newest, last)
         self.lost = self.unsynced = 0
 
-    def append(self, payloads: Sequence[bytes]) -> bool:
+    def append(self, payloads: Sequence[bytes], also: Sequence[Statement] = ()) -> bool:
         """Store events under the numbers that follow `newest`. Return False if the disk is full or not writable.
 
-        In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed.
+        In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed. The
+        statements in `also` run in the same transaction.
         """
         first = self.newest + 1
         rows = [(n, payload, event_checksum(n, payload)) for n, payload in enumerate(payloads, first)]
         size = sum(map(len, payloads))
-        statements: list[Statement] = [("INSERT INTO events VALUES (?, ?, ?)", rows)]
+        statements: list[Statement] = [("INSERT INTO events VALUES (?, ?, ?)", rows), *also]
         oldest = self._oldest_to_keep(len(rows), size)
         if oldest is not None:
             statements.append(("DELETE FROM events WHERE number < ?", [(oldest,)]))

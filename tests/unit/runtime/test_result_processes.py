@@ -1,0 +1,308 @@
+"""Result workers: equal messages, kills, exact accounting, events and counters, the stop, and one log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from tests.messages.processes import Program, wait_until
+from vision.client import Gap, Item, Restart, Subscription
+from vision.config import AppConfig
+from vision.errors import ConfigError, VisionError
+from vision.messaging.schema import CameraReport, DetectionsMessage, EventMessage, Kind
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import RunOptions, open_state
+from vision.runtime.result_processes import ResultProcesses
+from vision.runtime.runtime import Runtime
+from vision.stages.stage import Report
+from vision.state.database import StateDatabase
+
+pytestmark = pytest.mark.integration
+
+KINDS: tuple[Kind, ...] = ("detections", "events", "counts", "status")
+LINE = {"name": "middle", "points": [[0.5, 0.0], [0.5, 1.0]], "anchor": "center"}
+ZONE = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "anchor": "center"}
+RULE = {"name": "visited", "when": "zone_entered left"}
+
+
+def site(folder: Path, *, processes: int, cameras: int = 3, source: str = "", **top: Any) -> AppConfig:
+    """Return a configuration with synthetic cameras, which each have a line and a zone."""
+    source = source or "synthetic:160x120@30?objects=3"
+    ids = [f"c{number}" for number in range(cameras)]
+    section = {"units": "fraction", "lines": [LINE], "zones": [ZONE]}
+    content = {
+        "pipeline": "count",
+        "processes": processes,
+        "detect": {"backend": "fake"},
+        "cameras": [{"id": name, "source": f"{source}&seed={number}"} for number, name in enumerate(ids)],
+        "analytics": dict.fromkeys(ids, section),
+        "publish": {"bind": f"ipc://{folder}/out-{processes}", "queue": 100_000},
+        "status": {"interval_s": 0.1},
+    }
+    return AppConfig.model_validate(content | top)
+
+
+@dataclass
+class Running:
+    """A program of this process, and everything that a subscriber received from it."""
+
+    runtime: Runtime
+    stop: threading.Event = field(default_factory=threading.Event)
+    items: list[Item] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    failure: BaseException | None = None
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes of the result workers."""
+        found = [process for process in psutil.Process().children() if "result worker" in " ".join(process.cmdline())]
+        return sorted(found, key=lambda process: process.cmdline()[3])
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [item for item in self.items if isinstance(item, kind)]
+
+    def cameras(self) -> dict[str, CameraReport]:
+        return {camera.camera: camera for camera in self.reports[-1].cameras}
+
+
+@contextmanager
+def running(
+    config: AppConfig,
+    *,
+    offline: bool = False,
+    state: StateDatabase | None = None,
+    record: Path | None = None,
+    started: Callable[[Running], None] | None = None,
+) -> Iterator[Running]:
+    """Run the program in a thread until the end of the `with` block. Cameras start after the subscriber has joined."""
+    stop = threading.Event()
+    options = RunOptions(stop=stop, offline=offline, state=state, record=record)
+    with ExitStack() as resources:
+        runtime = load_pipeline(config.pipeline)(config, options, resources)
+        program = Running(runtime, stop)
+        subscription = resources.enter_context(Subscription(config.publish.bind, kinds=KINDS, queue=1_000_000))
+        wait_until(lambda: runtime._results.sinks[0].socket.joins >= len(KINDS), "the subscriber joins")  # type: ignore[attr-defined]
+        time.sleep(0.1)  # until the workers have received the subscriptions
+
+        def run() -> None:
+            try:
+                runtime.run(stop, on_report=program.reports.append)
+            except BaseException as error:  # noqa: BLE001 - checked by the test
+                program.failure = error
+
+        def receive() -> None:
+            while thread.is_alive() or subscription._socket.poll(300):
+                if (item := subscription.receive(0.05)) is not None:
+                    program.items.append(item)
+
+        thread, receiver = threading.Thread(target=run), threading.Thread(target=receive)
+        thread.start()
+        receiver.start()
+        try:
+            yield program
+        finally:
+            stop.set()
+            thread.join(20)
+            resources.callback(receiver.join)
+    assert not psutil.Process().children()
+
+
+def finished(program: Running) -> bool:
+    return bool(program.reports) and all(camera.state == "ended" for camera in program.reports[-1].cameras)
+
+
+def comparable(program: Running) -> dict[str, list[bytes]]:
+    """Return the messages of each topic in JSON, with times since the first frame of the camera."""
+    starts_ns = {item.camera: item.captured_monotonic_ns for item in reversed(program.of(DetectionsMessage))}
+    found: dict[str, list[bytes]] = {}
+    for item in [*program.of(DetectionsMessage), *program.of(EventMessage)]:
+        content = msgspec.to_builtins(item)
+        for key in ("instance", "timing_ms", "captured_at", "at"):
+            content.pop(key, None)
+        for key in {"captured_monotonic_ns", "at_monotonic_ns"} & content.keys():
+            content[key] -= starts_ns[item.camera]
+        found.setdefault(item.topic, []).append(msgspec.json.encode(content))
+    return found
+
+
+def test_offline_messages_equal_those_of_one_process(tmp_path: Path) -> None:
+    messages, records = [], []
+    for processes in (1, 2):
+        bind = {"bind": f"ipc://{tmp_path}/{processes}", "queue": 100_000}
+        source = "synthetic:160x120@30?objects=3&frames=120"
+        config = site(tmp_path, processes=processes, source=source, publish=bind, rules=[RULE])
+        record = tmp_path / f"{processes}.jsonl"
+        with running(config, offline=True, record=record) as program:
+            wait_until(lambda program=program: finished(program), "the end")  # type: ignore[misc]
+            assert isinstance(program.runtime._results, ResultProcesses) == (processes == 2)
+        assert program.failure is None
+        messages.append(comparable(program))
+        records.append(Counter(msgspec.json.decode(line)["camera"] for line in record.read_bytes().splitlines()))
+    assert messages[0].keys() == {f"{kind}/c{number}" for kind in ("detections", "events") for number in range(3)}
+    assert messages[0] == messages[1]
+    assert records == [Counter({"c0": 120, "c1": 120, "c2": 120})] * 2
+
+
+def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Path) -> None:
+    config = site(tmp_path, processes=2, cameras=4, state_dir=str(tmp_path / "state"))
+    with ExitStack() as resources:
+        state = open_state(config, resources)
+        with running(config, state=state) as program:
+            wait_until(lambda: len(program.of(EventMessage)) > 5, "events")
+            killed = program.workers()[0]
+            killed.kill()
+            wait_until(lambda: program.cameras()["c0"].epoch == 1, "a new epoch")
+            before = program.cameras()["c0"].published
+            wait_until(lambda: program.cameras()["c0"].published > before + 20, "the camera is back")
+    status, events = program.cameras(), program.of(EventMessage)
+    assert {name: camera.epoch for name, camera in status.items()} == {"c0": 1, "c1": 0, "c2": 1, "c3": 0}
+    for name, camera in status.items():
+        assert camera.grabbed == camera.published + sum(camera.dropped.values())
+        received = [item for item in program.of(DetectionsMessage) if item.camera == name]
+        assert len({item.seq for item in received}) == len(received)
+        assert {item.epoch for item in received} == ({0, 1} if name in ("c0", "c2") else {0})
+        assert received[-1].seq >= camera.published
+        assert camera.dropped.get("worker", 0) >= (0 if name in ("c1", "c3") else 1)
+    assert not program.of(Restart)
+    assert "worker" not in status["c1"].dropped
+    # Every published event is stored, each number once, and the counters agree with the events.
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
+        stored = [msgspec.json.decode(payload) for (payload,) in database.execute("SELECT payload FROM events")]
+        rows = database.execute("SELECT camera, key, value FROM counters WHERE name = 'middle'").fetchall()
+    numbers = [event.number for event in events]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(stored) >= len(events)
+    crossings = Counter(
+        (event["camera"], event["data"]["direction"]) for event in stored if event["kind"] == "line_crossed"
+    )
+    assert crossings == {(camera, key): value for camera, key, value in rows if key in ("in", "out") and value}
+
+
+def test_ids_of_tracks_are_never_used_again(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=2, cameras=2)) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 60, "detections")
+        time.sleep(1.2)  # until the worker has reported its ids
+        program.workers()[0].kill()
+        wait_until(lambda: program.cameras()["c0"].epoch == 1, "a new epoch")
+        wait_until(lambda: any(item.epoch == 1 and item.objects for item in program.of(DetectionsMessage)), "objects")
+    ids: dict[tuple[str, int], set[int | None]] = {}
+    for item in program.of(DetectionsMessage):
+        ids.setdefault((item.camera, item.epoch), set()).update(detected.track_id for detected in item.objects)
+    assert len(ids) == 3
+    assert len(set().union(*ids.values())) == sum(map(len, ids.values()))
+
+
+def test_gaps_in_the_numbers_are_the_lost_messages(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=2, cameras=2, source="synthetic:160x120@60?objects=3")) as program:
+        for _ in range(3):
+            wait_until(lambda: len(program.workers()) == 2, "two workers")
+            published = program.cameras()["c0"].published if program.reports else 0
+            wait_until(lambda: bool(program.reports), "a report")
+            wait_until(lambda p=published: program.cameras()["c0"].published > p + 20, "frames")  # type: ignore[misc]
+            os.kill(program.workers()[0].pid, signal.SIGSTOP)
+            time.sleep(0.2)  # results wait for the worker
+            program.workers()[0].kill()
+    camera = program.cameras()["c0"]
+    received = [item for item in program.of(DetectionsMessage) if item.camera == "c0"]
+    lost = sum(item.lost for item in program.of(Gap) if item.topic == "detections/c0")
+    assert received[-1].seq == len(received) + lost
+    assert camera.grabbed == camera.published + sum(camera.dropped.values())
+    assert sum(item.dropped_before.get("worker", 0) for item in received) <= camera.dropped["worker"]
+
+
+def test_stop_takes_less_than_two_seconds_although_a_worker_is_stuck(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=2)) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 20, "detections")
+        os.kill(program.workers()[0].pid, signal.SIGSTOP)
+        began = time.monotonic()
+        program.stop.set()
+        wait_until(lambda: not psutil.Process().children(), "all workers end")
+        assert time.monotonic() - began < 5.0  # 2 s on a machine that is not overloaded
+    for camera in program.cameras().values():
+        assert camera.grabbed == camera.published + sum(camera.dropped.values())
+
+
+def test_lost_worker_of_an_offline_run_is_an_error(tmp_path: Path) -> None:
+    config = site(tmp_path, processes=2, source="synthetic:160x120@30?objects=3&frames=100000")
+    with running(config, offline=True) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 20, "detections")
+        program.workers()[0].kill()
+        wait_until(lambda: program.failure is not None, "the failure")
+    assert isinstance(program.failure, VisionError)
+    assert program.failure.code == "worker-lost"
+
+
+PIPELINE = """
+import logging
+from dataclasses import replace
+from vision.pipelines import pipeline_with
+from vision.types import Event
+
+log = logging.getLogger("vision.tests.stage")
+
+seen = set()
+
+def stage(result):
+    if result.meta.camera_id not in seen:
+        seen.add(result.meta.camera_id)
+        log.warning("first frame of %s", result.meta.camera_id)
+    event = Event("counted", "own", result.meta.camera_id, None, result.meta.captured_ns, {"index": result.meta.index})
+    return replace(result, events=(*result.events, event)) if result.meta.index % 10 == 0 else result
+
+build = pipeline_with([stage], after="track")
+"""
+
+
+def test_own_pipeline_file_runs_in_workers_and_logs_through_the_main_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(PIPELINE)
+    config = site(tmp_path, processes=2, pipeline=str(path), analytics={})
+    with running(config) as program:
+        wait_until(lambda: len({item.camera for item in program.of(EventMessage)}) == 3, "events of each camera")
+        assert len(program.workers()) == 2
+    warned = [record for record in caplog.records if record.name == "vision.tests.stage"]
+    assert sorted(record.getMessage().split()[-1] for record in warned) == ["c0", "c1", "c2"]
+    assert {record.processName for record in warned} == {"result worker 1", "result worker 2"}
+
+
+def test_pipeline_that_workers_cannot_run_uses_one_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = site(tmp_path, processes=2, snapshots={"folder": str(tmp_path / "snapshots"), "kinds": ["line_crossed"]})
+    with caplog.at_level(logging.INFO), running(config) as program:
+        wait_until(lambda: bool(program.of(EventMessage)), "an event")
+        assert not program.workers()
+
+
+def test_error_of_the_stages_is_raised_before_the_start(tmp_path: Path) -> None:
+    config = site(tmp_path, processes=2)
+    section = config.analytics["c0"].model_copy(update={"accuracy": str(tmp_path / "none.json")})
+    config = config.model_copy(update={"analytics": {**config.analytics, "c0": section}})
+    with pytest.raises(ConfigError), running(config):
+        pass
+
+
+def test_no_process_and_no_socket_stays_after_kill_of_the_main_process(tmp_path: Path) -> None:
+    path = tmp_path / "camera.yaml"
+    path.write_bytes(msgspec.json.encode(site(tmp_path, processes=2).model_dump(mode="json", exclude_defaults=True)))
+    with Program([sys.executable, "-m", "vision.cli.main", "run", path]) as program:
+        with Subscription(f"ipc://{tmp_path}/out-2", kinds=("detections",)) as subscription:
+            next(item for item in subscription.items(30) if isinstance(item, DetectionsMessage))
+        children = psutil.Process(program.pid).children(recursive=True)
+        assert len([child for child in children if "result worker" in " ".join(child.cmdline())]) == 2
+        program.send(signal.SIGKILL)
+        wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "the end")

@@ -1,0 +1,143 @@
+"""`StatusSocket`, which sends messages, and sends the last status of each topic again to new subscribers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from typing import Final, Protocol
+
+import zmq
+
+from vision.errors import Closed
+
+_REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
+
+_JOINS_PER_SEND: Final = 20
+"""Maximum number of subscriptions that a call which sends reads. The thread of the publisher reads the others."""
+
+# Plain integers, because an operation on an enumeration takes a microsecond.
+_FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
+_LAST_PART: Final = int(zmq.NOBLOCK)
+_EVENTS: Final = int(zmq.EVENTS)
+_READABLE: Final = int(zmq.POLLIN)
+
+
+class Endpoint(Protocol):
+    """An XPUB socket that reports every subscription, and the public address at which its messages arrive."""
+
+    zmq: zmq.Socket[bytes]
+    address: str
+
+    def close(self, linger_s: float) -> None:
+        """Free the address, and wait up to `linger_s` for messages to be sent."""
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the port by name."""
+
+
+class StatusSocket:
+    """An XPUB socket that keeps the last status of each topic and sends it to new subscribers.
+
+    Callers of `send` and `send_status` must hold `lock`.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, linger_s: float) -> None:
+        """Start the thread. `linger_s` is the maximum time in seconds that `close` waits for messages to be sent."""
+        self._bound = endpoint
+        self._socket = self._bound.zmq
+        self.address = self._bound.address
+        self.lock = threading.Lock()
+        self.joins = 0  # number of subscriptions since the start
+        self._linger_s = linger_s
+        self._closed = False
+        self._last_status: dict[str, bytes] = {}
+        self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last repetition
+        self._repeat_at_s = 0.0
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
+        self._thread.start()
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send a message without blocking. Raise `Closed` after `close`."""
+        if self._closed:
+            raise Closed("the publisher is closed")
+        sock = self._socket
+        sock.send(topic.encode(), _FIRST_PART)
+        sock.send(payload, _LAST_PART)
+        # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
+        # Without this check, 1 of 300 subscribers that joined while two threads published was never served.
+        if self._receive_joins():
+            os.eventfd_write(self._wake, 1)
+
+    def send_status(self, topic: str, payload: bytes) -> None:
+        """Send a message now, and again to each later subscriber until a newer message of the topic is sent."""
+        self._last_status[topic] = payload
+        self.send(topic, payload)
+
+    def close(self) -> None:
+        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+        self._bound.close(self._linger_s)
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the port by name."""
+        return self._bound.counters()
+
+    def _receive_joins(self) -> bool:
+        """Receive messages of subscribers. Return True if one is a subscription, or if there are more messages."""
+        joins = self.joins
+        for _ in range(_JOINS_PER_SEND):
+            if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:
+                break
+            message = self._socket.recv(_LAST_PART)
+            if message[:1] == b"\x01":
+                self._joined.add(message[1:])
+                self.joins += 1
+        else:
+            return True
+        return self.joins > joins
+
+    def _serve_joiners(self) -> None:
+        """Send the last status of each topic to its new subscribers.
+
+        Waiting for the descriptor of a ZeroMQ socket needs no lock; everything else does.
+        """
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        wait_ms: float | None = None
+        while True:
+            poll.poll(wait_ms)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            with self.lock:
+                if self._closed:
+                    return
+                more = self._receive_joins()
+                wait_ms = 1 if more else self._repeat_status()
+
+    def _repeat_status(self) -> float | None:
+        """Send the last status of each topic to new subscribers, if due.
+
+        Return the time in ms until the repetition is due; None if no subscriber waits for one.
+        """
+        if not self._joined:
+            return None
+        now_s = time.monotonic()
+        if now_s < self._repeat_at_s:
+            return (self._repeat_at_s - now_s) * 1000 + 1
+        self._repeat_at_s = now_s + _REPEAT_INTERVAL_S
+        prefixes, self._joined = tuple(self._joined), set()
+        for topic, payload in self._last_status.items():
+            if topic.encode().startswith(prefixes):
+                self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
+        return None

@@ -1,0 +1,33 @@
+"""`process_count`, which decides how many worker processes of each kind a deployment needs."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Final
+
+from vision.config import AppConfig, CameraConfig
+
+_ASSUMED_FPS: Final = 30.0  # rate of a camera whose configuration contains no rate
+_ONE_PROCESS_FPS: Final = 300.0  # frames/s that one process serves without delays
+_WORKER_FPS: Final = 480.0  # frames/s that one result worker serves without delays
+_CORES_PER_WORKER: Final = 4  # with fewer cores, the workers compete with the main process
+_MOST: Final = 8
+
+
+def process_count(config: AppConfig) -> int:
+    """Return the number of result workers and of capture workers; 1 if one process does everything.
+
+    `processes: auto` depends on the frame rates in the configuration, and on the CPU cores that this process can use.
+    """
+    if config.processes != "auto":
+        return min(config.processes, len(config.cameras))
+    requested_fps = sum(map(_frames_per_s, config.cameras))
+    allowed = min(_MOST, len(os.sched_getaffinity(0)) // _CORES_PER_WORKER)
+    if requested_fps <= _ONE_PROCESS_FPS or allowed < 2:
+        return 1
+    return min(allowed, max(2, math.ceil(requested_fps / _WORKER_FPS)), len(config.cameras))
+
+
+def _frames_per_s(camera: CameraConfig) -> float:
+    return min(camera.fps or _ASSUMED_FPS, camera.max_fps or math.inf)

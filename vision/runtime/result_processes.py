@@ -1,0 +1,405 @@
+"""The main process's side of the result workers: it sends results, and counts what the workers did with them.
+
+The inference thread calls `put`. The results thread runs `run`, which receives answers, and replaces workers that end.
+A camera stays with its worker. A frame that a worker had not answered when it ended counts as dropped, and its cameras
+start a new epoch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from vision.errors import VisionError
+from vision.messaging.publisher import Publisher, RecordsResults
+from vision.runtime.inference_loop import InferredFrame
+from vision.runtime.latest_slot import Clock, finish_together, hand_over
+from vision.runtime.result_messages import (
+    Answer,
+    Begin,
+    WorkerSetup,
+    decode_reply,
+    encode,
+    encode_result,
+    join_results,
+)
+from vision.runtime.stage_runner import ResultMetrics
+from vision.runtime.worker_channel import Message
+from vision.runtime.worker_process import Worker, Workers, WorkerSpec
+from vision.stages.stage import Sink
+from vision.state.counters import CameraCounters, CounterRow
+from vision.state.database import StateDatabase, counter_statement
+from vision.types import DropReason, FrameMeta, Result
+
+ENTRY: Final = "vision.pipelines:run_result_worker"
+
+_HANG_S: Final = 15.0
+_MEMORY_BYTES: Final = 1 << 30
+_POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops
+_START_S: Final = 60.0
+_STOP_S: Final = 1.0
+_SKIPPED_IDS: Final = 10_000
+"""Number of track ids of each camera that are left out after the end of a worker, which reports its ids only once per
+second."""
+
+
+class _Memory:
+    """Keeps counters for the duration of the program. It implements `vision.state.counters.CounterStore`."""
+
+    def load_counters(self, _camera_id: str) -> list[CounterRow]:
+        return []
+
+    def store_counters(self, _rows: Sequence[CounterRow]) -> bool:
+        return True
+
+
+class EventDesk:
+    """Receives events and counters of the workers, and publishes the events after storing both in one transaction."""
+
+    def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
+        self._publisher = publisher
+        self._state = state
+        self._counters: dict[str, CameraCounters] = {}
+
+    def rows(self, camera_ids: Sequence[str]) -> list[CounterRow]:
+        """Return all counters of cameras."""
+        return [
+            (camera_id, name, key, value)
+            for camera_id in camera_ids
+            for (name, key), value in self._of(camera_id).counts().items()
+        ]
+
+    def take(self, answer: Answer) -> None:
+        """Store the counters and the events of an answer. Then publish the events."""
+        for camera_id, name, key, value in answer.counters:
+            self._of(camera_id).set(name, key, value)
+        changed = [row for counters in self._counters.values() for row in counters.changed()]
+        if answer.events:
+            also = [counter_statement(changed)] if changed else []
+            if self._publisher.publish_events(answer.events, also):
+                for counters in self._counters.values():
+                    counters.written()
+        elif changed:
+            for counters in self._counters.values():
+                counters.flush()
+
+    def _of(self, camera_id: str) -> CameraCounters:
+        if camera_id not in self._counters:
+            self._counters[camera_id] = CameraCounters(self._state or _Memory(), camera_id)
+        return self._counters[camera_id]
+
+
+class _Sequence:
+    """The position of one camera in its messages, which continues when its worker is replaced."""
+
+    def __init__(self) -> None:
+        self.seq = 0  # highest number that the worker has given to a detections message, or may have given
+        self.last_id = 0  # highest track id, or an upper limit of it
+        self.epochs = 0  # number of epochs that the ends of workers have added
+        self.unreported: Counter[str] = Counter()  # drops that no message has reported yet, by reason
+        self.carried: Counter[str] = Counter()  # drops that the next result must report
+        self._first: tuple[int, int] | None = None  # epoch of the camera and index of the first frame after an end
+        self._is_new = False
+
+    def shifted(self, meta: FrameMeta) -> FrameMeta:
+        """Return the description of a frame with the epochs that were added."""
+        if not self.epochs:
+            return meta
+        if self._is_new:
+            self._first, self._is_new = (meta.epoch, meta.index), False
+        if self._first is None or self._first[0] != meta.epoch:
+            return replace(meta, epoch=meta.epoch + self.epochs)
+        return replace(meta, epoch=meta.epoch + self.epochs, index=meta.index - self._first[1])
+
+    def lost(self, drops: Mapping[str, int], unanswered: int) -> None:
+        """Start a new epoch after the end of a worker, which had `unanswered` results. `drops` are drops until then."""
+        self.seq += unanswered
+        self.last_id += _SKIPPED_IDS * (self.last_id > 0)
+        self.carried = self.unreported + Counter(drops)
+        self.unreported = Counter()
+        self.epochs += 1
+        self._is_new = True
+
+
+class _Link:
+    """The connection to one result worker. It implements `vision.runtime.worker_process.WorkerHandler`.
+
+    The inference thread calls `put`, and the results thread calls all other methods.
+    """
+
+    def __init__(
+        self, cameras: Mapping[str, int], metrics: ResultMetrics, desk: EventDesk, recorder: RecordsResults | None
+    ) -> None:
+        """Create the link. `cameras` contains the index of each of the worker's cameras."""
+        self.worker: Worker | None = None
+        self.counters: Counter[str] = Counter()  # of the stages
+        self.sequences = {camera_id: _Sequence() for camera_id in cameras}
+        self.is_lost = False
+        self.answered = 0
+        self._cameras = cameras
+        self._ids = {number: camera_id for camera_id, number in cameras.items()}
+        self._metrics = metrics
+        self._desk = desk
+        self._recorder = recorder
+        self._lock = threading.Lock()
+        self._runs = False
+        self._unsent: deque[tuple[InferredFrame, bytes]] = deque()
+        self._sent: deque[InferredFrame] = deque()
+        self._last_counters: dict[str, int] = {}  # of the current process
+
+    @property
+    def unfinished(self) -> int:
+        """Number of results that the worker has not answered."""
+        return len(self._unsent) + len(self._sent)
+
+    def put(self, frames: Sequence[InferredFrame]) -> None:
+        """Send results to the worker. Drop them if no process runs."""
+        with self._lock:
+            if self._runs:
+                self._unsent.extend((frame, self._encode(frame)) for frame in frames)
+                self._send()
+                return
+            for frame in frames:
+                carried = self.sequences[frame.result.meta.camera_id].carried
+                carried.update(frame.result.dropped_before)
+                carried[DropReason.WORKER.value] += 1
+        finish_together([frame.lease for frame in frames], [DropReason.WORKER] * len(frames))
+
+    def flush(self) -> None:
+        """Send results for which the worker had no room."""
+        with self._lock:
+            self._send()
+
+    def discard(self, reason: DropReason) -> None:
+        """Drop all results that the worker has not answered."""
+        with self._lock:
+            frames = [*self._sent, *(frame for frame, _ in self._unsent)]
+            self._sent.clear()
+            self._unsent.clear()
+        finish_together([frame.lease for frame in frames], [reason] * len(frames))
+
+    def _encode(self, frame: InferredFrame) -> bytes:
+        result, camera_id = frame.result, frame.result.meta.camera_id
+        sequence = self.sequences[camera_id]
+        changes: dict[str, object] = {}
+        if sequence.epochs:
+            changes["meta"] = sequence.shifted(result.meta)
+        if sequence.carried:
+            changes["dropped_before"] = dict(sequence.carried + Counter(result.dropped_before))
+            sequence.carried = Counter()
+        changed: Result = replace(result, **changes) if changes else result  # type: ignore[arg-type]
+        return encode_result(changed, self._cameras[camera_id], frame.expires_ns)
+
+    def _send(self) -> None:
+        if not self._unsent or self.worker is None or not self._runs:
+            return
+        if self.worker.send(join_results([encoded for _, encoded in self._unsent])):
+            self._sent.extend(frame for frame, _ in self._unsent)
+            self._unsent.clear()
+
+    # --- methods of a `WorkerHandler` ---------------------------------------------------------------------------------
+
+    def started(self, worker: Worker) -> None:
+        sequences = {camera_id: sequence.seq for camera_id, sequence in self.sequences.items()}
+        last_ids = {camera_id: sequence.last_id for camera_id, sequence in self.sequences.items()}
+        worker.send(encode(Begin(sequences, last_ids, self._desk.rows(list(self._cameras)))))
+        with self._lock:
+            self.worker, self._runs = worker, True
+
+    def received(self, _worker: Worker, message: Message) -> None:
+        reply = decode_reply(message.data)
+        if isinstance(reply, Answer):
+            self._finish(reply)
+            self._desk.take(reply)
+            self.flush()
+            return
+        self.counters.update(reply.counters)
+        self.counters.subtract(self._last_counters)
+        self._last_counters = reply.counters
+        for camera_id, last_id in reply.last_ids.items():
+            if camera_id in self.sequences:
+                self.sequences[camera_id].last_id = last_id
+
+    def _finish(self, answer: Answer) -> None:
+        """Count the results that the worker has processed."""
+        with self._lock:
+            frames = [self._sent.popleft() for _ in answer.outcomes]
+        self.answered += len(frames)
+        reasons: list[DropReason | None] = []
+        for frame, (published_ns, objects) in zip(frames, answer.outcomes, strict=True):
+            result, sequence = frame.result, self.sequences[frame.result.meta.camera_id]
+            if published_ns:
+                sequence.seq += 1
+                sequence.unreported.clear()
+                self._metrics.published(result.meta, result.timing, objects, published_ns)
+            else:
+                sequence.unreported.update(result.dropped_before)
+                sequence.unreported[DropReason.STALE.value] += 1
+            reasons.append(None if published_ns else DropReason.STALE)
+        finish_together([frame.lease for frame in frames], reasons)
+        for number, counts in answer.counts.items():
+            self._metrics.cameras[self._ids[number]].counts = counts
+        if self._recorder is not None:
+            for payload in answer.records:
+                self._recorder.write(payload)
+
+    def lost(self, _worker: Worker, reason: str) -> None:
+        with self._lock:
+            self._runs = False
+            sent, unsent = list(self._sent), [frame for frame, _ in self._unsent]
+            self._sent.clear()
+            self._unsent.clear()
+            for camera_id, sequence in self.sequences.items():
+                own = [frame.result for frame in (*sent, *unsent) if frame.result.meta.camera_id == camera_id]
+                drops: Counter[str] = Counter()
+                for result in own:
+                    drops.update(result.dropped_before)
+                    drops[DropReason.WORKER.value] += 1
+                unanswered = sum(frame.result.meta.camera_id == camera_id for frame in sent)
+                if reason:
+                    sequence.lost(drops, unanswered)
+        frames = [*sent, *unsent]
+        dropped = DropReason.WORKER if reason else DropReason.STOPPED
+        finish_together([frame.lease for frame in frames], [dropped] * len(frames))
+        self._last_counters = {}
+        self.is_lost = self.is_lost or bool(reason)
+
+
+class ResultProcesses:
+    """The result workers of a program. It has the methods of `vision.runtime.results.ResultHandler`."""
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        count: int,
+        publisher: Publisher,
+        *,
+        state: StateDatabase | None,
+        recorder: RecordsResults | None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        """Create the workers, and start their processes. `wait_ready` waits until they are ready.
+
+        Args:
+            setup: what all workers have in common.
+            count: number of workers. The cameras are assigned to them in turn.
+            publisher: the publisher of events and reports. The workers publish through its proxy.
+            state: database for events and counters. If None, they are only in memory.
+            recorder: recorder of detections.
+        """
+        camera_ids = [camera.id for camera in setup.config.cameras]
+        self.metrics = ResultMetrics(camera_ids, clock)
+        self.sinks: list[Sink] = [publisher]
+        self._publisher = publisher
+        self._lossless = setup.offline
+        self._workers = Workers()
+        self._links: list[_Link] = []
+        self._link_of: dict[str, _Link] = {}
+        self._ending = threading.Event()
+        self._aborted = False
+        desk = EventDesk(publisher, state)
+        for first in range(min(count, len(camera_ids))):
+            group = {camera_ids[number]: number for number in range(first, len(camera_ids), count)}
+            link = _Link(group, self.metrics, desk, recorder)
+            spec = WorkerSpec(f"result worker {first + 1}", ENTRY, setup.encode(), _HANG_S, _MEMORY_BYTES)
+            self._workers.add(spec, link)
+            self._links.append(link)
+            self._link_of |= dict.fromkeys(group, link)
+        self._workers.poll(0.0)
+
+    def wait_ready(self, stop: threading.Event) -> None:
+        """Wait until all workers are ready, or `stop` is set.
+
+        Raises:
+            VisionError: a worker failed, or is not ready after a minute.
+        """
+        deadline = time.monotonic() + _START_S
+        while not self._workers.ready and not stop.is_set():
+            if time.monotonic() > deadline:
+                raise VisionError(f"the result workers are not ready after {_START_S:.0f} s", code="worker-start")
+            self._workers.poll(_POLL_S)
+
+    @property
+    def parts(self) -> list[object]:
+        """The publisher. The stages are in the workers."""
+        return list(self.sinks)
+
+    def progress(self) -> int | None:
+        """Return the number of answered results; None if no worker has results to process."""
+        return self.handled if any(link.unfinished for link in self._links) else None
+
+    @property
+    def handled(self) -> int:
+        """Number of answered results, with those that were too old."""
+        return sum(link.answered for link in self._links)
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the stages, summed over all workers, and of the publisher."""
+        total: Counter[str] = Counter()
+        for link in self._links:
+            total.update(link.counters)
+        return dict(total) | self._publisher.counters()
+
+    def new_epochs(self, camera_id: str) -> int:
+        """Return the number of epochs of a camera that started because its worker ended."""
+        return self._link_of[camera_id].sequences[camera_id].epochs
+
+    def put(self, batch: list[InferredFrame]) -> None:
+        """Send a batch to the workers, and release its leases. After `abort`, discard the batch."""
+        hand_over([frame.lease for frame in batch], keep=False)
+        if self._aborted:
+            finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
+            return
+        groups: dict[int, list[InferredFrame]] = {}
+        for frame in batch:
+            self.metrics.truncated_candidates += frame.result.objects.truncated_candidates
+            groups.setdefault(id(self._link_of[frame.result.meta.camera_id]), []).append(frame)
+        for frames in groups.values():
+            self._link_of[frames[0].result.meta.camera_id].put(frames)
+
+    def end(self) -> None:
+        """Make `run` return after the results that are queued."""
+        self._ending.set()
+
+    def abort(self) -> None:
+        """Make `run` return without waiting for the workers, and make `put` discard new batches."""
+        self._aborted = True
+        self._ending.set()
+
+    def run(self) -> None:
+        """Receive answers until `end` or `abort` is called. Then stop the workers.
+
+        Raises:
+            VisionError: a worker ended during an offline run, or cannot be used on this machine.
+        """
+        try:
+            while not self._ending.is_set() or (not self._aborted and any(link.unfinished for link in self._links)):
+                self._workers.poll(_POLL_S)
+                for link in self._links:
+                    link.flush()
+                    self._check(link)
+        finally:
+            self._workers.stop(_STOP_S)
+
+    def release_queued(self) -> None:
+        """Discard the results that no worker has answered. Call this after `run` has ended."""
+        for link in self._links:
+            link.discard(DropReason.STOPPED)
+
+    def close(self) -> None:
+        """Stop the workers if `run` was not called. Idempotent."""
+        if not self._ending.is_set():
+            self._ending.set()
+            self._workers.stop(_STOP_S)
+
+    def _check(self, link: _Link) -> None:
+        if self._lossless and link.is_lost:
+            raise VisionError(
+                "a result worker ended, so results are missing",
+                hint="the log contains the reason; run the command again",
+                code="worker-lost",
+            )

@@ -1,0 +1,228 @@
+"""A result worker: a process that tracks, counts, evaluates rules, encodes, and publishes for a group of cameras.
+
+Detections go directly to the proxy of the publisher. Events and counters go to the main process, which stores them
+before it publishes the events. So no event is published that a crash of this process could undo.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Final
+
+import zmq
+
+from vision.errors import Closed, register_secret
+from vision.messaging import codec
+from vision.messaging.proxy import FIRST_SUBSCRIPTION, connect
+from vision.messaging.publisher import DetectionsPublisher
+from vision.messaging.schema import EventMessage
+from vision.runtime.builder import OpenStages, RunOptions
+from vision.runtime.result_messages import Answer, Begin, Totals, WorkerSetup, decode_begin, decode_results, encode
+from vision.runtime.stage_runner import StageRunner
+from vision.runtime.worker_channel import WorkerChannel
+from vision.stages.analytics import TrackStage
+from vision.stages.stage import Report
+from vision.state.counters import CameraCounters, CounterRow
+from vision.types import Counts, Result
+
+_SUBSCRIPTIONS_S: Final = 2.0  # longest wait for the subscriptions of the proxy
+_LINGER_MS: Final = 500
+_TOTALS_NS: Final = 1_000_000_000
+_WAIT_S: Final = 1.0
+_SEND_S: Final = 0.2  # interval of heartbeats while the main process does not receive
+
+
+class HandedOverCounters:
+    """The counters of a worker. They come from the main process, and every change is handed over to it."""
+
+    def __init__(self, rows: Sequence[CounterRow]) -> None:
+        self.changed: list[CounterRow] = []
+        self._rows = rows
+
+    def counters(self, camera_id: str) -> CameraCounters:
+        """Return the counters of a camera."""
+        return CameraCounters(self, camera_id)
+
+    def load_counters(self, camera_id: str) -> list[CounterRow]:
+        return [row for row in self._rows if row[0] == camera_id]
+
+    def store_counters(self, rows: Sequence[CounterRow]) -> bool:
+        self.changed += rows
+        return True
+
+
+class _Socket:
+    """The socket of a worker, which sends its messages to the proxy."""
+
+    def __init__(self, private: str, queue: int) -> None:
+        self.lock = threading.Lock()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = connect(self._context, private, queue=queue)
+
+    def wait_for_subscriptions(self) -> None:
+        """Wait until the subscriptions have arrived, because messages without a subscriber are not sent."""
+        deadline = time.monotonic() + _SUBSCRIPTIONS_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._socket.poll(int(left_s * 1e3)) and self._socket.recv() == b"\x01" + FIRST_SUBSCRIPTION:
+                break
+        self.discard_subscriptions()
+
+    def discard_subscriptions(self) -> None:
+        """Remove the subscriptions from the queue of the socket, which has already applied them."""
+        while self._socket.poll(0):
+            self._socket.recv(zmq.NOBLOCK)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        self._socket.send(topic.encode(), zmq.SNDMORE | zmq.NOBLOCK)
+        self._socket.send(payload, zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._socket.close(linger=_LINGER_MS)
+        self._context.term()
+
+
+class _Outbox:
+    """Sink that publishes detections, and collects everything else for the main process."""
+
+    def __init__(self, detections: DetectionsPublisher, camera_ids: Sequence[str]) -> None:
+        self.events: list[EventMessage] = []
+        self.counts: dict[int, Counts] = {}
+        self._detections = detections
+        self._cameras = {camera_id: number for number, camera_id in enumerate(camera_ids)}
+        self._last_counts: dict[str, Counts] = {}
+
+    def publish(self, result: Result) -> None:
+        self._detections.publish(result)
+        if result.events:
+            self.events += [codec.event(codec.UNNUMBERED, event, result) for event in result.events]
+        camera, counts = result.meta.camera_id, result.counts
+        if counts is not None and counts is not self._last_counts.get(camera):
+            self._last_counts[camera] = self.counts[self._cameras[camera]] = counts
+
+    def report(self, report: Report) -> None:
+        """Do nothing. The main process publishes reports."""
+
+
+class _Records:
+    """Collects detections messages, which the main process records."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+
+    def write(self, payload: bytes) -> None:
+        self.payloads.append(payload)
+
+
+class _ResultWorker:
+    """Processes the results of its cameras, one message after the other."""
+
+    def __init__(
+        self,
+        channel: WorkerChannel,
+        camera_ids: Sequence[str],
+        runner: StageRunner,
+        *,
+        outbox: _Outbox,
+        records: _Records,
+        counters: HandedOverCounters,
+    ) -> None:
+        self._channel = channel
+        self._camera_ids = camera_ids
+        self._runner = runner
+        self._outbox = outbox
+        self._records = records
+        self._counters = counters
+        self._totals_ns = 0
+
+    def handle(self, data: bytes) -> None:
+        """Process the results in a message, and answer it."""
+        outcomes = []
+        for result, expires_ns in decode_results(data, self._camera_ids):
+            done = self._runner.run_stages(result, None, expires_ns)
+            outcomes.append((0, 0) if done is None else (self._runner.publish(done), len(done.objects)))
+            self._channel.beat()
+        outbox, records, counters = self._outbox, self._records, self._counters
+        self._send(encode(Answer(outcomes, outbox.counts, outbox.events, counters.changed, records.payloads)))
+        outbox.counts, outbox.events, counters.changed, records.payloads = {}, [], [], []
+        if time.monotonic_ns() >= self._totals_ns:
+            self._totals_ns = time.monotonic_ns() + _TOTALS_NS
+            self.send_totals()
+
+    def send_totals(self) -> None:
+        """Send the counters of the stages, and the highest track ids."""
+        last_ids: dict[str, int] = {}
+        for stage in self._runner.stages:
+            if isinstance(stage, TrackStage):
+                last_ids |= stage.last_ids()
+        self._send(encode(Totals(self._runner.counters(), last_ids)))
+
+    def _send(self, data: bytes) -> None:
+        while not self._channel.send(data, timeout_s=_SEND_S):
+            self._channel.beat()
+
+
+def run(channel: WorkerChannel, data: bytes, load_stages: Callable[[str], OpenStages]) -> None:
+    """Process results until the main process stops the worker. `load_stages` loads a pipeline by name or path."""
+    setup: WorkerSetup = pickle.loads(data)
+    for secret, shown in setup.secrets.items():
+        register_secret(secret, shown=shown)
+    begin = _first_message(channel)
+    with ExitStack() as resources:
+        worker, socket = _open(channel, setup, begin, load_stages(setup.pipeline), resources)
+        gc.collect()
+        gc.freeze()
+        channel.ready()
+        try:
+            while True:
+                message = channel.receive(_WAIT_S)
+                socket.discard_subscriptions()
+                if message is not None:
+                    worker.handle(message.data)
+        except Closed:
+            worker.send_totals()
+            raise
+
+
+def _first_message(channel: WorkerChannel) -> Begin:
+    while (message := channel.receive(_WAIT_S)) is None:
+        pass
+    return decode_begin(message.data)
+
+
+def _open(
+    channel: WorkerChannel, setup: WorkerSetup, begin: Begin, open_stages: OpenStages, resources: ExitStack
+) -> tuple[_ResultWorker, _Socket]:
+    config = setup.config
+    counters = HandedOverCounters(begin.counters)
+    options = RunOptions(stop=threading.Event(), offline=setup.offline, counters=counters)
+    logging.disable(logging.INFO)  # the main process opened the same stages, and logged the same lines
+    stages = open_stages(config, options, resources)
+    logging.disable(logging.NOTSET)
+    for stage in stages:
+        if isinstance(stage, TrackStage):
+            stage.continue_after(begin.last_ids)
+    socket = _Socket(setup.private, config.publish.queue)
+    resources.callback(socket.close)
+    numbering = codec.Numbering(setup.node, setup.instance)
+    for camera_id, seq in begin.sequences.items():
+        numbering.continue_after(f"detections/{camera_id}", seq)
+    records = _Records()
+    detections = DetectionsPublisher(
+        socket,
+        numbering,
+        class_names=setup.class_names,
+        encoding=config.publish.encoding,
+        masks=config.publish.masks,
+        recorder=records if setup.records else None,
+    )
+    camera_ids = [camera.id for camera in config.cameras]
+    outbox = _Outbox(detections, camera_ids)
+    runner = StageRunner(stages, [outbox], time.monotonic_ns)
+    socket.wait_for_subscriptions()
+    return _ResultWorker(channel, camera_ids, runner, outbox=outbox, records=records, counters=counters), socket

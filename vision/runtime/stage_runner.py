@@ -1,0 +1,111 @@
+"""`StageRunner`, which runs the stages on results and passes them to the sinks, and `ResultMetrics`, which counts them.
+
+The results thread of a small site and the result workers of a large one use the same `StageRunner`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from vision.metrics import LatencyHistogram, Rate, span
+from vision.runtime.latest_slot import Clock
+from vision.runtime.status import CameraMetrics
+from vision.stages.stage import HasCounters, PixelStage, Sink, Stage
+from vision.types import DropReason, Frame, FrameMeta, Result, Timing
+
+
+class StageRunner:
+    """Runs the stages and sinks on one result after the other, in the thread that calls it."""
+
+    def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], clock: Clock) -> None:
+        self.stages: list[Stage] = []
+        self.sinks = list(sinks)
+        self.reads_pixels = False
+        self._clock = clock
+        self._steps: list[tuple[str, Callable[[Result, Frame | None], Result]]] = []
+        self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
+        for stage in stages:
+            self.add_stage(stage)
+
+    def add_stage(self, stage: Stage) -> None:
+        """Append a stage. Call this before the first result."""
+        self.stages.append(stage)
+        name = type(stage).__name__
+        if isinstance(stage, PixelStage):
+            self.reads_pixels = True
+            self._steps.append((name, _with_frame(stage)))
+        else:
+            self._steps.append((name, lambda result, _frame: stage(result)))
+
+    def run_stages(self, result: Result, frame: Frame | None, expires_ns: int | None) -> Result | None:
+        """Return the result after all stages; None if it is too old to be processed.
+
+        Args:
+            frame: the frame of the result. It can be None if no stage reads pixels.
+            expires_ns: time from which the result is too old; None means never.
+        """
+        if expires_ns is not None and self._clock() > expires_ns:
+            self._expire(result)
+            return None
+        if self._unreported and (unreported := self._unreported.pop(result.meta.camera_id, None)):
+            unreported.update(result.dropped_before)
+            result = replace(result, dropped_before=dict(unreported))
+        for name, step in self._steps:
+            with span(name):
+                result = step(result, frame)
+        return result
+
+    def publish(self, result: Result) -> int:
+        """Pass a result to the sinks. Return the time of publication in ns."""
+        published_ns = self._clock()
+        with span("publish"):
+            for sink in self.sinks:
+                sink.publish(result)
+        return published_ns
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the stages and sinks by name."""
+        counters: dict[str, int] = {}
+        parts: list[object] = [*self.stages, *self.sinks]
+        for part in parts:
+            if isinstance(part, HasCounters):
+                counters.update(part.counters())
+        return counters
+
+    def _expire(self, result: Result) -> None:
+        """Remember a result that is too old, and the drops before it. The camera's next result reports them."""
+        unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
+        unreported.update(result.dropped_before)
+        unreported[DropReason.STALE.value] += 1
+
+
+def _with_frame(stage: PixelStage) -> Callable[[Result, Frame | None], Result]:
+    def step(result: Result, frame: Frame | None) -> Result:
+        if frame is None:
+            raise ValueError(f"{type(stage).__name__} reads pixels, but got a result without its frame")
+        return stage.with_frame(result, frame)
+
+    return step
+
+
+class ResultMetrics:
+    """Counters and latencies of the published results."""
+
+    def __init__(self, camera_ids: Sequence[str], clock: Clock) -> None:
+        self.cameras = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
+        self.latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
+        self.truncated_candidates = 0
+
+    def published(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
+        """Count a result that was published at `published_ns`."""
+        metrics = self.cameras[meta.camera_id]
+        metrics.published += 1
+        metrics.objects = objects
+        metrics.rate.tick()
+        if meta.clock != "media":  # the timestamps of a recording are not times of this machine
+            metrics.latency.observe(published_ns - meta.captured_ns)
+            self.latency["queue"].observe(timing.submitted_ns - meta.captured_ns)
+        self.latency["detect"].observe(timing.inferred_ns - timing.submitted_ns)
+        self.latency["results"].observe(published_ns - timing.inferred_ns)
