@@ -163,6 +163,7 @@ def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Pat
         state = open_state(config, resources)
         with running(config, state=state) as program:
             wait_until(lambda: len(program.of(EventMessage)) > 5, "events")
+            wait_until(lambda: all(camera.published > 5 for camera in program.cameras().values()), "frames")
             killed = program.workers()[0]
             killed.kill()
             wait_until(lambda: program.cameras()["c0"].epoch == 1, "a new epoch")
