@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy.testing  # noqa: F401 - NumPy 1 starts a process when this is imported, which unit tests must not do
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -32,6 +32,9 @@ extern "C" Launch* prepare(const char* name, const unsigned* geometry, unsigned 
 #ifdef KERNEL_LETTERBOX
     if (!std::strcmp(name, "letterbox")) launch->body = bound(letterbox, arguments);
 #endif
+#ifdef KERNEL_STAR_RELU
+    if (!std::strcmp(name, "star_relu")) launch->body = bound(star_relu, arguments);
+#endif
 #ifdef KERNEL_POSTPROCESS
     if (!std::strcmp(name, "find_pairs")) launch->body = bound(find_pairs, arguments);
     if (!std::strcmp(name, "objects")) launch->body = bound(objects, arguments);

@@ -47,6 +47,7 @@ def parts(out: Path) -> Mapping[str, Part]:
     found = {
         "machine": Part(("nvidia-smi",), 20),
         "kernels": Part((*python, *PYTEST, *kernels), 150),
+        "plugins": Part((*python, *PYTEST, "tests/gpu/test_plugins.py"), 120),
         "detector": Part((*python, *PYTEST, "-s", *detector), 300),
         "stage": Part((*python, "-m", "tests.perf.stage", "--out", str(out / "stage.json"), "--seconds", "0.6"), 300),
         "nvdec": Part((*python, *PYTEST, "-s", "tests/gpu/test_nvdec.py"), 240),

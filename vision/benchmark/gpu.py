@@ -15,6 +15,7 @@ import numpy as np
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.tensorrt.detector import TensorRTDetector
 from vision.detect.tensorrt.loaded_engine import input_shapes
+from vision.detect.tensorrt.plugins.register import register_plugins
 from vision.detect.tensorrt.slot import Slot
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
@@ -119,6 +120,7 @@ def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterat
     """
     device = open_device()
     use_device(device)
+    register_plugins(spec)
     options = BuildOptions(prepare_thread=lambda: use_device(device))
     with (
         contextlib.closing(MemoryPool(CudaMemory())) as pool,

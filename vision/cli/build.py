@@ -32,6 +32,7 @@ from vision.cli.options import (
 from vision.cli.session import command
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.open import open_detector
+from vision.detect.tensorrt.plugins.register import register_plugins
 from vision.engine.build import BuildOptions
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
@@ -213,6 +214,7 @@ def build_engine(
         hint = "`vision doctor` shows what is missing"
         raise DeviceMissing("building an engine requires the GPU that runs it", hint=hint, code="gpu-missing")
     ahead_of_time = isinstance(gpu, GpuDescription)
+    register_plugins(spec)
     plan = resolve(detect, spec)
     batch = f"batch up to {plan.max_batch}"
     console.print(f"{spec.name}, {plan.precision}, {batch}, for {gpu.name}, {find_library()}", markup=False)

@@ -27,6 +27,7 @@ from vision.config.load import load_classifier_spec as load_classifier_spec
 from vision.config.load import load_config as load_config
 from vision.config.load import load_config_text as load_config_text
 from vision.config.load import load_model_spec as load_model_spec
+from vision.config.load import load_model_spec_text as load_model_spec_text
 from vision.config.load import resolve_config as resolve_config
 from vision.config.load import shipped_configs as shipped_configs
 from vision.config.load import shipped_models as shipped_models
@@ -37,6 +38,7 @@ from vision.config.model_spec import HeadSpec as HeadSpec
 from vision.config.model_spec import InputSpec as InputSpec
 from vision.config.model_spec import ModelSpec as ModelSpec
 from vision.config.model_spec import NmsSpec as NmsSpec
+from vision.config.model_spec import PluginSpec as PluginSpec
 from vision.config.model_spec import ProfileSpec as ProfileSpec
 from vision.config.rules import RuleConfig as RuleConfig
 from vision.config.schema import config_schema as config_schema

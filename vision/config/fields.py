@@ -174,6 +174,13 @@ FilePath = Annotated[
     Field(pattern=r"^[^~\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*\.json$", title="the path of a JSON file (.json)"),
 ]
 FolderPath = Annotated[str, AfterValidator(check_folder), Field(title=_FOLDER_FORMS)]
+LibraryName = Annotated[
+    str,
+    Field(
+        pattern=r"^[^/\\\x00-\x1f\x7f-\x9f]+\.so(\.[0-9.]+)?$",
+        title="the name of a .so file in the folder of model.yaml",
+    ),
+]
 FileName = Annotated[
     str,
     Field(pattern=r"^[^/\\\x00-\x1f\x7f-\x9f]+\.onnx$", title="the name of an .onnx file in the folder of model.yaml"),

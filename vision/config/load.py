@@ -60,6 +60,18 @@ def load_model_spec(folder: Path) -> ModelSpec:
     return _load_spec(ModelSpec, folder)
 
 
+def load_model_spec_text(text: str, name: str) -> ModelSpec:
+    """Create a specification from the text of a model.yaml. Errors use `name` as the name of the file.
+
+    Raises:
+        ModelError: the text has faults. The error lists every fault.
+    """
+    try:
+        return _validated(ModelSpec, parse_document(text, name, {}))
+    except ConfigError as error:
+        raise ModelError(error.args[0], code=error.code, faults=error.faults) from None
+
+
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
     """Read and check the model.yaml of a classifier, as `load_model_spec` does for a detection model."""
     return _load_spec(ClassifierSpec, folder)

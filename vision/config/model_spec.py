@@ -6,7 +6,16 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from vision.config.fields import ClassNames, ConfigSection, FileName, Fraction, Identifier, Pixels, Positive
+from vision.config.fields import (
+    ClassNames,
+    ConfigSection,
+    FileName,
+    Fraction,
+    Identifier,
+    LibraryName,
+    Pixels,
+    Positive,
+)
 from vision.config.wording import InvalidValue
 
 _Stride: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
@@ -134,6 +143,9 @@ Extent = Annotated[_Extents, AfterValidator(_ascending)]
 ShapeExtent = Annotated[_Shapes, AfterValidator(_ascending_shapes)]
 
 
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 hexadecimal digits, 0-9 and a-f")]
+
+
 class ProfileSpec(ConfigSection):
     """An optimization profile of TensorRT: [min, opt, max] of every dynamic dimension of the ONNX file."""
 
@@ -149,6 +161,25 @@ class ProfileSpec(ConfigSection):
     """[min, opt, max] values of each shape input, by name."""
 
 
+class PluginSpec(ConfigSection):
+    """A library with plugins of TensorRT, which the ONNX file needs."""
+
+    file: LibraryName
+    """Name of the library in the folder of model.yaml."""
+    sha256: Sha256
+    """SHA-256 of the library, verified when the library is loaded."""
+
+
+def _kind_of_plugin(value: object) -> str:
+    return "name" if isinstance(value, str) else "[library]"
+
+
+BuiltInPlugin: TypeAlias = Literal["VisionNMS", "VisionStarRelu", "StarRelu"]
+Plugin: TypeAlias = Annotated[
+    Annotated[PluginSpec, Tag("[library]")] | Annotated[BuiltInPlugin, Tag("name")], Discriminator(_kind_of_plugin)
+]
+
+
 class _Spec(ConfigSection):
     """Keys of every model.yaml."""
 
@@ -156,7 +187,7 @@ class _Spec(ConfigSection):
     """Name of the model in camera.yaml and messages."""
     file: FileName
     """Name of the ONNX file in the folder of model.yaml."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", title="64 hexadecimal digits, 0-9 and a-f")] | None = None
+    sha256: Sha256 | None = None
     """SHA-256 of the ONNX file, verified when the model is loaded; if absent, a warning is logged."""
     licence: str = Field(min_length=1)
     """License of the weights, as an SPDX name if there is one."""
@@ -185,6 +216,14 @@ class ModelSpec(_Spec):
     """Defaults of non-maximum suppression."""
     profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None
     """Ranges of the input shapes of a TensorRT engine; derived from `detect.max_batch` if absent."""
+    plugins: tuple[Plugin, ...] = Field(default=())
+    """Plugins of TensorRT that the ONNX file needs; VisionNMS, VisionStarRelu, and StarRelu are part of this program;
+    others are libraries. Such a model runs only with TensorRT."""
+
+    @property
+    def plugin_libraries(self) -> tuple[PluginSpec, ...]:
+        """Libraries in `plugins`, without the plugins that are part of this program."""
+        return tuple(plugin for plugin in self.plugins if isinstance(plugin, PluginSpec))
 
 
 class ClassifierSpec(_Spec):

@@ -101,9 +101,14 @@ def _code(details: ErrorDetails) -> str:
 
 
 def _in_document(error_loc: Loc, document: Document) -> Loc:
-    """Convert the location of a pydantic error: remove the marks of keys and of branches of a union."""
+    """Convert the location of a pydantic error: remove the marks of keys and of branches of a union.
+
+    The mark of a branch that is a section must be in brackets, because it could also be one of the section's keys.
+    """
     loc: Loc = ()
     for part in error_loc:
+        if isinstance(part, str) and part.startswith("[") and part != _KEY:
+            continue
         node = document.node(loc)
         if node is None or isinstance(node.value, dict if isinstance(part, str) else tuple):
             loc = (*loc, part)

@@ -89,6 +89,8 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
 
 def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | None = None) -> None:
     """Run a model on the sample with ONNX Runtime, if it is installed. See `check_network` for the errors."""
+    if spec.plugins:
+        return  # ONNX Runtime cannot run plugins of TensorRT, so only the start checks the outputs, with the engine
     try:
         network = importlib.import_module("vision.detect.onnxruntime.network")
     except ImportError:
@@ -153,6 +155,7 @@ def _tensorrt_module() -> ModuleType:
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
     """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`."""
+    _refuse_plugins(spec)
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -177,6 +180,7 @@ def open_network(path: Path, spec: ModelSpec) -> Network:
         ModelError: the file cannot be loaded, or its inputs differ from the spec.
         DeviceMissing: ONNX Runtime is not installed.
     """
+    _refuse_plugins(spec)
     try:
         from vision.detect.onnxruntime.network import Network
     except ImportError as error:
@@ -199,6 +203,15 @@ def open_classifier(
     except ImportError as error:
         raise _no_onnxruntime(error, "laptop") from error
     return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
+
+
+def _refuse_plugins(spec: ModelSpec) -> None:
+    if spec.plugins:
+        raise ModelError(
+            f"{spec.name} needs plugins of TensorRT, so it does not run on the CPU with ONNX Runtime",
+            hint="run it on a GPU with TensorRT, or export the model without the plugins",
+            code="plugins-need-tensorrt",
+        )
 
 
 def _no_onnxruntime(error: ImportError, extra: str) -> DeviceMissing:

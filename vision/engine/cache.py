@@ -65,6 +65,7 @@ class EngineKey:
     settings: BuildPlan
     profiles: tuple[Any, ...]  # from model.yaml, as plain data; empty if max_batch determines the profiles
     input_hw: tuple[int, int]
+    plugins: tuple[str, ...] = ()  # SHA-256 of each plugin library
 
     def as_json(self) -> dict[str, Any]:
         """Return the key as data that JSON can represent."""
@@ -101,6 +102,7 @@ def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: M
         compute_capability=gpu.compute_capability,
         settings=settings,
         profiles=tuple(profile.model_dump(mode="json") for profile in spec.profiles or ()),
+        plugins=tuple(plugin.sha256 for plugin in spec.plugin_libraries),
         input_hw=(spec.input.height, spec.input.width),
     )
 

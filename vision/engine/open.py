@@ -13,6 +13,7 @@ from vision.engine.cache import EngineCache, Loaded, key_of
 from vision.engine.library import Gpu, find_library
 from vision.engine.memory import MemoryPool
 from vision.engine.onnx_transform import with_weights
+from vision.engine.plugins import load_plugins
 from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
 
@@ -42,6 +43,7 @@ def load_or_build(
     If `force` is True, the plan is always built.
     """
     onnx = read_onnx(folder, spec)
+    load_plugins(folder, spec)
 
     def build(timing_cache: bytes | None) -> Built:
         return build_engine(onnx, spec, plan, gpu, options, timing_cache=timing_cache)

@@ -326,6 +326,13 @@ class Stream(Resource):
         released(runtime.cudaStreamDestroy(self.handle), "a stream")
 
 
+@dataclass(frozen=True, slots=True)
+class BorrowedStream:
+    """Stream that belongs to a library, such as the one on which TensorRT runs a plugin."""
+
+    handle: int
+
+
 class Event(Resource):
     """Position in a stream. An event that was never recorded counts as reached."""
 

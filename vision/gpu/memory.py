@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vision.errors import DeviceError, OutOfMemory
 from vision.gpu.cuda import (
+    BorrowedStream,
     Resource,
     Stream,
     check,
@@ -104,7 +105,7 @@ class DeviceBuffer(Resource):
 
     def fill(self, byte: int, stream: Stream) -> None:
         """Queue an operation on `stream` that sets every byte of the memory to `byte`."""
-        check(runtime.cudaMemsetAsync(self.address, byte, self.nbytes, stream.handle), "filling device memory")
+        fill(self.address, byte, self.nbytes, stream)
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy a contiguous array to the start of the memory, and wait. Raise ValueError if the array does not fit."""
@@ -265,7 +266,14 @@ def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
     check(copied, f"copying {nbytes} bytes to the host")
 
 
-def copy_rows(target: int, source: int, stream: Stream, *, rows: int, row_bytes: int, pitch_bytes: int) -> None:
+def fill(address: int, byte: int, nbytes: int, stream: Stream | BorrowedStream) -> None:
+    """Queue an operation that sets `nbytes` bytes of GPU memory to `byte`."""
+    check(runtime.cudaMemsetAsync(address, byte, nbytes, stream.handle), "filling device memory")
+
+
+def copy_rows(
+    target: int, source: int, stream: Stream | BorrowedStream, *, rows: int, row_bytes: int, pitch_bytes: int
+) -> None:
     """Queue a copy of rows, which are `pitch_bytes` apart at `source`, and become adjacent at `target`.
 
     Both addresses can be in GPU memory or in host memory.

@@ -11,14 +11,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from cuda.bindings import driver, nvrtc
 from numpy.typing import NDArray
 
 from vision.errors import DeviceError, DeviceMissing, ModelError
-from vision.gpu.cuda import Resource, Stream, check, failure, released
+from vision.gpu.cuda import BorrowedStream, Resource, Stream, check, failure, released
 from vision.state.private_files import Unwritable, make_private_folder, read_checked, sha256_of, write_checked
 from vision.version import pip_hint
 
@@ -87,7 +87,18 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     return cubin
 
 
-def _compile(source: Source, options: Sequence[str]) -> bytes:
+def compile_ptx(source: Source, arch: str) -> bytes:
+    """Return the kernels as PTX, which TensorRT stores in an engine. For the errors, see `compile_cubin`.
+
+    Raises:
+        DeviceMissing: NVRTC is not installed.
+        DeviceError: the source does not compile.
+    """
+    nvrtc_version()
+    return _compile(source, source.options(arch.replace("sm_", "compute_")), "PTX")
+
+
+def _compile(source: Source, options: Sequence[str], code: Literal["CUBIN", "PTX"] = "CUBIN") -> bytes:
     texts, names = [text.encode() for text in source.headers.values()], [name.encode() for name in source.headers]
     created = nvrtc.nvrtcCreateProgram(source.text.encode(), source.name.encode(), len(names), texts, names)
     program = check(created, f"reading {source.name}")
@@ -97,9 +108,10 @@ def _compile(source: Source, options: Sequence[str]) -> bytes:
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             message = f"{source.name} does not compile with {' '.join(options)}:\n{_compiler_log(program)}"
             raise DeviceError(message, code="kernel-not-compiled")
-        cubin = bytes(check(nvrtc.nvrtcGetCUBINSize(program), f"compiling {source.name}"))
-        check(nvrtc.nvrtcGetCUBIN(program, cubin), f"compiling {source.name}")
-        return cubin
+        size, get = getattr(nvrtc, f"nvrtcGet{code}Size"), getattr(nvrtc, f"nvrtcGet{code}")
+        compiled = bytes(check(size(program), f"compiling {source.name}"))
+        check(get(program, compiled), f"compiling {source.name}")
+        return compiled
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -158,7 +170,7 @@ class Launch:
         self._pointers = (ctypes.c_void_p * max(1, len(self._values)))(*(value.ctypes.data for value in self._values))
         self._address = ctypes.addressof(self._pointers)
 
-    def enqueue(self, stream: Stream) -> None:
+    def enqueue(self, stream: Stream | BorrowedStream) -> None:
         """Queue the kernel on a stream, without waiting."""
         (status,) = driver.cuLaunchKernel(self._kernel.function, *self._geometry, stream.handle, self._address, 0)
         if status != driver.CUresult.CUDA_SUCCESS:

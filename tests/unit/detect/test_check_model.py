@@ -112,6 +112,17 @@ def test_operator_unknown_to_onnx_runtime_passes(tmp_path: Path) -> None:
     assert fault_of(folder, backend="onnxruntime") is not None
 
 
+@pytest.mark.usefixtures("gpu")
+def test_model_with_plugins_runs_only_with_tensorrt(tmp_path: Path) -> None:
+    folder = save_colours(tmp_path / "colours")
+    with (folder / "model.yaml").open("a") as card:
+        card.write("plugins: [VisionNMS]\n")
+    assert fault_of(folder, backend="tensorrt") is None
+    error = fault_of(folder, backend="onnxruntime")
+    assert isinstance(error, ModelError)
+    assert error.code == "plugins-need-tensorrt"
+
+
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
 def test_tensorrt_without_gpu_is_refused(tmp_path: Path) -> None:
     assert isinstance(fault_of(save_colours(tmp_path / "colours"), backend="tensorrt"), DeviceMissing)

@@ -21,6 +21,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
         "tests/gpu/test_emulated_detector.py",
         "tests/gpu/test_emulated_device.py",
     ),
+    "plugins": ("tests/gpu/test_plugins.py",),
     "video": ("tests/gpu/test_nvdec.py",),
     "measurements": ("tests/gpu/test_performance.py",),
     "nvdec to detector": ("tests/gpu/test_nvdec_detector.py",),

@@ -42,6 +42,7 @@ from vision.detect.tensorrt.kernels import (
     threshold,
 )
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache
+from vision.detect.tensorrt.plugins.register import register_plugins
 from vision.detect.tensorrt.slot import (
     DetectorSlot,
     ExecutionLane,
@@ -106,6 +107,7 @@ def open_tensorrt_detector(
         resources.callback(_close_quietly, pool)
         options = BuildOptions(cancel=stop or threading.Event(), prepare_thread=lambda: use_device(device))
         with timer.phase("engine"):
+            register_plugins(spec)
             engine = resources.enter_context(
                 open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool)
             )

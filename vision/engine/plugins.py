@@ -1,0 +1,121 @@
+"""Access to TensorRT's plugin registry, and loading of the plugin libraries that a model.yaml lists.
+
+A plugin library is code that runs with the rights of this process. Therefore a model.yaml must contain its SHA-256, and
+the bytes that were verified are the bytes that are loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from vision.engine.library import collect_log, find_library, trt
+from vision.errors import ModelError
+from vision.state.private_files import sha256_of
+
+if TYPE_CHECKING:
+    from vision.config import ModelSpec, PluginSpec
+
+_NEEDED: Final = re.compile(rb"\0libnvinfer(?:_plugin)?\.so\.(\d+)")
+"""Name of TensorRT's library in a table of an ELF file, with its major version."""
+
+
+def plugin_registry() -> Any:
+    """Return the plugin registry of TensorRT.
+
+    Raises:
+        ModelError: the library is TensorRT-RTX, whose networks cannot contain plugins.
+    """
+    library = find_library()
+    if library.flavour == "tensorrt-rtx":
+        raise ModelError(
+            f"{library} does not support plugins", hint="install TensorRT instead", code="plugins-unsupported"
+        )
+    return trt.get_plugin_registry()
+
+
+def register(creator: Any) -> None:
+    """Register a creator, unless a creator with its name and version is registered. Keep it until the process ends."""
+    registry = plugin_registry()
+    if registry.get_creator(creator.name, creator.plugin_version, creator.plugin_namespace) is None:
+        registry.register_creator(creator, creator.plugin_namespace)
+        _registered.append(creator)
+
+
+_registered: list[object] = []
+
+
+def load_plugins(folder: Path, spec: ModelSpec) -> None:
+    """Load the plugin libraries of a model, each once per process. `folder` contains the libraries.
+
+    Raises:
+        ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or contains
+            no plugins; or the installed library does not support plugins.
+    """
+    for plugin in spec.plugin_libraries:
+        _load(_verified(folder, spec, plugin), spec.name, plugin)
+
+
+def _verified(folder: Path, spec: ModelSpec, plugin: PluginSpec) -> bytes:
+    """Return the contents of a plugin library after a check of its SHA-256."""
+    path = folder / plugin.file
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{spec.name}: cannot read the plugin library {path}: {error.strerror}",
+            hint="`plugins` in model.yaml lists files in the same folder",
+            code="plugin-missing",
+        ) from error
+    sha256 = sha256_of(contents)
+    if sha256 != plugin.sha256:
+        raise ModelError(
+            f"{spec.name}: expected {path} to have the sha256 {plugin.sha256}, got {sha256}",
+            hint="the library was replaced or damaged: fetch it again, or change `sha256` if you built it again",
+            code="plugin-sha256",
+        )
+    return contents
+
+
+@functools.cache
+def _load(contents: bytes, model: str, plugin: PluginSpec) -> None:
+    registry, library = plugin_registry(), find_library()
+    label = f"{model}: the plugin library {plugin.file}"
+    major = library.version.split(".", maxsplit=1)[0]
+    needed = {version.decode() for version in _NEEDED.findall(contents)}
+    if needed - {major}:
+        raise ModelError(
+            f"{label} is for TensorRT {', '.join(sorted(needed))}, but TensorRT {library.version} is installed",
+            hint="build the library on this machine",
+            code="plugin-other-tensorrt",
+        )
+    before = _names(registry)
+    with collect_log() as log:
+        try:
+            # A file in memory, because the file in the folder can change after the check of its SHA-256.
+            descriptor = os.memfd_create(plugin.file)
+            os.write(descriptor, contents)
+            path = f"/proc/self/fd/{descriptor}"
+            found = ctypes.CDLL(path)
+        except OSError as error:
+            raise ModelError(
+                f"{label} cannot be loaded: {error}", hint="build the library on this machine", code="plugin-not-loaded"
+            ) from error
+        if hasattr(found, "getCreators") or hasattr(found, "getPluginCreators"):
+            registry.load_library(path)
+    if _names(registry) == before:
+        reason = "; ".join(log.errors()) or "it exports no `getCreators`, and registers nothing when it is loaded"
+        raise ModelError(
+            f"{label} adds no plugins to {library}: {reason}",
+            hint="a plugin whose name is already registered cannot be added a second time",
+            code="plugin-not-registered",
+        )
+
+
+def _names(registry: Any) -> set[tuple[str, str, str]]:
+    """Return the namespace, name, and version of each plugin in the registry."""
+    return {(each.plugin_namespace, each.name, each.plugin_version) for each in registry.all_creators}
