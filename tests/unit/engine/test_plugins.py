@@ -175,6 +175,15 @@ def test_padding_follows_the_format(
     assert cls.of(shape, format_name) == cls(*padding)
 
 
+def test_layouts_keep_their_numbers(plugins: Any) -> None:
+    """Engines and ONNX files contain these numbers."""
+    layouts = plugins["nms"].LAYOUTS
+    assert layouts[:6] == ("nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8")
+    assert layouts[6:14] == (
+        "yunet", "corners", "end-to-end", "rt-detr", "paddle", "tensorflow", "yolov7", "yolo-nas-flat",
+    )  # fmt: skip
+
+
 def test_documented_program_adds_the_node(plugins: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
