@@ -28,7 +28,7 @@ except DeviceMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 from vision.detect.tensorrt.plugins.base import Creator, KernelPlugin
-from vision.detect.tensorrt.plugins.nms import LAYOUTS, NmsSettings, VisionNms
+from vision.detect.tensorrt.plugins.nms import ACTIVATIONS, LAYOUTS, NmsSettings, VisionNms
 from vision.detect.tensorrt.plugins.star_relu import StarRelu, StarReluSettings
 
 TOLERANCE = 1e-3  # relative to the largest value
@@ -137,7 +137,7 @@ def settings_of(case: Case) -> NmsSettings:
         width=96,
         height=64,
         fraction=int(case.fraction),
-        sigmoid=int(case.sigmoid),
+        activation=ACTIVATIONS.index(head.activation),
         score_threshold=case.score,
         iou_threshold=case.iou,
         iou_across_classes=case.across,

@@ -53,7 +53,7 @@ def test_every_method_of_nms_is_reached(capfd: pytest.CaptureFixture[str]) -> No
     fields = {"layout": 5, "classes": 3, "width": 64, "height": 64, "score_threshold": 0.5, "max_objects": 20}
     report = report_of("nms", fields, (2, 7, 84))
     saved = (
-        "layout=5 classes=3 width=64 height=64 fraction=0 sigmoid=0 score_threshold=0.5 iou_threshold=0.6 "
+        "layout=5 classes=3 width=64 height=64 fraction=0 activation=0 score_threshold=0.5 iou_threshold=0.6 "
         "iou_across_classes=0.7 max_candidates=1024 max_objects=20"
     )
     assert report[1:6] == [

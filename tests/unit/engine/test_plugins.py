@@ -93,7 +93,7 @@ def test_absent_fields_have_defaults(plugins: Any) -> None:
         ((*REQUIRED, *SIZES, ("max_objects", np.array([1.5], np.float32), "FLOAT32")), "plugin-field"),
         ((*REQUIRED, *SIZES, ("layout", np.frombuffer(b"8", np.int8), "CHAR")), "plugin-field"),
         ((*REQUIRED, *SIZES, integer("layout", 99)), "plugin-field"),
-        ((*REQUIRED, *SIZES, integer("sigmoid", -1)), "plugin-field"),
+        ((*REQUIRED, *SIZES, integer("activation", -1)), "plugin-field"),
         ((*REQUIRED, *SIZES, integer("max_objects", 0)), "greater-than-equal"),
     ],
 )
@@ -179,6 +179,7 @@ def test_layouts_keep_their_numbers(plugins: Any) -> None:
     """Engines and ONNX files contain these numbers."""
     layouts = plugins["nms"].LAYOUTS
     assert layouts[:6] == ("nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8")
+    assert plugins["nms"].ACTIVATIONS[:3] == ("none", "sigmoid", "softmax")
     assert layouts[6:14] == (
         "yunet", "corners", "end-to-end", "rt-detr", "paddle", "tensorflow", "yolov7", "yolo-nas-flat",
     )  # fmt: skip

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 LAYOUTS: Final = get_args(HeadSpec.model_fields["kind"].annotation)
 """Values of `head.kind` in model.yaml. The field `layout` is an index, so new values must be added at the end."""
+ACTIVATIONS: Final = get_args(HeadSpec.model_fields["activation"].annotation)
+"""Values of `head.activation` in model.yaml, in the same way."""
 
 _ALIGNMENT = 256
 
@@ -49,7 +51,7 @@ class NmsSettings:
     width: int  # of the network's input, in pixels
     height: int
     fraction: int = 0  # 1 if boxes are fractions of the input, as `box_scale: fraction`
-    sigmoid: int = 0  # 1 if scores are logits, as `activation: sigmoid`
+    activation: int = 0  # index of `head.activation` in ACTIVATIONS
     score_threshold: float = 0.25
     iou_threshold: float = 0.6
     iou_across_classes: float = 0.7
@@ -58,7 +60,7 @@ class NmsSettings:
 
     def spec(self) -> ModelSpec:
         """Return the fields as a model.yaml. Raise `ModelError` if a field is out of range."""
-        numbers = {"layout": len(LAYOUTS) - 1, "fraction": 1, "sigmoid": 1}
+        numbers = {"layout": len(LAYOUTS) - 1, "fraction": 1, "activation": len(ACTIVATIONS) - 1}
         for name, largest in numbers.items():
             if not 0 <= getattr(self, name) <= largest:
                 text = (
@@ -68,7 +70,7 @@ class NmsSettings:
         head = {
             "kind": LAYOUTS[self.layout],
             "box_scale": "fraction" if self.fraction else "pixels",
-            "activation": "sigmoid" if self.sigmoid else "none",
+            "activation": ACTIVATIONS[self.activation],
         }
         values = {
             "name": "VisionNMS",
@@ -175,10 +177,14 @@ class VisionNms(KernelPlugin):
         frame = describe_frame(self.spec.input, FrameLayout(self.settings.height, self.settings.width, "bgr"), 0)
         frames = self.keep(DeviceBuffer(batch * len(frame), f"frames of {self.name}"))
         frames.write(np.frombuffer(frame * batch, np.uint8))
-        kept = kept_classes(self.head, self.settings.classes)
+        kept = kept_classes(program.decoder.rules)
         classes = self.keep(DeviceBuffer(kept.nbytes, f"classes of {self.name}"))
         classes.write(kept)
-        limit, iou, parts = threshold(self.head, classes.address), overlaps(self.spec), Workspace.of(program, batch)
+        limit, iou, parts = (
+            threshold(program.decoder.rules, classes.address),
+            overlaps(self.spec),
+            Workspace.of(program, batch),
+        )
         sizes = (16 * objects, 4 * objects, 4 * objects)
 
         def step(given: Sequence[int], found: Sequence[int], workspace: int, stream: BorrowedStream) -> None:
