@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
     "plan": "Measure a configuration with stand-in cameras.",
+    "install-service": "Set up a systemd service.",
+    "uninstall-service": "Remove the systemd services.",
     "camera-zoo": "Serve synthetic cameras with the oddities of real ones.",
 }
 """The commands, and the first line of their help. Only the module of the called command is imported."""
@@ -42,6 +44,8 @@ _PLACES: Final = {
     "eval": ("evaluate", "evaluate"),
     "schema": ("models", "schema"),
     "camera-zoo": ("camera_zoo", "camera_zoo"),
+    "install-service": ("service", "install_service"),
+    "uninstall-service": ("service", "uninstall_service"),
 }
 """The module and the function of each command that is called differently."""
 

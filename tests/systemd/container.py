@@ -1,0 +1,145 @@
+"""A container in which systemd is PID 1, on a copy-on-write view of this machine's file system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+BOOT_S = 60.0
+_SLOW_UNITS = ("systemd-networkd-wait-online", "NetworkManager-wait-online", "systemd-time-wait-sync", "apt-daily")
+
+
+class Container:
+    """A running container. `run` executes a command in it as root."""
+
+    def __init__(self, root: Path, leader: int) -> None:
+        self.root = root
+        self._leader = leader
+
+    def run(
+        self, *command: str | Path, check: bool = True, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        arguments = ["nsenter", "-t", str(self._leader), "-m", "-p", "-n", "-i", "-u", *map(str, command)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=timeout_s)
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done
+
+    def write(self, path: str, content: str) -> None:
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+
+    def properties(self, unit: str, *names: str) -> dict[str, str]:
+        """Return properties of a unit, as `systemctl show` prints them."""
+        lines = self.run("systemctl", "show", unit, f"--property={','.join(names)}").stdout.splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def journal(self, unit: str) -> str:
+        return self.run("journalctl", "--no-pager", "--output=cat", "--unit", unit).stdout
+
+    def wait_for(self, unit: str, name: str, value: str, timeout_s: float = 60.0) -> None:
+        """Wait until a property of a unit starts with a value."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (current := self.properties(unit, name)[name]).startswith(value):
+            assert time.monotonic() < deadline_s, (
+                f"{unit}: {name} is {current}, not {value}\n{self.journal(unit)[-4000:]}"
+            )
+            time.sleep(0.2)
+
+
+def missing() -> str:
+    """Return why no container can be started here; empty if it can."""
+    if os.geteuid():
+        return "only root can start a container"
+    tools = ("systemd-nspawn", "nsenter", "systemd-analyze", "mount")
+    if absent := [tool for tool in tools if shutil.which(tool) is None]:
+        return f"needs {', '.join(absent)} (Debian packages systemd and systemd-container)"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        return "the kernel has no overlay file systems"
+    return ""
+
+
+@contextmanager
+def booted(folder: Path) -> Iterator[Container]:
+    """Boot a container, and remove it at the end. Skip the test if this machine cannot start one."""
+    if reason := missing():
+        pytest.skip(reason)
+    tmpfs, root = folder / "tmpfs", folder / "tmpfs" / "root"
+    tmpfs.mkdir()
+    mounts = [tmpfs]
+    process = None
+    try:
+        _mount("-t", "tmpfs", "tmpfs", tmpfs)
+        for name in ("upper", "work", "root"):
+            (tmpfs / name).mkdir()
+        _mount("-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={tmpfs}/upper,workdir={tmpfs}/work", root)
+        mounts.append(root)
+        _prepare(root)
+        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
+        command += ["--console=pipe", "--link-journal=no", f"--machine=vision-{os.getpid()}", f"--directory={root}"]
+        with (tmpfs / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        container = Container(root, _leader(process, tmpfs / "log"))
+        _wait_until_booted(container)
+        yield container
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        for mount in reversed(mounts):
+            subprocess.run(["umount", "--recursive", "--lazy", str(mount)], check=False, capture_output=True)
+
+
+def _mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine cannot mount: {done.stderr.strip()}")
+
+
+def _prepare(root: Path) -> None:
+    """Make the container boot only what the tests need, under an identity of its own."""
+    units = root / "etc" / "systemd" / "system"
+    for path in units.glob("*.wants"):
+        shutil.rmtree(path)
+    for name in _SLOW_UNITS:
+        (units / f"{name}.service").unlink(missing_ok=True)
+        (units / f"{name}.service").symlink_to("/dev/null")
+    (root / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    environment = f"[Service]\nEnvironment=PYTHONPATH={ROOT}\nBindReadOnlyPaths={ROOT} {sys.prefix}\n"
+    drop_in = units / "vision@.service.d" / "tests.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(environment)
+
+
+def _leader(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Return the process id of the container's PID 1."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline_s = time.monotonic() + BOOT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            pytest.skip(f"no container can be started: {log.read_text().strip()}")
+        for child in children.read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                return int(child)
+        time.sleep(0.05)
+    raise AssertionError("the container has no PID 1")
+
+
+def _wait_until_booted(container: Container) -> None:
+    deadline_s = time.monotonic() + BOOT_S
+    while time.monotonic() < deadline_s:
+        state = container.run("systemctl", "is-system-running", check=False).stdout.strip()
+        if state in ("running", "degraded"):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"the container did not boot: {state}")
