@@ -60,11 +60,6 @@ class SourceCalls:
         call = self.current
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
-    def duration_s(self) -> float:
-        """Return how long the call in progress has taken, in seconds; 0 if there is none. Thread-safe."""
-        call = self.current
-        return (self._clock() - call[1]) / 1e9 if call is not None else 0.0
-
     def _check_abandoned(self) -> None:
         if self.abandoned:
             raise Abandoned

@@ -113,10 +113,6 @@ class CameraSupervisor:
         """Return the call to the source that is in progress, and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
 
-    def blocked_s(self) -> float:
-        """Return how long the call to the source that is in progress has taken, in seconds; 0 if there is none."""
-        return self._parts.calls.duration_s()
-
     def call(self) -> tuple[str, int] | None:
         """Return the call to the source that is in progress, and its start time; None if there is none. No lock."""
         return self._parts.calls.current

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from vision.capture.blocking import threads_left_running
 from vision.capture.session import READS
 from vision.capture.supervisor import CameraSupervisor
 from vision.runtime.hang_watchdog import Part
-from vision.runtime.latest_slot import LatestSlot
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +24,19 @@ _LEFT_S: Final = 120.0
 """Time in seconds after which a library thread of a closed camera counts as abandoned. Look-ups of a host name end."""
 
 
+class ForgetsBuffers(Protocol):
+    """The sink of a camera whose thread can hang."""
+
+    def forget_buffers(self) -> None:
+        """Stop using the present buffers, because the call that hangs can still write to one of them."""
+
+
 @dataclass(slots=True)
 class CameraThreads:
     """The threads of all cameras. `guard` runs a function in a thread, and reports its failure under a name."""
 
     supervisors: Mapping[str, CameraSupervisor]  # by camera id
-    slots: Mapping[str, LatestSlot]
+    sinks: Mapping[str, ForgetsBuffers]
     guard: Callable[[str, Callable[[], None]], None]
     _running: dict[str, threading.Thread] = field(default_factory=dict)
     _abandoned: list[threading.Thread] = field(default_factory=list)
@@ -83,7 +89,7 @@ class CameraThreads:
         log.warning(text, camera_id, supervisor.blocked_in())
         self._abandoned.append(self._running[camera_id])
         supervisor.abandon()
-        self.slots[camera_id].forget_buffers()
+        self.sinks[camera_id].forget_buffers()
         self._start(camera_id)
         return True
 

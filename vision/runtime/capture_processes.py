@@ -33,6 +33,7 @@ from vision.types import DropReason, FrameBuffer, PixelFormat
 log = logging.getLogger(__name__)
 
 _HANG_S: Final = 15.0
+_CALL_S: Final = 30.0  # time after which a camera whose library does not return gets a new thread
 _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
 _MESSAGES_AT_ONCE: Final = 64
 _MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
@@ -192,7 +193,7 @@ class _Link:
         cameras = {number: captured for number, each in self._cameras.items() if (captured := each.next_process())}
         frames, other = Connection.pair()
         with other:
-            worker.send(replace(self._setup, cameras=cameras).encode(), [other.fileno()])
+            worker.send(replace(self._setup, cameras=cameras, hang_s=_CALL_S).encode(), [other.fileno()])
         self.frames = frames
         self._arrivals.register(frames, select.EPOLLIN)
 

@@ -27,7 +27,9 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.config import CameraConfig
 from vision.errors import Closed, OutOfMemory, SourceError
 from vision.runtime import frame_messages
+from vision.runtime.camera_threads import CameraThreads
 from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, Configure, Configured, Statuses
+from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.shared_frames import map_shared
 from vision.runtime.worker_channel import Connection, WorkerChannel
 from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat, frame_shape
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 ENTRY: Final = f"{__name__}:run"
 
 _STATUS_S: Final = 0.25  # interval of the messages with the states of the cameras
-_STUCK_S: Final = 30.0  # a call to a source that takes longer than this and its timeouts does not return
+_SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
 _SEND_S: Final = 0.25
 
@@ -62,6 +64,7 @@ class CaptureSetup:
     pixel_formats: tuple[PixelFormat, ...]
     offline: bool
     open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
+    hang_s: float = 30.0  # time in seconds after which a call to a source hangs
 
     def encode(self) -> bytes:
         """Return the setup as bytes. `open_source` must be importable by its name, or an object of such a class."""
@@ -71,11 +74,21 @@ class CaptureSetup:
 class RemoteSink:
     """Writes the frames of one camera to shared buffers. It implements `vision.capture.source.FrameSink`."""
 
-    def __init__(self, camera: int, channel: WorkerChannel, frames: Connection, *, lossless: bool) -> None:
+    def __init__(
+        self,
+        camera: int,
+        channel: WorkerChannel,
+        frames: Connection,
+        *,
+        lossless: bool,
+        failure: Callable[[], str],
+    ) -> None:
+        """Create the sink. `failure` returns why the source has failed; empty if it has not failed."""
         self._camera = camera
         self._channel = channel
         self._frames = frames
         self._lossless = lossless
+        self._failure = failure
         self._changed = threading.Condition()
         self._layout: tuple[int, int, PixelFormat] | None = None
         self._generation = 0
@@ -157,12 +170,8 @@ class RemoteSink:
         self._frames.send_waiting(FLUSH, frame_messages.encode_drop(self._camera, reason), (), _SEND_S)
 
     def end(self) -> None:
-        """Do nothing, because `ended` follows, which also tells the reason."""
-
-    def ended(self, failure: str) -> None:
-        """Record that the source has ended, and why it failed; empty if it did not fail."""
+        message = frame_messages.encode_end(self._camera, self._failure())
         with self._changed:
-            message = frame_messages.encode_end(self._camera, failure)
             self._send_drops()
             while not self._frames.send_waiting(END, message, (), _SEND_S) and not self._closed:
                 pass
@@ -181,6 +190,13 @@ class RemoteSink:
             if generation == self._generation:
                 self._free.append(buffer)
                 self._changed.notify_all()
+
+    def forget_buffers(self) -> None:
+        """Make the next `configure` request new buffers, because a call that hangs may write to the present ones."""
+        with self._changed:
+            self._layout, self._writing = None, None
+            self._buffers, self._free = [], []
+            self._generation += 1
 
     def send_drops(self) -> None:
         """Send the drops that no frame has followed."""
@@ -218,9 +234,9 @@ def run(channel: WorkerChannel, _setup: bytes) -> None:
     """Run a capture worker until the main process stops it. Its first message is a `CaptureSetup`.
 
     Raises:
-        VisionError: the GPU failed, or a call to the library of a camera does not return.
+        VisionError: the GPU failed, or too many calls to the libraries of cameras do not return.
     """
-    message = channel.receive(_STUCK_S)
+    message = channel.receive(_SETUP_S)
     if message is not None:
         with socket.socket(fileno=message.fds[0]) as end:
             connection = Connection(end)
@@ -234,29 +250,31 @@ class _CaptureWorker:
         self._channel = channel
         self._frames = frames
         self._cameras = setup.cameras
+        self._failure: BaseException | None = None
         self._sinks: dict[int, RemoteSink] = {}
         self._supervisors: dict[int, CameraSupervisor] = {}
-        self._failure: BaseException | None = None
         opening = setup.open_source or open_source
         for number, camera in setup.cameras.items():
-            sink = self._sinks[number] = RemoteSink(number, channel, frames, lossless=camera.lossless)
-            formats = setup.pixel_formats
-            factory = partial(opening, camera.config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
-            policy = supervisor_policy(camera.config)
-            self._supervisors[number] = CameraSupervisor(
-                camera.config.id, factory, sink, policy, first_epoch=camera.epoch
-            )
+            config, formats = camera.config, setup.pixel_formats
+            failure = partial(self._failure_of, number)
+            sink = RemoteSink(number, channel, frames, lossless=camera.lossless, failure=failure)
+            factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
+            policy = supervisor_policy(config)
+            self._sinks[number] = sink
+            self._supervisors[number] = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch)
+        by_id = {each.camera_id: each for each in self._supervisors.values()}
+        sinks = {self._supervisors[number].camera_id: sink for number, sink in self._sinks.items()}
+        self._threads = CameraThreads(by_id, sinks, self._guard)
+        self._watchdog = Watchdog(self._fail_hung)
+        for part in self._threads.parts(setup.hang_s):
+            self._watchdog.watch(part)
+
+    def _failure_of(self, number: int) -> str:
+        return self._supervisors[number].failure
 
     def run(self) -> None:
         """Run until the main process stops the worker. Raise the failure of a camera's thread."""
-        threads = [
-            threading.Thread(
-                target=self._read, args=(number,), name=f"camera-{self._cameras[number].config.id}", daemon=True
-            )
-            for number in self._supervisors
-        ]
-        for thread in threads:
-            thread.start()
+        self._threads.start()
         self._channel.ready()
         gc.collect()
         gc.freeze()  # garbage collections, during which all threads stop, skip the objects created so far
@@ -265,17 +283,20 @@ class _CaptureWorker:
         except Closed:
             pass
         finally:
-            self._stop(threads)
+            self._stop()
 
-    def _read(self, number: int) -> None:
-        """Read one camera. This is the thread of the camera."""
-        supervisor = self._supervisors[number]
+    def _guard(self, _name: str, run: Callable[[], None]) -> None:
+        """Run the supervisor of a camera, in its thread."""
         try:
-            supervisor.run()
+            run()
         except BaseException as error:  # noqa: BLE001 - stored; `_exchange` raises it
             self._failure = self._failure or error
-            return
-        self._sinks[number].ended(supervisor.failure)
+
+    def _fail_hung(self, part: Part, still_s: float) -> None:
+        """End the worker, because too many threads hang."""
+        self._failure = SourceError(
+            f"{part.name}: the library has not returned for {still_s:.0f} s", code="camera-stuck"
+        )
 
     def _exchange(self) -> None:
         poller = select.poll()
@@ -291,7 +312,7 @@ class _CaptureWorker:
             if time.monotonic() >= next_status:
                 next_status = time.monotonic() + _STATUS_S
                 self._report()
-                self._check_stuck()
+                self._watchdog.check()
         raise self._failure
 
     def _receive_returns(self) -> None:
@@ -306,20 +327,11 @@ class _CaptureWorker:
         states = [(number, each.status(), each.blocked_in()) for number, each in self._supervisors.items()]
         self._channel.send(frame_messages.encode(Statuses(time.monotonic_ns(), states)))
 
-    def _check_stuck(self) -> None:
-        """Raise `SourceError` if a call to a library does not return. Only a new process can read the camera again."""
-        for number, supervisor in self._supervisors.items():
-            config = self._cameras[number].config
-            if supervisor.blocked_s() > _STUCK_S + config.open_timeout_s + config.read_timeout_s:
-                text = f"camera {config.id}: the library does not return, {supervisor.blocked_in()}"
-                raise SourceError(text, code="camera-stuck")
-
-    def _stop(self, threads: list[threading.Thread]) -> None:
+    def _stop(self) -> None:
         for supervisor in self._supervisors.values():
             supervisor.stop()
         for sink in self._sinks.values():
             sink.close()
-        deadline = time.monotonic() + _JOIN_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for name in self._threads.join(time.monotonic() + _JOIN_S):
+            log.warning("%s did not end within %.1f s", name, _JOIN_S)
         self._report()

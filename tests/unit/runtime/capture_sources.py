@@ -15,6 +15,9 @@ FRAMES = 10
 """Number of frames before the fault."""
 
 
+_stuck: list[bool] = []  # contains an item once a source of this process is stuck
+
+
 class Faulty:
     """A source that works for `FRAMES` frames, and then has the fault that `kind` names."""
 
@@ -46,6 +49,9 @@ class Faulty:
                 ctypes.string_at(0)  # as a decoder that reads address 0
             case "gil":
                 ctypes.PyDLL(None).sleep(60)  # does not let other threads run
+            case "stuck" if not _stuck:
+                _stuck.append(True)
+                time.sleep(60)
             case "leak":
                 self._kept.append(bytearray(b"\1" * (50 << 20)))
 

@@ -113,7 +113,7 @@ def epochs(results: Sequence[Result]) -> set[int]:
 
 
 def has_frames(sink: Collector, camera: str, epoch: int) -> bool:
-    return sum(result.meta.epoch == epoch for result in sink.results[camera]) > 10
+    return sum(result.meta.epoch == epoch for result in sink.results[camera]) > 5
 
 
 def seen(result: Result) -> tuple[Any, ...]:
@@ -201,6 +201,20 @@ def test_faulty_camera_disturbs_only_its_worker(
         assert str(int(number)) in str(lost[0].last_error)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert errors
+
+
+def test_camera_whose_library_does_not_return_gets_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_processes, "_CALL_S", 2.0)
+    run = site({"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True)
+    run.start()
+    try:
+        wait_until(partial(has_frames, run.sink, "stuck-0", 1), "a new epoch")
+        assert len(children()) == 1
+    finally:
+        run.finish()
+    run.check()
+    assert epochs(run.results("good-1")) == {0}
+    assert epochs(run.results("stuck-0")) == {0, 1}
 
 
 def test_stop_does_not_wait_for_a_camera_that_hangs() -> None:
