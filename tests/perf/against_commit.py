@@ -35,7 +35,7 @@ _WORKER: Final = "import runpy, sys; runpy.run_path(sys.argv[1])['work'](sys.arg
 # ------------------------------------------------------------------------------------------------ in each tree
 
 
-def _any(*names: str) -> Any:
+def find_any(*names: str) -> Any:
     """Import the first `module:attribute` of `names` that this tree has. Return the attribute."""
     for name in names:
         module, _, attribute = name.partition(":")
@@ -60,11 +60,11 @@ class _Sink:
 
 
 def _run_offline(config: dict[str, Any]) -> _Sink:
-    app = _any("vision.config:AppConfig", "vision.config:SiteConfig").model_validate(config)
+    app = find_any("vision.config:AppConfig", "vision.config:SiteConfig").model_validate(config)
     sink, stop = _Sink(), threading.Event()
-    options = _any("vision.runtime.builder:RunOptions", "vision.assemble:RunOptions")(stop, offline=True, sink=sink)
+    options = find_any("vision.runtime.builder:RunOptions", "vision.assemble:RunOptions")(stop, offline=True, sink=sink)
     with ExitStack() as resources:
-        pipeline = _any("vision.pipelines:load_pipeline")(app.pipeline)
+        pipeline = find_any("vision.pipelines:load_pipeline")(app.pipeline)
         pipeline(app, options, resources).run(stop)
     return sink
 
@@ -99,7 +99,7 @@ def _memory() -> float:
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
     """Return the detections of each frame: objects that turn at the border, and `unsure` boxes with low scores."""
-    detections = _any("vision.types:Detections")
+    detections = find_any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))
@@ -121,16 +121,16 @@ def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
 
 def _tracking(objects: int) -> float:
     """Measure the median CPU time per frame of the tracker, in microseconds."""
-    tracker = _any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
+    tracker = find_any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
     crowd = _crowd(objects, objects // 2, 400)
     return _median_us([partial(tracker.update, found, at * _STEP_NS) for at, found in enumerate(crowd)])
 
 
 def _analytics() -> float:
     """Measure the median CPU time per frame of 20 zones and 4 lines with 100 objects, in microseconds."""
-    analytics = _any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
-    settings = _any("vision.config.analytics:CameraAnalytics")
-    zone = _any("vision.config.analytics:ZoneConfig").model_fields
+    analytics = find_any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
+    settings = find_any("vision.config.analytics:CameraAnalytics")
+    zone = find_any("vision.config.analytics:ZoneConfig").model_fields
     crowded = "crowd_threshold" if "crowd_threshold" in zone else "crowded_above"
     rng = np.random.default_rng(1)
     zones = []
@@ -141,7 +141,7 @@ def _analytics() -> float:
         zones.append({"name": f"zone{number}", "polygon": polygon, crowded: 3, "dwell_s": 10})
     lines = [{"name": f"line{n}", "points": [(100, 200 + 200 * n), (1800, 200 + 200 * n)]} for n in range(4)]
     stage = analytics(settings.model_validate({"lines": lines, "zones": zones}), "perf", ["person"], _WIDTH, _HEIGHT)
-    tracks = _any("vision.types:Tracks")
+    tracks = find_any("vision.types:Tracks")
     steps = []
     for at, found in enumerate(_crowd(100, 0, 400)):
         zeros = np.zeros(len(found.scores), np.int64)
@@ -154,9 +154,9 @@ def _publishing() -> float:
     """Measure the median CPU time of `publish` with ten objects and one subscriber, in microseconds."""
     import zmq
 
-    publisher_of = _any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")
+    publisher_of = find_any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")
     detections, meta, result, timing = (
-        _any(f"vision.types:{name}") for name in ("Detections", "FrameMeta", "Result", "Timing")
+        find_any(f"vision.types:{name}") for name in ("Detections", "FrameMeta", "Result", "Timing")
     )
     boxes = np.linspace(10, 1000, 40, dtype=np.float32).reshape(10, 4)
     found = detections(boxes, np.linspace(0.9, 0.3, 10, dtype=np.float32), np.zeros(10, np.int32))

@@ -129,18 +129,31 @@ class ZoneSet:
     def contain(self, points: Points) -> BoolArray:
         """Return the mask (M, Z) of the points (M, Z) or (M, 1) that are inside each polygon by the even-odd rule."""
         points = self._within_frame(points)
+        if len(self._half) == 1:
+            # There are no other zones to exclude, so the test of bounding boxes would save nothing.
+            return self._parity(points[:, 0], self._heights, self._slopes, self._offsets)[:, None]
         offset = (points - self._middle)[..., None].view(np.float64)
         in_box = np.abs(offset, out=offset) <= self._half
         inside: BoolArray = in_box[..., 0] & in_box[..., 1]
         objects, zones = pairs(inside)
         point = points[objects, zones if points.shape[1] > 1 else 0]
-        below = point.imag < self._heights.take(zones, axis=1)
+        sides = (values.take(zones, axis=1) for values in (self._heights, self._slopes, self._offsets))
+        inside[objects, zones] = self._parity(point, *sides)
+        return inside
+
+    @staticmethod
+    def _parity(points: Points, heights: FloatArray, slopes: FloatArray, offsets: FloatArray) -> BoolArray:
+        """Return a mask (K,) of the points (K,) to the left of an odd number of sides.
+
+        The sides of each point's zone are given by the heights of their corners (sides + 1, K or 1), and by the slopes
+        and offsets (sides, K or 1) with which x follows from y.
+        """
+        below = points.imag < heights
         crosses = below[1:] != below[:-1]
-        where = self._slopes.take(zones, axis=1)
-        where *= point.imag
-        where += self._offsets.take(zones, axis=1)
-        crosses &= point.real < where
-        inside[objects, zones] = np.logical_xor.reduce(crosses, axis=0)
+        where = slopes * points.imag
+        where += offsets
+        crosses &= points.real < where
+        inside: BoolArray = np.logical_xor.reduce(crosses, axis=0)
         return inside
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:

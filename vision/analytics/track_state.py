@@ -98,3 +98,17 @@ def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
 
 
 _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
+
+
+def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
+    """For tracks that are detected again after a gap, compute the motion from only the last and the new position.
+
+    The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
+    """
+    if not len(again):
+        return
+    gap = gap_s[again]
+    state[4:6, again] = (at[:2, again] - state[SEEN_AT, again]) / gap
+    state[12:14, again] = noise[:2, again] / gap
+    state[16:18, again] = 2.0 * noise[:2, again] / gap**2
+    state[8:10, again] = noise[:2, again]

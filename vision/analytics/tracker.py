@@ -52,6 +52,7 @@ from vision.analytics.track_state import (
     WHOLE,
     PerTrack,
     motion,
+    restart_motion,
     values_at,
 )
 from vision.config import TrackConfig
@@ -79,6 +80,9 @@ _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0
 """Matrix that converts center x, center y, width and height to corners x1, y1, x2, y2."""
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
+
+_MAX_PAIRS: Final = 40_000
+"""Number of pairs of a track and a detection from which processing all cameras together takes longer."""
 
 _shared_ids = itertools.count(1)
 
@@ -173,10 +177,21 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
     The trackers must be different, and have equal settings. The results do not depend on which frames are processed
     together. Most of the time of a frame is the fixed cost of NumPy calls, so a frame of a group takes less time.
     """
-    for tracker, _, captured_ns in frames:
-        tracker._advance(captured_ns)
-    together = _TracksTogether([tracker for tracker, _, _ in frames])
-    return together.update([detections for _, detections, _ in frames])
+    results: list[Tracks] = []
+    while len(results) < len(frames):
+        first, tracks, detections = len(results), 0, 0
+        for end in range(first, len(frames)):
+            tracks, detections = tracks + len(frames[end][0]._ids), detections + len(frames[end][1])
+            if end > first and tracks * detections > _MAX_PAIRS:
+                break
+        else:
+            end = len(frames)
+        group = frames[first:end]
+        for tracker, _, captured_ns in group:
+            tracker._advance(captured_ns)
+        together = _TracksTogether([tracker for tracker, _, _ in group])
+        results += together.update([found for _, found, _ in group])
+    return results
 
 
 class _TracksTogether:
@@ -327,7 +342,7 @@ class _TracksTogether:
             gap_s = now_s - state[SEEN_S]
             usual_s = values_at(self._usual_s, tracks)
             again = (gap_s > 1.5 * usual_s + CLOCK_GRAIN_S).nonzero()[0]
-            _restart_motion(state, again, at, noise, gap_s)
+            restart_motion(state, again, at, noise, gap_s)
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
         np.copyto(state[STRONG_S], now_s, where=frame.strong.take(matched))
@@ -478,17 +493,3 @@ def _clip(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None
     outside |= boxes[:, 1] >= boxes[:, 3]
     if count_nonzero(outside):
         boxes[outside] = detected[outside]
-
-
-def _restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """For tracks that are detected again after a gap, compute the motion from only the last and the new position.
-
-    The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
-    """
-    if not len(again):
-        return
-    gap = gap_s[again]
-    state[4:6, again] = (at[:2, again] - state[SEEN_AT, again]) / gap
-    state[12:14, again] = noise[:2, again] / gap
-    state[16:18, again] = 2.0 * noise[:2, again] / gap**2
-    state[8:10, again] = noise[:2, again]

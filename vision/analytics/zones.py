@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import count_nonzero  # several times faster than any() on small arrays
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import Corners, ZoneSet, pairs
@@ -61,7 +62,7 @@ class ZoneWatch:
         if allowed is not None:
             inside &= allowed
         changed = inside != table["inside"].take(seen.rows, axis=0)
-        if not changed.any():
+        if not count_nonzero(changed):
             return []
         objects, zones = pairs(changed)
         of_anchor = points[objects, zones if points.shape[1] > 1 else 0]

@@ -106,8 +106,8 @@ def detections(
 def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> list[DetectedObject]:
     """Return the objects of a message, without those whose score or box is not finite."""
     detections = result.objects
-    scores = detections.scores.astype(np.float64).round(4).tolist()
-    boxes = detections.boxes_xyxy.astype(np.float64).round(1).tolist()
+    rounded = detections.boxes_xyxy.astype(np.float64).round(1)
+    scores, boxes = detections.scores.astype(np.float64).round(4).tolist(), rounded.tolist()
     class_ids = detections.class_ids.tolist()
     names = [class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in class_ids]
     track_ids: list[int] | list[None] = [None] * len(scores)
@@ -121,7 +121,7 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
     ]
     if detections.shapes is not None:
         objects = add_shapes(objects, detections.shapes, result.meta, masks)
-    if isfinite(sum(scores) + sum(map(sum, boxes))):
+    if np.count_nonzero(np.isfinite(rounded)) == rounded.size and isfinite(sum(scores)):
         return objects
     return [detected for detected in objects if isfinite(detected.score + sum(detected.box))]
 
@@ -243,7 +243,7 @@ def status(header: Header, report: StatusReport, replay: str | None = None) -> S
 
 
 def _ms(duration_ns: int) -> float:
-    return round(duration_ns / 1e6, 3)
+    return (duration_ns + 500) // 1000 / 1000  # several times faster than `round`
 
 
 @lru_cache(maxsize=1)

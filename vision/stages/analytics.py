@@ -15,7 +15,7 @@ from vision.analytics.camera_analytics import Analytics
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.count_accuracy import CountAccuracy, load_clips
 from vision.analytics.reset_schedule import ResetSchedule
-from vision.analytics.tracker import Tracker
+from vision.analytics.tracker import Tracker, update_together
 from vision.config import TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.stages.hidden_objects import HiddenObjects
@@ -69,6 +69,15 @@ class TrackStage:
             self._ids[camera].skip(last)
 
     def __call__(self, result: Result) -> Result:
+        return self.process_together([result])[0]
+
+    def process_together(self, results: Sequence[Result]) -> list[Result]:
+        """Track the objects of several cameras. At most one of the results is from each camera."""
+        tracked = update_together([self._frame(result) for result in results])
+        return [replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
+
+    def _frame(self, result: Result) -> tuple[Tracker, Detections, int]:
+        """Return the tracker of the camera, and the detections and the capture time of the frame."""
         if not isinstance(result.objects, Detections):
             raise TypeError(f"expected detections, got {type(result.objects).__name__}: use only one TrackStage")
         meta, detections = result.meta, result.objects
@@ -76,7 +85,7 @@ class TrackStage:
         hidden = self._hidden[meta.camera_id]
         if not hidden.done:
             hidden.update(detections, meta)
-        return replace(result, objects=tracker.update(detections, meta.captured_ns))
+        return tracker, detections, meta.captured_ns
 
     def _tracker(self, meta: FrameMeta) -> Tracker:
         epoch, tracker = self._trackers.get(meta.camera_id, (None, None))

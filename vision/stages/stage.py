@@ -2,11 +2,12 @@
 
 A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
 `with_frame`. For each result, in order per camera, the results thread calls the stages and then `publish` of each sink.
+If the first stage has the method `process_together`, the results of a batch pass through it together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -23,6 +24,14 @@ class PixelStage(Protocol):
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
+
+
+@runtime_checkable
+class BatchStage(Protocol):
+    """A stage that processes the results of several cameras together in less time than one by one."""
+
+    def process_together(self, results: Sequence[Result]) -> list[Result]:
+        """Return the extended results. At most one of the results is from each camera."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,27 @@ def test_each_camera_has_its_own_tracker() -> None:
     assert not ids["gate"] & ids["yard"]
 
 
+def test_results_of_several_cameras_are_tracked_together() -> None:
+    """As one by one, also in crowds of which only some cameras fit into one group."""
+    alone, together = TrackStage(), TrackStage()
+    for index in range(6):
+        batch = [
+            result(
+                *(walker(index + at) for at in range(0, 4 * number, 4)),
+                index=index,
+                camera=f"camera-{number}",
+                epoch=index // 4,
+            )
+            for number in range(1, 60, 6)
+        ]
+        expected = [alone(one) for one in batch]
+        for one, other in zip(expected, together.process_together(batch), strict=True):
+            assert replace(one, objects=other.objects) == other
+            np.testing.assert_array_equal(tracks(one).boxes_xyxy, tracks(other).boxes_xyxy)
+            np.testing.assert_array_equal(tracks(one).age_ms, tracks(other).age_ms)
+    assert [len(tracks(one)) for one in expected] == list(range(1, 60, 6))
+
+
 def test_new_epoch_starts_new_tracks() -> None:
     stage = TrackStage()
     seen = [tracks(stage(result(walker(index), index=index, epoch=index // 4))) for index in range(12)]
