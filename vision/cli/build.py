@@ -33,7 +33,7 @@ from vision.cli.session import command
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.open import open_detector
 from vision.detect.tensorrt.plugins.register import register_plugins
-from vision.engine.build import BuildOptions
+from vision.engine.build import BuildOptions, sparse_layers
 from vision.engine.build_plan import resolve
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, GpuDescription, Library, find_library
@@ -59,6 +59,11 @@ _ForGpu = Annotated[
         metavar="NAME:SM",
         help="Build for a different GPU, such as 'RTX 4090:89' (TensorRT-RTX only).",
     ),
+]
+
+
+_Sparse = Annotated[
+    bool, typer.Option("--sparse", help="Let TensorRT use sparse tensor cores, for models with 2:4 sparsity.")
 ]
 
 
@@ -89,6 +94,7 @@ def build(
         typer.Option(min=0, max=5, help="Optimization level, 0 (short build) to 5 (fast engine)."),
     ] = None,
     dla: Annotated[int | None, typer.Option(min=0, max=15, metavar="CORE", help="DLA core of a Jetson to use.")] = None,
+    sparse: _Sparse = False,
     for_gpu: _ForGpu = None,
     json: Json = False,
 ) -> int:
@@ -107,7 +113,7 @@ def build(
     if json and not show_list:
         context.fail("--json requires --list")
     name, detect = select_model(model, config, precision=precision, max_batch=max_batch)
-    engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla)
+    engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla, sparse_weights=sparse or None)
     detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})
     found_model = None if name is None else find_model(name)
     gpu = for_gpu or _open_gpu(required=found_model is not None)
@@ -222,7 +228,7 @@ def build_engine(
         prepare = (lambda: None) if ahead_of_time else partial(_use_device, gpu)
         options = BuildOptions(ahead_of_time, bars, prepare_thread=prepare)
         loaded = load_or_build(folder, spec, gpu, plan, options, cache=cache, force=force)
-    _print_loaded(loaded, loads_here=not ahead_of_time, console=console)
+    _print_loaded(loaded, loads_here=not ahead_of_time, sparse=plan.sparse, console=console)
 
 
 def _use_device(gpu: Any) -> None:
@@ -231,7 +237,16 @@ def _use_device(gpu: Any) -> None:
     use_device(gpu)
 
 
-def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None:
+def _sparsity(notes: Sequence[str]) -> str:
+    """Return a text that states how many layers run sparse kernels, according to the notes of a build."""
+    layers = sparse_layers(notes)
+    if layers is None:
+        return "sparsity: the library does not report which layers run sparse kernels"
+    chosen = ", ".join(layers.chosen) or "none, because TensorRT measured that dense kernels are as fast"
+    return f"sparsity: {len(layers.chosen)} of {len(layers.eligible)} eligible layers run sparse kernels: {chosen}"
+
+
+def _print_loaded(loaded: Loaded, *, loads_here: bool, sparse: bool, console: Console) -> None:
     built, size = loaded.built, _mib(len(loaded.plan))
     if built is None:
         text = f"already built: {loaded.path} ({size}); --force builds it again"
@@ -249,6 +264,8 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, console: Console) -> None
         console.print(f"weights {_mib(built.weights_bytes)}, activations of one context {activations}")
     for note in built.notes:
         console.print(f"TensorRT: {note}", markup=False)
+    if sparse:
+        console.print(_sparsity(built.notes), markup=False)
     if loaded.not_kept:
         raise ModelError(
             f"the engine was built, but could not be stored: {loaded.not_kept}",

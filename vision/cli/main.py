@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",
     "build": "Build, list, or prune TensorRT engines.",
     "calibrate": "Quantize a model to int8, with frames from your own cameras.",
+    "sparsify": "Prune a model to 2:4 sparsity, or check the sparsity of a model.",
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
     "plan": "Measure a configuration with stand-in cameras.",

@@ -9,8 +9,8 @@ import typer
 
 from vision.cli.options import parse_duration, read_config
 from vision.config import AppConfig
-from vision.errors import ConfigError
 from vision.runtime.builder import find_model
+from vision.version import install_hint, require_package
 
 if TYPE_CHECKING:
     from vision.optimize.task import Task
@@ -53,14 +53,10 @@ def make_task(
         ConfigError: a package is missing, or the configuration is invalid.
         ModelError: the model cannot be used.
     """
-    try:
-        from vision.optimize.accuracy import Labels
-        from vision.optimize.task import Task
-    except ImportError as error:
-        from vision.version import install_hint
+    require_optimize(context)
+    from vision.optimize.accuracy import Labels
+    from vision.optimize.task import Task
 
-        text = f"`vision {context.info_name}` needs packages: {error}"
-        raise ConfigError(text, hint=install_hint("build"), code="package-missing") from error
     values = context.params
     app_config = None if config is None else read_config(config)
     default = AppConfig.model_fields["model"].default if app_config is None else app_config.model
@@ -84,3 +80,9 @@ def check_pair(context: typer.Context, video: str | None, truth: Path | None) ->
     """End the command with an error if only one of two options that belong together is given."""
     if (video is None) != (truth is None):
         context.fail("--video and --truth belong together")
+
+
+def require_optimize(context: typer.Context) -> None:
+    """Raise `ConfigError` if a package is missing that changes models."""
+    for package in ("onnx", "onnxruntime"):
+        require_package(package, f"`vision {context.info_name}` needs {package}", install_hint("build"))

@@ -47,6 +47,8 @@ class EngineConfig(ConfigSection):
     """Maximum scratch memory of a layer in MiB; no limit if absent."""
     dla_core: int | None = Field(default=None, ge=0, le=15)
     """Number of the Jetson's deep-learning accelerator (DLA) to use; the GPU if absent or not available."""
+    sparse_weights: bool = False
+    """Let TensorRT use sparse tensor cores for layers whose weights follow the 2:4 pattern."""
 
 
 class DetectConfig(ConfigSection):

@@ -213,7 +213,7 @@ class _Build:
 
     def _configure(self, timing_cache: bytes | None) -> trt.IBuilderConfig:
         config = self._builder.create_builder_config()
-        set_flags(config, self._typing)
+        set_flags(config, self._typing, sparse=self._plan.sparse)
         if self._plan.workspace_mib:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._plan.workspace_mib << 20)
         if self._plan.optimization_level != DEFAULT_LEVEL:
@@ -297,9 +297,12 @@ def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgr
     return ProgressMonitor()
 
 
-def set_flags(config: trt.IBuilderConfig, typing: Typing) -> None:
-    """Set and clear the builder flags of `typing`. Raise `ModelError` if the library lacks one of `flags_on`."""
-    for name in typing.flags_on:
+def set_flags(config: trt.IBuilderConfig, typing: Typing, *, sparse: bool = False) -> None:
+    """Set and clear the builder flags of `typing`, and permit sparse kernels if `sparse` is True.
+
+    Raise `ModelError` if the library lacks a flag to set.
+    """
+    for name in (*typing.flags_on, *(("SPARSE_WEIGHTS",) if sparse else ())):
         flag = member_of("BuilderFlag", name)
         if flag is None:
             raise ModelError(f"{find_library()} has no builder flag {name}", code="no-builder-flag")
@@ -398,6 +401,32 @@ def notes_of(log: LogLines) -> tuple[str, ...]:
     """Return the warnings of a build and its log lines about sparsity, without duplicates."""
     lines = (line.text.strip() for line in log.lines if line.severity == "WARNING" or "(Sparsity)" in line.text)
     return tuple(dict.fromkeys(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseLayers:
+    """Layers that TensorRT names in its log lines about sparsity."""
+
+    eligible: tuple[str, ...]
+    """Layers whose weights follow the 2:4 pattern."""
+    chosen: tuple[str, ...]
+    """Layers that run sparse kernels, because these are faster."""
+
+
+_ELIGIBLE: Final = "Layers eligible for sparse math:"
+_CHOSEN: Final = "picked sparse implementation for layers:"
+
+
+def sparse_layers(notes: Sequence[str]) -> SparseLayers | None:
+    """Return the layers that the notes of a build name; None if the library reported nothing about sparsity."""
+
+    def named(words: str) -> tuple[str, ...]:
+        lists = [note.partition(words)[2] for note in notes if words in note]
+        return tuple(name for names in lists for name in map(str.strip, names.split(",")) if name)
+
+    if not any("(Sparsity)" in note for note in notes):
+        return None
+    return SparseLayers(named(_ELIGIBLE), named(_CHOSEN))
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:

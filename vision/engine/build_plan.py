@@ -142,6 +142,8 @@ class BuildPlan:
     on_dla: bool = False
     """True if the DLA core `dla_core` of a Jetson runs the engine, except for layers that only the GPU supports."""
     dla_core: int = 0
+    sparse: bool = False
+    """True if TensorRT may use sparse tensor cores."""
     half_input: bool = False
     """True if input frames have 16 bits per value instead of float32."""
     half_outputs: bool = False
@@ -171,6 +173,7 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
         optimization_level=DEFAULT_LEVEL if engine.optimization_level is None else engine.optimization_level,
         on_dla=engine.dla_core is not None,
         dla_core=engine.dla_core or 0,
+        sparse=engine.sparse_weights,
         half_input=half_input,
         half_outputs=half_outputs,
         interleaved_input=by_rule and half_input and typing.rewrite == "fp16",

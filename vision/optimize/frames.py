@@ -54,7 +54,7 @@ class Frames:
     """Hash of all pixels."""
 
     def images(self, most: int | None = None) -> Iterator[Image]:
-        """Yield the frames, (height, width, 3) BGR; if `most` is not None, only so many, spread evenly."""
+        """Yield the frames, (height, width, 3) BGR; if `most` is not None, at most this number, spread evenly."""
         paths = self.paths
         if most is not None and most < len(paths):
             paths = tuple(paths[index * len(paths) // most] for index in range(most))

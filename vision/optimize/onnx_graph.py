@@ -145,20 +145,27 @@ class Graph:
                 tensor.name = node.output[0]
                 graph.node.remove(node)
 
+    def _source(self, name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+        """Return the initializer from which a tensor is copied, quantized, or dequantized; otherwise `name`."""
+        while name in producers and producers[name].op_type in ("Identity", "QuantizeLinear", "DequantizeLinear"):
+            name = producers[name].input[0]
+        return name
+
     def _layers(self) -> Iterator[Layer]:
+        producers = self.producers()
         for node in self.model.graph.node:
             at = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}.get(node.op_type)
             if at is None or len(node.input) < 2 or node.input[0] in self.initializers:
                 continue
-            weights = self.initializers.get(node.input[1])
+            name = self._source(node.input[1], producers)
+            weights = self.initializers.get(name)
             if weights is None or (node.op_type in ("Gemm", "MatMul") and len(weights.dims) != 2):
                 continue
             output_axis, input_axis = _axes(node)
             bias = node.input[2] if len(node.input) > 2 and node.input[2] in self.initializers else ""
             group = attribute(node, "group", 1)
             shape = tuple(weights.dims)
-            activations, name = node.input[0], node.input[1]
-            yield Layer(node.name, node.op_type, activations, name, bias, shape, output_axis, input_axis, group)
+            yield Layer(node.name, node.op_type, node.input[0], name, bias, shape, output_axis, input_axis, group)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -177,7 +184,7 @@ def open_graph(path: Path, *, quantized: bool = False) -> Graph:
     """Load a model in float32, and prepare it: upgrade an old opset, and fold batch normalization.
 
     Args:
-        quantized: if True, a model with QuantizeLinear nodes is accepted.
+        quantized: if True, a model with QuantizeLinear nodes or with weights of a different type is accepted.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
@@ -199,7 +206,8 @@ def open_graph(path: Path, *, quantized: bool = False) -> Graph:
     graph = Graph(model, sha256_of(contents))
     if not graph.layers:
         raise ModelError(f"{path} has no Conv, Gemm, or MatMul layers with weights", code="no-layers")
-    _require_float32(graph, path)
+    if not quantized:
+        _require_float32(graph, path)
     return graph
 
 

@@ -34,6 +34,7 @@ from vision.engine import library
 from vision.engine.build import (
     BuildOptions,
     Built,
+    SparseLayers,
     attach_timing_cache,
     build_engine,
     build_failure,
@@ -41,6 +42,7 @@ from vision.engine.build import (
     make_monitor,
     notes_of,
     set_flags,
+    sparse_layers,
     timings_of,
 )
 from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, Refused, plan_typing, resolve
@@ -391,9 +393,9 @@ def test_plan_follows_from_precision_and_head() -> None:
 
 
 def test_plan_has_the_values_of_the_configuration() -> None:
-    engine = {"workspace_mib": 64, "optimization_level": 5, "dla_core": 1}
+    engine = {"workspace_mib": 64, "optimization_level": 5, "dla_core": 1, "sparse_weights": True}
     detect = DetectConfig.model_validate({"precision": "fp32", "max_batch": 4, "engine": engine})
-    expected = BuildPlan("fp32", 4, workspace_mib=64, optimization_level=5, on_dla=True, dla_core=1)
+    expected = BuildPlan("fp32", 4, workspace_mib=64, optimization_level=5, on_dla=True, dla_core=1, sparse=True)
     assert resolve(detect, spec()) == expected
 
 
@@ -507,6 +509,41 @@ def test_failure_is_reported_once() -> None:
     assert build_failure(LogLines(lines), network) == "cause"
     assert build_failure(LogLines(lines[1:2]), network) == "[catchCudaError] echo"
     assert build_failure(LogLines([]), network) != ""
+
+
+@pytest.mark.parametrize(
+    ("notes", "expected"),
+    [
+        (("careful",), None),
+        (
+            (
+                "(Sparsity) Layers eligible for sparse math: conv_1 + act_2, conv_3",
+                "(Sparsity) TRT inference plan picked sparse implementation for layers: conv_3",
+            ),
+            SparseLayers(("conv_1 + act_2", "conv_3"), ("conv_3",)),
+        ),
+        (
+            (
+                "(Sparsity) Layers eligible for sparse math: a",
+                "(Sparsity) TRT inference plan picked sparse implementation for layers:",
+            ),
+            SparseLayers(("a",), ()),
+        ),
+    ],
+)
+def test_layers_with_sparse_kernels_are_read_from_the_log(
+    notes: tuple[str, ...], expected: SparseLayers | None
+) -> None:
+    assert sparse_layers(notes) == expected
+
+
+def test_sparse_weights_are_permitted_on_request() -> None:
+    flags = library.trt.BuilderFlag
+    for sparse in (False, True):
+        config = library.trt.Builder(library.logger()).create_builder_config()
+        set_flags(config, plan_typing("fp16", weak_typing=False), sparse=sparse)
+        assert config.get_flag(flags.SPARSE_WEIGHTS) is sparse
+    assert build(convolution(), plan(sparse=True)).plan
 
 
 def test_notes_are_warnings_and_sparsity() -> None:

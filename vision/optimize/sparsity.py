@@ -1,0 +1,122 @@
+"""Structured 2:4 sparsity: of every four consecutive input channels, at most two weights are not zero.
+
+Sparse tensor cores of NVIDIA GPUs skip these zeros. The groups follow the input channels, separately for each output
+channel and each position of a convolution kernel. Groups over the flattened weights, as in many guides, are the same
+only for 1x1 kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.optimize.onnx_graph import Floats, Graph, Layer
+
+GROUP: Final = 4
+KEPT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Compliance:
+    """How well the weights of one layer follow the 2:4 pattern."""
+
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    skipped: str
+    """Reason why the layer cannot be sparse; empty if it can."""
+    compliant: float
+    """Part of the groups with at most two weights that are not zero; 0 if the layer cannot be sparse."""
+
+
+def as_groups(weights: NDArray[Any], input_axis: int) -> NDArray[Any]:
+    """Return the weights as (N, 4): four consecutive input channels, for each output channel and kernel position."""
+    return np.moveaxis(weights, input_axis, -1).reshape(-1, GROUP)
+
+
+def magnitude_mask(weights: NDArray[Any], input_axis: int) -> NDArray[np.bool_]:
+    """Return a mask of the two largest weights of each group, with the shape of `weights`."""
+    groups = np.abs(as_groups(weights, input_axis))
+    mask = np.zeros(groups.shape, bool)
+    np.put_along_axis(mask, np.argsort(-groups, axis=1, kind="stable")[:, :KEPT], True, axis=1)
+    moved = np.moveaxis(weights, input_axis, -1).shape
+    return np.moveaxis(mask.reshape(moved), -1, input_axis)
+
+
+def compliant_part(weights: NDArray[Any], input_axis: int) -> float:
+    """Return the part of the groups with at most two weights that are not zero."""
+    return float((np.count_nonzero(as_groups(weights, input_axis), axis=1) <= KEPT).mean())
+
+
+def reason_to_skip(layer: Layer, graph: Graph) -> str:
+    """Return why a layer cannot be sparse; an empty text if it can."""
+    inputs = {tensor.name for tensor in graph.model.graph.input}
+    if layer.operator == "ConvTranspose":
+        return "TensorRT has no sparse kernels for ConvTranspose"
+    if layer.is_depthwise:
+        return "depthwise: each output has one input channel"
+    if layer.operator == "Conv" and layer.activations in inputs:
+        return "first layer: it reads the frame"
+    channels = layer.shape[layer.input_axis]
+    if channels % GROUP:
+        return f"{channels} input channels are not a multiple of {GROUP}"
+    return ""
+
+
+def eligible_layers(graph: Graph) -> Mapping[str, str]:
+    """Return for each layer why it cannot be sparse; an empty text if it can.
+
+    If layers share weights, but along different axes, only the first of them can be sparse.
+    """
+    reasons: dict[str, str] = {}
+    axes: dict[str, Layer] = {}
+    for layer in graph.layers:
+        reason = reason_to_skip(layer, graph)
+        first = axes.setdefault(layer.weights, layer) if not reason else layer
+        if first.input_axis != layer.input_axis:
+            reason = f"it shares its weights with {first.name}, which reads them along a different axis"
+        reasons[layer.name] = reason
+    return reasons
+
+
+def verify(graph: Graph) -> list[Compliance]:
+    """Return the compliance of all layers."""
+    reasons = eligible_layers(graph)
+    return [
+        Compliance(
+            layer.name,
+            layer.operator,
+            layer.shape,
+            reasons[layer.name],
+            0.0 if reasons[layer.name] else compliant_part(graph.array(layer.weights), layer.input_axis),
+        )
+        for layer in graph.layers
+    ]
+
+
+Repair = Callable[[Graph, Layer], None]
+"""Function that prunes one layer of a graph, whose earlier layers are pruned already."""
+
+
+def prune_by_magnitude(graph: Graph, layer: Layer) -> None:
+    """Set the two smallest weights of each group of a layer to zero."""
+    weights: Floats = graph.array(layer.weights)
+    graph.replace(layer.weights, np.where(magnitude_mask(weights, layer.input_axis), weights, 0).astype(weights.dtype))
+
+
+def sparsify(
+    graph: Graph, prune: Repair = prune_by_magnitude, progress: Callable[[int], None] = lambda _: None
+) -> Graph:
+    """Return a copy of a model whose eligible layers follow the 2:4 pattern. `prune` changes one layer at a time."""
+    result, done = graph.copy(), set()
+    reasons = eligible_layers(result)
+    for index, layer in enumerate(result.layers, start=1):
+        if not reasons[layer.name] and layer.weights not in done:
+            prune(result, layer)
+            done.add(layer.weights)
+        progress(index)
+    return result
