@@ -23,7 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec
-from vision.messaging.curve import read_key
+from vision.messaging.curve import KeyPair, read_key
 from vision.messaging.gap_recovery import EVENTS, Gap, GapRecovery, NewJournal, ReplayClient
 from vision.messaging.schema import (
     KINDS,
@@ -103,7 +103,7 @@ def subscribe(
     *,
     since: Since | None = None,
     replay: str | None = None,
-    key: Path | str | None = None,
+    key: Path | str | KeyPair | None = None,
     timeout_s: float | None = None,
     silence_s: float = 5.0,
     queue: int = 1000,
@@ -117,7 +117,8 @@ def subscribe(
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.
-        key: key file of this subscriber (`vision keys new FILE --server KEY`), if the publisher has `publish.curve`.
+        key: key file of this subscriber (`vision keys new FILE --server KEY`), if the publisher has `publish.curve`,
+            or the keys themselves.
         timeout_s: maximum time in seconds without a message; None means no limit.
         silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
@@ -150,7 +151,7 @@ class Subscription:
         *,
         since: Since | None = None,
         replay: str | None = None,
-        key: Path | str | None = None,
+        key: Path | str | KeyPair | None = None,
         silence_s: float = 5.0,
         queue: int = 1000,
         keepalive_s: int = 5,
@@ -166,7 +167,7 @@ class Subscription:
             ConfigError: an argument is invalid.
         """
         _check_arguments(address, cameras, kinds, since, replay)
-        keys = None if key is None else read_key(Path(key), client=True)
+        keys = key if key is None or isinstance(key, KeyPair) else read_key(Path(key), client=True)
         self.address = address
         self._topics = _topics(cameras, kinds)
         self._event_cameras = None if cameras is None else frozenset(cameras)

@@ -21,6 +21,7 @@ from vision.config.fields import (
     Fraction,
     FramesPerSecond,
     Hour,
+    HttpAddress,
     Identifier,
     Identifiers,
     Minute,
@@ -235,6 +236,17 @@ class PublishConfig(ConfigSection):
     """Number of newest events that stay stored and can be requested; older events are deleted."""
 
 
+class HttpConfig(ConfigSection):
+    """An HTTP server for metrics and health."""
+
+    bind: HttpAddress = "127.0.0.1:9102"
+    """Address and port; other machines can only reach it with `token`."""
+    token: str | None = Field(
+        default=None, min_length=16, repr=False, title="${NAME}, an environment variable with at least 16 characters"
+    )
+    """Token that clients of /metrics and /healthz must send, from the environment: ${NAME}; not needed if absent."""
+
+
 class StatusConfig(ConfigSection):
     """Status messages about the program and its cameras."""
 
@@ -269,6 +281,8 @@ class AppConfig(ConfigSection):
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()
     """The ZeroMQ socket that publishes messages."""
+    http: HttpConfig | None = None
+    """An HTTP server for metrics and health; none if absent."""
     status: StatusConfig = StatusConfig()
     """Status messages about the program and its cameras."""
     processes: Processes | Literal["auto"] = "auto"

@@ -93,7 +93,11 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from _repeated("name", rules, references)
     yield from _pipeline_conflicts(config)
     yield from _replay_conflicts(config)
-    yield from publish_conflicts(_mapping(config, "publish"))
+    yield from (conflict.below("publish") for conflict in publish_conflicts(_mapping(config, "publish")))
+    http = _mapping(config, "http")
+    if isinstance(http.get("bind"), str) and not _is_local(f"tcp://{http['bind']}") and http.get("token") is None:
+        message = "expected `token` too, because other machines can reach this address"
+        yield Conflict(("http", "bind"), "insecure-address", message)
 
 
 def pipeline_name(config: Section) -> object:
@@ -334,7 +338,7 @@ def publish_conflicts(publish: Section) -> Iterator[Conflict]:
                 "expected `curve` too, because other machines can reach this address, and everyone there can read the "
                 "messages; if you want this, add `insecure: true`"
             )
-            yield Conflict(("publish", key), "insecure-address", message)
+            yield Conflict((key,), "insecure-address", message)
 
 
 def _is_local(bind: str) -> bool:

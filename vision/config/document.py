@@ -94,7 +94,7 @@ class Document:
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
-        if loc[-1] == "password":
+        if loc[-1] in ("password", "token"):
             return "a value that is not shown"
         if isinstance(node.value, tuple):
             return f"a list of {len(node.value)}" if node.value else "an empty list"

@@ -18,6 +18,7 @@ INCONSISTENT: Final = "inconsistent"
 """Type of the error for values that conflict with each other (`vision.config.checks`)."""
 
 _BIND_FORMS: Final = "tcp://ADDRESS:PORT or ipc:///PATH"
+_HTTP_FORMS: Final = "ADDRESS:PORT"
 _MODEL_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml or of an ONNX file"
 _CLASSIFIER_FORMS: Final = "the name of a model, or the path of a folder that contains model.yaml"
 _FOLDER_FORMS: Final = "the path of a folder"
@@ -105,6 +106,14 @@ def check_bind(bind: str) -> str:
     return bind
 
 
+def check_http_bind(bind: str) -> str:
+    """Return `bind` if it is ``ADDRESS:PORT``; otherwise, raise `InvalidValue`."""
+    if "://" in bind:
+        raise InvalidValue("bind-form", _HTTP_FORMS, "without a scheme")
+    check_bind(f"tcp://{bind}")
+    return bind
+
+
 def _check_ipc(bind: str) -> str:
     path = bind[len("ipc://") :]
     if not path.startswith(("/", "@")) or len(path) < 2 or UNPRINTABLE.search(path):
@@ -159,6 +168,7 @@ ClassNames: TypeAlias = Annotated[tuple[str, ...], AfterValidator(unique_names)]
 Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(unique_names)]
 Source = Annotated[str, parsed_by(parse_source), Field(title=SOURCE_FORMS)]
 BindAddress = Annotated[str, AfterValidator(check_bind), Field(title=_BIND_FORMS)]
+HttpAddress = Annotated[str, AfterValidator(check_http_bind), Field(title=_HTTP_FORMS)]
 ModelName = Annotated[str, AfterValidator(check_model_name), Field(title=_MODEL_FORMS)]
 ClassifierName = Annotated[str, AfterValidator(check_model_name), Field(title=_CLASSIFIER_FORMS)]
 PipelineName = Annotated[

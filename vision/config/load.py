@@ -127,6 +127,9 @@ def _written_passwords(document: Document) -> list[Fault]:
             faults.append(document.fault(("cameras", index, "password"), "written-password", message))
         if source is not None and _LITERAL_PASSWORD.search(source.written):
             faults.append(document.fault(("cameras", index, "source"), "written-password", message))
+    token = document.node(("http", "token"))
+    if token is not None and token.value is not None and not _FROM_ENVIRONMENT.fullmatch(token.written):
+        faults.append(document.fault(("http", "token"), "written-password", message.replace("password", "token")))
     return faults
 
 

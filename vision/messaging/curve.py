@@ -111,6 +111,7 @@ class KeyFolder:
         """Read nothing yet."""
         self.folder = folder
         self._clients = folder / _CLIENTS
+        self._internal = ""
         self._known: dict[str, str] = {}
         self._changed_ns = -1
 
@@ -120,6 +121,17 @@ class KeyFolder:
             require_private_folder(self.folder, content="keys")
         return read_key(self.folder / SERVER_KEY, client=False)
 
+    def internal_client(self) -> KeyPair:
+        """Create keys for a helper process of this program, and allow them. They are not stored."""
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        register_secret(secret)
+        self._internal = public
+        return KeyPair(public, secret, self.server_key().public)
+
+    def is_allowed(self, public: str) -> bool:
+        """Return True if the client with this public key can connect."""
+        return public in self.clients() or (public == self._internal != "")
+
     def clients(self) -> dict[str, str]:
         """Return the name of each allowed client, by its public key. Files that contain no key are ignored."""
         try:
@@ -127,9 +139,12 @@ class KeyFolder:
             if changed_ns != self._changed_ns:
                 self._known = {path.read_text().strip(): path.stem for path in sorted(self._clients.glob("*.pub"))}
                 self._changed_ns = changed_ns
-        except OSError as error:
-            log.error("cannot read the keys in %s, so no client is allowed: %s", self._clients, error)
+        except FileNotFoundError:
             self._known, self._changed_ns = {}, -1
+        except (OSError, UnicodeDecodeError) as error:
+            if self._known or self._changed_ns != 0:
+                log.error("cannot read the keys in %s, so no client is allowed: %s", self._clients, error)
+            self._known, self._changed_ns = {}, 0
         return self._known
 
     def allow(self, name: str, public: str) -> None:
@@ -203,7 +218,6 @@ class CurveServer:
     def _answer(self, request: list[bytes]) -> list[bytes]:
         """Return the reply of RFC 27 (ZAP) to a request."""
         version, request_id, *_, client_key = request
-        name = self._keys.clients().get(z85.encode(client_key).decode()) if len(client_key) == 32 else None
-        if name is None:
-            return [version, request_id, b"400", b"this key is not allowed", b"", b""]
-        return [version, request_id, b"200", b"OK", name.encode(), b""]
+        if len(client_key) == 32 and self._keys.is_allowed(z85.encode(client_key).decode()):
+            return [version, request_id, b"200", b"OK", b"", b""]
+        return [version, request_id, b"400", b"this key is not allowed", b"", b""]

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import socket
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,15 +14,11 @@ from typing import Final
 import psutil
 
 from vision.messaging import relay
-
-log = logging.getLogger(__name__)
+from vision.messaging.helper_process import HelperProcess
 
 _BACKLOG: Final = 128
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
-
-_STOP_S: Final = 1.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +35,6 @@ class ExposedPort:
     Attributes:
         address: address of the port, such as ``tcp://127.0.0.1:5555``.
         target: address to which the ZeroMQ socket must be bound. Only processes of the same user can connect to it.
-        counters: counters of the process by name. Any thread can read them.
     """
 
     def __init__(self, bind: str, limits: PortLimits, keepalive_s: int) -> None:
@@ -53,91 +43,46 @@ class ExposedPort:
         Raises:
             OSError: the port cannot be bound, for example because it is in use.
         """
-        self.counters: dict[str, int] = {}
-        self._limits = limits
-        self._keepalive_s = keepalive_s
-        self._name = f"vision-{os.getpid()}-{secrets.token_hex(8)}"
-        self.target = f"ipc://@{self._name}"
-        self._listener, self.address = _listen(bind)
-        self._closed = threading.Event()
-        self._process: subprocess.Popen[str] | None = None
-        self._thread = threading.Thread(target=self._serve, name="relay", daemon=True)
+        name = f"vision-{os.getpid()}-{secrets.token_hex(8)}"
+        self.target = f"ipc://@{name}"
+        self._counters: dict[str, int] = {}
+        self._listener, self.address = listen(bind)
+        options = {
+            "listener": self._listener.fileno(),
+            "target": f"\0{name}",
+            "connections": limits.connections,
+            "subscribes": limits.subscribes,
+            "keepalive_s": keepalive_s,
+        }
+        program = ["-I", "-S", str(Path(relay.__file__))]
+        self._process = HelperProcess(
+            "relay", program, options, fds=[self._listener.fileno()], on_line=self._set_counters
+        )
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The counters of the process by name. Any thread can read them."""
+        return {**self._counters, "restarts": self._process.restarts}
 
     def start(self) -> None:
         """Accept connections. Call this after a socket is bound to `target`."""
-        self._process = self._start_process()
-        self._thread.start()
+        self._process.start()
 
     def disconnect_clients(self) -> None:
         """Close all connections. Clients can connect again at once."""
-        process = self._process
-        if process is not None:
-            process.kill()  # the thread starts a new process
+        self._process.kill()
 
     def close(self) -> None:
         """Send what the socket has sent to the process, and close all connections and the port. Idempotent."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        process = self._process
-        if process is not None:
-            _close_input(process)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            self._thread.join()
+        self._process.close()
         self._listener.close()
 
-    def _start_process(self) -> subprocess.Popen[str]:
-        fd = self._listener.fileno()
-        options = {
-            "listener": fd,
-            "target": f"\0{self._name}",
-            "connections": self._limits.connections,
-            "subscribes": self._limits.subscribes,
-            "keepalive_s": self._keepalive_s,
-        }
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(relay.__file__)), json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[fd],
-        )
-
-    def _serve(self) -> None:
-        """Read the counters of the process, and start a new process if it ends."""
-        pause_s = _FIRST_PAUSE_S
-        while (process := self._process) is not None:
-            started = time.monotonic()
-            assert process.stdout is not None
-            for line in process.stdout:
-                with contextlib.suppress(ValueError):  # a killed process can leave an incomplete line
-                    self.counters = {**json.loads(line), "restarts": self.counters.get("restarts", 0)}
-            code = process.wait()
-            process.stdout.close()
-            _close_input(process)
-            if self._closed.is_set():
-                return
-            log.warning("the process that serves %s ended (%d), and is started again", self.address, code)
-            pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _LONGEST_PAUSE_S else pause_s
-            self._closed.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            self.counters = {**self.counters, "restarts": self.counters.get("restarts", 0) + 1}
-            self._process = self._start_process()
-            if self._closed.is_set():
-                _close_input(self._process)
+    def _set_counters(self, line: str) -> None:
+        with contextlib.suppress(ValueError):  # a killed process can leave an incomplete line
+            self._counters = json.loads(line)
 
 
-def _close_input(process: subprocess.Popen[str]) -> None:
-    """Make the process end."""
-    with contextlib.suppress(OSError):
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-def _listen(bind: str) -> tuple[socket.socket, str]:
+def listen(bind: str) -> tuple[socket.socket, str]:
     """Return a listening socket, and its address with the actual port."""
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     family, address = _resolve(host)

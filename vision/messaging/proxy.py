@@ -30,13 +30,14 @@ class Proxy:
     Attributes:
         zmq: socket of this process, connected to the proxy.
         address: public address.
+        internal_address: public address for processes of this user, as in `BoundSocket`.
         private: address to which other processes of this user connect. ZeroMQ refuses the processes of other users.
     """
 
     def __init__(self, bound: BoundSocket, *, queue: int) -> None:
         """Start the thread. `queue` is the maximum number of messages that wait in one process."""
         self._bound = bound
-        self.address = bound.address
+        self.address, self.internal_address = bound.address, bound.internal_address
         self.private = f"ipc://@vision-{secrets.token_hex(16)}"  # abstract, so that no file can stay behind
         self._front = bound.second(zmq.XSUB)
         self._front.setsockopt(zmq.IPC_FILTER_UID, os.getuid())

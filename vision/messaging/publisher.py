@@ -138,7 +138,8 @@ class EventPublisher:
 class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` is the bound address. `replay_address` is the address for requests of missed events, or None.
+    `address` is the bound address, and `internal_address` the one for other processes of this user. `replay_address` is
+    the address for requests of missed events, or None.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Publisher:
             self.proxy = Proxy(bound, queue=queue) if proxy else None
             self.socket = StatusSocket(self.proxy or bound, linger_s=linger_s)
             opened.callback(self.socket.close)
-            self.address = self.socket.address
+            self.address, self.internal_address = self.socket.address, self.socket.internal_address
             self._opened = opened.pop_all()
         self._events = EventPublisher(self.socket, self.numbering, encoding=encoding, event_log=event_log)
         self._detections = DetectionsPublisher(

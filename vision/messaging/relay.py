@@ -6,8 +6,9 @@ to the Unix socket of the publisher. It forwards bytes without changes, at a lim
 breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
 
 It runs as a file in an interpreter of its own, without the packages of the project, so that it starts in milliseconds
-and does not compete with the program for the GIL. It ends when its standard input closes. It writes its counters to
-standard output, as a line of JSON per second in which they change.
+and does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends
+when its standard input closes. It writes its counters to standard output, as a line of JSON per second in which they
+change.
 """
 
 from __future__ import annotations
@@ -370,11 +371,11 @@ class Relay:
             print(report, flush=True)
 
 
-def main(arguments: str) -> None:
-    """Run the program. `arguments` is a JSON object."""
+def main() -> None:
+    """Run the program."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the publisher ends this program
         signal.signal(number, signal.SIG_IGN)
-    options: dict[str, Any] = json.loads(arguments)
+    options: dict[str, Any] = json.loads(sys.stdin.readline())
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -392,6 +393,6 @@ def main(arguments: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main()
     except BrokenPipeError:  # the publisher was killed
         os._exit(1)

@@ -57,6 +57,7 @@ class BoundSocket:
     Attributes:
         zmq: the socket.
         address: the bound address, with the actual port instead of ``*``.
+        internal_address: address for processes of the same user on this machine, which has no limits.
     """
 
     def __init__(
@@ -107,12 +108,9 @@ class BoundSocket:
         except (OSError, zmq.ZMQError) as error:
             self._context.destroy(linger=0)
             self._close_port()
-            if error.errno not in _BIND_ERRORS:
-                raise from_os_error(f"{key}: cannot use {bind}", OSError(error.errno, str(error))) from error
-            refusal, code, reason, hint = _BIND_ERRORS[error.errno]
-            hint = hint.format(port=bind.rpartition(":")[2])
-            raise refusal(f"{key}: {reason}: {bind}", hint=hint, code=code) from error
+            raise bind_error(key, bind, error.errno, str(error)) from error
         self.address = self._port.address if self._port else self.zmq.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.internal_address = self._port.target if self._port else self.address
         self._file = _socket_file(self.address)
 
     def _bind(self, bind: str) -> None:
@@ -162,6 +160,14 @@ class BoundSocket:
         """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless a newer file has replaced it."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
+
+
+def bind_error(key: str, bind: str, number: int | None, text: str) -> VisionError:
+    """Return the error for an address that cannot be bound, from the number and the text of the system's error."""
+    if number not in _BIND_ERRORS:
+        return from_os_error(f"{key}: cannot use {bind}", OSError(number, text))
+    refusal, code, reason, hint = _BIND_ERRORS[number]
+    return refusal(f"{key}: {reason}: {bind}", hint=hint.format(port=bind.rpartition(":")[2]), code=code)
 
 
 def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:

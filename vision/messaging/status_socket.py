@@ -30,6 +30,7 @@ class Endpoint(Protocol):
 
     zmq: zmq.Socket[bytes]
     address: str
+    internal_address: str
 
     def close(self, linger_s: float) -> None:
         """Free the address, and wait up to `linger_s` for messages to be sent."""
@@ -48,7 +49,7 @@ class StatusSocket:
         """Start the thread. `linger_s` is the maximum time in seconds that `close` waits for messages to be sent."""
         self._bound = endpoint
         self._socket = self._bound.zmq
-        self.address = self._bound.address
+        self.address, self.internal_address = self._bound.address, self._bound.internal_address
         self.lock = threading.Lock()
         self.joins = 0  # number of subscriptions since the start
         self._linger_s = linger_s

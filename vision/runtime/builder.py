@@ -265,6 +265,7 @@ def _open_publisher(
     if options.record is not None:
         recorder = Recorder(options.record)
         resources.callback(_close_recorder, recorder, options.record)
+    keys = None if config.publish.curve is None else KeyFolder(Path(config.publish.curve))
     publisher = Publisher(
         config.publish.bind,
         node=config.node or socket.gethostname(),
@@ -276,11 +277,19 @@ def _open_publisher(
         event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
         max_subscribers=config.publish.max_subscribers,
-        keys=None if config.publish.curve is None else KeyFolder(Path(config.publish.curve)),
+        keys=keys,
         proxy=proxy,
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
+    if config.http is not None:
+        from vision.runtime.monitoring.process import MonitoringProcess
+
+        client = None if keys is None else keys.internal_client()
+        address, interval_s = publisher.internal_address, config.status.interval_s
+        monitoring = MonitoringProcess(config.http, address, interval_s=interval_s, keys=client)
+        resources.enter_context(monitoring)
+        log.info("metrics and health on %s", monitoring.address)
     return publisher, recorder
 
 

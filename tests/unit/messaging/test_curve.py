@@ -142,8 +142,8 @@ def test_revoked_client_is_disconnected_and_others_return(limited: Publisher, ke
     keys.allow("other", new_key(tmp_path / "other.key", server.public).public)
     limited.publish_status(camera_status())
     with (
-        Subscription(limited.address, kinds=("status",), key=tmp_path / "desk.key") as desk,
-        Subscription(limited.address, kinds=("status",), key=tmp_path / "other.key") as other,
+        Subscription(limited.address, kinds=("status",), key=tmp_path / "desk.key", silence_s=60) as desk,
+        Subscription(limited.address, kinds=("status",), key=tmp_path / "other.key", silence_s=60) as other,
     ):
         for subscription in (desk, other):
             assert subscription.receive(20) is not None

@@ -1,0 +1,120 @@
+"""Helper processes, which serve sockets for the program, and are started again if they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_STOP_S: Final = 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+
+
+class HelperProcess:
+    """A Python program that runs until its standard input closes. A thread starts it again if it ends earlier.
+
+    The program reads its options from the first line of its standard input, as JSON, because command lines are visible
+    to all users. The thread passes each line that it prints to `on_line`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        options: Mapping[str, object],
+        *,
+        fds: Sequence[int] = (),
+        on_line: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            name: name of the thread, and of the process in the log.
+            arguments: arguments of the Python interpreter.
+            options: options of the program.
+            fds: descriptors that the program inherits.
+            on_line: function that receives the output of the program.
+        """
+        self.restarts = 0
+        self._name = name
+        self._command = [sys.executable, *arguments]
+        self._options = json.dumps(options)
+        self._fds = tuple(fds)
+        self._on_line = on_line
+        self._closed = threading.Event()
+        self._lock = threading.Lock()  # between `close` and the start of a new process
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the process, and the thread that supervises it."""
+        self._process = self._start_process()
+        self._thread.start()
+
+    def kill(self) -> None:
+        """Kill the process. The thread starts a new one."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """Make the process end, and wait for it. Kill it if it does not end. Idempotent."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            process = self._process
+        if process is None:
+            return
+        _close_input(process)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        self._thread.join()
+
+    def _start_process(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=self._fds
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already
+            process.stdin.write(f"{self._options}\n")
+            process.stdin.flush()
+        return process
+
+    def _supervise(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while (process := self._process) is not None:
+            started = time.monotonic()
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._on_line(line)
+            code = process.wait()
+            process.stdout.close()
+            _close_input(process)
+            if self._closed.is_set():
+                return
+            log.warning("the process %s ended (%d), and is started again", self._name, code)
+            pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _LONGEST_PAUSE_S else pause_s
+            self._closed.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                self.restarts += 1
+                self._process = self._start_process()
+
+
+def _close_input(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError):
+        assert process.stdin is not None
+        process.stdin.close()

@@ -1,0 +1,174 @@
+"""Metrics in the format of Prometheus, computed from the messages of the program."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from vision.client import Item
+from vision.messaging.gap_recovery import Gap
+from vision.messaging.schema import (
+    CameraStatusMessage,
+    DetectionsMessage,
+    EventMessage,
+    NodeStatusMessage,
+)
+from vision.runtime.monitoring.gpu import GpuSampler
+
+STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
+
+_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_STAGES: Final = ("wait", "submit", "infer", "publish", "total")
+_THERMAL: Final = Path("/sys/class/thermal")
+
+
+class ProgramState:
+    """The last status of the program and of each camera, and the metrics that messages add up to. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._node: NodeStatusMessage | None = None
+        self._node_at_s = 0.0
+        self._cameras: dict[str, CameraStatusMessage] = {}
+        self.registry = CollectorRegistry()
+        self._stages = Histogram(
+            "vision_stage_seconds",
+            "Duration of each stage of a published frame, and the total from capture to publication.",
+            ["camera", "stage"],
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._events = Counter("vision_events", "Events.", ["camera", "kind"], registry=self.registry)
+        self._lost = Counter(
+            "vision_monitor_lost_messages",
+            "Messages that did not reach the process which computes these metrics.",
+            registry=self.registry,
+        )
+        self._objects = Gauge("vision_camera_objects", "Objects in the last frame.", ["camera"], registry=self.registry)
+        self.registry.register(_StatusCollector(self))
+
+    def add(self, item: Item) -> None:
+        """Add a message or a report of the subscription."""
+        if isinstance(item, DetectionsMessage):
+            self._objects.labels(item.camera).set(len(item.objects))
+            for stage in _STAGES:
+                duration_ms: float = getattr(item.timing_ms, stage)
+                if item.clock != "media" or stage not in ("wait", "total"):  # a recording has other timestamps
+                    self._stages.labels(item.camera, stage).observe(duration_ms / 1e3)
+        elif isinstance(item, EventMessage):
+            self._events.labels(item.camera, item.kind).inc()
+        elif isinstance(item, Gap):
+            self._lost.inc(item.lost)
+        elif isinstance(item, CameraStatusMessage | NodeStatusMessage):
+            with self._lock:
+                if isinstance(item, NodeStatusMessage):
+                    self._node, self._node_at_s = item, self._clock()
+                else:
+                    self._cameras[item.camera] = item
+
+    def status(self) -> tuple[NodeStatusMessage | None, dict[str, CameraStatusMessage], float]:
+        """Return the last status of the program and of each camera, and the age of the former in seconds."""
+        with self._lock:
+            return self._node, dict(self._cameras), self._clock() - self._node_at_s
+
+    def exposition(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
+        return generate_latest(self.registry)
+
+
+class _StatusCollector(Collector):
+    """Metrics from the last status messages."""
+
+    def __init__(self, state: ProgramState) -> None:
+        self._state = state
+        self._gpus = GpuSampler()
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """Yield the metrics. `prometheus_client` calls this method for each request."""
+        node, cameras, age_s = self._state.status()
+        yield from self._gpus.metrics()
+        yield from _temperatures()
+        if node is None:
+            return
+        yield _gauge("vision_status_age_seconds", "Age of the last status of the program.", age_s)
+        yield from _camera_metrics(cameras)
+        yield from _node_metrics(node)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+_Key = TypeVar("_Key", bound=tuple[str, ...])
+
+
+def _labeled(
+    name: str, text: str, labels: list[str], values: Mapping[_Key, float], *, counts: bool = False
+) -> CounterMetricFamily | GaugeMetricFamily:
+    family: CounterMetricFamily | GaugeMetricFamily
+    family = CounterMetricFamily(name, text, labels=labels) if counts else GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), value)
+    return family
+
+
+def _camera_metrics(
+    cameras: Mapping[str, CameraStatusMessage],
+) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    each = [((name,), camera) for name, camera in cameras.items()]
+    states = {(name, state): float(camera.state == state) for name, camera in cameras.items() for state in STATES}
+    yield _labeled("vision_camera_state", "1 for the present state of the camera.", ["camera", "state"], states)
+    for name, text, values in (
+        ("grabbed", "Frames received from the camera.", {key: camera.grabbed for key, camera in each}),
+        ("published", "Frames whose detections were published.", {key: camera.published for key, camera in each}),
+    ):
+        yield _labeled(f"vision_frames_{name}", text, ["camera"], values, counts=True)
+    reconnects = {key: camera.reconnects for key, camera in each}
+    yield _labeled("vision_camera_reconnects", "Connections after the first.", ["camera"], reconnects, counts=True)
+    dropped = {(name, reason): n for name, camera in cameras.items() for reason, n in camera.dropped.items()}
+    yield _labeled("vision_frames_dropped", "Dropped frames.", ["camera", "reason"], dropped, counts=True)
+    slow = {(name, stage): n for name, camera in cameras.items() for stage, n in camera.dropped_by_stage.items()}
+    text = "Dropped frames that waited too long for a stage."
+    yield _labeled("vision_frames_dropped_by_stage", text, ["camera", "stage"], slow, counts=True)
+    yield _labeled("vision_camera_fps", "Frames received per second.", ["camera"], {k: c.fps for k, c in each})
+    ages = {key: camera.last_frame_age_s for key, camera in each if camera.last_frame_age_s is not None}
+    yield _labeled("vision_camera_last_frame_age_seconds", "Seconds since the last frame.", ["camera"], ages)
+
+
+def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    info = {(node.node, node.version, node.backend, node.model): 1.0}
+    yield _labeled("vision_info", "The program.", ["node", "version", "backend", "model"], info)
+    yield _gauge("vision_uptime_seconds", "Seconds since the start of the program.", node.uptime_s)
+    yield _gauge("vision_resident_bytes", "Resident memory of the program.", node.rss_bytes)
+    queues = {(name,): float(frames) for name, frames in node.queues.items()}
+    yield _labeled("vision_queue_frames", "Frames that wait, by queue.", ["queue"], queues)
+    ports = {(name,): node.counters.get(f"{name}.connected") for name in ("publish", "replay")}
+    subscribers = {key: float(count) for key, count in ports.items() if count is not None}
+    yield _labeled("vision_subscribers", "Connections to a TCP port.", ["socket"], subscribers)
+    counters = {(name,): float(value) for name, value in node.counters.items()}
+    yield _labeled("vision_counter", "Other counters and sizes of the program, by name.", ["name"], counters)
+    detector = node.detector
+    if detector is not None and detector.graphs is not None:
+        yield _gauge("vision_detector_graphs", "1 if batches run as CUDA graphs.", float(detector.graphs))
+    if detector is not None and detector.device_bytes is not None:
+        yield _gauge("vision_detector_device_bytes", "GPU memory of the detector.", detector.device_bytes)
+
+
+def _temperatures() -> Iterator[GaugeMetricFamily]:
+    """Yield the temperatures that the kernel measures, such as those of the zones of a Jetson."""
+    family = GaugeMetricFamily("vision_temperature_celsius", "Temperature of a thermal zone.", labels=["zone"])
+    for zone in sorted(_THERMAL.glob("thermal_zone*")):
+        try:
+            name, value = (zone / "type").read_text().strip(), int((zone / "temp").read_text()) / 1000
+        except (OSError, ValueError):  # a zone without a sensor
+            continue
+        family.add_metric([f"{zone.name.removeprefix('thermal_zone')}-{name}"], value)
+    yield family
