@@ -267,6 +267,9 @@ class Tracks:
     truncated_candidates: int = 0  # as in the frame's `Detections`
     hidden_px: NDArray[np.float32] | None = None  # (M,) height of the hidden part of each object, below its box
     shapes: Shapes | None = None  # of the detections that were matched with the tracks; None as in `Detections`
+    previous_xyxy: NDArray[np.float32] | None = None
+    """(M, 4) box of each track that is published for the first time, at its previous detection; NaN for other tracks.
+    None if no track is published for the first time."""
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from tests.accuracy.to_mot import mot_rows
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.tracker import Tracker
 from vision.config.analytics import CameraAnalytics, LineConfig
+from vision.evaluation.crossings import crossings_of_path
 from vision.types import Detections, Tracks
 
 Floats = NDArray[np.float64]
@@ -36,8 +36,6 @@ LINES: Final = {
     "along the road": ((100.0, 330.0), (700.0, 330.0)),
 }
 """Of the clip PETS09-S2L1, 768x576."""
-
-_MARGIN: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,31 +77,24 @@ def _rows(frame: int, tracks: Tracks) -> Floats:
     return np.column_stack(columns).astype(np.float64)
 
 
-def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float]]) -> int:
-    """How often the labelled objects' feet crossed, by following each of them from frame to frame."""
-    start, along = np.array(line[0]), np.array(line[1]) - np.array(line[0])
-    length, number = float(np.hypot(*along)), 0
+def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float]], rate: float) -> int:
+    """Return how often the labelled objects cross a line, as docs/analytics.md defines it."""
+    config, number = LineConfig(name="line", points=line), 0
     for track_id in np.unique(truth[:, 1]):
         rows = truth[(truth[:, 1] == track_id) & (truth[:, 6] > 0)]
         rows = rows[np.argsort(rows[:, 0])]
-        feet = rows[:, 2:4] + rows[:, 4:6] * (0.5, 1.0)
-        off = (along[0] * (feet - start)[:, 1] - along[1] * (feet - start)[:, 0]) / length
-        clear = np.flatnonzero(np.abs(off) > _MARGIN * rows[:, 4:6].max(axis=1))
-        for a, b in pairwise(clear.tolist()):
-            if (off[a] > 0) == (off[b] > 0):
-                continue
-            met = [k for k in range(a, b) if (off[k] > 0) != (off[k + 1] > 0)][-1]
-            share = off[met] / (off[met] - off[met + 1])
-            place = feet[met] + share * (feet[met + 1] - feet[met])
-            number += bool(0 <= (place - start) @ along <= length**2)
+        boxes = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
+        number += len(list(crossings_of_path(boxes, rows[:, 0] / rate, config)))
     return number
 
 
-def line_errors(truth: Floats, followed: Followed, lines: Mapping[str, Any] = LINES) -> dict[str, dict[str, float]]:
+def line_errors(
+    truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
+) -> dict[str, dict[str, float]]:
     """Of each line: the labels' crossings, those counted, and the difference as a share of the labels'."""
     result = {}
     for name, ends in lines.items():
-        there = crossings(truth, ends)
+        there = crossings(truth, ends, rate)
         counted = followed.counts[name]
         result[name] = {"labelled": there, "counted": counted, "error": abs(counted - there) / max(there, 1)}
     return result
@@ -141,7 +132,7 @@ def read_arguments(program: str) -> tuple[Floats, Floats, range, float]:
 def main() -> int:
     truth, found, frames, rate = read_arguments("tests.accuracy.following")
     followed = follow(found, frames, rate)
-    results: dict[str, Any] = {"lines": line_errors(truth, followed)}
+    results: dict[str, Any] = {"lines": line_errors(truth, followed, rate)}
     try:
         results["tracks"] = clear_mot(truth, followed.rows, frames)
     except ImportError:

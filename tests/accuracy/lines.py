@@ -4,7 +4,7 @@
 
 The recording is made as `tests.accuracy.following` says. Prints for each line what the labels say and what was counted,
 and the sum over all lines. Where people stand on a line, the labels themselves are a matter of a few pixels: moved by 3
-pixels, they differ from themselves by 2 to 3 %.
+pixels, they differ from themselves by 1 to 2 %.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def errors_of(truth: Floats, found: Floats, frames: range, rate: float) -> dict[
     """Of each line of the grid, from detections."""
     lines = grid()
     followed: Followed = follow(found, frames, rate, lines)
-    return line_errors(truth[np.isin(truth[:, 0], frames)], followed, lines)
+    return line_errors(truth[np.isin(truth[:, 0], frames)], followed, rate, lines)
 
 
 def main() -> int:

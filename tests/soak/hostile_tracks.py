@@ -37,8 +37,9 @@ Bools: TypeAlias = NDArray[np.bool_]
 WIDTH_PX: Final = 1280
 HEIGHT_PX: Final = 720
 TRACKS: Final = 2000  # per batch
-LIMIT: Final = 0.1  # largest error of an anchor, and margin of a line, as a part of the longer side of the box
-CUT_LIMIT: Final = 0.05  # the same for boxes at the edge of the frame
+LIMIT: Final = 0.04  # largest error of an anchor, as a part of the longer side of the box
+CUT_LIMIT: Final = 0.02  # the same for boxes at the edge of the frame
+MARGIN: Final = 0.1  # distance from a line beyond which a side is certainly established, in the same unit
 LOST_S: Final = 1.5
 _HOLD_S: Final = 0.5
 _REMEMBERED_S: Final = 60.0
@@ -127,7 +128,7 @@ def _feet(rng: np.random.Generator, frames: int, sizes: Floats) -> tuple[Floats,
 
 def _path(rng: np.random.Generator, frames: int) -> Floats:
     """Return paths (T, N) in object sizes: legs between corners near the line, rests, and jumps."""
-    near = rng.uniform(-0.35, 0.35, (_CORNERS, TRACKS))
+    near = rng.uniform(-0.35, 0.35, (_CORNERS, TRACKS)) * rng.choice([0.3, 1.0], TRACKS)
     corners = np.where(rng.random((_CORNERS, TRACKS)) < 0.5, near, rng.uniform(-1.6, 1.6, (_CORNERS, TRACKS)))
     for at in range(1, _CORNERS):
         corners[at] = np.where(rng.random(TRACKS) < 0.3, corners[at - 1], corners[at])
@@ -225,9 +226,10 @@ def bounds(batch: Batch) -> Bounds:
         ended = seen[:, None] & ((away <= error) | (now != visit))
         visit = np.where(ended, np.where(away > error, now, 0), visit)
         since_s[ended | forgotten[:, None]] = np.inf
-        starts = seen[:, None] & (visit != 0) & (away > LIMIT + error) & (since_s == np.inf)
+        starts = seen[:, None] & (visit != 0) & (away > MARGIN + error) & (since_s == np.inf)
         since_s[starts] = time_s
-        holds = (time_s - since_s >= _HOLD_S + _SLACK) | (away > 2 * LIMIT + error) | (~turned & (away > LIMIT + error))
+        first = ~turned & (away > MARGIN + error)
+        holds = (time_s - since_s >= _HOLD_S + _SLACK) | (away > 2 * MARGIN + error) | first
         _settle(sure, visit, seen[:, None] & (visit != 0) & holds, least)
     _settle(sure, visit, since_s < np.inf, least)
     return Bounds(least * batch.between[..., None], most * ~batch.around[..., None])

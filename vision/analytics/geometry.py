@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
+from numpy import count_nonzero
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -274,3 +275,14 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
     cut: BoolArray = np.minimum(left, top) <= margin_px
     cut |= np.minimum(width - right, height - bottom) <= margin_px
     return cut
+
+
+def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
+    """Clip `boxes` (M, 4) to the frame of size `edges_px`, (2,) or (M, 2). A box outside becomes the detected one."""
+    corners = boxes.reshape(-1, 2, 2)
+    np.maximum(corners, 0.0, out=corners)
+    np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)
+    outside = boxes[:, 0] >= boxes[:, 2]
+    outside |= boxes[:, 1] >= boxes[:, 3]
+    if count_nonzero(outside):
+        boxes[outside] = detected[outside]

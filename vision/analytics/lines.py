@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs, places_of_anchors
-from vision.analytics.tracked_objects import MARGIN, TrackColumn, TrackSnapshot, TrackTable
+from vision.analytics.tracked_objects import MARGIN, TrackColumn, TrackSnapshot, TrackTable, line_margin_px
 from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # distance beyond a line, in margins, at which an object has crossed
@@ -51,7 +51,8 @@ class LineWatch:
         self.columns: Mapping[str, TrackColumn] = {
             # True if it is the right side: of each line, the side where the object is, then its established side.
             "right": TrackColumn(np.bool_, (2 * number,)),
-            "unknown": TrackColumn(np.bool_, (number,), True),  # the object has no established side yet
+            # Largest distance in sizes on the first side, which is not established below the margin; later infinite.
+            "reach": TrackColumn(np.float64, (number,)),
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
             # When the object went beyond the line, while its crossing is open; otherwise infinite.
             "beyond_s": TrackColumn(np.float64, (number,), math.inf),
@@ -80,20 +81,22 @@ class LineWatch:
         """
         is_right = seen.distances > 0
         if seen.fresh is not None:
-            self._appear(table, seen, is_right)
+            self._appear(table, seen)
         stored_right = table["right"]
         objects, columns = pairs(stored_right.take(seen.rows, axis=0) != is_right)
         crossings = []
         if len(objects):
-            candidates = (objects, seen.rows[objects], columns, seen.distances[objects, columns], seen.margin[objects])
+            distances, margins = seen.distances[objects, columns], seen.line_margin[objects]
+            candidates = (objects, seen.rows[objects], columns, distances, margins)
             for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
                 line = column - len(self._anchors)
                 if line < 0:
                     self._meet(table, seen, at, row, column)
                 elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
-                    if self._counts(table, row, line, distance > 0):
+                    if self._counts(table, row, line, distance > 0, margin):
                         crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
                     stored_right[row, column] = distance > 0
+                    table["reach"][row, line] = math.inf
         self._establish(table, seen, is_right)
         return crossings
 
@@ -104,24 +107,27 @@ class LineWatch:
         A crossing also counts if the edge of the frame cut off the object beyond the line.
         """
         right, number = table["right"][row], len(self._anchors)
+        margin = float(line_margin_px(table["jitter"][row], table["size"][row]))
         crossings = []
         for line in (right[:number] != right[number:]).nonzero()[0].tolist():
-            if table["beyond_s"][row, line] == math.inf and not self._leaves_frame(table, row, line):
+            if table["beyond_s"][row, line] == math.inf and not self._leaves_frame(table, row, line, margin):
                 continue
             to_right = bool(right[line])
-            if self._counts(table, row, line, to_right):
+            if self._counts(table, row, line, to_right, margin):
                 crossings.append(Crossing(row, line, "in" if to_right else "out"))
             right[number + line] = to_right
+            table["reach"][row, line] = math.inf
         table["beyond_s"][row] = math.inf
         names = (*self.columns, "points")
         state = {name: table[name][row].copy() for name in names}
         self._absent[int(table.ids[row])] = _Absent(float(table["seen_s"][row]), state)
         return crossings
 
-    def _appear(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Set the sides of new objects. An object that returns within `_REMEMBERED_S` continues its path."""
-        appeared = seen.rows[seen.fresh]
-        table["right"][appeared] = is_right[seen.fresh]
+    def _appear(self, table: TrackTable, seen: TrackSnapshot) -> None:
+        """Set the first sides of new objects. An object that returns within `_REMEMBERED_S` continues its path."""
+        appeared, number = seen.rows[seen.fresh], len(self._anchors)
+        table["right"][appeared] = seen.first_distances > 0
+        table["reach"][appeared] = np.abs(seen.first_distances[:, :number]) * _sizes_per_px(seen)[seen.fresh, None]
         while self._absent:
             oldest = next(iter(self._absent))
             if self._absent[oldest].seen_s >= seen.now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
@@ -142,24 +148,30 @@ class LineWatch:
         table["right"][row, line] = not table["right"][row, line]
 
     def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Establish the first side of each object that is now far enough from a line. This is not a crossing."""
-        unknown = table["unknown"].take(seen.rows, axis=0)
-        if not unknown.any():
+        """Measure how far objects went on their first side. If that is too near, the other side becomes the first."""
+        reach = table["reach"].take(seen.rows, axis=0)
+        objects, lines = pairs(reach < MARGIN)
+        if not len(objects):
             return
         number = len(self._anchors)
-        outside = np.where(is_right[:, :number], *self._pushed(seen.cut))
-        margins = seen.margin[:, None] * np.where(outside, _CUT, 1.0)
-        objects, lines = pairs(unknown & (np.abs(seen.distances[:, :number]) > margins))
-        rows = seen.rows[objects]
-        table["right"][rows, number + lines] = is_right[objects, lines]
-        table["unknown"][rows, lines] = False
+        rows, reach, right = seen.rows[objects], reach[objects, lines], is_right[objects, lines]
+        to_right, to_left = self._pushed(seen.cut)
+        outside = np.where(right, to_right[objects, lines], to_left[objects, lines])
+        sizes_per_px = _sizes_per_px(seen)[objects]
+        far = np.abs(seen.distances[objects, lines]) * sizes_per_px / np.where(outside, _CUT, 1.0)
+        margin = seen.line_margin[objects] * sizes_per_px
+        same = table["right"][rows, number + lines] == right
+        changed = np.where(same, far > reach, (far > margin) & (reach <= margin))
+        rows, lines = rows[changed], lines[changed]
+        table["right"][rows, number + lines] = right[changed]
+        table["reach"][rows, lines] = far[changed]
         table["beyond_s"][rows, lines] = math.inf
 
-    def _leaves_frame(self, table: TrackTable, row: int, line: int) -> bool:
+    def _leaves_frame(self, table: TrackTable, row: int, line: int, margin: float) -> bool:
         """Return True if the frame's edge cut off a lost object so that it was certainly beyond a line."""
         distance = self._set.distance(complex(table["points"][row, self._set.anchors[line]]), line)
         outside = self._pushed(table["cut"][row])[distance <= 0][line]
-        return bool(outside) and abs(distance) > _CUT * MARGIN * float(table["size"][row])
+        return bool(outside) and abs(distance) > _CUT * margin
 
     def _pushed(self, cut: BoolArray) -> tuple[BoolArray, BoolArray]:
         """Compare the anchors of whole objects with those of their boxes. `cut` (..., 4) marks the cut-off sides.
@@ -180,11 +192,17 @@ class LineWatch:
         beyond_s[line] = math.inf
         return True
 
-    def _counts(self, table: TrackTable, row: int, line: int, to_right: bool) -> bool:
+    def _counts(self, table: TrackTable, row: int, line: int, to_right: bool, margin: float) -> bool:
         """Return True if the move of an object to the other side of a line must be reported as a crossing."""
-        if not table["passed"][row, line] or table["unknown"][row, line] or not self._reported[line][to_right]:
+        if not table["passed"][row, line] or not self._reported[line][to_right]:
+            return False
+        if table["reach"][row, line] * table["size"][row] <= margin:  # the first side is not established
             return False
         return self._classes.allows(int(table["class_id"][row]), line)
+
+
+def _sizes_per_px(seen: TrackSnapshot) -> FloatArray:
+    return MARGIN / seen.margin
 
 
 class ClassFilter:

@@ -32,7 +32,9 @@ from vision.analytics.geometry import (
 from vision.types import Tracks
 
 MARGIN: Final = 0.1
-"""Margin as a fraction of the box's longer side: twice the jitter of detected boxes."""
+"""Margin of zones as a fraction of the box's longer side, and largest margin of lines: twice the jitter of boxes."""
+_STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
+_CALM_S: Final = 5.0  # time constant with which the measured jitter of an object decreases
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
 _SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
 _SPACING_S: Final = 0.125
@@ -50,9 +52,11 @@ class TrackSnapshot:
     now_s: float
     rows: IndexArray  # (M,) in the track table, which still contains the `points` of the previous frame
     fresh: BoolArray | None  # (M,) True for new objects; None if no object is new
+    first_distances: FloatArray  # (F, 2 L) as `distances`, for the F new objects, where they were first detected
     points: Points  # (M, A) positions of the anchors
     distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
-    margin: FloatArray  # (M,) distance in pixels by which an object must pass a border
+    margin: FloatArray  # (M,) distance in pixels by which an object must pass the border of a zone
+    line_margin: FloatArray  # (M,) distance in pixels from a line that the jitter of the box does not explain
     cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right or bottom of the box
 
 
@@ -133,6 +137,8 @@ class TrackedObjects:
             "size": TrackColumn(np.float64),
             "points": TrackColumn(np.complex128, (len(anchors),)),
             "cut": TrackColumn(np.bool_, (4,)),
+            # Largest recent deviation from uniform motion, in object sizes; NaN until `trail` has three positions.
+            "jitter": TrackColumn(np.float64, (), math.nan),
             "trail": TrackColumn(np.complex128, (_SAMPLES,), math.nan),
         }
         self.table = TrackTable({**own, **columns})
@@ -148,7 +154,8 @@ class TrackedObjects:
     def see(self, tracks: Tracks) -> TrackSnapshot:
         """Store the state of the objects in a frame, except `points`. Return a snapshot of this frame.
 
-        The caller stores `points` when it no longer needs the previous points.
+        The caller stores `points` when it no longer needs the previous points. The previous points of a new object are
+        those of its previous detection.
         """
         table, now_s, end = self.table, self.clock.now_s, self._end
         rows, fresh = table.rows_of(tracks.track_ids)
@@ -172,7 +179,36 @@ class TrackedObjects:
             samples = table["trail"][:, self._sample]
             samples.fill(math.nan)
             samples[rows] = points[:, 0]
-        return TrackSnapshot(now_s, rows, fresh, points, columns[:, end + 2 :], MARGIN * size, cut)
+            self._measure_jitter()
+        first = self._appear(rows, fresh, columns, tracks.previous_xyxy)
+        distances, line_margin = columns[:, end + 2 :], line_margin_px(table["jitter"][rows], size)
+        return TrackSnapshot(now_s, rows, fresh, first, points, distances, MARGIN * size, line_margin, cut)
+
+    def _appear(
+        self, rows: IndexArray, fresh: BoolArray | None, columns: FloatArray, previous_xyxy: NDArray[np.float32] | None
+    ) -> FloatArray:
+        """Store the previous points of new objects. Return `TrackSnapshot.first_distances`."""
+        if fresh is None:
+            return columns[:0, self._end + 2 :]
+        first: FloatArray = columns[fresh]
+        if previous_xyxy is not None:
+            before = previous_xyxy[fresh].astype(np.float64) @ self._matrix + self._offset
+            first = np.where(np.isnan(before), first, before)
+        self.table["points"][rows[fresh]] = np.ascontiguousarray(first[:, : self._end]).view(np.complex128)
+        return first[:, self._end + 2 :]
+
+    def _measure_jitter(self) -> None:
+        """Measure how far the newest position in each trail is from a uniform motion through the previous two."""
+        last, middle, first = (self._sample - back for back in range(3))
+        now_s, before_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))
+        if first_s == -math.inf:
+            return
+        trail, jitter = self.table["trail"], self.table["jitter"]
+        ratio = (now_s - before_s) / (before_s - first_s)
+        deviation = np.abs(trail[:, last] - (1.0 + ratio) * trail[:, middle] + ratio * trail[:, first])
+        deviation /= self.table["size"]
+        jitter *= math.exp((before_s - now_s) / _CALM_S)
+        np.fmax(jitter, deviation, out=jitter)
 
     def keep(self, kept: BoolArray) -> None:
         """Forget the objects for which the mask `kept` (R,) is False."""
@@ -203,6 +239,12 @@ class TrackedObjects:
             on_ground = _velocity([times_s[at] for at in visible], [places[at] for at in visible])
             speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)
         return speed_kmh, heading_deg
+
+
+def line_margin_px(jitter: FloatArray, size: FloatArray) -> FloatArray:
+    """Return the margins of lines in pixels (M,), from the columns `jitter` and `size` of the track table."""
+    margin: FloatArray = np.fmin(np.maximum(jitter, _STEADY_MARGIN), MARGIN) * size
+    return margin
 
 
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:

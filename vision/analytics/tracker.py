@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, iou
 from vision.analytics.track_matching import Pairs
 from vision.analytics.track_sizes import SizeFilter, size_step
 from vision.analytics.track_state import (
@@ -232,12 +233,15 @@ class _TracksTogether:
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
         matched = matches.take(tracks)
+        previous = self._publish(tracks)
         trust = self._correct(tracks, matched, frame)
         published = self._ids.take(tracks) > 0
         if count_nonzero(published) == len(tracks):
             results = self._results(tracks, matched, frame, trust)
         else:
             results = self._results(tracks[published], matched[published], frame, trust[published])
+        if previous is not None:
+            results = self._with_previous(results, tracks[published], previous[published].astype(np.float32))
         if count_nonzero(self._ids) < len(self._ids):
             self._keep((self._ids > 0) | (self._now_s - self._state[SEEN_S] <= self._config.tentative_s))
         self._begin(frame, matched)
@@ -314,11 +318,41 @@ class _TracksTogether:
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 
-    def _correct(self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections) -> FloatArray:
-        """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1.
+    def _publish(self, tracks: IndexArray) -> FloatArray | None:
+        """Assign ids to matched tracks that are now old enough to be published. Return `Tracks.previous_xyxy`.
 
-        Assign ids to tracks that are now old enough to be published.
+        Call this before `_correct`, which overwrites the previous positions.
         """
+        new = self._ids.take(tracks) == 0
+        if not count_nonzero(new):
+            return None
+        age_s = values_at(self._now_s, tracks) - self._state[BORN_S].take(tracks)
+        new &= age_s >= self._config.confirm_s - CLOCK_GRAIN_S
+        published = tracks[new]
+        if not len(published):
+            return None
+        for track in published:
+            camera = 0 if self._camera is None else self._camera[track]
+            self._ids[track] = next(self._trackers[camera]._new_ids)
+        before = self._state.take(published, axis=1)
+        before[PLACE] = before[SEEN_AT]
+        previous = np.full((len(tracks), 4), math.nan)
+        previous[new] = (_CORNERS @ before[AT]).T
+        return previous
+
+    def _with_previous(
+        self, results: Sequence[Tracks], tracks: IndexArray, previous: NDArray[np.float32]
+    ) -> list[Tracks]:
+        """Add the boxes `previous` (M, 4) of the published `tracks` (M,) to the results of their cameras."""
+        ranges = self._ranges(self._cameras_of(tracks), len(tracks))
+        of_camera = [previous[first:end] for first, end in ranges]
+        return [
+            result if np.isnan(boxes).all() else replace(result, previous_xyxy=boxes)
+            for result, boxes in zip(results, of_camera, strict=True)
+        ]
+
+    def _correct(self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections) -> FloatArray:
+        """Update the state of matched tracks with their detections. Return the weight (M,) of each box, up to 1."""
         if not len(tracks):
             return np.ones(0)
         all_tracks = len(tracks) == len(self._ids)
@@ -352,12 +386,6 @@ class _TracksTogether:
             self._classes[tracks] = classes
         if not all_tracks:
             self._state[:, tracks] = state
-        tentative = self._ids.take(tracks) == 0
-        if count_nonzero(tentative):
-            tentative &= now_s - state[BORN_S] >= self._config.confirm_s - CLOCK_GRAIN_S
-            for track in tracks[tentative]:
-                camera = 0 if self._camera is None else self._camera[track]
-                self._ids[track] = next(self._trackers[camera]._new_ids)
         return belief
 
     def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:
@@ -419,7 +447,7 @@ class _TracksTogether:
         boxes += (scores * trust)[:, None] * (detected - boxes)
         edges_px = edges_of(self._edges_px, self._cameras_of(tracks))
         if edges_px is not None:
-            _clip(boxes, detected, edges_px)
+            clip_boxes(boxes, detected, edges_px)
         hidden_px = self._hidden_px(tracks, detected, boxes)
         boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)
         classes, ids = self._classes.take(tracks), self._ids.take(tracks)
@@ -482,14 +510,3 @@ class _TracksTogether:
         for tracker, (first, end) in zip(self._trackers, ranges, strict=True):
             tracker._state, tracker._ids = self._state[:, first:end], self._ids[first:end]
             tracker._classes, tracker._groups = self._classes[first:end], self._groups[first:end]
-
-
-def _clip(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
-    """Clip boxes (M, 4) to the frame. A box that lies outside the frame becomes the detected one."""
-    corners = boxes.reshape(-1, 2, 2)
-    np.maximum(corners, 0.0, out=corners)
-    np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)
-    outside = boxes[:, 0] >= boxes[:, 2]
-    outside |= boxes[:, 1] >= boxes[:, 3]
-    if count_nonzero(outside):
-        boxes[outside] = detected[outside]

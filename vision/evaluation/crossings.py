@@ -1,8 +1,8 @@
 """True crossings of each line, computed from the ground truth alone, and their comparison with counted crossings.
 
-This code is independent of the stage that counts, but follows the same definition, which is in docs/analytics.md. It
-evaluates each true path as a whole: it splits the path into visits to either side of the line, and finds the visits
-that establish a side.
+This code is independent of the stage that counts, but follows the same definition, which is in docs/analytics.md. The
+margin is that of an object whose box does not jitter. The code evaluates each true path as a whole: it splits the path
+into visits to either side of the line, and finds the visits that establish a side.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.types import Event
 
-_MARGIN: Final = 0.1  # minimum distance that establishes a side, as a fraction of the longer side of the object's box
-_CUT_MARGIN: Final = 0.05  # the same for an object that the edge of the frame cuts off beyond the line
+_MARGIN: Final = 0.04  # minimum distance that establishes a side, as a fraction of the longer side of the object's box
+_CUT_MARGIN: Final = 0.02  # the same for an object that the edge of the frame cuts off beyond the line
 _EDGE_PX: Final = 1.5  # distance from the edge of the frame up to which a side of a box counts as cut off
 _SLIGHT: Final = 1e-6
-_CLEAR: Final = 0.2  # distance that establishes a side at once
+_CLEAR: Final = 0.08  # distance that establishes a side at once
 _HOLD_S: Final = 0.5  # time that establishes a side after the distance has exceeded `_MARGIN`
 _LOST_S: Final = 1.5  # `track.lost_s`, unless configured otherwise
 _MAX_GAP_S: Final = 60.0  # a longer gap splits a path

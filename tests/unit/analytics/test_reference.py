@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,20 +62,24 @@ class OneLine:
 
     line: Sequence[Place]
     anchor: str
-    side: int | None = None  # established; 1: right
+    side: int | None = None  # the first side, or the established one; 1: right
+    reach: float = 0.0  # how far the object went on its first side, in sizes; infinite later
     point: Place | None = None
     passed: bool = False
     beyond_s: float | None = None
     edge: float = 1.0  # margins to be established where the edge of the frame cuts the object off
     size: float = 0.0
 
-    def see(self, box: Box, now_s: float) -> str | None:
+    def see(self, box: Box, now_s: float, margin: float) -> str | None:
         point, size = anchor_of(box, self.anchor), max(box[2] - box[0], box[3] - box[1])
         distance, before = right_of(point, self.line), self.point
         self.point, self.size, self.edge = point, size, 0.5 if self.is_outside(box, distance) else 1.0
-        crossed = None if before is None else self.step(before, point, size, now_s)
-        if self.side is None and abs(distance) > 0.1 * size * self.edge:
-            self.side, self.beyond_s = 1 if distance > 0 else -1, None
+        crossed = None if before is None else self.step(before, point, size, now_s, margin)
+        now, far = 1 if distance > 0 else -1, abs(distance) / size / self.edge
+        if self.side in (None, now):
+            self.side, self.reach = now, max(far, self.reach)
+        elif self.reach <= margin < far:
+            self.side, self.reach, self.beyond_s = now, far, None
         return crossed
 
     def is_outside(self, box: Box, distance: float) -> bool:
@@ -88,7 +92,7 @@ class OneLine:
             moves.append((moved - distance) * (1 if distance > 0 else -1) if cuts[at] else 0.0)
         return max(moves) > 1e-4 and min(moves) > -1e-4
 
-    def step(self, before: Place, point: Place, size: float, now_s: float) -> str | None:
+    def step(self, before: Place, point: Place, size: float, now_s: float, margin: float) -> str | None:
         distance = right_of(point, self.line)
         was = right_of(before, self.line)
         if (was > 0) != (distance > 0):
@@ -100,22 +104,48 @@ class OneLine:
         now = 1 if distance > 0 else -1
         if self.side in (None, now):
             return None
-        if abs(distance) > 0.1 * size and self.beyond_s is None:
+        if abs(distance) > margin * size and self.beyond_s is None:
             self.beyond_s = now_s
         stays = self.beyond_s is not None and now_s - self.beyond_s >= 0.5 - 1e-3
-        if not (abs(distance) > 0.2 * size or stays):
+        if not (abs(distance) > 2 * margin * size or stays):
             return None
-        self.side, self.beyond_s = now, None
-        return ("in" if now > 0 else "out") if self.passed else None
+        return self.change(now, margin)
 
-    def lost(self) -> str | None:
+    def lost(self, margin: float) -> str | None:
         assert self.point is not None
         distance, beyond, self.beyond_s = right_of(self.point, self.line), self.beyond_s is not None, None
-        leaves = self.edge < 1 and abs(distance) > 0.05 * self.size
+        leaves = self.edge < 1 and abs(distance) > 0.5 * margin * self.size
         if self.side in (None, 1 if distance > 0 else -1) or not (beyond or leaves):
             return None
-        self.side = 1 if distance > 0 else -1
-        return ("in" if self.side > 0 else "out") if self.passed else None
+        return self.change(1 if distance > 0 else -1, margin)
+
+    def change(self, side: int, margin: float) -> str | None:
+        known, self.side, self.reach, self.beyond_s = self.reach > margin, side, math.inf, None
+        return ("in" if side > 0 else "out") if self.passed and known else None
+
+
+@dataclass
+class Jitter:
+    """Jitter of all objects: deviations from uniform motion, measured about every eighth of a second."""
+
+    samples: list[tuple[float, dict[int, complex]]] = field(default_factory=list)
+    of: dict[int, float] = field(default_factory=dict)
+
+    def see(self, boxes: Mapping[int, Box], now_s: float) -> None:
+        if self.samples and now_s - self.samples[-1][0] < 0.125:
+            return
+        self.samples.append((now_s, {one: complex(*anchor_of(box, "bottom-center")) for one, box in boxes.items()}))
+        if len(self.samples) < 3:
+            return
+        (t0, first), (t1, middle), (t2, last) = self.samples[-3:]
+        self.of = {one: value * math.exp((t1 - t2) / 5.0) for one, value in self.of.items()}
+        for one, (x1, y1, x2, y2) in boxes.items():
+            if one in first and one in middle:
+                expected = middle[one] + (middle[one] - first[one]) * (t2 - t1) / (t1 - t0)
+                self.of[one] = max(self.of.get(one, 0.0), abs(last[one] - expected) / max(x2 - x1, y2 - y1))
+
+    def margin(self, track_id: int) -> float:
+        return min(max(self.of.get(track_id, math.inf), 0.04), 0.1)
 
 
 @dataclass
@@ -144,17 +174,19 @@ class Slow:
     lines: dict[tuple[int, str], OneLine] = field(default_factory=dict)
     zones: dict[tuple[int, str], OneZone] = field(default_factory=dict)
     seen: dict[int, tuple[float, str]] = field(default_factory=dict)  # when last, and its class
+    jitter: Jitter = field(default_factory=Jitter)
 
     def update(self, objects: Sequence[tuple[int, int, Box]], now_s: float) -> set[tuple[object, ...]]:
         happened: set[tuple[object, ...]] = set()
         for track_id in [one for one, (seen_s, _) in self.seen.items() if seen_s < now_s - FORGET_S - 1e-3]:
             happened |= self._forget(track_id)
+        self.jitter.see({track_id: box for track_id, _, box in objects}, now_s)
         for track_id, class_id, box in objects:
             self.seen[track_id] = now_s, CLASSES[class_id]
             size = max(box[2] - box[0], box[3] - box[1])
             for line in self.config.lines:
                 one = self.lines.setdefault((track_id, line.name), OneLine(line.points, line.anchor))
-                direction = one.see(box, now_s)
+                direction = one.see(box, now_s, self.jitter.margin(track_id))
                 happened |= self._crossed(track_id, line, direction)
             for zone in self.config.zones:
                 if zone.classes is None or CLASSES[class_id] in zone.classes:
@@ -171,13 +203,15 @@ class Slow:
 
     def _forget(self, track_id: int) -> set[tuple[object, ...]]:
         happened: set[tuple[object, ...]] = set()
+        margin = self.jitter.margin(track_id)
         for line in self.config.lines:
-            happened |= self._crossed(track_id, line, self.lines[track_id, line.name].lost())
+            happened |= self._crossed(track_id, line, self.lines[track_id, line.name].lost(margin))
         for zone in self.config.zones:
             at = self.zones.pop((track_id, zone.name), None)
             if at is not None and at.inside:
                 happened.add((track_id, zone.name, "lost"))
         del self.seen[track_id]
+        self.jitter.of.pop(track_id, None)
         return happened
 
 

@@ -64,6 +64,17 @@ def test_object_is_published_from_its_second_detection() -> None:
     np.testing.assert_allclose(second.boxes_xyxy[0], person(100), atol=1e-3)
 
 
+def test_first_published_box_comes_with_the_previous_one() -> None:
+    tracker = Tracker()
+    frames = [detections((person(100 + 20 * at), 0.9), *[(person(600), 0.9)] * (at >= 3)) for at in range(6)]
+    results = follow(tracker, frames)
+    previous = [result.previous_xyxy for result in results]
+    assert [boxes is None for boxes in previous] == [True, False, True, True, False, True]
+    np.testing.assert_allclose(previous[1], [person(100)], atol=0.5)
+    assert previous[4] is not None
+    np.testing.assert_allclose(previous[4], [[np.nan] * 4, person(600)], atol=0.5)
+
+
 @pytest.mark.parametrize(("fps", "published_at"), [(5.0, 2), (10.0, 4), (30.0, 12)])
 def test_confirm_s_is_independent_of_the_frame_rate(fps: float, published_at: int) -> None:
     results = follow(Tracker(TrackConfig(confirm_s=0.4)), [detections((person(100), 0.9))] * 20, fps)

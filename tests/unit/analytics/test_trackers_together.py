@@ -106,6 +106,9 @@ def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
     assert (one.hidden_px is None) == (other.hidden_px is None)
     if one.hidden_px is not None:
         np.testing.assert_array_equal(one.hidden_px, other.hidden_px)
+    assert (one.previous_xyxy is None) == (other.previous_xyxy is None)
+    if one.previous_xyxy is not None:
+        np.testing.assert_array_equal(one.previous_xyxy, other.previous_xyxy)
     assert (one.shapes is None) == (other.shapes is None)
     if one.shapes is not None and other.shapes is not None:
         np.testing.assert_array_equal(one.shapes.keypoints, other.shapes.keypoints)

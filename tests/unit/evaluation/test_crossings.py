@@ -16,7 +16,7 @@ from vision.types import Event
 
 SIZE = (320, 240)
 DOWN = ((100.0, 50.0), (100.0, 150.0))  # seen along it, the right is where x is less
-WIDTH, HEIGHT = 20.0, 40.0  # jitter is a tenth of 40
+WIDTH, HEIGHT = 20.0, 100.0  # the margin is 4 px
 
 
 def line(points: object = DOWN, **options: object) -> LineConfig:
@@ -124,8 +124,8 @@ def test_points_can_be_fractions_or_percent() -> None:
     ("anchor", "place"),
     [
         ("center", (100, 100)),
-        ("bottom-center", (100, 80)),
-        ("top-center", (100, 120)),
+        ("bottom-center", (100, 50)),
+        ("top-center", (100, 150)),
         ("center-left", (110, 100)),
         ("center-right", (90, 100)),
     ],
