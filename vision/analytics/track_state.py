@@ -51,6 +51,7 @@ _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per 
 _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # rate in 1/s at which an unobserved speed decays
 _SIZE_DAMPING: Final = 4.0
+_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
 
 def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
@@ -112,3 +113,15 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]
+
+
+def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerTrack) -> FloatArray:
+    """Return the state (ROWS, N) of new tracks at the detected centers and sizes `at` (4, N) with variance `noise`."""
+    state = np.zeros((ROWS, len(scores)))
+    state[AT], state[SEEN_AT], state[VAR_AT] = at, at[PLACE], noise
+    state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(at[2], at[3]) ** 2
+    state[SEEN_S:] = now_s
+    state[DOUBTED_S] = state[MISFIT] = math.inf
+    state[TREND] = state[WHOLE] = 0.0
+    state[LEAD] = state[VOTES] = scores
+    return state

@@ -35,24 +35,22 @@ from vision.analytics.track_state import (
     AT,
     BORN_S,
     COVARIANCE,
-    DOUBTED_S,
     EXTENT,
     FILTER,
     LEAD,
-    MISFIT,
     PLACE,
     ROWS,
     SEEN_AT,
     SEEN_S,
     SPEED,
     STRONG_S,
-    TREND,
     VAR_AT,
     VAR_SPEED,
     VOTES,
     WHOLE,
     PerTrack,
     motion,
+    new_state,
     restart_motion,
     values_at,
 )
@@ -63,7 +61,6 @@ from vision.types import Detections, Tracks
 # not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
-_FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
 # The similarity of a track and a detection, from about 0 to 1.
 _REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
@@ -407,15 +404,8 @@ class _TracksTogether:
         if not len(new):
             return
         new = self._best(new[np.argsort(-frame.scores[new], kind="stable")], frame.camera)
-        state = np.zeros((ROWS, len(new)))
-        state[AT] = frame.at[:, new]
-        state[SEEN_AT] = frame.at[PLACE, new]
-        state[VAR_AT] = _NOISE_OF_ROWS * frame.noise[new]
-        state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(frame.at[2, new], frame.at[3, new]) ** 2
-        state[SEEN_S:] = self._clocks[0] if frame.camera is None else np.array(self._clocks)[frame.camera[new]]
-        state[DOUBTED_S] = state[MISFIT] = math.inf
-        state[TREND] = state[WHOLE] = 0.0
-        state[LEAD] = state[VOTES] = frame.scores[new]
+        now_s = self._clocks[0] if frame.camera is None else np.array(self._clocks)[frame.camera[new]]
+        state = new_state(frame.at[:, new], _NOISE_OF_ROWS * frame.noise[new], frame.scores[new], now_s)
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])

@@ -70,8 +70,8 @@ def test_first_published_box_comes_with_the_previous_one() -> None:
     results = follow(tracker, frames)
     previous = [result.previous_xyxy for result in results]
     assert [boxes is None for boxes in previous] == [True, False, True, True, False, True]
+    assert previous[1] is not None and previous[4] is not None
     np.testing.assert_allclose(previous[1], [person(100)], atol=0.5)
-    assert previous[4] is not None
     np.testing.assert_allclose(previous[4], [[np.nan] * 4, person(600)], atol=0.5)
 
 
