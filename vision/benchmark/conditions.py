@@ -8,6 +8,7 @@ NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson. See do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -248,13 +249,18 @@ class CpuMeter:
 
 
 def _cpu_times() -> tuple[float, float, float]:
-    """Return the monotonic time, the CPU time of this process, and the CPU time of the whole machine, in seconds.
+    """Return the monotonic time, the CPU time of this process and its workers, and that of the machine, in seconds.
 
     The CPU time of the machine includes the time that a hypervisor gave to other virtual machines.
     """
     times = psutil.cpu_times()
     machine_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-    return time.monotonic(), time.process_time(), machine_s
+    own_s = time.process_time()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            used = child.cpu_times()
+            own_s += used.user + used.system
+    return time.monotonic(), own_s, machine_s
 
 
 def available_cores(seconds: float = 0.25) -> float:

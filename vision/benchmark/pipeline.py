@@ -24,11 +24,14 @@ from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, open_publisher
+from vision.runtime.builder import RunOptions
+from vision.runtime.process_count import process_count
+from vision.runtime.worker_process import worker_name
 from vision.stages.stage import Report, Sink
-from vision.types import Detections, Frame, FrameBuffer, PixelFormat, Result
+from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Timing
 
 _WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
+_WORKER_START_S: Final = 3.0  # time in which the workers start, which is not measured
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
@@ -54,10 +57,13 @@ class CountingSink:
         """Record one result, and forward it to `behind`, if given. The results thread calls this method."""
         if self._behind is not None:
             self._behind.publish(result)
-        timing = result.timing
-        times = Published(time.monotonic_ns(), result.meta.captured_ns, timing.submitted_ns, timing.inferred_ns)
-        self.published.setdefault(result.meta.camera_id, []).append(times)
-        self.objects += len(result.objects)
+        self.observe(result.meta, result.timing, len(result.objects), time.monotonic_ns())
+
+    def observe(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
+        """Record one result that was published at `published_ns`."""
+        times = Published(published_ns, meta.captured_ns, timing.submitted_ns, timing.inferred_ns)
+        self.published.setdefault(meta.camera_id, []).append(times)
+        self.objects += objects
 
     def report(self, report: Report) -> None:
         """Forward the report to `behind`, if given. The main thread calls this method."""
@@ -83,7 +89,7 @@ class DeploymentRun:
     cameras: Mapping[str, CameraRun]
     latency: Durations  # of all cameras
     cpu: CpuUse
-    threads: Mapping[str, float]  # part of the time that a Python thread used a core, by thread name
+    threads: Mapping[str, float]  # part of the time that a Python thread or a worker used a core, by name
     in_flight: tuple[float, ...]  # part of the time with at least 1, 2, ... batches in the detector
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
@@ -145,16 +151,21 @@ def run_deployment(
     config = config.model_copy(update={"status": status, "state_dir": None, "snapshots": None})
     with ExitStack() as resources:
         stop = threading.Event()
-        sink = CountingSink(_private_publisher(config, resources) if publish else None)
-        options = RunOptions(stop=stop, sink=sink, open_detector=open_detector, open_source=open_source)
+        counted = CountingSink()
+        options = RunOptions(stop=stop, open_detector=open_detector, open_source=open_source)
+        if publish:
+            config, options = _private(config, resources), replace(options, observe=counted.observe)
+        else:
+            options = replace(options, sink=counted)
         runtime = load_pipeline(config.pipeline)(config, options, resources)
         # A garbage collection stops every thread. As in `vision run`, it skips the objects that exist at the start.
         gc.collect()
         gc.freeze()
         resources.callback(gc.unfreeze)
-        window = _Window(seconds * _WARM_UP_PART)
-        last = runtime.run(stop, for_s=seconds, on_report=window.observe)
-    run = _summary(sink, [camera.id for camera in config.cameras], *window.ends())
+        start_s = _WORKER_START_S if process_count(config) > 1 else 0.0
+        window = _Window(start_s + seconds * _WARM_UP_PART)
+        last = runtime.run(stop, for_s=start_s + seconds, on_report=window.observe)
+    run = _summary(counted, [camera.id for camera in config.cameras], *window.ends())
     return replace(run, device_bytes=last.node.detector.device_bytes if last.node.detector else None)
 
 
@@ -231,20 +242,26 @@ class _Window:
 
 
 def _thread_times() -> dict[str, float]:
-    """Return the CPU time of each Python thread in seconds, by the name of the thread."""
-    seconds = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
-    return {
+    """Return the CPU time of each Python thread of this process, and of each worker process, in seconds by name."""
+    process = psutil.Process()
+    seconds = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    times = {
         thread.name: seconds[thread.native_id]
         for thread in threading.enumerate()
         if thread.native_id is not None and thread.native_id in seconds
     }
+    for child in process.children():
+        with suppress(psutil.Error):
+            used = child.cpu_times()
+            times[worker_name(child.cmdline())] = used.user + used.system
+    return times
 
 
-def _private_publisher(config: AppConfig, resources: ExitStack) -> Sink:
+def _private(config: AppConfig, resources: ExitStack) -> AppConfig:
+    """Return the configuration with a private address for messages."""
     folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
     publish = config.publish.model_copy(update={"bind": f"ipc://{folder}/results", "replay": None})
-    options = RunOptions(stop=threading.Event())
-    return open_publisher(config.model_copy(update={"publish": publish}), options, resources)
+    return config.model_copy(update={"publish": publish})
 
 
 def _summary(sink: CountingSink, camera_ids: Sequence[str], begin: _End, end: _End) -> DeploymentRun:

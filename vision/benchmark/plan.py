@@ -21,7 +21,9 @@ from vision.detect.detector import Detector
 from vision.detect.open import open_detector
 from vision.runtime.status import resident_bytes
 
-Part: TypeAlias = Literal["detector", "camera thread", "results thread", "inference thread", "CPU"]
+Part: TypeAlias = Literal[
+    "detector", "camera thread", "capture worker", "results thread", "result worker", "inference thread", "CPU"
+]
 
 SCHEMA: Final = "vision.plan/1"
 MAX_CAMERAS: Final = 256
@@ -32,8 +34,10 @@ _FULL: Final = 0.9  # load from which frames queue
 _ADVICE: Final[dict[Part, str]] = {
     "detector": "Lower `max_fps` or use a smaller model. With TensorRT, use precision fp16 and a larger `max_batch`.",
     "camera thread": "Use a smaller stream of the camera, or set a lower frame rate in the camera.",
-    "results thread": "Publish MessagePack, raise `score_threshold`, or run two programs with half the cameras each.",
-    "inference thread": "Run two programs with half the cameras each.",
+    "capture worker": "Increase `processes`, use smaller streams, or set lower frame rates in the cameras.",
+    "results thread": "Set `processes` to 2 or more, publish MessagePack, or raise `score_threshold`.",
+    "result worker": "Increase `processes`, publish MessagePack, or raise `score_threshold`.",
+    "inference thread": "Set `processes` to 2 or more. If it is set, run two programs with half the cameras each.",
     "CPU": "Use smaller streams of the cameras, set lower frame rates in the cameras, or decode on the GPU.",
 }
 _NO_PART: Final = "No single part is at its limit. The threads wait for each other, because one runs Python at a time. "
@@ -225,15 +229,22 @@ def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, 
     """
     busy = sum(run.in_flight[:parallel]) / parallel
     in_use = run.cpu.own + run.cpu.others
-    cameras = {name: share for name, share in run.threads.items() if name.startswith("camera-")}
-    busiest = max(cameras, key=cameras.__getitem__, default="")
     loads = [
         Load("detector", busy, f"computing for {busy:.0%} of the time"),
-        Load("camera thread", cameras.get(busiest, 0.0), f"{busiest.removeprefix('camera-')} is the busiest"),
         Load("results thread", run.threads.get("results", 0.0), "CPU time of tracking, counting and publishing"),
         Load("inference thread", run.threads.get("inference", 0.0), "CPU time of batching and submitting"),
         Load("CPU", in_use / cores, f"{run.cpu.own:.2f} of {cores} cores, and {run.cpu.others:.2f} by other programs"),
     ]
+    groups: list[tuple[Part, str]] = [
+        ("camera thread", "camera-"),
+        ("capture worker", "capture worker "),
+        ("result worker", "result worker "),
+    ]
+    for part, prefix in groups:
+        shares = {name: share for name, share in run.threads.items() if name.startswith(prefix)}
+        if shares:
+            busiest = max(shares, key=shares.__getitem__)
+            loads.append(Load(part, shares[busiest], f"{busiest.removeprefix(prefix)} is the busiest"))
     return tuple(sorted(loads, key=lambda load: -load.share))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -90,13 +91,12 @@ class PhasedSources:
 
     def __init__(self, cameras: Sequence[StandIn]) -> None:
         self._periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
-        self._opened: dict[str, int] = {}
 
     def __call__(self, config: CameraConfig, **options: Any) -> Source:
         """Open the source. If it is a clip, first wait for a part of a frame interval, different for each camera."""
         if config.source in self._periods:
-            number = self._opened.setdefault(config.id, len(self._opened) + 1)
-            time.sleep(number * _GOLDEN % 1 * self._periods[config.source])
+            phase = zlib.crc32(config.id.encode()) / 2**32  # every process computes the same
+            time.sleep(phase * self._periods[config.source])
         return open_source(config, **options)
 
 

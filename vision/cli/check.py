@@ -37,6 +37,7 @@ from vision.errors import (
 )
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, open_second_model
+from vision.runtime.process_count import process_count
 from vision.stages.analytics import open_accuracy
 from vision.types import FrameBuffer
 
@@ -65,6 +66,8 @@ def check(context: typer.Context, config: ConfigName, json: Json = False) -> int
     cameras = len(app_config.cameras)
     count = "1 camera" if cameras == 1 else f"{cameras} cameras"
     print(f"{path}: {count}, pipeline {app_config.pipeline}, model {app_config.model}")
+    workers = process_count(app_config)
+    print("processes: one" if workers == 1 else f"processes: {workers} capture workers and {workers} result workers")
     print("configuration: valid")
     return print_checks(check_cameras(app_config.cameras, context.obj.stop), Console())
 

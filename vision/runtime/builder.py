@@ -52,6 +52,7 @@ from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.result_messages import WorkerSetup
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
+from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -79,6 +80,7 @@ class RunOptions:
     video: Path | None = None  # annotated video, which ends in .mp4; with several cameras, one file for each
     show: bool = False  # show the annotated frames in windows
     sink: Sink | None = None  # receives the results instead of the socket
+    observe: Observe | None = None  # called for each published result
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
@@ -126,7 +128,9 @@ class Pipeline:
         if count > 1 and isinstance(publisher, Publisher):
             stages_closed.close()
             setup = self._setup(config, options, publisher, records=recorder is not None)
-            workers = ResultProcesses(setup, count, publisher, state=options.state, recorder=recorder)
+            workers = ResultProcesses(
+                setup, count, publisher, state=options.state, recorder=recorder, observe=options.observe
+            )
             resources.callback(workers.close)
         # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
@@ -141,6 +145,7 @@ class Pipeline:
             stages=stages,
             sinks=[publisher, *self.sinks],
             workers=workers,
+            observe=options.observe,
             model=config.model,
             status_interval_s=config.status.interval_s,
             stop_timeout_s=config.stop_timeout_s,
@@ -181,7 +186,7 @@ class Pipeline:
 def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
     """Return options with the number of capture workers that the configuration requests."""
     count = process_count(config)
-    if count == 1 or options.capture_workers or options.open_source is not None:
+    if count == 1 or options.capture_workers:
         return options
     return replace(options, capture_workers=count)
 

@@ -27,7 +27,7 @@ from vision.runtime.result_messages import (
     encode_result,
     join_results,
 )
-from vision.runtime.stage_runner import ResultMetrics
+from vision.runtime.stage_runner import Observe, ResultMetrics
 from vision.runtime.worker_channel import Message
 from vision.runtime.worker_process import Worker, Workers, WorkerSpec
 from vision.stages.stage import Sink
@@ -280,6 +280,7 @@ class ResultProcesses:
         *,
         state: StateDatabase | None,
         recorder: RecordsResults | None,
+        observe: Observe | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Create the workers, and start their processes. `wait_ready` waits until they are ready.
@@ -290,9 +291,10 @@ class ResultProcesses:
             publisher: the publisher of events and reports. The workers publish through its proxy.
             state: database for events and counters. If None, they are only in memory.
             recorder: recorder of detections.
+            observe: see `ResultMetrics`.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
-        self.metrics = ResultMetrics(camera_ids, clock)
+        self.metrics = ResultMetrics(camera_ids, clock, observe)
         self.sinks: list[Sink] = [publisher]
         self._publisher = publisher
         self._lossless = setup.offline

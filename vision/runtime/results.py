@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vision.metrics import span
 from vision.runtime.inference_loop import InferredFrame
 from vision.runtime.latest_slot import Clock, finish_together, hand_over
-from vision.runtime.stage_runner import ResultMetrics, StageRunner
+from vision.runtime.stage_runner import Observe, ResultMetrics, StageRunner
 from vision.stages.stage import Sink, Stage
 from vision.types import DropReason
 
@@ -21,8 +21,15 @@ from vision.types import DropReason
 class ResultHandler:
     """Receives results from the inference thread, runs the stages on them, and passes the results to the sinks."""
 
-    def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], camera_ids: Sequence[str], clock: Clock) -> None:
-        self.metrics = ResultMetrics(camera_ids, clock)
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        sinks: Sequence[Sink],
+        camera_ids: Sequence[str],
+        clock: Clock,
+        observe: Observe | None = None,
+    ) -> None:
+        self.metrics = ResultMetrics(camera_ids, clock, observe)
         self._runner = StageRunner(stages, sinks, clock)
         self.sinks = self._runner.sinks
         self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()

@@ -38,6 +38,7 @@ from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
 from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.results import ResultHandler
+from vision.runtime.stage_runner import Observe
 from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes, summary
 from vision.stages.stage import HasCounters, HasProgress, Report, Sink, Stage
 from vision.state.service_manager import notify
@@ -79,6 +80,7 @@ class Runtime:
         stages: Sequence[Stage] = (),
         sinks: Sequence[Sink] = (),
         workers: ResultProcesses | None = None,
+        observe: Observe | None = None,
         model: str = "",
         status_interval_s: float = 1.0,
         stop_timeout_s: float = 1.5,
@@ -91,6 +93,7 @@ class Runtime:
             capture: the workers that read the cameras. None means that each camera has a thread.
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
+            observe: see `ResultMetrics`. Not used if workers run the stages.
             workers: workers that run the stages and the sinks, instead of `stages` and `sinks`.
             stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
             hang_s: duration of a batch, a call, or the handling of a result, in seconds, above which it counts as
@@ -107,7 +110,7 @@ class Runtime:
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
         slots = [camera.slot for camera in cameras]
-        self._results = workers or ResultHandler(stages, sinks, list(self._cameras), clock)
+        self._results = workers or ResultHandler(stages, sinks, list(self._cameras), clock, observe)
         batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
         self._loop = InferenceLoop(detector, batcher, self._results.put, clock, hang_s)
         self._started_ns = clock()

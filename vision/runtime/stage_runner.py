@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.latest_slot import Clock
 from vision.runtime.status import CameraMetrics
 from vision.stages.stage import HasCounters, PixelStage, Sink, Stage
 from vision.types import DropReason, Frame, FrameMeta, Result, Timing
+
+Observe: TypeAlias = Callable[[FrameMeta, Timing, int, int], None]
+"""Type of functions that observe published results: the frame, its times, the number of objects, and the time of
+publication in ns."""
 
 
 class StageRunner:
@@ -93,7 +98,9 @@ def _with_frame(stage: PixelStage) -> Callable[[Result, Frame | None], Result]:
 class ResultMetrics:
     """Counters and latencies of the published results."""
 
-    def __init__(self, camera_ids: Sequence[str], clock: Clock) -> None:
+    def __init__(self, camera_ids: Sequence[str], clock: Clock, observe: Observe | None = None) -> None:
+        """Create the counters. `observe` is called for each published result, wherever the stages run."""
+        self._observe = observe
         self.cameras = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
         self.latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
         self.truncated_candidates = 0
@@ -104,6 +111,8 @@ class ResultMetrics:
         metrics.published += 1
         metrics.objects = objects
         metrics.rate.tick()
+        if self._observe is not None:
+            self._observe(meta, timing, objects, published_ns)
         if meta.clock != "media":  # the timestamps of a recording are not times of this machine
             metrics.latency.observe(published_ns - meta.captured_ns)
             self.latency["queue"].observe(timing.submitted_ns - meta.captured_ns)

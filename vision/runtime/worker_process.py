@@ -327,6 +327,11 @@ def _spawn(spec: WorkerSpec) -> tuple[subprocess.Popen[bytes], Connection]:
     return process, connection
 
 
+def worker_name(command: Sequence[str]) -> str:
+    """Return the name of the worker that a process runs. `command` is its command line."""
+    return command[3] if len(command) > 3 and command[2] == _PROGRAM else ""
+
+
 def _describe_end(code: int | None, error: VisionError | None) -> str:
     """Return how a process ended, for the log. `code` is None if it only closed its connection."""
     if code is None:
