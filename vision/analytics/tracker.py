@@ -172,19 +172,18 @@ class Tracker:
 def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[Tracks]:
     """Process one frame of each of several cameras, as `Tracker.update` does, with the same NumPy calls for all.
 
-    The trackers must be different, and have equal settings. The results do not depend on which frames are processed
-    together. Most of the time of a frame is the fixed cost of NumPy calls, so a frame of a group takes less time.
+    The trackers must have equal settings. The results do not depend on which frames are processed together. Most of the
+    time of a frame is the fixed cost of NumPy calls, so a frame of a group takes less time.
     """
     results: list[Tracks] = []
     while len(results) < len(frames):
-        first, tracks, detections = len(results), 0, 0
-        for end in range(first, len(frames)):
-            tracks, detections = tracks + len(frames[end][0]._ids), detections + len(frames[end][1])
-            if end > first and tracks * detections > _MAX_PAIRS:
+        group: list[tuple[Tracker, Detections, int]] = []
+        tracks = detections = 0
+        for frame in frames[len(results) :]:
+            tracks, detections = tracks + len(frame[0]._ids), detections + len(frame[1])
+            if group and (tracks * detections > _MAX_PAIRS or any(frame[0] is tracker for tracker, _, _ in group)):
                 break
-        else:
-            end = len(frames)
-        group = frames[first:end]
+            group.append(frame)
         for tracker, _, captured_ns in group:
             tracker._advance(captured_ns)
         together = _TracksTogether([tracker for tracker, _, _ in group])

@@ -143,8 +143,9 @@ class _ResultWorker:
     def handle(self, data: bytes) -> None:
         """Process the results in a message, and answer it."""
         outcomes = []
-        for result, expires_ns in decode_results(data, self._camera_ids):
-            done = self._runner.run_stages(result, None, expires_ns)
+        batch = list(decode_results(data, self._camera_ids))
+        for begun, (_, expires_ns) in zip(self._runner.begin(batch), batch, strict=True):
+            done = None if begun is None else self._runner.run_stages(begun, None, expires_ns)
             outcomes.append((0, 0) if done is None else (self._runner.publish(done), len(done.objects)))
             self._channel.beat()
         outbox, records, counters = self._outbox, self._records, self._counters

@@ -15,7 +15,7 @@ from vision.runtime.inference_loop import InferredFrame
 from vision.runtime.latest_slot import Clock, finish_together, hand_over
 from vision.runtime.stage_runner import Observe, ResultMetrics, StageRunner
 from vision.stages.stage import Sink, Stage
-from vision.types import DropReason
+from vision.types import DropReason, Result
 
 
 class ResultHandler:
@@ -101,8 +101,9 @@ class ResultHandler:
         self._busy = True
         try:
             with span("results"):
-                for number, inferred in enumerate(batch):
-                    reasons[number] = self._handle(inferred)
+                results = self._runner.begin([(inferred.result, inferred.expires_ns) for inferred in batch])
+                for number, (inferred, result) in enumerate(zip(batch, results, strict=True)):
+                    reasons[number] = self._handle(inferred, result)
                     self._handled += 1
         finally:
             self._busy = False
@@ -112,8 +113,10 @@ class ResultHandler:
     def _finish(batch: Sequence[InferredFrame], reasons: Sequence[DropReason | None]) -> None:
         finish_together([inferred.lease for inferred in batch], reasons)
 
-    def _handle(self, inferred: InferredFrame) -> DropReason | None:
-        result = self._runner.run_stages(inferred.result, inferred.lease.frame, inferred.expires_ns)
+    def _handle(self, inferred: InferredFrame, begun: Result | None) -> DropReason | None:
+        result = None
+        if begun is not None:
+            result = self._runner.run_stages(begun, inferred.lease.frame, inferred.expires_ns)
         if result is None:
             return DropReason.STALE
         inferred.lease.release()

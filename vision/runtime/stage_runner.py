@@ -13,7 +13,7 @@ from typing import TypeAlias
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.latest_slot import Clock
 from vision.runtime.status import CameraMetrics
-from vision.stages.stage import HasCounters, PixelStage, Sink, Stage
+from vision.stages.stage import BatchStage, HasCounters, PixelStage, Sink, Stage
 from vision.types import DropReason, Frame, FrameMeta, Result, Timing
 
 Observe: TypeAlias = Callable[[FrameMeta, Timing, int, int], None]
@@ -29,7 +29,8 @@ class StageRunner:
         self.sinks = list(sinks)
         self.reads_pixels = False
         self._clock = clock
-        self._steps: list[tuple[str, Callable[[Result, Frame | None], Result]]] = []
+        self._together: BatchStage | None = None  # the first stage, if it can process a batch
+        self._steps: list[tuple[str, Callable[[Result, Frame | None], Result]]] = []  # the other stages
         self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
         for stage in stages:
             self.add_stage(stage)
@@ -38,21 +39,40 @@ class StageRunner:
         """Append a stage. Call this before the first result."""
         self.stages.append(stage)
         name = type(stage).__name__
-        if isinstance(stage, PixelStage):
+        part: object = stage
+        if len(self.stages) == 1 and isinstance(part, BatchStage):
+            self._together = part
+        elif isinstance(stage, PixelStage):
             self.reads_pixels = True
             self._steps.append((name, _with_frame(stage)))
         else:
             self._steps.append((name, lambda result, _frame: stage(result)))
 
-    def run_stages(self, result: Result, frame: Frame | None, expires_ns: int | None) -> Result | None:
-        """Return the result after all stages; None if it is too old to be processed.
+    def begin(self, batch: Sequence[tuple[Result, int | None]]) -> list[Result | None]:
+        """Run the first stage on all results of a batch, if it can process a batch. `run_stages` runs the others.
 
         Args:
+            batch: results of different cameras, each with the time from which it is too old; None means never.
+
+        Returns:
+            The results in the same order. A result that is too old is None.
+        """
+        results = [None if self._is_too_old(result, expires_ns) else result for result, expires_ns in batch]
+        if self._together is None:
+            return results
+        with span(type(self._together).__name__):
+            done = iter(self._together.process_together([result for result in results if result is not None]))
+        return [None if result is None else next(done) for result in results]
+
+    def run_stages(self, result: Result, frame: Frame | None, expires_ns: int | None) -> Result | None:
+        """Return a result of `begin` after all stages; None if it is too old to be processed.
+
+        Args:
+            result: a result from `begin`.
             frame: the frame of the result. It can be None if no stage reads pixels.
             expires_ns: time from which the result is too old; None means never.
         """
-        if expires_ns is not None and self._clock() > expires_ns:
-            self._expire(result)
+        if self._is_too_old(result, expires_ns):
             return None
         if self._unreported and (unreported := self._unreported.pop(result.meta.camera_id, None)):
             unreported.update(result.dropped_before)
@@ -79,11 +99,14 @@ class StageRunner:
                 counters.update(part.counters())
         return counters
 
-    def _expire(self, result: Result) -> None:
-        """Remember a result that is too old, and the drops before it. The camera's next result reports them."""
+    def _is_too_old(self, result: Result, expires_ns: int | None) -> bool:
+        """If a result is too old, remember it, and the drops before it. The camera's next result reports them."""
+        if expires_ns is None or self._clock() <= expires_ns:
+            return False
         unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
         unreported.update(result.dropped_before)
         unreported[DropReason.STALE.value] += 1
+        return True
 
 
 def _with_frame(stage: PixelStage) -> Callable[[Result, Frame | None], Result]:

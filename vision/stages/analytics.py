@@ -72,7 +72,7 @@ class TrackStage:
         return self.process_together([result])[0]
 
     def process_together(self, results: Sequence[Result]) -> list[Result]:
-        """Track the objects of several cameras. At most one of the results is from each camera."""
+        """Track the objects of several cameras."""
         tracked = update_together([self._frame(result) for result in results])
         return [replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
 

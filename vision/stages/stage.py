@@ -31,7 +31,7 @@ class BatchStage(Protocol):
     """A stage that processes the results of several cameras together in less time than one by one."""
 
     def process_together(self, results: Sequence[Result]) -> list[Result]:
-        """Return the extended results. At most one of the results is from each camera."""
+        """Return the extended results, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,17 @@ def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
         np.testing.assert_array_equal(one.shapes.keypoints, other.shapes.keypoints)
 
 
+def test_frames_of_one_camera_are_processed_in_order() -> None:
+    camera = frames_of(3)
+    frames = [next(camera) for _ in range(60)]
+    [one], [other] = open_trackers([(800, 600)]), open_trackers([(800, 600)])
+    ids: dict[int, int] = {}
+    expected = [one.update(*frame) for frame in frames]
+    for alone, together in zip(expected, update_together([(other, *frame) for frame in frames]), strict=True):
+        check_equal(alone, together, ids)
+    assert ids
+
+
 def test_objects_of_different_cameras_at_one_place_are_different() -> None:
     """Also if the detector confuses their classes, which would make them one object in one frame."""
     box = np.array([[100, 100, 200, 200]], np.float32)

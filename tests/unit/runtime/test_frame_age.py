@@ -194,6 +194,59 @@ def test_next_result_reports_the_drops_of_a_result_that_was_too_old() -> None:
     assert site.sink.results["b"][0].dropped_before == {"stale": 1}
 
 
+@dataclass
+class Together:
+    """A stage that processes a batch. It takes its time, and notes the cameras of each batch."""
+
+    clock: ManualClock
+    takes_ms: int = 0
+    batches: list[str] = field(default_factory=list)
+
+    def __call__(self, result: Result) -> Result:
+        raise AssertionError("one by one")
+
+    def process_together(self, results: Sequence[Result]) -> list[Result]:
+        self.clock.advance_ms(self.takes_ms)
+        self.batches.append("".join(result.meta.camera_id for result in results))
+        return list(results)
+
+
+def test_first_stage_gets_the_whole_batch_without_results_that_are_too_old() -> None:
+    clock = ManualClock()
+    stage = Together(clock)
+    site = Site(clock, [stage], names="abc")
+    site.infer("a")
+    clock.advance_ms(60)
+    site.infer("bc")
+    clock.advance_ms(60)
+    site.run()
+    assert stage.batches == ["", "bc"]
+    assert site.published() == {"a": [], "b": [0], "c": [0]}
+
+
+def test_result_that_becomes_too_old_in_the_first_stage_is_dropped() -> None:
+    clock = ManualClock()
+    site = Site(clock, [Together(clock, takes_ms=101)], names="ab")
+    site.infer("ab")
+    site.run()
+    assert site.published() == {"a": [], "b": []}
+    assert [camera.slot.counts().dropped_by_stage["results"] for camera in site.cameras.values()] == [1, 1]
+
+
+class Later(Together):
+    def __call__(self, result: Result) -> Result:
+        return self.process_together([result])[0]
+
+
+def test_later_stage_gets_one_result_after_the_other() -> None:
+    clock = ManualClock()
+    stage = Later(clock)
+    site = Site(clock, [lambda result: result, stage], names="ab")
+    site.infer("ab")
+    site.run()
+    assert stage.batches == ["a", "b"]
+
+
 def test_failure_counts_the_frames_without_a_result_as_stopped() -> None:
     def fails(result: Result) -> Result:
         if result.meta.camera_id == "b":
