@@ -325,8 +325,6 @@ class _TracksTogether:
         age_s = values_at(self._now_s, tracks) - self._state[BORN_S].take(tracks)
         new &= age_s >= self._config.confirm_s - CLOCK_GRAIN_S
         published = tracks[new]
-        if not len(published):
-            return None
         for track in published:
             camera = 0 if self._camera is None else self._camera[track]
             self._ids[track] = next(self._trackers[camera]._new_ids)
@@ -340,8 +338,7 @@ class _TracksTogether:
         self, results: Sequence[Tracks], tracks: IndexArray, previous: NDArray[np.float32]
     ) -> list[Tracks]:
         """Add the boxes `previous` (M, 4) of the published `tracks` (M,) to the results of their cameras."""
-        ranges = self._ranges(self._cameras_of(tracks), len(tracks))
-        of_camera = [previous[first:end] for first, end in ranges]
+        of_camera = [previous[first:end] for first, end in self._ranges(self._cameras_of(tracks), len(tracks))]
         return [
             result if np.isnan(boxes).all() else replace(result, previous_xyxy=boxes)
             for result, boxes in zip(results, of_camera, strict=True)
