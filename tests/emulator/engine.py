@@ -87,6 +87,8 @@ class EmulatedContext:
         from cuda.bindings import runtime
 
         assert self.scratch is not None
+        if self._engine.waits and runtime.cudaStreamSynchronize(stream)[0]:
+            raise DeviceError("the engine could not be started: the stream is captured")
         if not self._allocators:
             runtime.emulate(stream, self._run)
             return
@@ -142,6 +144,7 @@ class EmulatedEngine:
         channels_last: bool = False,
         constants: Mapping[str, int] | None = None,
         without_batch: Sequence[str] = (),
+        waits: bool = False,
     ) -> None:
         """Create an engine.
 
@@ -152,10 +155,12 @@ class EmulatedEngine:
             channels_last: if True, the input is (B, H, W, 3).
             constants: number of values of each additional input (B, values), by name.
             without_batch: names of outputs whose first axis is not the batch.
+            waits: if True, each run waits for the stream, so that it cannot be captured.
         """
         given = dtypes or {}
         self.label = "emulated"
         self.compute = compute
+        self.waits = waits
         self.runs = 0
         self.contexts = 0
         self.closed = False

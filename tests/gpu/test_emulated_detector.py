@@ -58,7 +58,7 @@ def three_objects(images: Images) -> Outputs:
 
 def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any) -> TensorRTDetector:
     outputs = settings.pop("outputs", {"output": (3, 6)})
-    engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved") if name in settings}
+    engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved", "waits") if name in settings}
     stop = settings.pop("stop", None)
     detect = DetectConfig(**{"score_threshold": 0.5, "batches_in_flight": 2, "max_batch": 4, **settings})
     return open_computed(spec(), detect, outputs, compute=compute, stop=stop, **engine)
@@ -265,6 +265,21 @@ def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.Lo
         assert detector.spec.gpu is not None
         assert detector.spec.gpu.graphs_off
         assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
+
+
+def test_engine_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(opened(waits=True)) as detector:
+        gpu = detector.spec.gpu
+        assert gpu is not None
+        assert not gpu.graphs
+        assert "captured" in gpu.graphs_off
+        assert detector.spec.parallel == 1
+        warnings = log_args(caplog, "vision.detect.tensorrt.detector")
+        assert ("test", gpu.graphs_off) in warnings, "the cause is in the log"
+        for count in (1, 3, 4):
+            detector.submit(0, [frame()] * count)
+            for each in detector.wait(0, 10.0):
+                assert_two_objects(each)
 
 
 def test_missing_memory_for_a_growing_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

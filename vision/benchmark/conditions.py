@@ -34,6 +34,7 @@ _PACKAGES: Final = (
     "opencv-python-headless",
     "opencv-python",
     "cuda-bindings",
+    "cuda-python",  # until 12.6, which JetPack 6 needs, it contains the bindings itself
     "tensorrt",
     "tensorrt-cu12",
     "tensorrt-cu13",

@@ -256,7 +256,30 @@ def check_cuda() -> Finding:
         present = has_nvidia_gpu() or not isinstance(error, DeviceMissing)
         return Finding("CUDA", "broken" if present else "missing", error.args[0], error.hint or "")
     version = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
-    return Finding("CUDA", "ok", f"{device.name} ({device.arch}), the driver supports CUDA {version}")
+    detail = f"{device.name} ({device.arch}), the driver supports CUDA {version}; {cuda_packages()}"
+    return Finding("CUDA", "ok", detail)
+
+
+def cuda_packages() -> str:
+    """Return the versions of cuda-python and of NVRTC as text."""
+    from vision.gpu.nvrtc import nvrtc_version
+
+    # Until 12.6, which JetPack 6 needs, cuda-python contains the bindings itself.
+    found = [name for name in ("cuda-python", "cuda-bindings") if _installed(name)]
+    listed = [f"{name} {importlib.metadata.version(name)}" for name in found] or ["cuda-python of an unknown version"]
+    try:
+        major, minor = nvrtc_version()
+    except DeviceError as error:
+        return f"{', '.join(listed)}; {error.args[0]}"
+    return f"{', '.join(listed)}, NVRTC {major}.{minor}"
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _tensorrt() -> Finding:

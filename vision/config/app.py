@@ -45,7 +45,7 @@ class EngineConfig(ConfigSection):
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     """Effort of the build, from 0 (short build) to 5 (fast engine); TensorRT's default if absent."""
     workspace_mib: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Maximum scratch memory of a layer in MiB; no limit if absent."""
+    """Maximum scratch memory of a layer in MiB; if absent, a quarter of the memory on a Jetson; elsewhere no limit."""
     dla_core: int | None = Field(default=None, ge=0, le=15)
     """Number of the Jetson's deep-learning accelerator (DLA) to use; the GPU if absent or not available."""
     sparse_weights: bool = False

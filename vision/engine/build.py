@@ -214,8 +214,9 @@ class _Build:
     def _configure(self, timing_cache: bytes | None) -> trt.IBuilderConfig:
         config = self._builder.create_builder_config()
         set_flags(config, self._typing, sparse=self._plan.sparse)
-        if self._plan.workspace_mib:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._plan.workspace_mib << 20)
+        workspace_bytes = workspace_limit(self._plan, self._gpu)
+        if workspace_bytes:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         if self._plan.optimization_level != DEFAULT_LEVEL:
             config.builder_optimization_level = self._plan.optimization_level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for `vision profile`; does not slow down runs
@@ -284,6 +285,17 @@ class _Build:
 
 
 # ------------------------------------------------------------------------------------------------ single steps
+
+
+def workspace_limit(plan: BuildPlan, gpu: Gpu) -> int:
+    """Return the maximum scratch memory of one layer in bytes. 0 means no limit.
+
+    If CPU and GPU share their memory, the default is a quarter of it. Without a limit, TensorRT measures kernels that
+    need all memory, and the system ends the program.
+    """
+    if plan.workspace_mib:
+        return plan.workspace_mib << 20
+    return gpu.total_bytes // 4 if gpu.integrated else 0
 
 
 def make_monitor(listener: BuildListener, cancel: threading.Event) -> trt.IProgressMonitor:

@@ -136,7 +136,7 @@ class BuildPlan:
     precision: Precision
     max_batch: int
     workspace_mib: int = 0
-    """Maximum scratch memory of one layer, in MiB. 0 means no limit except the memory of the GPU."""
+    """Maximum scratch memory of one layer, in MiB. 0 means the default, see `vision.engine.build.workspace_limit`."""
     optimization_level: int = DEFAULT_LEVEL
     """Optimization effort, from 0 (fastest build) to 5 (fastest engine)."""
     on_dla: bool = False

@@ -47,6 +47,10 @@ class Gpu(Protocol):
     def name(self) -> str: ...
     @property
     def compute_capability(self) -> tuple[int, int]: ...
+    @property
+    def integrated(self) -> bool: ...
+    @property
+    def total_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class GpuDescription:
 
     name: str  # such as NVIDIA H100 80GB HBM3 or Orin
     compute_capability: tuple[int, int]
+    integrated: bool = False
+    total_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

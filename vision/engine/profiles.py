@@ -141,10 +141,11 @@ def make_profiles(
 ) -> tuple[Profile, ...]:
     """Create the profiles of a model: those of its spec or, if the spec has none, one for each range of batch sizes.
 
-    Without profiles in the spec, `batch_bands` defines the ranges. A library that selects kernels by rules selects much
-    better kernels if the shape is fixed, so if `plan.fixed_batches` is True, each size of `batch_sizes` also gets a
-    separate profile. If the ONNX file has a fixed batch size, or the plan is for a DLA, which supports only fixed
-    shapes, the only profile has the batch size `plan.max_batch`. The input for frames must have `channels` channels.
+    Without profiles in the spec, `batch_bands` defines the ranges. A single frame, the usual batch of one or two
+    cameras, has a separate profile. A library that selects kernels by rules selects much better kernels if the shape is
+    fixed, so if `plan.fixed_batches` is True, each size of `batch_sizes` has a separate profile. If the ONNX file has a
+    fixed batch size, or the plan is for a DLA, which supports only fixed shapes, the only profile has the batch size
+    `plan.max_batch`. The input for frames must have `channels` channels.
     Raise `ModelError` if the spec, the ONNX file, and the plan contradict each other.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
@@ -178,7 +179,7 @@ def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
         )
     if fixed >= 0 or plan.on_dla:
         return ((plan.max_batch,) * 3,)
-    exact = [(size, size, size) for size in batch_sizes(plan.max_batch)] if plan.fixed_batches else []
+    exact = [(size, size, size) for size in (batch_sizes(plan.max_batch) if plan.fixed_batches else (1,))]
     return tuple(dict.fromkeys((*batch_bands(plan.max_batch), *exact)))
 
 

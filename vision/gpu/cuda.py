@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda.bindings import driver, nvrtc, runtime
 
 from vision.errors import DeviceError, DeviceMissing, DeviceNotReady, OutOfMemory
-from vision.version import install_hint
+from vision.version import install_hint, pip_hint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -122,11 +122,14 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
         return f"{version // 1000}.{version % 1000 // 10}"
 
     if code == _OLD_DRIVER and driver_version:
+        install = install_hint(f"cuda{driver_version // 1000}")
+        if driver_version // 1000 == runtime_version // 1000:  # the extra would install the same version again
+            install = pip_hint(f"cuda-python=={dotted(driver_version)}.*")
         return DeviceMissing(
             f"the NVIDIA driver is too old: it supports CUDA {dotted(driver_version)}, but cuda-python is for "
             f"CUDA {dotted(runtime_version)}",
             code="old-driver",
-            hint=f"update the driver, or {install_hint(f'cuda{driver_version // 1000}')}",
+            hint=f"update the driver, or {install}",
         )
     if code in _MISSING:
         message, hint, error_code = _MISSING[code]
@@ -409,6 +412,7 @@ class Graph(Resource):
                 ) from problem
             executable = check(runtime.cudaGraphInstantiate(template, 0), f"creating the CUDA graph of {label}")
         finally:
+            problem = None  # its traceback refers to this frame, and the cycle would keep what `enqueue` uses alive
             if template is not None and int(template):
                 released(runtime.cudaGraphDestroy(template), "a captured graph")
         graph = cls(executable)

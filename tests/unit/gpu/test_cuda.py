@@ -30,6 +30,14 @@ def test_only_an_old_driver_is_a_configuration_error(status: int, driver: int, c
 
 
 @pytest.mark.parametrize(
+    ("driver", "runtime", "package"),
+    [(12020, 13000, "[cuda12]"), (12060, 12090, "cuda-python==12.6.*"), (13000, 13020, "cuda-python==13.0.*")],
+)
+def test_hint_for_an_old_driver_installs_a_version_that_it_supports(driver: int, runtime: int, package: str) -> None:
+    assert package in no_device(35, driver, runtime).hint
+
+
+@pytest.mark.parametrize(
     ("status", "name"),
     [(2, "MemoryAllocation"), (3, "InitializationError"), (46, "DevicesUnavailable"), (999, "Unknown"), (9999, "9999")],
 )

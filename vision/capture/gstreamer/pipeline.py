@@ -29,6 +29,10 @@ LATENCY_MS = 200
 SINK_FRAMES = 2
 """Maximum number of decoded frames that the appsink holds. When another frame arrives, the oldest is dropped."""
 
+CONVERTER_FRAMES = SINK_FRAMES + 4
+"""Number of frames in the memory of ``nvvidconv``. The appsink holds `SINK_FRAMES`, and this program up to two. With
+its default of four, the converter would wait for a frame to be returned."""
+
 USB_DEFAULT = (640, 480)
 """Frame size of a USB camera if none is configured. GStreamer would choose the largest, at a few frames/s."""
 
@@ -152,7 +156,7 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
     direct = [pixel_format for pixel_format in formats if pixel_format != "bgr"]  # nvvidconv has no 24-bit BGR
     between = host_caps(direct or ["bgrx"])
     return [
-        Element("nvvidconv"),
+        supported(registry, "nvvidconv", output_buffers=CONVERTER_FRAMES),
         Element("capsfilter", {"caps": between}),
         *([appsink(between)] if direct else [Element("videoconvert"), appsink(host_caps(formats))]),
     ]

@@ -164,14 +164,16 @@ class TensorRTDetector:
         timer: StartupTimer,
         uploads: UploadPath,
         slots: Sequence[DetectorSlot],
+        graphs_off: str,
         resources: contextlib.ExitStack,
     ) -> None:
+        """Create the detector. `graphs_off` is the reason why batches do not run as CUDA graphs; empty if they do."""
         self.startup = timer
         self._device = device
         self._model = model
         self._uploads = uploads
         self._slots = list(slots)
-        self.spec = _detector_spec(device, model, slots)
+        self.spec = _detector_spec(device, model, len(slots), graphs_off)
         self._in_flight = InFlight[DetectorSlot](self.spec)
         self._unnamed = UnnamedClasses(model.spec.name, len(model.class_names))
         self.close_s = _CLOSE_S
@@ -284,25 +286,18 @@ def release_in_time(
     return thread
 
 
-def _detector_spec(device: Device, model: LoadedEngine, slots: Sequence[DetectorSlot]) -> DetectorSpec:
-    gpu = GpuSpec(model.detect.precision, graphs_off(model.detect, slots))
+def _detector_spec(device: Device, model: LoadedEngine, slots: int, graphs_off: str) -> DetectorSpec:
+    gpu = GpuSpec(model.detect.precision, graphs_off)
     name = f"{find_library()}, {device.name} ({device.arch}), {gpu.precision}"
     return DetectorSpec(
         name=name if gpu.graphs else f"{name}, no graphs",
         class_names=model.class_names,
-        batches_in_flight=len(slots),
-        parallel=max(1, len(slots) - 1) if gpu.graphs else 1,
+        batches_in_flight=slots,
+        parallel=max(1, slots - 1) if gpu.graphs else 1,
         max_batch=max(model.batches()),
         pixel_formats=PIXEL_FORMATS,
         gpu=gpu,
     )
-
-
-def graphs_off(detect: DetectConfig, slots: Sequence[DetectorSlot]) -> str:
-    """Return the reason why batches do not run as CUDA graphs; an empty string if they do."""
-    if any(isinstance(slot, DynamicSlot) for slot in slots):
-        return "the model has outputs whose size depends on the frame"
-    return "" if detect.graphs else "`detect: {graphs: off}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +316,12 @@ class _Builder:
         limit = ConcurrencyLimit(device.cache_bytes, model.frames.bytes_of(model.input_shape(1)))
         uploads = UploadPath(FrameUploader(model.spec.input), self.resources.enter_context(Stream()), limit)
         dynamic = any(size.shape is None for size in lanes[0].greatest.output_sizes().values())
-        slots = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
+        slots, off = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
         if model.engine.save_kernels():
             _log.debug("for the next start, saved the kernels that the library compiled")
-        return TensorRTDetector(device, model, timer=self.timer, uploads=uploads, slots=slots, resources=self.resources)
+        return TensorRTDetector(
+            device, model, timer=self.timer, uploads=uploads, slots=slots, graphs_off=off, resources=self.resources
+        )
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
         """Create one lane per slot, each with a context for every batch size. Raise `Closed` if `stop` is set."""
@@ -342,8 +339,11 @@ class _Builder:
             lanes.append(ExecutionLane(stream, contexts))
         return lanes
 
-    def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
-        """Build the slots of a model whose output sizes are fixed. Warm them up, and check their graphs."""
+    def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> tuple[Sequence[DetectorSlot], str]:
+        """Build the slots of a model whose output sizes are fixed. Warm them up, and check their graphs.
+
+        Also return the reason why batches do not run as CUDA graphs; an empty text if they do.
+        """
         device, model = self.device, self.model
         outputs, sizes = self._measure_tensors(lanes[0])
         with self.timer.phase("kernels"):
@@ -355,11 +355,13 @@ class _Builder:
             budget.require(free_bytes + model.engine.weights_bytes, total_bytes, shared_with_host=device.integrated)
             _log.info("%s\n%s", model.spec.name, budget.table())
             slots = [self.resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
-        self._warm_up(slots, program, outputs)
-        return slots
+        return slots, self._warm_up(slots, program, outputs)
 
-    def _dynamic_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> Sequence[DetectorSlot]:
-        """Build the slots of a model whose output sizes depend on the frame. Warm them up."""
+    def _dynamic_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> tuple[Sequence[DetectorSlot], str]:
+        """Build the slots of a model whose output sizes depend on the frame. Warm them up.
+
+        Also return the reason why batches do not run as CUDA graphs.
+        """
         model = self.model
         _log.warning(
             "%s has outputs whose size depends on the frame, because it contains NonMaxSuppression or NonZero; it runs "
@@ -376,7 +378,7 @@ class _Builder:
         with self.timer.phase("warm-up"):
             for slot in slots:
                 slot.warm_up()
-        return slots
+        return slots, "the model has outputs whose size depends on the frame"
 
     def _load_letterbox(self) -> LetterboxKernel:
         spec = self.model.spec.input
@@ -443,13 +445,16 @@ class _Builder:
         )
         return MemoryBudget(lines)
 
-    def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> None:
+    def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> str:
         """Run the steps of each batch size once, and check the scores. Unless graphs are off, capture and check graphs.
+
+        Return the reason why batches do not run as CUDA graphs; an empty text if they do.
 
         Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
         The largest batch of the first slot contains the sample frames, on which the model is judged.
         """
         model = self.model
+        off = "" if model.detect.graphs else "`detect: {graphs: off}`"
         checked: list[tuple[GraphCheck, Snapshot]] = []
         with SampleFrames(model.spec.input) as frames:
             for number, slot in enumerate(slots):
@@ -458,8 +463,12 @@ class _Builder:
                     for batch, graph in slot.graphs.items():
                         check = GraphCheck(slot, graph, outputs, f"{model.spec.name}, slot {number}, batch {batch}")
                         checked.append((check, check.run()))
-                        if model.detect.graphs:
-                            graph.capture(check.label)
+                        if not off:
+                            off = graph.capture(check.label)
+            if off and model.detect.graphs:
+                _log.warning("%s runs without CUDA graphs, which is slower: %s", model.spec.name, off)
+                for graph in (graph for slot in slots for graph in slot.graphs.values()):
+                    graph.drop_capture()
             with self.timer.phase("comparison"):
                 largest = max(slots[0].graphs)
                 for check, eager in checked:
@@ -468,3 +477,4 @@ class _Builder:
                     program.decoder.check_scores([eager.first(name) for name in program.outputs])
                     if model.detect.graphs:
                         check.require_same(eager)
+        return off

@@ -23,6 +23,7 @@ from vision.detect.tensorrt.completion import Completion, ConcurrencyLimit
 from vision.detect.tensorrt.frames import DESCRIPTION_BYTES, FrameUploader, StagingBuffers
 from vision.detect.tensorrt.kernels import RESULT, LetterboxProgram, PostprocessProgram
 from vision.engine.runtime import Context
+from vision.errors import DeviceError
 from vision.gpu.cuda import Event, Graph, Resource, Stream
 from vision.gpu.memory import DeviceBuffer, HostBuffer, queue_to_device
 from vision.gpu.nvrtc import Kernel, Launch
@@ -230,17 +231,30 @@ class BatchGraph(Resource):
         self.steps = tuple(steps)
         # A bound method would be a reference cycle, and the context could be freed after the engine, which is an error.
         self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
-        self.run = self.enqueue
+        self.run: Callable[[], None] = self.enqueue
         self._opened = True
 
-    def capture(self, label: str) -> None:
+    def capture(self, label: str) -> str:
         """Capture the steps as a CUDA graph. From then on, `run` launches the graph.
 
+        Return the reason if the steps cannot be captured, for example because a layer waits; otherwise an empty text.
+
         Raises:
-            DeviceError: the steps cannot be captured.
+            DeviceError: the steps fail, or there is too little memory for the graph.
         """
-        graph = self._captured.enter_context(Graph.capture(self._stream, self.enqueue, label))
+        try:
+            graph = self._captured.enter_context(Graph.capture(self._stream, self.enqueue, label))
+        except DeviceError as error:
+            if error.code != "graph-not-captured":
+                raise
+            return str(error.args[0])
         self.run = partial(graph.launch, self._stream)
+        return ""
+
+    def drop_capture(self) -> None:
+        """Free the captured graph, if any. From then on, `run` queues the steps."""
+        self.run = self.enqueue
+        self._captured.close()
 
     def _release(self) -> None:
         self._captured.close()
