@@ -61,7 +61,11 @@ def test_four_cameras_reads_passwords_from_the_environment() -> None:
 
 def test_jetson_has_a_camera_of_each_kind() -> None:
     config = load_config(resolve_config("jetson"), SECRETS)
-    assert [camera.source.partition(":")[0] for camera in config.cameras] == ["rtsp", "csi", "/dev/v4l/by-id/usb-046d_HD_Pro_Webcam_C920-video-index0"]
+    assert [camera.source.partition(":")[0] for camera in config.cameras] == [
+        "rtsp",
+        "csi",
+        "/dev/v4l/by-id/usb-046d_HD_Pro_Webcam_C920-video-index0",
+    ]
     assert config.detect.precision == "fp16"
 
 
