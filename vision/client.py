@@ -1,8 +1,8 @@
 """Functions and classes that receive the messages of a publisher, report lost messages, and read recordings.
 
-ZeroMQ reconnects and drops messages silently. `Subscription` detects both, and returns the reports `Gap`, `Restart` and
-`Silence` between the messages. With `since`, a subscription requests all events that it missed, and returns each event
-once and in order.
+ZeroMQ reconnects and drops messages silently. `Subscription` detects both, and returns the reports `Gap`, `Restart`,
+`Silence` and `Problem` between the messages. With `since`, a subscription requests all events that it missed, and
+returns each event once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):
 ...     if isinstance(message, DetectionsMessage):
@@ -14,9 +14,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -24,7 +25,7 @@ from zmq.utils.monitor import parse_monitor_message
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec
 from vision.messaging.curve import KeyPair, read_key
-from vision.messaging.gap_recovery import EVENTS, Gap, GapRecovery, NewJournal, ReplayClient
+from vision.messaging.gap_recovery import EVENTS, MAX_MESSAGE_BYTES, Gap, GapRecovery, NewJournal, ReplayClient
 from vision.messaging.schema import (
     KINDS,
     NODE,
@@ -50,6 +51,7 @@ __all__ = [
     "Latency",
     "NewJournal",
     "NodeStatusMessage",
+    "Problem",
     "Restart",
     "Silence",
     "Subscription",
@@ -61,6 +63,9 @@ __all__ = [
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 _RETRY_NS: Final = 50_000_000  # time after which a request that could not be sent is repeated
 _NODE_STATUS: Final = f"status/{NODE}"
+_MAX_TOPICS: Final = 10_000  # per node, and the maximum number of nodes; the oldest are forgotten
+_PROBLEM_INTERVAL_NS: Final = 1_000_000_000
+_FATAL: Final = "no-replay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,23 @@ class Silence:
         return f"{text}: check that `vision run` is running, and that this machine can reach its publish.bind"
 
 
-Item: TypeAlias = AnyMessage | Gap | NewJournal | Restart | Silence
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A report that messages were unreadable or invalid, or that missed events cannot be requested at present.
+
+    The subscription continues. It yields at most one such report per second.
+    """
+
+    address: str
+    reason: str
+    code: str  # of the `MessageError`, such as ``message-unreadable``
+    count: int  # number of problems since the previous report
+
+    def __str__(self) -> str:
+        return f"{self.count} unusable messages from {self.address}, the last because: {self.reason}"
+
+
+Item: TypeAlias = AnyMessage | Gap | NewJournal | Problem | Restart | Silence
 
 Since: TypeAlias = int | tuple[str, int]
 """The last processed event: preferably its (`journal`, `number`), or only its number; 0 if there is none."""
@@ -127,7 +148,7 @@ def subscribe(
         ConfigError: an argument is invalid. The call itself raises this error. If only connecting to the address fails,
             the first step of the iteration raises it.
         TimeoutError: no message arrived for `timeout_s`.
-        MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
+        MessageError: `since` is given, but the publisher does not store events for requests.
     """
     _check_arguments(address, cameras, kinds, since, replay)
 
@@ -175,6 +196,8 @@ class Subscription:
         self._clock = clock
         self._connected = False
         self._sequences = _Sequences()
+        self.problems = 0  # number of unusable messages since the start
+        self._reported = (0, clock() - _PROBLEM_INTERVAL_NS)  # `problems` at the last report, and its time
         self._items: deque[Item] = deque()
         self._last_message_ns = self._last_silence_ns = clock()
         self._context = zmq.Context()
@@ -183,6 +206,7 @@ class Subscription:
         if keys is not None:
             keys.use_as_client(self._socket)
         self._socket.setsockopt(zmq.RCVHWM, queue)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._poller = zmq.Poller()
@@ -206,7 +230,7 @@ class Subscription:
 
         Raises:
             TimeoutError: no message arrived for `timeout_s`; None means no limit.
-            MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
+            MessageError: `since` is given, but the publisher does not store events for requests.
             Closed: `close` was called.
         """
         while True:
@@ -223,7 +247,7 @@ class Subscription:
         If `timeout_s` is None, wait until there is one.
 
         Raises:
-            MessageError: the publisher has a different version, is not `vision run`, or cannot send missed events.
+            MessageError: `since` is given, but the publisher does not store events for requests.
             Closed: `close` was called.
         """
         deadline_ns = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
@@ -271,9 +295,26 @@ class Subscription:
                 self._replay.recovery.hurry()
         if self._replay is not None and self._replay.socket in ready:
             self._last_silence_ns = self._clock()
-            self._take_events(self._replay.receive())
+            with self._surviving():
+                self._take_events(self._replay.receive())
         if self._socket in ready:
-            self._take(self._socket.recv_multipart())
+            with self._surviving():
+                self._take(self._socket.recv_multipart())
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Turn a `MessageError` into a report, because one message must not end the subscription."""
+        try:
+            yield
+        except MessageError as error:
+            if error.code == _FATAL:
+                raise
+            self.problems += 1
+            count, reported_ns = self._reported
+            now_ns = self._clock()
+            if now_ns - reported_ns >= _PROBLEM_INTERVAL_NS:
+                self._reported = self.problems, now_ns
+                self._items.append(Problem(self.address, str(error.args[0]), error.code, self.problems - count))
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) < 2:
@@ -285,6 +326,7 @@ class Subscription:
         if not subscribed and (self._replay is None or not topic.startswith((EVENTS, _NODE_STATUS))):
             return
         message = codec.decode(topic, parts[1])
+        codec.check_values(topic, message)
         self._last_silence_ns = self._clock()
         if self._replay is not None and isinstance(message, NodeStatusMessage):
             self._replay.learn_address(message, self.address)
@@ -322,6 +364,7 @@ class _Sequences:
         if message.seq > expected:
             yield Gap(topic, expected, message.seq)
         last[topic] = message.seq
+        _forget_oldest(last)
         yield message
 
     def check_instance(self, message: AnyMessage) -> Iterator[Restart]:
@@ -332,6 +375,13 @@ class _Sequences:
                 yield Restart(message.node, old_instance, message.instance)
             self._instances[message.node] = message.instance
             self._last[message.node] = {}
+            _forget_oldest(self._instances)
+            _forget_oldest(self._last)
+
+
+def _forget_oldest(known: dict[str, Any]) -> None:
+    if len(known) > _MAX_TOPICS:
+        del known[next(iter(known))]
 
 
 def _check_arguments(

@@ -33,6 +33,7 @@ from vision.client import (
     Item,
     NewJournal,
     NodeStatusMessage,
+    Problem,
     Restart,
     Silence,
     Subscription,
@@ -100,7 +101,7 @@ class Board:
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
-        if isinstance(item, Restart | Silence | NewJournal):
+        if isinstance(item, Problem | Restart | Silence | NewJournal):
             self.note = _printable(str(item))
             return
         self.messages += 1
@@ -275,7 +276,6 @@ def watch_address(
 
     Raises:
         ConfigError: the address is invalid.
-        MessageError: the publisher has a different version, or is not `vision run`.
     """
     board = Board(address, time.monotonic_ns())
     try:

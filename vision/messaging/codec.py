@@ -7,12 +7,13 @@ Publisher, recorder and subscriber import this module, so that their formats can
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -290,6 +291,33 @@ def decode(topic: str, payload: bytes) -> AnyMessage:
         text = f"expected a topic that starts with one of {', '.join(KINDS)}, got {topic!r}"
         raise MessageError(text, code="message-topic")
     return decode_as(kind, payload, topic)
+
+
+_TIME: Final = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T[0-2]\d:[0-5]\d:\d\d\.\d{6}Z")
+
+
+def check_values(topic: str, message: AnyMessage) -> None:
+    """Check that the values of a message from an untrusted publisher have a meaning.
+
+    Raises:
+        MessageError: the topic belongs to a different camera, a time is malformed, or a score or box is impossible.
+    """
+    of = message.camera if not isinstance(message, NodeStatusMessage) else NODE
+    if topic.partition("/")[2] != of:
+        raise _invalid(topic, f"the message is about {of!r}")
+    if not _TIME.fullmatch(message.captured_at if isinstance(message, DetectionsMessage) else message.at):
+        raise _invalid(topic, "the time is not in the form of RFC 3339")
+    if not 0 < message.seq < 1 << 63:
+        raise _invalid(topic, f"the number is {message.seq}")
+    if isinstance(message, DetectionsMessage):
+        for detected in message.objects:
+            x1, y1, x2, y2 = detected.box
+            if not (0 <= detected.score <= 1 and -inf < x1 <= x2 < inf and -inf < y1 <= y2 < inf):
+                raise _invalid(topic, f"an object has the score {detected.score} and the box {detected.box}")
+
+
+def _invalid(topic: str, reason: str) -> MessageError:
+    return MessageError(f"{topic}: {reason}", hint="check that the publisher is `vision run`", code="message-invalid")
 
 
 def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:

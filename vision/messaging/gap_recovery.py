@@ -15,17 +15,21 @@ from typing import Final, TypeAlias
 
 import zmq
 
-from vision.errors import MessageError
+from vision.errors import ConfigError, MessageError
 from vision.messaging import codec
 from vision.messaging.curve import KeyPair
 from vision.messaging.schema import EventMessage, NodeStatusMessage, ReplayReply, ReplayRequest
-from vision.messaging.sockets import reachable_address, set_common_options
+from vision.messaging.sockets import check_address, reachable_address, set_common_options
 
 EVENTS: Final = "events/"
+MAX_MESSAGE_BYTES: Final = 16 << 20
+"""Maximum size of a part of a message that a subscriber accepts."""
 
 _MAX_HELD: Final = 10_000
 _REPLY_TIMEOUT_S: Final = 2.0  # time after which the request is repeated
 _IDLE_REQUEST_S: Final = 5.0  # time between two requests if no event seems to be missing
+_SHORTEST_PAUSE_NS: Final = 20_000_000  # between two requests; doubled after each reply without new events
+_LONGEST_PAUSE_NS: Final = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class GapRecovery:
         self._held: dict[int, EventMessage] = {}
         self._clock = clock
         self._requested = False  # whether a request was sent, but its reply has not arrived
-        self._request_at_ns = clock()
+        self._request_at_ns = self._earliest_ns = clock()
+        self._pause_ns = _SHORTEST_PAUSE_NS
 
     def live(self, event: EventMessage) -> Iterator[InOrder]:
         """Add a received event. Yield the events and reports that can now be delivered in order."""
@@ -97,17 +102,21 @@ class GapRecovery:
         """Add a reply and its events. Yield the events and reports that can now be delivered in order.
 
         Raises:
-            MessageError: the reply reports an error.
+            MessageError: the reply reports an error. The next request is due after a pause.
         """
         self._requested = False
+        last = self._last
         if reply.error is not None:
-            raise MessageError(f"{reply.node} cannot send missed events: {reply.error}")
+            self._slow_down()
+            self._request_at_ns = self._earliest_ns
+            raise MessageError(f"{reply.node} cannot send missed events: {reply.error}", code="replay-failed")
         if not self._confirmed and self._journal is None and self._last <= reply.newest:
             self._journal = reply.journal
         if self._journal != reply.journal:
             yield NewJournal(reply.node, self._journal or "", reply.journal)
             self._journal, self._last = reply.journal, 0
             self._held.clear()
+            self._slow_down()
             self.hurry()
             return
         self._confirmed = True
@@ -120,6 +129,10 @@ class GapRecovery:
             yield from self._skip_to(reply.newest + 1)
             self._last = reply.newest
         self._held = {number: event for number, event in self._held.items() if number > self._last}
+        if self._last > last:
+            self._pause_ns = _SHORTEST_PAUSE_NS
+        else:
+            self._slow_down()
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
@@ -139,9 +152,14 @@ class GapRecovery:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
-        """Make a request due now, unless a reply is pending."""
+        """Make a request due as soon as the pause since the last one is over, unless a reply is pending."""
         if not self._requested:
-            self._request_at_ns = min(self._request_at_ns, self._clock())
+            self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
+
+    def _slow_down(self) -> None:
+        """Double the pause, because a publisher that has no new events must not be asked without end."""
+        self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
+        self._earliest_ns = self._clock() + self._pause_ns
 
     def wait_ns(self) -> int:
         """Return the time in ns until the next request is due; 0 means now."""
@@ -150,6 +168,7 @@ class GapRecovery:
     def request(self) -> ReplayRequest:
         """Return the request to send now. If no reply arrives within 2 s, the next request becomes due."""
         self._requested = True
+        self._earliest_ns = self._clock() + self._pause_ns
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
         return ReplayRequest(since=self._last, journal=self._journal)
 
@@ -176,6 +195,8 @@ class ReplayClient:
         self.socket = context.socket(zmq.DEALER)
         if keys is not None:
             keys.use_as_client(self.socket)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self.socket.setsockopt(zmq.RCVHWM, 4)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
         self._keepalive_s = keepalive_s
         self._learns_address = address is None
@@ -196,6 +217,10 @@ class ReplayClient:
             raise MessageError(f"{status.node} stores no events for requests", hint=hint, code="no-replay")
         address = reachable_address(status.replay, publisher)
         if address != self._address:
+            try:
+                check_address(address)
+            except ConfigError as error:
+                raise MessageError(f"{status.node}: replay {error.args[0]}", code="replay-address") from error
             self._connect(address)
 
     def _connect(self, address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import threading
@@ -27,7 +28,19 @@ from tests.messages.samples import (
     result,
     tracked,
 )
-from vision.client import Gap, Item, Latency, Restart, Silence, Subscription, latency, read_recording, subscribe
+from vision import client
+from vision.client import (
+    Gap,
+    Item,
+    Latency,
+    Problem,
+    Restart,
+    Silence,
+    Subscription,
+    latency,
+    read_recording,
+    subscribe,
+)
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher, Recorder
@@ -341,18 +354,76 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], code: str) -> No
         ([b"detections/gate"], "message-parts"),
     ],
 )
-def test_foreign_messages_raise_message_error(parts: Sequence[bytes], code: str) -> None:
+def test_unusable_messages_are_reported_and_the_subscription_continues(parts: Sequence[bytes], code: str) -> None:
+    good = codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)
     context = zmq.Context()
     with context.socket(zmq.XPUB) as foreign:
         foreign.setsockopt(zmq.LINGER, 0)
         foreign.bind("tcp://127.0.0.1:*")
         with Subscription(foreign.getsockopt_string(zmq.LAST_ENDPOINT)) as subscription:
             assert foreign.poll(20_000)
-            foreign.send_multipart(parts)
-            with pytest.raises(MessageError) as caught:
-                subscription.receive(20)
+            for _ in range(5):
+                foreign.send_multipart(parts)
+            foreign.send_multipart([b"detections/gate", codec.encode(good)])
+            problem, message = subscription.receive(20), subscription.receive(20)
+            problems = subscription.problems
     context.term()
-    assert caught.value.code == code
+    assert isinstance(problem, Problem)
+    assert problem.code == code
+    assert problem.count == 1  # the others belong to the next report
+    assert isinstance(message, schema.DetectionsMessage)
+    assert message.seq == good.seq
+    assert problems == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"camera": "yard"},
+        {"captured_at": "yesterday"},
+        {"captured_at": "2026-13-01T00:00:00.000000Z"},
+        {"seq": -1},
+        {"seq": 1 << 63},
+    ],
+)
+def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
+    message = codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)
+    codec.check_values("detections/gate", message)
+    with pytest.raises(MessageError) as caught:
+        codec.check_values("detections/gate", msgspec.structs.replace(message, **change))
+    assert caught.value.code == "message-invalid"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": math.nan},
+        {"score": 7.0},
+        {"score": -0.1},
+        {"box": (0.0, 0.0, math.inf, 1.0)},
+        {"box": (math.nan, 0.0, 1.0, 1.0)},
+        {"box": (5.0, 0.0, 1.0, 1.0)},
+    ],
+)
+def test_impossible_objects_are_refused(change: dict[str, Any]) -> None:
+    message = codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)
+    objects = [msgspec.structs.replace(message.objects[0], **change)]
+    decoded = codec.decode(
+        "detections/gate", codec.encode(msgspec.structs.replace(message, objects=objects), "msgpack")
+    )
+    with pytest.raises(MessageError) as caught:
+        codec.check_values("detections/gate", decoded)
+    assert caught.value.code == "message-invalid"
+
+
+def test_memory_for_nodes_and_topics_of_a_hostile_publisher_is_limited() -> None:
+    sequences = client._Sequences()
+    message = codec.detections(HEADER, result(), CLASSES, PUBLISHED_NS)
+    for number in range(10_050):
+        list(sequences.check(f"detections/{number}", message))
+        list(sequences.check("x", msgspec.structs.replace(message, node=f"n{number}")))
+    assert len(sequences._instances) <= 10_000
+    assert max(map(len, sequences._last.values())) <= 10_000
 
 
 def test_additional_message_parts_are_ignored() -> None:

@@ -66,9 +66,12 @@ def summaries(items: Iterable[InOrder]) -> Iterator[object]:
 
 
 def request_all(recovery: GapRecovery, server: Server) -> list[object]:
-    """Send requests and take replies until no request is due."""
+    """Send requests and take replies until no request is due soon."""
     received: list[object] = []
-    while recovery.wait_ns() == 0:
+    clock = recovery._clock
+    assert isinstance(clock, Clock)
+    while (wait_ns := recovery.wait_ns()) < S:
+        clock.now_ns += wait_ns
         received += summaries(recovery.replied(*server.reply_to(recovery.request())))
     return received
 
@@ -122,7 +125,7 @@ def test_missing_event_is_requested_and_later_events_are_held() -> None:
     recovery = started(server)
     events = server.publish(6)
     assert live(recovery, [events[0], events[3]]) == [1]
-    assert recovery.wait_ns() == 0
+    assert recovery.wait_ns() < S / 10
     request = recovery.request()
     assert (request.since, request.journal) == (1, "one")
     assert live(recovery, [events[4]]) == []
@@ -212,6 +215,45 @@ def test_reply_with_error_is_raised() -> None:
     with pytest.raises(MessageError) as caught:
         list(recovery.replied(refusal, []))
     assert "E-17" in str(caught.value)
+
+
+def test_request_after_an_error_is_repeated_later_and_later() -> None:
+    clock = Clock()
+    recovery = GapRecovery(0, clock=clock)
+    refusal = schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
+    waits = []
+    for _ in range(12):
+        clock.now_ns += recovery.wait_ns()
+        recovery.request()
+        with pytest.raises(MessageError):
+            list(recovery.replied(refusal, []))
+        waits.append(recovery.wait_ns() / S)
+    assert waits == sorted(waits)
+    assert waits[-1] == 2.0
+
+
+@pytest.mark.parametrize("journals", [["one"], ["one", "two"]])
+def test_publisher_without_new_events_is_asked_rarely(journals: list[str]) -> None:
+    """A reply that promises more events but has none, and journals that change all the time."""
+    clock = Clock()
+    recovery = GapRecovery(0, clock=clock)
+    asked = 0
+    end_ns = clock.now_ns + 60 * S
+    while clock.now_ns < end_ns:
+        clock.now_ns += recovery.wait_ns()
+        recovery.request()
+        list(recovery.replied(reply(5, journal=journals[asked % len(journals)], more=True), []))
+        asked += 1
+    assert asked < 60
+
+
+def test_requests_for_many_events_are_limited_per_second() -> None:
+    clock = Clock()
+    server, recovery = Server(page=1), GapRecovery(0, clock=clock)
+    server.publish(100)
+    began_ns = clock.now_ns
+    assert request_all(recovery, server) == list(range(1, 101))
+    assert clock.now_ns - began_ns >= 99 * 0.02 * S
 
 
 @pytest.mark.integration

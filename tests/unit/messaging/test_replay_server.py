@@ -18,7 +18,7 @@ from tests.messages.processes import wait_until
 from tests.messages.samples import CLASSES, crossed, node_status, result
 from tests.unit.state.faults import full_disk
 from vision.client import EventMessage, Gap, Item, NewJournal, Restart, Silence, Subscription, subscribe
-from vision.errors import ConfigError, MessageError
+from vision.errors import ConfigError, MessageError, Unavailable
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
 from vision.state.database import StateDatabase
@@ -289,7 +289,7 @@ def test_address_in_use_is_refused_and_everything_closed(tmp_path: Path, which: 
         other.listen()
         taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         with (
-            pytest.raises(ConfigError) as caught,
+            pytest.raises(Unavailable) as caught,
             open_publisher(tmp_path, **{which: taken}),
         ):
             pass
