@@ -92,7 +92,6 @@ class Analytics:
         events = [*self._forget(at_ns, math.inf)]
         for zone, data in self._crowds.end(self._objects.clock.now_s):
             events.append(self._event("crowded", self._config.zones[zone], None, at_ns, data))
-        self._counters.flush()
         self._begin(width_px, height_px)
         return tuple(events)
 
@@ -256,7 +255,6 @@ class _ShapeCounters:
         is_first, self._period_s = self._period_s is None, period_s
         if self._stored is not None:
             self._stored.start_period(period_s, keep=is_first)
-            self._stored.flush()
         if is_first:
             return None
         totals = {name: dict(counts) for name, counts in self._counts.items()}

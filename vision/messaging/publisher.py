@@ -209,6 +209,8 @@ class Publisher:
             opened.callback(self.socket.close)
             self.address, self.internal_address = self.socket.address, self.socket.internal_address
             self._opened = opened.pop_all()
+        if event_log is not None:
+            event_log.carry_counters()
         self._events = EventPublisher(self.socket, self.numbering, encoding=encoding, event_log=event_log)
         self._detections = DetectionsPublisher(
             self.socket, self.numbering, class_names=class_names, encoding=encoding, masks=masks, recorder=recorder

@@ -2,7 +2,8 @@
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
 killed loses nothing. `BackgroundSync` forces the log to disk about once per second, because forcing it for every event
-would wear out a memory card and delay results. A power failure can therefore lose the last second. The numbers of lost
+would wear out a memory card and delay results. New counters are stored in the transaction of the events that changed
+them. A power failure can therefore lose the last second. The numbers of lost
 events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are left out.
 
 ===========================  =====================================================================
@@ -44,6 +45,10 @@ Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
 _FILE: Final = "state.db"
 _VERSION: Final = 1  # version of the schema
 _CHECKPOINT_COMMITS: Final = 1000  # checkpoints are rare, because the commit after each one waits for the disk
+_PAGE_BYTES: Final = 1024
+_LARGEST_LOG_BYTES: Final = 64 * 2**20
+_LOOK_S: Final = 1.0  # time between two checks that the file still exists
+_STOP_S: Final = 4.0  # longest time to force the last commits to disk
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE session (journal TEXT NOT NULL, boot TEXT NOT NULL, clean INTEGER NOT NULL, newest INTEGER NOT NULL);
@@ -66,6 +71,7 @@ class StateDatabase:
     Attributes:
         notice: message for the operator about a damaged database; None if there is nothing to report.
         events: the numbered events.
+        defers_counters: if True, counters are stored in the transaction of the next events.
     """
 
     def __init__(
@@ -94,8 +100,10 @@ class StateDatabase:
         self.folder = folder
         self.notice: str | None = None
         self._write_lock = threading.Lock()
+        self.defers_counters = False
         self._failing = self._closed = False
         self._counters: list[CameraCounters] = []
+        self._pending: dict[tuple[str, str, str], int] = {}  # counters that wait for the events that changed them
         with contextlib.ExitStack() as opened:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -106,10 +114,14 @@ class StateDatabase:
                 self._start_session(boot)
                 wal = os.open(folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, wal)
-                connection = opened.enter_context(contextlib.closing(self.connect()))
-                self._sync = BackgroundSync(self.events, connection, partial(sync, wal), sync_s)
+                connections = [opened.enter_context(contextlib.closing(self.connect())) for _ in range(2)]
+                connections[0].execute("PRAGMA synchronous = NORMAL")
+                self._sync = BackgroundSync(
+                    self.events, *connections, force=partial(sync, wal), interval_s=sync_s, write_lock=self._write_lock
+                )
                 opened.callback(self._sync.stop)
                 sync_folder(folder)
+                self._identity = _identity(folder)
             except Held as error:
                 text = f"the state in {folder} is in use by another process"
                 hint = "use one `state_dir` for each deployment, or stop the other process"
@@ -126,19 +138,27 @@ class StateDatabase:
         return counters
 
     def close(self) -> None:
-        """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent."""
+        """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent.
+
+        If the disk takes longer than 4 s, leave the rest to the thread, and do not close the database. The data is
+        complete at the next start.
+        """
         if self._closed:
             return
         for counters in self._counters:
             counters.flush()
+        with contextlib.suppress(sqlite3.Error, OSError):
+            last: list[Statement] = [("UPDATE session SET clean = 1, newest = ?", [(self.events.newest,)])]
+            self._commit(last + self._pending_statements())
         with self._write_lock:
             self._closed = True
-        self._sync.stop()
         self.events.close()
-        with contextlib.suppress(sqlite3.Error, OSError):
-            self._commit([("UPDATE session SET clean = 1, newest = ?", [(self.events.newest,)])])
-            self._sync.force()
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if not self._sync.stop():
+            log.warning("the disk of %s is slow: the state was written, but is not yet forced to disk", self.folder)
+            _left_open.append(self._opened.pop_all())
+            return
+        with contextlib.suppress(sqlite3.Error):  # closing the last connection can write to the database
+            self._writer.execute("PRAGMA synchronous = NORMAL")
         self._opened.close()
 
     # --- for events and counters --------------------------------------------------------------------------------------
@@ -149,16 +169,29 @@ class StateDatabase:
         return [(camera, name, key, value) for camera, name, key, value in rows]
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
-        """Store counters. Return False if the disk is full or not writable."""
-        return self.write([counter_statement(rows)])
+        """Store counters. Return False if the disk is full or not writable.
+
+        If `defers_counters`, the next events store them, because these are the events that changed the counters. If no
+        events follow, the next call does. Then the result is always True, because the counters are kept until then.
+        """
+        if not self.defers_counters:
+            return self.write([counter_statement(rows)])
+        if self._pending:
+            self.write(())
+        self._pending.update({(camera, name, key): value for camera, name, key, value in rows})
+        return True
+
+    def _pending_statements(self) -> list[Statement]:
+        rows = [(*place, value) for place, value in self._pending.items()]
+        return [counter_statement(rows)] if rows else []
 
     def connect(self) -> sqlite3.Connection:
         """Return a new connection to the database. The caller closes it."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA page_size = 1024")  # small pages, so that an event writes less data
+            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # small pages, so that an event writes less data
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA synchronous = OFF")  # `BackgroundSync` forces the log to disk
             connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would make the writer wait for the disk
         except BaseException:
             connection.close()
@@ -169,19 +202,20 @@ class StateDatabase:
         """Run a query on the connection of the writing thread. Return all rows."""
         return self._writer.execute(sql, parameters).fetchall()
 
-    def write(self, statements: Iterable[Statement], *, sync_first: bool = False) -> bool:
-        """Run statements as one transaction. Return False if the disk is full or not writable.
+    def write(self, statements: Iterable[Statement], *, urgent: bool = False) -> bool:
+        """Run statements as one transaction, with the counters that wait. Return False if the disk is not writable.
 
-        Only the first of several failures in a row is logged. If `sync_first` is True, first force earlier commits to
-        disk. Raise `Closed` after `close`.
+        Only the first of several failures in a row is logged. If `urgent` is True, the commit is forced to disk soon.
+        Raise `Closed` after `close`.
         """
         with self._write_lock:
             if self._closed:
                 raise Closed("the state database is closed")
             try:
-                if sync_first:
-                    self._sync.force()
-                self._commit(statements)
+                if self._sync.looks_due() and _identity(self.folder) != self._identity:
+                    raise OSError(errno.ENOENT, "the folder or the file was removed; restart the program")
+                self._commit([*statements, *self._pending_statements()])
+                self._pending.clear()
             except (OSError, sqlite3.Error) as error:
                 if not self._failing:
                     text = "cannot write to %s: %s; until this works, events have no number, and counts stay in memory"
@@ -191,7 +225,7 @@ class StateDatabase:
             if self._failing:
                 log.info("state is written to %s again", self.folder)
             self._failing = False
-        self._sync.request()
+            self._sync.request(urgent=urgent)
         return True
 
     def _commit(self, statements: Iterable[Statement]) -> None:
@@ -260,53 +294,118 @@ def counter_statement(rows: Sequence[CounterRow]) -> Statement:
 
 
 class BackgroundSync:
-    """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database."""
+    """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database.
+
+    The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe as long as
+    the writer never starts the log again over old content: a power failure could mix the two. Therefore, this thread
+    empties the log when all its content is in the database. Until then, a second connection reads from the log, which
+    keeps the writer from starting it again.
+    """
 
     def __init__(
-        self, events: EventLog, connection: sqlite3.Connection, force: Callable[[], None], interval_s: float
+        self,
+        events: EventLog,
+        connection: sqlite3.Connection,
+        pin: sqlite3.Connection,
+        *,
+        force: Callable[[], None],
+        interval_s: float,
+        write_lock: threading.Lock,
     ) -> None:
-        """Force the log to disk, then start the thread. Only this thread uses `connection`."""
-        self.force = force
+        """Force the log to disk, then start the thread. Only this thread uses `connection` and `pin`.
+
+        No commit is made while `write_lock` is held.
+        """
+        self._force = force
         self._events = events
         self._connection = connection
+        self._pin = pin
         self._interval_s = interval_s
-        self._commits = 0  # since the last checkpoint
+        self._write_lock = write_lock
+        self._commits = 0  # since the log was emptied
         self._failing = False
-        self._requested, self._ending = threading.Event(), threading.Event()
+        self._requested, self._hurry, self._ending = threading.Event(), threading.Event(), threading.Event()
+        self._looked_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
-        self.force()
+        connection.execute("PRAGMA busy_timeout = 0")  # while it holds the lock, the thread must not wait for a reader
+        self._force()
         self._thread.start()
 
-    def request(self) -> None:
-        """Make the thread force the latest commit to disk within the interval. Do not wait for it."""
+    def request(self, *, urgent: bool = False) -> None:
+        """Make the thread force the latest commit to disk within the interval, or at once if `urgent`. Do not wait."""
         self._commits += 1
+        if urgent:
+            self._hurry.set()
         self._requested.set()
 
-    def stop(self) -> None:
-        """End the thread, without forcing the latest commits to disk. Idempotent."""
+    def looks_due(self) -> bool:
+        """Return True about once per second."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_S:
+            return False
+        self._looked_s = now_s
+        return True
+
+    def stop(self, timeout_s: float = _STOP_S) -> bool:
+        """Force everything to disk, and end the thread. Return False if this takes longer. Idempotent."""
         self._ending.set()
+        self._hurry.set()
         self._requested.set()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
+        while not self._ending.is_set():
             self._requested.wait()
-            if self._ending.wait(self._interval_s):
-                return
+            self._hurry.wait(self._interval_s)
             self._requested.clear()
-            unsynced = self._events.unsynced
-            try:
-                self.force()
-                self._events.synced(unsynced)
-                if self._commits >= _CHECKPOINT_COMMITS:  # move the log's pages into the database without blocking
-                    self._commits = 0
-                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                self._failing = False
-            except (OSError, sqlite3.Error) as error:
-                if not self._failing:
-                    log.error("cannot force state to disk: %s", error)
-                self._failing = True
-                self._requested.set()
+            if self._ending.is_set():
+                break
+            self._hurry.clear()
+            self._sync()
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self._force()
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _sync(self) -> None:
+        unsynced = self._events.unsynced
+        try:
+            self._force()
+            self._events.synced(unsynced)
+            if self._commits >= _CHECKPOINT_COMMITS:
+                self._checkpoint()
+            self._failing = False
+        except (OSError, sqlite3.Error) as error:
+            if not self._failing:
+                log.error("cannot force state to disk: %s", error)
+            self._failing = True
+            self._requested.set()
+
+    def _checkpoint(self) -> None:
+        """Move the pages of the log into the database, and empty the log if no commit was made at the same time.
+
+        If the log becomes too large because commits are made all the time, empty it while commits wait for the disk.
+        """
+        commits = self._commits
+        self._pin.execute("BEGIN")
+        try:
+            self._pin.execute("SELECT clean FROM session").fetchall()
+            _, pages, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except BaseException:
+            self._pin.execute("ROLLBACK")
+            raise
+        with self._write_lock:
+            self._pin.execute("ROLLBACK")
+            is_empty = pages == moved and commits == self._commits
+            if not is_empty and pages * _PAGE_BYTES < _LARGEST_LOG_BYTES:
+                return
+            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                self._commits = 0
+        self._force()
+
+
+_left_open: list[contextlib.ExitStack] = []  # databases that `close` left to their threads
 
 
 _SQLITE_REASONS: Final = {
@@ -315,6 +414,15 @@ _SQLITE_REASONS: Final = {
     "attempt to write a readonly database": errno.EACCES,
     "database is locked": errno.EBUSY,
 }
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return the device and the inode of the database; None if it does not exist."""
+    try:
+        status = (folder / _FILE).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _os_error(error: Exception, folder: Path) -> OSError:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
 
-NUMBERS_SKIPPED: Final = 1000
+NUMBERS_SKIPPED: Final = 10_000
 """Number of event numbers that are skipped after a power failure, and maximum number of events between two syncs."""
+
+_URGENT: Final = NUMBERS_SKIPPED // 2  # number of unsynced events from which the disk is forced without delay
 
 
 def event_checksum(number: int, payload: bytes) -> int:
@@ -56,11 +58,14 @@ class EventLog:
         self.lost = self.unsynced = 0
 
     def append(self, payloads: Sequence[bytes], also: Sequence[Statement] = ()) -> bool:
-        """Store events under the numbers that follow `newest`. Return False if the disk is full or not writable.
+        """Store events under the numbers that follow `newest`. Return False if the disk is full, hangs, or fails.
 
         In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed. The
         statements in `also` run in the same transaction.
         """
+        if self.unsynced + len(payloads) > NUMBERS_SKIPPED:  # the disk hangs, and results must not wait for it
+            self.lost += len(payloads)
+            return False
         first = self.newest + 1
         rows = [(n, payload, event_checksum(n, payload)) for n, payload in enumerate(payloads, first)]
         size = sum(map(len, payloads))
@@ -68,11 +73,10 @@ class EventLog:
         oldest = self._oldest_to_keep(len(rows), size)
         if oldest is not None:
             statements.append(("DELETE FROM events WHERE number < ?", [(oldest,)]))
-        sync_first = self.unsynced + len(rows) > NUMBERS_SKIPPED
-        if not self._database.write(statements, sync_first=sync_first):
+        if not self._database.write(statements, urgent=self.unsynced > _URGENT):
             self.lost += len(rows)
             return False
-        self.unsynced = len(rows) if sync_first else self.unsynced + len(rows)
+        self.unsynced += len(rows)
         self.newest += len(rows)
         self._count, self._bytes = self._count + len(rows), self._bytes + size
         if oldest is not None:
@@ -112,6 +116,10 @@ class EventLog:
         except sqlite3.Error as error:
             raise OSError(None, str(error)) from error
         return Page(tuple(payloads), oldest, newest, more)
+
+    def carry_counters(self) -> None:
+        """Store counters only together with events from now on, because each change of a counter is also an event."""
+        self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of stored and lost events, for the status of the program."""
