@@ -30,11 +30,9 @@ class Pairs:
             shape: number of all tracks, and of all detections.
         """
         similar = (similarity > least).nonzero()[0]
-        order = similar.take(
-            (-similarity.take(similar)).argsort(kind="stable")[::-1]
-        )  # of equal pairs, the first is last
-        self._tracks, self._detections = tracks.take(order), detections.take(order)
-        self._similarity = similarity.take(order)
+        order = similar[(-similarity[similar]).argsort(kind="stable")[::-1]]  # of equal pairs, the first is last
+        self._tracks, self._detections = tracks[order], detections[order]
+        self._similarity = similarity[order]
         self._all_tracks, self._all_detections = shape
 
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
@@ -42,26 +40,25 @@ class Pairs:
 
         The assignment maximizes the sum of `similarity - least` over all pairs with a similarity above `least`.
         """
-        first = int(self._similarity.searchsorted(least, side="right"))
+        first = np.count_nonzero(self._similarity <= least)
         rows, columns = self._tracks[first:], self._detections[first:]
-        allowed = tracks.take(rows)
-        allowed &= detections.take(columns)
+        allowed = tracks[rows]
+        allowed &= detections[columns]
         chosen = allowed.nonzero()[0]
         if not len(chosen):
             return
-        rows, columns = rows.take(chosen), columns.take(chosen)
+        rows, columns = rows[chosen], columns[chosen]
         best = np.empty(self._all_tracks, np.intp)
         best.fill(-1)
         best[rows] = columns  # the last of several pairs of a track is the best one
         matched = (best >= 0).nonzero()[0]
-        wanted = best.take(matched)
-        contested = np.bincount(wanted, minlength=self._all_detections) > 1
+        wanted = best[matched]
         # If all tracks have different best detections, this assignment is optimal.
-        if np.count_nonzero(contested):
-            gain = self._similarity[first:].take(chosen) - least
-            _settle(rows, columns, gain, contested, best)
+        if len(set(wanted.tolist())) < len(wanted):
+            contested = np.bincount(wanted, minlength=self._all_detections) > 1
+            _settle(rows, columns, self._similarity[first:][chosen] - least, contested, best)
             matched = (best >= 0).nonzero()[0]
-            wanted = best.take(matched)
+            wanted = best[matched]
         matches[matched] = wanted
 
 
@@ -74,8 +71,8 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
     competing = np.zeros(len(best), np.bool_)
     number = 0
     while True:
-        competing[rows[contested.take(columns)]] = True
-        chosen = competing.take(rows)
+        competing[rows[contested[columns]]] = True
+        chosen = competing[rows]
         contested[columns[chosen]] = True
         before, number = number, int(np.count_nonzero(chosen))
         if number == before:
@@ -86,4 +83,4 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
     _, assigned, _ = lap.lapjv(cost, extend_cost=True)
     worth = assigned >= 0
     worth &= cost[np.arange(len(tracks)), assigned] < 0
-    best[tracks] = np.where(worth, detections.take(assigned), -1)
+    best[tracks] = np.where(worth, detections[assigned], -1)

@@ -228,10 +228,10 @@ class _TracksTogether:
         frame = FrameDetections(detections, self._config, self._class_groups, self._edges_px)
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
-        matched = matches.take(tracks)
+        matched = matches[tracks]
         previous = self._publish(tracks)
         trust = self._correct(tracks, matched, frame)
-        published = self._ids.take(tracks) > 0
+        published = self._ids[tracks] > 0
         if count_nonzero(published) == len(tracks):
             results = self._results(tracks, matched, frame, trust)
         else:
@@ -286,7 +286,7 @@ class _TracksTogether:
         area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
         overlap = common / (area + seen_area - common)
         likeness = smallest * smallest / (area * seen_area)
-        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2).take(rows)) + frame.noise.take(columns)
+        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
         distance2 = offset * offset / variance
         value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
         along, moved2, speed2 = moved * speed, moved * moved, speed * speed
@@ -319,10 +319,10 @@ class _TracksTogether:
 
         Call this before `_correct`, which overwrites the previous positions.
         """
-        new = self._ids.take(tracks) == 0
+        new = self._ids[tracks] == 0
         if not count_nonzero(new):
             return None
-        age_s = values_at(self._now_s, tracks) - self._state[BORN_S].take(tracks)
+        age_s = values_at(self._now_s, tracks) - self._state[BORN_S][tracks]
         new &= age_s >= self._config.confirm_s - CLOCK_GRAIN_S
         published = tracks[new]
         for track in published:
@@ -350,12 +350,12 @@ class _TracksTogether:
             return np.ones(0)
         all_tracks = len(tracks) == len(self._ids)
         state = self._state if all_tracks else self._state.take(tracks, axis=1)
-        at = frame.at.take(matched, axis=1)  # much faster than an index
-        noise = _NOISE_OF_ROWS * frame.noise.take(matched)
+        at = frame.at.take(matched, axis=1)  # much faster than an index, unlike in one dimension
+        noise = _NOISE_OF_ROWS * frame.noise[matched]
         error = at - state[AT]
         now_s = values_at(self._now_s, tracks)
         sizes = SizeFilter(now_s, *(values_at(values, tracks) for values in self._size_step))
-        belief = sizes.weigh(state, at, noise, frame.cut.take(matched))
+        belief = sizes.weigh(state, at, noise, frame.cut[matched])
         noise /= belief
         inverse = 1.0 / (state[VAR_AT] + noise)
         gain, speed_gain = state[VAR_AT] * inverse, state[COVARIANCE] * inverse
@@ -372,10 +372,10 @@ class _TracksTogether:
             restart_motion(state, again, at, noise, gap_s)
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
-        np.copyto(state[STRONG_S], now_s, where=frame.strong.take(matched))
+        np.copyto(state[STRONG_S], now_s, where=frame.strong[matched])
         if self._class_groups is not None:
-            classes = self._classes.take(tracks)
-            vote(classes, state[LEAD], state[VOTES], frame.classes.take(matched), frame.scores.take(matched))
+            classes = self._classes[tracks]
+            vote(classes, state[LEAD], state[VOTES], frame.classes[matched], frame.scores[matched])
             self._classes[tracks] = classes
         if not all_tracks:
             self._state[:, tracks] = state
@@ -428,7 +428,7 @@ class _TracksTogether:
     ) -> list[Tracks]:
         """Return the published tracks of each camera's frame."""
         boxes = (_CORNERS @ self._state[AT].take(tracks, axis=1)).T
-        scores = frame.scores.take(matched)
+        scores = frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)
         boxes += (scores * trust)[:, None] * (detected - boxes)
         edges_px = edges_of(self._edges_px, self._cameras_of(tracks))
@@ -436,8 +436,8 @@ class _TracksTogether:
             clip_boxes(boxes, detected, edges_px)
         hidden_px = self._hidden_px(tracks, detected, boxes)
         boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)
-        classes, ids = self._classes.take(tracks), self._ids.take(tracks)
-        age_s = values_at(self._now_s, tracks) - self._state[BORN_S].take(tracks)
+        classes, ids = self._classes[tracks], self._ids[tracks]
+        age_s = values_at(self._now_s, tracks) - self._state[BORN_S][tracks]
         age_ms = np.rint(age_s * 1e3).astype(np.int64)
         results = []
         for number, (first, end) in enumerate(self._ranges(self._cameras_of(tracks), len(tracks))):
@@ -477,7 +477,7 @@ class _TracksTogether:
 
         The height is in pixels. Return None if nothing is hidden.
         """
-        whole = self._state[WHOLE].take(tracks)
+        whole = self._state[WHOLE][tracks]
         if not count_nonzero(whole):
             return None
         below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
