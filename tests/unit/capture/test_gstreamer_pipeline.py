@@ -90,6 +90,30 @@ def test_unsupported_properties_are_left_out(machine: Machine, expected: dict[st
     assert dict(decoder.properties) == expected
 
 
+def test_decoder_outputs_frames_at_once_if_none_is_reordered() -> None:
+    with_property = Machine({**JETPACK_7.factories, "nvv4l2decoder": {"disable-dpb"}})
+    (decoder,) = pipeline.decoder("H264", with_property, in_order=True)
+    assert dict(decoder.properties) == {"disable-dpb": True}
+    for machine, in_order in ((with_property, False), (JETPACK_7, True)):
+        (decoder,) = pipeline.decoder("H264", machine, in_order=in_order)
+        assert dict(decoder.properties) == {}
+
+
+@pytest.mark.parametrize(
+    ("codec", "fields", "expected"),
+    [
+        ("JPEG", {}, True),
+        ("H264", {}, False),
+        ("H264", {"sprop-parameter-sets": "Z0LAHtkB4I/rARAAAAMAEAAAAwPA8WLkgA==,aMuMsg=="}, True),  # baseline profile
+        ("H264", {"sprop-parameter-sets": "!,aMuMsg=="}, False),
+        ("H264", {"sprop-parameter-sets": ",,"}, False),
+        ("H265", {"sprop-parameter-sets": "Z0LAHtkB4I/rARAAAAMAEAAAAwPA8WLkgA=="}, False),
+    ],
+)
+def test_order_is_read_from_the_caps(codec: pipeline.Codec, fields: dict[str, str], expected: bool) -> None:
+    assert pipeline.known_order(codec, fields.get) == expected
+
+
 @pytest.mark.parametrize(
     ("formats", "expected"),
     [

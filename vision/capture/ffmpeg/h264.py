@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from vision.capture.reordering import Bits, skip_scaling_lists
+
 _HEAD_BYTES: Final = 4096  # enough for parameter sets, messages of the encoder, and the start of the first slice
 _SLICE, _KEY_SLICE, _PARAMETERS = 1, 5, 7  # nal_unit_type, table 7-1
 _PROFILES_WITH_CHROMA: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
@@ -70,36 +72,9 @@ class FrameGapFinder:
         return last is not None and number not in (last, following) and not parameters.gaps_allowed
 
 
-class _Bits:
-    """Reads the bits of a NAL unit after its first byte, without emulation prevention bytes (section 7.4.1)."""
-
-    def __init__(self, unit: bytes) -> None:
-        self._bytes = unit[1:_HEAD_BYTES].replace(b"\x00\x00\x03", b"\x00\x00")
-        self._at = 0
-
-    def number(self, bits: int) -> int:
-        value = 0
-        for _ in range(bits):
-            value = value << 1 | self._bytes[self._at >> 3] >> (7 - (self._at & 7)) & 1
-            self._at += 1
-        return value
-
-    def golomb(self) -> int:
-        """Read an unsigned Exp-Golomb code, ue(v) in section 9.1."""
-        zeros = 0
-        while not self.number(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.number(zeros)
-
-    def signed_golomb(self) -> int:
-        """Read a signed Exp-Golomb code, se(v) in section 9.1.1."""
-        code = self.golomb()
-        return (code + 1) // 2 if code % 2 else -(code // 2)
-
-
 def _parameters(unit: bytes) -> _Parameters:
     """Parse a sequence parameter set (section 7.3.2.1.1)."""
-    bits = _Bits(unit)
+    bits = Bits(unit[:_HEAD_BYTES])
     profile = bits.number(8)
     bits.number(16)  # constraints, level
     bits.golomb()  # seq_parameter_set_id
@@ -111,7 +86,7 @@ def _parameters(unit: bytes) -> _Parameters:
         bits.golomb()
         bits.number(1)
         if bits.number(1):
-            _skip_scaling_lists(bits, 12 if chroma == 3 else 8)
+            skip_scaling_lists(bits, 12 if chroma == 3 else 8)
     number_bits = bits.golomb() + 4
     order = bits.golomb()
     if order == 0:
@@ -126,21 +101,9 @@ def _parameters(unit: bytes) -> _Parameters:
     return _Parameters(number_bits, separate, gaps_allowed=bool(bits.number(1)))
 
 
-def _skip_scaling_lists(bits: _Bits, count: int) -> None:
-    """Skip `count` scaling lists of a sequence parameter set (section 7.3.2.1.1.1)."""
-    for at in range(count):
-        if not bits.number(1):
-            continue
-        last = following = 8
-        for _ in range(16 if at < 6 else 64):
-            if following:
-                following = (last + bits.signed_golomb()) % 256
-            last = following or last
-
-
 def _frame_number(unit: bytes, parameters: _Parameters) -> int:
     """Return `frame_num` from the header of a slice (section 7.3.3)."""
-    bits = _Bits(unit[:64])
+    bits = Bits(unit[:64])
     for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
         bits.golomb()
     if parameters.separate_planes:

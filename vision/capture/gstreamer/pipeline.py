@@ -9,6 +9,7 @@ User input (a URL, a device) becomes the value of a property, never a part of a 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from fractions import Fraction
 from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from vision.capture.reordering import keeps_order
 from vision.config import CameraConfig
 from vision.config.fields import ACCEPT_ANY, VERIFY
 from vision.config.source_address import Csi, Rtsp, SourceAddress, Usb
@@ -118,26 +120,49 @@ def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     return Element("rtspsrc", {**properties, **optional.properties})
 
 
-def decode_chain(codec: Codec, formats: Sequence[PixelFormat], registry: Registry) -> list[Element]:
-    """Return the elements from RTP packets to the appsink: depayloader, parser, decoder, conversion, appsink."""
+def decode_chain(
+    codec: Codec, formats: Sequence[PixelFormat], registry: Registry, *, in_order: bool = False
+) -> list[Element]:
+    """Return the elements from RTP packets to the appsink: depayloader, parser, decoder, conversion, appsink.
+
+    `in_order` is True if the stream is known to contain no reordered frames.
+    """
     depayloader, parser = {
         "H264": ("rtph264depay", "h264parse"),
         "H265": ("rtph265depay", "h265parse"),
         "JPEG": ("rtpjpegdepay", "jpegparse"),
     }[codec]
-    return [Element(depayloader), Element(parser), *decoder(codec, registry), *to_host(formats, codec, registry)]
+    decoding = decoder(codec, registry, in_order=in_order)
+    return [Element(depayloader), Element(parser), *decoding, *to_host(formats, codec, registry)]
 
 
-def decoder(codec: Codec, registry: Registry) -> list[Element]:
+def decoder(codec: Codec, registry: Registry, *, in_order: bool = False) -> list[Element]:
     """Return the decoder: NVIDIA's if it and its converter are installed, otherwise a decoder on the CPU.
 
-    The decoder must output damaged frames, because they are marked and counted later.
+    The decoder must output damaged frames, because they are marked and counted later. NVIDIA's decoder holds back
+    several frames to put them in order, unless `in_order` is True.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]
     if on_jetson(registry, "nvv4l2decoder"):
-        return [supported(registry, "nvv4l2decoder", enable_max_performance=True)]
+        immediate: dict[str, Value] = {"disable_dpb": True} if in_order else {}
+        return [supported(registry, "nvv4l2decoder", enable_max_performance=True, **immediate)]
     return [supported(registry, f"avdec_{codec.lower()}", max_threads=1, output_corrupt=True)]
+
+
+def known_order(codec: Codec, field: Callable[[str], str | None]) -> bool:
+    """Return True if the caps of RTP packets show that the stream contains no reordered frames.
+
+    `field` returns the value of a field of the caps; None if the field is absent.
+    """
+    if codec == "JPEG":
+        return True
+    sets = (field("sprop-parameter-sets" if codec == "H264" else "sprop-sps") or "").split(",")
+    try:
+        units = [base64.b64decode(each, validate=True) for each in sets]
+    except ValueError:  # the camera sends something else; the decoder waits for reordered frames
+        return False
+    return any(keeps_order(codec, unit) for unit in units)
 
 
 def on_jetson(registry: Registry, decoder_factory: str) -> bool:

@@ -364,7 +364,7 @@ class Player:
             self._relink(pad)
             return
         try:
-            self._add_decoder(pad, str(structure.get_string("encoding-name")))
+            self._add_decoder(pad, structure)
         except SourceError as error:
             self._fault = error
 
@@ -376,8 +376,9 @@ class Player:
         self.packets.replaced()
         pad.link(self._entry)  # if the codec has changed, the pipeline posts an error
 
-    def _add_decoder(self, pad: Any, encoding: str) -> None:
+    def _add_decoder(self, pad: Any, structure: Any) -> None:
         gst = library().Gst
+        encoding = str(structure.get_string("encoding-name"))
         codec = _CODECS.get(encoding)
         if codec is None:
             raise self._error(
@@ -385,7 +386,8 @@ class Player:
                 hint="choose a different codec in the camera's settings, or set `reader: ffmpeg`",
                 code="codec",
             )
-        chain = pipeline.decode_chain(codec, self._pixel_formats, installed)
+        in_order = pipeline.known_order(codec, structure.get_string)
+        chain = pipeline.decode_chain(codec, self._pixel_formats, installed, in_order=in_order)
         reason = pipeline.missing([element.factory for element in chain], installed)
         if reason is not None:
             raise self._error(f"the camera sends {encoding}, but {reason}")
