@@ -196,18 +196,11 @@ class Subscription:
         self._clock = clock
         self._connected = False
         self._sequences = _Sequences()
-        self.problems = 0  # number of unusable messages since the start
-        self._reported = (0, clock() - _PROBLEM_INTERVAL_NS)  # `problems` at the last report, and its time
+        self._problems = _Problems(address, clock)
         self._items: deque[Item] = deque()
-        self._last_message_ns = self._last_silence_ns = clock()
+        self._times = _Times(clock(), clock())
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        set_common_options(self._socket, address, keepalive_s)
-        if keys is not None:
-            keys.use_as_client(self._socket)
-        self._socket.setsockopt(zmq.RCVHWM, queue)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
+        self._socket = _socket(self._context, address, keepalive_s, queue, keys)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -234,7 +227,7 @@ class Subscription:
             Closed: `close` was called.
         """
         while True:
-            left_s = None if timeout_s is None else timeout_s - (self._clock() - self._last_message_ns) / 1e9
+            left_s = None if timeout_s is None else timeout_s - (self._clock() - self._times.message_ns) / 1e9
             item = self.receive(None if left_s is None else max(0.0, left_s))
             if item is not None:
                 yield item
@@ -257,16 +250,21 @@ class Subscription:
             if self._items:
                 return self._items.popleft()
             now_ns = self._clock()
-            wait_ns = self._last_silence_ns + self._silence_ns - now_ns
+            wait_ns = self._times.silence_ns + self._silence_ns - now_ns
             if wait_ns <= 0:
-                self._last_silence_ns = now_ns
-                return Silence(self.address, (now_ns - self._last_message_ns) / 1e9, self._connected)
+                self._times.silence_ns = now_ns
+                return Silence(self.address, (now_ns - self._times.message_ns) / 1e9, self._connected)
             if self._replay is not None:
                 wait_ns = min(wait_ns, max(_RETRY_NS, self._replay.recovery.wait_ns()))
             if deadline_ns is not None:
                 if now_ns >= deadline_ns:
                     return None
                 wait_ns = min(wait_ns, deadline_ns - now_ns)
+
+    @property
+    def problems(self) -> int:
+        """Number of unusable messages and failed requests since the start."""
+        return self._problems.count
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
@@ -294,7 +292,7 @@ class Subscription:
             if self._replay is not None and self._connected:
                 self._replay.recovery.hurry()
         if self._replay is not None and self._replay.socket in ready:
-            self._last_silence_ns = self._clock()
+            self._times.silence_ns = self._clock()
             with self._surviving():
                 self._take_events(self._replay.receive())
         if self._socket in ready:
@@ -309,12 +307,7 @@ class Subscription:
         except MessageError as error:
             if error.code == _FATAL:
                 raise
-            self.problems += 1
-            count, reported_ns = self._reported
-            now_ns = self._clock()
-            if now_ns - reported_ns >= _PROBLEM_INTERVAL_NS:
-                self._reported = self.problems, now_ns
-                self._items.append(Problem(self.address, str(error.args[0]), error.code, self.problems - count))
+            self._items.extend(self._problems.add(error))
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) < 2:
@@ -327,14 +320,14 @@ class Subscription:
             return
         message = codec.decode(topic, parts[1])
         codec.check_values(topic, message)
-        self._last_silence_ns = self._clock()
+        self._times.silence_ns = self._clock()
         if self._replay is not None and isinstance(message, NodeStatusMessage):
             self._replay.learn_address(message, self.address)
         if self._replay is not None and isinstance(message, EventMessage):
             self._items.extend(self._sequences.check_instance(message))
             self._take_events(self._replay.recovery.live(message))
         elif subscribed:
-            self._last_message_ns = self._last_silence_ns
+            self._times.message_ns = self._times.silence_ns
             self._items.extend(self._sequences.check(topic, message))
         else:
             self._items.extend(self._sequences.check_instance(message))
@@ -343,8 +336,33 @@ class Subscription:
         """Queue the events of the subscribed cameras, and all reports."""
         for item in items:
             if not isinstance(item, EventMessage) or self._event_cameras is None or item.camera in self._event_cameras:
-                self._last_message_ns = self._clock()
+                self._times.message_ns = self._clock()
                 self._items.append(item)
+
+
+@dataclass(slots=True)
+class _Times:
+    message_ns: int  # time of the last message
+    silence_ns: int  # time of the last message or report of silence
+
+
+class _Problems:
+    """Counts the problems of a subscription, and decides which of them are reported."""
+
+    def __init__(self, address: str, clock: Callable[[], int]) -> None:
+        self.count = 0
+        self._address = address
+        self._clock = clock
+        self._reported = 0  # number of problems up to the last report
+        self._report_at_ns = clock()
+
+    def add(self, error: MessageError) -> Iterator[Problem]:
+        """Count a problem. Yield a report, unless the last one is too recent."""
+        self.count += 1
+        now_ns = self._clock()
+        if now_ns >= self._report_at_ns:
+            yield Problem(self._address, str(error.args[0]), error.code, self.count - self._reported)
+            self._reported, self._report_at_ns = self.count, now_ns + _PROBLEM_INTERVAL_NS
 
 
 class _Sequences:
@@ -382,6 +400,19 @@ class _Sequences:
 def _forget_oldest(known: dict[str, Any]) -> None:
     if len(known) > _MAX_TOPICS:
         del known[next(iter(known))]
+
+
+def _socket(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, keepalive_s: int, queue: int, keys: KeyPair | None
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.SUB)
+    set_common_options(socket, address, keepalive_s)
+    if keys is not None:
+        keys.use_as_client(socket)
+    socket.setsockopt(zmq.RCVHWM, queue)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.RCVBUF, _RECEIVE_BUFFER_BYTES)
+    return socket
 
 
 def _check_arguments(
