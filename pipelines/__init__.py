@@ -19,7 +19,8 @@ from typing import Literal
 from vision.config import AppConfig
 from vision.errors import ConfigError
 from vision.runtime import result_worker
-from vision.runtime.builder import Build, OpenStages, Pipeline, RunOptions, pipeline, with_video
+from vision.runtime.builder import Build, OpenStages, RunOptions
+from vision.runtime.pipeline import Pipeline, pipeline, with_video
 from vision.runtime.worker_channel import WorkerChannel
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Sink, Stage

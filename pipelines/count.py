@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, open_tracking, pipeline
+from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, open_tracking
+from vision.runtime.pipeline import pipeline
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
 

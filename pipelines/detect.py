@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, pipeline
+from vision.runtime.builder import RunOptions
+from vision.runtime.pipeline import pipeline
 from vision.stages.stage import Stage
 
 

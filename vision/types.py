@@ -74,6 +74,16 @@ class FrameMeta:
     yuv: YuvEncoding = "bt601"
 
 
+class SharedMemory(Protocol):
+    """A file in memory that contains the frames of one camera, and that other processes can map."""
+
+    number: int  # identifies the file in this process
+    nbytes: int
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+
+
 class DeviceMemory(Protocol):
     """GPU memory of one frame. It is freed with the last object that refers to it (`vision.gpu.memory`)."""
 
@@ -98,6 +108,8 @@ class FrameBuffer:
     upload_address: int = 0
     """Address of page-locked host memory to copy to `device_address` before the GPU reads; 0 if there is none."""
     device: DeviceMemory | None = None
+    shared: tuple[SharedMemory, int] | None = None
+    """The file that contains `host`, and its offset in bytes; None if other processes cannot read the frame."""
 
     @classmethod
     def allocate(cls, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:

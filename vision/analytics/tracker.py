@@ -326,8 +326,7 @@ class _TracksTogether:
         new &= age_s >= self._config.confirm_s - CLOCK_GRAIN_S
         published = tracks[new]
         for track in published:
-            camera = 0 if self._camera is None else self._camera[track]
-            self._ids[track] = next(self._trackers[camera]._new_ids)
+            self._ids[track] = next(self._trackers[0 if self._camera is None else self._camera[track]]._new_ids)
         before = self._state.take(published, axis=1)
         before[PLACE] = before[SEEN_AT]
         previous = np.full((len(tracks), 4), math.nan)

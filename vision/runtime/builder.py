@@ -1,4 +1,4 @@
-"""Functions that open the parts of a pipeline as configured, and `pipeline`, which assembles the parts into a runtime.
+"""Functions that open the parts of a pipeline as configured. `vision.runtime.pipeline` assembles them.
 
 Most functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They can
 raise `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.capture.open import chooses_nvdec, open_source, require_library, supervisor_policy
+from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
@@ -35,22 +35,20 @@ from vision.config import (
     load_model_spec,
     shipped_models,
 )
+from vision.config.app import SnapshotConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_classifier, open_detector, published_class_names
 from vision.detect.proposal import spec_of_file
-from vision.errors import Closed, ModelError, VisionError, registered_secrets
+from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
-from vision.runtime.process_count import process_count
 from vision.runtime.remote_slot import RemoteSlot
-from vision.runtime.result_messages import WorkerSetup
-from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
@@ -86,6 +84,7 @@ class RunOptions:
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
+    group: tuple[str, ...] = ()  # the cameras of a result worker; empty if this process handles all results
 
     @property
     def has_video(self) -> bool:
@@ -103,114 +102,6 @@ Build = Callable[[AppConfig, RunOptions, ExitStack], Runtime]
 
 OpenStages = Callable[[AppConfig, RunOptions, ExitStack], Sequence[Stage]]
 """Type of functions that open the stages of a pipeline. The runtime runs the stages in the returned order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """A pipeline that has the stages from `open_stages`, a publisher, and `sinks`. It is the `build` of its file.
-
-    The detector is opened last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
-    argument closes everything that was opened.
-    """
-
-    open_stages: OpenStages
-    sinks: Sequence[Sink] = ()
-    name: str = ""  # from which a result worker loads the pipeline; empty if it cannot be loaded by name
-
-    def __call__(self, config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
-        for camera in config.cameras if options.open_source is None else ():
-            require_library(camera)
-        stages_closed = resources.enter_context(ExitStack())
-        stages = self.open_stages(config, options, stages_closed)
-        count = self._workers(config, options, stages)
-        publisher, recorder = _open_publisher(config, options, resources, proxy=count > 1)
-        workers = None
-        if count > 1 and isinstance(publisher, Publisher):
-            stages_closed.close()
-            setup = self._setup(config, options, publisher, records=recorder is not None)
-            workers = ResultProcesses(
-                setup, count, publisher, state=options.state, recorder=recorder, observe=options.observe
-            )
-            resources.callback(workers.close)
-        # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
-        scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
-        detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
-        if workers is not None:
-            workers.wait_ready(options.stop)
-        cameras, capture = build_capture(config, _with_capture_workers(config, options), detector, stages)
-        return Runtime(
-            cameras=cameras,
-            capture=capture,
-            detector=detector,
-            stages=stages,
-            sinks=[publisher, *self.sinks],
-            workers=workers,
-            observe=options.observe,
-            model=config.model,
-            status_interval_s=config.status.interval_s,
-            stop_timeout_s=config.stop_timeout_s,
-            hang_s=config.hang_s,
-        )
-
-    def _workers(self, config: AppConfig, options: RunOptions, stages: Sequence[Stage]) -> int:
-        """Return the number of result workers; 1 if this process handles the results."""
-        count = process_count(config)
-        reasons = {
-            "the video needs the frames": options.has_video,
-            "a stage reads pixels": any(isinstance(stage, PixelStage) for stage in stages),
-            "the pipeline has its own sinks": bool(self.sinks),
-            "the pipeline has no name": not self.name,
-            "the results are not published": options.sink is not None,
-        }
-        reason = next((reason for reason, applies in reasons.items() if applies), "")
-        if count > 1 and reason:
-            log.info("one process handles all results, because %s", reason)
-            return 1
-        return count
-
-    def _setup(self, config: AppConfig, options: RunOptions, publisher: Publisher, *, records: bool) -> WorkerSetup:
-        assert publisher.proxy is not None
-        return WorkerSetup(
-            pipeline=self.name,
-            config=config,
-            secrets=registered_secrets(),
-            offline=options.offline,
-            private=publisher.proxy.private,
-            instance=publisher.numbering.instance,
-            node=publisher.numbering.node,
-            class_names=published_class_names(find_model(config.model)[1], config.detect),
-            records=records,
-        )
-
-
-def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
-    """Return options with the number of capture workers that the configuration requests."""
-    count = process_count(config)
-    if count == 1 or options.capture_workers:
-        return options
-    return replace(options, capture_workers=count)
-
-
-def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Pipeline:
-    """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
-
-    With several processes, each result worker calls `open_stages`, and processes the results of a part of the cameras.
-    A pipeline with `sinks` handles all results in one process.
-    """
-    return Pipeline(open_stages, tuple(sinks))
-
-
-def with_video(build: Build) -> Build:
-    """Return a function that calls `build` and, if requested, appends the stage that writes or shows the video."""
-
-    def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
-        video = open_video(config, options, resources)
-        runtime = build(config, options, resources)
-        for stage in video:
-            runtime.add_stage(stage)
-        return runtime
-
-    return build_with_video
 
 
 def find_model(name: str) -> tuple[Path, ModelSpec]:
@@ -253,10 +144,10 @@ def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
     """Return `options.sink` if it is set. Otherwise, open and return the publisher, which also records if requested."""
-    return _open_publisher(config, options, resources, proxy=False)[0]
+    return open_recording_publisher(config, options, resources, proxy=False)[0]
 
 
-def _open_publisher(
+def open_recording_publisher(
     config: AppConfig, options: RunOptions, resources: ExitStack, *, proxy: bool
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder, if there is one.
@@ -385,7 +276,15 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
         draw = partial(draw_events, result=result, sections=config.analytics) if snapshots.annotate else None
         return encoder.encode(frame, draw)
 
-    return [resources.enter_context(closing(SnapshotStage(snapshots, encode, lossless=options.offline)))]
+    part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
+    stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
+    return [resources.enter_context(closing(stage))]
+
+
+def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
+    """Return the configuration with the limits of a process that has `cameras` of `of` cameras."""
+    files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
+    return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:

@@ -6,6 +6,8 @@ To the worker: one `Begin`, then one list of encoded results per batch. To the m
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +15,29 @@ from typing import TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.config import AppConfig
 from vision.messaging import codec
 from vision.messaging.schema import EventMessage
+from vision.runtime.shared_frames import map_file
+from vision.runtime.worker_channel import Message
 from vision.state.counters import CounterRow
 from vision.types import (
     ClockSource,
     Counts,
     Detections,
+    Frame,
+    FrameBuffer,
     FrameMeta,
     Mask,
+    PixelFormat,
     Result,
     Shapes,
+    SharedMemory,
     Timing,
     YuvEncoding,
+    frame_shape,
 )
 
 
@@ -92,6 +102,12 @@ class _EncodedResult(msgspec.Struct, array_like=True, gc=False):
     class_ids: bytes
     truncated_candidates: int
     shapes: _Shapes | None
+    pixels: tuple[int, int, PixelFormat] | None  # number of the file, offset in it, and format; None without the frame
+
+
+class _Results(msgspec.Struct, array_like=True, gc=False):
+    files: list[tuple[int, int]]  # number and size of each file whose descriptor comes with the message
+    results: list[_EncodedResult]
 
 
 Outcome: TypeAlias = tuple[int, int]
@@ -116,7 +132,7 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=codec.plain)  # a custom stage can put NumPy values into an event
-_results = msgspec.msgpack.Decoder(list[_EncodedResult])
+_results = msgspec.msgpack.Decoder(_Results)
 _begin = msgspec.msgpack.Decoder(Begin)
 _replies = msgspec.msgpack.Decoder(Answer | Totals)
 
@@ -126,8 +142,8 @@ def encode(message: Begin | Answer | Totals) -> bytes:
     return _encoder.encode(message)
 
 
-def encode_result(result: Result, camera: int, expires_ns: int | None) -> bytes:
-    """Encode a result of the detector.
+def encode_result(result: Result, camera: int, expires_ns: int | None, frame: FrameBuffer | None) -> bytes:
+    """Encode a result of the detector, and the place of its frame in shared memory. `frame` is None without the frame.
 
     Raises:
         TypeError: a stage has already processed the result.
@@ -156,22 +172,63 @@ def encode_result(result: Result, camera: int, expires_ns: int | None) -> bytes:
             found.class_ids.tobytes(),
             found.truncated_candidates,
             None if found.shapes is None else _encoded_shapes(found.shapes),
+            None if frame is None or frame.shared is None else _place(frame.shared, frame.pixel_format),
         )
     )
 
 
-def join_results(encoded: Sequence[bytes]) -> bytes:
-    """Return the message that contains encoded results."""
-    return _encoder.encode([msgspec.Raw(each) for each in encoded])
+def _place(shared: tuple[SharedMemory, int], pixel_format: PixelFormat) -> tuple[int, int, PixelFormat]:
+    return shared[0].number, shared[1], pixel_format
 
 
-def decode_results(data: bytes, camera_ids: Sequence[str]) -> list[tuple[Result, int | None]]:
-    """Return each result in a message, and the time from which it is too old; None means never.
+def join_results(encoded: Sequence[bytes], files: Sequence[SharedMemory] = ()) -> bytes:
+    """Return the message that contains encoded results. Send it with the descriptors of `files`, in this order."""
+    return _encoder.encode(([(file.number, file.nbytes) for file in files], [msgspec.Raw(each) for each in encoded]))
+
+
+class FrameFiles:
+    """The files of a worker that contain frames, one for each camera."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, NDArray[np.uint8]] = {}  # by number
+        self._current: dict[int, int] = {}  # number of the file of each camera
+
+    def open(self, number: int, nbytes: int, fd: int) -> None:
+        """Map a file, and close its descriptor."""
+        try:
+            self._files[number] = map_file(fd, nbytes)
+        finally:
+            os.close(fd)
+
+    def frame(self, meta: FrameMeta, camera: int, place: tuple[int, int, PixelFormat]) -> Frame:
+        """Return a frame. Unmap the previous file of its camera if the frame is in a new one."""
+        number, offset, pixel_format = place
+        before = self._current.get(camera, number)
+        self._current[camera] = number
+        if before != number:
+            del self._files[before]
+        shape = frame_shape(meta.height_px, meta.width_px, pixel_format)
+        pixels = self._files[number][offset : offset + math.prod(shape)].reshape(shape)
+        return Frame.wrap(meta, pixels, pixel_format)
+
+
+def decode_results(
+    message: Message, camera_ids: Sequence[str], files: FrameFiles
+) -> list[tuple[Result, Frame | None, int | None]]:
+    """Return each result in a message, its frame, and the time from which it is too old. None means never.
 
     Raises:
         msgspec.MsgspecError: the message has a different form.
     """
-    return [(_decoded(each, camera_ids[each.camera]), each.expires_ns) for each in _results.decode(data)]
+    content = _results.decode(message.data)
+    for (number, nbytes), fd in zip(content.files, message.fds, strict=True):
+        files.open(number, nbytes, fd)
+    decoded = []
+    for each in content.results:
+        result = _decoded(each, camera_ids[each.camera])
+        frame = None if each.pixels is None else files.frame(result.meta, each.camera, each.pixels)
+        decoded.append((result, frame, each.expires_ns))
+    return decoded
 
 
 def decode_begin(data: bytes) -> Begin:

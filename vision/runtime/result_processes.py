@@ -33,7 +33,7 @@ from vision.runtime.worker_process import Worker, Workers, WorkerSpec
 from vision.stages.stage import Sink
 from vision.state.counters import CameraCounters, CounterRow
 from vision.state.database import StateDatabase, counter_statement
-from vision.types import DropReason, FrameMeta, Result
+from vision.types import DropReason, FrameMeta, Result, SharedMemory
 
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
@@ -42,6 +42,7 @@ _MEMORY_BYTES: Final = 1 << 30
 _POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops
 _START_S: Final = 60.0
 _STOP_S: Final = 1.0
+_FILES_AT_ONCE: Final = 8  # in one message, which can contain only a few descriptors
 _SKIPPED_IDS: Final = 10_000
 """Number of track ids of each camera that are left out after the end of a worker, which reports its ids only once per
 second."""
@@ -125,6 +126,24 @@ class _Sequence:
         self._is_new = True
 
 
+class _Totals:
+    """Counters of the stages of a worker, summed over its processes."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._last: dict[str, int] = {}  # of the current process
+
+    def update(self, counters: dict[str, int]) -> None:
+        """Store the counters of the current process."""
+        self.counters.update(counters)
+        self.counters.subtract(self._last)
+        self._last = counters
+
+    def process_ended(self) -> None:
+        """Keep the counters of the process. Its successor starts at 0."""
+        self._last = {}
+
+
 class _Link:
     """The connection to one result worker. It implements `vision.runtime.worker_process.WorkerHandler`.
 
@@ -132,16 +151,29 @@ class _Link:
     """
 
     def __init__(
-        self, cameras: Mapping[str, int], metrics: ResultMetrics, desk: EventDesk, recorder: RecordsResults | None
+        self,
+        cameras: Mapping[str, int],
+        metrics: ResultMetrics,
+        desk: EventDesk,
+        recorder: RecordsResults | None,
+        *,
+        with_frames: bool,
     ) -> None:
-        """Create the link. `cameras` contains the index of each of the worker's cameras."""
+        """Create the link.
+
+        Args:
+            cameras: index of each of the worker's cameras.
+            metrics: counters of published results.
+            desk: receiver of events and counters.
+            recorder: recorder of detections.
+            with_frames: whether a stage of the worker reads pixels.
+        """
         self.worker: Worker | None = None
-        self.counters: Counter[str] = Counter()  # of the stages
+        self.totals = _Totals()
         self.sequences = {camera_id: _Sequence() for camera_id in cameras}
         self.is_lost = False
         self.answered = 0
         self._cameras = cameras
-        self._ids = {number: camera_id for camera_id, number in cameras.items()}
         self._metrics = metrics
         self._desk = desk
         self._recorder = recorder
@@ -149,7 +181,8 @@ class _Link:
         self._runs = False
         self._unsent: deque[tuple[InferredFrame, bytes]] = deque()
         self._sent: deque[InferredFrame] = deque()
-        self._last_counters: dict[str, int] = {}  # of the current process
+        self._files: dict[str, int] | None = {} if with_frames else None
+        """Number of the file with the frames of each camera that the process knows; None if it needs no frames."""
 
     @property
     def unfinished(self) -> int:
@@ -192,14 +225,35 @@ class _Link:
             changes["dropped_before"] = dict(sequence.carried + Counter(result.dropped_before))
             sequence.carried = Counter()
         changed: Result = replace(result, **changes) if changes else result  # type: ignore[arg-type]
-        return encode_result(changed, self._cameras[camera_id], frame.expires_ns)
+        buffer = None if self._files is None else frame.lease.frame.buffer
+        return encode_result(changed, self._cameras[camera_id], frame.expires_ns, buffer)
 
     def _send(self) -> None:
         if not self._unsent or self.worker is None or not self._runs:
             return
-        if self.worker.send(join_results([encoded for _, encoded in self._unsent])):
-            self._sent.extend(frame for frame, _ in self._unsent)
-            self._unsent.clear()
+        while self._unsent:
+            frames, files = self._next_message()
+            data = join_results([encoded for _, encoded in frames], list(files.values()))
+            if not self.worker.send(data, [file.fileno() for file in files.values()]):
+                return
+            if self._files is not None:
+                self._files |= {camera_id: file.number for camera_id, file in files.items()}
+            for frame, _ in frames:
+                self._sent.append(frame)
+                self._unsent.popleft()
+
+    def _next_message(self) -> tuple[list[tuple[InferredFrame, bytes]], dict[str, SharedMemory]]:
+        """Return the next results of different cameras, and the files that the process does not know yet, by camera."""
+        frames: dict[str, tuple[InferredFrame, bytes]] = {}
+        files: dict[str, SharedMemory] = {}
+        for frame, encoded in self._unsent:
+            shared, camera_id = frame.lease.frame.buffer.shared, frame.result.meta.camera_id
+            if camera_id in frames or len(files) == _FILES_AT_ONCE:
+                break
+            if self._files is not None and shared is not None and self._files.get(camera_id) != shared[0].number:
+                files[camera_id] = shared[0]
+            frames[camera_id] = frame, encoded
+        return list(frames.values()), files
 
     # --- methods of a `WorkerHandler` ---------------------------------------------------------------------------------
 
@@ -217,9 +271,7 @@ class _Link:
             self._desk.take(reply)
             self.flush()
             return
-        self.counters.update(reply.counters)
-        self.counters.subtract(self._last_counters)
-        self._last_counters = reply.counters
+        self.totals.update(reply.counters)
         for camera_id, last_id in reply.last_ids.items():
             if camera_id in self.sequences:
                 self.sequences[camera_id].last_id = last_id
@@ -241,8 +293,9 @@ class _Link:
                 sequence.unreported[DropReason.STALE.value] += 1
             reasons.append(None if published_ns else DropReason.STALE)
         finish_together([frame.lease for frame in frames], reasons)
-        for number, counts in answer.counts.items():
-            self._metrics.cameras[self._ids[number]].counts = counts
+        for camera_id, number in self._cameras.items() if answer.counts else ():
+            if number in answer.counts:
+                self._metrics.cameras[camera_id].counts = answer.counts[number]
         if self._recorder is not None:
             for payload in answer.records:
                 self._recorder.write(payload)
@@ -265,7 +318,9 @@ class _Link:
         frames = [*sent, *unsent]
         dropped = DropReason.WORKER if reason else DropReason.STOPPED
         finish_together([frame.lease for frame in frames], [dropped] * len(frames))
-        self._last_counters = {}
+        self.totals.process_ended()
+        if self._files is not None:
+            self._files.clear()
         self.is_lost = self.is_lost or bool(reason)
 
 
@@ -281,6 +336,7 @@ class ResultProcesses:
         state: StateDatabase | None,
         recorder: RecordsResults | None,
         observe: Observe | None = None,
+        with_frames: bool = False,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Create the workers, and start their processes. `wait_ready` waits until they are ready.
@@ -292,12 +348,14 @@ class ResultProcesses:
             state: database for events and counters. If None, they are only in memory.
             recorder: recorder of detections.
             observe: see `ResultMetrics`.
+            with_frames: whether a stage reads pixels. The frames must be in shared memory.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
         self.metrics = ResultMetrics(camera_ids, clock, observe)
         self.sinks: list[Sink] = [publisher]
         self._publisher = publisher
         self._lossless = setup.offline
+        self._with_frames = with_frames
         self._workers = Workers()
         self._links: list[_Link] = []
         self._link_of: dict[str, _Link] = {}
@@ -306,7 +364,7 @@ class ResultProcesses:
         desk = EventDesk(publisher, state)
         for first in range(min(count, len(camera_ids))):
             group = {camera_ids[number]: number for number in range(first, len(camera_ids), count)}
-            link = _Link(group, self.metrics, desk, recorder)
+            link = _Link(group, self.metrics, desk, recorder, with_frames=with_frames)
             spec = WorkerSpec(f"result worker {first + 1}", ENTRY, setup.encode(), _HANG_S, _MEMORY_BYTES)
             self._workers.add(spec, link)
             self._links.append(link)
@@ -343,7 +401,7 @@ class ResultProcesses:
         """Return the counters of the stages, summed over all workers, and of the publisher."""
         total: Counter[str] = Counter()
         for link in self._links:
-            total.update(link.counters)
+            total.update(link.totals.counters)
         return dict(total) | self._publisher.counters()
 
     def new_epochs(self, camera_id: str) -> int:
@@ -351,8 +409,8 @@ class ResultProcesses:
         return self._link_of[camera_id].sequences[camera_id].epochs
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Send a batch to the workers, and release its leases. After `abort`, discard the batch."""
-        hand_over([frame.lease for frame in batch], keep=False)
+        """Send a batch to the workers. Release its leases, unless a stage reads pixels. After `abort`, discard it."""
+        hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:
             finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
             return

@@ -23,9 +23,18 @@ from vision.messaging.proxy import FIRST_SUBSCRIPTION, connect
 from vision.messaging.publisher import DetectionsPublisher
 from vision.messaging.schema import EventMessage
 from vision.runtime.builder import OpenStages, RunOptions
-from vision.runtime.result_messages import Answer, Begin, Totals, WorkerSetup, decode_begin, decode_results, encode
+from vision.runtime.result_messages import (
+    Answer,
+    Begin,
+    FrameFiles,
+    Totals,
+    WorkerSetup,
+    decode_begin,
+    decode_results,
+    encode,
+)
 from vision.runtime.stage_runner import StageRunner
-from vision.runtime.worker_channel import WorkerChannel
+from vision.runtime.worker_channel import Message, WorkerChannel
 from vision.stages.analytics import TrackStage
 from vision.stages.stage import Report
 from vision.state.counters import CameraCounters, CounterRow
@@ -139,13 +148,15 @@ class _ResultWorker:
         self._records = records
         self._counters = counters
         self._totals_ns = 0
+        self._files = FrameFiles()
 
-    def handle(self, data: bytes) -> None:
+    def handle(self, message: Message) -> None:
         """Process the results in a message, and answer it."""
         outcomes = []
-        batch = list(decode_results(data, self._camera_ids))
-        for begun, (_, expires_ns) in zip(self._runner.begin(batch), batch, strict=True):
-            done = None if begun is None else self._runner.run_stages(begun, None, expires_ns)
+        batch = decode_results(message, self._camera_ids, self._files)
+        begun = self._runner.begin([(result, expires_ns) for result, _, expires_ns in batch])
+        for started, (_, frame, expires_ns) in zip(begun, batch, strict=True):
+            done = None if started is None else self._runner.run_stages(started, frame, expires_ns)
             outcomes.append((0, 0) if done is None else (self._runner.publish(done), len(done.objects)))
             self._channel.beat()
         outbox, records, counters = self._outbox, self._records, self._counters
@@ -184,7 +195,7 @@ def run(channel: WorkerChannel, data: bytes, load_stages: Callable[[str], OpenSt
                 message = channel.receive(_WAIT_S)
                 socket.discard_subscriptions()
                 if message is not None:
-                    worker.handle(message.data)
+                    worker.handle(message)
         except Closed:
             worker.send_totals()
             raise
@@ -201,7 +212,7 @@ def _open(
 ) -> tuple[_ResultWorker, _Socket]:
     config = setup.config
     counters = HandedOverCounters(begin.counters)
-    options = RunOptions(stop=threading.Event(), offline=setup.offline, counters=counters)
+    options = RunOptions(stop=threading.Event(), offline=setup.offline, counters=counters, group=tuple(begin.sequences))
     logging.disable(logging.INFO)  # the main process opened the same stages, and logged the same lines
     stages = open_stages(config, options, resources)
     logging.disable(logging.NOTSET)

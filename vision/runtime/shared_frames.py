@@ -7,9 +7,12 @@ Buffer n starts at a multiple of the size of a page, because the GPU reads whole
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import mmap
 import os
+import weakref
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +22,21 @@ from vision.detect.detector import Detector, SharesFrames
 from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
+_numbers = itertools.count(1)
+
+
+class SharedFile:
+    """A file in memory, for other processes. It implements `vision.types.SharedMemory`, and closes its descriptor."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        """Duplicate the descriptor `fd` of a file of `nbytes`."""
+        self.number = next(_numbers)
+        self.nbytes = nbytes
+        self._fd = os.dup(fd)
+        weakref.finalize(self, os.close, self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
 
 
 def buffer_bytes(height_px: int, width_px: int, pixel_format: PixelFormat) -> int:
@@ -44,9 +62,12 @@ def allocate_shared(
             os.posix_fallocate(fd, 0, size)  # otherwise, a lack of memory would kill the process that writes
         except OSError as error:
             raise MemoryError(f"{size / 2**20:.1f} MiB of shared memory: {error.strerror}") from error
-        memory = _map(fd, size)
+        memory = map_file(fd, size)
         buffers = _wrap(memory, count, height_px, width_px, pixel_format)
-        return fd, detector.shared_buffers(memory, buffers) if isinstance(detector, SharesFrames) else buffers
+        if isinstance(detector, SharesFrames):
+            buffers = detector.shared_buffers(memory, buffers)
+        file, step = SharedFile(fd, size), buffer_bytes(height_px, width_px, pixel_format)
+        return fd, [replace(buffer, shared=(file, number * step)) for number, buffer in enumerate(buffers)]
     except BaseException:
         os.close(fd)
         raise
@@ -54,7 +75,7 @@ def allocate_shared(
 
 def map_shared(fd: int, count: int, height_px: int, width_px: int, pixel_format: PixelFormat) -> list[FrameBuffer]:
     """Return the buffers in the file of `allocate_shared`."""
-    memory = _map(fd, count * buffer_bytes(height_px, width_px, pixel_format))
+    memory = map_file(fd, count * buffer_bytes(height_px, width_px, pixel_format))
     return _wrap(memory, count, height_px, width_px, pixel_format)
 
 
@@ -68,8 +89,8 @@ def _wrap(
     return [FrameBuffer.wrap(memory[start : start + nbytes].reshape(shape), pixel_format) for start in starts]
 
 
-def _map(fd: int, size: int) -> NDArray[np.uint8]:
-    """Map a file. The mapping exists as long as the array or a part of it."""
+def map_file(fd: int, size: int) -> NDArray[np.uint8]:
+    """Map a file. The mapping exists as long as the array or a part of it. Raise `MemoryError` if this fails."""
     try:
         mapped = mmap.mmap(fd, size)
     except OSError as error:

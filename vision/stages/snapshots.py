@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 4  # number of frames that can wait to be written
 _STOP_S: Final = 1.0  # maximum time to write the waiting frames at the end
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
+_NAME: Final = re.compile(r"(?P<camera>[A-Za-z0-9][A-Za-z0-9_-]{0,63})-\d{8}T\d{6}\.\d{3}Z-\d+-\d+\.jpg")
 _PARTIAL: Final = ".part"
 
 
@@ -33,7 +34,12 @@ class SnapshotStage:
     """Writes a snapshot for each frame with events of the configured kinds, and adds its path to these events."""
 
     def __init__(
-        self, config: SnapshotConfig, encode: Callable[[Frame, Result], bytes], *, lossless: bool = False
+        self,
+        config: SnapshotConfig,
+        encode: Callable[[Frame, Result], bytes],
+        *,
+        lossless: bool = False,
+        camera_ids: Collection[str] | None = None,
     ) -> None:
         """Create the folder and start the thread that writes files.
 
@@ -41,6 +47,8 @@ class SnapshotStage:
             encode: function that returns the content of a file. Its arguments are a private copy of the frame, and a
                 result with only the events of the snapshot. The thread of the stage calls it.
             lossless: if True, wait for the disk instead of skipping a snapshot.
+            camera_ids: the cameras of this process. The stage then leaves the files of other cameras to the other
+                processes. None means that there are no other processes.
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
@@ -48,7 +56,7 @@ class SnapshotStage:
         """
         self._encode = encode
         self._kinds = config.kinds
-        self._folder = _SnapshotFolder(config)
+        self._folder = _SnapshotFolder(config, camera_ids)
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
@@ -93,9 +101,9 @@ class SnapshotStage:
 class _SnapshotFolder:
     """The folder that contains the snapshots. Files that do not have the name of a snapshot are never deleted."""
 
-    def __init__(self, config: SnapshotConfig) -> None:
+    def __init__(self, config: SnapshotConfig, camera_ids: Collection[str] | None) -> None:
         self.path = Path(config.folder)
-        self.sizes = _existing_snapshots(self.path)
+        self.sizes = _existing_snapshots(self.path, camera_ids)
         self.written = self.failed = 0
         self._nbytes = sum(self.sizes.values())
         self._max_files, self._max_bytes = config.max_files, config.max_mb * 1_000_000
@@ -135,22 +143,29 @@ class _SnapshotFolder:
             self._nbytes -= self.sizes.pop(oldest)
 
 
-def _existing_snapshots(folder: Path) -> dict[str, int]:
+def _existing_snapshots(folder: Path, camera_ids: Collection[str] | None = None) -> dict[str, int]:
     """Create the folder, and remove incomplete files. Return the size in bytes of each snapshot by name, oldest first.
+
+    If `camera_ids` is not None, ignore the files of other cameras.
 
     Raises:
         ConfigError: the folder cannot be created, or is not writable.
         Unavailable: the folder cannot be used at present, for example because the disk is full.
     """
+
+    def is_own(name: str) -> bool:
+        match = _NAME.fullmatch(name)
+        return match is not None and (camera_ids is None or match["camera"] in camera_ids)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f".*{_PARTIAL}"):
-            if _NAME.fullmatch(partial.name.removeprefix(".").removesuffix(_PARTIAL)):
+            if is_own(partial.name.removeprefix(".").removesuffix(_PARTIAL)):
                 partial.unlink()
-        probe = folder / f".probe{_PARTIAL}"
+        probe = folder / f".probe-{os.getpid()}{_PARTIAL}"
         probe.write_bytes(b"")
         probe.unlink()
-        files = [(file.stat(), file.name) for file in folder.iterdir() if _NAME.fullmatch(file.name)]
+        files = [(file.stat(), file.name) for file in folder.iterdir() if is_own(file.name)]
     except OSError as error:
         text, hint = f"snapshots.folder: cannot write to {folder}", "make the folder writable for this user"
         raise from_os_error(text, error, hint=hint, code="snapshot-folder") from error

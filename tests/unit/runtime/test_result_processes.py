@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sqlite3
@@ -21,6 +20,7 @@ import psutil
 import pytest
 
 from tests.messages.processes import Program, wait_until
+from tests.unit.detect.test_classifier import save
 from vision.client import Gap, Item, Restart, Subscription
 from vision.config import AppConfig
 from vision.errors import ConfigError, VisionError
@@ -282,11 +282,69 @@ def test_own_pipeline_file_runs_in_workers_and_logs_through_the_main_process(
     assert {record.processName for record in warned} == {"result worker 1", "result worker 2"}
 
 
-def test_pipeline_that_workers_cannot_run_uses_one_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = site(tmp_path, processes=2, snapshots={"folder": str(tmp_path / "snapshots"), "kinds": ["line_crossed"]})
-    with caplog.at_level(logging.INFO), running(config) as program:
+SINK = """
+from vision.pipelines import pipeline_with
+
+class Nothing:
+    def publish(self, result):
+        pass
+
+    def report(self, report):
+        pass
+
+build = pipeline_with([], after="count", sinks=[Nothing()])
+"""
+
+
+def test_pipeline_that_workers_cannot_run_uses_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(SINK)
+    with running(site(tmp_path, processes=2, pipeline=str(path))) as program:
         wait_until(lambda: bool(program.of(EventMessage)), "an event")
         assert not program.workers()
+
+
+def test_snapshots_of_workers_equal_those_of_one_process(tmp_path: Path) -> None:
+    images: list[dict[str, bytes]] = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        source = "synthetic:160x120@30?objects=3&frames=60"
+        config = site(
+            tmp_path, processes=processes, source=source, snapshots={"folder": str(folder), "annotate": False}
+        )
+        with running(config, offline=True) as program:
+            wait_until(lambda program=program: finished(program), "the end")  # type: ignore[misc]
+            assert isinstance(program.runtime._results, ResultProcesses) == (processes == 2)
+        assert program.failure is None
+        events = program.of(EventMessage)
+        assert events
+        assert all(event.snapshot for event in events)
+        # The name contains the camera, the time of the run, the epoch, and the frame.
+        found = {f"{path.name.split('-')[0]}-{path.stem.split('-')[-1]}": path for path in folder.iterdir()}
+        images.append({name: path.read_bytes() for name, path in found.items()})
+    assert images[0] == images[1]
+
+
+def test_second_model_reads_frames_in_a_worker_that_is_replaced(tmp_path: Path) -> None:
+    model = save(tmp_path / "paint")
+    config = site(tmp_path, processes=2, cameras=2, cascade={"model": str(model), "min_size_px": 8})
+
+    def classified(epoch: int) -> set[tuple[str, str]]:
+        return {
+            (detected.class_name, attribute.class_name)
+            for item in program.of(DetectionsMessage)
+            for detected in item.objects
+            for attribute in detected.attributes or ()
+            if (item.camera, item.epoch) == ("c0", epoch)
+        }
+
+    with running(config) as program:
+        wait_until(lambda: bool(classified(0)), "attributes")
+        program.workers()[0].kill()
+        wait_until(lambda: bool(classified(1)), "attributes of the next process")
+    assert classified(0) | classified(1) <= {("red", "reddish"), ("green", "greenish"), ("blue", "bluish")}
+    for camera in program.cameras().values():
+        assert camera.grabbed == camera.published + sum(camera.dropped.values())
 
 
 def test_error_of_the_stages_is_raised_before_the_start(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""`pipeline`, which assembles the parts of a pipeline into a runtime, in one process or in several."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from vision.capture.open import require_library
+from vision.config import AppConfig
+from vision.detect.open import published_class_names
+from vision.errors import registered_secrets
+from vision.messaging.publisher import Publisher, Recorder
+from vision.runtime.builder import (
+    Build,
+    OpenStages,
+    RunOptions,
+    build_capture,
+    find_model,
+    open_configured_detector,
+    open_recording_publisher,
+    open_video,
+)
+from vision.runtime.capture_processes import RemoteCamera
+from vision.runtime.process_count import process_count
+from vision.runtime.result_messages import WorkerSetup
+from vision.runtime.result_processes import ResultProcesses
+from vision.runtime.runtime import Runtime
+from vision.stages.analytics import TrackStage
+from vision.stages.stage import PixelStage, Sink
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A pipeline that has the stages from `open_stages`, a publisher, and `sinks`. It is the `build` of its file.
+
+    The detector is opened last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
+    argument closes everything that was opened.
+    """
+
+    open_stages: OpenStages
+    sinks: Sequence[Sink] = ()
+    name: str = ""  # from which a result worker loads the pipeline; empty if it cannot be loaded by name
+
+    def __call__(self, config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        for camera in config.cameras if options.open_source is None else ():
+            require_library(camera)
+        stages_closed = resources.enter_context(ExitStack())
+        stages = self.open_stages(config, options, stages_closed)
+        reads_pixels = any(isinstance(stage, PixelStage) for stage in stages)
+        count = self._workers(config, options)
+        publisher, recorder = open_recording_publisher(config, options, resources, proxy=count > 1)
+        # Workers start while the detector is opened. Only the detector knows whether workers can read the frames.
+        workers = None
+        if count > 1 and not reads_pixels:
+            stages_closed.close()
+            workers = self._start_workers(config, options, publisher, recorder, with_frames=False)
+            resources.callback(workers.close)
+        # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
+        scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
+        detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
+        cameras, capture = build_capture(config, _with_capture_workers(config, options), detector, stages)
+        if count > 1 and reads_pixels:
+            if any(isinstance(camera.supervisor, RemoteCamera) and camera.supervisor.on_gpu for camera in cameras):
+                log.info("one process handles all results, because a stage reads pixels that are only on the GPU")
+            else:
+                stages_closed.close()
+                workers = self._start_workers(config, options, publisher, recorder, with_frames=True)
+                resources.callback(workers.close)
+        if workers is not None:
+            workers.wait_ready(options.stop)
+        return Runtime(
+            cameras=cameras,
+            capture=capture,
+            detector=detector,
+            stages=stages,
+            sinks=[publisher, *self.sinks],
+            workers=workers,
+            observe=options.observe,
+            model=config.model,
+            status_interval_s=config.status.interval_s,
+            stop_timeout_s=config.stop_timeout_s,
+            hang_s=config.hang_s,
+        )
+
+    def _workers(self, config: AppConfig, options: RunOptions) -> int:
+        """Return the number of result workers; 1 if this process handles the results."""
+        count = process_count(config)
+        reasons = {
+            "the video needs the frames": options.has_video,
+            "the pipeline has its own sinks": bool(self.sinks),
+            "the pipeline has no name": not self.name,
+            "the results are not published": options.sink is not None,
+        }
+        reason = next((reason for reason, applies in reasons.items() if applies), "")
+        if count > 1 and reason:
+            log.info("one process handles all results, because %s", reason)
+            return 1
+        return count
+
+    def _start_workers(
+        self, config: AppConfig, options: RunOptions, publisher: Sink, recorder: Recorder | None, *, with_frames: bool
+    ) -> ResultProcesses:
+        assert isinstance(publisher, Publisher)
+        assert publisher.proxy is not None
+        setup = WorkerSetup(
+            pipeline=self.name,
+            config=config,
+            secrets=registered_secrets(),
+            offline=options.offline,
+            private=publisher.proxy.private,
+            instance=publisher.numbering.instance,
+            node=publisher.numbering.node,
+            class_names=published_class_names(find_model(config.model)[1], config.detect),
+            records=recorder is not None,
+        )
+        return ResultProcesses(
+            setup,
+            process_count(config),
+            publisher,
+            state=options.state,
+            recorder=recorder,
+            observe=options.observe,
+            with_frames=with_frames,
+        )
+
+
+def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
+    """Return options with the number of capture workers that the configuration requests."""
+    count = process_count(config)
+    if count == 1 or options.capture_workers:
+        return options
+    return replace(options, capture_workers=count)
+
+
+def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Pipeline:
+    """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
+
+    With several processes, each result worker calls `open_stages`, and processes the results of a part of the cameras.
+    A pipeline with `sinks` handles all results in one process.
+    """
+    return Pipeline(open_stages, tuple(sinks))
+
+
+def with_video(build: Build) -> Build:
+    """Return a function that calls `build` and, if requested, appends the stage that writes or shows the video."""
+
+    def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        if not isinstance(build, Pipeline) and process_count(config) > 1:
+            log.info("one process handles all cameras and results, because `build` does not come from `pipeline`")
+        video = open_video(config, options, resources)
+        runtime = build(config, options, resources)
+        for stage in video:
+            runtime.add_stage(stage)
+        return runtime
+
+    return build_with_video
