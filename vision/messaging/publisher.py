@@ -10,6 +10,7 @@ thread of the publisher sleeps until a subscriber joins.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -32,6 +33,8 @@ from vision.messaging.schema import Encoding, EventMessage, MaskFormat, StatusRe
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog
+from vision.state.free_space import FreeSpace
+from vision.state.private_files import open_restricted
 from vision.types import Result
 
 if TYPE_CHECKING:
@@ -43,7 +46,6 @@ _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
-_FILE_MODE: Final = 0o640  # results describe people, so only the user and the group of the program can read them
 _QUEUED_SUBSCRIPTIONS: Final = 10
 """Maximum number of unread subscriptions of one subscriber. ZeroMQ reads all of them in each call that sends."""
 
@@ -283,8 +285,8 @@ class Recorder:
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
     A file with content is never overwritten or extended: it is renamed, so that a service can restart. The new name
     contains the time of its last line: ``results-20261129T160500Z.jsonl``.
-    When the disk is full, publishing continues: the error is logged once, lost lines are counted, and recording resumes
-    when space is available again.
+    When the disk is full, or nearly full (`FreeSpace`), publishing continues: the error is logged once, lost lines are
+    counted, and recording resumes when space is available again.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -299,9 +301,10 @@ class Recorder:
         self._path = Path(path)
         try:
             _rotate(self._path)
-            self._file = open(self._path, "ab", buffering=0, opener=_open_private)  # noqa: SIM115 - `close` closes it
+            self._file = open(self._path, "ab", buffering=0, opener=open_restricted)  # noqa: SIM115 - `close` closes it
         except OSError as error:
             raise from_os_error(f"--record: cannot write {path}", error, code="recording") from error
+        self._space = FreeSpace(self._path.parent)
         self._is_regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
 
     def write(self, payload: bytes) -> None:
@@ -310,6 +313,8 @@ class Recorder:
             raise Closed("the recorder is closed")
         line, sent = payload + b"\n", 0
         try:
+            if self._is_regular and self._space.is_low():
+                raise OSError(errno.ENOSPC, "the disk is nearly full")
             while sent < len(line):
                 sent += self._file.write(line[sent:])
             self.written += 1
@@ -337,7 +342,3 @@ def _rotate(path: Path) -> None:
     free = next(name for name in names if not path.with_name(name).exists())
     path.rename(path.with_name(free))
     log.info("--record: the existing recording is now %s", path.with_name(free))
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, _FILE_MODE)

@@ -8,6 +8,7 @@ path. The stage counts these events.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -20,6 +21,8 @@ from typing import Final
 from vision.config.app import SnapshotConfig
 from vision.errors import from_os_error
 from vision.stages.frame_worker import FrameWorker
+from vision.state.free_space import FreeSpace
+from vision.state.private_files import open_restricted
 from vision.types import Event, Frame, FrameMeta, Result
 
 log = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ class _SnapshotFolder:
         self._nbytes = sum(self.sizes.values())
         self._max_files, self._max_bytes = config.max_files, config.max_mb * 1_000_000
         self._failing = False
+        self._space = FreeSpace(self.path)
         self._prune()
 
     def write(self, name: str, content: bytes) -> None:
@@ -117,7 +121,9 @@ class _SnapshotFolder:
         """
         partial = self.path / f".{name}{_PARTIAL}"
         try:
-            partial.write_bytes(content)
+            self._make_room()
+            with open(partial, "wb", opener=open_restricted) as file:
+                file.write(content)
             partial.replace(self.path / name)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -135,12 +141,24 @@ class _SnapshotFolder:
         self.sizes[name] = len(content)
         self._prune()
 
+    def _make_room(self) -> None:
+        """Delete the oldest files while the disk is nearly full. Raise `OSError` if it stays nearly full."""
+        if not self._space.is_low():
+            return
+        while self.sizes and self._space.is_low(now=True):
+            self._delete_oldest()
+        if self._space.is_low(now=True):
+            raise OSError(errno.ENOSPC, "the disk is nearly full")
+
     def _prune(self) -> None:
         while len(self.sizes) > 1 and (len(self.sizes) > self._max_files or self._nbytes > self._max_bytes):
-            oldest = next(iter(self.sizes))
-            with contextlib.suppress(OSError):  # a different program deleted the file, or the file is protected
-                (self.path / oldest).unlink()
-            self._nbytes -= self.sizes.pop(oldest)
+            self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
+        oldest = next(iter(self.sizes))
+        with contextlib.suppress(OSError):  # a different program deleted the file, or the file is protected
+            (self.path / oldest).unlink()
+        self._nbytes -= self.sizes.pop(oldest)
 
 
 def _existing_snapshots(folder: Path, camera_ids: Collection[str] | None = None) -> dict[str, int]:

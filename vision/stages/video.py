@@ -26,6 +26,7 @@ from vision.detect.reference.crops import PartReader
 from vision.errors import ConfigError, from_os_error
 from vision.stages.frame_worker import FrameWorker
 from vision.stages.video_encoder import open_encoder
+from vision.state.free_space import FreeSpace
 from vision.types import Frame, Result
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class VideoStage:
         """Return the numbers of drawn and skipped frames."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
-            "video.skipped": sum(worker.skipped for worker in self._workers.values()),
+            "video.skipped": sum(worker.skipped for worker in self._workers.values())
+            + sum(video.lost for video in self._cameras.values()),
         }
 
     def progress(self) -> dict[str, int | None]:
@@ -101,8 +103,10 @@ class _CameraVideo:
     """Draws and encodes the frames of one camera, in that camera's thread."""
 
     def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
-        self.written = 0
+        self.written = self.lost = 0
         self._path = path
+        self._space = None if path is None else FreeSpace(path.parent)
+        self._failing = False
         self._draw = draw
         self._window = window
         self._parts = PartReader()
@@ -118,10 +122,19 @@ class _CameraVideo:
             for frame, result in chain([first], copies):
                 clock.advance(frame.meta.captured_ns)
                 image = self._annotate(frame, result)
-                if encoder is not None:
+                if encoder is not None and self._has_room():
                     encoder.write(image, clock.now_s)
         if encoder is not None:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
+
+    def _has_room(self) -> bool:
+        """Return False, and count a lost frame, if the disk is nearly full. Log only the first of several in a row."""
+        is_low = self._space is not None and self._space.is_low()
+        if is_low and not self._failing:
+            log.error("the disk of %s is nearly full: frames are not written until there is space", self._path)
+        self._failing = is_low
+        self.lost += is_low
+        return not is_low
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
         """Draw the result on the copy of its frame. Show and return the image, which is valid as long as the copy."""

@@ -6,6 +6,7 @@ the PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -18,6 +19,7 @@ from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from vision.errors import VisionError
+from vision.state.private_files import open_restricted
 
 _TICKS_PER_S: Final = 60_000  # a multiple of all common frame rates, and below the limit of MPEG-4, 2**16
 _USUAL_FPS: Final = 25  # used only by the rate control of the codec
@@ -76,6 +78,8 @@ def open_encoder(path: Path, width_px: int, height_px: int) -> Iterator[VideoEnc
         VisionError: the file cannot be written.
     """
     try:
+        with suppress(OSError):  # FFmpeg reports the error
+            os.close(open_restricted(path, os.O_WRONLY | os.O_CREAT))
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             encoder = VideoEncoder(container, width_px, height_px)
             yield encoder

@@ -35,7 +35,7 @@ from typing import Any, Final, TypeAlias
 from vision.errors import Closed, ConfigError, Unavailable, from_os_error
 from vision.state.counters import CameraCounters, CounterRow, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
-from vision.state.private_files import Held, Unwritable, locked, sync_folder
+from vision.state.private_files import Held, Unwritable, locked, open_restricted, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,8 @@ class StateDatabase:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(locked(folder / "lock", timeout_s=0))
+                if not (folder / _FILE).exists():  # closing a database that is open would release SQLite's locks
+                    os.close(open_restricted(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
                 self._writer = self._open()
                 opened.callback(self._writer.close)
                 self.events = EventLog(self, max_events=max_events, max_bytes=max_bytes)

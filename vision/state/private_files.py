@@ -27,6 +27,7 @@ from vision.errors import ModelError, Unavailable, from_os_error, is_passing
 _log = logging.getLogger(__name__)
 
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_RESTRICTED: Final = 0o640  # for files about people: only the user and the group of the program can read them
 _OTHER_FOLDER: Final = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
 
 
@@ -161,6 +162,11 @@ def write_whole(path: Path, contents: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise Unwritable(f"{path} cannot be written: {error.strerror}") from error
+
+
+def open_restricted(path: str | Path, flags: int) -> int:
+    """Open a file, and create it with the mode 0640 if it is missing. Can be the `opener` of `open`."""
+    return os.open(path, flags, _RESTRICTED)
 
 
 def write_checked(path: Path, contents: bytes) -> None:

@@ -178,6 +178,7 @@ def test_counters_of_stages_are_in_the_node_status(tmp_path: Path) -> None:
     assert node.counters["cascade.looked"] > 0
     assert set(node.counters) == {
         "detector.truncated_candidates",
+        "cameras.abandoned_threads",
         "cascade.looked",
         "cascade.skipped",
         "cascade.waiting",

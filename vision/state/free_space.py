@@ -1,0 +1,38 @@
+"""`FreeSpace`, the amount of free space that snapshots, recordings, and videos leave on a disk for everything else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+_SHARE: Final = 0.05
+_MOST_BYTES: Final = 500_000_000
+_INTERVAL_S: Final = 1.0
+
+
+class FreeSpace:
+    """The free space of the disk with `folder`. The reserve is 5 % of the disk, at most 500 MB."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._checked_s = -_INTERVAL_S
+        self._low = False
+
+    def is_low(self, *, now: bool = False) -> bool:
+        """Return True if the free space is below the reserve. Ask the disk once per second, or always if `now`.
+
+        If the disk does not answer, return the last answer.
+        """
+        if now or self._clock() - self._checked_s >= _INTERVAL_S:
+            self._checked_s = self._clock()
+            try:
+                disk = os.statvfs(self._folder)
+            except OSError:
+                return self._low
+            reserve = min(_SHARE * disk.f_blocks * disk.f_frsize, _MOST_BYTES)
+            self._low = disk.f_bavail * disk.f_frsize < reserve
+        return self._low
