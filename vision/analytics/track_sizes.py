@@ -37,6 +37,7 @@ _DOUBT: Final = 0.6  # weight of a box below which its size is doubted
 _DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
 _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
 _ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
+_UPRIGHT: Final = 1.5  # ratio of height to width from which the lower part of an object can be hidden
 _HIDES: Final = 0.85  # ratio of heights below which the lower part of an object is hidden
 _TOP_STAYS: Final = 0.15  # maximum motion of the upper side then, as a fraction of the height
 _WIDTH_STAYS: Final = 0.35  # maximum logarithm of the ratio of widths
@@ -110,6 +111,7 @@ class SizeFilter:
         # An object that leaves becomes narrower by the same factor.
         shorter = at[3] * state[2] < _HIDES * height * np.minimum(at[2], state[2])
         hidden = begins & shorter & (shift < _TOP_STAYS * height)
+        hidden &= height > _UPRIGHT * state[2]
         hidden &= np.abs(np.log(at[2] / state[2])) < _WIDTH_STAYS
         state[WHOLE, hidden] = height[hidden]
         state[HIDDEN_S, hidden] = values_at(self._now_s, hidden)

@@ -98,3 +98,14 @@ def test_person_who_crouches_keeps_the_feet() -> None:
         assert tracks.hidden_px is None or not tracks.hidden_px.any()
         events += analytics.update(tracks, captured_ns)
     assert events == []
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0])
+def test_turning_car_has_no_hidden_part(fps: float) -> None:
+    """Its box becomes shorter while its upper side and its width stay."""
+    tracker = Tracker(None, (WIDTH, HEIGHT))
+    for number in range(round(3 * fps)):
+        height = 200.0 - min(max(number / fps - 1.0, 0.0), 1.0) * 90.0
+        box = (400.0, 200.0, 600.0, 200.0 + height)
+        tracks = tracker.update(detections((box, 0.8)), round(number / fps * 1e9))
+        assert tracks.hidden_px is None
