@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _HANG_S: Final = 15.0
 _CALL_S: Final = 30.0  # time after which a camera whose library does not return gets a new thread
+_SILENT_S: Final = 2.0  # time without a message after which the cameras of a worker count as frozen
 _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
 _MESSAGES_AT_ONCE: Final = 64
 _MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
@@ -63,6 +64,7 @@ class RemoteCamera:
         self._status_ns = clock()
         self._blocked_in = ""
         self._connections = 0  # of earlier processes
+        self._connected = False  # True if the present process has connected to the camera
         self._failure = ""
         self._ended = False
         self._lost: _Loss | None = None  # the end of the last process, until the next one delivers a frame
@@ -74,10 +76,12 @@ class RemoteCamera:
         age_s, retry_s = status.last_frame_age_s, status.next_retry_in_s
         status = replace(
             status,
-            reconnects=max(0, self._connections + _connections(status) - 1),
+            reconnects=max(0, self._connections + self._present_connections() - 1),
             last_frame_age_s=None if age_s is None else age_s + elapsed_s,
             next_retry_in_s=None if retry_s is None else max(0.0, retry_s - elapsed_s),
         )
+        if lost is None and elapsed_s > _SILENT_S and status.state == "streaming":
+            return replace(status, state="frozen", since_ns=self._status_ns, fps=0.0)
         if lost is None:
             return status
         status = replace(status, last_error=status.last_error or lost.reason)
@@ -104,6 +108,14 @@ class RemoteCamera:
         """Return what a new worker process reads. None if the source has ended."""
         return None if self._ended else self._camera
 
+    def connected(self) -> None:
+        """Record that the worker has connected to the camera, because its state arrives later than its frames."""
+        self._connected = True
+
+    def _present_connections(self) -> int:
+        """Return how many connections the present process has made to the camera."""
+        return self._status.reconnects + (self._connected or self._status.width_px > 0)
+
     def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
         """Store the state that the worker sent at `at_ns` (monotonic)."""
         self._status, self._blocked_in, self._status_ns = status, blocked_in, at_ns
@@ -124,7 +136,8 @@ class RemoteCamera:
             self.ended(f"its {reason}")  # a new process would read the file from the start
         epoch = max(self.slot.epoch, self._status.epoch) + 1
         self._camera = replace(self._camera, epoch=epoch)
-        self._connections += _connections(self._status)
+        self._connections += self._present_connections()
+        self._connected = False
         self._status = replace(self._status, epoch=epoch, grabbed=0, reconnects=0, width_px=0, height_px=0)
         self._lost = _Loss(self._clock(), retry_ns, reason)
 
@@ -136,11 +149,6 @@ class _Loss:
     at_ns: int
     retry_ns: int
     reason: str
-
-
-def _connections(status: CameraStatus) -> int:
-    """Return how many connections a worker process has made to a camera."""
-    return status.reconnects + 1 if status.width_px else 0
 
 
 def _initial_status(now_ns: int) -> CameraStatus:
@@ -215,6 +223,7 @@ class _Link:
         number, generation = request.camera, request.generation
         layout = (request.height_px, request.width_px, request.pixel_format)
         camera = self._cameras[number]
+        camera.connected()
         camera.slot.abandon(DropReason.EPOCH)  # before the allocation, because there may be too little memory for both
         buffers: list[FrameBuffer] = []
         reply, fd = Configured(number, generation, self._count), None

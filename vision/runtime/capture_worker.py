@@ -6,7 +6,6 @@ exchanges messages with the main process.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -42,6 +41,7 @@ _STATUS_S: Final = 0.25  # interval of the messages with the states of the camer
 _SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
 _SEND_S: Final = 0.25
+_COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all
 
 OpenSource = Callable[..., Source]
 
@@ -71,6 +71,30 @@ class CaptureSetup:
         return pickle.dumps(self)
 
 
+class FrameConnection(Connection):
+    """The worker's end of the connection for frames. The threads of all cameras share it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end)
+        self.sinks: dict[int, RemoteSink] = {}  # by the number of the camera
+        self._collecting = threading.Lock()
+        self._poller = select.poll()
+        self._poller.register(end, select.POLLIN)
+
+    def collect(self, is_enough: Callable[[], bool]) -> None:
+        """Wait a short time for buffers that come back, and give them to their sinks. Do nothing if `is_enough`."""
+        with self._collecting:
+            if is_enough():  # another thread has collected them
+                return
+            self._poller.poll(_COLLECT_S * 1e3)
+            try:
+                while (message := self.receive_short()) is not None:
+                    for number, generation, buffer in frame_messages.decode_returns(message):
+                        self.sinks[number].returned(generation, buffer)
+            except EOFError:  # the thread of the entry ends the worker
+                time.sleep(_COLLECT_S)
+
+
 class RemoteSink:
     """Writes the frames of one camera to shared buffers. It implements `vision.capture.source.FrameSink`."""
 
@@ -78,7 +102,7 @@ class RemoteSink:
         self,
         camera: int,
         channel: WorkerChannel,
-        frames: Connection,
+        frames: FrameConnection,
         *,
         lossless: bool,
         failure: Callable[[], str],
@@ -106,8 +130,8 @@ class RemoteSink:
         if layout == self._layout:
             return
         frame_shape(*layout)
+        self._wait_taken()
         with self._changed:
-            self._wait_taken()
             self._layout, self._reply, self._writing = None, None, None
             self._buffers, self._free = [], []
             self._generation += 1
@@ -122,9 +146,13 @@ class RemoteSink:
 
     def _wait_taken(self) -> None:
         """If the sink is lossless, wait until the main process has taken all frames."""
-        while self._lossless and len(self._free) + (self._writing is not None) < len(self._buffers):
+        while self._lossless and not self._is_taken():
             self._check_open()
-            self._changed.wait(_SEND_S)
+            self._frames.collect(self._is_taken)
+
+    def _is_taken(self) -> bool:
+        with self._changed:
+            return len(self._free) + (self._writing is not None) == len(self._buffers)
 
     def _wait_reply(self) -> tuple[Configured, tuple[int, ...]]:
         while self._reply is None:
@@ -137,14 +165,17 @@ class RemoteSink:
             raise Closed("the capture worker stops")
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._writing is not None or self._free, timeout_s)
-            self._check_open()
-            if self._writing is None:
-                if not self._free:
-                    return None
-                self._writing = self._free.pop()
-            return self._buffers[self._writing]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._changed:
+                self._check_open()
+                if self._writing is None and self._free:
+                    self._writing = self._free.pop()
+                if self._writing is not None:
+                    return self._buffers[self._writing]
+            if time.monotonic() > deadline:
+                return None
+            self._frames.collect(lambda: bool(self._free))
 
     def commit(self, meta: FrameMeta) -> None:
         with self._changed:
@@ -165,8 +196,7 @@ class RemoteSink:
             self._drops[reason] += 1
 
     def flush(self, reason: DropReason) -> None:
-        with self._changed:
-            self._wait_taken()
+        self._wait_taken()
         self._frames.send_waiting(FLUSH, frame_messages.encode_drop(self._camera, reason), (), _SEND_S)
 
     def end(self) -> None:
@@ -185,11 +215,10 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Receive a buffer that the main process has finished with."""
+        """Receive a buffer that the main process has finished with. Any thread of a camera calls this method."""
         with self._changed:
             if generation == self._generation:
                 self._free.append(buffer)
-                self._changed.notify_all()
 
     def forget_buffers(self) -> None:
         """Make the next `configure` request new buffers, because a call that hangs may write to the present ones."""
@@ -239,19 +268,16 @@ def run(channel: WorkerChannel, _setup: bytes) -> None:
     message = channel.receive(_SETUP_S)
     if message is not None:
         with socket.socket(fileno=message.fds[0]) as end:
-            connection = Connection(end)
-            _CaptureWorker(channel, connection, pickle.loads(message.data)).run()
+            _CaptureWorker(channel, FrameConnection(end), pickle.loads(message.data)).run()
 
 
 class _CaptureWorker:
     """The cameras of a worker, with their threads."""
 
-    def __init__(self, channel: WorkerChannel, frames: Connection, setup: CaptureSetup) -> None:
+    def __init__(self, channel: WorkerChannel, frames: FrameConnection, setup: CaptureSetup) -> None:
         self._channel = channel
-        self._frames = frames
-        self._cameras = setup.cameras
         self._failure: BaseException | None = None
-        self._sinks: dict[int, RemoteSink] = {}
+        self._sinks = frames.sinks
         self._supervisors: dict[int, CameraSupervisor] = {}
         opening = setup.open_source or open_source
         for number, camera in setup.cameras.items():
@@ -299,27 +325,17 @@ class _CaptureWorker:
         )
 
     def _exchange(self) -> None:
-        poller = select.poll()
-        for connection in (self._channel, self._frames):
-            poller.register(connection, select.POLLIN)
         next_status = 0.0
         while self._failure is None:
-            poller.poll(_STATUS_S / 2 * 1e3)
-            while (message := self._channel.receive(0.0)) is not None:
+            message = self._channel.receive(max(0.0, next_status - time.monotonic()))
+            if message is not None:
                 reply = frame_messages.decode_configured(message.data)
                 self._sinks[reply.camera].configured(reply, message.fds)
-            self._receive_returns()
             if time.monotonic() >= next_status:
                 next_status = time.monotonic() + _STATUS_S
                 self._report()
                 self._watchdog.check()
         raise self._failure
-
-    def _receive_returns(self) -> None:
-        with contextlib.suppress(EOFError):  # `receive` reports it, too
-            while (message := self._frames.receive_short()) is not None:
-                for number, generation, buffer in frame_messages.decode_returns(message):
-                    self._sinks[number].returned(generation, buffer)
 
     def _report(self) -> None:
         for sink in self._sinks.values():
