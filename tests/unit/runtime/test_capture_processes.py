@@ -28,7 +28,7 @@ from vision.runtime.builder import RunOptions, build_capture
 from vision.runtime.capture_processes import CaptureProcesses
 from vision.runtime.runtime import Camera, Runtime
 from vision.stages.stage import Report
-from vision.types import FrameBuffer, PixelFormat, Result
+from vision.types import DropReason, FrameBuffer, PixelFormat, Result
 
 pytestmark = pytest.mark.integration
 
@@ -138,16 +138,13 @@ def test_offline_results_equal_those_of_one_process() -> None:
     assert all(boxes for name in formats for _, _, boxes, _ in runs[1][name])
 
 
-def test_slow_detector_gets_the_newest_frames() -> None:
-    run = site(
-        {f"c{n}": "synthetic:160x120@50" for n in range(4)}, detector=FakeDetector(max_batch=1, service_ns=40_000_000)
-    )
+def test_slow_detector_drops_old_frames() -> None:
+    detector = FakeDetector(max_batch=1, service_ns=40_000_000)
+    run = site({f"c{n}": "synthetic:160x120@50" for n in range(4)}, detector=detector)
     run.run(for_s=3)
-    for name in run.cameras:
-        results = run.results(name)
-        assert len(results) >= 3
-        ages_ms = [(result.timing.batched_ns - result.meta.captured_ns) / 1e6 for result in results]
-        assert np.median(ages_ms) <= 80  # a queue of all buffers would make it 120 ms
+    for name, camera in run.cameras.items():
+        assert len(run.results(name)) >= 3
+        assert camera.slot.counts().dropped[DropReason.SUPERSEDED] > 3
     run.check()
 
 
