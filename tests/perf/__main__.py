@@ -44,13 +44,13 @@ def machine_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{model.lower()}-{cores}-cores").strip("-")
 
 
-def result(part: str, measured: Mapping[str, Any]) -> PerfResult:
+def result(part: str, measured: Mapping[str, Any], title: str | None = None) -> PerfResult:
     """Return the measurements of one part with the conditions that they depend on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return PerfResult(
         name=part,
-        title=part,
+        title=title or part,
         measured_on=f"{machine_name()}, {date}",
         date=date,
         machine=machine_name(),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.config import DetectConfig, ModelSpec
 from vision.detect.tensorrt.detector import TensorRTDetector
@@ -45,33 +46,54 @@ def require() -> None:
 class GpuLane:
     """Lane that runs the network on a GPU, as a CUDA graph or without one. It has its own stream, context and input."""
 
-    def __init__(self, engine: Engine, shapes: Mapping[str, Shape], *, graph: bool) -> None:
-        """Create the context and its memory, with random input.
+    def __init__(
+        self,
+        engine: Engine,
+        shapes: Mapping[str, Shape],
+        *,
+        graph: bool,
+        values: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Create the context and its memory.
 
         Args:
             engine: the engine to run.
             shapes: shapes of the inputs for frames, by name.
             graph: if True, the network runs as a CUDA graph.
+            values: values of the inputs, by name. None means random values.
 
         Raises:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
             DeviceError: there is not enough memory, or the graph cannot be captured.
         """
+        self._engine = engine
         with contextlib.ExitStack() as resources:
             self.stream = resources.enter_context(Stream())
             self.profile = engine.choose(shapes)
             context = engine.create_context(self.profile, self.stream.address)
             for name, shape in shapes.items():
                 context.set_shape(name, shape)
-            for name, values in engine.profiles[self.profile].values.items():
-                context.set_values(name, values.opt)
-            _give_memory(engine, context, shapes, resources)
+            for name, extents in engine.profiles[self.profile].values.items():
+                context.set_values(name, extents.opt)
+            self._inputs, self._outputs = _give_memory(engine, context, shapes, values or {}, resources)
             self.context: Context = context
             self._graph = None
             if graph:
                 captured = Graph.capture(self.stream, lambda: context.enqueue(self.stream.address), "the engine")
                 self._graph = resources.enter_context(captured)
             self._resources = resources.pop_all()
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the network on the given inputs, and return its outputs."""
+        for name, array in values.items():
+            self._inputs[name].write(np.ascontiguousarray(array.astype(self._engine.tensor(name).dtype)))
+        self.start()
+        self.finish()
+        sizes = self.context.output_sizes()
+        return {
+            name: buffer.read(sizes[name].shape or (), self._engine.tensor(name).dtype)
+            for name, buffer in self._outputs.items()
+        }
 
     def start(self) -> None:
         if self._graph is not None:
@@ -88,23 +110,33 @@ class GpuLane:
 
 
 def _give_memory(
-    engine: Engine, context: Context, shapes: Mapping[str, Shape], resources: contextlib.ExitStack
-) -> None:
+    engine: Engine,
+    context: Context,
+    shapes: Mapping[str, Shape],
+    given: Mapping[str, NDArray[Any]],
+    resources: contextlib.ExitStack,
+) -> tuple[dict[str, DeviceBuffer], dict[str, DeviceBuffer]]:
+    """Allocate the memory of a context, and write its inputs. Return the buffers of the inputs and the outputs."""
+
     def buffer(size: int, purpose: str) -> DeviceBuffer:
         return resources.enter_context(DeviceBuffer(size, purpose))
 
     context.give_memory(buffer(context.memory_bytes, "activations").address, context.memory_bytes)
     generator = np.random.default_rng(1)
+    inputs, outputs = {}, {}
     for name, shape in shapes.items():
         tensor = engine.tensor(name)
-        values = generator.standard_normal(shape, np.float32).astype(tensor.dtype)
-        given = buffer(values.nbytes, f"input {name}")
-        given.write(values)
-        context.set_address(name, given.address)
+        values = given.get(name)
+        values = (generator.standard_normal(shape, np.float32) if values is None else values).astype(tensor.dtype)
+        inputs[name] = buffer(values.nbytes, f"input {name}")
+        inputs[name].write(np.ascontiguousarray(values))
+        context.set_address(name, inputs[name].address)
     for name, size in context.output_sizes().items():
         if size.bytes is None:
             raise ModelError(f"the size of output {name} depends on the frame, so the network is not measured alone")
-        context.set_address(name, buffer(size.bytes, f"output {name}").address)
+        outputs[name] = buffer(size.bytes, f"output {name}")
+        context.set_address(name, outputs[name].address)
+    return inputs, outputs
 
 
 def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, Shape]:
@@ -127,6 +159,11 @@ def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterat
         open_engine(folder, spec, device, resolve(detect, spec), options, pool=pool) as engine,
     ):
         yield engine
+
+
+def library_name() -> str:
+    """Return the name and the version of TensorRT."""
+    return str(find_library())
 
 
 def device_mib() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final, get_args
@@ -35,11 +36,14 @@ from vision.cli.options import (
     write_text,
 )
 from vision.cli.session import command
-from vision.config import AppConfig
-from vision.errors import EXIT_OK, EXIT_RUNTIME
+from vision.config import AppConfig, ModelSpec
+from vision.config.model_file import ONNX_SUFFIX, read_model_header
+from vision.errors import EXIT_OK, EXIT_RUNTIME, ModelError
 from vision.runtime.builder import find_model
+from vision.version import install_hint, require_package
 
 PRECISIONS: Final = get_args(Precision)
+ALL_PRECISIONS: Final = (*PRECISIONS, "int8-sparse")
 PARTS: Final = Values(("engine", "stage", "pipeline"))
 
 _BATCHES = values_parser(range(1, MAX_BATCH + 1), f"whole numbers, 1 to {MAX_BATCH}")
@@ -64,6 +68,34 @@ _FrameSource = Annotated[
 ]
 
 
+_CompareFiles = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option("--compare", metavar="A B", help="Print the ratios B/A of the results in two files, and exit."),
+]
+_ReadFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Print the results in FILE instead of measuring; plot them with --plot."),
+]
+_ComparePrecisions = Annotated[
+    Values | None,
+    typer.Option(
+        "--precisions",
+        parser=values_parser(ALL_PRECISIONS, f"some of {', '.join(ALL_PRECISIONS)}"),
+        metavar="P,P",
+        help="Compare the speed, size, memory, and accuracy of the network in these precisions, some of "
+        f"{', '.join(ALL_PRECISIONS)}. MODEL can be any ONNX file.",
+    ),
+]
+_Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1x128",
+        help="Shape of an input that is not fixed in the file, for --precisions. Can be repeated.",
+    ),
+]
+
+
 @command()
 def bench(
     context: typer.Context,
@@ -78,14 +110,10 @@ def bench(
     frame_format: Annotated[Format, typer.Option("--format", help="Pixel format of the frames.")] = "bgr",
     json: JsonFile = None,
     plot: PlotFile = None,
-    compared: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Print the ratios B/A of the results in two files, and exit."),
-    ] = None,
-    read: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Print the results in FILE instead of measuring; plot them with --plot."),
-    ] = None,
+    compared: _CompareFiles = None,
+    read: _ReadFile = None,
+    precisions: _ComparePrecisions = None,
+    shape: _Shapes = None,
     nvtx: Nvtx = False,
 ) -> int:
     """Measure the speed of a model on this machine.
@@ -95,8 +123,13 @@ def bench(
     Examples:
       vision bench
       vision bench nanodet-g-416 --batch 1,4,8 --precision fp16,int8 --json a.json --plot a.svg
+      vision bench nanodet-g-416 --precisions fp32,fp16,int8,int8-sparse
       vision bench --compare a.json b.json
     """
+    if precisions is not None:
+        return _compare_precisions(context)
+    if shape:
+        context.fail("--shape requires --precisions")
     outputs = {"MODEL": model, "--read": read, "--json": json, "--plot": plot}
     others = [name for name, value in outputs.items() if value is not None]
     if compared is not None and others:
@@ -124,6 +157,63 @@ def bench(
         document = with_progress(lambda progress: measure(folder, spec, settings, progress))
     _write_results(document, json, plot, console)
     return EXIT_OK
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    origin = context.get_parameter_source(name)
+    return origin is not None and origin.name == "COMMANDLINE"
+
+
+def _compare_precisions(context: typer.Context) -> int:
+    """Compare precisions, print the table, and write the JSON file if requested. Return the exit code."""
+    excluded = ("precision", "batches_in_flight", "parts", "frame_format", "plot", "compared", "read")
+    for name in excluded:
+        if _is_given(context, name):
+            context.fail(f"--precisions cannot be combined with --{name.replace('_', '-')}")
+    require_package("onnx", "--precisions needs onnx", install_hint("build"))
+    require_package("onnxruntime", "--precisions needs ONNX Runtime", install_hint("build"))
+    from vision.benchmark.precisions import PrecisionSettings, measure_precisions, print_precisions
+
+    values = context.params
+    path, spec = _network(str(values["model"] or AppConfig.model_fields["model"].default))
+    request = PrecisionSettings(
+        precisions=tuple(values["precisions"]),
+        batches=tuple(sorted(values["batch"])) if _is_given(context, "batch") else (1,),
+        seconds=values["seconds"],
+        backend=values["backend"],
+        source=values["source"] or "",
+        shapes=parse_shapes(values["shape"] or ()),
+    )
+    report = with_progress(lambda progress: measure_precisions(path, spec, request, progress))
+    print_precisions(report, table_console(values["json"]))
+    if values["json"] is not None:
+        write_text(report.text(), values["json"])
+    return EXIT_RUNTIME if all(row.reason for row in report.rows) else EXIT_OK
+
+
+def _network(name: str) -> tuple[Path, ModelSpec | None]:
+    """Return the ONNX file of a model and its spec; None if the file does not describe a detection model."""
+    try:
+        folder, spec = find_model(name)
+    except ModelError as error:
+        path = Path(name)
+        if path.suffix.lower() != ONNX_SUFFIX or not path.is_file() or error.code == "damaged-model":
+            raise
+        read_model_header(path)
+        return path, None
+    return folder / spec.file, spec
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse shapes such as ``input_ids=1x128``. Raise `typer.BadParameter` if the form is different."""
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        parts = sizes.split("x")
+        if not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"expected a name and sizes, such as input_ids=1x128, got {text!r}")
+        shapes[name] = tuple(map(int, parts))
+    return shapes
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:

@@ -267,6 +267,10 @@ class _Build:
         self, network: trt.INetworkDefinition, config: trt.IBuilderConfig, channels: int
     ) -> tuple[Profile, ...]:
         inputs = inputs_of(network)
+        if all(not tensor.is_shape_tensor and min(tensor.shape, default=0) >= 0 for tensor in inputs) and not any(
+            len(tensor.shape) == 4 for tensor in inputs
+        ):
+            return ()  # a network for other data than frames, with fixed shapes
         profiles = make_profiles(inputs, self._spec, self._plan, channels=channels)
         if not any(tensor.is_shape_tensor or min(tensor.shape, default=0) < 0 for tensor in inputs):
             return profiles  # TensorRT accepts no profile if all shapes are fixed

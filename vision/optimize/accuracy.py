@@ -163,9 +163,9 @@ class Judge:
         self._frames = frames
         self._progress = progress
         self._detections: Sequence[Detections] = ()
-        self._parent = 1.0
+        self.parent = 1.0  # accuracy of the parent
         if labels is not None:
-            self._parent = self._average_precision(parent, "measuring the float32 model")
+            self.parent = self._average_precision(parent, "measuring the float32 model")
             return
         self._detections = self._detect(parent, "detecting with the float32 model")
         if self._agreement(self._detections) is None:
@@ -180,10 +180,10 @@ class Judge:
         """Measure the model in a file. `words` describe the step."""
         if self._labels is not None:
             metric = f"AP@0.5 of {self._labels.class_name}"
-            return Accuracy(metric, self._parent, self._average_precision(path, words))
+            return Accuracy(metric, self.parent, self._average_precision(path, words))
         found = self._agreement(self._detect(path, words))
         assert found is not None
-        return Accuracy("agreement with float32", self._parent, found)
+        return Accuracy("agreement with float32", self.parent, found)
 
     def measure_contents(self, contents: bytes, folder: Path, words: str) -> Accuracy:
         """Measure a serialized model. Write it to the temporary `folder` first.

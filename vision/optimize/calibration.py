@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import msgspec
 from vision.config import ModelSpec
 from vision.errors import ModelError
 from vision.evaluation.passes import Progress
-from vision.optimize.feed import Feed
+from vision.optimize.feed import Feed, Inputs
 from vision.optimize.frames import Frames
 from vision.optimize.histogram import Histogram
 from vision.optimize.onnx_graph import Graph, open_session
@@ -105,24 +105,40 @@ class Calibration:
     def _collect(self, progress: Progress) -> Mapping[str, Histogram]:
         """Run the model on all frames, and count the values of each tensor."""
         session = open_session(self._graph.with_outputs(list(self._names)))
-        histograms = {name: Histogram.empty() for name in self._names}
-        done = 0
-        for inputs, count in Feed(session, self._spec).batches(self._frames.images()):
-            for name, values in zip(self._names, run(session, inputs, self._spec), strict=True):
-                if not histograms[name].add(values):
-                    raise ModelError(
-                        f"{self._spec.name}: tensor {name} has values that are not finite in frame {done + 1}",
-                        hint="check `input` in model.yaml, and export the model in float32",
-                        code="not-finite",
-                    )
-            done += count
-            progress(done)
-        return histograms
+        batches = Feed(session, self._spec).batches(self._frames.images())
+        return collect(session, self._names, batches, self._spec.name, progress)
 
 
-def run(session: Any, inputs: Mapping[str, Any], spec: ModelSpec) -> list[Any]:
+def collect(
+    session: Any, names: Sequence[str], batches: Iterable[tuple[Inputs, int]], label: str, progress: Progress
+) -> Mapping[str, Histogram]:
+    """Run a session on all batches, and count the values of its outputs `names`.
+
+    Args:
+        batches: inputs, and the number of frames in them.
+        label: name of the model in messages.
+
+    Raises:
+        ModelError: the model cannot be run, or computes values that are not finite.
+    """
+    histograms = {name: Histogram.empty() for name in names}
+    done = 0
+    for inputs, count in batches:
+        for name, values in zip(names, run(session, inputs, label), strict=True):
+            if not histograms[name].add(values):
+                raise ModelError(
+                    f"{label}: tensor {name} has values that are not finite in frame {done + 1}",
+                    hint="check `input` in model.yaml, and export the model in float32",
+                    code="not-finite",
+                )
+        done += count
+        progress(done)
+    return histograms
+
+
+def run(session: Any, inputs: Mapping[str, Any], label: str) -> list[Any]:
     """Run a session, and return all outputs. Raise `ModelError` if this fails."""
     try:
         return list(session.run(None, dict(inputs)))
     except Exception as error:  # ONNX Runtime's errors have no common base class
-        raise ModelError(f"{spec.name}: the model cannot be run: {error}", code="model-fails") from error
+        raise ModelError(f"{label}: the model cannot be run: {error}", code="model-fails") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vision.config import InputSpec, ModelSpec
 from vision.detect.reference.letterbox import Letterbox
 from vision.detect.reference.preprocess import Preprocessor
+from vision.errors import ModelError
 
 Image = NDArray[np.uint8]
 Inputs = Mapping[str, NDArray[Any]]
@@ -34,17 +35,23 @@ class Letterboxer:
 class Feed:
     """Converts scaled frames to the inputs of an ONNX Runtime session of a detection model."""
 
-    def __init__(self, session: Any, spec: ModelSpec) -> None:
+    def __init__(self, session: Any, spec: ModelSpec, *, batch: int | None = None) -> None:
         """Check the inputs of the session.
 
+        Args:
+            batch: number of frames in a batch. None means 1, or the number that the file fixes.
+
         Raises:
-            ModelError: the inputs differ from the spec.
+            ModelError: the inputs differ from the spec, or the file fixes a different batch size.
         """
         from vision.detect.onnxruntime.network import checked_inputs
 
         frames, self._constants = checked_inputs(session.get_inputs(), spec)
         self._name = frames.name
-        self._tensor = np.zeros(frames.shape(spec), frames.dtype)
+        (declared,) = [tensor.shape[0] for tensor in session.get_inputs() if tensor.name == frames.name]
+        if batch is not None and isinstance(declared, int) and declared != batch:
+            raise ModelError(f"the batch of {spec.name} is fixed to {declared}, got {batch}", code="fixed-batch")
+        self._tensor = np.zeros(frames.shape(spec, batch), frames.dtype)
         self._preprocessor = Preprocessor(spec.input, self._tensor, channels_last=frames.channels_last)
 
     def batches(self, images: Iterable[Image]) -> Iterator[tuple[Inputs, int]]:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,14 @@ def frames_of_cameras(
     if errors:
         raise errors[0]
     return _chosen(collectors, unreadable, count)
+
+
+def collected(frames: Iterable[Image], temporary: Path, spec: InputSpec, count: int) -> Frames:
+    """Choose up to `count` of the BGR frames. For the errors, see `frames_of_images`."""
+    collector = Collector("frames", temporary, spec, count)
+    for frame in frames:
+        collector.add(frame)
+    return _chosen([collector], (), count)
 
 
 def _read_camera(camera: CameraConfig, collector: Collector, seconds: float, stop: threading.Event) -> None:

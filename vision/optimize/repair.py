@@ -78,7 +78,7 @@ class LeastSquares:
         """Yield the input of a layer for each batch of frames."""
         session = open_session(graph.with_outputs([layer.activations]))
         for inputs, count in Feed(session, self._spec).batches(self._frames.images(self._count)):
-            (values,) = run(session, inputs, self._spec)
+            (values,) = run(session, inputs, self._spec.name)
             yield values[:count] if values.ndim > 2 else values
 
 

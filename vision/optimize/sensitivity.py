@@ -51,7 +51,7 @@ def rank_layers(
 def _outputs(graph: Graph, spec: ModelSpec, frames: Frames) -> list[NDArray[Any]]:
     """Return each output of the network for all frames."""
     session = open_session(graph.serialized())
-    batches = [run(session, inputs, spec) for inputs, _ in Feed(session, spec).batches(frames.images(FRAMES))]
+    batches = [run(session, inputs, spec.name) for inputs, _ in Feed(session, spec).batches(frames.images(FRAMES))]
     return [np.concatenate([each.reshape(-1) for each in of_output]) for of_output in zip(*batches, strict=True)]
 
 
