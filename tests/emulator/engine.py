@@ -42,6 +42,7 @@ class EmulatedContext:
         self._shape: tuple[int, ...] = ()
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
+        self._values: dict[str, NDArray[np.int64]] = {}
         self.scratch: tuple[int, int] | None = None
         engine.contexts += 1
 
@@ -59,7 +60,8 @@ class EmulatedContext:
             self._shape = shape
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
-        raise AssertionError("this engine has no shape tensors")
+        assert tuple(values) in self._engine.profiles[self.profile].values[name]
+        self._values[name] = np.array(values, np.int64)
 
     def set_address(self, name: str, address: int) -> None:
         self._engine.tensor(name)
@@ -108,8 +110,10 @@ class EmulatedContext:
         constants = {
             tensor.name: _array(self._addresses[tensor.name], (self._shape[0], *tensor.shape[1:]), tensor.dtype)
             for tensor in engine.inputs[1:]
+            if not tensor.is_shape_io
         }
-        for output, computed in engine.compute(images.astype(np.float32), **constants).items():
+        assert self._values.keys() == engine.profiles[self.profile].values.keys()
+        for output, computed in engine.compute(images.astype(np.float32), **constants, **self._values).items():
             value = np.ascontiguousarray(computed, engine.tensor(output).dtype)
             if output in self._allocators:
                 allocator = self._allocators[output]
@@ -145,6 +149,7 @@ class EmulatedEngine:
         constants: Mapping[str, int] | None = None,
         without_batch: Sequence[str] = (),
         waits: bool = False,
+        shape_values: Mapping[str, Range] | None = None,
     ) -> None:
         """Create an engine.
 
@@ -156,6 +161,7 @@ class EmulatedEngine:
             constants: number of values of each additional input (B, values), by name.
             without_batch: names of outputs whose first axis is not the batch.
             waits: if True, each run waits for the stream, so that it cannot be captured.
+            shape_values: ranges of the values of inputs that determine shapes, by name.
         """
         given = dtypes or {}
         self.label = "emulated"
@@ -170,9 +176,11 @@ class EmulatedEngine:
         sides = (*input_hw, channels) if channels_last else (channels, *input_hw)
         frame = _tensor("images", "input", given, (batch, *sides))
         others = constants or {}
+        of_shapes = shape_values or {}
         self.inputs = (
             replace(frame, interleaved=interleaved),
             *(_tensor(name, "input", given, (batch, values)) for name, values in others.items()),
+            *(Tensor(name, "input", "int64", (len(values.min),), "host", True) for name, values in of_shapes.items()),
         )
         self.without_batch = without_batch
         self.outputs = tuple(
@@ -183,7 +191,7 @@ class EmulatedEngine:
         ranges = {
             name: Range((batches[0], *rest), (batches[1], *rest), (batches[1], *rest)) for name, rest in shapes.items()
         }
-        self.profiles = (Profile(ranges, {}),)
+        self.profiles = (Profile(ranges, of_shapes),)
 
     @property
     def max_batch(self) -> int:

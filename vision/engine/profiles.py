@@ -190,7 +190,7 @@ def _profile(
     values: dict[str, Range] = {}
     for tensor in inputs:
         if tensor.is_shape_tensor:
-            values[tensor.name] = _given(tensor, profile.values, "values")
+            values[tensor.name] = _value_range(tensor, spec, profile)
         elif tensor is frame:
             shapes[tensor.name] = _frame_range(tensor, spec, profile, channels)
         else:
@@ -205,11 +205,31 @@ def _profile(
     return Profile(shapes, values)
 
 
+def _value_range(tensor: NetworkInput, spec: ModelSpec, profile: ProfileSpec) -> Range:
+    """Return the range of a shape input: from the profile, or else only the values in `input.constants`."""
+    if tensor.name in profile.values or tensor.name not in spec.input.constants:
+        return _given(tensor, profile.values, "values")
+    return Range(*[shape_values(spec, tensor.name)] * 3)
+
+
+def shape_values(spec: ModelSpec, name: str) -> Shape:
+    """Return the values of a shape input from `input.constants`. Raise `ModelError` if they are not whole numbers."""
+    given = spec.input.constants[name]
+    if any(value != int(value) for value in given):
+        raise ModelError(
+            f"{spec.name}: the input {name} determines shapes, so expected whole numbers, got {list(given)}",
+            hint=f"correct `input: {{constants: {{{name}: [...]}}}}` in model.yaml",
+            code="shape-values",
+        )
+    return tuple(map(int, given))
+
+
 def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]], key: str) -> Range:
     if tensor.name not in table:
         raise ModelError(
             f"input {tensor.name} {tensor.shape} is dynamic in the ONNX file, but model.yaml has no {key} for it",
-            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` there",
+            hint=f"add `profiles: [{{batch: [1, 4, 8], {key}: {{{tensor.name}: [[...], [...], [...]]}}}}]` there"
+            + (f", or `constants: {{{tensor.name}: [...]}}` under `input`" if key == "values" else ""),
             code="profile-missing",
         )
     return Range(*table[tensor.name])

@@ -140,6 +140,22 @@ def test_profiles_follow_from_max_batch() -> None:
     assert chosen == [2, 0, 0, 1], "one frame runs in the profile that is tuned for it"
 
 
+def test_shape_input_takes_its_values_from_the_profile_or_the_constants() -> None:
+    inputs = [OPEN_BATCH, NetworkInput("size", (2,), is_shape_tensor=True)]
+    frames = {"width": 16, "height": 16, "constants": {"size": [8, 12]}}
+    for made in make_profiles(inputs, spec(input=frames), BuildPlan("fp16", 8)):
+        assert made.values == {"size": Range((8, 12), (8, 12), (8, 12))}
+    wide = [{"batch": [1, 4, 8], "values": {"size": [[4, 4], [8, 8], [16, 16]]}}]
+    (made,) = make_profiles(inputs, spec(input=frames, profiles=wide), BuildPlan("fp16", 8))
+    assert made.values == {"size": Range((4, 4), (8, 8), (16, 16))}
+    with pytest.raises(ModelError) as caught:
+        make_profiles(inputs, spec(), BuildPlan("fp16", 8))
+    assert caught.value.code == "profile-missing"
+    with pytest.raises(ModelError) as caught:
+        make_profiles(inputs, spec(input={**frames, "constants": {"size": [8.5, 12]}}), BuildPlan("fp16", 8))
+    assert caught.value.code == "shape-values"
+
+
 def test_every_batch_size_gets_a_separate_profile() -> None:
     made = make_profiles([OPEN_BATCH], spec(), BuildPlan("fp16", 6, fixed_batches=True))
     ranges = [(each.shapes["images"].min[0], each.shapes["images"].max[0]) for each in made]

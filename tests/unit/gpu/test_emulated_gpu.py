@@ -20,6 +20,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
         "tests/gpu/test_tensorrt_detector.py",
         "tests/gpu/test_emulated_detector.py",
         "tests/gpu/test_emulated_device.py",
+        "tests/gpu/test_shape_inputs.py",
     ),
     "plugins": ("tests/gpu/test_plugins.py",),
     "video": ("tests/gpu/test_nvdec.py",),

@@ -15,7 +15,7 @@ from vision.config import DetectConfig, ModelSpec
 from vision.detect.reference.heads import Head
 from vision.detect.reference.inputs import constant_input, is_channels_last, require_levels
 from vision.engine.cache import default_folder
-from vision.engine.profiles import batch_sizes
+from vision.engine.profiles import Range, batch_sizes, shape_values
 from vision.engine.runtime import Context, Engine
 from vision.engine.tensors import Tensor
 from vision.errors import ModelError
@@ -167,6 +167,23 @@ class LoadedEngine:
         context = self.engine.create_context(profile, stream.address)
         for name, shape in shapes.items():
             context.set_shape(name, shape)
-        for name, values in self.engine.profiles[profile].values.items():
-            context.set_values(name, values.opt)
+        for name, allowed in self.engine.profiles[profile].values.items():
+            context.set_values(name, self.shape_values(name, allowed))
         return context
+
+    def shape_values(self, name: str, allowed: Range) -> tuple[int, ...]:
+        """Return the values of an input that determines shapes: from `input.constants`, or else the best of `allowed`.
+
+        Raises:
+            ModelError: the values in `input.constants` are not whole numbers, or are outside of `allowed`.
+        """
+        if name not in self.spec.input.constants:
+            return allowed.opt
+        values = shape_values(self.spec, name)
+        if values not in allowed:
+            raise ModelError(
+                f"{self.spec.name}: the input {name} has the values {list(values)}, but the engine allows {allowed}",
+                hint=f"correct `input: {{constants: {{{name}: [...]}}}}`, or widen `profiles` in model.yaml",
+                code="shape-values",
+            )
+        return values
