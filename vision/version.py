@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shlex
 import sys
@@ -18,6 +19,7 @@ DISTRIBUTION: Final = "vision-streams"
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 
+@functools.cache
 def version() -> str:
     """Return the version of the installed distribution; ``0+unknown`` if the distribution is not installed."""
     try:

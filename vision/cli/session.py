@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
@@ -16,9 +18,11 @@ from typing import Any, Final
 import typer
 
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
+from vision.state.service_manager import is_service
 
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # such as a full disk or a lost terminal
 _STOP, _QUIT = b"s", b"q"
+_STOP_TIMEOUT_S: Final = 15.0  # shorter than `TimeoutStopSec` of the systemd unit
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -121,9 +125,18 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         os.close(writer)
 
 
+def _end_after_timeout() -> None:
+    """End the process if an orderly stop hangs. Print the stack of every thread first, which SIGKILL would not."""
+    time.sleep(_STOP_TIMEOUT_S)
+    faulthandler.dump_traceback()
+    os._exit(EXIT_RUNTIME)
+
+
 def _wait_for_signal(reader: int, stop: threading.Event) -> None:
     from vision.cli.console import error_console
 
     while os.read(reader, 1) == _STOP:
         stop.set()
+        if is_service():
+            threading.Thread(target=_end_after_timeout, name="stop-timeout", daemon=True).start()
         error_console().print("stopping; press Ctrl-C again to exit immediately", soft_wrap=True, highlight=False)

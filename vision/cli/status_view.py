@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Final
@@ -19,6 +20,7 @@ from vision.stages.stage import Report
 log = logging.getLogger(__name__)
 
 _FIRST_LINE_S: Final = 2.0  # most cameras are connected by then
+_LONGEST_INTERVAL_S: Final = 3600.0
 _COLUMN_WIDTH: Final = 16  # if the terminal is narrow, longer texts are wrapped
 _STATE_STYLES: Final = {
     "streaming": "green",
@@ -47,11 +49,17 @@ class StatusView:
     """Shows each `Report`: the rates, the latency, and the dropped frames of each camera."""
 
     def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
-        """Create the view for a terminal, or for log lines every `line_interval_s` seconds if `console` is None."""
+        """Create the view for a terminal, or for log lines if `console` is None.
+
+        The first two log lines are `line_interval_s` seconds apart. Each further interval is twice as long, up to an
+        hour, because the log of a service must not grow by megabytes per day.
+        """
         self._display = LiveDisplay(console) if console is not None else None
         self._line_interval_s = line_interval_s
         self._next_line_s = _FIRST_LINE_S
         self._unlogged: Report | None = None
+        self._states: dict[str, str] = {}  # by camera
+        self._frozen: Counter[str] = Counter()  # how often each camera was frozen
 
     def __enter__(self) -> StatusView:
         return self
@@ -65,14 +73,26 @@ class StatusView:
             self._log(self._unlogged)
 
     def show(self, report: Report) -> None:
-        """Show a report. Without a terminal, log a report after 2 s, and then every `line_interval_s` seconds."""
+        """Show a report. Without a terminal, log some reports, and warn of each camera that becomes frozen."""
         if self._display is not None:
             self._display.update(render_status(report, self._display.console.width))
             return
         self._unlogged = report
+        self._warn_of_frozen(report.cameras)
         if report.node.uptime_s >= self._next_line_s:
             self._next_line_s = report.node.uptime_s + self._line_interval_s
+            self._line_interval_s = min(2 * self._line_interval_s, _LONGEST_INTERVAL_S)
             self._log(report)
+
+    def _warn_of_frozen(self, cameras: Sequence[CameraReport]) -> None:
+        """Log a warning when a camera becomes frozen for the 1st, 2nd, 4th, 8th, ... time."""
+        for camera in cameras:
+            if camera.state == "frozen" != self._states.get(camera.camera):
+                self._frozen[camera.camera] += 1
+                if not self._frozen[camera.camera] & (self._frozen[camera.camera] - 1):
+                    text = "camera %s: frozen: no new frame for %.1f s"
+                    log.warning(text, camera.camera, camera.last_frame_age_s or 0.0)
+            self._states[camera.camera] = camera.state
 
     def _log(self, report: Report) -> None:
         self._unlogged = None

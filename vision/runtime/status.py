@@ -5,9 +5,9 @@ The runtime builds a report once per interval. The terminal shows the report, an
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
@@ -100,7 +100,13 @@ def summary(report: Report) -> str:
 
 def resident_bytes() -> int:
     """Return the resident memory of this process, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(_memory_file(), 100, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
+def _memory_file() -> int:
+    """Open the system's file about the memory of this process once, because descriptors can run out later."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def percentiles(latency: Percentiles) -> LatencyPercentiles:

@@ -396,3 +396,30 @@ def test_crash_of_a_library_prints_all_stacks(tmp_path: Path) -> None:
         log = manager.close()
     assert "Fatal Python error: Segmentation fault" in log
     assert "inference_loop.py" in log
+
+
+STOPPING = """
+import sys
+import vision.cli.session as session
+from vision.cli.main import entry
+
+session._STOP_TIMEOUT_S = 1.0
+sys.argv[1:] = ["run", sys.argv[1]]
+entry()
+"""
+
+
+@pytest.mark.integration
+def test_start_that_ignores_the_stop_ends_before_systemd_kills_it(tmp_path: Path) -> None:
+    (tmp_path / "camera.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
+    (tmp_path / "pipeline.py").write_text("import time\nprint('starting', flush=True)\ntime.sleep(1e6)\n")
+    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "nobody")}
+    command = [sys.executable, "-c", STOPPING, str(tmp_path / "camera.yaml")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "starting\n"
+        program.send_signal(signal.SIGTERM)
+        _, log = program.communicate(timeout=20)
+    assert program.returncode == EXIT_RUNTIME
+    assert "pipeline.py" in log
