@@ -62,8 +62,12 @@ _WORKER: Final = "import sys; sys.path.append(sys.argv[1]); from tests.perf.fram
 # ------------------------------------------------------------------------------------------------ in each tree
 
 
-def make_crowd(objects: int, frames: int, seed: int = 0) -> list[Any]:
-    """Return the detections of each frame: people who turn at the border, and half as many boxes with low scores."""
+def make_crowd(objects: int, frames: int, seed: int = 0, size: tuple[int, int] = (_WIDTH, _HEIGHT)) -> list[Any]:
+    """Return the detections of each frame: people who turn at the border, and half as many boxes with low scores.
+
+    The boxes are scaled to frames of this size.
+    """
+    scale = np.tile(np.array(size) / (_WIDTH, _HEIGHT), 2)
     detections = find_any("vision.types:Detections")
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
@@ -80,7 +84,9 @@ def make_crowd(objects: int, frames: int, seed: int = 0) -> list[Any]:
         strewn = rng.uniform((0, 0), (_WIDTH - 40, _HEIGHT - 90), (objects // 2, 2))
         boxes = np.concatenate([boxes, np.hstack([strewn, strewn + np.array([30, 80])])])
         scores = np.concatenate([rng.beta(8, 3, int(seen.sum())), rng.uniform(0.15, 0.35, objects // 2)])
-        result.append(detections(boxes.astype(np.float32), scores.astype(np.float32), np.zeros(len(scores), np.int32)))
+        result.append(
+            detections((boxes * scale).astype(np.float32), scores.astype(np.float32), np.zeros(len(scores), np.int32))
+        )
     return result
 
 
