@@ -231,7 +231,8 @@ class LatestSlot:
         self._waiting = frame
         if self._closed:
             self._drop_waiting(DropReason.STOPPED)
-        self.changed.notify_all()
+        elif not self._is_refused():
+            self.changed.notify_all()  # otherwise, `release` or `finish_result` wakes the reader
 
     def drop(self, reason: DropReason) -> None:
         """Count a grabbed frame as dropped. The frame needs no buffer."""
@@ -298,9 +299,10 @@ class LatestSlot:
         if self._max_frame_age_ns is not None and now_ns - self._waiting.meta.captured_ns > self._max_frame_age_ns:
             self._drop_waiting(DropReason.STALE)
             return None
-        if self._leased >= self._leases or self._counts.unfinished >= MAX_UNFINISHED:
-            return None
-        return self._rate.due_ns
+        return None if self._is_refused() else self._rate.due_ns
+
+    def _is_refused(self) -> bool:
+        return self._leased >= self._leases or self._counts.unfinished >= MAX_UNFINISHED
 
     def take(self) -> Lease | None:
         """Lease the waiting frame. If the frame is stale, drop it.
@@ -364,7 +366,8 @@ class LatestSlot:
             stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
             self._counts.dropped_by_stage[stage] += 1
         self._free(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
-        self.changed.notify_all()
+        if self._lossless or self._ended:
+            self.changed.notify_all()  # otherwise, nobody waits for this: the writer could already write
 
     def _count_drop(self, reason: DropReason) -> None:
         self._counts.dropped[reason] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Sequence
+from typing import Final
 
 from vision.metrics import span
 from vision.runtime.inference_loop import InferredFrame
@@ -16,6 +17,9 @@ from vision.runtime.latest_slot import Clock, finish_together, hand_over
 from vision.runtime.stage_runner import Observe, ResultMetrics, StageRunner
 from vision.stages.stage import Sink, Stage
 from vision.types import DropReason, Result
+
+_MAX_TOGETHER: Final = 32
+"""Number of frames from which no further batch is joined. The results of joined batches finish together."""
 
 
 class ResultHandler:
@@ -82,10 +86,21 @@ class ResultHandler:
 
     def run(self) -> None:
         """Handle results until `end` or `abort` is called. The results thread calls this method."""
-        while (batch := self._queue.get()) is not None and not self._aborted:
+        while (batch := self._next_batch()) is not None and not self._aborted:
             self._handle_batch(batch)
         if batch is not None:
             self._finish(batch, [DropReason.STOPPED] * len(batch))
+
+    def _next_batch(self) -> list[InferredFrame] | None:
+        """Wait for a batch. Join it with the batches that are queued, up to `_MAX_TOGETHER` frames."""
+        batch = self._queue.get()
+        while batch is not None and len(batch) < _MAX_TOGETHER and not self._queue.empty():
+            following = self._queue.get()
+            if following is None:
+                self._queue.put(None)  # the end mark, for the next call
+                break
+            batch = batch + following
+        return batch
 
     def release_queued(self) -> None:
         """Discard the batches that are still queued, and release their leases. Call this after `run` has ended."""

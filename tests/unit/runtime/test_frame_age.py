@@ -220,8 +220,45 @@ def test_first_stage_gets_the_whole_batch_without_results_that_are_too_old() -> 
     site.infer("bc")
     clock.advance_ms(60)
     site.run()
-    assert stage.batches == ["", "bc"]
+    assert stage.batches == ["bc"]
     assert site.published() == {"a": [], "b": [0], "c": [0]}
+
+
+def test_queued_batches_are_processed_together_up_to_a_limit() -> None:
+    names = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
+    stage = Together(ManualClock())
+    site = Site(stage.clock, [stage], names=names)
+    for at in range(0, len(names), 4):
+        site.infer(names[at : at + 4])
+    site.run()
+    assert stage.batches == [names[:32], names[32:]]
+    assert site.published() == {name: [0] for name in names}
+    assert [camera.slot.counts().unfinished for camera in site.cameras.values()] == [0] * len(names)
+
+
+def test_refused_frame_does_not_wake_the_batcher() -> None:
+    """But the result that is in its way does, once it is finished."""
+    clock = ManualClock()
+    camera = Camera(slot_of(clock), clock)
+    leases = [take(camera) for _ in range(MAX_UNFINISHED)]
+    hand_over(leases, keep=False)
+    woken = Woken()
+    camera.slot.changed = woken
+    camera.write()
+    camera.write()
+    assert woken.count == 0
+    finish_together(leases[:1], [None])
+    assert woken.count == 1
+
+
+class Woken(threading.Condition):
+    """Counts the calls of `notify_all`."""
+
+    count = 0
+
+    def notify_all(self) -> None:
+        self.count += 1
+        super().notify_all()
 
 
 def test_result_that_becomes_too_old_in_the_first_stage_is_dropped() -> None:
