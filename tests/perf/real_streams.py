@@ -37,6 +37,7 @@ import psutil
 from tests.perf.deployment import running, write_config
 from vision.client import Gap, Item, Restart, Subscription
 from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, EventMessage, Kind
+from vision.runtime.worker_process import worker_name
 
 _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
@@ -92,7 +93,7 @@ class _Received:
             "lost_messages": self.lost,
             "restarts": self.restarts,
             "events": self.events,
-            "unaccounted_frames": max(map(abs, in_flight), default=None),
+            "most_in_flight": max(map(abs, in_flight), default=None),
             "latency_ms": _percentiles(every),
             "worst_camera_p99_ms": max((_percentiles(one)["p99"] for one in self.latencies_ms.values()), default=None),
         }
@@ -122,7 +123,7 @@ class _Processes:
         """Read the CPU times, so that those of a process that ends later are known."""
         for process in self._all():
             with suppress(psutil.Error):
-                self.last_s[process.pid] = process.name(), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
+                self.last_s[process.pid] = _name(process), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
 
     def cores(self, seconds: float) -> dict[str, float]:
         total: Counter[str] = Counter()
@@ -134,7 +135,7 @@ class _Processes:
         return round(sum(process.memory_info().rss for process in self._all()) / 2**20, 1)
 
     def workers(self, name: str) -> list[psutil.Process]:
-        return [child for child in self._all()[1:] if name in child.name()]
+        return [child for child in self._all()[1:] if (own := _name(child)) and name in own]
 
     def _all(self) -> list[psutil.Process]:
         return [self.program, *self.program.children(recursive=True)]
@@ -240,6 +241,13 @@ def _kill(workers: Sequence[psutil.Process], turn: int) -> int:
         return 0
     workers[turn % len(workers)].send_signal(signal.SIGKILL)
     return 1
+
+
+def _name(process: psutil.Process) -> str:
+    """Return the name of a worker; an empty text if the process is not a worker, or has ended."""
+    with suppress(psutil.Error):
+        return worker_name(process.cmdline())
+    return ""
 
 
 def _number(text: str) -> int | str:
