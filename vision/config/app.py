@@ -119,6 +119,8 @@ class CameraConfig(ConfigSection):
     max_frame_age_s: Minute = 0.5
     """Maximum age in seconds of a frame when inference starts, and again when its result is processed. For the result,
     the time of inference does not count. Older frames are dropped."""
+    report_after_s: Day | None = 60.0
+    """Seconds without new frames after which an event reports the camera as lost or frozen; null means never."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
 
@@ -252,6 +254,8 @@ class StatusConfig(ConfigSection):
 
     interval_s: Hour = 1.0
     """Seconds between two status messages."""
+    min_free_mb: int = Field(default=500, ge=0, le=10_000_000)
+    """Free space in megabytes below which an event reports the disk of `state_dir` and `snapshots` as low."""
 
 
 class AppConfig(ConfigSection):

@@ -27,6 +27,7 @@ from vision.errors import Closed, from_os_error
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
+from vision.messaging.node_events import NodeEvents
 from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import Encoding, EventMessage, MaskFormat, StatusReport
@@ -110,15 +111,20 @@ class EventPublisher:
         self._numbering = numbering
         self._encoding: Encoding = encoding
         self._event_log = event_log
+        self._lock = threading.Lock()  # results and reports of the status come from different threads
 
-    def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
+    def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
 
-        Return True if the events were stored.
+        If `counters` is True, also store the counters that wait. Return True if the events were stored. Thread-safe.
         """
+        with self._lock:
+            return self._publish(events, also, counters=counters)
+
+    def _publish(self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool) -> bool:
         with self._socket.lock:
             numbered = [msgspec.structs.replace(each, **self._numbering.header(each.topic)) for each in events]
-        stored = self._store(numbered, also)  # without the lock, because disks are slow
+        stored = self._store(numbered, also, counters=counters)  # without the lock, because disks are slow
         numbered = stored or numbered
         payloads = [codec.encode(event, self._encoding) for event in numbered]
         with self._socket.lock:
@@ -126,7 +132,9 @@ class EventPublisher:
                 self._socket.send(event.topic, payload)
         return bool(stored)
 
-    def _store(self, events: Sequence[EventMessage], also: Sequence[Statement]) -> list[EventMessage]:
+    def _store(
+        self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool
+    ) -> list[EventMessage]:
         """Store events, and return them with their numbers in the journal; empty if events are not stored."""
         if self._event_log is None:
             return []
@@ -134,7 +142,8 @@ class EventPublisher:
         stored = [
             msgspec.structs.replace(event, journal=journal, number=number) for number, event in enumerate(events, first)
         ]
-        return stored if self._event_log.append([codec.encode(event) for event in stored], also) else []
+        payloads = [codec.encode(event) for event in stored]
+        return stored if self._event_log.append(payloads, also, counters=counters) else []
 
 
 class Publisher:
@@ -161,6 +170,7 @@ class Publisher:
         max_subscribers: int | None = None,
         keys: KeyFolder | None = None,
         proxy: bool = False,
+        node_events: NodeEvents | None = None,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -181,6 +191,7 @@ class Publisher:
                 what they send. If None, ZeroMQ accepts connections without limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
             proxy: if True, other processes can also send messages, through `self.proxy`.
+            node_events: derives events of the program and its cameras from reports. None means no such events.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist.
@@ -190,7 +201,7 @@ class Publisher:
         self.replay_address: str | None = None
         self._replay: ReplayServer | None = None
         self._encoding: Encoding = encoding
-        self._event_log = event_log
+        self._event_log, self._node_events = event_log, node_events
         with contextlib.ExitStack() as opened:
             if event_log is not None and replay is not None:
                 server = ReplayServer(
@@ -248,9 +259,14 @@ class Publisher:
             self.socket.send_status(topic, codec.encode(message, self._encoding))
 
     def report(self, report: Iterable[StatusReport]) -> None:
-        """Send each part of a report as `publish_status` does."""
-        for part in report:
+        """Send each part of a report as `publish_status` does, and the events that follow from it."""
+        parts = list(report)
+        for part in parts:
             self.publish_status(part)
+        if self._node_events is not None:
+            events = [event for part in parts for event in self._node_events.of(part)]
+            if events:
+                self._events.publish(events, counters=False)
 
     def close(self) -> None:
         """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""

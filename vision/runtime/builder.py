@@ -44,10 +44,12 @@ from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
+from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.monitoring.process import open_monitoring
 from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
@@ -175,17 +177,12 @@ def open_recording_publisher(
         max_subscribers=config.publish.max_subscribers,
         keys=keys,
         proxy=proxy,
+        node_events=None if options.offline else NodeEvents(NodeEventSettings.of(config)),
     )
     resources.enter_context(publisher)
     log.info("publishing on %s", publisher.address)
     if config.http is not None:
-        from vision.runtime.monitoring.process import MonitoringProcess
-
-        client = None if keys is None else keys.internal_client()
-        address, interval_s = publisher.internal_address, config.status.interval_s
-        monitoring = MonitoringProcess(config.http, address, interval_s=interval_s, keys=client)
-        resources.enter_context(monitoring)
-        log.info("metrics and health on %s", monitoring.address)
+        resources.enter_context(open_monitoring(config.http, publisher, config.status.interval_s, keys))
     return publisher, recorder
 
 

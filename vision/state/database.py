@@ -204,10 +204,11 @@ class StateDatabase:
         """Run a query on the connection of the writing thread. Return all rows."""
         return self._writer.execute(sql, parameters).fetchall()
 
-    def write(self, statements: Iterable[Statement], *, urgent: bool = False) -> bool:
+    def write(self, statements: Iterable[Statement], *, urgent: bool = False, counters: bool = True) -> bool:
         """Run statements as one transaction, with the counters that wait. Return False if the disk is not writable.
 
-        Only the first of several failures in a row is logged. If `urgent` is True, the commit is forced to disk soon.
+        If `counters` is False, the counters continue to wait, because the statements are not about their events. Only
+        the first of several failures in a row is logged. If `urgent` is True, the commit is forced to disk soon.
         Raise `Closed` after `close`.
         """
         with self._write_lock:
@@ -216,8 +217,9 @@ class StateDatabase:
             try:
                 if self._sync.looks_due() and _identity(self.folder) != self._identity:
                     raise OSError(errno.ENOENT, "the folder or the file was removed; restart the program")
-                self._commit([*statements, *self._pending_statements()])
-                self._pending.clear()
+                self._commit([*statements, *(self._pending_statements() if counters else ())])
+                if counters:
+                    self._pending.clear()
             except (OSError, sqlite3.Error) as error:
                 if not self._failing:
                     text = "cannot write to %s: %s; until this works, events have no number, and counts stay in memory"

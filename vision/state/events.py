@@ -57,11 +57,11 @@ class EventLog:
         self.newest: int = max(newest, last)
         self.lost = self.unsynced = 0
 
-    def append(self, payloads: Sequence[bytes], also: Sequence[Statement] = ()) -> bool:
+    def append(self, payloads: Sequence[bytes], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store events under the numbers that follow `newest`. Return False if the disk is full, hangs, or fails.
 
         In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed. The
-        statements in `also` run in the same transaction.
+        statements in `also` run in the same transaction, and, if `counters` is True, the counters that wait.
         """
         if self.unsynced + len(payloads) > NUMBERS_SKIPPED:  # the disk hangs, and results must not wait for it
             self.lost += len(payloads)
@@ -73,7 +73,7 @@ class EventLog:
         oldest = self._oldest_to_keep(len(rows), size)
         if oldest is not None:
             statements.append(("DELETE FROM events WHERE number < ?", [(oldest,)]))
-        if not self._database.write(statements, urgent=self.unsynced > _URGENT):
+        if not self._database.write(statements, urgent=self.unsynced > _URGENT, counters=counters):
             self.lost += len(rows)
             return False
         self.unsynced += len(rows)

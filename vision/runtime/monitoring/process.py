@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import sys
 from typing import Final
 
 from vision.config.app import HttpConfig
 from vision.errors import ConfigError
-from vision.messaging.curve import KeyPair
+from vision.messaging.curve import KeyFolder, KeyPair
 from vision.messaging.exposed_port import listen
 from vision.messaging.helper_process import HelperProcess
+from vision.messaging.publisher import Publisher
 from vision.messaging.sockets import bind_error
+
+log = logging.getLogger(__name__)
 
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.runtime.monitoring.server import main; main()"
 )
 _PACKAGES: Final = ("prometheus_client", "starlette", "uvicorn")
+
+
+def open_monitoring(
+    config: HttpConfig, publisher: Publisher, interval_s: float, keys: KeyFolder | None
+) -> MonitoringProcess:
+    """Start the process for the messages of `publisher`. `keys` are its keys for CURVE; None if it has none.
+
+    Raises:
+        ConfigError, Unavailable: a package is missing, or the address cannot be bound; see `MonitoringProcess`.
+    """
+    client = None if keys is None else keys.internal_client()
+    monitoring = MonitoringProcess(config, publisher.internal_address, interval_s=interval_s, keys=client)
+    log.info("metrics and health on %s", monitoring.address)
+    return monitoring
 
 
 class MonitoringProcess:

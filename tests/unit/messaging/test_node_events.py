@@ -1,0 +1,129 @@
+"""Events of the program and its cameras, derived from status reports."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.messages.samples import camera_status, node_status
+from vision.client import EventMessage, Subscription
+from vision.messaging.node_events import NodeEvents, NodeEventSettings
+from vision.messaging.publisher import Publisher
+from vision.state.database import StateDatabase
+
+S = 1_000_000_000
+
+
+def kinds(events: NodeEvents, *states: tuple[float, str]) -> list[tuple[float, str]]:
+    """Return the time and the kind of each event, for a camera with these states at these times in seconds."""
+    found = []
+    for at_s, state in states:
+        report = camera_status(at_monotonic_ns=int(at_s * S), state=state, state_for_s=0.0, last_error="E-17")
+        found += [(at_s, event.kind) for event in events.of(report)]
+    return found
+
+
+def camera_events(patience_s: float | None = 10.0) -> NodeEvents:
+    return NodeEvents(NodeEventSettings({"gate": patience_s}))
+
+
+def test_camera_is_reported_once_after_its_patience_and_when_it_is_back() -> None:
+    states = [(t, "backing-off" if t % 2 else "connecting") for t in range(1, 30)]
+    found = kinds(camera_events(), (0, "streaming"), *states, (30, "streaming"), (31, "streaming"))
+    assert found == [(11, "camera_lost"), (30, "camera_back")]
+
+
+def test_short_outage_is_not_reported() -> None:
+    assert kinds(camera_events(), (0, "streaming"), (1, "backing-off"), (9, "connecting"), (10, "streaming")) == []
+
+
+def test_frozen_camera_is_one_outage() -> None:
+    states = [(t, "connecting" if t % 7 == 0 else "frozen") for t in range(1, 40)]
+    found = kinds(camera_events(), *states, (41, "streaming"), (42, "frozen"), (53, "frozen"))
+    assert found == [(11, "camera_frozen"), (41, "camera_back"), (53, "camera_frozen")]
+
+
+def test_camera_without_patience_is_never_reported() -> None:
+    assert kinds(camera_events(None), (0, "backing-off"), (1000, "backing-off"), (2000, "streaming")) == []
+
+
+def test_event_contains_the_reason_and_the_duration() -> None:
+    events = camera_events()
+    kinds(events, (0, "backing-off"))
+    report = camera_status(at_monotonic_ns=12 * S, state="backing-off", last_error="E-17", epoch=4)
+    (event,) = events.of(report)
+    assert (event.topic, event.name, event.epoch) == ("events/gate", "gate", 4)
+    assert event.data == {"state": "backing-off", "outage_s": 12.0, "reason": "E-17"}
+
+
+def program(events: NodeEvents, at_s: float, **counters: int) -> list[tuple[str, dict[str, Any]]]:
+    named = {name.replace("_", "."): value for name, value in counters.items()}
+    report = msgspec.structs.replace(node_status(), at_monotonic_ns=int(at_s * S), counters=named)
+    return [(event.kind, event.data) for event in events.of(report)]
+
+
+def test_start_is_reported_once() -> None:
+    events = NodeEvents(NodeEventSettings())
+    assert [kind for kind, _ in program(events, 0)] == ["started"]
+    assert program(events, 1) == []
+
+
+def test_lost_events_are_reported_at_most_once_per_minute() -> None:
+    events = NodeEvents(NodeEventSettings())
+    program(events, 0)
+    found = [program(events, at_s, journal_lost=at_s) for at_s in range(1, 100)]
+    assert [(n, each[0]) for n, each in enumerate(found, 1) if each] == [
+        (1, ("events_lost", {"count": 1})),
+        (61, ("events_lost", {"count": 60})),
+    ]
+
+
+def test_low_disk_is_reported_once_and_again_when_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Disk:
+        f_frsize = 1_000_000
+        f_bavail = 1000
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk)
+    events = NodeEvents(NodeEventSettings(folders=[tmp_path], min_free_bytes=500_000_000))
+    program(events, 0)
+    found = []
+    for free_mb in (501, 499, 300, 520, 590, 601, 700):
+        Disk.f_bavail = free_mb
+        found += program(events, 1)
+    assert [(kind, data["free_mb"]) for kind, data in found] == [("disk_low", 499), ("disk_free", 601)]
+
+
+def test_events_are_stored_and_can_be_requested(tmp_path: Path) -> None:
+    node_events = NodeEvents(NodeEventSettings({"gate": 0.0}))
+    with (
+        closing(StateDatabase(tmp_path, boot="b", max_events=100)) as database,
+        Publisher(
+            "tcp://127.0.0.1:*",
+            node="n",
+            event_log=database.events,
+            replay="tcp://127.0.0.1:*",
+            node_events=node_events,
+        ) as publisher,
+    ):
+        publisher.report([camera_status(state="backing-off"), node_status()])
+        with Subscription(publisher.address, kinds=("events",), since=0) as subscription:
+            found = [subscription.receive(20), subscription.receive(20)]
+    assert [(event.kind, event.number) for event in found if isinstance(event, EventMessage)] == [
+        ("camera_lost", 1),
+        ("started", 2),
+    ]
+
+
+def test_counters_that_wait_for_their_event_are_not_stored_with_other_events(tmp_path: Path) -> None:
+    with closing(StateDatabase(tmp_path, boot="b", max_events=100)) as database:
+        database.defers_counters = True
+        database.store_counters([("gate", "door", "in", 1)])
+        assert database.events.append([b"{}"], counters=False)
+        assert database.load_counters("gate") == []
+        assert database.events.append([b"{}"])
+        assert database.load_counters("gate") == [("gate", "door", "in", 1)]

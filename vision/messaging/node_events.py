@@ -1,0 +1,130 @@
+"""Events of the program and its cameras: a camera is lost, frozen, or back, the disk is low, events were lost.
+
+They are events like those of lines and zones, so the journal stores them, and subscribers can request them later. The
+topic of an event about the program is ``events/node``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from vision.config import AppConfig
+from vision.errors import conceal
+from vision.messaging import codec
+from vision.messaging.schema import NODE, CameraReport, EventMessage, NodeReport, StatusReport
+
+DEFAULT_PATIENCE_S: Final = 60.0
+
+_DELIVERS: Final = ("streaming", "ended")
+_LOST_INTERVAL_NS: Final = 60_000_000_000  # between two events that report lost events
+_RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as free again
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEventSettings:
+    """What is reported, and how long a camera can fail before."""
+
+    patience_s: Mapping[str, float | None] = field(default_factory=dict)  # by camera; None means never
+    folders: Sequence[Path] = ()  # folders whose disks are checked
+    min_free_bytes: int = 0
+
+    @classmethod
+    def of(cls, config: AppConfig) -> NodeEventSettings:
+        """Return the settings of a configuration."""
+        folders = [config.state_dir, config.snapshots.folder if config.snapshots is not None else None]
+        return cls(
+            patience_s={camera.id: camera.report_after_s for camera in config.cameras},
+            folders=[Path(folder) for folder in folders if folder is not None],
+            min_free_bytes=config.status.min_free_mb * 1_000_000,
+        )
+
+
+@dataclass(slots=True)
+class _Outage:
+    since_ns: int
+    kind: str = ""  # of the event that was reported; empty if the camera has not failed for long enough
+
+
+class NodeEvents:
+    """Derives events from status reports. One thread calls `of`, once for each report."""
+
+    def __init__(self, settings: NodeEventSettings) -> None:
+        self._settings = settings
+        self._outages: dict[str, _Outage] = {}
+        self._low: set[Path] = set()
+        self._lost = 0
+        self._lost_at_ns: int | None = None
+        self._started = False
+
+    def of(self, report: StatusReport) -> Iterator[EventMessage]:
+        """Yield the events that follow from a report of a camera or of the program."""
+        if isinstance(report, CameraReport):
+            yield from self._of_camera(report)
+        elif isinstance(report, NodeReport):
+            yield from self._of_program(report)
+
+    def _of_camera(self, report: CameraReport) -> Iterator[EventMessage]:
+        now_ns, patience_s = report.at_monotonic_ns, self._settings.patience_s.get(report.camera, DEFAULT_PATIENCE_S)
+        outage = self._outages.get(report.camera)
+        if report.state in _DELIVERS:
+            if outage is not None and outage.kind:
+                data = {"after": outage.kind, "outage_s": round((now_ns - outage.since_ns) / 1e9, 1)}
+                yield _event("camera_back", report, report.camera, report.epoch, data)
+            self._outages.pop(report.camera, None)
+            return
+        if outage is None:
+            outage = self._outages[report.camera] = _Outage(now_ns - round(report.state_for_s * 1e9))
+        kind = "camera_frozen" if report.state == "frozen" else "camera_lost"
+        # A camera that is frozen is connected again and again, which is the same outage.
+        if patience_s is None or outage.kind or now_ns - outage.since_ns < patience_s * 1e9:
+            return
+        outage.kind = kind
+        data = {"state": report.state, "outage_s": round((now_ns - outage.since_ns) / 1e9, 1)}
+        if report.last_error is not None:
+            data["reason"] = conceal(report.last_error)
+        yield _event(kind, report, report.camera, report.epoch, data)
+
+    def _of_program(self, report: NodeReport) -> Iterator[EventMessage]:
+        if not self._started:
+            self._started = True
+            data = {"version": report.version, "backend": report.backend, "model": report.model}
+            yield _event("started", report, NODE, 0, data)
+        for folder in self._settings.folders:
+            yield from self._of_disk(folder, report)
+        lost, now_ns = report.counters.get("journal.lost", 0), report.at_monotonic_ns
+        is_due = self._lost_at_ns is None or now_ns >= self._lost_at_ns + _LOST_INTERVAL_NS
+        if lost > self._lost and is_due:
+            yield _event("events_lost", report, NODE, 0, {"count": lost - self._lost})
+            self._lost, self._lost_at_ns = lost, now_ns
+
+    def _of_disk(self, folder: Path, report: NodeReport) -> Iterator[EventMessage]:
+        try:
+            disk = os.statvfs(folder)
+        except OSError:  # the part that writes to it reports the error
+            return
+        free, limit = disk.f_bavail * disk.f_frsize, self._settings.min_free_bytes
+        data = {"folder": str(folder), "free_mb": free // 1_000_000}
+        if folder not in self._low and free < limit:
+            self._low.add(folder)
+            yield _event("disk_low", report, NODE, 0, data)
+        elif folder in self._low and free > _RECOVERED * limit:
+            self._low.remove(folder)
+            yield _event("disk_free", report, NODE, 0, data)
+
+
+def _event(kind: str, report: CameraReport | NodeReport, camera: str, epoch: int, data: dict[str, Any]) -> EventMessage:
+    return EventMessage(
+        **codec.UNNUMBERED,
+        camera=camera,
+        epoch=epoch,
+        frame=0,
+        at=report.at,
+        at_monotonic_ns=report.at_monotonic_ns,
+        kind=kind,
+        name=camera,
+        data=data,
+    )
