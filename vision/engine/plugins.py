@@ -96,7 +96,8 @@ def _load(contents: bytes, model: str, plugin: PluginSpec) -> None:
     before = _names(registry)
     with collect_log() as log:
         try:
-            # A file in memory, because the file in the folder can change after the check of its SHA-256.
+            # A file in memory, because the file in the folder can change after the check of its SHA-256. It stays open:
+            # a later library with the same path would not be loaded, because the loader compares only paths.
             descriptor = os.memfd_create(plugin.file)
             os.write(descriptor, contents)
             path = f"/proc/self/fd/{descriptor}"
