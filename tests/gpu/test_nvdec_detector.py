@@ -131,6 +131,7 @@ def test_program_finds_the_same_objects_as_with_ffmpeg(
 @pytest.mark.parametrize("reader", ["nvdec", "ffmpeg"])
 def test_capture_worker_delivers_the_same_frames(short_clip: Path, detector: Any, reader: str) -> None:
     """The worker writes to GPU memory of this process, or to shared memory that this process has page-locked."""
+    gc.collect()  # frees the frames of earlier tests
     held = allocated()
     here, there = (
         run(short_clip, reader, capture_workers=workers, open_detector=lambda *_: NeverClosed(detector))

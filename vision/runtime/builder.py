@@ -46,7 +46,7 @@ from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
-from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
+from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.monitoring.process import open_monitoring
@@ -320,7 +320,8 @@ def build_capture(
     reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
     leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
     if isinstance(detector, ReadsDevice):
-        log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], leases + EXTRA_BUFFERS))
+        buffers = leases + EXTRA_BUFFERS + (BUFFERS_ON_THE_WAY if options.capture_workers else 0)
+        log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], buffers))
     if not options.capture_workers:
         return [_camera(camera, options, detector, leases, changed) for camera in config.cameras], None
     remote = [_remote_camera(camera, options, detector, leases, changed) for camera in config.cameras]
@@ -351,7 +352,7 @@ def _camera(
     nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
     slot = LatestSlot(
         config.id,
-        _allocator(config, detector, nvdec=nvdec or config.reader == "nvdec"),
+        _allocator(config, detector, nvdec=nvdec),
         leases=leases,
         lossless=options.offline and policy.finite,
         max_fps=config.max_fps,
@@ -378,18 +379,22 @@ def _remote_camera(
         max_frame_age_s=config.max_frame_age_s,
         changed=changed,
     )
-    on_gpu = (nvdec or config.reader == "nvdec") and isinstance(detector, ReadsDevice)
+    on_gpu = _fills_gpu_memory(config, detector, nvdec=nvdec)
     return RemoteCamera(CapturedCamera(config, nvdec, slot.lossless, epoch=0), slot, on_gpu=on_gpu)
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Return the allocator of frame buffers.
+    """Return the allocator of frame buffers, in GPU memory or in host memory."""
+    on_gpu = _fills_gpu_memory(config, detector, nvdec=nvdec)
+    return detector.device_buffer if on_gpu and isinstance(detector, ReadsDevice) else detector.frame_buffer
 
-    The buffers are in GPU memory if the GPU decodes the frames and the detector can read GPU memory.
-    """
-    if nvdec and isinstance(detector, ReadsDevice):
-        return detector.device_buffer
-    if nvdec:
-        text = "camera %s: frames are decoded on the GPU and copied to the host, because %s does not read GPU memory"
-        log.warning(text, config.id, detector.spec.name)
-    return detector.frame_buffer
+
+def _fills_gpu_memory(config: CameraConfig, detector: Detector, *, nvdec: bool) -> bool:
+    """Return True if the GPU decodes the frames of a camera, and the detector can read GPU memory."""
+    if not nvdec and config.reader != "nvdec":
+        return False
+    if isinstance(detector, ReadsDevice):
+        return True
+    text = "camera %s: frames are decoded on the GPU and copied to the host, because %s does not read GPU memory"
+    log.warning(text, config.id, detector.spec.name)
+    return False

@@ -39,7 +39,7 @@ _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
 _MESSAGES_AT_ONCE: Final = 64
 _MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
 _MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
-_BUFFERS_ON_THE_WAY: Final = 1  # in messages between the processes
+BUFFERS_ON_THE_WAY: Final = 1  # number of buffers of a camera that are in messages between the processes
 
 _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.MsgspecError)
 """Exceptions of messages that no working process sends."""
@@ -348,7 +348,7 @@ class CaptureProcesses:
         self._links: list[tuple[Worker, _Link]] = []
         self._stopped = threading.Event()
         self._arrivals = select.epoll()
-        count = leases + EXTRA_BUFFERS + _BUFFERS_ON_THE_WAY
+        count = leases + EXTRA_BUFFERS + BUFFERS_ON_THE_WAY
         for index in range(min(workers, len(cameras))):
             group = {number: cameras[number] for number in range(index, len(cameras), workers)}
             link = _Link(group, setup, detector, count, self._arrivals)
