@@ -20,7 +20,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.perf import capture_workers, latency, memory, pipeline, publishing, tracking
+from tests.perf import (
+    capture_workers,
+    frame_cost,
+    latency,
+    memory,
+    pipeline,
+    publishing,
+    throughput,
+    tracking,
+)
 from tests.perf.results import PerfResult, save, snake_case_keys
 
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "pyzmq", "msgspec")
@@ -32,6 +41,8 @@ PARTS: dict[str, Measure] = {
     "publishing": publishing.measure,
     "memory": memory.measure,
     "tracking": tracking.measure,
+    "frame_cost": frame_cost.measure,
+    "throughput": throughput.measure,
     "capture_workers": capture_workers.measure,
 }
 
