@@ -120,7 +120,7 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
     )
     report = {"algorithm": best.algorithm, "kept": best.kept, "layers": layers, **report_of(frames)}
     task.finish(best.contents, best.accuracy, change, report, console)
-    text = f"in camera.yaml, write `model: {task.output}` and `detect: {{precision: int8}}`"
+    text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{precision: int8}}`"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

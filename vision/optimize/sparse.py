@@ -55,7 +55,7 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
     change = f"Pruned to 2:4 sparsity by `vision sparsify` from {task.spec.name}: {method}."
     report = {"method": method, **({} if frames is None else report_of(frames))}
     task.finish(contents, accuracy, change, report, console)
-    text = f"in camera.yaml, write `model: {task.output}` and `detect: {{engine: {{sparse_weights: true}}}}`"
+    text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{engine: {{sparse_weights: true}}}}`"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

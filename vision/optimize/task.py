@@ -39,6 +39,12 @@ class Task:
         """Folder of a result that lost too much accuracy."""
         return self.output.with_name(self.output.name + REJECTED)
 
+    @property
+    def reference(self) -> str:
+        """Value of `model` in camera.yaml: the output folder with a slash, so that it is not read as a name."""
+        text = str(self.output)
+        return text if "/" in text else f"./{text}"
+
     def require_free(self) -> None:
         """Raise `ConfigError` if the result cannot be written to its folder. See `model_folder.require_free`."""
         require_free(self.output, force=self.force)
