@@ -132,6 +132,23 @@ def test_stop_is_orderly_and_quick(container: Container) -> None:
     container.run("systemctl", "start", "vision@shop")  # returns when the service is ready
 
 
+def test_worker_processes_work_under_the_restrictions(container: Container) -> None:
+    camera = '{id: ID, source: "synthetic:320x240@20?objects=6&seed=1&overlap=1"}'
+    cameras = ", ".join(camera.replace("ID", name) for name in "abcd")
+    config = re.sub(r"cameras: .*", f"cameras: [{cameras}]\nprocesses: 2", CONFIG)
+    unit = add_service(container, "many", config.replace('"ipc:///run/vision/shop.sock"', '"tcp://127.0.0.1:5599"'))
+    container.run("systemctl", "start", unit)
+    container.wait_for(unit, "StatusText", "4 of 4 cameras up, ")
+    group = container.properties(unit, "TasksCurrent", "NRestarts")
+    assert group["NRestarts"] == "0"
+    workers = container.run("pgrep", "--parent", str(main_pid(container, unit))).stdout.split()
+    assert len(workers) >= 4  # two that read cameras, and two that process results
+    container.run("systemctl", "stop", unit)
+    left = [pid for pid in workers if container.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0]
+    assert left == []
+    assert "rror" not in container.journal(unit)
+
+
 def test_hang_ends_the_service_with_all_stacks_and_a_restart(container: Container) -> None:
     container.write("/etc/vision/hangs.py", HANGS)
     config = CONFIG.replace("pipeline: count", "pipeline: hangs.py\nhang_s: 2").split("analytics:")[0]
@@ -160,7 +177,7 @@ def test_wrong_configuration_is_not_started_again(container: Container) -> None:
 
 
 def test_start_waits_for_its_address_and_then_is_ready(container: Container) -> None:
-    config = CONFIG.replace('"ipc:///run/vision/shop.sock"', '"tcp://192.0.2.10:5555"')
+    config = CONFIG.replace('"ipc:///run/vision/shop.sock"', '"tcp://192.0.2.10:5555", insecure: true')
     unit = add_service(container, "early", config)
     container.run("systemctl", "start", "--no-block", unit)
     container.wait_for(unit, "StatusText", "waiting to start")

@@ -282,6 +282,7 @@ def test_offline_run_starts_counters_at_zero(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.integration
 def test_run_without_state_dir_logs_that_counters_start_at_zero(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with published(counting(source="synthetic:320x240@40?frames=5"), ("events",)):

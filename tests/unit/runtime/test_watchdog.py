@@ -372,7 +372,7 @@ def test_hang_ends_the_feed_and_then_the_service(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_service_waits_for_its_address(tmp_path: Path) -> None:
-    config = CONFIG.replace("ipc://FOLDER/out", "tcp://203.0.113.7:5555")
+    config = CONFIG.replace('"ipc://FOLDER/out"', '"tcp://203.0.113.7:5555", insecure: true')
     manager = Manager(tmp_path, config=config)
     try:
         messages = manager.wait_for("STATUS=waiting to start: ")
