@@ -37,7 +37,9 @@ from vision.types import DropReason, FrameMeta, Result, SharedMemory
 
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
-_HANG_S: Final = 15.0
+_HANG_PART: Final = 0.5
+"""Part of `hang_s` after which a worker counts as hanging. It is replaced before the watchdog ends the program."""
+
 _MEMORY_BYTES: Final = 1 << 30
 _POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops
 _START_S: Final = 60.0
@@ -361,11 +363,11 @@ class ResultProcesses:
         self._link_of: dict[str, _Link] = {}
         self._ending = threading.Event()
         self._aborted = False
-        desk = EventDesk(publisher, state)
+        desk, hang_s = EventDesk(publisher, state), _HANG_PART * setup.config.hang_s
         for first in range(min(count, len(camera_ids))):
             group = {camera_ids[number]: number for number in range(first, len(camera_ids), count)}
             link = _Link(group, self.metrics, desk, recorder, with_frames=with_frames)
-            spec = WorkerSpec(f"result worker {first + 1}", ENTRY, setup.encode(), _HANG_S, _MEMORY_BYTES)
+            spec = WorkerSpec(f"result worker {first + 1}", ENTRY, setup.encode(), hang_s, _MEMORY_BYTES)
             self._workers.add(spec, link)
             self._links.append(link)
             self._link_of |= dict.fromkeys(group, link)
