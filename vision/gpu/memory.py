@@ -112,6 +112,8 @@ class DeviceBuffer(Resource):
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
+        # A copy from memory that is not page-locked can return before the data has arrived in GPU memory.
+        check(runtime.cudaStreamSynchronize(0), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
         """Return a host copy of the memory from byte `offset` on. Work that writes to this memory must have ended.

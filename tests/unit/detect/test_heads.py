@@ -263,8 +263,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "end-to-end": {"output": (1, 50, 6)},
     "rt-detr": {"boxes": (1, 40, 4), "scores": (1, 40, 3)},
     "paddle": {"output": (1, 50, 6)},
-    "yolov7": {"output": (None, 50, 7)},
-    "yolo-nas-flat": {"output": (None, 50, 7)},
+    "yolov7": {"output": (1, 50, 7)},
+    "yolo-nas-flat": {"output": (1, 50, 7)},
     "tensorflow": {"detection_boxes": (1, 50, 4), "detection_classes": (1, 50), "detection_scores": (1, 50)},
 }
 

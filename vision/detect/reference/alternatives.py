@@ -171,7 +171,8 @@ def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int,
 def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
     """Return the decoder of a specification for the sample. None if the head does not fit the shapes."""
     try:
-        return make_head(spec, count, 0.0).bind(sample.shapes)
+        head = make_head(spec, count, 0.0)
+        return head.bind(sample.shapes) if head.could_fit(sample.shapes) else None
     except ModelError:
         return None
 

@@ -28,6 +28,7 @@ class Head(ABC):
     center: ClassVar[tuple[float, float]] = (0.5, 0.0)
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     bins: ClassVar[int] = 0
+    has_batch: ClassVar[bool] = True  # False if the outputs of this family never have a batch axis
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
         """Create the head for candidates with a score of at least `score`.
@@ -80,6 +81,11 @@ class Head(ABC):
         counts = {None, self._class_count, self._class_count + self.rules.softmax}
         return next((way for way in self._ways(shapes) if way.classes in counts), None)
 
+    def could_fit(self, shapes: Mapping[str, Shape]) -> bool:
+        """Return True if the head fits outputs of these shapes, which are those of the model file."""
+        without_batch = self.without_batch(shapes)
+        return (self.has_batch or bool(without_batch)) and self.fits(with_batch(shapes, without_batch)) is not None
+
     def bind(self, shapes: Mapping[str, Shape]) -> Decoder:
         """Return the decoder for outputs of these shapes.
 
@@ -101,10 +107,10 @@ class Head(ABC):
     def _advice(self, shapes: Mapping[str, Shape]) -> str:
         task = self._spec.head.task
         heads = {kind: other(self._spec, self._class_count, 1.0) for kind, other in HEADS.items()}
-        shapes = with_batch(shapes, self.without_batch(shapes))
-        fitting = [kind for kind, head in heads.items() if kind in TASKS.get(task, heads) and head.fits(shapes)]
+        fitting = [kind for kind, head in heads.items() if kind in TASKS.get(task, heads) and head.could_fit(shapes)]
         if fitting:
             return f"by their shapes, these outputs can fit head `{'` or `'.join(fitting)}`; `vision check` tries them"
+        shapes = with_batch(shapes, self.without_batch(shapes))
         if task == "detect" and (other_task := self._other_task(shapes)):
             return f"these outputs fit {other_task}"
         counts = [way.classes for way in self._ways(shapes) if way.classes is not None]

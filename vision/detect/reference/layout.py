@@ -95,8 +95,8 @@ def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str,
 
 
 def with_batch(shapes: Mapping[str, Shape], names: frozenset[str]) -> dict[str, Shape]:
-    """Return the shapes, with a batch axis of the length 0 added to the outputs `names`, which have no batch axis."""
-    return {name: (0, *shape) if name in names else shape for name, shape in shapes.items()}
+    """Return the shapes, with a batch axis of length 1 added to the outputs `names`, which have no batch axis."""
+    return {name: (1, *shape) if name in names else shape for name, shape in shapes.items()}
 
 
 def is_size(axis: int | None, size: int) -> bool:

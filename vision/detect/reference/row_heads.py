@@ -192,6 +192,7 @@ class _Numbered(Head):
     """
 
     coding = "corners"
+    has_batch = False
     score: ClassVar[int]  # column of the score
     class_id: ClassVar[int]  # column of the class
 
@@ -204,7 +205,7 @@ class _Numbered(Head):
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
         for name, (_, columns) in tables(shapes).items():
-            if columns == 7 and not shapes[name][0]:  # a batch axis shows that it is not this head's output
+            if columns == 7:
                 part = Part(Values(0, 1), Values(0, self.score))
                 yield Layout((name,), (part,), class_ids=Values(0, self.class_id), needs_nms=False)
 
