@@ -24,6 +24,7 @@ from vision.runtime.pipeline import Pipeline, pipeline, with_video
 from vision.runtime.worker_channel import WorkerChannel
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Sink, Stage
+from vision.state.private_files import Untrusted, require_private_file, require_private_folder
 
 
 def pipeline_with(
@@ -92,14 +93,24 @@ def _import_shipped(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def _require_trusted(path: Path) -> None:
+    """Check that other users cannot replace the program in a file. Raise `ConfigError` otherwise."""
+    try:
+        require_private_folder(path.parent, content="programs")
+        require_private_file(path)
+    except Untrusted as error:
+        raise ConfigError(f"pipeline: {error.args[0]}", hint=error.hint, code="pipeline-untrusted") from error
+
+
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"pipeline: no such file: {path}", code="no-such-pipeline")
+    _require_trusted(path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # any exception in the user's file is a configuration error
+    except (Exception, SystemExit) as error:  # any exception in the user's file is a configuration error
         raise ConfigError(
             f"pipeline: {path} cannot be imported: {type(error).__name__}: {error}", code="pipeline-import"
         ) from error

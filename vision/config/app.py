@@ -269,7 +269,7 @@ class AppConfig(ConfigSection):
     """Detection model: a name that `vision models` lists, or a path (with a / or .onnx) relative to this file."""
     detect: DetectConfig = DetectConfig()
     """Classes, thresholds, back-end and speed of the detector."""
-    cameras: tuple[CameraConfig, ...] = Field(min_length=1)
+    cameras: tuple[CameraConfig, ...] = Field(min_length=1, max_length=1000)
     """Sources of frames."""
     track: TrackConfig = TrackConfig()
     """Tracking of objects from frame to frame."""

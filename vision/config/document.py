@@ -11,6 +11,7 @@ from vision.config.wording import Loc, dotted, quoted
 from vision.errors import ConfigError, Fault
 
 _EXCERPT_CHARACTERS: Final = 100
+_SHOWN_FAULTS: Final = 50
 _MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNORECASE)
 
 
@@ -119,7 +120,12 @@ def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = ""
     """
     unique = tuple(sorted(set(faults)))
     lines = text.splitlines()
-    message = [": ".join(filter(None, (name + _position(fault, lines), fault.key, fault.message))) for fault in unique]
+    message = [
+        ": ".join(filter(None, (name + _position(fault, lines), fault.key, fault.message)))
+        for fault in unique[:_SHOWN_FAULTS]
+    ]
+    if len(unique) > _SHOWN_FAULTS:
+        message.append(f"and {len(unique) - _SHOWN_FAULTS} or more further errors")
     if len(unique) == 1:
         message += _excerpt(unique[0], lines)
     return ConfigError("\n".join(message), hint=hint, code=unique[0].code, faults=unique)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from itertools import starmap
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,6 +27,7 @@ from vision.errors import ConfigError, Fault, ModelError
 
 SPEC_NAME: Final = "model.yaml"
 
+_MAX_FAULTS: Final = 200  # a longer list helps nobody, and each fault of a large file takes time
 _CLEARLY_MEANT: Final = 0.8  # similarity of a file name to a shipped configuration's name
 
 _S = TypeVar("_S", bound=ConfigSection)
@@ -99,7 +100,7 @@ def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault
     try:
         section = model.model_validate(document.plain(), strict=True)
     except ValidationError as error:
-        faults += validation_faults(error, document, schema_of(model))
+        faults += islice(validation_faults(error, document, schema_of(model)), _MAX_FAULTS)
     if faults:
         raise document.error(faults)
     return section

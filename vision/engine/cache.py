@@ -386,7 +386,7 @@ def _read(path: Path) -> tuple[Entry, bytes]:
     plan = read_private(path)
     try:
         sidecar = msgspec.json.decode(document, type=_Sidecar)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _faulty(path, "its JSON file is damaged or has a different version"), plan
     fault = ""
     if len(plan) != sidecar.plan_bytes:

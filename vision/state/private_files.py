@@ -97,6 +97,12 @@ def require_private_folder(folder: Path, *, content: str = "engines") -> None:
         raise Untrusted(f"{path} {reason}, so the {content} in {folder} cannot be trusted", hint=hint)
 
 
+def require_private_file(path: Path) -> None:
+    """Check that no other user can write a file. Follow links. Raise `Untrusted` if one can."""
+    if reason := _who_may_write(path.stat()):
+        raise Untrusted(f"{path} {reason}", hint=f"`chmod go-w {path}`, or change its owner")
+
+
 def make_private_folder(folder: Path) -> None:
     """Create a folder that only this user can access, or check an existing folder.
 
