@@ -295,7 +295,8 @@ class AppConfig(ConfigSection):
     stop_timeout_s: Minute = 1.5
     """Timeout in seconds for an orderly stop."""
     hang_s: float = Field(default=30.0, ge=1, le=600)
-    """Seconds without progress after which a camera's thread is replaced, or the program ends if another part hangs."""
+    """Seconds without progress after which a camera's thread or a capture worker is replaced, or the program ends if
+    another part hangs."""
 
     @model_validator(mode="before")
     @classmethod

@@ -325,7 +325,7 @@ def build_capture(
     if not options.capture_workers:
         return [_camera(camera, options, detector, leases, changed) for camera in config.cameras], None
     remote = [_remote_camera(camera, options, detector, leases, changed) for camera in config.cameras]
-    setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, options.open_source)
+    setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, config.hang_s, options.open_source)
     capture = CaptureProcesses(remote, setup, detector, workers=options.capture_workers, leases=leases)
     return [Camera(camera.slot, camera) for camera in remote], capture
 

@@ -32,8 +32,6 @@ from vision.types import DropReason, FrameBuffer, PixelFormat
 
 log = logging.getLogger(__name__)
 
-_HANG_S: Final = 15.0
-_CALL_S: Final = 30.0  # time after which a camera whose library does not return gets a new thread
 _SILENT_S: Final = 2.0  # time without a message after which the cameras of a worker count as frozen
 _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
 _MESSAGES_AT_ONCE: Final = 64
@@ -201,7 +199,7 @@ class _Link:
         cameras = {number: captured for number, each in self._cameras.items() if (captured := each.next_process())}
         frames, other = Connection.pair()
         with other:
-            worker.send(replace(self._setup, cameras=cameras, hang_s=_CALL_S).encode(), [other.fileno()])
+            worker.send(replace(self._setup, cameras=cameras).encode(), [other.fileno()])
         self.frames = frames
         self._arrivals.register(frames, select.EPOLLIN)
 
@@ -353,7 +351,8 @@ class CaptureProcesses:
             group = {number: cameras[number] for number in range(index, len(cameras), workers)}
             link = _Link(group, setup, detector, count, self._arrivals)
             limit = min(_MEMORY_BYTES * (1 + len(group)), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
-            spec = WorkerSpec(f"capture worker {index + 1}", ENTRY, hang_s=_HANG_S, memory_limit_bytes=limit)
+            name = f"capture worker {index + 1}"
+            spec = WorkerSpec(name, ENTRY, hang_s=setup.hang_s, memory_limit_bytes=limit)
             self._links.append((self._workers.add(spec, link), link))
 
     def poll(self, timeout_s: float) -> None:

@@ -63,8 +63,8 @@ class CaptureSetup:
     cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
     pixel_formats: tuple[PixelFormat, ...]
     offline: bool
+    hang_s: float  # time in seconds after which a call to a source, or the worker, hangs
     open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
-    hang_s: float = 30.0  # time in seconds after which a call to a source hangs
 
     def encode(self) -> bytes:
         """Return the setup as bytes. `open_source` must be importable by its name, or an object of such a class."""

@@ -82,12 +82,13 @@ def site(
     detector: Any = None,
     offline: bool = False,
     faulty: bool = False,
-    **settings: Any,
+    hang_s: float = 30.0,
 ) -> Site:
     config = AppConfig.model_validate(
         {
             "detect": {"backend": "fake"},
-            "cameras": [{"id": name, "source": source, **settings} for name, source in sources.items()],
+            "hang_s": hang_s,
+            "cameras": [{"id": name, "source": source} for name, source in sources.items()],
         }
     )
     sink, detector = Collector(), detector or FakeDetector()
@@ -177,10 +178,9 @@ def test_killed_workers_are_replaced_and_every_frame_is_accounted_for() -> None:
 def test_faulty_camera_disturbs_only_its_worker(
     fault: str, number: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(capture_processes, "_HANG_S", 2.0)
     monkeypatch.setattr(capture_processes, "_MEMORY_BYTES", 200 << 20)
     name = f"{fault}-0"
-    run = site({name: "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, faulty=True)
+    run = site({name: "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, faulty=True, hang_s=2.0)
     statuses = []
     run.start()
     try:
@@ -200,9 +200,10 @@ def test_faulty_camera_disturbs_only_its_worker(
     assert errors
 
 
-def test_camera_whose_library_does_not_return_gets_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_processes, "_CALL_S", 2.0)
-    run = site({"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True)
+def test_camera_whose_library_does_not_return_gets_a_new_thread() -> None:
+    run = site(
+        {"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True, hang_s=2.0
+    )
     run.start()
     try:
         wait_until(partial(has_frames, run.sink, "stuck-0", 1), "a new epoch")
