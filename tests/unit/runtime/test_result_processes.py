@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import Runtime
+from vision.runtime.worker_process import worker_name
 from vision.stages.stage import Report
 from vision.state.database import StateDatabase
 
@@ -69,8 +70,11 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of the result workers."""
-        found = [process for process in psutil.Process().children() if "result worker" in " ".join(process.cmdline())]
-        return sorted(found, key=lambda process: process.cmdline()[3])
+        found: dict[str, psutil.Process] = {}
+        for process in psutil.Process().children():
+            with suppress(psutil.Error):  # it has just ended
+                found[worker_name(process.cmdline())] = process
+        return [found[name] for name in sorted(found) if name.startswith("result worker")]
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [item for item in self.items if isinstance(item, kind)]
