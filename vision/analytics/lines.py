@@ -86,8 +86,9 @@ class LineWatch:
         objects, columns = pairs(stored_right.take(seen.rows, axis=0) != is_right)
         crossings = []
         if len(objects):
-            distances, margins = seen.distances[objects, columns], seen.line_margin[objects]
-            candidates = (objects, seen.rows[objects], columns, distances, margins)
+            rows, distances = seen.rows[objects], seen.distances[objects, columns]
+            margins = line_margin_px(table["jitter"][rows], table["size"][rows])
+            candidates = (objects, rows, columns, distances, margins)
             for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
                 line = column - len(self._anchors)
                 if line < 0:
@@ -150,16 +151,17 @@ class LineWatch:
     def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
         """Measure how far objects went on their first side. If that is too near, the other side becomes the first."""
         reach = table["reach"].take(seen.rows, axis=0)
-        objects, lines = pairs(reach < MARGIN)
-        if not len(objects):
+        near = reach < MARGIN
+        if not np.count_nonzero(near):
             return
+        objects, lines = pairs(near)
         number = len(self._anchors)
         rows, reach, right = seen.rows[objects], reach[objects, lines], is_right[objects, lines]
         to_right, to_left = self._pushed(seen.cut)
         outside = np.where(right, to_right[objects, lines], to_left[objects, lines])
         sizes_per_px = _sizes_per_px(seen)[objects]
         far = np.abs(seen.distances[objects, lines]) * sizes_per_px / np.where(outside, _CUT, 1.0)
-        margin = seen.line_margin[objects] * sizes_per_px
+        margin = line_margin_px(table["jitter"][rows], 1.0)
         same = table["right"][rows, number + lines] == right
         changed = np.where(same, far > reach, (far > margin) & (reach <= margin))
         rows, lines = rows[changed], lines[changed]

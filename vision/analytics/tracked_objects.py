@@ -52,11 +52,10 @@ class TrackSnapshot:
     now_s: float
     rows: IndexArray  # (M,) in the track table, which still contains the `points` of the previous frame
     fresh: BoolArray | None  # (M,) True for new objects; None if no object is new
-    first_distances: FloatArray  # (F, 2 L) as `distances`, for the F new objects, where they were first detected
+    first_distances: FloatArray  # (F, 2 L) as `distances`, for F new objects, where they were first detected
     points: Points  # (M, A) positions of the anchors
     distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
     margin: FloatArray  # (M,) distance in pixels by which an object must pass the border of a zone
-    line_margin: FloatArray  # (M,) distance in pixels from a line that the jitter of the box does not explain
     cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right or bottom of the box
 
 
@@ -146,6 +145,7 @@ class TrackedObjects:
         self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = ground
         self._edges_px = np.array([0.0, 0.0, *frame_size_px])
+        self._has_lines = bool(lines.anchors)
         self._end = 2 * len(anchors)
         self._matrix, self._offset = _box_transform(anchors, lines)
         self._sample_times_s = [-math.inf] * _SAMPLES  # the same for all objects
@@ -179,17 +179,17 @@ class TrackedObjects:
             samples = table["trail"][:, self._sample]
             samples.fill(math.nan)
             samples[rows] = points[:, 0]
-            self._measure_jitter()
-        first = self._appear(rows, fresh, columns, tracks.previous_xyxy)
-        distances, line_margin = columns[:, end + 2 :], line_margin_px(table["jitter"][rows], size)
-        return TrackSnapshot(now_s, rows, fresh, first, points, distances, MARGIN * size, line_margin, cut)
+            if self._has_lines:
+                self._measure_jitter()
+        distances = first = columns[:, end + 2 :]
+        if fresh is not None:
+            first = self._appear(rows, fresh, columns, tracks.previous_xyxy)
+        return TrackSnapshot(now_s, rows, fresh, first, points, distances, MARGIN * size, cut)
 
     def _appear(
-        self, rows: IndexArray, fresh: BoolArray | None, columns: FloatArray, previous_xyxy: NDArray[np.float32] | None
+        self, rows: IndexArray, fresh: BoolArray, columns: FloatArray, previous_xyxy: NDArray[np.float32] | None
     ) -> FloatArray:
         """Store the previous points of new objects. Return `TrackSnapshot.first_distances`."""
-        if fresh is None:
-            return columns[:0, self._end + 2 :]
         first: FloatArray = columns[fresh]
         if previous_xyxy is not None:
             before = previous_xyxy[fresh].astype(np.float64) @ self._matrix + self._offset
@@ -241,8 +241,8 @@ class TrackedObjects:
         return speed_kmh, heading_deg
 
 
-def line_margin_px(jitter: FloatArray, size: FloatArray) -> FloatArray:
-    """Return the margins of lines in pixels (M,), from the columns `jitter` and `size` of the track table."""
+def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
+    """Return the margins of lines in pixels, from the columns `jitter` and `size` of the track table."""
     margin: FloatArray = np.fmin(np.maximum(jitter, _STEADY_MARGIN), MARGIN) * size
     return margin
 
