@@ -19,7 +19,7 @@ from vision.capture.frame_reader import read_frames
 from vision.config import CameraConfig, load_config, resolve_config
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.overlay import Overlay, class_color
+from vision.drawing.overlay import Overlay, class_color
 from vision.runtime.builder import find_model
 from vision.types import Detections, Frame, FrameMeta
 

@@ -25,8 +25,8 @@ from vision.config import DetectConfig, load_model_spec
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
+from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import Closed, DeviceError, DeviceMissing
-from vision.test_pattern import FAKE_COLORS
 from vision.types import Detections, Frame, FrameMeta, PixelFormat, frame_shape
 
 LONG_S = 60.0  # for machines that are busy with something else

@@ -13,7 +13,7 @@ NUMPY_ALONE = (
     "vision",
     "vision.errors",
     "vision.types",
-    "vision.test_pattern",
+    "vision.drawing.test_pattern",
     "vision.metrics",
     "vision.runtime.latest_slot",
     "vision.runtime.batcher",

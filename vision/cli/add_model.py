@@ -145,7 +145,7 @@ def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Seq
     try:
         import cv2
 
-        from vision.overlay import Overlay, class_color
+        from vision.drawing.overlay import Overlay, class_color
     except ImportError:
         return None, install_hint("opencv")
     overlay = Overlay(frame)

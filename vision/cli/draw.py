@@ -90,7 +90,7 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
     """
     import cv2  # imported here, like the overlay, because only drawings need OpenCV
 
-    from vision.overlay import Overlay
+    from vision.drawing.overlay import Overlay
 
     frame = current_frame(camera)
     height_px, width_px = frame.shape[:2]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.detect.detector import DetectorSpec, InFlight
+from vision.drawing.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import DeviceError
-from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 _SATURATION = 128  # minimum difference between color levels; gray stays below it, and a video codec preserves it

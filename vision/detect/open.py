@@ -16,8 +16,8 @@ from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_CPU, Detector
 from vision.detect.metadata import check_metadata, read_metadata
 from vision.detect.reference.heads import make_head
+from vision.drawing.test_pattern import FAKE_CLASSES
 from vision.errors import DeviceMissing, ModelError
-from vision.test_pattern import FAKE_CLASSES
 from vision.version import install_hint, require_cv2
 
 if TYPE_CHECKING:

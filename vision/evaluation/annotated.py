@@ -14,9 +14,9 @@ import numpy as np
 from vision.analytics.geometry import ZoneSet
 from vision.capture.frame_reader import read_frames
 from vision.config.analytics import pixels_per_unit
+from vision.drawing.overlay import FALSE_COLOR, WHITE, Frame, Overlay, class_color
 from vision.evaluation.crossings import anchor_points, lines_of_class
 from vision.evaluation.passes import Progress, Scene
-from vision.overlay import FALSE_COLOR, WHITE, Frame, Overlay, class_color
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 

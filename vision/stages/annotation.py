@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import RULE
-from vision.overlay import Overlay, class_color
+from vision.drawing.overlay import Overlay, class_color
 from vision.types import Event, FrameMeta, Result, Tracks
 
 

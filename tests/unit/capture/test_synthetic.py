@@ -20,8 +20,8 @@ from vision.capture.source import Grab
 from vision.capture.synthetic.frames import Scene
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
+from vision.drawing.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import EndOfStream, SizeChanged, SourceError
-from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import PixelFormat, frame_shape
 
 EVERYTHING = "synthetic:64x48@5?objects=2&seed=7&frames=9&format=i420&overlap=1&freeze=1&freeze_pts=2"

@@ -19,8 +19,8 @@ from tests.unit.cli.test_main import run, write_config
 from vision.capture.frame_reader import read_frames
 from vision.cli.draw import draw_cameras, outside_words, print_drawings
 from vision.config import AppConfig
+from vision.drawing.overlay import LINE_COLOR
 from vision.errors import VisionError
-from vision.overlay import LINE_COLOR
 
 LINE = {"name": "door", "points": ((20.0, 60.0), (140.0, 60.0))}
 ZONE = {"name": "queue", "polygon": ((10.0, 70.0), (100.0, 70.0), (100.0, 110.0))}

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vision.overlay import LINE_COLOR, class_color
+from vision.drawing.overlay import LINE_COLOR, class_color
 
 COMMAND = [sys.executable, "-m", "vision.cli.main", "run"]
 

@@ -14,7 +14,7 @@ from tests.contract.streams import motion_jpeg_server
 from tests.unit.cli.pseudo_terminal import PseudoTerminal, pseudo_terminal
 from tests.unit.cli.test_main import COMMAND, SYNTHETIC, write_config
 from tests.unit.evaluation_tables import needs_trackeval, synthetic_rows
-from vision.test_pattern import FAKE_CLASSES
+from vision.drawing.test_pattern import FAKE_CLASSES
 
 pytestmark = pytest.mark.integration
 

@@ -9,7 +9,7 @@ import pytest
 
 from vision.detect.detector import Detector
 from vision.detect.fake import FakeDetector
-from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
+from vision.drawing.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.types import Detections, Frame, FrameMeta
 
 

@@ -14,12 +14,12 @@ import pytest
 from tests.unit.cli.test_main import read_until, run, started, write_config
 from tests.unit.evaluation_tables import boxes, needs_trackeval, synthetic_rows
 from vision.cli.main import main
+from vision.drawing.test_pattern import FAKE_CLASSES
 from vision.errors import ConfigError
 from vision.evaluation.crossings import true_crossings
 from vision.evaluation.evaluate import Request, open_subject
 from vision.evaluation.evaluate import run as evaluate
 from vision.evaluation.mot import read_truth
-from vision.test_pattern import FAKE_CLASSES
 
 SOURCE = "synthetic:320x240@5?frames=100&objects=6&seed=0"
 FRAMES = 100

@@ -21,6 +21,7 @@ from rich.console import Console
 from tests.paths import ROOT
 from tests.unit.evaluation_tables import boxes, random_boxes
 from vision.config import AppConfig, CameraAnalytics
+from vision.drawing.overlay import FALSE_COLOR, LINE_COLOR, WHITE, class_color
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.annotated import write_video
 from vision.evaluation.crossings import LineScore
@@ -30,7 +31,6 @@ from vision.evaluation.passes import Scene, Subject, Video
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.report import Evaluation, as_json, print_evaluation, write_json
 from vision.evaluation.tracks import INSTALL, TrackingScores, load_metrics, match_frames
-from vision.overlay import FALSE_COLOR, LINE_COLOR, WHITE, class_color
 from vision.pipelines import load_pipeline
 from vision.types import Event
 

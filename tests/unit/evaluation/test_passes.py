@@ -12,12 +12,12 @@ import pytest
 from vision.capture.synthetic.source import SyntheticSource
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig
+from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import Findings, boxes_of_class, run_pipeline, select_camera, survey
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, build_cameras, open_configured_detector, open_publisher
 from vision.runtime.runtime import Runtime
-from vision.test_pattern import FAKE_COLORS
 from vision.types import Detections, Result, Tracks
 
 SOURCE = "synthetic:160x120@20?frames=12&objects=4&seed=1"

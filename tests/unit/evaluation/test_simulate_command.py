@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tests.unit.evaluation_tables import needs_trackeval
 from vision.cli.main import main
+from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import Closed, ConfigError
 from vision.evaluation.evaluate import Request, run
 from vision.evaluation.mot import read_truth
@@ -27,7 +28,6 @@ from vision.evaluation.simulation.report import Simulation, as_json, print_simul
 from vision.evaluation.simulation.scenes import SCENES, Obstacle, Scene
 from vision.evaluation.simulation.simulate import prepare_scene, run_scene, score_scene
 from vision.evaluation.simulation.truth import Solids
-from vision.test_pattern import FAKE_COLORS
 
 VIEW = CameraView(width_px=640, height_px=360, height_m=4.0, tilt_deg=20.0)
 LINE = {"gate": ((-8.0, 10.0), (8.0, 10.0))}

@@ -12,11 +12,11 @@ import pytest
 from tests.unit.runtime.test_runtime import MS, Collector, check_accounts
 from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
+from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import DeviceError
 from vision.runtime.builder import RunOptions, build_cameras
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.stages.stage import Stage
-from vision.test_pattern import FAKE_COLORS
 from vision.types import DropReason, Frame, Result
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vision.config.analytics import CameraAnalytics
 from vision.config.app import SnapshotConfig
 from vision.detect.reference.crops import JpegEncoder
-from vision.overlay import LINE_COLOR, class_color
+from vision.drawing.overlay import LINE_COLOR, class_color
 from vision.stages.annotation import draw_events
 from vision.stages.snapshots import SnapshotStage
 from vision.types import Counts, Event, Frame, FrameMeta, Result, Timing, Tracks

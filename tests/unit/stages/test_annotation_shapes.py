@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.stages.test_annotation import META, has_color, is_untouched
-from vision.overlay import class_color
+from vision.drawing.overlay import class_color
 from vision.stages.annotation import FrameAnnotator, draw_events
 from vision.types import Detections, Event, Mask, Result, Shapes, Timing, Tracks
 

@@ -23,12 +23,12 @@ from tests.unit.runtime.test_pixel_stages import leased
 from tests.unit.runtime.test_runtime import Collector, check_accounts
 from vision.cli.check import check_configuration
 from vision.config import AppConfig, CascadeConfig
+from vision.drawing.test_pattern import FAKE_CLASSES
 from vision.errors import DeviceError, ModelError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
 from vision.stages.secondary_model import Box, CascadeStage
-from vision.test_pattern import FAKE_CLASSES
 from vision.types import Attribute, Detections, Frame, FrameMeta, Result, Timing, Tracks
 
 S = 1_000_000_000

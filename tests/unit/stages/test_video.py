@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tests.messages.processes import wait_until
 from tests.unit.state.faults import file_size_limit
 from vision.config import CameraAnalytics
+from vision.drawing.overlay import LINE_COLOR, class_color
 from vision.errors import ConfigError, VisionError
-from vision.overlay import LINE_COLOR, class_color
 from vision.stages.annotation import FrameAnnotator
 from vision.stages.video import VideoStage, check_window, has_windows, video_paths
 from vision.stages.video_encoder import open_encoder

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.capture.planes import split_planes
+from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import SourceError
-from vision.test_pattern import FAKE_COLORS
 from vision.types import PixelFormat
 
 GRAY: Final = 114

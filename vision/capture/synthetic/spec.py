@@ -19,7 +19,7 @@ fail         ``50``                 fail at frame 50
 corrupt      ``50:60``              mark frames 50 to 59 as damaged
 ===========  =====================  ==================================================================================
 
-Without `overlap`, objects follow `vision.test_pattern`, so that the fake detector finds all of them.
+Without `overlap`, objects follow `vision.drawing.test_pattern`, so that the fake detector finds all of them.
 `SyntheticSource.truth` returns their boxes.
 """
 

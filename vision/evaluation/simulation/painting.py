@@ -1,6 +1,6 @@
 """Video of a simulated scene, which the detector `fake` understands, with its ground truth and a configuration.
 
-Each object is a rectangle in the color of a class of `vision.test_pattern`. Nearer objects hide farther ones. A gray
+Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide farther ones. A gray
 border around each object separates objects of one class, which would otherwise count as one.
 """
 
@@ -15,12 +15,12 @@ import yaml
 from numpy.typing import NDArray
 
 from vision.capture.synthetic.frames import GRAY
+from vision.drawing.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import VisionError
 from vision.evaluation.simulation.scenes import Scene
 from vision.evaluation.simulation.simulate import PreparedScene
 from vision.evaluation.simulation.truth import Solids
 from vision.stages.video_encoder import open_encoder
-from vision.test_pattern import FAKE_CLASSES, FAKE_COLORS
 
 PAINTED_AS: Final[Mapping[str, str]] = {"person": "red", "bicycle": "green", "car": "blue", "truck": "blue"}
 """Class of the detector `fake` for each class of the simulator."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, ZoneConfig
 from vision.config.analytics import Units
-from vision.overlay import (
+from vision.drawing.overlay import (
     CLASS_COLORS,
     FALSE_COLOR,
     LINE_COLOR,
