@@ -1,7 +1,7 @@
 """Video of a simulated scene, which the detector `fake` understands, with its ground truth and a configuration.
 
-Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide farther ones. A gray
-border around each object separates objects of one class, which would otherwise count as one.
+Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide farther ones. A
+gray border around each object separates objects of one class, which would otherwise count as one.
 """
 
 from __future__ import annotations
