@@ -50,7 +50,7 @@ ROWS = [
         lambda: verdict([Load("detector", 0.5, "")], fits=False),
         (
             "No single part is at its limit. The threads wait for each other, because one runs Python at a time. "
-            "Run two programs with half the cameras each."
+            "Set `processes` to 2 or more. If it is set, run two programs with half the cameras each."
         ),
     ),
     ("a capacity without an upper limit", lambda: str(Capacity(256, None)), "at least 256"),

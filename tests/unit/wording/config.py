@@ -95,7 +95,7 @@ ROWS = [
         "a mapping of cameras",
         lambda: _refusal("cameras:\n  gate:\n    source: csi:0\n"),
         (
-            "camera.yaml:1: cameras: expected a list of at least 1 entry, got keys and values (a list, in which each "
+            "camera.yaml:1: cameras: expected a list of 1 to 1000 entries, got keys and values (a list, in which each "
             "camera begins with '- id: gate')\n"
             "    cameras:\n"
             "    ^"
