@@ -70,7 +70,7 @@ class FrameDetections:
         finite = np.isfinite(boxes)
         if count_nonzero(finite) < finite.size:
             boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
-        at = _CENTERS @ boxes.T
+        at = _CENTERS.dot(boxes.T)
         size = np.maximum(at[2], at[3])
         usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
         groups = classes

@@ -270,11 +270,11 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
     """
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)
-    left, top, right, bottom = boxes_xyxy.T
-    width, height = edges_px.T
-    cut: BoolArray = np.minimum(left, top) <= margin_px
-    cut |= np.minimum(width - right, height - bottom) <= margin_px
-    return cut
+    corners = np.ascontiguousarray(boxes_xyxy.T)
+    cut = corners[:2] <= margin_px
+    cut |= edges_px.reshape(-1, 2).T - corners[2:] <= margin_px
+    either: BoolArray = cut[0] | cut[1]
+    return either
 
 
 def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
@@ -282,7 +282,7 @@ def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) ->
     corners = boxes.reshape(-1, 2, 2)
     np.maximum(corners, 0.0, out=corners)
     np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)
-    outside = boxes[:, 0] >= boxes[:, 2]
-    outside |= boxes[:, 1] >= boxes[:, 3]
-    if count_nonzero(outside):
+    empty = corners[:, 0] >= corners[:, 1]
+    if count_nonzero(empty):
+        outside = empty.any(axis=1)
         boxes[outside] = detected[outside]

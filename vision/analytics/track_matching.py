@@ -40,7 +40,7 @@ class Pairs:
 
         The assignment maximizes the sum of `similarity - least` over all pairs with a similarity above `least`.
         """
-        first = np.count_nonzero(self._similarity <= least)
+        first = self._similarity.searchsorted(least, "right")
         rows, columns = self._tracks[first:], self._detections[first:]
         allowed = tracks[rows]
         allowed &= detections[columns]

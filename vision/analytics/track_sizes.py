@@ -81,10 +81,10 @@ class SizeFilter:
         if count_nonzero(state[WHOLE]):
             cut = cut | self._show_again(state, at)
         extent = state[EXTENT]
-        changes = _GROWTH_AND_SHAPE @ np.log(at[EXTENT] / extent)
+        changes = _GROWTH_AND_SHAPE.dot(np.log(at[EXTENT] / extent))
         variances = state[VAR_EXTENT] + noise[EXTENT]
         variances /= extent * extent
-        variance = _QUARTERS @ variances
+        variance = _QUARTERS.dot(variances)
         unlikely, of_shape = changes * changes
         unlikely /= variance + self._growth_variance
         unlikely += of_shape / variance

@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy import count_nonzero  # several times faster than any() and all() on small arrays
 from numpy.typing import DTypeLike, NDArray
 
 from vision.analytics.frame_clock import FrameClock
@@ -45,8 +46,7 @@ _OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
 """Signs of the outward direction of a box at each of x1, y1, x2, and y2."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrackSnapshot:
+class TrackSnapshot(NamedTuple):
     """The M objects of one frame, with A anchors and L lines."""
 
     now_s: float
@@ -93,7 +93,7 @@ class TrackTable(dict[str, NDArray[Any]]):
         """
         rows = self._ids.searchsorted(track_ids)
         present = self._ids[rows] == track_ids
-        if present.all():
+        if count_nonzero(present) == len(present):
             return rows, None
         added = np.unique(track_ids[~present])
         ids = np.concatenate([self.ids, added])
@@ -144,7 +144,7 @@ class TrackedObjects:
         self.clock = FrameClock()
         self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = ground
-        self._edges_px = np.array([0.0, 0.0, *frame_size_px])
+        self._cut_from = _OUTWARD * (0.0, 0.0, *frame_size_px) - EDGE_PX
         self._has_lines = bool(lines.anchors)
         self._end = 2 * len(anchors)
         self._matrix, self._offset = _box_transform(anchors, lines)
@@ -162,10 +162,10 @@ class TrackedObjects:
         if fresh is not None:
             self.oldest_s = min(self.oldest_s, now_s)
         boxes = tracks.boxes_xyxy.astype(np.float64)
-        cut = (boxes - self._edges_px) * _OUTWARD >= -EDGE_PX
+        cut = boxes * _OUTWARD >= self._cut_from
         if tracks.hidden_px is not None:
             boxes[:, 3] += tracks.hidden_px
-        columns: FloatArray = boxes @ self._matrix
+        columns: FloatArray = boxes.dot(self._matrix)
         columns += self._offset
         points = columns.view(np.complex128)[:, : end // 2]
         size = np.maximum(columns[:, end], columns[:, end + 1])

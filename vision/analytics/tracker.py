@@ -165,7 +165,7 @@ class Tracker:
         transition, growth = self._step
         state = self._state
         scale2 = np.maximum(state[2], state[3]) ** 2
-        state[FILTER] = transition @ state[FILTER] + growth * scale2
+        state[FILTER] = transition.dot(state[FILTER]) + growth * scale2
         np.maximum(state[EXTENT], 1.0, out=state[EXTENT])
 
 
@@ -229,16 +229,16 @@ class _TracksTogether:
         matches = self._associate(frame)
         tracks = (matches >= 0).nonzero()[0]
         matched = matches[tracks]
-        previous = self._publish(tracks)
+        all_published = count_nonzero(self._ids) == len(self._ids)
+        previous = None if all_published else self._publish(tracks)
         trust = self._correct(tracks, matched, frame)
-        published = self._ids[tracks] > 0
-        if count_nonzero(published) == len(tracks):
+        if all_published:
             results = self._results(tracks, matched, frame, trust)
         else:
+            published = self._ids[tracks] > 0
             results = self._results(tracks[published], matched[published], frame, trust[published])
-        if previous is not None:
-            results = self._with_previous(results, tracks[published], previous[published].astype(np.float32))
-        if count_nonzero(self._ids) < len(self._ids):
+            if previous is not None:
+                results = self._with_previous(results, tracks[published], previous[published].astype(np.float32))
             self._keep((self._ids > 0) | (self._now_s - self._state[SEEN_S] <= self._config.tentative_s))
         self._begin(frame, matched)
         self._store()
@@ -257,10 +257,12 @@ class _TracksTogether:
         strong, published = frame.strong, self._ids > 0
         pairs.match(published, strong, _ANY_STAGE, matches)
         if count_nonzero(strong) < len(strong):
-            now_s, just_before_s = self._now_s, _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
-            candidates = published & (matches < 0) & (self._state[SEEN_S] >= now_s - just_before_s)
-            candidates &= self._state[STRONG_S] >= now_s - np.maximum(config.weak_s, just_before_s)
-            pairs.match(candidates, ~strong, _WEAK_STAGE, matches)
+            candidates = published & (matches < 0)
+            if count_nonzero(candidates):
+                now_s, just_before_s = self._now_s, _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
+                candidates &= self._state[SEEN_S] >= now_s - just_before_s
+                candidates &= self._state[STRONG_S] >= now_s - np.maximum(config.weak_s, just_before_s)
+                pairs.match(candidates, ~strong, _WEAK_STAGE, matches)
         if count_nonzero(published) < len(published):
             strong = strong.copy()
             strong[matches[matches >= 0]] = False
@@ -299,14 +301,12 @@ class _TracksTogether:
 
         Comparisons in float32 are faster.
         """
-        x, y = self._state[PLACE].astype(np.float32)[:, :, None]
-        seen_x, seen_y = frame.at[PLACE].astype(np.float32)
         reach = (_FARTHEST * size).astype(np.float32)[:, None]
-        offset = x - seen_x
-        near = np.abs(offset, out=offset) < reach
-        np.subtract(y, seen_y, out=offset)
-        near &= np.abs(offset, out=offset) < reach
-        near &= self._groups[:, None] == frame.groups
+        offset = self._state[PLACE].astype(np.float32)[:, :, None] - frame.at[PLACE].astype(np.float32)[:, None]
+        within = np.abs(offset, out=offset) < reach
+        near = self._groups[:, None] == frame.groups
+        near &= within[0]
+        near &= within[1]
         if self._camera is not None:
             near &= self._camera[:, None] == frame.camera
         rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much faster than nonzero in 2 dimensions
@@ -353,7 +353,8 @@ class _TracksTogether:
         noise = _NOISE_OF_ROWS * frame.noise[matched]
         error = at - state[AT]
         now_s = values_at(self._now_s, tracks)
-        sizes = SizeFilter(now_s, *(values_at(values, tracks) for values in self._size_step))
+        trend_share, growth_variance = self._size_step
+        sizes = SizeFilter(now_s, values_at(trend_share, tracks), values_at(growth_variance, tracks))
         belief = sizes.weigh(state, at, noise, frame.cut[matched])
         noise /= belief
         inverse = 1.0 / (state[VAR_AT] + noise)
@@ -371,7 +372,7 @@ class _TracksTogether:
             restart_motion(state, again, at, noise, gap_s)
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
-        np.copyto(state[STRONG_S], now_s, where=frame.strong[matched])
+        np.putmask(state[STRONG_S], frame.strong[matched], now_s)
         if self._class_groups is not None:
             classes = self._classes[tracks]
             vote(classes, state[LEAD], state[VOTES], frame.classes[matched], frame.scores[matched])
@@ -426,11 +427,12 @@ class _TracksTogether:
         self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections, trust: FloatArray
     ) -> list[Tracks]:
         """Return the published tracks of each camera's frame."""
-        boxes = (_CORNERS @ self._state[AT].take(tracks, axis=1)).T
+        cameras = self._cameras_of(tracks)
+        boxes = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T
         scores = frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)
         boxes += (scores * trust)[:, None] * (detected - boxes)
-        edges_px = edges_of(self._edges_px, self._cameras_of(tracks))
+        edges_px = edges_of(self._edges_px, cameras)
         if edges_px is not None:
             clip_boxes(boxes, detected, edges_px)
         hidden_px = self._hidden_px(tracks, detected, boxes)
@@ -439,7 +441,7 @@ class _TracksTogether:
         age_s = values_at(self._now_s, tracks) - self._state[BORN_S][tracks]
         age_ms = np.rint(age_s * 1e3).astype(np.int64)
         results = []
-        for number, (first, end) in enumerate(self._ranges(self._cameras_of(tracks), len(tracks))):
+        for number, (first, end) in enumerate(self._ranges(cameras, len(tracks))):
             found, hidden, shapes = frame.detections[number], None, None
             if hidden_px is not None and count_nonzero(hidden_px[0][first:end]):
                 hidden = hidden_px[1][first:end]
