@@ -197,6 +197,8 @@ def _without(secret: str, shown: str, text: str) -> str:
 
 def redact(text: str) -> str:
     """Return `text` with all registered secrets, and the users, passwords and tokens of every URL, replaced."""
+    if not text:
+        return text
     text = _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", conceal(text)))
     return _URL.sub(lambda url: _SECRET_IN_PATH.sub(r"\g<key>***", url[0]), text)
 

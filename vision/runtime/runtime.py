@@ -278,17 +278,17 @@ class Runtime:
         """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
         slots = {camera_id: camera.slot.counts() for camera_id, camera in self._cameras.items()}
-        cameras = tuple(
-            camera_status(camera_id, self._status(camera), slots[camera_id], results.metrics.cameras[camera_id], now)
-            for camera_id, camera in self._cameras.items()
-        )
-        counts = {
-            camera_id: codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
-            for camera_id, metrics in results.metrics.cameras.items()
-            if metrics.counts is not None
-        }
+        cameras, counts = [], {}
+        for camera_id, camera in self._cameras.items():
+            metrics = results.metrics.cameras[camera_id]
+            cameras.append(camera_status(camera_id, self._status(camera), slots[camera_id], metrics, now))
+            if metrics.counts is not None:
+                counts[camera_id] = codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
+            # Release the GIL, because the inference thread would otherwise wait for it for 5 ms again and again. The
+            # reports of 128 cameras take 14 ms of CPU time.
+            time.sleep(0)
         unfinished = sum(slot.unfinished for slot in slots.values())
-        report = Report(self._node_report(cameras, unfinished, now), cameras, counts)
+        report = Report(self._node_report(cameras, unfinished, now), tuple(cameras), counts)
         for sink in results.sinks:
             sink.report(report)
         notify(f"STATUS={summary(report)}")
