@@ -20,6 +20,7 @@ from tests.perf import results
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 H100: Final = "nvidia-h100-80gb-hbm3"
+H200: Final = "nvidia-h200"
 XEON: Final = "intel-r-xeon-r-processor-2-cores"
 
 _BLOCK: Final = re.compile(r"(<!-- perf: (\w+) -->\n)(.*?)(<!-- perf: end -->)", re.DOTALL)
@@ -105,6 +106,51 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                     "host {program_64_cameras_75_s/memory_mib.resident.last:,.0f} MiB, "
                     "GPU {program_64_cameras_75_s/memory_mib.device.last:,.0f} MiB, both unchanged"
                 ),
+            ),
+        ),
+    ),
+    "streams": (
+        H200,
+        (
+            (
+                "32 cameras, 1920x1080, NVDEC, worker processes",
+                "{real_streams_processes/worker_processes.0.published_per_s:,.0f} of {real_streams_processes/worker_processes.0.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.0.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/worker_processes.0.cores:.1f} cores",
+            ),
+            (
+                "64 cameras, 1920x1080, NVDEC, worker processes",
+                "{real_streams_processes/worker_processes.1.published_per_s:,.0f} of {real_streams_processes/worker_processes.1.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.1.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/worker_processes.1.cores:.1f} cores",
+            ),
+            (
+                "128 cameras, 1920x1080, NVDEC, worker processes",
+                "{real_streams_processes/worker_processes.2.published_per_s:,.0f} of {real_streams_processes/worker_processes.2.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.2.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/worker_processes.2.cores:.1f} cores",
+            ),
+            (
+                "128 cameras, 768x576, NVDEC, worker processes",
+                "{real_streams_processes/worker_processes.3.published_per_s:,.0f} of {real_streams_processes/worker_processes.3.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.3.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/worker_processes.3.cores:.1f} cores",
+            ),
+            (
+                "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
+                "{real_streams_processes/worker_processes.4.published_per_s:,.0f} of {real_streams_processes/worker_processes.4.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.4.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/worker_processes.4.cores:.1f} cores",
+            ),
+            (
+                "8 cameras, 1920x1080, NVDEC, one process",
+                "{real_streams_processes/one_process.0.published_per_s:,.0f} of {real_streams_processes/one_process.0.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.0.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/one_process.0.cores:.1f} cores",
+            ),
+            (
+                "The same, each stream ends and is opened again every 6.7 s",
+                "{real_streams_processes/one_process.1.published_per_s:,.0f} of {real_streams_processes/one_process.1.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.1.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/one_process.1.cores:.1f} cores",
+            ),
+            (
+                "32 cameras, 1920x1080, NVDEC, one process",
+                "{real_streams_processes/one_process.2.published_per_s:,.0f} of {real_streams_processes/one_process.2.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.2.latency_p99_ms:.1f} ms, "
+                "{real_streams_processes/one_process.2.cores:.1f} cores",
             ),
         ),
     ),
