@@ -37,7 +37,7 @@ from vision.cli.doctor import check_cuda
 from vision.config import AppConfig, CameraConfig, DetectConfig, folder_of_model, load_model_spec, shipped_models
 from vision.detect.open import open_detector
 from vision.detect.tensorrt.frames import PIXEL_FORMATS
-from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing, EndOfStream, OutOfMemory, SourceError
+from vision.errors import DeviceError, DeviceMissing, EndOfStream, OutOfMemory, SourceError
 from vision.gpu.cuda import no_device, open_device
 from vision.gpu.memory import allocated, device_frame_buffer, page_locked_frame_buffer
 from vision.pipelines import load_pipeline
@@ -77,7 +77,7 @@ def test_unusable_gpu_is_a_configuration_error(unusable: DeviceError) -> None:
         open_detector(folder, load_model_spec(folder), DetectConfig(backend="tensorrt"))
     assert caught.value.code == unusable.code
     assert caught.value.hint
-    assert caught.value.exit_code == EXIT_CONFIG
+    assert caught.value.exit_code == unusable.exit_code
 
 
 def test_automatic_backend_logs_why_the_gpu_is_not_used(

@@ -294,7 +294,7 @@ CASES = [
     Case("yolov8, rows", rows=1200),
     *(Case(kind, softmax=True, score=0.2) for kind in ("rt-detr", "corners, columns")),
     Case("rt-detr", softmax=True, score=0.2, wanted=(2, 5)),
-    Case("corners", softmax=True, score=0.2, classes=3),
+    Case("corners", softmax=True, score=0.2, rows=40),
     Case("rt-detr", softmax=True, score=0.2, content="not numbers"),
     Case("rt-detr", classes=80, rows=300, objects=300, sigmoid=True, score=0.01),
 ]

@@ -18,7 +18,7 @@ MODEL = "nanodet-g-416"
 @pytest.mark.integration
 @needs_no_gpu
 @pytest.mark.parametrize("verb", ["run", "build", "bench", "profile"])
-def test_missing_gpu_is_reported_with_a_hint_and_exit_code_78(tmp_path: Path, verb: str) -> None:
+def test_missing_driver_is_reported_with_a_hint_and_exit_code_75(tmp_path: Path, verb: str) -> None:
     config = tmp_path / "camera.yaml"
     config.write_text(
         json.dumps(
@@ -37,7 +37,7 @@ def test_missing_gpu_is_reported_with_a_hint_and_exit_code_78(tmp_path: Path, ve
     }
     command = [sys.executable, "-m", "vision.cli.main", "--log-level", "warning", *arguments[verb]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 78, done.stderr
+    assert done.returncode == 75, done.stderr
     message, hint = (line for line in done.stderr.splitlines() if not line.startswith("measuring"))
     assert message.startswith("vision: ")
     assert "NVIDIA" in message or "cuda-python" in message or "GPU" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,7 +218,9 @@ def test_unsupported_combination_is_refused(
 def test_supervisor_policy_follows_the_configuration(
     source: str, options: dict[str, object], expected: SupervisorPolicy
 ) -> None:
-    assert supervisor_policy(camera(source, **options)) == expected
+    policy = supervisor_policy(camera(source, **options))
+    assert replace(policy, longest_call_s=0.0) == expected
+    assert policy.longest_call_s > policy.read_timeout_s
 
 
 @pytest.mark.integration

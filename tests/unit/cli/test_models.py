@@ -63,6 +63,7 @@ def save_folder(folder: Path, form: str, head: str) -> Path:
 def save_config(model: str) -> str:
     Path("frame.png").write_bytes(cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes())
     text = f"model: {model}\ndetect: {{backend: onnxruntime}}\ncameras:\n  - {{id: gate, source: frame.png}}\n"
+    text += f"publish: {{bind: ipc://{Path.cwd()}/out}}\n"
     Path("camera.yaml").write_text(text)
     return "camera.yaml"
 

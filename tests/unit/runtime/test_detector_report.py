@@ -83,5 +83,5 @@ def test_status_describes_the_detector(
     report = reported(detector)
     node = report.node
     assert node.detector == expected
-    assert node.counters == {"detector.truncated_candidates": 0, **counters}
+    assert node.counters == {"detector.truncated_candidates": 0, "cameras.abandoned_threads": 0, **counters}
     assert (REASON in on_terminal(report)) == bool(expected.graphs_off)

@@ -26,10 +26,10 @@ ENTRIES = "tests.unit.runtime.worker_entries"
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    group = Workers()
+    group, before = Workers(), set(psutil.Process().children())
     yield group
     group.stop(2.0)
-    assert not psutil.Process().children()  # neither running nor a zombie
+    assert not set(psutil.Process().children()) - before  # neither running nor a zombie
 
 
 def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -162,6 +162,7 @@ def test_lost_log_lines_are_counted(workers: Workers, caplog: pytest.LogCaptureF
 
 
 def test_process_that_ignores_the_stop_is_killed_at_the_deadline() -> None:
+    before = set(psutil.Process().children())
     workers, recorded = Workers(), [Recorded(), Recorded()]
     stubborn = start(workers, "act", recorded[0])
     start(workers, "echo", recorded[1])
@@ -172,7 +173,7 @@ def test_process_that_ignores_the_stop_is_killed_at_the_deadline() -> None:
     assert 0.4 < time.monotonic() - began < 5.0
     assert recorded[0].ends[0]
     assert recorded[1].ends == [""]
-    assert not psutil.Process().children()
+    assert not set(psutil.Process().children()) - before
 
 
 MAIN = f"""
