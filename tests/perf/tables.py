@@ -42,6 +42,21 @@ that of a simple loop with OpenCV, ONNX Runtime,
 objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
 """
 
+_STREAM: Final = (
+    "{real_streams_processes/ROW.published_per_s:,.0f} of {real_streams_processes/ROW.asked_per_s:,.0f}, "
+    "p99 {real_streams_processes/ROW.latency_p99_ms:.1f} ms, {real_streams_processes/ROW.cores:.1f} cores"
+)
+_STREAMS: Final = {
+    "worker_processes.0": "32 cameras, 1920x1080, NVDEC, worker processes",
+    "worker_processes.1": "64 cameras, 1920x1080, NVDEC, worker processes",
+    "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes",
+    "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes",
+    "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
+    "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
+    "one_process.1": "The same, each stream ends and is opened again every 6.7 s",
+    "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
+}
+
 TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "gpu": (
         H100,
@@ -109,51 +124,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
         ),
     ),
-    "streams": (
-        H200,
-        (
-            (
-                "32 cameras, 1920x1080, NVDEC, worker processes",
-                "{real_streams_processes/worker_processes.0.published_per_s:,.0f} of {real_streams_processes/worker_processes.0.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.0.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/worker_processes.0.cores:.1f} cores",
-            ),
-            (
-                "64 cameras, 1920x1080, NVDEC, worker processes",
-                "{real_streams_processes/worker_processes.1.published_per_s:,.0f} of {real_streams_processes/worker_processes.1.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.1.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/worker_processes.1.cores:.1f} cores",
-            ),
-            (
-                "128 cameras, 1920x1080, NVDEC, worker processes",
-                "{real_streams_processes/worker_processes.2.published_per_s:,.0f} of {real_streams_processes/worker_processes.2.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.2.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/worker_processes.2.cores:.1f} cores",
-            ),
-            (
-                "128 cameras, 768x576, NVDEC, worker processes",
-                "{real_streams_processes/worker_processes.3.published_per_s:,.0f} of {real_streams_processes/worker_processes.3.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.3.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/worker_processes.3.cores:.1f} cores",
-            ),
-            (
-                "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
-                "{real_streams_processes/worker_processes.4.published_per_s:,.0f} of {real_streams_processes/worker_processes.4.asked_per_s:,.0f}, p99 {real_streams_processes/worker_processes.4.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/worker_processes.4.cores:.1f} cores",
-            ),
-            (
-                "8 cameras, 1920x1080, NVDEC, one process",
-                "{real_streams_processes/one_process.0.published_per_s:,.0f} of {real_streams_processes/one_process.0.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.0.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/one_process.0.cores:.1f} cores",
-            ),
-            (
-                "The same, each stream ends and is opened again every 6.7 s",
-                "{real_streams_processes/one_process.1.published_per_s:,.0f} of {real_streams_processes/one_process.1.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.1.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/one_process.1.cores:.1f} cores",
-            ),
-            (
-                "32 cameras, 1920x1080, NVDEC, one process",
-                "{real_streams_processes/one_process.2.published_per_s:,.0f} of {real_streams_processes/one_process.2.asked_per_s:,.0f}, p99 {real_streams_processes/one_process.2.latency_p99_ms:.1f} ms, "
-                "{real_streams_processes/one_process.2.cores:.1f} cores",
-            ),
-        ),
-    ),
+    "streams": (H200, tuple((label, _STREAM.replace("ROW", row)) for row, label in _STREAMS.items())),
     "cpu": (
         XEON,
         (
