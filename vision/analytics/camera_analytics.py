@@ -225,7 +225,7 @@ class _ShapeCounters:
     """Counters of the crossings, entries and exits of each line and zone, in total and by class (``in:person``)."""
 
     def __init__(self, config: CameraAnalytics, stored: CameraCounters | None) -> None:
-        """Create the counters. `stored` supplies their initial values and stores them; if None, they start at 0."""
+        """Create the counters. `stored` supplies their initial values and saves changes; if None, they start at 0."""
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
         self._zones = {zone.name: {"entered": 0, "left": 0} for zone in config.zones}

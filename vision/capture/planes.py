@@ -53,8 +53,9 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
     """Copy the planes of a frame, without the padding of their rows.
 
     Args:
-        sources: for each plane, its memory (flat, uint8) from the first row on, and the bytes from one row to the
-            next. The padding of the last row may be missing. Planes without a target are ignored.
+        sources: for each plane, its memory (flat, uint8) from the first row on, and the number of bytes from the start
+            of one row to the start of the next. The padding of the last row may be missing. Planes without a target
+            are ignored.
         targets: the planes to write, as `split_planes` returns them.
 
     Raises:

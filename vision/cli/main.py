@@ -135,7 +135,7 @@ def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
 
 
 class ConcealingStream(io.TextIOWrapper):
-    """A text stream that replaces registered secrets, for everything that is printed, such as tracebacks of threads."""
+    """A text stream that replaces registered secrets in everything printed to it, including tracebacks of threads."""
 
     def write(self, text: str) -> int:
         return super().write(conceal(text))

@@ -264,7 +264,7 @@ class Overlay:
             below += letters.shape[0]
 
     def _corners(self, box_xyxy: NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """Return the rounded corners of a box, clipped to the frame so that each side of the box is visible."""
+        """Return the corners of a box, rounded to pixels, and clipped to the frame so that each side is visible."""
         high = np.array([self.width_px, self.height_px] * 2) - 1
         x1, y1, x2, y2 = np.clip(np.rint(box_xyxy), 0, high).astype(int).tolist()
         return x1, y1, x2, y2

@@ -1,1 +1,1 @@
-"""Tools that make a model faster, and measure what this costs in accuracy: int8 and 2:4 sparsity."""
+"""Tools that make a model faster by int8 quantization or 2:4 sparsity, and measure what this costs in accuracy."""

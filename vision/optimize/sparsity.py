@@ -103,7 +103,7 @@ Repair = Callable[[Graph, Layer], None]
 
 
 def prune_by_magnitude(graph: Graph, layer: Layer) -> None:
-    """Set the two smallest weights of each group of a layer to zero."""
+    """Set the two weights of smallest magnitude in each group of a layer to zero."""
     weights: Floats = graph.array(layer.weights)
     graph.replace(layer.weights, np.where(magnitude_mask(weights, layer.input_axis), weights, 0).astype(weights.dtype))
 

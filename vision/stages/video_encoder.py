@@ -45,7 +45,8 @@ class VideoEncoder:
         """Encode one frame.
 
         Args:
-            image: (H, W, 3) BGR. It is scaled to the size of the video; an odd last row or column is cut off.
+            image: (H, W, 3) BGR. If it is at most one row and one column larger than the video, these are cut off;
+                otherwise, it is scaled to the size of the video.
             time_s: time since the first frame, in seconds.
         """
         width_px, height_px = self._stream.width, self._stream.height

@@ -44,7 +44,10 @@ class Unwritable(Unavailable):
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder `name` in systemd's ``CacheDirectory=`` if set, otherwise in the user's cache folder."""
+    """Return the folder `name` in systemd's ``CacheDirectory=``.
+
+    If that is not set, return the folder `name` in the folder ``vision`` of the user's cache folder.
+    """
     given = os.environ.get("CACHE_DIRECTORY")
     if given:
         return Path(given.split(":")[0]) / name
@@ -184,7 +187,8 @@ def read_checked(path: Path) -> bytes | None:
     """Return the contents that `write_checked` wrote; None if the file is missing or damaged. Damage is logged.
 
     Raises:
-        Untrusted: the file is a link, cannot be read, or other users can write it or a folder above it.
+        Untrusted: the file is a link or cannot be read, or other users can write to it or to a folder above it.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     try:
         require_private_folder(path.parent)

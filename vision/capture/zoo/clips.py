@@ -76,7 +76,8 @@ def can_encode(codec: Codec) -> bool:
 def clip(codec: Codec = "h264", size: Size = NORMAL, *, b_frames: bool = False, slices: int = 1) -> Clip:
     """Return a clip. `b_frames` and `slices` apply only to H.264.
 
-    The first call with these arguments encodes the clip in less than a second; H.265 takes several seconds.
+    The first call with given arguments encodes the clip, which takes several seconds for H.265 and less than a second
+    for other codecs. Later calls return the same clip.
     """
     context = _encoder(codec, size, b_frames=b_frames, slices=slices)
     packets = [packet for image in _images(size) for packet in context.encode(image)]
