@@ -44,7 +44,8 @@ class Analytics:
             class_names: class names of the model, by class id. `config` must use only these names.
             width_px: width of the source frame in pixels. The boxes refer to this frame.
             height_px: height of the source frame in pixels.
-            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
+            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker. If
+                2.5 times the usual frame interval is longer, that time applies.
             counters: persistent storage of the counters. If None, the counts exist in memory only.
         """
         self._config = config

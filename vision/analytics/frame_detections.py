@@ -1,4 +1,4 @@
-"""`FrameDetections`, the detections of one or several frames as the tracker needs them."""
+"""`FrameDetections` contains the detections of one or several frames in the form that the tracker needs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class FrameDetections:
 
 
 def edges_of(edges_px: FloatArray | None, camera: IndexArray | None) -> FloatArray | None:
-    """Return the width and height of the frame of each detection, (N, 2) or for all (2,).
+    """Return the width and height of the frame of each detection, (N, 2) or for all (2,); None if unknown.
 
     Args:
         edges_px: width and height of all frames (2,), or of each camera's frame (cameras, 2); None if unknown.

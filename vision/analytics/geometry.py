@@ -265,8 +265,8 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
     """Return a mask (N,) of boxes within `margin_px` of the edge of the frame, or beyond it.
 
-    `edges_px` contains the width and height of the frame (2,), or of each box's frame (N, 2). If it is None, return
-    only False.
+    `edges_px` contains the width and height of the frame (2,), or of each box's frame (N, 2). If it is None, no
+    box counts as near the edge.
     """
     if edges_px is None:
         return np.zeros(len(boxes_xyxy), np.bool_)

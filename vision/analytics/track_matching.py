@@ -1,4 +1,4 @@
-"""`Pairs`, which matches tracks with detections by their similarity."""
+"""`Pairs` matches tracks with detections by their similarity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 
 
 class Pairs:
-    """The pairs of a track and a detection that can match, with their similarity. Few pairs are near each other."""
+    """The pairs of a track and a detection that can match, with their similarity. All other pairs are omitted."""
 
     def __init__(
         self,
@@ -38,7 +38,8 @@ class Pairs:
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
         """Match tracks and detections, given as masks. Write the detection of each matched track to `matches`.
 
-        The assignment maximizes the sum of `similarity - least` over all pairs with a similarity above `least`.
+        The assignment maximizes the sum of `similarity - least` over the matched pairs. Pairs with at most
+        `least`, which must not be below that of the constructor, never match.
         """
         first = self._similarity.searchsorted(least, "right")
         rows, columns = self._tracks[first:], self._detections[first:]
@@ -65,7 +66,8 @@ class Pairs:
 def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: BoolArray, best: IndexArray) -> None:
     """Find the optimal assignment for the tracks that compete for the `contested` detections (N,).
 
-    These are the tracks that want such a detection, the tracks that want another detection of these tracks, and so on.
+    These are the tracks that can match such a detection, the tracks that can match another detection of these tracks,
+    and so on.
     Write the detection of each of these tracks to `best`; -1 if there is none.
     """
     competing = np.zeros(len(best), np.bool_)

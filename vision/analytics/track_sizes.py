@@ -50,9 +50,7 @@ _QUARTERS: Final = np.array([0.25, 0.25])
 
 
 def size_step(step_s: float) -> tuple[float, float]:
-    """Return two values for the time between two frames: the weight of a new box in the moving average of growth, and
-    the variance of the growth that is expected.
-    """
+    """Return the weight of a new box in the average of growth, and the expected variance of growth, for a step."""
     return min(step_s / _TREND_S, 1.0), (_GROWTH * step_s) ** 2
 
 

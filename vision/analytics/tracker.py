@@ -89,8 +89,8 @@ class Tracker:
     """Tracker of the objects of one camera. It is not thread-safe.
 
     Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
-    the same, go back or jump ahead. If a capture time goes back, the clock advances by the usual interval. A gap longer
-    than both `lost_s` and 2.5 times the usual interval ends every track. Therefore, ids and ages never decrease.
+    the same, go back or jump ahead. If a capture time goes back, the clock advances by the usual interval, so the age
+    of a track never decreases. A gap longer than both `lost_s` and 2.5 times the usual interval ends every track.
 
     Args:
         config: scores and times that control the tracks; the defaults if None.
@@ -316,6 +316,8 @@ class _TracksTogether:
 
     def _publish(self, tracks: IndexArray) -> FloatArray | None:
         """Assign ids to matched tracks that are now old enough to be published. Return `Tracks.previous_xyxy`.
+
+        Return None if all matched tracks have ids already.
 
         Call this before `_correct`, which overwrites the previous positions.
         """

@@ -49,7 +49,7 @@ _SUFFIXES = (".engine", ".json", ".kernels", ".lock")
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache."""
+    """Return the default folder of the cache."""
     return cache_folder("engines")
 
 

@@ -185,7 +185,7 @@ class MemoryPool:
         return address
 
     def deallocate(self, address: int, stream: int | None = None) -> bool:
-        """Free the memory at `address`. Return False if `allocate` did not return this address.
+        """Free the memory at `address`. Return False if no memory from `allocate` is in use there.
 
         `stream` is the stream that used the memory last; None if unknown. If a finalizer calls `deallocate` during
         another call in the same thread, the memory is freed at the end of that call.

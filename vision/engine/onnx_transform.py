@@ -95,7 +95,7 @@ def with_weights(model: bytes, folder: Path) -> bytes:
 
     Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
     them. A model without external weights is returned unchanged. Raise `ModelError` if a package is missing, the model
-    is not ONNX, or a file with weights is missing or damaged, or if the complete model is too large (2 GB).
+    is not ONNX, a file with weights is missing or damaged, or the complete model is too large (2 GB).
     """
     if _EXTERNAL not in model:
         return model

@@ -70,7 +70,7 @@ def open_engine(
     Raises:
         ModelError: the model, spec, settings, and GPU do not fit together, or the cache cannot be used.
         DeviceMissing: TensorRT is missing, or no GPU works.
-        DeviceError: the GPU has too little memory.
+        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, this is a `ModelError`.
         Closed: the build, or the wait for a build in another process, was canceled.
         KeyboardInterrupt: the user pressed Ctrl-C during the build.
     """

@@ -1,7 +1,7 @@
 """Access to TensorRT's plugin registry, and loading of the plugin libraries that a model.yaml lists.
 
-A plugin library is code that runs with the rights of this process. Therefore a model.yaml must contain its SHA-256, and
-the bytes that were verified are the bytes that are loaded.
+A plugin library is code that runs with the rights of this process. Therefore, model.yaml must contain the SHA-256 of
+each library, and the bytes that were verified are the bytes that are loaded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def plugin_registry() -> Any:
 
 
 def register(creator: Any) -> None:
-    """Register a creator, unless a creator with its name and version is registered. Keep it until the process ends."""
+    """Register a creator, and keep it alive, unless one with its namespace, name, and version is registered already."""
     registry = plugin_registry()
     if registry.get_creator(creator.name, creator.plugin_version, creator.plugin_namespace) is None:
         registry.register_creator(creator, creator.plugin_namespace)
@@ -50,7 +50,7 @@ _registered: list[object] = []
 
 
 def load_plugins(folder: Path, spec: ModelSpec) -> None:
-    """Load the plugin libraries of a model, each once per process. `folder` contains the libraries.
+    """Load the plugin libraries of a model that are not loaded for it yet. `folder` contains the libraries.
 
     Raises:
         ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or contains

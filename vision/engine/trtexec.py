@@ -103,7 +103,7 @@ def build_line(
 ) -> str:
     """Return the command that builds an engine. For strong typing, `onnx` must already have the precision.
 
-    If `half_input` is True, the input is float16.
+    If `half_input` is True, the input of `trtexec-10` is float16. For other tools, `onnx` determines its type.
     """
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":

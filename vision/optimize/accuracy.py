@@ -49,7 +49,7 @@ class Labels:
 
 
 def detect_all(path: Path, spec: ModelSpec, images: Iterable[Image], progress: Progress) -> list[Detections]:
-    """Detect objects in all images with ONNX Runtime, with scores from `LOWEST_SCORE`. Return them for each image."""
+    """Return the objects that ONNX Runtime finds in each image, with scores of at least `LOWEST_SCORE`."""
     detector = OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)
     with closing(detector):
         found: list[Detections] = []
@@ -109,7 +109,9 @@ def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
 
 
 def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes: int) -> float | None:
-    """Return the part of the objects on which a model and its parent agree, as F1 score; None if there are no objects.
+    """Return the part of the objects on which a model and its parent agree, as an F1 score.
+
+    Return None if the parent finds no objects.
 
     An object is a box with a score of at least `SCORE`. The models agree on an object of one of them if the other finds
     a box of the same class with an overlap (IoU) of at least 0.5, and a score of at least `SCORE` - 0.1, because tiny

@@ -1,4 +1,4 @@
-"""Calibration: thresholds for all activations of a model, from frames, with a cache."""
+"""Calibration: thresholds for the activations of a model that are quantized, from frames, with a cache."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class Calibration:
         """Return the largest absolute value to represent, for each tensor. Run the model on all frames if necessary.
 
         Raises:
+            ConfigError: ONNX Runtime is not installed.
             ModelError: the model cannot be run, or computes values that are not finite.
         """
         cached = self._cached(algorithm)

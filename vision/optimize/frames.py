@@ -51,7 +51,7 @@ class Frames:
     paths: tuple[Path, ...]
     sources: Sources
     sha256: str
-    """Hash of all pixels."""
+    """Hash of the files of all chosen frames, and so of their pixels."""
 
     def images(self, most: int | None = None) -> Iterator[Image]:
         """Yield the frames, (height, width, 3) BGR; if `most` is not None, at most this number, spread evenly."""
@@ -65,8 +65,8 @@ class Frames:
 class Collector:
     """Keeps a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
 
-    Whenever there are twice as many candidates as needed, every second one is removed, and from then on only every
-    second frame is taken.
+    Whenever there are twice as many candidates as needed, every second one is removed, and from then on only half as
+    many frames are taken as before.
     """
 
     def __init__(self, camera: str, folder: Path, spec: InputSpec, most: int) -> None:
@@ -84,7 +84,7 @@ class Collector:
         """Take a BGR frame, unless it is skipped or a near-duplicate.
 
         Raises:
-            VisionError: the disk is full.
+            VisionError: the frame cannot be stored, for example because the disk is full.
         """
         self.read += 1
         if (self.read - 1) % self._every:
@@ -115,11 +115,12 @@ class Collector:
 
 
 def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int, step: Step) -> Frames:
-    """Read all images in a folder and its subfolders, and choose `count` of them. Unreadable images are skipped.
+    """Read all images in a folder and its subfolders, and choose up to `count` of them. Skip unreadable images.
 
     Raises:
+        Closed: `step` raised it.
         ConfigError: the folder does not exist, or has too few different images.
-        VisionError: the disk is full.
+        VisionError: a frame cannot be stored, for example because the disk is full.
     """
     if not folder.is_dir():
         raise ConfigError(f"--images: expected a folder, got {folder}", code="no-images")
@@ -149,14 +150,14 @@ def read_image(path: Path) -> Image:
 def frames_of_cameras(
     cameras: Sequence[CameraConfig], temporary: Path, spec: InputSpec, count: int, *, seconds: float, step: Step
 ) -> Frames:
-    """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose `count` frames.
+    """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose up to `count`.
 
-    A camera that cannot be read is skipped.
+    If a camera cannot be read, or fails later, use only the frames that were read before.
 
     Raises:
         Closed: `step` raised it.
         ConfigError: there are too few different frames.
-        VisionError: the disk is full.
+        VisionError: a frame cannot be stored, for example because the disk is full.
     """
     collectors = [Collector(camera.id, temporary, spec, count) for camera in cameras]
     unreadable: list[str] = []
@@ -210,7 +211,7 @@ def _read_camera(camera: CameraConfig, collector: Collector, seconds: float, sto
 
 
 def _chosen(collectors: Sequence[Collector], unreadable: Sequence[str], count: int) -> Frames:
-    """Choose among the candidates of all collectors. Delete the files of the others."""
+    """Choose up to `count` candidates from all collectors. Delete the files of the other candidates."""
     for reason in unreadable:
         _log.warning("skipped: %s", reason)
     read = sum(collector.read for collector in collectors)

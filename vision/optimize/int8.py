@@ -29,7 +29,7 @@ SHOWN_LAYERS: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Int8Options:
-    """Options of `vision calibrate` alone."""
+    """Options that only `vision calibrate` has."""
 
     algorithms: Sequence[Algorithm] = ("mse",)
     keep: int = 0
@@ -76,7 +76,7 @@ class Quantizer:
             return self._calibration.thresholds(algorithm, step)
 
     def ranking(self, algorithm: Algorithm) -> list[LayerError]:
-        """Return the layers in order of the error that each alone causes in int8."""
+        """Return the layers in descending order of the error that each causes if it alone computes int8."""
         thresholds = self.thresholds(algorithm)
         layers = len(self.graph.layers)
         with show_progress("measuring each layer", layers, self._stop, unit="layers") as step:
@@ -102,7 +102,7 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
     """Calibrate, quantize, measure, and install a model. Print the results.
 
     Raises:
-        Closed: `stop` was set. Nothing was written.
+        Closed: `stop` was set. No model was written.
         VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
     """
     task.require_free()

@@ -23,10 +23,10 @@ REJECTED: Final = ".rejected"
 
 
 def require_free(folder: Path, *, force: bool) -> None:
-    """Check that a model can be written to `folder`. Call this before the work, which can take minutes.
+    """Check that `folder` does not exist or can be replaced. Call this before the work, which can take minutes.
 
     Raises:
-        ConfigError: the folder exists and `force` is False, or it is not the folder of a model.
+        ConfigError: `folder` exists but does not contain a model, or it contains a model and `force` is False.
     """
     if not folder.exists():
         return

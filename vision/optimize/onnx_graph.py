@@ -146,7 +146,7 @@ class Graph:
                 graph.node.remove(node)
 
     def _source(self, name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
-        """Return the initializer from which a tensor is copied, quantized, or dequantized; otherwise `name`."""
+        """Return the tensor from which `name` is copied, quantized, or dequantized, in any number of steps."""
         while name in producers and producers[name].op_type in ("Identity", "QuantizeLinear", "DequantizeLinear"):
             name = producers[name].input[0]
         return name
@@ -187,7 +187,7 @@ def open_graph(path: Path, *, quantized: bool = False) -> Graph:
         quantized: if True, a model with QuantizeLinear nodes or with weights of a different type is accepted.
 
     Raises:
-        ConfigError: ONNX Runtime is not installed.
+        ConfigError: ONNX Runtime, which folds batch normalization, is not installed.
         ModelError: a package is missing, or the file is not an ONNX model, has an old opset that cannot be upgraded,
             has weights that are not float32, has no weighted layers, or is quantized already.
     """
@@ -277,6 +277,7 @@ def open_session(model: bytes, *, threads: int = 0) -> Any:
     """Return an ONNX Runtime session of a serialized model on the CPU. 0 threads means one per core.
 
     Raises:
+        ConfigError: ONNX Runtime is not installed.
         ModelError: ONNX Runtime cannot load the model.
     """
     ort = require_onnxruntime()

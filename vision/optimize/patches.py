@@ -18,7 +18,7 @@ Places = NDArray[np.int64]
 class Patches:
     """Layout of a Conv, Gemm, or MatMul layer without groups.
 
-    The columns of the matrix are kernel positions times input channels, so that the input channels are consecutive.
+    The matrix has a column for each kernel position and input channel. The channels of a position are consecutive.
     """
 
     def __init__(self, graph: Graph, layer: Layer) -> None:
@@ -41,7 +41,7 @@ class Patches:
         return moved.reshape(len(moved), -1)
 
     def weights(self, matrix: NDArray[Any]) -> Floats:
-        """Return a matrix as weights of the layer: the inverse of `matrix`."""
+        """Convert a matrix back to weights of the layer: the inverse of the method `matrix`."""
         moved = matrix.reshape(len(matrix), *self._spatial, -1)
         return np.moveaxis(moved, (0, -1), (self._layer.output_axis, self._layer.input_axis)).astype(np.float32)
 
@@ -54,7 +54,7 @@ class Patches:
         return np.sort(random.choice(total, min(most, total), replace=False))
 
     def rows(self, values: NDArray[Any], places: Places) -> Floats:
-        """Return the inputs of the outputs at `places`, as an array (N, columns)."""
+        """Return the inputs from which the outputs at `places` are computed, as an array (N, columns)."""
         if not self._spatial:
             return np.asarray(values.reshape(-1, values.shape[-1])[places], np.float32)
         begins, ends = self._padding(values.shape)

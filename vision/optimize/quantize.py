@@ -44,11 +44,11 @@ def quantized_inputs(graph: Graph, layers: Collection[str] | None = None) -> tup
 
 
 def residual_branches(graph: Graph, layers: Collection[str]) -> Iterator[tuple[str, onnx.NodeProto, int]]:
-    """Yield each residual branch of an addition: its tensor, the Add node, and the index of the input.
+    """Yield each residual branch of an addition: its tensor, the Add node, and the index of the tensor in the node.
 
-    An addition has a residual branch if a convolution of `layers` computes one input for the addition only, possibly
-    through an activation function, and the other input is not a constant. If this is true of both inputs, the second
-    one counts as the residual branch.
+    An addition has a residual branch if neither input is a constant, and a convolution of `layers` computes one input,
+    possibly through an activation function, for this addition only. The other input is the residual branch. If such a
+    convolution computes each input, the second input is the residual branch.
     """
     producers, readers = graph.producers(), graph.readers()
     constants = graph.initializers.keys()
@@ -62,7 +62,7 @@ def residual_branches(graph: Graph, layers: Collection[str]) -> Iterator[tuple[s
 
 
 def _from_convolution(name: str, producers: Mapping[str, onnx.NodeProto], layers: Collection[str]) -> bool:
-    """Return True if a tensor comes from a quantized convolution, possibly through an activation function."""
+    """Return True if a tensor comes from a convolution of `layers`, possibly through an activation function."""
     for _ in range(_MOST_STEPS):
         node = producers.get(name)
         if node is None:
@@ -103,8 +103,8 @@ class _Writer:
         self._graph = graph
         self._thresholds = thresholds
         self._activations: dict[str, str] = {}
-        self._after: dict[str, list[onnx.NodeProto]] = {}  # pairs to insert after the node that computes a tensor
-        self._first: list[onnx.NodeProto] = []  # pairs of inputs and weights
+        self._after: dict[str, list[onnx.NodeProto]] = {}  # pairs by the tensor that they follow
+        self._first: list[onnx.NodeProto] = []  # pairs of weights
 
     def activation(self, name: str) -> str:
         """Return the name of the dequantized copy of a tensor of activations."""

@@ -3,7 +3,7 @@
 The method is that of SparseGPT (Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
 One-Shot", 2023, arXiv:2301.00774). The second moments H of the inputs of a layer show which weights matter, and how the
 other weights must change to restore the outputs. Here, the layers are pruned in order, and each layer is fitted to the
-outputs of the unpruned model. So it also corrects the errors of the layers before it. At the end, the remaining weights
+outputs of the unpruned model, so it also corrects the errors of the layers before it. At the end, the remaining weights
 of each output channel are the exact solution of the least-squares problem.
 """
 
@@ -24,7 +24,7 @@ from vision.optimize.patches import Patches
 from vision.optimize.sparsity import GROUP, KEPT, prune_by_magnitude
 
 SAMPLES: Final = 16384
-"""Number of positions of a layer's input, over all frames, from which the moments are computed."""
+"""Number of output positions of a layer, over all frames, whose inputs give the moments."""
 
 _DAMPING: Final = 0.01  # part of the mean of the diagonal of H that is added to the diagonal
 _BLOCK: Final = 128  # columns after which the other columns are updated; a multiple of GROUP

@@ -49,9 +49,12 @@ class Difference:
     """How much the outputs of a network differ from those of its float32 parent."""
 
     error: float
-    """Root mean square of the difference, relative to the outputs, averaged over all outputs in floating point."""
+    """Root mean square of the difference, relative to that of the output, averaged over all float outputs."""
     agreement: float | None
-    """Part of the results that are the same: objects of a detector, or best classes; None if there are no such."""
+    """Part of the results that are the same: objects of a detector, or best classes of another network.
+
+    It is None if the parent finds no objects, or if not exactly one output can be scores of classes.
+    """
 
 
 def frame_samples(graph: Graph, spec: ModelSpec, images: Sequence[Image], batch: int) -> Samples:
@@ -72,7 +75,7 @@ def frame_samples(graph: Graph, spec: ModelSpec, images: Sequence[Image], batch:
 
 
 def random_samples(graph: Graph, batch: int, given: Shapes) -> Samples:
-    """Return random inputs for any network. Indices of a Gather node are in its range, and other integers are 1.
+    """Return random inputs for any network. Indices of a Gather node are in its table's range; other integers are 1.
 
     Args:
         given: shapes of inputs whose shape is not fixed in the file, by name.

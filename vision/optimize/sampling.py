@@ -24,7 +24,7 @@ class Candidate:
 
     camera: str
     number: int
-    """Position among the candidates of the camera, in order of time."""
+    """Number that identifies the candidate of the camera. Later candidates have larger numbers."""
     cells: NDArray[np.float32]
     """(CELLS, CELLS) mean gray levels."""
 
@@ -51,7 +51,7 @@ def is_near_duplicate(cells: NDArray[np.float32], others: Sequence[NDArray[np.fl
 
 
 def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Choose up to `count` candidates. Each camera and each group of similar brightness gets the same number.
+    """Choose up to `count` candidates, the same number from each group of one camera and similar brightness.
 
     The candidates of a group are taken in an order that is spread over time. If a group has fewer than its number, the
     other groups get more. The result is in the order of `candidates`.

@@ -22,7 +22,7 @@ from vision.optimize.quantize import quantize
 from vision.version import install_hint, require_package
 
 FRAMES: Final = 16
-"""Number of frames on which each layer is measured."""
+"""Maximum number of frames on which each layer is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def rank_layers(
 
 
 def _outputs(graph: Graph, spec: ModelSpec, frames: Frames) -> list[NDArray[Any]]:
-    """Return each output of the network for all frames."""
+    """Return each output of the network for all frames, as a flat array."""
     session = open_session(graph.serialized())
     batches = [run(session, inputs, spec.name) for inputs, _ in Feed(session, spec).batches(frames.images(FRAMES))]
     return [np.concatenate([each.reshape(-1) for each in of_output]) for of_output in zip(*batches, strict=True)]

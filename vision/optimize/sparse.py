@@ -30,7 +30,8 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
 
     Raises:
         Closed: `stop` was set. Nothing was written.
-        ConfigError: there are neither frames nor labels, or the model has no layers that can be sparse.
+        ConfigError: there are no frames, which the repair and a measurement without labels need, or the model has no
+            layers that can be sparse.
         VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
     """
     task.require_free()
@@ -60,7 +61,11 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
 
 
 def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Event, console: Console) -> bytes:
-    """Return the pruned model, repaired if `frames` is not None. Print how well each layer follows the pattern."""
+    """Return the pruned model, repaired if `frames` is not None. Print how well each layer follows the pattern.
+
+    Raises:
+        ConfigError: the model has no layers that can be sparse.
+    """
     prune = prune_by_magnitude if frames is None else LeastSquares(graph, task.spec, frames, REPAIR_FRAMES)
     with show_progress("pruning", len(graph.layers), stop, unit="layers") as step:
         result = sparsify(graph, prune, step)
@@ -74,7 +79,7 @@ def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Eve
 def print_verification(path: Path, console: Console) -> int:
     """Print how well each layer of an ONNX file follows the 2:4 pattern.
 
-    Return exit code 0 if all layers that can be sparse follow it completely, otherwise 1.
+    Return exit code 0 if there are layers that can be sparse, and all of them follow it completely; otherwise 1.
     """
     layers = verify(open_graph(path, quantized=True))
     print_compliance(layers, console)

@@ -39,7 +39,7 @@ def as_groups(weights: NDArray[Any], input_axis: int) -> NDArray[Any]:
 
 
 def magnitude_mask(weights: NDArray[Any], input_axis: int) -> NDArray[np.bool_]:
-    """Return a mask of the two largest weights of each group, with the shape of `weights`."""
+    """Return a mask of the two weights of largest magnitude in each group, with the shape of `weights`."""
     groups = np.abs(as_groups(weights, input_axis))
     mask = np.zeros(groups.shape, bool)
     np.put_along_axis(mask, np.argsort(-groups, axis=1, kind="stable")[:, :KEPT], True, axis=1)
@@ -70,7 +70,7 @@ def reason_to_skip(layer: Layer, graph: Graph) -> str:
 def eligible_layers(graph: Graph) -> Mapping[str, str]:
     """Return for each layer why it cannot be sparse; an empty text if it can.
 
-    If layers share weights, but along different axes, only the first of them can be sparse.
+    If layers read the same weights along different axes, only those that use the axis of the first can be sparse.
     """
     reasons: dict[str, str] = {}
     axes: dict[str, Layer] = {}

@@ -1,4 +1,4 @@
-"""Parts that `vision calibrate` and `vision sparsify` share: their frames, the gate, and the result."""
+"""Parts that `vision calibrate` and `vision sparsify` share: frames, the limit of the accuracy loss, and the result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Task:
         return text if "/" in text else f"./{text}"
 
     def require_free(self) -> None:
-        """Raise `ConfigError` if the result cannot be written to its folder. See `model_folder.require_free`."""
+        """Raise `ConfigError` if `output` or `rejected` cannot be replaced. See `model_folder.require_free`."""
         require_free(self.output, force=self.force)
         require_free(self.rejected, force=True)
 

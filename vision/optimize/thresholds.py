@@ -73,8 +73,8 @@ def least_error_threshold(histogram: Histogram) -> float:
     """Return the threshold t with the smallest mean squared error of quantization.
 
     With the counts n and the centers c of the bins of absolute values, and the step s = t / 127, the error is
-    ``sum(n * (c - s * min(round(c / s), 127)) ** 2)``. The smallest error of 200 values of t, from a tenth of the
-    largest absolute value to that value, is chosen. Clipping by squared error is described by Choukroun et al.,
+    ``sum(n * (c - s * min(round(c / s), 127)) ** 2)``. The result is the best of 200 values of t, from a tenth of the
+    largest absolute value to that value. Clipping by squared error is described by Choukroun et al.,
     "Low-bit Quantization of Neural Networks for Efficient Inference" (2019), arXiv:1902.06822.
     """
     counts, edges = histogram.magnitudes()
