@@ -151,7 +151,7 @@ class LineWatch:
         table["right"][row, line] = not table["right"][row, line]
 
     def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Measure how far objects went on their first side. If they go far on the other side first, that is the first."""
+        """Measure how far objects went on their first side. Change that side if they first go far on the other."""
         reach = table["reach"].take(seen.rows, axis=0)
         near = reach < MARGIN
         if not count_nonzero(near):

@@ -77,7 +77,9 @@ class Detector(Protocol):
         """Return a buffer for one frame, in page-locked memory if that makes detection faster.
 
         Raises:
+            Closed: the detector is closed. A detector that does not page-lock the memory need not raise this error.
             ValueError: the pixel format does not allow this frame size.
+            OutOfMemory: too little memory is free.
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
@@ -86,7 +88,8 @@ class Detector(Protocol):
         The caller must hold the leases of the frames until `wait` returns the detections.
 
         Raises:
-            ValueError: the slot does not exist or is occupied, or the number of frames is out of range.
+            ValueError: the slot does not exist or is occupied, the number of frames is out of range, or the buffer of a
+                frame does not fit the frame's metadata.
             Closed: the detector is closed.
             DeviceError: the device failed.
         """
@@ -131,6 +134,7 @@ class ReadsDevice(Protocol):
         """Return a buffer for one frame that is only in GPU memory.
 
         Raises:
+            Closed: the detector is closed.
             ValueError: the pixel format does not allow this frame size.
             OutOfMemory: the GPU has too little free memory. The error states the requested and the free size.
         """
@@ -146,6 +150,7 @@ class SharesFrames(Protocol):
         The memory stays page-locked as long as one of the returned buffers exists.
 
         Raises:
+            Closed: the detector is closed.
             OutOfMemory: too little memory is free.
         """
 
@@ -157,6 +162,7 @@ class SharesFrames(Protocol):
         `vision.gpu.memory.open_exported` returns the same buffers in the other process.
 
         Raises:
+            Closed: the detector is closed.
             ValueError: the pixel format does not allow this frame size.
             OutOfMemory: the GPU has too little free memory.
         """

@@ -82,6 +82,7 @@ def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Pro
     Raises:
         ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
         SourceError: the video cannot be read.
+        ModelError: the model cannot be loaded or does not fit its spec.
     """
     names = class_names(spec)
     if labels.class_name not in names:
@@ -159,6 +160,7 @@ class Judge:
         Raises:
             ConfigError: the labels cannot be used, or the parent finds no objects in the frames.
             SourceError: the labeled video cannot be read.
+            ModelError: the parent cannot be loaded or does not fit its spec.
         """
         self._spec = spec
         self._labels = labels

@@ -58,12 +58,12 @@ class OnnxRuntimeDetector:
 
         On a CPU, larger batches do not increase the throughput, and the first frame waits for the last. On one core of
         a Xeon at 2.1 GHz, nanodet-g-416 takes 31.3 ms per frame in batches of 1, 31.6 ms in batches of 2, and 31.4 ms
-        in batches of 4. Therefore the network computes one frame at a time, unless the model file fixes the batch size.
+        in batches of 4. Thus, the network computes one frame at a time, unless the model file fixes the batch size.
 
         Args:
             score: minimum score of an object.
             iou: IoU threshold of NMS. None uses the threshold in `spec`.
-            classes: ids of the classes to report. None reports all classes except background classes.
+            classes: ids of the classes to report. None means all classes. Background classes are never reported.
             batches_in_flight: number of slots. With more slots than workers, no worker waits for the next batch.
             threads: total number of threads. None or 0 uses one thread per core that the process may use.
             max_batch: maximum number of frames in one `submit`. A larger batch size in the model file overrides it.

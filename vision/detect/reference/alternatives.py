@@ -137,8 +137,8 @@ def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> l
     """Try every head on the sample, with its options. Return those without a finding, the best first.
 
     Args:
-        class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If empty,
-            the numbers are those that the shapes show.
+        class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If there
+            are none, the numbers that the shapes show are tried.
     """
     found: list[Match] = []
     for layout in _layouts(spec.head):
@@ -237,8 +237,8 @@ def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
 def _accounts_for(read: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
     """Return True if no output that is missing from `read` contains results.
 
-    Outputs with five axes do not: YOLOv5 also exports the maps (batch, anchors, rows, columns, values) from which it
-    computes its result.
+    Outputs with five axes do not contain results: YOLOv5 also exports the maps (batch, anchors, rows, columns, values)
+    from which it computes its result.
     """
     return all(len(shape) == 5 for name, shape in shapes.items() if name not in read)
 

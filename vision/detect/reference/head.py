@@ -69,7 +69,7 @@ class Head(ABC):
         """Yield each possible layout of outputs of these shapes, for any number of classes, the most likely first."""
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
-        """Return the names of the outputs without a batch axis, because the model accepts only one frame at a time."""
+        """Return the names of the outputs that have no batch axis. Their model accepts only one frame at a time."""
         del shapes
         return frozenset()
 

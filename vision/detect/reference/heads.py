@@ -46,7 +46,8 @@ def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence
     """Create the head that `spec` describes.
 
     Raises:
-        ModelError: the kind of the head does not support the task or the activation.
+        ModelError: the kind of the head does not support the task or the activation, or `keypoints` is set but the task
+            is not `pose`.
     """
     check_options(spec)
     return HEADS[spec.head.kind](spec, class_count, score, classes)

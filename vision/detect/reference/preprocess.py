@@ -1,7 +1,7 @@
 """Pre-processing of BGR frames on one core: with OpenCV if it is installed, otherwise with NumPy.
 
-After the network, pre-processing takes the most CPU time per frame. Therefore, all memory is allocated once per frame
-size. Decision 060 (``docs/decisions/060-letterbox-in-numpy.md``) contains measurements.
+Of all steps except the network, pre-processing takes the most CPU time per frame. Therefore, all memory is allocated
+once per frame size. Decision 060 (``docs/decisions/060-letterbox-in-numpy.md``) contains measurements.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Intersection-over-Union for Object Detection", arXiv:2106.06072, with which Ultr
     ProbIoU = 1 - sqrt(1 - exp(-distance))
 
 The distance is the Bhattacharyya distance. ProbIoU exceeds a threshold if the distance is below `distance_limit`, so
-only the distance of each pair is computed. All terms of the sums below are positive: without cancellation, float32 is
+only the distance of each pair is computed. No term of the sums below is negative: without cancellation, float32 is
 exact enough, even for long and narrow boxes. With ``p = width² / 12``, ``q = height² / 12``, ``d`` the angle between
 the boxes, and ``u, v`` the offset of the centers along and across a box::
 

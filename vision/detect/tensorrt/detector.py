@@ -3,7 +3,7 @@
 With only one batch in flight, the GPU would wait longer than it computes: for copies of frames, for the launches of a
 hundred small kernels, and for the host. Therefore several batches are in flight, each in a slot with its own memory.
 Each batch runs as a CUDA graph, which needs only one launch (`vision.detect.tensorrt.slot`), unless graphs are disabled
-or the sizes of outputs depend on the frame. All graphs are checked before the detector is ready.
+or cannot be captured, or the sizes of outputs depend on the frame. All graphs are checked before the detector is ready.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def open_tensorrt_detector(
         DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built, or does not match its specification.
-        DeviceError: the GPU fails or lacks memory, or a graph cannot be captured or gives results that differ from
-            those of its steps.
+        DeviceError: the GPU fails or lacks memory, or a graph gives results that differ from those of its steps.
     """
     timer = StartupTimer()
     device = open_device()
@@ -451,7 +450,7 @@ class _Builder:
         Return the reason why batches do not run as CUDA graphs; an empty text if they do.
 
         Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
-        The largest batch of the first slot contains the sample frames, on which the model is judged.
+        All batches contain the sample frames. The model is judged on the largest batch of the first slot.
         """
         model = self.model
         off = "" if model.detect.graphs else "`detect: {graphs: off}`"

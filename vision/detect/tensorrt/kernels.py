@@ -75,8 +75,11 @@ RESULT: Final = np.dtype(
 """Memory layout of ``struct Result`` in ``postprocess.cu``."""
 
 _PAIR_CAPACITY: Final = 16384
-"""Maximum number of stored pairs (box and class) per frame. Typically, a hundred pairs reach a threshold of 0.35, and a
-few thousand reach 0.05. If there are more pairs, the kernel reads the scores again, which is slower but correct."""
+"""Maximum number of stored pairs (box and class) per frame, unless the maximum number of candidates is larger.
+
+Typically, a hundred pairs reach a threshold of 0.35, and a few thousand reach 0.05. If there are more pairs, the kernel
+reads the scores again, which is slower but correct.
+"""
 
 OVERLAPS: Final = np.dtype([("same", np.float32), ("across", np.float32)])
 """Memory layout of ``struct Overlaps`` in ``nms.cuh``."""

@@ -133,7 +133,7 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
         return self._resources.enter_context(Module.build(source, open_device().arch, kernel_cache()))
 
     def keep(self, resource: Any) -> Any:
-        """Close `resource` when the shapes change, or the plugin is freed. Return it."""
+        """Keep `resource` open until the shapes change or the plugin is freed. Return `resource`."""
         return self._resources.enter_context(resource)
 
 
@@ -150,5 +150,9 @@ class Creator(trt.IPluginCreatorV3One):
         self.field_names = self._fields.raw
 
     def create_plugin(self, _name: str, fields: Any, _phase: Any) -> KernelPlugin:
-        """Create a plugin from the attributes of a node, or from the fields in an engine. Raise `ModelError`."""
+        """Create a plugin from the attributes of a node, or from the fields in an engine.
+
+        Raises:
+            ModelError: a field is unknown, missing, or invalid.
+        """
         return self._plugin(read_fields(self._plugin.settings_type, fields, self._plugin.name))

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from vision.gpu.cuda import BorrowedStream
 
 LAYOUTS: Final = get_args(HeadSpec.model_fields["kind"].annotation)
-"""Values of `head.kind` in model.yaml. The field `layout` is an index, so new values must be added at the end."""
+"""Values of `head.kind` in model.yaml. The field `layout` is an index into them, so add new values only at the end."""
 ACTIVATIONS: Final = get_args(HeadSpec.model_fields["activation"].annotation)
-"""Values of `head.activation` in model.yaml, in the same way."""
+"""Values of `head.activation` in model.yaml. The field `activation` is an index into them."""
 
 _ALIGNMENT = 256
 

@@ -23,13 +23,13 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
     "FLOAT": ("LINEAR", "CHW32"),
     "HALF": ("LINEAR", "HWC8", "CHW16", "CHW32"),
 }
-"""Formats by type. Only linear tensors can have less than three dimensions."""
+"""Formats by type. Only linear tensors can have fewer than three dimensions."""
 _THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class StarReluSettings:
-    """Fields of `StarRelu`. The defaults make the variance of the output 1 for normally distributed input."""
+    """Fields of `StarRelu`. With the defaults, standard normal input gives output of mean 0 and variance 1."""
 
     scale: float = 0.8944
     bias: float = -0.4472
@@ -84,7 +84,7 @@ class StarRelu(KernelPlugin):
         return [trt.DimsExprs(inputs[0])]
 
     def supports_format_combination(self, position: int, tensors: Sequence[Any], _inputs: int) -> bool:
-        """Return True if the tensor at `position` can have its type and format. The output must equal the input."""
+        """Return True if the tensor at `position` can have its type and format. Input and output must have the same."""
         desc = tensors[position].desc
         if position:
             first = tensors[0].desc
