@@ -138,16 +138,16 @@ def subscribe(
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.
-        key: key file of this subscriber (`vision keys new FILE --server KEY`), if the publisher has `publish.curve`,
-            or the keys themselves.
+        key: key file of this subscriber, which `vision keys new FILE --server KEY` creates, or the keys themselves.
+            Required if the publisher has `publish.curve`; otherwise None.
         timeout_s: maximum time in seconds without a message; None means no limit.
         silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
 
     Raises:
-        ConfigError: an argument is invalid. The call itself raises this error. If only connecting to the address fails,
-            the first step of the iteration raises it.
-        TimeoutError: no message arrived for `timeout_s`.
+        ConfigError: an argument is invalid. The call itself raises this error, with two exceptions: if the key cannot
+            be used, or connecting to the address fails, the first step of the iteration raises it.
+        TimeoutError: no message arrived for `timeout_s` seconds.
         MessageError: `since` is given, but the publisher does not store events for requests.
     """
     _check_arguments(address, cameras, kinds, since, replay)
@@ -222,7 +222,7 @@ class Subscription:
         """Yield messages and reports.
 
         Raises:
-            TimeoutError: no message arrived for `timeout_s`; None means no limit.
+            TimeoutError: no message arrived for `timeout_s` seconds. If `timeout_s` is None, there is no limit.
             MessageError: `since` is given, but the publisher does not store events for requests.
             Closed: `close` was called.
         """
@@ -235,9 +235,9 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next message or report; None if none arrives within `timeout_s`.
+        """Return the next message or report; None if none arrives within `timeout_s` seconds.
 
-        If `timeout_s` is None, wait until there is one.
+        If `timeout_s` is None, wait until a message or report arrives.
 
         Raises:
             MessageError: `since` is given, but the publisher does not store events for requests.
@@ -301,7 +301,10 @@ class Subscription:
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Turn a `MessageError` into a report, because one message must not end the subscription."""
+        """Turn a `MessageError` into a report, because one message must not end the subscription.
+
+        Raise the error if the publisher does not store events for requests.
+        """
         try:
             yield
         except MessageError as error:
@@ -357,7 +360,7 @@ class _Problems:
         self._report_at_ns = clock()
 
     def add(self, error: MessageError) -> Iterator[Problem]:
-        """Count a problem. Yield a report, unless the last one is too recent."""
+        """Count a problem. Yield a report, unless the last report is too recent."""
         self.count += 1
         now_ns = self._clock()
         if now_ns >= self._report_at_ns:
@@ -439,6 +442,8 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
     """Return the topics to subscribe to. If `cameras` is None, a topic is a kind followed by a slash.
 
+    If `cameras` is not None and `kinds` contains ``status``, the topics include the status of the node.
+
     Raises:
         ConfigError: an argument is not a list of names, is empty, or contains an unknown kind.
     """
@@ -471,7 +476,8 @@ def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: i
     """Return the time from the capture of a frame until now.
 
     On the publisher's machine, the monotonic clock is used. On other machines, UTC is used, so the accuracy depends on
-    the synchronization of both clocks. `now_ns` (monotonic) and `now_utc_ns` are the current time; None reads it.
+    the synchronization of both clocks. `now_ns` (monotonic) and `now_utc_ns` (UTC) are the current time in nanoseconds.
+    If the value that is needed is None, the clock is read.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

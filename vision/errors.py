@@ -117,7 +117,7 @@ class DeviceMissing(DeviceError):
 
 
 class DeviceNotReady(DeviceMissing):
-    """The driver does not answer, or reports no GPU. It may not be loaded yet. Only a new process can see a change."""
+    """The driver, which may not be loaded yet, does not answer or finds no GPU. Only a new process can see a change."""
 
     exit_code = EXIT_TEMPORARY
 
@@ -127,7 +127,7 @@ class OutOfMemory(DeviceError):
 
 
 class MessageError(VisionError):
-    """A message or a line of a recording cannot be read, or a publisher cannot send missed events."""
+    """A message or a line of a recording is unreadable or invalid, or a publisher cannot send missed events."""
 
 
 class Closed(VisionError):
@@ -147,7 +147,7 @@ _SHORTEST: Final = 4  # a shorter value is also a part of many ordinary texts
 _SHORTEST_INSIDE_WORDS: Final = 8
 
 _secrets: dict[str, str] = {}
-"""The text that replaces each secret, longest secret first. It is replaced as a whole, so that readers need no lock."""
+"""Replacement text of each secret, longest secret first. Changes replace the dictionary, so readers need no lock."""
 
 _registering = threading.Lock()
 
@@ -155,8 +155,8 @@ _registering = threading.Lock()
 def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
     """Make `redact` and `conceal` replace a secret with `shown`, in the encodings of URLs, JSON, HTML, and Python.
 
-    A secret with fewer than 8 characters is only replaced where no letter or digit is next to it. One with fewer than
-    4 characters is ignored.
+    A secret with fewer than 8 characters is replaced only where no letter or digit is next to it. A secret with fewer
+    than 4 characters is ignored.
     """
     global _secrets  # noqa: PLW0603 - secrets of the whole process
     if len(secret) < _SHORTEST:
@@ -167,7 +167,7 @@ def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
 
 
 def registered_secrets() -> dict[str, str]:
-    """Return the text that replaces each registered secret, for `register_secret` in another process."""
+    """Return each registered secret and its replacement text, for `register_secret` in another process."""
     return dict(_secrets)
 
 

@@ -85,6 +85,7 @@ def _write(file: Path, folder: Path, proposal: Proposal) -> None:
 
     Raises:
         ConfigError: the folder contains a model.yaml, or cannot be written.
+        Unavailable: the folder cannot be written at present, for example because the disk is full.
     """
     if (folder / SPEC_NAME).exists():
         raise ConfigError(
@@ -106,7 +107,7 @@ def _write(file: Path, folder: Path, proposal: Proposal) -> None:
 
 
 def _sample_frame(source: str | None) -> NDArray[np.uint8]:
-    """Return the frame of `source` that `current_frame` reads; if None, the first frame of the shipped video.
+    """Return the frame that `current_frame` reads from `source`, or from the shipped video if `source` is None.
 
     Raises:
         SourceError: the source cannot be opened, or delivers no intact frame.

@@ -192,7 +192,7 @@ def _compare_precisions(context: typer.Context) -> int:
 
 
 def _network(name: str) -> tuple[Path, ModelSpec | None]:
-    """Return the ONNX file of a model and its spec; None if the file does not describe a detection model."""
+    """Return the ONNX file and the spec of a model. If `name` is an ONNX file without a spec, the spec is None."""
     try:
         folder, spec = find_model(name)
     except ModelError as error:

@@ -54,7 +54,7 @@ def check(context: typer.Context, config: ConfigName, json: Json = False) -> int
     Also check the model, the back-end, and the pipeline, and read one frame from each camera.
 
     Exit codes: 0 if `vision run` can start and every camera delivers frames, 1 if a camera delivers no frames, 78
-    if `vision run` cannot start.
+    if `vision run` cannot start, 75 if it cannot start at present.
 
     Examples:
       vision check camera.yaml

@@ -79,7 +79,8 @@ def start_logging(level: str) -> None:
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
     """Call `work` with a function that shows the current step, and return the result of `work`.
 
-    The step is shown as a status line on a terminal, otherwise as one line per step.
+    The step is shown as a status line on a terminal, otherwise as one line per step. From now on, log lines of the
+    detector's start are hidden, unless they are warnings or the log level is ``debug``.
     """
     for name in _CHATTY:  # hide the log lines of the detector's start, because the command only measures
         logger = logging.getLogger(name)

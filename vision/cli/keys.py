@@ -33,8 +33,8 @@ def keys(
     """Create keys, and choose which subscribers can connect.
 
     With `publish.curve: FOLDER`, `vision run` encrypts messages, and accepts only subscribers with an allowed key. A
-    running program accepts an allowed key at once. If a key is revoked, it disconnects all subscribers, and the others
-    connect again.
+    running program accepts an allowed key at once. If a key is revoked, the program disconnects all subscribers, and
+    the others connect again.
 
     Examples:
       vision keys new keys/server.key              on the publisher: prints its public key

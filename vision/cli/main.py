@@ -48,7 +48,7 @@ _PLACES: Final = {
     "install-service": ("service", "install_service"),
     "uninstall-service": ("service", "uninstall_service"),
 }
-"""The module and the function of each command that is called differently."""
+"""The module and the function of each command whose module or function has a different name."""
 
 _LOG_LEVEL: Final = "--log-level"
 _EPILOG: Final = """\b

@@ -77,12 +77,12 @@ def make_task(
 
 
 def check_pair(context: typer.Context, video: str | None, truth: Path | None) -> None:
-    """End the command with an error if only one of two options that belong together is given."""
+    """End the command with an error if only one of `--video` and `--truth` is given."""
     if (video is None) != (truth is None):
         context.fail("--video and --truth belong together")
 
 
 def require_optimize(context: typer.Context) -> None:
-    """Raise `ConfigError` if a package is missing that changes models."""
+    """Raise `ConfigError` if a package that the command needs is missing."""
     for package in ("onnx", "onnxruntime"):
         require_package(package, f"`vision {context.info_name}` needs {package}", install_hint("build"))

@@ -46,7 +46,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """Parse the duration of a measurement, from 0.01 s to 1 h, and return it in seconds."""
+    """Parse the duration of a measurement, and return it in seconds.
+
+    Raise `typer.BadParameter` if the text is not a duration from 0.01 s to 1 h.
+    """
     seconds = parse_duration(str(text))
     if not 0.01 <= seconds <= 3600:
         raise typer.BadParameter(f"expected 0.01 to 3600 seconds, got {text!r}")

@@ -111,7 +111,7 @@ def install_service(
     """Set up a systemd service. By default, print the steps, and change nothing.
 
     The command creates the user `vision`, installs the unit `vision@.service`, and starts `vision@NAME` if CONFIG is
-    given. Paths in CONFIG that are relative are relative to /etc/vision.
+    given. Relative paths in CONFIG are relative to /etc/vision.
 
     Examples:
       vision install-service shop.yaml
@@ -161,7 +161,11 @@ def _installation(config: Path | None, name: str | None) -> Iterator[Step]:
 
 
 def _configuration(config: Path, name: str) -> Iterator[Step]:
-    """Yield the steps that copy a configuration. Raise `ConfigError` if a different one exists."""
+    """Yield the steps that copy a configuration, and that create the file for its secrets if that file is missing.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or a different configuration of this name exists.
+    """
     target, secrets = _CONFIGS / f"{name}.yaml", _CONFIGS / f"{name}.env"
     try:
         content = config.read_text(encoding="utf-8")
@@ -232,7 +236,7 @@ def _program() -> str:
 
 
 def systemd_version() -> int:
-    """Return the version of systemd; 0 if it is not installed."""
+    """Return the version of systemd; 0 if systemd is not installed, or its version is unknown."""
     try:
         done = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.SubprocessError):

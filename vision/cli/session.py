@@ -97,6 +97,8 @@ def _discard_output() -> None:
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second signal.
 
+    If a service manager started the program, also end the process if it still runs 15 s after the first signal.
+
     The handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
     console. So the handler only writes to a pipe, and a thread sets the event and prints the message.
     """
@@ -126,7 +128,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _end_after_timeout() -> None:
-    """End the process if an orderly stop hangs. Print the stack of every thread first, which SIGKILL would not."""
+    """Wait 15 s for an orderly stop. Then, print the stack of every thread, and end the process."""
     time.sleep(_STOP_TIMEOUT_S)
     faulthandler.dump_traceback()
     os._exit(EXIT_RUNTIME)

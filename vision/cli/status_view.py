@@ -123,7 +123,7 @@ def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
 
 
 def narrow_counts(rows: Sequence[Mapping[str, str]], table: Table) -> Iterator[Text]:
-    """If the table was too narrow for the counts column, yield one line of counts per camera to print below it."""
+    """If `table` has no column for the counts, yield the counts of each camera as a line to print below the table."""
     if _COUNTS not in (column.header for column in table.columns):
         yield from (Text(f"{row['camera']}: {row[_COUNTS]}") for row in rows if row.get(_COUNTS))
 
@@ -167,7 +167,7 @@ def _latency(camera: CameraReport) -> LatencyPercentiles | None:
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt, and the reason of a camera without frames; empty if no error is known."""
+    """Return the state, the next attempt, and the error of a camera; empty if it is streaming or no error is known."""
     if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"

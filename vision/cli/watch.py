@@ -275,7 +275,7 @@ def watch_address(
         The exit code: 1 if no message arrived within `for_s`, otherwise 0.
 
     Raises:
-        ConfigError: the address is invalid.
+        ConfigError: the address is invalid, or the key cannot be used.
     """
     board = Board(address, time.monotonic_ns())
     try:

@@ -1,7 +1,8 @@
 """Encoding and decoding of messages, and the conversion of results to messages.
 
 Publisher, recorder and subscriber import this module, so that their formats cannot differ.
-`vision.messaging.schema` defines the fields. Boxes are rounded to 0.1 px, scores to 0.0001, and times to 1 µs.
+`vision.messaging.schema` defines the fields. Boxes are rounded to 0.1 px, scores to 0.0001, and the durations of stages
+to 1 µs. Times in UTC are truncated to 1 µs. Monotonic times are not rounded.
 """
 
 from __future__ import annotations
@@ -297,10 +298,11 @@ _TIME: Final = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T[0-2
 
 
 def check_values(topic: str, message: AnyMessage) -> None:
-    """Check that the values of a message from an untrusted publisher have a meaning.
+    """Check that the values of a message from an untrusted publisher are plausible.
 
     Raises:
-        MessageError: the topic belongs to a different camera, a time is malformed, or a score or box is impossible.
+        MessageError: the topic belongs to a different camera, the time is malformed, the sequence number is out of
+            range, or a score or box is impossible.
     """
     of = message.camera if not isinstance(message, NodeStatusMessage) else NODE
     if topic.partition("/")[2] != of:

@@ -53,8 +53,10 @@ class KeyPair:
 def new_key(path: Path, server: str = "") -> KeyPair:
     """Create a key file that only this user can read. Return the keys.
 
+    `server` is the public key of the publisher if the file is for a client; empty if the file is for a publisher.
+
     Raises:
-        ConfigError: the file exists, cannot be written, or `server` is not a key.
+        ConfigError: the file exists or cannot be written, or `server` is not a key.
     """
     if server:
         check_key(server)
@@ -72,10 +74,10 @@ def new_key(path: Path, server: str = "") -> KeyPair:
 
 
 def read_key(path: Path, *, client: bool) -> KeyPair:
-    """Read a key file, of a client or of a publisher, and register its secret.
+    """Read a key file, and register its secret. If `client` is True, the file must contain the key of the publisher.
 
     Raises:
-        ConfigError: the file cannot be read, is not a key file, or other users can read it.
+        ConfigError: the file cannot be read or is not a key file, or other users can access it.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -116,13 +118,21 @@ class KeyFolder:
         self._changed_ns = -1
 
     def server_key(self) -> KeyPair:
-        """Read the key of the publisher. Raise `ConfigError` as `read_key` does, or if others can write the folder."""
+        """Read the key of the publisher.
+
+        Raises:
+            ConfigError: the key file cannot be used; see `read_key`.
+            Untrusted: other users can write to the folder or to a folder above it.
+        """
         if self.folder.is_dir():
             require_private_folder(self.folder, content="keys")
         return read_key(self.folder / SERVER_KEY, client=False)
 
     def internal_client(self) -> KeyPair:
-        """Create keys for a helper process of this program, and allow them. They are not stored."""
+        """Create keys for a helper process of this program, and allow them to connect. The keys are not stored.
+
+        Earlier keys of a helper process are no longer allowed. Raise the errors of `server_key`.
+        """
         public, secret = (key.decode() for key in zmq.curve_keypair())
         register_secret(secret)
         self._internal = public
@@ -133,7 +143,10 @@ class KeyFolder:
         return public in self.clients() or (public == self._internal != "")
 
     def clients(self) -> dict[str, str]:
-        """Return the name of each allowed client, by its public key. Files that contain no key are ignored."""
+        """Return the name of each allowed client, by its public key. The contents of the files are not checked.
+
+        If a file cannot be read, log the error, and return no clients.
+        """
         try:
             changed_ns = self._clients.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
@@ -148,7 +161,11 @@ class KeyFolder:
         return self._known
 
     def allow(self, name: str, public: str) -> None:
-        """Allow a client to connect. Raise `ConfigError` if the name or the key is invalid, or the name is in use."""
+        """Allow a client to connect.
+
+        Raises:
+            ConfigError: the name or the key is invalid, the name is in use, or the file cannot be created.
+        """
         check_key(public)
         path = self._path(name)
         try:
@@ -160,7 +177,11 @@ class KeyFolder:
             raise ConfigError(f"cannot create {path}: {error.strerror}", hint=hint, code="key-file") from error
 
     def revoke(self, name: str) -> None:
-        """Allow a client no longer. Raise `ConfigError` if there is no such client."""
+        """Remove the key of a client, which can then no longer connect.
+
+        Raises:
+            ConfigError: the name is invalid, there is no such client, or the file cannot be removed.
+        """
         path = self._path(name)
         try:
             path.unlink()
@@ -176,7 +197,7 @@ class KeyFolder:
 
 
 class CurveServer:
-    """Makes a bound socket use CURVE, and answers for each new connection whether its key is allowed."""
+    """Makes a socket use CURVE as a server, and decides for each new connection whether its key is allowed."""
 
     def __init__(self, socket: zmq.Socket[bytes], keys: KeyFolder, when_revoked: Callable[[], None]) -> None:
         """Configure `socket`, which must not be bound yet, and start the thread.
@@ -185,6 +206,7 @@ class CurveServer:
 
         Raises:
             ConfigError: the key of the publisher cannot be read, or other users can access it.
+            Untrusted: other users can write to the folder of the keys or to a folder above it.
         """
         key = keys.server_key()
         socket.curve_secretkey, socket.curve_publickey = key.secret.encode(), key.public.encode()
@@ -198,7 +220,7 @@ class CurveServer:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for the end of the thread, which the end of the context causes."""
+        """Wait for the thread, which ends when the context of the socket is terminated."""
         self._thread.join()
 
     def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""A TCP port that a separate process serves (`vision.messaging.relay`), and that stays open if this process fails."""
+"""A TCP port that a separate process (`vision.messaging.relay`) serves, and that stays open if that process fails."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class ExposedPort:
         self._process.start()
 
     def disconnect_clients(self) -> None:
-        """Close all connections. Clients can connect again at once."""
+        """Close all connections. Clients can connect again when a new process has started."""
         self._process.kill()
 
     def close(self) -> None:
-        """Send what the socket has sent to the process, and close all connections and the port. Idempotent."""
+        """Forward the remaining messages for up to 0.5 s, then close all connections and the port. Idempotent."""
         self._process.close()
         self._listener.close()
 
@@ -83,7 +83,7 @@ class ExposedPort:
 
 
 def listen(bind: str) -> tuple[socket.socket, str]:
-    """Return a listening socket, and its address with the actual port."""
+    """Return a listening socket, and its address with the actual port. Raise `OSError` if the port cannot be bound."""
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     family, address = _resolve(host)
     listener = socket.socket(family)
@@ -100,10 +100,10 @@ def listen(bind: str) -> tuple[socket.socket, str]:
 
 
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
-    """Return the family and the address of a host in the form of ``publish.bind``, which can be an interface.
+    """Return the address family and the address of the host in ``publish.bind``, which can be the name of an interface.
 
     Raises:
-        OSError: there is no interface of this name (ENODEV).
+        OSError: there is no interface that has this name and an IPv4 address (ENODEV).
     """
     if host == "*":
         return socket.AF_INET, "0.0.0.0"

@@ -152,7 +152,7 @@ class GapRecovery:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
-        """Make a request due as soon as the pause since the last one is over, unless a reply is pending."""
+        """Make a request due as soon as the pause since the last request is over, unless a reply is pending."""
         if not self._requested:
             self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
 
@@ -208,7 +208,7 @@ class ReplayClient:
         """Connect to the replay address in a status message, unless the address was given to the constructor.
 
         If the replay address is only for binding, such as ``tcp://*:5556``, use the host of `publisher`, the address of
-        the publisher. Raise `MessageError` if an address is needed, but the status contains none.
+        the publisher. Raise `MessageError` if an address is needed, but the status contains no valid address.
         """
         if not self._learns_address:
             return

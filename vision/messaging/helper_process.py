@@ -22,7 +22,7 @@ class HelperProcess:
     """A Python program that runs until its standard input closes. A thread starts it again if it ends earlier.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
-    to all users. The thread passes each line that it prints to `on_line`.
+    to all users. The thread passes each line that the program prints to `on_line`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class HelperProcess:
         self._thread.start()
 
     def kill(self) -> None:
-        """Kill the process. The thread starts a new one."""
+        """Kill the process. The thread starts a new process after a pause."""
         process = self._process
         if process is not None:
             process.kill()

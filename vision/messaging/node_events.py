@@ -1,4 +1,4 @@
-"""Events of the program and its cameras: a camera is lost, frozen, or back, the disk is low, events were lost.
+"""Events about the program and its cameras, such as a lost camera, a disk with little free space, or lost events.
 
 They are events like those of lines and zones, so the journal stores them, and subscribers can request them later. The
 topic of an event about the program is ``events/node``.
@@ -26,9 +26,9 @@ _RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as f
 
 @dataclass(frozen=True, slots=True)
 class NodeEventSettings:
-    """What is reported, and how long a camera can fail before."""
+    """Settings of `NodeEvents`: how long a camera can fail before it is reported, and the limit of free disk space."""
 
-    patience_s: Mapping[str, float | None] = field(default_factory=dict)  # by camera; None means never
+    patience_s: Mapping[str, float | None] = field(default_factory=dict)  # by camera; None means no report
     folders: Sequence[Path] = ()  # folders whose disks are checked
     min_free_bytes: int = 0
 

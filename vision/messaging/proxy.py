@@ -19,7 +19,7 @@ _QUIET_MS: Final = 20  # time without a message from any process after which all
 
 FIRST_SUBSCRIPTION: Final = b"vision"
 """Topic to which the proxy always subscribes. It sorts after the topics of messages, and ZeroMQ sends subscriptions in
-this order. So a process that has received it has received all subscriptions."""
+sorted order. So a process that has received this subscription has received all subscriptions."""
 
 _END: Final = b"TERMINATE"  # defined by ZeroMQ
 
@@ -30,7 +30,7 @@ class Proxy:
     Attributes:
         zmq: socket of this process, connected to the proxy.
         address: public address.
-        internal_address: public address for processes of this user, as in `BoundSocket`.
+        internal_address: address of the public socket for subscribers of this user, as in `BoundSocket`.
         private: address to which other processes of this user connect. ZeroMQ refuses the processes of other users.
     """
 
@@ -62,7 +62,7 @@ class Proxy:
         return self._bound.counters()
 
     def close(self, linger_s: float) -> None:
-        """Forward the messages that were sent, free the address, and wait up to `linger_s` for them to be received.
+        """Forward the remaining messages, free the address, and wait up to `linger_s` seconds for messages to be sent.
 
         Close the sockets of other processes first.
         """

@@ -80,7 +80,7 @@ class DetectionsPublisher:
         masks: MaskFormat,
         recorder: RecordsResults | None,
     ) -> None:
-        """Create the publisher. `Publisher` describes the arguments."""
+        """Create the publisher. `Publisher` describes the keyword arguments."""
         self._socket = socket
         self._numbering = numbering
         self._class_names = tuple(class_names)
@@ -89,7 +89,10 @@ class DetectionsPublisher:
         self._recorder = recorder
 
     def publish(self, result: Result) -> None:
-        """Send the detections of a result without waiting for subscribers. Then record them, if there is a recorder."""
+        """Send the detections of a result without waiting for subscribers. Then record them, if there is a recorder.
+
+        Raise `Closed` if the socket or the recorder is closed.
+        """
         topic = f"detections/{result.meta.camera_id}"
         with self._socket.lock:
             header = self._numbering.header(topic)
@@ -106,7 +109,7 @@ class EventPublisher:
     def __init__(
         self, socket: MessageSocket, numbering: codec.Numbering, *, encoding: Encoding, event_log: EventLog | None
     ) -> None:
-        """Create the publisher. `Publisher` describes the arguments."""
+        """Create the publisher. `Publisher` describes the keyword arguments."""
         self._socket = socket
         self._numbering = numbering
         self._encoding: Encoding = encoding
@@ -116,7 +119,12 @@ class EventPublisher:
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
 
-        If `counters` is True, also store the counters that wait. Return True if the events were stored. Thread-safe.
+        If `counters` is True, also store the counters that wait. Return True if the events were stored. Otherwise, the
+        events are sent without a number in the journal, and the statements are not run. The method is thread-safe.
+
+        Raises:
+            Closed: the socket or the database of the event log is closed.
+            TypeError: the `data` of an event has unsupported types.
         """
         with self._lock:
             return self._publish(events, also, counters=counters)
@@ -194,8 +202,10 @@ class Publisher:
             node_events: derives events of the program and its cameras from reports. None means no such events.
 
         Raises:
-            ConfigError: an address cannot be bound, for example because its folder does not exist.
+            ConfigError: an address cannot be bound, for example because its folder does not exist, or the key of the
+                publisher cannot be used.
             Unavailable: an address is in use, or not an address of this machine at present.
+            Untrusted: other users can write to the folder of `keys` or to a folder above it.
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
@@ -241,7 +251,8 @@ class Publisher:
         """Send a result and its events without waiting for subscribers. Then record the result, if there is a recorder.
 
         Raises:
-            Closed: the publisher or the recorder is closed.
+            Closed: the publisher, the recorder, or the database of the event log is closed.
+            TypeError: the `data` of an event has unsupported types.
         """
         self._detections.publish(result)
         if result.events:
@@ -269,7 +280,7 @@ class Publisher:
                 self._events.publish(events, counters=False)
 
     def close(self) -> None:
-        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
+        """Free the addresses, and wait up to `linger_s` seconds for messages to be sent. Idempotent."""
         self._opened.close()
 
     def __enter__(self) -> Publisher:
@@ -299,8 +310,10 @@ class Recorder:
     """Writes messages to a file, each as one line of JSON. It is not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
+
     A file with content is never overwritten or extended: it is renamed, so that a service can restart. The new name
-    contains the time of its last line: ``results-20261129T160500Z.jsonl``.
+    contains the time of the last line, as in ``results-20261129T160500Z.jsonl``.
+
     When the disk is full, or nearly full (`FreeSpace`), publishing continues: the error is logged once, lost lines are
     counted, and recording resumes when space is available again.
     """

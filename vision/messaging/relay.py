@@ -7,8 +7,8 @@ breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
 
 It runs as a file in an interpreter of its own, without the packages of the project, so that it starts in milliseconds
 and does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends
-when its standard input closes. It writes its counters to standard output, as a line of JSON per second in which they
-change.
+when its standard input closes. If its counters have changed, it writes them to standard output as a line of JSON, at
+most once per second.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BURST_BYTES, _BYTES_PER_S = 32_768, 4096
 _ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
 """The same for all connections together."""
 _FREE_BYTES = 2048
-"""Bytes of each connection that the limit for all connections does not count, so that a flood locks nobody out."""
+"""First bytes of each connection, which the limit for all connections ignores, so that a flood locks nobody out."""
 _RESUME_BYTES = 256
 _ACCEPT_BURST, _ACCEPTS_PER_S = 300, 100
 _TOPIC_BYTES, _TOPICS, _ALL_TOPIC_BYTES = 16_384, 1000, 524_288
@@ -49,24 +49,24 @@ _FRAME_BYTES, _PARTS = 4608, 4
 
 
 class Refused(Exception):
-    """A connection breaks a rule. The argument is the name of the counter."""
+    """A connection breaks a rule or exceeds a limit. The argument is the name of the reason in the counters."""
 
 
 class Bucket:
-    """A rate limit: `burst` bytes at once, and `rate` bytes per second after that."""
+    """A rate limit: `burst` bytes or connections at once, and `rate` per second after that."""
 
     def __init__(self, burst: int, rate: int, now_s: float) -> None:
         self._burst, self._rate = burst, rate
         self._left, self._at_s = float(burst), now_s
 
     def left(self, now_s: float) -> int:
-        """Return the number of bytes that are permitted now."""
+        """Return the number of bytes or connections that are permitted now."""
         self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
         return int(self._left)
 
     def take(self, count: int) -> None:
-        """Use `count` bytes."""
+        """Use `count` bytes or connections."""
         self._left -= count
 
 
@@ -111,7 +111,10 @@ class Inspector:
         return True
 
     def _frame_end(self) -> int:
-        """Return the index after the first frame in the buffer, or a larger number than its size."""
+        """Return the index after the first frame, which is above the size of the buffer if the frame is incomplete.
+
+        Raise `Refused` if the frame is too large.
+        """
         if len(self._buffer) < 2:
             return 2
         if not self._buffer[0] & _LONG:
@@ -183,7 +186,7 @@ class Relay:
         self._is_ending = False
 
     def run(self) -> None:
-        """Forward until standard input closes. Then, send what the publisher has already sent."""
+        """Forward until standard input closes. Then, forward for up to 0.5 s what the publisher has already sent."""
         self._epoll.register(0, select.EPOLLIN)
         self._watch(self._listener.fileno(), select.EPOLLIN)
         swept_s, end_s = 0.0, float("inf")
@@ -204,7 +207,7 @@ class Relay:
                 self._sweep(now_s)
 
     def _watch(self, fd: int, mask: int) -> None:
-        """Wait for the events `mask` of a descriptor; 0 means none, not even its end."""
+        """Make `run` wait for the events `mask` of a descriptor. 0 means none, not even the end of the connection."""
         if self._masks.get(fd, 0) == mask:
             return
         if fd not in self._masks:
@@ -332,7 +335,7 @@ class Relay:
             raise OSError("the publisher has ended")
 
     def _update(self, link: Link) -> None:
-        """Wait for the events after which the connection can continue."""
+        """Make `run` wait for the events after which the connection can continue."""
         reads = select.EPOLLIN if not (link.up or link.is_throttled) else 0
         self._watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
         if link.server is not None:
@@ -350,7 +353,7 @@ class Relay:
             link.server.close()
 
     def _resume(self, now_s: float) -> None:
-        """Let throttled connections continue, and accept new ones, as far as the limits permit it again."""
+        """Let throttled connections continue, and accept new connections, if the limits permit this again."""
         if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
             self._is_accepting = self._accepts.left(now_s) >= 1
             self._watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
@@ -360,7 +363,7 @@ class Relay:
                 self._update(link)
 
     def _sweep(self, now_s: float) -> None:
-        """Close connections without a handshake, and report the counters."""
+        """Close connections that have sent no handshake within 5 s, and print the counters if they have changed."""
         for link in list(self._clients.values()):
             if not link.inspector.is_ready and now_s - link.opened_s > _HANDSHAKE_S:
                 self._counters["refused.no_handshake"] += 1

@@ -54,7 +54,8 @@ class ReplayServer:
         `max_clients` and `keys` have the meaning of `max_subscribers` and `keys` of a `Publisher`.
 
         Raises:
-            ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
+            ConfigError, Unavailable, Untrusted: the address cannot be bound, or `keys` cannot be used; see
+                `BoundSocket`.
         """
         self._event_log = event_log
         self._node = node

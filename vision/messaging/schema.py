@@ -20,12 +20,12 @@ MaskFormat: TypeAlias = Literal["polygon", "rle"]
 """Format of masks in messages: polygons, or run-length encoding in the format of COCO."""
 
 Kind: TypeAlias = Literal["detections", "status", "events", "counts"]
-"""First part of a topic, as in ``detections/<camera>``. The second part is a camera; for status, it can be ``node``."""
+"""First part of a topic, as in ``detections/<camera>``. The second part of status and events can also be ``node``."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 NODE = "node"
-"""The second part of the topic ``status/node``, which is about the program. A camera must not have this name."""
+"""The second part of ``status/node`` and ``events/node``, which are about the program. No camera can have this name."""
 
 
 def doc(description: str) -> Meta:
@@ -34,7 +34,7 @@ def doc(description: str) -> Meta:
 
 
 class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Base class of all structs. `repr` omits fields that are None; encoded messages omit fields with defaults."""
+    """Base class of all structs. `repr` omits fields that are None; encoded messages omit default values."""
 
     def __repr__(self) -> str:
         fields = ((name, getattr(self, name)) for name in self.__struct_fields__)

@@ -57,7 +57,7 @@ class BoundSocket:
     Attributes:
         zmq: the socket.
         address: the bound address, with the actual port instead of ``*``.
-        internal_address: address for processes of the same user on this machine, which has no limits.
+        internal_address: address without limits, for processes of the same user on this machine.
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class BoundSocket:
             keys: keys for CURVE. If None, messages are not encrypted, and every client can connect.
 
         Raises:
-            ConfigError: the address cannot be bound, for example because its folder does not exist.
+            ConfigError: the address cannot be bound, for example because its folder does not exist, or the key of the
+                publisher cannot be used.
             Unavailable: the address is in use, or not an address of this machine at present.
+            Untrusted: other users can write to the folder of `keys` or to a folder above it.
         """
         _check_free(bind, key)
         self._port: ExposedPort | None = None
@@ -133,7 +135,7 @@ class BoundSocket:
             self._port.close()
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the process that serves the port by name; empty if there is none."""
+        """Return, by name, the counters of the process that serves the port; empty if there is no such process."""
         return {} if self._port is None else self._port.counters
 
     def second(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
@@ -232,7 +234,7 @@ def _check_free(bind: str, key: str) -> None:
 
     Raises:
         ConfigError: the path is a file, or this user has no access.
-        Unavailable: a program uses the socket.
+        Unavailable: a program uses the socket, or the socket cannot be checked at present.
     """
     path = bind.removeprefix("ipc://")
     if path == bind or path.startswith("@"):

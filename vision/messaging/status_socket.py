@@ -16,7 +16,7 @@ from vision.errors import Closed
 _REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
 
 _JOINS_PER_SEND: Final = 20
-"""Maximum number of subscriptions that a call which sends reads. The thread of the publisher reads the others."""
+"""Maximum number of subscriptions that one call of `send` reads. The thread of the publisher reads the others."""
 
 # Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -74,7 +74,10 @@ class StatusSocket:
             os.eventfd_write(self._wake, 1)
 
     def send_status(self, topic: str, payload: bytes) -> None:
-        """Send a message now, and again to each later subscriber until a newer message of the topic is sent."""
+        """Send a message now, and again to each later subscriber until a newer message of the topic is sent.
+
+        Raise `Closed` after `close`.
+        """
         self._last_status[topic] = payload
         self.send(topic, payload)
 
@@ -94,7 +97,7 @@ class StatusSocket:
         return self._bound.counters()
 
     def _receive_joins(self) -> bool:
-        """Receive messages of subscribers. Return True if one is a subscription, or if there are more messages."""
+        """Receive messages of subscribers. Return True if one is a subscription, or if more messages can be waiting."""
         joins = self.joins
         for _ in range(_JOINS_PER_SEND):
             if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:

@@ -15,9 +15,10 @@ _SHARE: Final = 0.5  # minimum fraction of the frames in `_AFTER_S` that contain
 
 
 class HiddenObjects:
-    """Warns once if at least half of a camera's frames in 30 s have detections, but all scores are too low for a track.
+    """Warns once if at least half of a camera's frames in 30 s have detections, but no score can start a track.
 
-    The first score that is high enough ends the check, so that an empty scene causes no warning later.
+    Only detections with a score of at least `least` count. The first score that can start a track ends the check, so
+    that an empty scene causes no warning later.
 
     Args:
         least: minimum score of a detection that is probably an object.

@@ -98,7 +98,12 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the crops that are due, and add all known attributes. Raise `DeviceError` if the model has failed."""
+        """Copy the crops that are due, and add all known attributes.
+
+        Raises:
+            DeviceError: the model has failed.
+            TypeError: the objects are not tracks.
+        """
         tracks = result.objects
         if not isinstance(tracks, Tracks):
             raise TypeError(f"expected tracks, got {type(tracks).__name__}: add a TrackStage before this stage")
@@ -141,7 +146,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify, the never or least recently classified first."""
+        """Return the states and boxes of the objects to classify: new objects first, then the oldest results."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)

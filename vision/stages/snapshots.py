@@ -1,8 +1,8 @@
 """`SnapshotStage` saves the frames of events as JPEG files in a folder of limited size.
 
 A thread of the stage encodes and writes each file, so an event is published shortly before the file at its path exists.
-A file is always complete. If events occur faster than files can be written, some events have neither a snapshot nor a
-path. The stage counts these events.
+A file is always complete. If events occur faster than files can be written, the stage skips and counts some snapshots,
+and their events have no path. If a file cannot be written, the stage counts a failure, and no file exists at the path.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Writes a snapshot for each frame with events of the configured kinds, and adds its path to these events."""
+    """Writes a snapshot of each frame with events of the configured kinds, and adds the file's path to these events."""
 
     def __init__(
         self,

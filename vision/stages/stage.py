@@ -65,9 +65,9 @@ class HasProgress(Protocol):
     """A stage or sink with threads of its own, which the watchdog observes."""
 
     def progress(self) -> Mapping[str, object]:
-        """Return the progress of each thread by its name: any change is progress. None means that it has nothing to do.
+        """Return a value for each thread, by its name. Any change of the value is progress; None means no work to do.
 
-        The watchdog calls this method every second at most. It must not wait for a lock.
+        The watchdog calls this method at most once per second. The method must not wait for a lock.
         """
 
 

@@ -54,7 +54,8 @@ class VideoStage:
         """Start a thread for each camera.
 
         Args:
-            paths: video file of each camera. A camera that is missing here is only shown.
+            paths: video file of each camera. The frames of a camera without a path are not written.
+            camera_ids: all cameras.
             draw: function that the threads call to draw a result.
             show: if True, show the frames of each camera in a window.
             lossless: if True, wait for the encoder instead of skipping frames.
@@ -76,7 +77,7 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of drawn and skipped frames."""
+        """Return the numbers of drawn and skipped frames. Frames without space on the disk count as both."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values())

@@ -1,7 +1,7 @@
 """`VideoEncoder` writes frames to an MP4 file, which shows each frame at its own time.
 
-The codec is H.264, which every player and browser supports, encoded by libx264, which the wheels of PyAV include. If
-the PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
+The codec is H.264, which every player and browser supports. Its encoder is libx264, which the wheels of PyAV include.
+If the PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
 """
 
 from __future__ import annotations

@@ -60,7 +60,10 @@ class CameraCounters:
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:
-        """Start a new period, and set all counters to 0 unless `keep` is True. The next `flush` writes the changes."""
+        """Start a new period at `period_s`, in seconds since 1970. The next `flush` writes the changes.
+
+        If `keep` is True, keep the values of the counters; otherwise, set them to 0.
+        """
         if not keep:
             self._counts = dict.fromkeys(self._counts, 0)
         self._counts[_PERIOD] = period_s

@@ -2,9 +2,9 @@
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
 killed loses nothing. `BackgroundSync` forces the log to disk about once per second, because forcing it for every event
-would wear out a memory card and delay results. New counters are stored in the transaction of the events that changed
-them. A power failure can therefore lose the last second. The numbers of lost
-events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are left out.
+would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The numbers of lost
+events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are left out. New counters are stored in the
+transaction of the events that changed them.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -94,7 +94,7 @@ class StateDatabase:
             sync: function that forces the file of a descriptor to disk.
 
         Raises:
-            ConfigError: the folder is not writable, or has a newer database.
+            ConfigError: the folder is not writable, or contains a database from a newer version of the program.
             Unavailable: a different process uses the folder, or the disk is full or fails.
         """
         self.folder = folder
@@ -171,10 +171,10 @@ class StateDatabase:
         return [(camera, name, key, value) for camera, name, key, value in rows]
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
-        """Store counters. Return False if the disk is full or not writable.
+        """Store counters. Return False if the disk is full or not writable. Raise `Closed` after `close`.
 
-        If `defers_counters`, the next events store them, because these are the events that changed the counters. If no
-        events follow, the next call does. Then the result is always True, because the counters are kept until then.
+        If `defers_counters` is True, only keep the counters for later, and return True. The next events store them,
+        because these are the events that changed the counters. If no events follow, the next call stores them.
         """
         if not self.defers_counters:
             return self.write([counter_statement(rows)])
@@ -207,9 +207,9 @@ class StateDatabase:
     def write(self, statements: Iterable[Statement], *, urgent: bool = False, counters: bool = True) -> bool:
         """Run statements as one transaction, with the counters that wait. Return False if the disk is not writable.
 
-        If `counters` is False, the counters continue to wait, because the statements are not about their events. Only
-        the first of several failures in a row is logged. If `urgent` is True, the commit is forced to disk soon.
-        Raise `Closed` after `close`.
+        If `counters` is False, the counters continue to wait for the events that changed them. If `urgent` is True, the
+        commit is forced to disk without delay. Only the first of several failures in a row is logged. Raise `Closed`
+        after `close`.
         """
         with self._write_lock:
             if self._closed:
@@ -301,9 +301,9 @@ class BackgroundSync:
     """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database.
 
     The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe as long as
-    the writer never starts the log again over old content: a power failure could mix the two. Therefore, this thread
-    empties the log when all its content is in the database. Until then, a second connection reads from the log, which
-    keeps the writer from starting it again.
+    the writer never overwrites the log from its start, because a power failure could then mix old and new content.
+    Therefore, this thread empties the log when all its content is in the database. Until then, a second connection
+    reads from the log, which prevents the writer from overwriting the log.
     """
 
     def __init__(
@@ -316,9 +316,10 @@ class BackgroundSync:
         interval_s: float,
         write_lock: threading.Lock,
     ) -> None:
-        """Force the log to disk, then start the thread. Only this thread uses `connection` and `pin`.
+        """Force the log to disk with `force`, then start the thread. Only this thread uses `connection` and `pin`.
 
-        No commit is made while `write_lock` is held.
+        The thread forces commits to disk within `interval_s` seconds, and reports forced events to `events`. While the
+        thread holds `write_lock`, `StateDatabase.write` makes no commit.
         """
         self._force = force
         self._events = events
@@ -343,7 +344,7 @@ class BackgroundSync:
         self._requested.set()
 
     def looks_due(self) -> bool:
-        """Return True about once per second."""
+        """Return True, about once per second, if it is time to check that the file still exists."""
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_S:
             return False
@@ -351,7 +352,7 @@ class BackgroundSync:
         return True
 
     def stop(self, timeout_s: float = _STOP_S) -> bool:
-        """Force everything to disk, and end the thread. Return False if this takes longer. Idempotent."""
+        """Force everything to disk, and end the thread. Return False if this takes over `timeout_s`. Idempotent."""
         self._ending.set()
         self._hurry.set()
         self._requested.set()
@@ -430,7 +431,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _os_error(error: Exception, folder: Path) -> OSError:
-    """Return the system's error for an error of this module. SQLite hides the error of the system."""
+    """Return the system's error that caused `error`. SQLite hides it, so try to use the folder and the database."""
     if isinstance(error, Unwritable) and isinstance(error.__cause__, OSError):
         return error.__cause__
     if isinstance(error, OSError):

@@ -60,8 +60,9 @@ class EventLog:
     def append(self, payloads: Sequence[bytes], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store events under the numbers that follow `newest`. Return False if the disk is full, hangs, or fails.
 
-        In that case, no event was stored, and no number was assigned. Raise `Closed` if the database was closed. The
-        statements in `also` run in the same transaction, and, if `counters` is True, the counters that wait.
+        If the result is False, no event was stored, and no number was assigned. The same transaction runs the
+        statements in `also` and, if `counters` is True, stores the counters that wait. Raise `Closed` if the database
+        was closed.
         """
         if self.unsynced + len(payloads) > NUMBERS_SKIPPED:  # the disk hangs, and results must not wait for it
             self.lost += len(payloads)
@@ -137,9 +138,9 @@ class EventLog:
             self._reader.close()
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
-        """Return the oldest number to keep when `count` events of `size` bytes are added; None if all are kept.
+        """Return the oldest number to keep when `count` events of `size` bytes in total are added; None to keep all.
 
-        At the limit, an eighth of the log is deleted at once, so that most appends delete nothing.
+        At the limit, about an eighth of the log is deleted at once, so that most appends delete nothing.
         """
         if self._bytes + size > self._max_bytes:
             excess = self._bytes + size - self._max_bytes * 7 // 8

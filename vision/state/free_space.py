@@ -1,4 +1,4 @@
-"""`FreeSpace`, the amount of free space that snapshots, recordings, and videos leave on a disk for everything else."""
+"""`FreeSpace`, which checks the reserve of free space that snapshots, recordings, and videos leave on a disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTERVAL_S: Final = 1.0
 
 
 class FreeSpace:
-    """The free space of the disk with `folder`. The reserve is 5 % of the disk, at most 500 MB."""
+    """The free space of the disk that contains `folder`. The reserve is 5 % of the disk, at most 500 MB."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
@@ -23,9 +23,9 @@ class FreeSpace:
         self._low = False
 
     def is_low(self, *, now: bool = False) -> bool:
-        """Return True if the free space is below the reserve. Ask the disk once per second, or always if `now`.
+        """Return True if the free space is below the reserve.
 
-        If the disk does not answer, return the last answer.
+        Ask the system at most once per second, or in each call if `now` is True. If this fails, return the last result.
         """
         if now or self._clock() - self._checked_s >= _INTERVAL_S:
             self._checked_s = self._clock()

@@ -76,9 +76,9 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path, *, content: str = "engines") -> None:
-    """Check that other users cannot create or replace files in a folder. `content` is a word for them.
+    """Check that other users cannot create or replace files in a folder. `content` names the files in error messages.
 
-    Sticky folders above it, such as /tmp, are accepted if they belong to this user or to root.
+    Sticky folders above the folder, such as /tmp, are accepted if they belong to this user or to root.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -101,7 +101,12 @@ def require_private_folder(folder: Path, *, content: str = "engines") -> None:
 
 
 def require_private_file(path: Path) -> None:
-    """Check that no other user can write a file. Follow links. Raise `Untrusted` if one can."""
+    """Check that no other user except root can write a file. Follow links.
+
+    Raises:
+        OSError: the file does not exist, or cannot be examined.
+        Untrusted: another user can write the file.
+    """
     if reason := _who_may_write(path.stat()):
         raise Untrusted(f"{path} {reason}", hint=f"`chmod go-w {path}`, or change its owner")
 
@@ -174,7 +179,7 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def open_restricted(path: str | Path, flags: int) -> int:
-    """Open a file, and create it with the mode 0640 if it is missing. Can be the `opener` of `open`."""
+    """Open a file. If `flags` contains `O_CREAT`, a new file has the mode 0640. This function can be an `opener`."""
     return os.open(path, flags, _RESTRICTED)
 
 
