@@ -18,10 +18,12 @@ from vision.runtime.hang_watchdog import Part
 log = logging.getLogger(__name__)
 
 MAX_ABANDONED: Final = 16
-"""Number of abandoned threads above which the program ends, because each keeps its memory and its descriptors."""
+"""Maximum number of abandoned threads, because each keeps its memory and its descriptors. If one more thread hangs, the
+process ends."""
 
 _LEFT_S: Final = 120.0
-"""Time in seconds after which a library thread of a closed camera counts as abandoned. Look-ups of a host name end."""
+"""Time in seconds after which a library thread of a closed camera counts as abandoned. A slow look-up of a host name
+ends earlier."""
 
 
 class ForgetsBuffers(Protocol):
@@ -64,7 +66,7 @@ class CameraThreads:
         return len(self._abandoned) + threads_left_running(_LEFT_S)
 
     def join(self, deadline_s: float) -> list[str]:
-        """Wait for the threads until a time of the monotonic clock. Return the threads that have not ended."""
+        """Wait for the threads until `deadline_s` (`time.monotonic`). Return names and calls of those still running."""
         for thread in self._running.values():
             thread.join(max(0.0, deadline_s - time.monotonic()))
         return [
@@ -95,6 +97,9 @@ class CameraThreads:
 
 
 def _call(supervisor: CameraSupervisor, *, opening: bool) -> tuple[str, int] | None:
-    """Return the call in progress and its start time, if it opens or closes the source (`opening`), or if it reads."""
+    """Return the call in progress and its start time; None if there is none of the requested kind.
+
+    If `opening` is True, the call must open or close the source; otherwise, it must read a frame.
+    """
     call = supervisor.call()
     return call if call is not None and (call[0] not in READS) is opening else None

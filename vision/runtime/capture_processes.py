@@ -68,7 +68,10 @@ class RemoteCamera:
         self._lost: _Loss | None = None  # the end of the last process, until the next one delivers a frame
 
     def status(self) -> CameraStatus:
-        """Return the state of the camera, with the counts of earlier worker processes."""
+        """Return the state of the camera.
+
+        `reconnects` includes the connections of earlier worker processes, but `grabbed` does not include their frames.
+        """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9
         age_s, retry_s = status.last_frame_age_s, status.next_retry_in_s
@@ -97,7 +100,7 @@ class RemoteCamera:
         return self._failure
 
     def blocked_in(self) -> str:
-        """Return the call to the source that was last in progress, and its duration; empty if there was none."""
+        """Return the call to the source in the worker's last message, and its duration; empty if there was none."""
         return self._blocked_in
 
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
@@ -107,7 +110,7 @@ class RemoteCamera:
         return None if self._ended else self._camera
 
     def connected(self) -> None:
-        """Record that the worker has connected to the camera, because its state arrives later than its frames."""
+        """Record that the worker has connected to the camera. The camera's state arrives after its first frames."""
         self._connected = True
 
     def _present_connections(self) -> int:
@@ -126,7 +129,10 @@ class RemoteCamera:
         self.slot.end()
 
     def lost(self, reason: str, retry_ns: int) -> None:
-        """Drop the waiting frame, and start a new epoch, because the worker process has ended."""
+        """Drop the waiting frames, and start a new epoch, because the worker process has ended.
+
+        A lossless camera ends with a failure instead. `retry_ns` is the time of the next start (monotonic).
+        """
         self.slot.abandon(DropReason.WORKER)
         if self._ended:
             return
@@ -255,7 +261,7 @@ class _Link:
         return give_back
 
     def lost(self, worker: Worker, reason: str) -> None:
-        """Receive the last frames, and drop those that still wait."""
+        """Receive the last frames, and drop the frames that wait."""
         frames = self.frames
         if frames is not None:
             while self.read(1024):
@@ -271,7 +277,7 @@ class _Link:
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
     def read(self, limit: int) -> bool:
-        """Store up to `limit` frames and drops that have arrived. Return True if there may be more."""
+        """Process up to `limit` messages about frames that have arrived. Return True if there may be more."""
         with self._reading:
             if self.frames is None or self.broken:
                 return False
@@ -313,7 +319,7 @@ class _Link:
             raise ValueError(f"unknown kind {kind!r}")
 
     def return_buffers(self) -> None:
-        """Send the buffers that were given back."""
+        """Send the buffers that were given back. If the worker has no room, keep them for the next call."""
         frames, returns = self.frames, []
         while self._returns:
             returns.append(self._returns.popleft())
@@ -337,8 +343,8 @@ class CaptureProcesses:
 
         Args:
             cameras: all cameras. The cameras are assigned to the workers in turn.
-            setup: what all workers have in common. Its cameras are those of `cameras`.
-            workers: number of processes.
+            setup: what all workers have in common. Its `cameras` are ignored.
+            workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.
         """
         self.cameras = list(cameras)
@@ -359,8 +365,9 @@ class CaptureProcesses:
         """Start and check the workers, and answer their requests, for up to `timeout_s` seconds.
 
         Raises:
-            VisionError: a worker cannot be used on this machine.
+            VisionError: a worker failed before it was ready for the first time.
             DeviceError: the GPU failed.
+            OSError: too many files are open.
         """
         for worker, link in self._links:
             if link.broken:
@@ -368,7 +375,7 @@ class CaptureProcesses:
         self._workers.poll(timeout_s)
 
     def receive_frames(self) -> None:
-        """Receive frames until `stop` is called. This is the thread `frames`."""
+        """Receive frames until `stop` is called. The thread `frames` runs this method."""
         links = [link for _, link in self._links]
         while not self._stopped.is_set():
             arrived = {fd for fd, _ in self._arrivals.poll(_IDLE_S)}

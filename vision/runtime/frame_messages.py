@@ -1,8 +1,8 @@
 """Messages between a capture worker and the main process.
 
 Frames have their own connection, so that they never wait for other messages. Their messages have a fixed format. The
-number of a camera is its position in the list of its worker. The buffers of one camera belong to a generation, which
-increases with each change of the frame size.
+number of a camera is its position in the list of all cameras. The buffers of one camera belong to a generation, whose
+number increases each time that the worker requests new buffers or forgets the present ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEnc
 # --- messages on the connection for frames ----------------------------------------------------------------------------
 
 COMMIT, DROP, FLUSH, END, RETURN = b"A", b"D", b"X", b"E", b"B"
-"""Kinds of messages, which are their first byte. `RETURN` goes to the worker, and the others to the main process."""
+"""Kinds of messages. The kind is the first byte, which the functions `encode_*` leave out, and `decode_*` expect.
+`RETURN` goes to the worker, and the others to the main process."""
 
 _COMMIT: Final = struct.Struct("<HIHIqqqBB")
 _DROP: Final = struct.Struct("<HBI")
@@ -55,7 +56,7 @@ def frame_meta(frame: CommittedFrame, camera_id: str, height_px: int, width_px: 
 
 
 def encode_drop(camera: int, reason: DropReason, frames: int = 0) -> bytes:
-    """Return a message of the kind `DROP` for this number of frames, or `FLUSH` for the waiting frame."""
+    """Return a message of the kind `DROP`, for `frames` frames, or `FLUSH`, for the waiting frames (`frames` is 0)."""
     return _DROP.pack(camera, _REASONS.index(reason), frames)
 
 

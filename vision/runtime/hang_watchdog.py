@@ -1,6 +1,6 @@
-"""`Watchdog`, which finds the part of the program that hangs, and ends the process if no part can be replaced.
+"""`Watchdog`, which replaces a part of the program that hangs, or ends the process if this part cannot be replaced.
 
-The watchdog observes the whole chain: if frames come in, results must go out. Each part tells its progress without
+The watchdog observes the whole chain: if frames come in, results must go out. Each part reports its progress without
 taking a lock, because a lock can be what hangs.
 """
 
@@ -22,7 +22,7 @@ from vision.state.service_manager import notify, watchdog_interval_s
 log = logging.getLogger(__name__)
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Maximum time that counts between two calls of `look`. Usually, 50 ms and the time for a report pass between them."""
+"""Maximum time that counts between two calls of `look`. Usually, a second at most passes between them."""
 
 _LONGEST_CHECK_S: Final = 0.5  # longest time between two checks
 _GIL_HANGS: Final = 2  # multiple of `hang_s` after which the process ends if no thread runs Python
@@ -47,7 +47,7 @@ class ProgressMonitor:
     still_ns: int = 0
 
     def look(self, progress: object, now_ns: int) -> int:
-        """Return how long the part has made no progress, in ns. Any change of `progress` is progress."""
+        """Return how long the part has made no progress, in ns; 0 if it has nothing to do (`progress` is None)."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress is not None and progress == self.progress else 0
         self.progress, self.looked_ns = progress, now_ns
@@ -70,7 +70,10 @@ class Watchdog:
     """Observes parts. A part that makes no progress is repaired; if it cannot be repaired, the program must end."""
 
     def __init__(self, fail: Callable[[Part, float], object], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Create the watchdog. It calls `fail` with the part that hangs and the time without progress in seconds."""
+        """Create the watchdog.
+
+        If a part hangs and cannot be repaired, call `fail` with the part and the time without progress in seconds.
+        """
         self._fail = fail
         self._clock = clock
         self._parts: list[tuple[Part, ProgressMonitor]] = []
@@ -82,9 +85,9 @@ class Watchdog:
         self._parts.append((part, ProgressMonitor(self._clock())))
 
     def check(self, *, end_s: float | None = None) -> bool:
-        """Look at all parts once. Repair those that hang. Return False if one could not be repaired.
+        """Check the parts, and repair those that hang. Return False at the first part that cannot be repaired.
 
-        The process then ends after `end_s` seconds, even if an orderly end hangs too. None means that it does not.
+        If this happens and `end_s` is not None, the process ends after `end_s` seconds, even if an orderly end hangs.
         """
         for part, monitor in self._parts:
             still_s = monitor.look(part.progress(), self._clock()) / 1e9
@@ -107,9 +110,9 @@ class Watchdog:
         """Check all parts in a thread during a `with` block, and tell the service manager that the program works.
 
         Args:
-            hang_s: time in seconds within which the thread checks several times.
+            hang_s: the thread checks ten times in this time (in seconds), and at least every 0.5 s.
             end_process: if True, end the process with exit code 1 if it does not end by itself after a hang, or if no
-                thread runs Python for 2 `hang_s`. The stacks of all threads are printed first. Calls that queue work
+                thread runs Python for `2 * hang_s`. The stacks of all threads are printed first. Calls that queue work
                 for the GPU hold the GIL (`cuda.driver_calls`), so a call that never returns blocks every thread. Then
                 only faulthandler can end the process, because its thread does not need the GIL. A process that was
                 suspended (Ctrl-Z) for that time also ends when it resumes.

@@ -18,7 +18,8 @@ _MOST: Final = 8
 def process_count(config: AppConfig) -> int:
     """Return the number of result workers and of capture workers; 1 if one process does everything.
 
-    `processes: auto` depends on the frame rates in the configuration, and on the CPU cores that this process can use.
+    With `processes: auto`, the number depends on the configured frame rates, on the number of cameras, and on the CPU
+    cores that this process can use. It is at most 8.
     """
     if config.processes != "auto":
         return min(config.processes, len(config.cameras))

@@ -12,14 +12,15 @@ from vision.runtime.latest_slot import Clock, LatestSlot, Lease
 from vision.types import DropReason, Frame, FrameBuffer, PixelFormat
 
 GiveBack = Callable[[int, int], None]
-"""Function that returns a buffer to the worker: its generation, and its number."""
+"""Function that returns a buffer to the worker. Its arguments are the generation and the number of the buffer."""
 
 
 class RemoteSlot(LatestSlot):
     """Holds the newest frame of one camera of a capture worker, for the inference thread.
 
     The worker owns the buffers of the frames that it writes. A buffer belongs to the slot from the message with its
-    frame until it is given back. The methods that `LatestSlot` has for the camera thread are not used.
+    frame until it is given back. Of the methods that `LatestSlot` has for the camera thread, only `drop`, `flush`,
+    `end`, and `close` are used.
 
     In a lossless slot, frames wait in a queue, whose length the number of buffers limits.
     """
@@ -73,7 +74,7 @@ class RemoteSlot(LatestSlot):
         self._replace_buffers(None, ())
 
     def receive(self, generation: int, number: int, fields: CommittedFrame) -> None:
-        """Store a frame in the buffer `number`. Drop it if its buffers were replaced. The caller must hold `changed`.
+        """Put the frame in the buffer `number`. Drop it if the buffers were replaced. The caller must hold `changed`.
 
         Raises:
             IndexError: there is no such buffer.

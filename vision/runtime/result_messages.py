@@ -1,7 +1,7 @@
 """Messages between the main process and a result worker, in MessagePack.
 
-To the worker: one `Begin`, then one list of encoded results per batch. To the main process: one `Answer` per batch, and
-`Totals` once per second.
+To the worker: one `Begin`, then lists of encoded results. To the main process: one `Answer` per list, and `Totals`
+after an answer, at most once per second, and at the end.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ Outcome: TypeAlias = tuple[int, int]
 
 
 class Answer(msgspec.Struct, array_like=True, tag="answer"):
-    """What a worker did with the results of one message, in their order."""
+    """What a worker did with the results of one message. `outcomes` has the order of the results."""
 
     outcomes: list[Outcome]
     counts: dict[int, Counts]  # changed counts, by index of the camera
@@ -143,7 +143,9 @@ def encode(message: Begin | Answer | Totals) -> bytes:
 
 
 def encode_result(result: Result, camera: int, expires_ns: int | None, frame: FrameBuffer | None) -> bytes:
-    """Encode a result of the detector, and the place of its frame in shared memory. `frame` is None without the frame.
+    """Encode a result of the detector, and the place of its frame in shared memory.
+
+    If `frame` is None or not in shared memory, the worker gets no frame.
 
     Raises:
         TypeError: a stage has already processed the result.
@@ -187,14 +189,14 @@ def join_results(encoded: Sequence[bytes], files: Sequence[SharedMemory] = ()) -
 
 
 class FrameFiles:
-    """The files of a worker that contain frames, one for each camera."""
+    """The files with frames that a worker has mapped, one for each camera."""
 
     def __init__(self) -> None:
         self._files: dict[int, NDArray[np.uint8]] = {}  # by number
         self._current: dict[int, int] = {}  # number of the file of each camera
 
     def open(self, number: int, nbytes: int, fd: int) -> None:
-        """Map a file, and close its descriptor."""
+        """Map a file, and close its descriptor. Raise `MemoryError` if the file cannot be mapped."""
         try:
             self._files[number] = map_file(fd, nbytes)
         finally:
@@ -215,10 +217,13 @@ class FrameFiles:
 def decode_results(
     message: Message, camera_ids: Sequence[str], files: FrameFiles
 ) -> list[tuple[Result, Frame | None, int | None]]:
-    """Return each result in a message, its frame, and the time from which it is too old. None means never.
+    """Return each result in a message, its frame, and the time after which it is too old.
+
+    The frame is None if the message does not contain its place. A time of None means that the result is never too old.
 
     Raises:
         msgspec.MsgspecError: the message has a different form.
+        MemoryError: a file with frames cannot be mapped.
     """
     content = _results.decode(message.data)
     for (number, nbytes), fd in zip(content.files, message.fds, strict=True):
@@ -232,7 +237,7 @@ def decode_results(
 
 
 def decode_begin(data: bytes) -> Begin:
-    """Decode the first message to a worker."""
+    """Decode the first message to a worker. Raise `msgspec.MsgspecError` if it has a different form."""
     return _begin.decode(data)
 
 

@@ -1,8 +1,8 @@
 """The main process's side of the result workers: it sends results, and counts what the workers did with them.
 
 The inference thread calls `put`. The results thread runs `run`, which receives answers, and replaces workers that end.
-A camera stays with its worker. A frame that a worker had not answered when it ended counts as dropped, and its cameras
-start a new epoch.
+A camera stays with its worker. When a worker ends, the frames that it has not answered count as dropped, and its
+cameras start a new epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vision.types import DropReason, FrameMeta, Result, SharedMemory
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
 _HANG_PART: Final = 0.5
-"""Part of `hang_s` after which a worker counts as hanging. It is replaced before the watchdog ends the program."""
+"""Part of `hang_s` after which a worker counts as hanging, so that it is replaced before the watchdog fails the run."""
 
 _MEMORY_BYTES: Final = 1 << 30
 _POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops
@@ -51,7 +51,7 @@ second."""
 
 
 class _Memory:
-    """Keeps counters for the duration of the program. It implements `vision.state.counters.CounterStore`."""
+    """A `vision.state.counters.CounterStore` that stores nothing. `CameraCounters` keeps the counters in memory."""
 
     def load_counters(self, _camera_id: str) -> list[CounterRow]:
         return []
@@ -97,7 +97,7 @@ class EventDesk:
 
 
 class _Sequence:
-    """The position of one camera in its messages, which continues when its worker is replaced."""
+    """The message numbers, track ids, and epochs of one camera, which continue when its worker is replaced."""
 
     def __init__(self) -> None:
         self.seq = 0  # highest number that the worker has given to a detections message, or may have given
@@ -109,7 +109,7 @@ class _Sequence:
         self._is_new = False
 
     def shifted(self, meta: FrameMeta) -> FrameMeta:
-        """Return the description of a frame with the epochs that were added."""
+        """Return the description of a frame with the added epochs. `index` starts at 0 after the end of a worker."""
         if not self.epochs:
             return meta
         if self._is_new:
@@ -119,7 +119,12 @@ class _Sequence:
         return replace(meta, epoch=meta.epoch + self.epochs, index=meta.index - self._first[1])
 
     def lost(self, drops: Mapping[str, int], unanswered: int) -> None:
-        """Start a new epoch after the end of a worker, which had `unanswered` results. `drops` are drops until then."""
+        """Start a new epoch after the end of a worker.
+
+        Args:
+            drops: number of drops that are not reported yet, by reason, because of the results that the worker had.
+            unanswered: number of results that were sent to the worker, and that it did not answer.
+        """
         self.seq += unanswered
         self.last_id += _SKIPPED_IDS * (self.last_id > 0)
         self.carried = self.unreported + Counter(drops)
@@ -149,7 +154,8 @@ class _Totals:
 class _Link:
     """The connection to one result worker. It implements `vision.runtime.worker_process.WorkerHandler`.
 
-    The inference thread calls `put`, and the results thread calls all other methods.
+    The inference thread calls `put`. The thread that polls the workers calls `flush` and the methods of a
+    `WorkerHandler`.
     """
 
     def __init__(
@@ -167,8 +173,8 @@ class _Link:
             cameras: index of each of the worker's cameras.
             metrics: counters of published results.
             desk: receiver of events and counters.
-            recorder: recorder of detections.
-            with_frames: whether a stage of the worker reads pixels.
+            recorder: recorder of detections; None if they are not recorded.
+            with_frames: if True, a stage of the worker reads pixels, so the worker gets the frames.
         """
         self.worker: Worker | None = None
         self.totals = _Totals()
@@ -184,7 +190,7 @@ class _Link:
         self._unsent: deque[tuple[InferredFrame, bytes]] = deque()
         self._sent: deque[InferredFrame] = deque()
         self._files: dict[str, int] | None = {} if with_frames else None
-        """Number of the file with the frames of each camera that the process knows; None if it needs no frames."""
+        """For each camera, the number of the file of frames that the process knows; None if it needs no frames."""
 
     @property
     def unfinished(self) -> int:
@@ -327,7 +333,7 @@ class _Link:
 
 
 class ResultProcesses:
-    """The result workers of a program. It has the methods of `vision.runtime.results.ResultHandler`."""
+    """The result workers of a program. The class has the methods of `ResultHandler`, except `add_stage`."""
 
     def __init__(
         self,
@@ -345,12 +351,12 @@ class ResultProcesses:
 
         Args:
             setup: what all workers have in common.
-            count: number of workers. The cameras are assigned to them in turn.
+            count: number of workers, at most one per camera. The cameras are assigned to them in turn.
             publisher: the publisher of events and reports. The workers publish through its proxy.
             state: database for events and counters. If None, they are only in memory.
-            recorder: recorder of detections.
+            recorder: recorder of detections; None if they are not recorded.
             observe: see `ResultMetrics`.
-            with_frames: whether a stage reads pixels. The frames must be in shared memory.
+            with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
         self.metrics = ResultMetrics(camera_ids, clock, observe)
@@ -396,7 +402,7 @@ class ResultProcesses:
 
     @property
     def handled(self) -> int:
-        """Number of answered results, with those that were too old."""
+        """Number of answered results, including those that were too old."""
         return sum(link.answered for link in self._links)
 
     def counters(self) -> dict[str, int]:
@@ -411,7 +417,7 @@ class ResultProcesses:
         return self._link_of[camera_id].sequences[camera_id].epochs
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Send a batch to the workers. Release its leases, unless a stage reads pixels. After `abort`, discard it."""
+        """Send a batch to the workers. Release its leases, unless a stage reads pixels. After `abort`, drop it."""
         hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:
             finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
@@ -424,7 +430,7 @@ class ResultProcesses:
             self._link_of[frames[0].result.meta.camera_id].put(frames)
 
     def end(self) -> None:
-        """Make `run` return after the results that are queued."""
+        """Make `run` return once the workers have answered all results."""
         self._ending.set()
 
     def abort(self) -> None:
@@ -433,7 +439,7 @@ class ResultProcesses:
         self._ending.set()
 
     def run(self) -> None:
-        """Receive answers until `end` or `abort` is called. Then stop the workers.
+        """Receive answers until all results are answered after `end`, or until `abort`. Then stop the workers.
 
         Raises:
             VisionError: a worker ended during an offline run, or cannot be used on this machine.
@@ -453,7 +459,7 @@ class ResultProcesses:
             link.discard(DropReason.STOPPED)
 
     def close(self) -> None:
-        """Stop the workers if `run` was not called. Idempotent."""
+        """Stop the workers, unless `end` or `abort` was called: `run` then stops them. Idempotent."""
         if not self._ending.is_set():
             self._ending.set()
             self._workers.stop(_STOP_S)

@@ -1,7 +1,7 @@
 """A result worker: a process that tracks, counts, evaluates rules, encodes, and publishes for a group of cameras.
 
 Detections go directly to the proxy of the publisher. Events and counters go to the main process, which stores them
-before it publishes the events. So no event is published that a crash of this process could undo.
+before it publishes the events. Therefore, a crash of this process cannot undo a published event.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Socket:
         self._socket = connect(self._context, private, queue=queue)
 
     def wait_for_subscriptions(self) -> None:
-        """Wait until the subscriptions have arrived, because messages without a subscriber are not sent."""
+        """Wait up to 2 s for the subscriptions of the proxy, because messages without a subscriber are not sent."""
         deadline = time.monotonic() + _SUBSCRIPTIONS_S
         while (left_s := deadline - time.monotonic()) > 0:
             if self._socket.poll(int(left_s * 1e3)) and self._socket.recv() == b"\x01" + FIRST_SUBSCRIPTION:
@@ -151,7 +151,7 @@ class _ResultWorker:
         self._files = FrameFiles()
 
     def handle(self, message: Message) -> None:
-        """Process the results in a message, and answer it."""
+        """Process the results in a message, and answer the message. Send the totals if a second has passed."""
         outcomes = []
         batch = decode_results(message, self._camera_ids, self._files)
         begun = self._runner.begin([(result, expires_ns) for result, _, expires_ns in batch])
@@ -180,7 +180,12 @@ class _ResultWorker:
 
 
 def run(channel: WorkerChannel, data: bytes, load_stages: Callable[[str], OpenStages]) -> None:
-    """Process results until the main process stops the worker. `load_stages` loads a pipeline by name or path."""
+    """Process results until the main process stops the worker. `load_stages` loads a pipeline by name or path.
+
+    Raises:
+        Closed: the main process asks the worker to stop, or has ended.
+        VisionError: the stages cannot be opened.
+    """
     setup: WorkerSetup = pickle.loads(data)
     for secret, shown in setup.secrets.items():
         register_secret(secret, shown=shown)

@@ -1,7 +1,8 @@
 """`ResultHandler`, which runs the stages on each result and passes it to the sinks, in the results thread.
 
-A result whose frame is too old at its turn is dropped before any stage sees it. The queue needs no limit of its own: a
-camera's next frame is not taken while too many of its results are unfinished (`vision.runtime.latest_slot`).
+A result that is too old when its turn comes is dropped. Only a first stage that processes whole batches may have seen
+the result by then. The queue needs no limit of its own: a camera's next frame is not taken while too many results of
+the camera are unfinished (`vision.runtime.latest_slot`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class ResultHandler:
 
     @property
     def handled(self) -> int:
-        """Number of handled results, with those that were too old."""
+        """Number of handled results, including those that were too old."""
         return self._handled
 
     def put(self, batch: list[InferredFrame]) -> None:
@@ -76,7 +77,7 @@ class ResultHandler:
             self._queue.put(batch)
 
     def end(self) -> None:
-        """Make `run` return after the batches that are queued."""
+        """Make `run` return after it has handled the batches that are queued."""
         self._queue.put(None)
 
     def abort(self) -> None:
@@ -85,14 +86,17 @@ class ResultHandler:
         self._queue.put(None)
 
     def run(self) -> None:
-        """Handle results until `end` or `abort` is called. The results thread calls this method."""
+        """Handle results until `end` or `abort` is called. The results thread calls this method.
+
+        Exceptions of stages and sinks are raised unchanged.
+        """
         while (batch := self._next_batch()) is not None and not self._aborted:
             self._handle_batch(batch)
         if batch is not None:
             self._finish(batch, [DropReason.STOPPED] * len(batch))
 
     def _next_batch(self) -> list[InferredFrame] | None:
-        """Wait for a batch. Join it with the batches that are queued, up to `_MAX_TOGETHER` frames."""
+        """Wait for a batch, and join it with queued batches until it has `_MAX_TOGETHER` frames. None means the end."""
         batch = self._queue.get()
         while batch is not None and len(batch) < _MAX_TOGETHER and not self._queue.empty():
             following = self._queue.get()
@@ -103,7 +107,7 @@ class ResultHandler:
         return batch
 
     def release_queued(self) -> None:
-        """Discard the batches that are still queued, and release their leases. Call this after `run` has ended."""
+        """Discard the queued batches, and release their leases. Call this once `run` has ended or hangs."""
         with contextlib.suppress(queue.Empty):
             while True:
                 batch = self._queue.get_nowait() or []

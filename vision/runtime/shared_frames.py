@@ -1,7 +1,7 @@
 """Frame buffers that a capture worker writes and the main process reads.
 
 The buffers of one camera are in one file that exists only in memory, so nothing remains if every process is killed.
-Buffer n starts at a multiple of the size of a page, because the GPU reads whole words and pages.
+Each buffer starts at a multiple of the page size, because the GPU reads whole words and pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _numbers = itertools.count(1)
 
 
 class SharedFile:
-    """A file in memory, for other processes. It implements `vision.types.SharedMemory`, and closes its descriptor."""
+    """A file in memory, for other processes. It implements `vision.types.SharedMemory`.
+
+    The descriptor is closed when the object is garbage-collected.
+    """
 
     def __init__(self, fd: int, nbytes: int) -> None:
         """Duplicate the descriptor `fd` of a file of `nbytes`."""
@@ -40,7 +43,7 @@ class SharedFile:
 
 
 def buffer_bytes(height_px: int, width_px: int, pixel_format: PixelFormat) -> int:
-    """Return the distance between two buffers in bytes."""
+    """Return the distance in bytes from one buffer to the next. Raise `ValueError` if the format forbids this size."""
     return -(-math.prod(frame_shape(height_px, width_px, pixel_format)) // _PAGE_BYTES) * _PAGE_BYTES
 
 
@@ -54,6 +57,7 @@ def allocate_shared(
     Raises:
         ValueError: the format does not allow this size.
         OutOfMemory, MemoryError: too little memory is free.
+        OSError: too many files are open.
     """
     size = count * buffer_bytes(height_px, width_px, pixel_format)
     fd = os.memfd_create("vision-frames", os.MFD_CLOEXEC)
@@ -74,7 +78,7 @@ def allocate_shared(
 
 
 def map_shared(fd: int, count: int, height_px: int, width_px: int, pixel_format: PixelFormat) -> list[FrameBuffer]:
-    """Return the buffers in the file of `allocate_shared`."""
+    """Return the buffers in the file `fd` of `allocate_shared`. Raise `MemoryError` if it cannot be mapped."""
     memory = map_file(fd, count * buffer_bytes(height_px, width_px, pixel_format))
     return _wrap(memory, count, height_px, width_px, pixel_format)
 

@@ -30,20 +30,21 @@ def open_patiently(
 ) -> _Value:
     """Return the result of `open_parts`, whose resources are registered with `resources`.
 
-    After an `Unavailable` error, close what was opened, wait, and try again. Log the first failure, then attempts 2, 4,
-    8, ...
+    After an error that can pass (`Unavailable`, or an `OSError` that `from_os_error` converts to it), close what was
+    opened, wait, and try again. Log the failed attempts 1, 2, 4, 8, ...
 
     Args:
         open_parts: function that opens all parts. It registers them with its argument.
         resources: closes the parts of the successful attempt.
         stop: event that ends the wait.
         patient: if False, raise the first error. None means True for a service, otherwise False.
-        backoff: the times between attempts.
+        backoff: the times between attempts. None means random times of 1 s to 60 s.
 
     Raises:
         Unavailable: `patient` is False, and a part cannot be opened at present.
-        Closed: `stop` was set.
-        VisionError: `open_parts` raised it.
+        Closed: `stop` was set during a wait.
+        ConfigError: `open_parts` raised an `OSError` that only an operator can solve.
+        Exception: `open_parts` raised another error, which is raised unchanged.
     """
     patient = is_service() if patient is None else patient
     backoff = backoff or Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S, shortest_s=_FIRST_RETRY_S / 4)

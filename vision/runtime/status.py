@@ -105,7 +105,7 @@ def resident_bytes() -> int:
 
 @functools.cache
 def _memory_file() -> int:
-    """Open the system's file about the memory of this process once, because descriptors can run out later."""
+    """Return the descriptor of the file about this process's memory. Open it once: descriptors can run out later."""
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of NVIDIA GPUs, from the library of the driver (NVML). A Jetson has only a part of them."""
+"""Metrics of NVIDIA GPUs, from the library of the driver (NVML). A Jetson provides only some of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _THROTTLING: Final = {
     "thermal": ("nvmlClocksEventReasonSwThermalSlowdown", "nvmlClocksThrottleReasonSwThermalSlowdown"),
     "hardware": ("nvmlClocksThrottleReasonHwSlowdown",),
 }
-"""The names of the bit of each reason to lower the clocks, in new and old versions of the library."""
+"""For each reason to lower the clocks, the names of its bit in new and old versions of the library."""
 
 
 class GpuSampler:
-    """Reads the state of all GPUs. Without a GPU or a driver, there are no metrics."""
+    """Reads the state of all GPUs. Without a GPU, a driver, or `pynvml`, there are no metrics."""
 
     def __init__(self, nvml: Any = None) -> None:
-        """Open the library. `nvml` replaces the module `pynvml`."""
+        """Open the library. If `nvml` is not None, it replaces the module `pynvml`."""
         self._gpus: list[Any] = []
         try:
             nvml = nvml or importlib.import_module("pynvml")

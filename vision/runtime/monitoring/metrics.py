@@ -1,4 +1,4 @@
-"""Metrics in the format of Prometheus, computed from the messages of the program."""
+"""Metrics in the format of Prometheus, from the messages of the program, the GPUs, and the kernel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _THERMAL: Final = Path("/sys/class/thermal")
 
 
 class ProgramState:
-    """The last status of the program and of each camera, and the metrics that messages add up to. Thread-safe."""
+    """Stores the last status of the program and of each camera, and counts other messages. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -56,7 +56,7 @@ class ProgramState:
         self.registry.register(_StatusCollector(self))
 
     def add(self, item: Item) -> None:
-        """Add a message or a report of the subscription."""
+        """Update the metrics with a message, or with a gap in the subscription. Ignore other items."""
         if isinstance(item, DetectionsMessage):
             self._objects.labels(item.camera).set(len(item.objects))
             for stage in _STAGES:
@@ -75,7 +75,10 @@ class ProgramState:
                     self._cameras[item.camera] = item
 
     def status(self) -> tuple[NodeStatusMessage | None, dict[str, CameraStatusMessage], float]:
-        """Return the last status of the program and of each camera, and the age of the former in seconds."""
+        """Return the last status of the program and of each camera, and the age of the program's status in seconds.
+
+        Before the first status of the program, its status is None, and the age has no meaning.
+        """
         with self._lock:
             return self._node, dict(self._cameras), self._clock() - self._node_at_s
 
@@ -85,7 +88,7 @@ class ProgramState:
 
 
 class _StatusCollector(Collector):
-    """Metrics from the last status messages."""
+    """Metrics of the GPUs and the thermal zones, and metrics from the last status messages."""
 
     def __init__(self, state: ProgramState) -> None:
         self._state = state

@@ -1,4 +1,4 @@
-"""The process that serves metrics and health over HTTP, as the program sees it."""
+"""The program's side of the process that serves metrics and health over HTTP."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PACKAGES: Final = ("prometheus_client", "starlette", "uvicorn")
 def open_monitoring(
     config: HttpConfig, publisher: Publisher, interval_s: float, keys: KeyFolder | None
 ) -> MonitoringProcess:
-    """Start the process for the messages of `publisher`. `keys` are its keys for CURVE; None if it has none.
+    """Start the process for the messages of `publisher`. `keys` are the publisher's keys for CURVE, or None.
 
     Raises:
-        ConfigError, Unavailable: a package is missing, or the address cannot be bound; see `MonitoringProcess`.
+        ConfigError, Unavailable, OSError: the process cannot be started; see `MonitoringProcess`.
     """
     client = None if keys is None else keys.internal_client()
     monitoring = MonitoringProcess(config, publisher.internal_address, interval_s=interval_s, keys=client)
@@ -39,7 +39,7 @@ def open_monitoring(
 
 
 class MonitoringProcess:
-    """A process that subscribes to the program, and answers HTTP requests. `address` is the address of its port."""
+    """A process that subscribes to the program, and answers HTTP requests. `address` is the URL of its port."""
 
     def __init__(self, config: HttpConfig, address: str, *, interval_s: float, keys: KeyPair | None = None) -> None:
         """Bind the port and start the process.
@@ -53,6 +53,7 @@ class MonitoringProcess:
         Raises:
             ConfigError: a package is missing.
             ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
+            OSError: the process cannot be started.
         """
         missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
         if missing:

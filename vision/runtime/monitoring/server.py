@@ -1,16 +1,19 @@
 """HTTP server for metrics and health, which runs in a process of its own.
 
-It subscribes to the program like any other subscriber, so it knows neither the configuration nor its secrets, and
-requests cannot delay the program. No part of a request becomes the name of a file.
+It subscribes to the program like any other subscriber, so requests cannot delay the program. It knows neither the
+cameras' configuration nor their passwords. No part of a request is used as the name of a file.
 
 ========== ============================================================================= ==========
-path       answer                                                                        token
+path       response                                                                      token
 ========== ============================================================================= ==========
 /livez     200 if the program works or is starting, otherwise 503                        no
-/readyz    200 if the program works and at least one camera delivers frames              no
-/healthz   200 if every camera delivers frames; the states of the cameras as JSON        yes
+/readyz    200 if the program works and a camera delivers frames, otherwise 503          no
+/healthz   200 if the program works and each camera delivers frames or has ended,        yes
+           otherwise 503; the states of the cameras as JSON
 /metrics   metrics in the text format of Prometheus                                      yes
 ========== ============================================================================= ==========
+
+The last column shows which paths require the token, if one is configured.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Handle one HTTP request. Ignore other connections, such as web sockets."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -75,7 +78,7 @@ class SecurityHeaders:
 
 
 class Endpoints:
-    """The answers to requests."""
+    """The paths of the server, and their responses."""
 
     def __init__(self, state: ProgramState, *, token: str | None, interval_s: float) -> None:
         """Create the endpoints.
@@ -111,11 +114,11 @@ class Endpoints:
         return check_token
 
     async def livez(self, _request: Request) -> Response:
-        """Answer whether the program works or is starting."""
+        """Respond with 200 if the program works or is starting, otherwise with 503."""
         return _answer(problem=self._problem() or "")
 
     async def readyz(self, _request: Request) -> Response:
-        """Answer whether the program works and at least one camera delivers frames."""
+        """Respond with 200 if the program works and at least one camera delivers frames, otherwise with 503."""
         problem = self._problem()
         node, cameras, _ = self._state.status()
         if node is None:
@@ -125,7 +128,7 @@ class Endpoints:
         return _answer(problem=problem or "")
 
     async def healthz(self, _request: Request) -> Response:
-        """Answer with the states of the program and of all cameras."""
+        """Respond with the states of the program and of all cameras."""
         node, cameras, age_s = self._state.status()
         problem = self._problem() or ("starting" if node is None else "")
         states = {name: camera.state for name, camera in sorted(cameras.items())}
@@ -136,7 +139,7 @@ class Endpoints:
         return JSONResponse(content, 200 if healthy else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """Answer with all metrics."""
+        """Respond with all metrics."""
         return Response(self._state.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     def _problem(self) -> str:
@@ -151,7 +154,7 @@ def _answer(*, problem: str) -> Response:
 
 
 class HttpServer(uvicorn.Server):
-    """A server that also closes connections on which a request takes longer than `request_s` seconds."""
+    """A server that also closes each connection on which no new request has started for `request_s` seconds."""
 
     def __init__(self, config: uvicorn.Config, request_s: float) -> None:
         super().__init__(config)
@@ -178,7 +181,7 @@ class HttpServer(uvicorn.Server):
 
 
 def http_server(app: ASGIApp, request_s: float = _REQUEST_S) -> HttpServer:
-    """Return the server of an application. `request_s` is the maximum duration of a request in seconds."""
+    """Return the server of an application. A connection has `request_s` seconds for each request (`HttpServer`)."""
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -206,9 +209,9 @@ def _follow(state: ProgramState, subscription: Subscription) -> None:
 
 
 def serve(options: Mapping[str, Any]) -> None:
-    """Serve requests until standard input closes.
+    """Serve requests until standard input closes. Then end the process.
 
-    `options` are those of `vision.runtime.monitoring.process.MonitoringProcess`.
+    `vision.runtime.monitoring.process.MonitoringProcess` creates the `options`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)
@@ -231,5 +234,5 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """Run the process. The first line of standard input contains the options."""
+    """Run the process. The first line of standard input contains the options as JSON."""
     serve(json.loads(sys.stdin.readline()))
