@@ -162,7 +162,7 @@ def subscribe(
 
 
 class Subscription:
-    """Connection to a publisher that checks the sequence numbers of messages. It is not thread-safe."""
+    """Connection to a publisher. It checks the sequence numbers of messages, and is not thread-safe."""
 
     def __init__(
         self,

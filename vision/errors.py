@@ -239,7 +239,7 @@ def is_passing(error: OSError) -> bool:
 
 
 def from_os_error(text: str, error: OSError, *, code: str = "", hint: str = "") -> ConfigError | Unavailable:
-    """Return the error for a failed system call: `ConfigError` if only an operator can solve it.
+    """Return the error for a failed system call: `ConfigError` if only an operator can solve it, else `Unavailable`.
 
     Args:
         text: what was attempted. The reason of the system is appended.

@@ -1,8 +1,8 @@
 """Keys of CURVE, which encrypts messages, and lets only clients with a known key connect.
 
-The folder of a publisher contains `server.key`, and a file `clients/NAME.pub` for each client that can connect. A key
-file is JSON with the fields `public` and `secret`, and, for a client, `server`: the public key of its publisher. Keys
-are texts of 40 characters (Z85).
+The folder of a publisher contains the key file `server.key`, and, for each client that can connect, a file
+`clients/NAME.pub` with the public key of the client. A key file is JSON with the fields `public` and `secret`. The key
+file of a client also has the field `server`, the public key of the publisher. Keys are texts of 40 characters (Z85).
 """
 
 from __future__ import annotations

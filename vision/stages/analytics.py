@@ -72,7 +72,11 @@ class TrackStage:
         return self.process_together([result])[0]
 
     def process_together(self, results: Sequence[Result]) -> list[Result]:
-        """Track the objects of several cameras."""
+        """Track the objects of several cameras. Return the results with tracks, in the same order.
+
+        Raises:
+            TypeError: the objects of a result are not detections, for example because a `TrackStage` came before.
+        """
         tracked = update_together([self._frame(result) for result in results])
         return [replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
 
