@@ -37,10 +37,12 @@ def open_detector(
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: `detect.classes` names a class that the model does not have.
+        ConfigError: `detect.classes` names a class that the model does not have, or the back-end is ``fake`` and OpenCV
+            is not installed.
         ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: the configured back-end is not available.
         DeviceError: the device failed.
+        Unavailable: the cache of engines cannot be used at present.
     """
     if detect.backend == "fake":
         return _open_fake(detect)

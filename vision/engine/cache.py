@@ -157,7 +157,8 @@ class Loaded:
 class EngineCache:
     """Folder of built engines; `default_folder` if `folder` is None.
 
-    The constructor raises `ModelError` if the folder cannot be created or is not private.
+    The constructor raises `ModelError` if the folder cannot be created or is not private, and `Unavailable` if it
+    cannot be created at present, for example because the disk is full.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -177,7 +178,7 @@ class EngineCache:
         """Return the plan and an empty text, or None and the reason why no plan can be used. Record the time of use.
 
         Raise `Untrusted` if a file of the engine is a link, is unreadable, or can be written by other users. Raise
-        `ModelError` if the folder cannot be read.
+        `Unavailable` if a file cannot be read at present, and `ModelError` if the folder cannot be read.
         """
         path = self.path_of(model, key)
         try:
@@ -305,7 +306,8 @@ class EngineCache:
         These are damaged engines, engines for a different library or GPU, engines and timing caches that were not used
         for 90 days, and leftover files. If `library` or `gpu` is None, any library or GPU is accepted. An engine
         that another process is building or storing is kept. For a removed engine, the result contains only the
-        plan file. Raise `ModelError` if the folder cannot be read, or a file cannot be removed.
+        plan file. Raise `ModelError` if the folder cannot be read, or a file cannot be removed, and `Unavailable`
+        if a file cannot be read, or the lock of an engine cannot be opened.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():

@@ -71,6 +71,7 @@ def open_engine(
         ModelError: the model, spec, settings, and GPU do not fit together, or the cache cannot be used.
         DeviceMissing: TensorRT is missing, or no GPU works.
         DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, this is a `ModelError`.
+        Unavailable: a file of the cache cannot be used at present, or another process built the engine for an hour.
         Closed: the build, or the wait for a build in another process, was canceled.
         KeyboardInterrupt: the user pressed Ctrl-C during the build.
     """

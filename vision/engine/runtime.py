@@ -210,8 +210,8 @@ class Engine:
         """Create a context for the profile with the index `profile`. The caller provides its scratch memory.
 
         Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`. Raise
-        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking, and
-        `Untrusted` if other users can write the kernel file.
+        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking,
+        `Untrusted` if other users can write the kernel file, and `Unavailable` if it cannot be read at present.
         """
         with collect_log() as log:
             raw = self._new_context()

@@ -65,6 +65,7 @@ class Calibration:
         Raises:
             ConfigError: ONNX Runtime is not installed.
             ModelError: the model cannot be run, or computes values that are not finite.
+            Unavailable: the cache cannot be created or read at present.
         """
         cached = self._cached(algorithm)
         if cached is not None:

@@ -65,7 +65,7 @@ class Rules:
     coding: Coding
     class_count: int
     score: np.float32  # lowest score of a candidate
-    floor: np.float32  # lowest value, raw or after the softmax, that can reach `score`
+    floor: np.float32  # values below it, raw or after the softmax, cannot reach `score`
     classes: Indices  # ids to report, in ascending order
     sigmoid: bool
     softmax: bool  # the scores of a box are the softmax of the raw values of all classes

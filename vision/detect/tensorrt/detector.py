@@ -93,6 +93,7 @@ def open_tensorrt_detector(
         DeviceMissing: the GPU, the driver, or TensorRT is missing, or the driver is too old.
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built, or does not match its specification.
+        Unavailable: the cache of engines cannot be used at present.
         DeviceError: the GPU fails or lacks memory, or a graph gives results that differ from those of its steps.
     """
     timer = StartupTimer()
