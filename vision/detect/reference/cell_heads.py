@@ -13,7 +13,7 @@ def _same(counts: Sequence[int | None]) -> bool:
 
 
 class _Distances(Head):
-    """Head with class scores per cell and, for each side of the box, a distribution of its distance from the cell's center.
+    """Head with class scores per cell and, for each side of a box, a distribution of its distance from the cell center.
 
     The distance is the expectation of the softmax over `bins` (Generalized Focal Loss, Li et al., NeurIPS 2020), in
     units of the stride. Scores and distances are separate outputs, one output with the scores first, or two outputs
