@@ -22,7 +22,7 @@ class CameraStatus:
     state: State
     since_ns: int  # monotonic time at which the camera entered this state
     epoch: int  # increases with each reconnection and change of frame size
-    grabbed: int  # frames that have arrived since the start of the program
+    grabbed: int  # frames that `Source.grab` has returned in this process
     fps: float  # frames that arrive per second
     last_frame_age_s: float | None  # None before the first frame
     reconnects: int  # connections after the first

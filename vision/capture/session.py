@@ -42,7 +42,7 @@ class Abandoned(Exception):
 
 
 class SourceCalls:
-    """Records which call to its source a camera's thread is making, and converts exceptions of the source.
+    """Records the call to the source that a camera's thread is making, and converts exceptions of the source.
 
     Attributes:
         current: name and start time (monotonic ns) of the call in progress; None if there is none. Thread-safe.
@@ -72,7 +72,7 @@ class SourceCalls:
             SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected
                 exception.
             DeviceError: the GPU failed.
-            Abandoned: the thread was abandoned before or during the call.
+            Abandoned: the thread was abandoned before the call, or during a call that raised no error.
         """
         self._check_abandoned()
         self.current = name, self._clock()
@@ -122,6 +122,8 @@ class Session:
         Raises:
             SourceError: the source cannot be opened, or its frames cannot be stored.
             DeviceError: the GPU failed.
+            Closed: the sink was closed.
+            Abandoned: another thread has taken over the camera.
         """
         self._source = source
         self._camera = camera
@@ -144,9 +146,10 @@ class Session:
 
         Raises:
             EndOfStream: the source has no more frames.
-            SourceError: the connection failed, or the camera is silent or frozen.
+            SourceError: the connection failed, the camera is silent or frozen, or its frames cannot be stored.
             DeviceError: the GPU failed.
             Closed: the sink was closed.
+            Abandoned: another thread has taken over the camera.
         """
         camera = self._camera
         healthy_ns = camera.clock() + _HEALTHY_AFTER_NS

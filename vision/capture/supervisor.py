@@ -48,10 +48,10 @@ class CameraSupervisor:
     `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 
     A live source counts as frozen if no frame arrives for longer than its frame rate explains (`StallTimeouts`), or if
-    the frame or the stream's time does not change for `frozen_after_s`. The supervisor reconnects, with back-off,
-    after `StallTimeouts.lost_s` without a frame, or after `frozen_after_s` without a change. It publishes frames until
-    the camera counts as frozen. After that, it drops the unchanged frame as stale, even in a new connection. Sources
-    that are not live (files, folders) wait for their reader, so these rules do not apply to them.
+    the frame does not change for `frozen_after_s`. The supervisor reconnects, with back-off, after
+    `StallTimeouts.lost_s` without a frame, or after `frozen_after_s` without a change of the frame or of the stream's
+    time. Once the frame has not changed for `frozen_after_s`, the supervisor drops this frame as stale, even in a new
+    connection. Sources that are not live (files, folders) wait for their reader, so these rules do not apply to them.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class CameraSupervisor:
         return self._parts.calls.in_progress()
 
     def call(self) -> tuple[str, int] | None:
-        """Return the call to the source that is in progress, and its start time; None if there is none. No lock."""
+        """Return the source call in progress, and its start time; None if there is none. This method takes no lock."""
         return self._parts.calls.current
 
     @property
     def policy(self) -> SupervisorPolicy:
-        """The timeouts of the camera."""
+        """The timeouts of the camera, and the rules for its end and for retries."""
         return self._policy
 
     def abandon(self) -> None:
-        """Make the present thread of `run` end when its call to the source returns. Then a new thread can call `run`.
+        """Make the present thread of `run` end when its source call returns. A new thread can call `run` at once.
 
         The frame buffers that the call writes to must not be used again.
         """
@@ -145,7 +145,8 @@ class CameraSupervisor:
         If the policy does not permit retries, also end after the first failure.
 
         Raises:
-            VisionError: the sink or the GPU failed. Camera failures never raise an error.
+            DeviceError: the GPU failed.
+            Exception: the sink raised this error. Camera failures never raise an error.
         """
         parts = self._parts
         try:

@@ -19,7 +19,10 @@ _WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 
 
 class Batcher:
-    """Forms batches with at most one frame per camera. The camera that was served longest ago comes first."""
+    """Forms batches with at most one frame per camera. The camera that was served longest ago comes first.
+
+    All slots must share one condition (`LatestSlot.changed`).
+    """
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
         if (conditions := len({id(slot.changed) for slot in slots})) != 1:

@@ -2,8 +2,8 @@
 
 Most functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They can
 raise `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
-damaged or different from its model.yaml, `DeviceError` if the device is missing or fails, and `Closed` if the run was
-stopped while it was starting.
+damaged or different from its model.yaml, `DeviceError` if the device is missing or fails, `Unavailable` if an address,
+a disk or a lock cannot be used at present, and `Closed` if the run was stopped while it was starting.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
         name: name of a shipped model, or path of a folder with model.yaml or of an ONNX file.
 
     Raises:
-        ModelError: there is no such model, its model.yaml is invalid, or its file does not describe it completely.
+        ModelError: there is no such model, its model.yaml is invalid, or the ONNX file does not describe it completely.
     """
     folder = folder_of_model(name, shipped_models())
     if folder.is_file() and folder.suffix == ONNX_SUFFIX:
@@ -152,9 +152,10 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 def open_recording_publisher(
     config: AppConfig, options: RunOptions, resources: ExitStack, *, proxy: bool
 ) -> tuple[Sink, Recorder | None]:
-    """Open the publisher as `open_publisher` does. Also return its recorder, if there is one.
+    """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    If `proxy` is True, other processes can publish through the publisher.
+    If `http` is configured, also start the HTTP server. If `proxy` is True, other processes can publish through the
+    publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -220,7 +221,7 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Create the stage that evaluates all lines and zones. The stage continues the counters in `options.state`."""
+    """Create the stage that evaluates all lines and zones. It continues `options.counters`, or else `options.state`."""
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")
     return AnalyticsStage(
@@ -279,7 +280,7 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with the limits of a process that has `cameras` of `of` cameras."""
+    """Return the configuration with a share of the limits, for a process that has `cameras` of all `of` cameras."""
     files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
     return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})
 
@@ -304,7 +305,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Create the cameras as `build_capture`, all in this process."""
+    """Create the cameras as `build_capture` does, but read all of them in this process."""
     return build_capture(config, replace(options, capture_workers=0), detector, stages)[0]
 
 
@@ -313,7 +314,7 @@ def build_capture(
 ) -> tuple[list[Camera], CaptureProcesses | None]:
     """Create a slot and a supervisor for each camera. If a stage or the video reads pixels, slots get more buffers.
 
-    If workers read the cameras, also return the workers.
+    Also return the workers that read the cameras; None if `options.capture_workers` is 0.
     """
     options.check_stop()
     changed = threading.Condition()
@@ -390,7 +391,7 @@ def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allo
 
 
 def _fills_gpu_memory(config: CameraConfig, detector: Detector, *, nvdec: bool) -> bool:
-    """Return True if the GPU decodes the frames of a camera, and the detector can read GPU memory."""
+    """Return True if the GPU decodes a camera, and the detector reads GPU memory. Log if only the first is true."""
     if not nvdec and config.reader != "nvdec":
         return False
     if isinstance(detector, ReadsDevice):

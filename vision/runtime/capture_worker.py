@@ -41,7 +41,7 @@ _STATUS_S: Final = 0.25  # interval of the messages with the states of the camer
 _SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
 _SEND_S: Final = 0.25
-_COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all
+_COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all cameras
 
 OpenSource = Callable[..., Source]
 
@@ -63,11 +63,11 @@ class CaptureSetup:
     cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
     pixel_formats: tuple[PixelFormat, ...]
     offline: bool
-    hang_s: float  # time in seconds after which a call to a source, or the worker, hangs
+    hang_s: float  # time in seconds after which a call to a source, or the worker, counts as hanging
     open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
 
     def encode(self) -> bytes:
-        """Return the setup as bytes. `open_source` must be importable by its name, or an object of such a class."""
+        """Return the setup as bytes. The function or class of `open_source` must be importable by its name."""
         return pickle.dumps(self)
 
 
@@ -82,7 +82,7 @@ class FrameConnection(Connection):
         self._poller.register(end, select.POLLIN)
 
     def collect(self, is_enough: Callable[[], bool]) -> None:
-        """Wait a short time for buffers that come back, and give them to their sinks. Do nothing if `is_enough`."""
+        """Wait a short time for buffers that come back, and give them to their sinks. Return early if `is_enough()`."""
         with self._collecting:
             if is_enough():  # another thread has collected them
                 return
@@ -107,7 +107,13 @@ class RemoteSink:
         lossless: bool,
         failure: Callable[[], str],
     ) -> None:
-        """Create the sink. `failure` returns why the source has failed; empty if it has not failed."""
+        """Create the sink.
+
+        Args:
+            camera: number of the camera in messages.
+            lossless: if True, `commit` and `configure` wait for the main process instead of dropping frames.
+            failure: function that returns why the source has failed; empty if it has not failed.
+        """
         self._camera = camera
         self._channel = channel
         self._frames = frames
@@ -145,7 +151,7 @@ class RemoteSink:
             self._check_open()
 
     def _wait_taken(self) -> None:
-        """If the sink is lossless, wait until the main process has taken all frames."""
+        """If the sink is lossless, wait until the main process has returned the buffers of all frames."""
         while self._lossless and not self._is_taken():
             self._check_open()
             self._frames.collect(self._is_taken)
@@ -215,7 +221,7 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Receive a buffer that the main process has finished with. Any thread of a camera calls this method."""
+        """Receive a buffer that the main process has finished with. The thread of any camera can call this method."""
         with self._changed:
             if generation == self._generation:
                 self._free.append(buffer)
@@ -245,7 +251,13 @@ class RemoteSink:
 
 
 def _open_buffers(reply: Configured, fds: tuple[int, ...], layout: tuple[int, int, PixelFormat]) -> list[FrameBuffer]:
-    """Return the buffers that the main process allocated. Raise `OutOfMemory` if it had too little memory."""
+    """Return the buffers that the main process allocated.
+
+    Raises:
+        OutOfMemory: the main process had too little memory.
+        MemoryError: the shared memory cannot be mapped.
+        DeviceError: the memory of the GPU cannot be opened.
+    """
     try:
         if reply.error:
             raise OutOfMemory(reply.error)
@@ -260,9 +272,12 @@ def _open_buffers(reply: Configured, fds: tuple[int, ...], layout: tuple[int, in
 
 
 def run(channel: WorkerChannel, _setup: bytes) -> None:
-    """Run a capture worker until the main process stops it. Its first message is a `CaptureSetup`.
+    """Run a capture worker until the main process stops it. The first message to the worker is a `CaptureSetup`.
+
+    If this message does not arrive within 30 s, return.
 
     Raises:
+        Closed: the main process stopped the worker before the first message.
         VisionError: the GPU failed, or too many calls to the libraries of cameras do not return.
     """
     message = channel.receive(_SETUP_S)
@@ -319,7 +334,7 @@ class _CaptureWorker:
             self._failure = self._failure or error
 
     def _fail_hung(self, part: Part, still_s: float) -> None:
-        """End the worker, because too many threads hang."""
+        """Make the worker fail, because a thread hangs and cannot be replaced."""
         self._failure = SourceError(
             f"{part.name}: the library has not returned for {still_s:.0f} s", code="camera-stuck"
         )

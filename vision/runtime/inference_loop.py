@@ -31,7 +31,7 @@ class InferredFrame:
     result: Result
     lease: Lease
     expires_ns: int | None
-    """Time from which the result is too old to be processed; None means never. The time that the detector needed for
+    """Time after which the result is too old to be processed; None means never. The time that the detector needed for
     the frame does not count. Otherwise, a detector that needs longer than `max_frame_age_s` would publish nothing."""
 
 
@@ -50,7 +50,7 @@ class InferenceLoop:
     batcher: Batcher
     deliver: Callable[[list[InferredFrame]], None]
     clock: Clock = time.monotonic_ns
-    hang_s: float = 30.0  # if a batch takes longer, the device hangs
+    hang_s: float = 30.0  # if a batch takes longer, the device counts as hanging
     progress_ns: int = 0  # time when the loop last made progress or had nothing to do
     ended: bool = False
     _free: deque[int] = field(default_factory=deque)
@@ -63,7 +63,12 @@ class InferenceLoop:
         self._scheduler = SubmitScheduler(self.detector.spec.parallel)
 
     def run(self) -> None:
-        """Run until all cameras and batches have finished. Raise `DeviceError` if the detector fails or hangs."""
+        """Run until all cameras and batches have finished.
+
+        Raises:
+            DeviceError: the detector failed, or a batch takes longer than `hang_s`.
+            Exception: `deliver` or the detector raised this error.
+        """
         try:
             while self._step():
                 pass

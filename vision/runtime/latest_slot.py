@@ -1,6 +1,6 @@
 """`LatestSlot`, which passes the newest frame of one camera from the camera thread to the inference thread.
 
-A queue would grow without limit if a later step is slower than the cameras. Therefore, only the newest frame of each
+A queue would grow without limit if a later step were slower than the cameras. Therefore, only the newest frame of each
 camera waits, and no further frame is taken while `MAX_UNFINISHED` results of the camera are unfinished. Every grabbed
 frame is counted (``grabbed = taken + dropped + waiting``). Drops are counted by reason.
 """
@@ -21,7 +21,7 @@ Allocate = Callable[[int, int, PixelFormat], FrameBuffer]
 Clock = Callable[[], int]
 
 EXTRA_BUFFERS: Final = 2
-"""Number of buffers of a slot that cannot be leased: one is being written, and one waits."""
+"""Number of buffers that a slot has in addition to its leases: one is being written, and one waits."""
 
 MAX_UNFINISHED: Final = 2
 """Number of unfinished results of a camera from which its next frame is not taken: one that the stages process, and one
@@ -98,7 +98,7 @@ def discard(leases: Sequence[Lease]) -> None:
 class _Buffers:
     """The frame buffers of one slot, which all have one layout. Leases can still hold buffers of an earlier layout."""
 
-    layout: tuple[int, int, PixelFormat] | None = None  # height, width, format; None before the first `configure`
+    layout: tuple[int, int, PixelFormat] | None = None  # height, width, format; None if there are no buffers
     all: list[FrameBuffer] = field(default_factory=list)
     free: list[FrameBuffer] = field(default_factory=list)
     writing: FrameBuffer | None = None
@@ -216,7 +216,8 @@ class LatestSlot:
     def commit(self, meta: FrameMeta) -> None:
         """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`.
 
-        Raise `ValueError` if there is no buffer from `write_buffer`. If the slot is closed, drop the frame.
+        Raise `ValueError` if there is no buffer from `write_buffer`, or if the buffers were replaced since then. If the
+        slot is closed, drop the frame.
         """
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
@@ -307,7 +308,8 @@ class LatestSlot:
     def take(self) -> Lease | None:
         """Lease the waiting frame. If the frame is stale, drop it.
 
-        Return None if there is no frame that may be taken now, for the reasons that `ready_ns` lists.
+        Return None if there is no frame that may be taken now, because of `max_fps` or for a reason that `ready_ns`
+        lists.
         """
         with self.changed:
             now_ns = self._clock()
@@ -327,7 +329,7 @@ class LatestSlot:
             return Lease(frame, dropped_before, now_ns, self._max_frame_age_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
-        """Take back a leased buffer. Reuse it only if `configure` has not replaced the buffers since then."""
+        """Take back a leased buffer. Reuse it only if the slot's buffers were not replaced while it was leased."""
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):

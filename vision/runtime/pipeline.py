@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline that has the stages from `open_stages`, a publisher, and `sinks`. It is the `build` of its file.
+    """The `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    The detector is opened last. Opening it takes longest, so other errors are reported earlier. The `ExitStack`
-    argument closes everything that was opened.
+    The detector is opened after the stages and the publisher. Opening it takes longest, so their errors are reported
+    earlier. The `ExitStack` argument closes everything that was opened.
     """
 
     open_stages: OpenStages
@@ -129,7 +129,7 @@ class Pipeline:
 
 
 def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
-    """Return options with the number of capture workers that the configuration requests."""
+    """Return options with the configured number of capture workers, unless `options` already contains a number."""
     count = process_count(config)
     if count == 1 or options.capture_workers:
         return options

@@ -1,8 +1,8 @@
 """`Runtime`, which starts the threads of a pipeline, reports the status, and stops and joins the threads.
 
-Each camera has a thread that runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference thread runs
-`InferenceLoop.run`: `Batcher` -> detector -> result queue. The results thread runs `ResultHandler.run`: result queue
--> stages -> sinks. docs/architecture.md lists all threads.
+Without workers, each camera has a thread that runs `CameraSupervisor.run`: source -> `LatestSlot`. The inference
+thread runs `InferenceLoop.run`: `Batcher` -> detector -> result queue. The results thread runs `ResultHandler.run`:
+result queue -> stages -> sinks. docs/architecture.md lists all threads.
 
 The lease of a frame ends when the detector has finished with the frame. In a pipeline with a stage that reads pixels,
 the lease ends when the results thread has run the stages on the frame
@@ -138,8 +138,8 @@ class Runtime:
         the process ends even if it cannot end in order (see `Watchdog.running`).
 
         Raises:
-            SourceError: a file or folder could not be read, and `stop` was not set.
-            DeviceError: a thread hangs in a call, and is abandoned.
+            SourceError: a file or folder could not be read to its end, and `stop` was not set.
+            DeviceError: a part hangs, and cannot be replaced.
             BaseException: a thread, `on_report`, or the `report` of a sink failed. The first exception is raised
                 unchanged.
         """

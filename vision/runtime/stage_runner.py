@@ -22,7 +22,7 @@ publication in ns."""
 
 
 class StageRunner:
-    """Runs the stages and sinks on one result after the other, in the thread that calls it."""
+    """Runs the stages on results, and passes the results to the sinks, in the thread that calls its methods."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], clock: Clock) -> None:
         self.stages: list[Stage] = []
@@ -52,7 +52,7 @@ class StageRunner:
         """Run the first stage on all results of a batch, if it can process a batch. `run_stages` runs the others.
 
         Args:
-            batch: results of different cameras, each with the time from which it is too old; None means never.
+            batch: results, in order per camera, each with the time after which it is too old; None means never.
 
         Returns:
             The results in the same order. A result that is too old is None.
@@ -70,7 +70,10 @@ class StageRunner:
         Args:
             result: a result from `begin`.
             frame: the frame of the result. It can be None if no stage reads pixels.
-            expires_ns: time from which the result is too old; None means never.
+            expires_ns: time after which the result is too old; None means never.
+
+        Raises:
+            ValueError: a stage reads pixels, but `frame` is None.
         """
         if self._is_too_old(result, expires_ns):
             return None
@@ -100,7 +103,7 @@ class StageRunner:
         return counters
 
     def _is_too_old(self, result: Result, expires_ns: int | None) -> bool:
-        """If a result is too old, remember it, and the drops before it. The camera's next result reports them."""
+        """Return True if a result is too old. If so, the camera's next result reports this drop and those before it."""
         if expires_ns is None or self._clock() <= expires_ns:
             return False
         unreported = self._unreported.setdefault(result.meta.camera_id, Counter())

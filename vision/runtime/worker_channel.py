@@ -30,7 +30,7 @@ from vision.version import version
 log = logging.getLogger(__name__)
 
 APPLICATION, LOG, HEARTBEAT, READY, FAILURE, SETUP, STOP = b"A", b"L", b"H", b"R", b"F", b"C", b"S"
-"""Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` in both directions, and the others to main."""
+"""Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` both ways, the others to the main process."""
 
 HEARTBEAT_S: Final = 0.25
 """Interval between two heartbeats of a worker whose main loop runs."""
@@ -77,6 +77,9 @@ class Connection:
         """Send a message. Return False if the other end is gone, or reads too slowly.
 
         The descriptors in `fds` are duplicated, so the caller keeps its own.
+
+        Raises:
+            OSError: the file for a message that is longer than 32 KiB cannot be created.
         """
         if len(data) > _MAX_INLINE:
             return self._send_in_file(kind, data, fds)
@@ -102,7 +105,7 @@ class Connection:
             os.close(fd)
 
     def send_waiting(self, kind: bytes, data: bytes, fds: Sequence[int], timeout_s: float) -> bool:
-        """Send a message, and wait until the other end has room for it. Return False as `send` does."""
+        """Send a message as `send` does, but wait up to `timeout_s` seconds until the other end has room for it."""
         deadline = time.monotonic() + timeout_s
         while not self.send(kind, data, fds):
             poller = select.poll()
@@ -148,7 +151,7 @@ class Connection:
     def receive_short(self) -> bytes | None:
         """Return the next message, with its kind as the first byte; None if none waits.
 
-        This is for connections whose messages are short and contain no descriptors. It is twice as fast as `receive`.
+        Use it for connections whose messages are short and contain no descriptors. It is twice as fast as `receive`.
 
         Raises:
             EOFError: the other end is closed.
@@ -186,18 +189,18 @@ class WorkerChannel:
         return self._connection.fileno()
 
     def ready(self) -> None:
-        """Report that the worker has opened everything. From now on, its failure does not end the program."""
+        """Report that the worker has opened everything. From now on, its failures do not end the program."""
         self._connection.send_waiting(READY, b"", (), HEARTBEAT_S)
 
     def beat(self) -> None:
-        """Send a heartbeat, if one is due. Long work calls this, because a worker without heartbeats is replaced."""
+        """Send a heartbeat, if one is due. Call this during long work: a worker without heartbeats is replaced."""
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._connection.send(HEARTBEAT)
             self._next_heartbeat = now + HEARTBEAT_S
 
     def send(self, data: bytes, fds: Sequence[int] = (), *, timeout_s: float = 0.0) -> bool:
-        """Send a message to the main process. Return False if it is gone, or has no room within `timeout_s` seconds."""
+        """Send a message. Return False if the main process is gone, or has no room within `timeout_s` seconds."""
         return self._connection.send_waiting(APPLICATION, data, fds, timeout_s)
 
     def receive(self, timeout_s: float) -> Message | None:
@@ -225,12 +228,12 @@ class WorkerChannel:
 
 
 def run_worker(entry: str, fd: int, parent: int) -> NoReturn:
-    """Run the program of a worker process.
+    """Run the program of a worker process, and then end the process.
 
     Args:
         entry: the function to run, as ``package.module:function``.
         fd: descriptor of the worker's end of its connection.
-        parent: process id of the main process. The worker is killed when it ends.
+        parent: process id of the main process. The worker is killed when the main process ends.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before `prctl`
@@ -334,7 +337,7 @@ def _send_failure(connection: Connection, error: VisionError) -> None:
 
 
 def failure(data: bytes) -> VisionError:
-    """Return the exception in a message of the kind `FAILURE`."""
+    """Return the exception in a message of the kind `FAILURE`; a `VisionError` if its class cannot be used."""
     import vision.errors
 
     name, text, hint, code = json.loads(data)

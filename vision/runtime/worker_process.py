@@ -2,7 +2,7 @@
 
 A worker process runs one function (`Entry`), which the main process names as text. The main process starts it as a new
 program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker is
-killed if the main process ends, however it ends.
+killed if the main process ends, even if the main process crashes.
 
 All workers share one loop, `Workers.poll`, so that no worker needs a thread in the main process.
 """
@@ -74,7 +74,7 @@ class WorkerHandler(Protocol):
     """Receiver of what happens to a worker. `Workers.poll` and `Workers.stop` call all methods."""
 
     def started(self, worker: Worker) -> None:
-        """Prepare for a new process. It receives the messages that are sent now before all others."""
+        """Prepare for a new process. The process receives the messages that this method sends before all others."""
 
     def received(self, worker: Worker, message: Message) -> None:
         """Process a message of the worker. Close the file descriptors of the message."""
@@ -137,8 +137,8 @@ class Worker:
 class Workers:
     """Starts workers, receives their messages, and replaces processes that crash, hang, or use too much memory.
 
-    One thread calls all methods. It must not end before the workers, because Linux kills a worker when the thread that
-    started it ends.
+    Only one thread at a time can call methods. A thread that calls `poll` must not end before the workers that it
+    started, because Linux kills a worker when the thread that started it ends.
     """
 
     clock: Callable[[], int] = time.monotonic_ns
@@ -164,6 +164,7 @@ class Workers:
 
         Raises:
             VisionError: a worker that was never ready failed with this error.
+            Exception: a method of a `WorkerHandler` raised this error.
         """
         now_ns = self.clock()
         idle = [] if self._is_stopping else [worker for worker in self._workers if worker._process is None]
@@ -179,12 +180,12 @@ class Workers:
             self._check()
 
     def kill(self, worker: Worker, reason: str) -> None:
-        """Kill the process of a worker, for a reason that `WorkerHandler.lost` receives. A new process replaces it."""
+        """Kill the process of a worker, if one runs, so that it is replaced. `WorkerHandler.lost` receives `reason`."""
         if worker._process is not None and not worker._process.end:
             self._kill(worker, reason)
 
     def stop(self, timeout_s: float) -> None:
-        """Ask all workers to stop, and process their last messages. Kill those that still run after `timeout_s`."""
+        """Ask all workers to stop, and process their last messages. Kill those still running after `timeout_s`."""
         self._is_stopping = True
         deadline = time.monotonic() + timeout_s
         for worker in self._running():
@@ -328,7 +329,7 @@ def _spawn(spec: WorkerSpec) -> tuple[subprocess.Popen[bytes], Connection]:
 
 
 def worker_name(command: Sequence[str]) -> str:
-    """Return the name of the worker that a process runs. `command` is its command line."""
+    """Return the name of the worker that runs with the command line `command`; empty if it is not a worker."""
     return command[3] if len(command) > 3 and command[2] == _PROGRAM else ""
 
 

@@ -1,4 +1,4 @@
-"""Sessions of streams that have ended, for streams that return with the same parameters.
+"""NVDEC sessions of streams that have ended, which are kept for streams with the same parameters.
 
 Creating a session takes up to 0.25 s (measured on an H100), and delays the other cameras of the process.
 """
@@ -23,7 +23,7 @@ _MAX_IDLE_S: Final = 60.0
 
 
 class IdleSessions:
-    """Keeps up to four sessions for up to a minute. Thread-safe."""
+    """Keeps up to four idle sessions. Each call of `give` closes those idle for over a minute. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,10 +33,12 @@ class IdleSessions:
     def take(self, codec: str, yuv: YuvEncoding, parameters: bytes, *, at_once: bool) -> Session:
         """Return a session for a stream with these parameter sets. Create it if there is none.
 
-        `Session` describes the other arguments. A stream without parameter sets (b"") always gets a new session.
+        `Session` describes the other arguments. A stream without parameter sets (b"") always gets a new session. If no
+        session can be created, close the idle sessions, and try again.
 
         Raises:
             SourceError: NVDEC cannot decode this stream, or has no memory for it.
+            DeviceError: the GPU is missing or failed.
         """
         key = (codec, yuv, at_once, parameters)
         with self._lock:
@@ -55,7 +57,10 @@ class IdleSessions:
         return session
 
     def give(self, session: Session) -> None:
-        """Keep a session whose stream has ended. Close it if it cannot be used again, and close those kept too long."""
+        """Keep a session whose stream has ended, or close it if it cannot be used again.
+
+        Also close the oldest sessions if there are more than four, and all that were kept for more than a minute.
+        """
         if session.parameters:
             with contextlib.suppress(SourceError):
                 session.decode(b"", 0)  # discards the frames that it still holds
