@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -72,6 +73,13 @@ def _no_process_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     _in_unit_test = request.node.get_closest_marker("unit") is not None
     yield
     _in_unit_test = False
+
+
+@pytest.fixture(autouse=True)
+def _log_everything() -> None:
+    """Undo `--log-level` of an earlier test that ran a command in this process."""
+    for name in ("vision", ""):
+        logging.getLogger(name).setLevel(logging.NOTSET if name else logging.WARNING)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ each library, and the bytes that were verified are the bytes that are loaded.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import re
 from pathlib import Path
@@ -57,7 +56,14 @@ def load_plugins(folder: Path, spec: ModelSpec) -> None:
             no plugins; or the installed library does not support plugins.
     """
     for plugin in spec.plugin_libraries:
-        _load(_verified(folder, spec, plugin), spec.name, plugin)
+        contents = _verified(folder, spec, plugin)
+        if plugin.sha256 not in _loaded:
+            _load(contents, spec.name, plugin)
+            _loaded.add(plugin.sha256)
+
+
+_loaded: Final[set[str]] = set()
+"""SHA-256 of each plugin library that this process has loaded. Several models can use the same library."""
 
 
 def _verified(folder: Path, spec: ModelSpec, plugin: PluginSpec) -> bytes:
@@ -81,7 +87,6 @@ def _verified(folder: Path, spec: ModelSpec, plugin: PluginSpec) -> bytes:
     return contents
 
 
-@functools.cache
 def _load(contents: bytes, model: str, plugin: PluginSpec) -> None:
     registry, library = plugin_registry(), find_library()
     label = f"{model}: the plugin library {plugin.file}"

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from vision.config import ModelSpec
-from vision.errors import ModelError
+from vision.errors import ModelError, Unavailable
 from vision.evaluation.passes import Progress
 from vision.optimize.feed import Feed, Inputs
 from vision.optimize.frames import Frames
@@ -77,7 +77,7 @@ class Calibration:
         try:
             make_private_folder(self._folder)
             write_checked(self._path(algorithm), msgspec.json.encode(table))
-        except (Unwritable, ModelError) as error:
+        except (Unwritable, Unavailable, ModelError) as error:
             _log.warning("cannot store the calibration, so the next one starts again: %s", error.args[0])
         return found
 

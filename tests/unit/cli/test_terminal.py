@@ -87,7 +87,7 @@ def test_log_lines_do_not_mix_with_the_progress_bar(tmp_path: Path) -> None:
     config = write_config(tmp_path, source=source, pipeline="track")
     arguments = ["--log-level", "debug", "eval", str(config), "--truth", str(truth), "--class", "green"]
     with pseudo_terminal([*COMMAND, *arguments]) as terminal:
-        terminal.read_until("/400")
+        terminal.read_until("/400", 90)
         terminal.read_until("MOTA", timeout_s=90)
         terminal.read_for(1)
         lines = terminal.lines

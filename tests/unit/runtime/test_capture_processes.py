@@ -20,6 +20,7 @@ import pytest
 from tests.messages.processes import wait_until
 from tests.unit.runtime.capture_sources import FRAMES, open_faulty
 from tests.unit.runtime.test_runtime import Collector, check_accounts
+from tests.unit.runtime.worker_children import worker_children
 from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import OutOfMemory, SourceError
@@ -102,11 +103,11 @@ def site(
 @pytest.fixture(autouse=True)
 def _no_process_remains() -> Iterator[None]:
     yield
-    assert not psutil.Process().children()
+    assert not worker_children()
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    return worker_children()
 
 
 def epochs(results: Sequence[Result]) -> set[int]:

@@ -21,6 +21,7 @@ import pytest
 
 from tests.messages.processes import Program, wait_until
 from tests.unit.detect.test_classifier import save
+from tests.unit.runtime.worker_children import worker_children
 from vision.client import Gap, Item, Restart, Subscription
 from vision.config import AppConfig
 from vision.errors import ConfigError, VisionError
@@ -71,7 +72,7 @@ class Running:
     def workers(self) -> list[psutil.Process]:
         """Return the processes of the result workers."""
         found: dict[str, psutil.Process] = {}
-        for process in psutil.Process().children():
+        for process in worker_children():
             with suppress(psutil.Error):  # it has just ended
                 found[worker_name(process.cmdline())] = process
         return [found[name] for name in sorted(found) if name.startswith("result worker")]
@@ -122,7 +123,7 @@ def running(
             stop.set()
             thread.join(20)
             resources.callback(receiver.join)
-    assert not psutil.Process().children()
+    assert not worker_children()
 
 
 def finished(program: Running) -> bool:
@@ -235,7 +236,7 @@ def test_stop_takes_less_than_two_seconds_although_a_worker_is_stuck(tmp_path: P
         os.kill(program.workers()[0].pid, signal.SIGSTOP)
         began = time.monotonic()
         program.stop.set()
-        wait_until(lambda: not psutil.Process().children(), "all workers end")
+        wait_until(lambda: not worker_children(), "all workers end")
         assert time.monotonic() - began < 5.0  # 2 s on a machine that is not overloaded
     for camera in program.cameras().values():
         assert camera.grabbed == camera.published + sum(camera.dropped.values())

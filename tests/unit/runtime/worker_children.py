@@ -1,0 +1,22 @@
+"""The worker processes of this process."""
+
+from __future__ import annotations
+
+import psutil
+
+
+def worker_children() -> list[psutil.Process]:
+    """Return the child processes that are workers of `vision`, also dead ones that nobody has waited for.
+
+    Other children, such as the resource tracker of `multiprocessing`, can belong to earlier tests.
+    """
+    return [child for child in psutil.Process().children() if _is_worker(child)]
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    try:
+        return "VISION_WORKER" in " ".join(child.cmdline())
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        return False
