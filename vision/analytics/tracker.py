@@ -317,9 +317,8 @@ class _TracksTogether:
     def _publish(self, tracks: IndexArray) -> FloatArray | None:
         """Assign ids to matched tracks that are now old enough to be published. Return `Tracks.previous_xyxy`.
 
-        Return None if all matched tracks have ids already.
-
-        Call this before `_correct`, which overwrites the previous positions.
+        Return None if all matched tracks have ids already. Call this before `_correct`, which overwrites the previous
+        positions.
         """
         new = self._ids[tracks] == 0
         if not count_nonzero(new):
