@@ -30,6 +30,7 @@ REFUSED = {
     r"hand-overs?": "transfer, queueing delay",
     r"come to (?=on this machine)": "perform",
     r"rehearsals?": "trial run",
+    r'"""(?:what|whether|how (?:much|well|many))': "a noun phrase, or True if",
 }
 """Replacement for each refused word. The keys are regular expressions."""
 

@@ -100,10 +100,10 @@ def test_star_relu_takes_tensors_of_any_rank(device: Any, shape: tuple[int, ...]
         np.testing.assert_allclose(target.read(shape, np.float32), star_relu(values, SETTINGS), rtol=TOLERANCE)
 
 
-needs_driver = pytest.mark.skipif(not (CUDA / ".done").exists(), reason=MISSING)
+needs_compiled_driver = pytest.mark.skipif(not (CUDA / ".done").exists(), reason=MISSING)
 
 
-@needs_driver
+@needs_compiled_driver
 def test_calls_in_cpp_reach_the_kernels(device: Any) -> None:
     values = np.random.default_rng(2).normal(size=(2, 7, 3, 3)).astype(np.float32)
     attributes = {"scale": SETTINGS.scale, "bias": SETTINGS.bias}

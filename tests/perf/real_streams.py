@@ -56,7 +56,7 @@ _ANALYTICS: Final = {
 
 @dataclass(slots=True)
 class _Received:
-    """Everything that arrived during the measurement."""
+    """Messages that arrived during the measurement."""
 
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
     seconds: Counter[int] = field(default_factory=Counter)  # number of frames in each second

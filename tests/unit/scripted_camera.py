@@ -42,7 +42,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Silence:
-    """Nothing comes."""
+    """No frame arrives for a time."""
 
     seconds: float
 
@@ -66,7 +66,7 @@ Step: TypeAlias = Frame | Silence | Fault | Do
 
 @dataclass
 class Connection:
-    """What one connection goes through."""
+    """The steps of one connection."""
 
     steps: Sequence[Step] = ()
     live: bool = True

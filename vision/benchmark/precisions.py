@@ -58,7 +58,7 @@ class PrecisionSettings:
     seconds: float = 2.0
     backend: str = "auto"
     source: str = ""
-    """Where the frames come from; the shipped clip if empty."""
+    """Source of the frames; the shipped clip if empty."""
     shapes: Shapes | None = None
     """Shapes of inputs that are not fixed in the file."""
 

@@ -91,7 +91,7 @@ class Findings:
 
     @property
     def tracked(self) -> bool:
-        """Whether the pipeline has a tracker."""
+        """True if the pipeline has a tracker."""
         return any(isinstance(objects, Tracks) for _, objects in self.objects)
 
 

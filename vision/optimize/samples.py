@@ -46,7 +46,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much the outputs of a network differ from those of its float32 parent."""
+    """The differences between the outputs of a network and those of its float32 parent."""
 
     error: float
     """Root mean square of the difference, relative to that of the output, averaged over all float outputs."""

@@ -22,7 +22,7 @@ KEPT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Compliance:
-    """How well the weights of one layer follow the 2:4 pattern."""
+    """The compliance of one layer with the 2:4 pattern."""
 
     name: str
     operator: str

@@ -58,7 +58,7 @@ class CapturedCamera:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSetup:
-    """What the main process tells a capture worker at its start. It contains passwords, so it is only in messages."""
+    """The configuration of a capture worker. It contains passwords, so it is sent only in a message."""
 
     cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
     pixel_formats: tuple[PixelFormat, ...]

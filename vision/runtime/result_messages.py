@@ -43,7 +43,7 @@ from vision.types import (
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What all result workers of a program have in common. It contains passwords, so it is only in messages."""
+    """The configuration that all result workers share. It contains passwords, so it is sent only in a message."""
 
     pipeline: str  # name or path of the pipeline
     config: AppConfig
@@ -115,7 +115,7 @@ Outcome: TypeAlias = tuple[int, int]
 
 
 class Answer(msgspec.Struct, array_like=True, tag="answer"):
-    """What a worker did with the results of one message. `outcomes` has the order of the results."""
+    """The answer of a worker to one message. `outcomes` are in the order of the results in the message."""
 
     outcomes: list[Outcome]
     counts: dict[int, Counts]  # changed counts, by index of the camera

@@ -61,7 +61,7 @@ _PROGRAM: Final = (
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker process runs, and its limits."""
+    """The entry point of a worker process, its setup, and its limits."""
 
     name: str  # for the log
     entry: str  # the function to run, as ``package.module:function``

@@ -168,7 +168,7 @@ class OneZone:
 
 @dataclass
 class Slow:
-    """Everything of one camera."""
+    """A slow but simple implementation of the lines and zones of one camera."""
 
     config: CameraAnalytics
     lines: dict[tuple[int, str], OneLine] = field(default_factory=dict)

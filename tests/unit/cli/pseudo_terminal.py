@@ -43,7 +43,7 @@ class PseudoTerminal:
 
     @property
     def cursor_hidden(self) -> bool:
-        """Whether the cursor is hidden."""
+        """True if the cursor is hidden."""
         return bool(self._screen.cursor.hidden)
 
     def read_until(self, text: str, timeout_s: float = 30) -> None:

@@ -1,4 +1,4 @@
-"""What each head makes of raw outputs, in tables; which shapes it takes; what it says of those it does not."""
+"""Tests of the heads: decoded outputs, accepted shapes, and the errors for other shapes."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_user_model_with_ten_lines_of_spec_detects(head: str, batch: str | int, 
 
 
 def test_outputs_of_data_dependent_size_are_decoded(tmp_path: Path) -> None:
-    """As from an export with NMS inside: the number of objects is no constant of the file."""
+    """Exports that include NMS have outputs whose number of objects is not fixed."""
     spec, outputs = HEADS["end-to-end"]
     folder = save_mine(tmp_path / "mine", spec, outputs)
     model = onnx.load(str(folder / "mine.onnx"))

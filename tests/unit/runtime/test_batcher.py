@@ -356,7 +356,7 @@ def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
 
 
 def is_held(lock: threading.Condition) -> bool:
-    """Whether the lock, which its holder may take again, would keep another thread waiting."""
+    """Return True if another thread would have to wait for the lock, which is reentrant."""
     found: list[bool] = []
 
     def look() -> None:

@@ -64,7 +64,7 @@ def test_each_camera_has_its_own_tracker() -> None:
 
 
 def test_results_of_several_cameras_are_tracked_together() -> None:
-    """As one by one, also in crowds of which only some cameras fit into one group."""
+    """The results equal those of single calls, also if a crowd makes several groups of cameras necessary."""
     alone, together = TrackStage(), TrackStage()
     for index in range(6):
         batch = [

@@ -49,7 +49,7 @@ SECOND_VIDEO: Final = Track("m=video 0 RTP/AVP 26\r\na=rtpmap:26 JPEG/90000\r\n"
 
 @dataclass(frozen=True, slots=True)
 class RtspStream:
-    """What an RTSP camera serves. The defaults are those of a camera without oddities."""
+    """The stream of an RTSP camera. The defaults are those of a camera without oddities."""
 
     codec: Codec = "h264"
     fps: float = 10.0
@@ -83,7 +83,7 @@ class RtspStream:
 
 @dataclass(frozen=True, slots=True)
 class RtspServer:
-    """How an RTSP camera answers. The defaults are those of a camera without oddities."""
+    """The RTSP server of a camera. The defaults are those of a camera without oddities."""
 
     transports: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp")
     channels: int = 0  # added to the interleaved channel numbers that the client requests
@@ -107,7 +107,7 @@ HttpKind = Literal["multipart", "bare", "snapshot", "hls", "mp4", "ts", "flv", "
 
 @dataclass(frozen=True, slots=True)
 class HttpStream:
-    """What an HTTP camera serves. The defaults are those of a motion JPEG camera without oddities."""
+    """The stream of an HTTP camera. The defaults are those of a motion JPEG camera without oddities."""
 
     kind: HttpKind = "multipart"
     fps: float = 10.0

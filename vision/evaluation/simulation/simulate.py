@@ -103,7 +103,7 @@ class PreparedScene:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the tracker and the analytics published in one run of one scene."""
+    """The tracks, events, and counts that were published in one run of one scene."""
 
     events: tuple[tuple[int, Event], ...]  # with their frame numbers, from 1
     boxes: Boxes
