@@ -76,10 +76,13 @@ def _no_process_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _log_everything() -> None:
-    """Undo `--log-level` of an earlier test that ran a command in this process."""
-    for name in ("vision", ""):
-        logging.getLogger(name).setLevel(logging.NOTSET if name else logging.WARNING)
+def _restore_log_levels() -> Iterator[None]:
+    """Undo `--log-level` of a test that runs a command in this process."""
+    loggers = [logging.getLogger(name) for name in ("", "vision")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

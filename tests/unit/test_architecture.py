@@ -19,6 +19,9 @@ MOST_FUNCTION_LINES = 50
 MOST_ATTRIBUTES = 15
 
 
+DATA = {"configs", "models"}
+
+
 def parts() -> list[str]:
     """Return the names of the top-level folders and modules of the package."""
     names = [
@@ -53,7 +56,7 @@ def test_page_names_no_module_that_does_not_exist(module: str) -> None:
 
 
 def test_package_has_few_parts() -> None:
-    assert len(parts()) <= MOST_PARTS
+    assert len(set(parts()) - DATA) <= MOST_PARTS
 
 
 def _mutable_attributes(node: ast.ClassDef) -> set[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Final, TypeVar
 
@@ -79,18 +80,30 @@ def start_logging(level: str) -> None:
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
     """Call `work` with a function that shows the current step, and return the result of `work`.
 
-    The step is shown as a status line on a terminal, otherwise as one line per step. From now on, log lines of the
+    The step is shown as a status line on a terminal, otherwise as one line per step. During the call, log lines of the
     detector's start are hidden, unless they are warnings or the log level is ``debug``.
     """
-    for name in _CHATTY:  # hide the log lines of the detector's start, because the command only measures
-        logger = logging.getLogger(name)
+    console = terminal()
+    with _warnings_only(_CHATTY):
+        if console is None:
+            return work(lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
+        with console.status("...") as status:
+            return work(lambda text: status.update(f"measuring {text}"))
+
+
+@contextmanager
+def _warnings_only(names: Iterable[str]) -> Iterator[None]:
+    """Hide the log lines of these loggers, except warnings, if the log level is ``info``."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         if logger.getEffectiveLevel() == logging.INFO:
             logger.setLevel(logging.WARNING)
-    console = terminal()
-    if console is None:
-        return work(lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
-    with console.status("...") as status:
-        return work(lambda text: status.update(f"measuring {text}"))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class LiveDisplay:

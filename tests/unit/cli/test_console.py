@@ -7,10 +7,11 @@ import logging
 import threading
 
 import pyte
+import pytest
 from rich.console import Console
 
 from tests.unit.cli.pseudo_terminal import screen_lines
-from vision.cli.console import LiveDisplay, terminal_handler
+from vision.cli.console import LiveDisplay, terminal_handler, with_progress
 
 COLUMNS, ROWS = 60, 20
 LOG_LINES = 100
@@ -55,3 +56,13 @@ def test_log_lines_of_another_thread_leave_one_drawing() -> None:
     assert sum("drawing" in line for line in lines) == 1, lines
     assert [line.split()[-1] for line in lines if "WARNING" in line] == [str(number) for number in range(LOG_LINES)]
     assert drawings > LOG_LINES / 10
+
+
+def test_progress_hides_the_start_of_the_detector_only_during_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("vision.detect.open")
+    with caplog.at_level(logging.INFO):
+        inside = with_progress(lambda _: (logger.isEnabledFor(logging.INFO), logger.isEnabledFor(logging.WARNING)))
+        assert inside == (False, True)
+        assert logger.isEnabledFor(logging.INFO)
+    with caplog.at_level(logging.DEBUG):
+        assert with_progress(lambda _: logger.isEnabledFor(logging.DEBUG))
