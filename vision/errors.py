@@ -13,6 +13,10 @@
     │   ├── DeviceMissing install the GPU, driver or library that is missing; exit code 78
     │   │   └── DeviceNotReady  nothing: systemd starts the program again; exit code 75
     │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
+    ├── LanguageError     the server of a language model gave no usable answer
+    │   ├── ServerRefusal fix the key, the name of the model, or the request; exit code 78
+    │   ├── ServerFailure nothing: later requests can succeed; exit code 75
+    │   └── InvalidAnswer change the prompt or the model; later answers can be valid
     ├── MessageError      use a program that can read the message or the recording
     └── Closed            nothing: a slot, queue or database was closed, or an operation was canceled
 
@@ -124,6 +128,26 @@ class DeviceNotReady(DeviceMissing):
 
 class OutOfMemory(DeviceError):
     """An allocation failed for lack of memory. CUDA remains usable, so the caller can continue with less memory."""
+
+
+class LanguageError(VisionError):
+    """The server of a language model gave no usable answer."""
+
+
+class ServerRefusal(LanguageError):
+    """The server refuses the request, and refuses it again unless an operator changes something."""
+
+    exit_code = EXIT_CONFIG
+
+
+class ServerFailure(LanguageError):
+    """The server cannot be reached, is busy, too slow, or failed. A later request can succeed without a change."""
+
+    exit_code = EXIT_TEMPORARY
+
+
+class InvalidAnswer(LanguageError):
+    """The server answered, but the answer is too long, unreadable, or not one of the expected answers."""
 
 
 class MessageError(VisionError):

@@ -1,0 +1,149 @@
+"""Functions that read the responses of a server, which can contain anything."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jsonschema
+import msgspec
+from jsonschema.validators import Draft202012Validator
+from referencing import Registry
+
+from vision.errors import InvalidAnswer
+
+_SHOWN: Final = 80
+_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n```\s*", re.DOTALL)
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = None
+
+
+class _Text(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Text
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+class _Response(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The part of a response that the program uses."""
+
+    text: str
+    cut_short: bool  # the answer has reached the maximum number of tokens
+    model: str | None
+    tokens: int | None
+    first_tokens: Sequence[tuple[str, float]]  # the most probable first tokens, and their logarithmic probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The expected form of an answer: a JSON Schema, one of several words, or, without both, any text."""
+
+    schema: Mapping[str, Any] | None = None
+    choices: tuple[str, ...] = ()
+
+    def parse(self, completion: Completion) -> tuple[Any, float | None]:
+        """Return the parsed answer, and the probability of the chosen word; None if it is not known.
+
+        Raises:
+            InvalidAnswer: the answer does not have the expected form.
+        """
+        if self.schema is not None:
+            return _parse_json(completion, self.schema), None
+        if self.choices:
+            return _parse_choice(completion, self.choices)
+        return completion.text, None
+
+
+def model_names(body: bytes) -> list[str]:
+    """Return the names in a list of models. Raise `InvalidAnswer` if `body` is not such a list."""
+    try:
+        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidAnswer(f"the list of models is unreadable: {error}", code="rubbish") from error
+
+
+def decode(body: bytes) -> Completion:
+    """Decode a response. Raise `InvalidAnswer` if it has no readable answer."""
+    try:
+        response = msgspec.json.decode(body, type=_Response)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidAnswer(f"the response is not a chat completion: {error}", code="rubbish") from error
+    if not response.choices or response.choices[0].message.content is None:
+        raise InvalidAnswer("the response contains no answer", code="no-answer")
+    choice = response.choices[0]
+    return Completion(
+        text=choice.message.content or "",
+        cut_short=choice.finish_reason == "length",
+        model=response.model,
+        tokens=None if response.usage is None else response.usage.completion_tokens,
+        first_tokens=_first_tokens(choice.logprobs),
+    )
+
+
+def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
+    """Return the most probable first tokens; an empty list if the server reports none, or in a different form."""
+    try:
+        return [(str(each["token"]), float(each["logprob"])) for each in logprobs["content"][0]["top_logprobs"]]
+    except (TypeError, KeyError, IndexError, ValueError):
+        return []
+
+
+def _parse_json(completion: Completion, schema: Mapping[str, Any]) -> Any:
+    fenced = _FENCED.fullmatch(completion.text)  # some servers ignore the schema, and return Markdown
+    try:
+        parsed = msgspec.json.decode(fenced[1] if fenced else completion.text)
+        Draft202012Validator(schema, registry=Registry()).validate(parsed)
+    except jsonschema.ValidationError as error:
+        raise InvalidAnswer(f"the answer breaks the schema: {error.message[:_SHOWN]}", code="schema") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        if completion.cut_short:
+            text = f"the answer is incomplete after {completion.tokens or 'the maximum number of'} tokens"
+            raise InvalidAnswer(text, code="cut-short") from error
+        raise InvalidAnswer(f"the answer is not JSON: {completion.text[:_SHOWN]!r}", code="schema") from error
+    return parsed
+
+
+def _parse_choice(completion: Completion, choices: Sequence[str]) -> tuple[str, float | None]:
+    words = _normalized(completion.text)
+    chosen = [choice for choice in choices if (words + " ").startswith(_normalized(choice) + " ")]
+    if not chosen:
+        text = f"expected one of {', '.join(choices)}; the answer is {completion.text[:_SHOWN]!r}"
+        raise InvalidAnswer(text, code="schema")
+    answer = max(chosen, key=len)
+    weights = {choice: _weight(choice, completion.first_tokens) for choice in choices}
+    total = sum(weights.values())
+    return answer, weights[answer] / total if weights[answer] > 0 else None
+
+
+def _normalized(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _weight(choice: str, first_tokens: Sequence[tuple[str, float]]) -> float:
+    """Return the probability that an answer starts like `choice`."""
+    tokens = [(_normalized(token), logprob) for token, logprob in first_tokens]
+    return math.fsum(math.exp(min(p, 0.0)) for token, p in tokens if token and _normalized(choice).startswith(token))

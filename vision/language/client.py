@@ -1,0 +1,174 @@
+"""`ChatServer` asks a language model, on any server that has the API of OpenAI's chat completions.
+
+Every request is limited in time and in bytes, whatever the server does: it can accept no connection, send no answer,
+send a byte per second, or never stop sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import httpx
+import msgspec
+
+from vision.config.language import LanguageServer
+from vision.errors import InvalidAnswer, LanguageError, ServerFailure
+from vision.language import answers, refusals
+
+_ANSWER_BYTES: Final = 1 << 20
+_REQUEST_BYTES: Final = 32 << 20
+_MAX_TOKENS: Final = 256
+_TOKENS_OF_CHOICE: Final = 8  # some tokenizers split a short word
+_ALTERNATIVES: Final = 5  # number of tokens whose probabilities are requested
+_LONGEST_NAME: Final = 200
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of a language model."""
+
+    text: str
+    parsed: Any  # with a schema: the decoded answer; with choices: the chosen word; otherwise the text
+    confidence: float | None  # probability of the chosen word among the choices; None if the server does not report it
+    model: str
+    tokens: int | None  # number of generated tokens; None if the server does not report it
+    latency_ms: float
+
+
+class ChatServer:
+    """A server of a language model. Its methods can be called by several threads at once."""
+
+    def __init__(self, config: LanguageServer, clock: Callable[[], float] = time.monotonic) -> None:
+        """Connect to nothing yet. `clock` returns seconds."""
+        self._config = config
+        self._url = config.url.rstrip("/")
+        self._headers = {"Accept-Encoding": "identity"}  # a small compressed answer can be very long
+        if config.api_key is not None:
+            self._headers["Authorization"] = f"Bearer {config.api_key}"
+        self._tls = ssl.create_default_context() if self._url.startswith("https:") else False
+        self._clock = clock
+        self._model = config.model
+
+    def models(self, *, deadline_s: float | None = None) -> tuple[str, ...]:
+        """Return the names of the server's models. See `complete` for `deadline_s` and the errors."""
+        return self._within(deadline_s, self._models())
+
+    def complete(
+        self,
+        prompt: str,
+        images: Sequence[bytes] = (),
+        *,
+        schema: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        max_tokens: int = _MAX_TOKENS,
+        deadline_s: float | None = None,
+    ) -> Answer:
+        """Return the model's answer to a prompt.
+
+        Args:
+            prompt: the question.
+            images: JPEG files to which the prompt refers.
+            schema: JSON Schema of the answer; None means that the answer is plain text.
+            choices: words, one of which is the answer. Only valid without a schema.
+            max_tokens: maximum length of the answer. Choices have their own limit.
+            deadline_s: maximum time in seconds; the configured timeout if it is lower or `deadline_s` is None.
+
+        Raises:
+            ServerRefusal: the server refuses the key, the model, the images, or another part of the request.
+            ServerFailure: the server cannot be reached, is too slow or busy, or reports an internal error.
+            InvalidAnswer: the answer is too long, unreadable, or does not match the schema or the choices.
+        """
+        expected = answers.Expected(schema, tuple(choices))
+        options = _options_for(expected, max_tokens)
+        return self._within(deadline_s, self._complete(prompt, images, expected, options))
+
+    def _within(self, deadline_s: float | None, request: Coroutine[Any, Any, _T]) -> _T:
+        """Run a request in an event loop of its own, because only then each wait ends at the deadline."""
+        limit_s = self._config.timeout_s if deadline_s is None else min(deadline_s, self._config.timeout_s)
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(asyncio.wait_for(request, max(limit_s, 0.0)))
+        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+            raise ServerFailure(f"{self._url} gave no answer in {limit_s:.1f} s", code="too-slow") from error
+        except httpx.RemoteProtocolError as error:
+            raise InvalidAnswer(f"{self._url} gave no valid HTTP response: {error}", code="not-http") from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise refusals.unreachable(self._url, error) from error
+        finally:
+            loop.close()  # without waiting for a name server that does not answer
+
+    async def _models(self) -> tuple[str, ...]:
+        body = await self._exchange("GET", "/models", None)
+        names = tuple(name[:_LONGEST_NAME] for name in answers.model_names(body))
+        if not names:
+            raise InvalidAnswer(f"{self._url}/models lists no model", code="no-model-listed")
+        return names
+
+    async def _complete(
+        self, prompt: str, images: Sequence[bytes], expected: answers.Expected, options: Mapping[str, Any]
+    ) -> Answer:
+        began_s = self._clock()
+        model = self._model
+        if model is None:
+            model = self._model = (await self._models())[0]
+        body = {"model": model, "messages": [{"role": "user", "content": _content(prompt, images)}]}
+        body |= {"temperature": 0, "stream": False, **options} | dict(self._config.extra_body)
+        request = msgspec.json.encode({key: value for key, value in body.items() if value is not None})
+        if len(request) > _REQUEST_BYTES:
+            text = f"the request has {len(request) / 1e6:.1f} MB; expected at most {_REQUEST_BYTES / 1e6:.1f} MB"
+            raise refusals.image_too_large(text)
+        try:
+            response = await self._exchange("POST", "/chat/completions", request)
+            completion = answers.decode(response)
+            parsed, confidence = expected.parse(completion)
+        except LanguageError as error:
+            if error.code == "no-model" and self._config.model is None:
+                self._model = None  # the server has a different model now
+            raise
+        latency_ms = (self._clock() - began_s) * 1e3
+        name = (completion.model or model)[:_LONGEST_NAME]
+        return Answer(completion.text, parsed, confidence, name, completion.tokens, latency_ms)
+
+    async def _exchange(self, method: str, path: str, content: bytes | None) -> bytes:
+        """Send one request, and return the body of the response. Raise an error unless the status is 200."""
+        url, headers = self._url + path, dict(self._headers)
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        async with (
+            httpx.AsyncClient(verify=self._tls, timeout=None, trust_env=False) as client,
+            client.stream(method, url, headers=headers, content=content) as response,
+        ):
+            received = bytearray()
+            async for part in response.aiter_raw():
+                received += part
+                if len(received) > _ANSWER_BYTES:
+                    text = f"the answer of {url} has more than {_ANSWER_BYTES} bytes"
+                    raise InvalidAnswer(text, code="too-long")
+        if response.status_code != httpx.codes.OK:
+            raise refusals.of_status(url, response.status_code, bytes(received))
+        return bytes(received)
+
+
+def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
+    """Return the content of a message. Without images it is a text, because some servers accept only texts."""
+    if not images:
+        return prompt
+    urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
+    return [{"type": "text", "text": prompt}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
+
+
+def _options_for(expected: answers.Expected, max_tokens: int) -> dict[str, Any]:
+    if expected.schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": expected.schema}
+        return {"max_tokens": max_tokens, "response_format": {"type": "json_schema", "json_schema": schema}}
+    if expected.choices:
+        return {"max_tokens": _TOKENS_OF_CHOICE, "logprobs": True, "top_logprobs": _ALTERNATIVES}
+    return {"max_tokens": max_tokens}

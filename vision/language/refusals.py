@@ -1,0 +1,101 @@
+"""Errors for responses that are not successful. The text of a server decides where its status is ambiguous."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from vision.errors import InvalidAnswer, LanguageError, ServerFailure, ServerRefusal
+
+_SHOWN: Final = 200
+_TOO_LONG: Final = re.compile(
+    r"context (length|size|window)|exceed_context|too (large|long|many tokens)", re.IGNORECASE
+)
+_IMAGES: Final = re.compile(r"image|multimodal|mmproj|vision", re.IGNORECASE)
+_NO_MODEL: Final = re.compile(r"model.{0,80}(not found|not exist|unknown|invalid)|(no such|unknown|invalid) model")
+_CODES: Final[Mapping[int, str]] = {
+    HTTPStatus.UNAUTHORIZED: "wrong-key",
+    HTTPStatus.FORBIDDEN: "wrong-key",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "image-too-large",
+    HTTPStatus.TOO_MANY_REQUESTS: "busy",
+    HTTPStatus.SERVICE_UNAVAILABLE: "busy",
+}
+_KINDS: Final[Mapping[str, type[LanguageError]]] = {
+    "wrong-key": ServerRefusal,
+    "busy": ServerFailure,
+    "images-refused": ServerRefusal,
+    "no-model": ServerRefusal,
+    "no-endpoint": ServerRefusal,
+    "server-error": ServerFailure,
+    "refused": ServerRefusal,
+    "redirect": ServerRefusal,
+    "rubbish": InvalidAnswer,
+}
+_HINTS: Final[Mapping[str, str]] = {
+    "wrong-key": "set `language.api_key: ${NAME}`, and export the key of the server as NAME",
+    "busy": "if this lasts, set a lower `language.parallel`, or choose fewer events",
+    "images-refused": "serve a model that accepts images",
+    "no-model": "correct `language.model`; without it, the program uses the server's first model",
+    "no-endpoint": "correct `language.url`; it often ends in /v1",
+    "refused": "if the server does not know an option, remove it with `language.extra_body: {OPTION: null}`",
+    "redirect": "set `language.url` to the address behind the redirect",
+}
+
+
+def unreachable(url: str, error: Exception) -> ServerFailure:
+    """Return the error for a connection that fails."""
+    hint = "start the server, or correct `language.url`"
+    return ServerFailure(f"cannot reach {url}: {error or type(error).__name__}", hint=hint, code="unreachable")
+
+
+def image_too_large(text: str) -> ServerRefusal:
+    """Return the error for images that are too large."""
+    return ServerRefusal(text, hint="set a lower `language.max_image_px`, or send fewer frames", code="image-too-large")
+
+
+def of_status(url: str, status: int, body: bytes) -> LanguageError:
+    """Return the error for a response whose status is not 200."""
+    said = _message(body)
+    text = f"{url} responds with {status}: {said or _phrase(status)}"
+    code = _code(status, said)
+    if code == "image-too-large":
+        return image_too_large(text)
+    return _KINDS[code](text, hint=_HINTS.get(code, ""), code=code)
+
+
+def _code(status: int, said: str) -> str:
+    """Return the code of the error for a status, and for what the server says about it."""
+    if status in _CODES:
+        return _CODES[status]
+    if _TOO_LONG.search(said):
+        return "image-too-large"
+    if status == HTTPStatus.NOT_FOUND:
+        return "no-model" if "model" in said.lower() else "no-endpoint"
+    if status >= HTTPStatus.BAD_REQUEST and _IMAGES.search(said):
+        return "images-refused"
+    if status == HTTPStatus.BAD_REQUEST and _NO_MODEL.search(said):
+        return "no-model"
+    limits = ((HTTPStatus.INTERNAL_SERVER_ERROR, "server-error"), (HTTPStatus.BAD_REQUEST, "refused"))
+    return next(
+        (code for limit, code in (*limits, (HTTPStatus.MULTIPLE_CHOICES, "redirect")) if status >= limit), "rubbish"
+    )
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in list(HTTPStatus) else "no reason"
+
+
+def _message(body: bytes) -> str:
+    """Return the server's reason, as printable text of limited length; empty if there is none."""
+    try:
+        decoded: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+    error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
+    if isinstance(error, dict):
+        error = next((error[key] for key in ("message", "detail", "type") if error.get(key)), "")
+    return re.sub(r"[^\x20-\x7e]+", " ", str(error)[:_SHOWN]).strip()
