@@ -1,4 +1,4 @@
-"""Pipeline `count`: the stages of `track` -> analytics -> rules -> snapshots.
+"""Pipeline `count`: the stages of `track` -> analytics -> rules -> summaries of objects -> snapshots.
 
 It publishes tracks, events, and counts.
 """
@@ -9,22 +9,29 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_analytics, open_cascade, open_snapshots, open_tracking
+from vision.runtime.builder import (
+    RunOptions,
+    open_analytics,
+    open_cascade,
+    open_objects,
+    open_snapshots,
+    open_tracking,
+)
 from vision.runtime.pipeline import pipeline
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the stages of `track`, analytics, rules and, if configured, snapshots.
+    """Open and return the stages of `track`, analytics, rules and, if configured, summaries of objects and snapshots.
 
     The stages are opened in an order that reports errors early.
     """
     analytics = open_analytics(config, options)
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)
-    track = open_tracking(config)
-    return [track, *cascade, analytics, RuleStage(config.rules, config.analytics), *snapshots]
+    track, objects = open_tracking(config), open_objects(config)
+    return [track, *cascade, analytics, RuleStage(config.rules, config.analytics), *objects, *snapshots]
 
 
 build = pipeline(open_stages)

@@ -37,6 +37,7 @@ from vision.messaging.schema import (
     EventMessage,
     Kind,
     NodeStatusMessage,
+    ObjectMessage,
 )
 from vision.messaging.sockets import check_address, set_common_options
 
@@ -51,6 +52,7 @@ __all__ = [
     "Latency",
     "NewJournal",
     "NodeStatusMessage",
+    "ObjectMessage",
     "Problem",
     "Restart",
     "Silence",
@@ -134,7 +136,8 @@ def subscribe(
     Args:
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
         cameras: ids of cameras; None means all.
-        kinds: one or more of ``detections``, ``status`` (of cameras and of the node), ``events`` and ``counts``.
+        kinds: one or more of ``detections``, ``status`` (of cameras and of the node), ``events``, ``counts`` and
+                ``objects``.
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.

@@ -322,6 +322,35 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectSnapshot:
+    """The part of a frame that shows one object best."""
+
+    jpeg: bytes
+    at_ns: int  # capture time of the frame
+    box_xyxy: tuple[float, float, float, float]  # box of the object in the frame, in source pixels
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSummary:
+    """A summary of one object that has left the scene."""
+
+    track_id: int
+    epoch: int
+    width_px: int  # size of the frames
+    height_px: int
+    class_id: int
+    score: float  # highest score of its detections
+    first_ns: int  # capture time of its first detection
+    last_ns: int  # capture time of its last detection
+    box_xyxy: tuple[float, float, float, float]  # last box, in source pixels
+    path: tuple[tuple[int, float, float], ...]  # time since `first_ns` in ms, and bottom center of the box
+    crossings: tuple[tuple[str, str, int], ...]  # name of the line, direction, and time in ns
+    visits: tuple[tuple[str, int, int | None], ...]  # name of the zone, and times of entry and exit in ns
+    attributes: tuple[Attribute, ...] = ()
+    snapshot: ObjectSnapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Times at which one frame reached the steps of the detector. `FrameMeta` contains the capture time."""
 
@@ -341,3 +370,4 @@ class Result:
     events: tuple[Event, ...] = ()
     attributes: Mapping[int, tuple[Attribute, ...]] = field(default_factory=dict)  # by track id
     counts: Counts | None = None  # None if the camera has no lines or zones
+    left: tuple[ObjectSummary, ...] = ()  # objects that left the scene; empty without `objects` in the configuration

@@ -61,7 +61,7 @@ def fields_expected() -> str:
     schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
-    counts = schemas["counts-1.json"]
+    counts, objects = schemas["counts-1.json"], schemas["objects-1.json"]
     schema = {"type": "string", "description": "kind and version of the message"}
     properties = detections["DetectionsMessage"]["properties"] | {"schema": schema}
     head = {"properties": {name: properties[name] for name in _HEAD}, "required": list(_HEAD)}
@@ -76,6 +76,9 @@ def fields_expected() -> str:
         "`counts/<camera>`": counts["CountsMessage"],
         "Each of its `lines`": counts["LineCounts"],
         "Each of its `zones`": counts["ZoneCounts"],
+        "`objects/<camera>`": objects["ObjectMessage"],
+        "Each of its `lines`, the crossings of one object": objects["LineCrossing"],
+        "Each of its `zones`, the stays of one object": objects["ZoneVisit"],
         "`status/<camera>`": camera["CameraStatusMessage"],
         "`status/node`": node["NodeStatusMessage"],
         "Each of its `latency_ms`, and `latency_ms` of a camera": node["LatencyPercentiles"],

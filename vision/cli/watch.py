@@ -117,7 +117,7 @@ class Board:
         elif isinstance(item, EventMessage):
             self.events.append(_printable(_describe_event(item)))
             self.event_count += 1
-        else:
+        elif isinstance(item, NodeStatusMessage):
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
     def rows(self, now_ns: int) -> list[dict[str, str]]:

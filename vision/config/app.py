@@ -34,6 +34,7 @@ from vision.config.fields import (
     TlsPolicy,
     free_of,
 )
+from vision.config.objects import ObjectsConfig
 from vision.config.rules import RuleConfig
 from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
 from vision.errors import redact
@@ -264,7 +265,8 @@ class AppConfig(ConfigSection):
     node: Identifier | None = None
     """Name of this machine in messages; the host name if absent."""
     pipeline: PipelineName = "detect"
-    """Steps after detection: detect, track, count, or a Python file; if absent, count with analytics, else detect."""
+    """Steps after detection: detect, track, count, or a Python file; if absent, count with analytics, track with
+    objects, else detect."""
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a / or .onnx) relative to this file."""
     detect: DetectConfig = DetectConfig()
@@ -281,6 +283,8 @@ class AppConfig(ConfigSection):
     """A second model that classifies tracked objects; none if absent."""
     snapshots: SnapshotConfig | None = None
     """A JPEG file of the frame of every event; none if absent."""
+    objects: ObjectsConfig | None = None
+    """A message about each object that leaves the scene; none if absent."""
     state_dir: FolderPath | None = None
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()

@@ -101,8 +101,9 @@ def config_conflicts(config: Section, references: References = References()) -> 
 
 
 def pipeline_name(config: Section) -> object:
-    """Return the name of the configured pipeline. The default is count if there are analytics, otherwise detect."""
-    return config.get("pipeline", "count" if config.get("analytics") else "detect")
+    """Return the name of the configured pipeline. Its default depends on `analytics` and `objects`."""
+    default = "count" if config.get("analytics") else "track" if config.get("objects") is not None else "detect"
+    return config.get("pipeline", default)
 
 
 # --- cameras ----------------------------------------------------------------------------------------------------------
@@ -300,9 +301,10 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
         ("rules", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
         ("snapshots", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
         ("cascade", ("detect",), "does not track objects; expected pipeline: track or count"),
+        ("objects", ("detect",), "does not track objects; expected pipeline: track or count"),
     ]
     for key, pipelines, problem in unused:
-        if config.get(key) and pipeline in pipelines:
+        if (config.get(key) or (config.get(key) == {} and key == "objects")) and pipeline in pipelines:
             yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or your own file")
     event_kinds = (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
     kinds = _mapping(config, "snapshots").get("kinds")

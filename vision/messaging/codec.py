@@ -35,19 +35,22 @@ from vision.messaging.schema import (
     EventMessage,
     Header,
     LineCounts,
+    LineCrossing,
     MaskFormat,
     NodeStatusMessage,
+    ObjectMessage,
     ReplayReply,
     ReplayRequest,
     StageTimes,
     StatusMessage,
     StatusReport,
     ZoneCounts,
+    ZoneVisit,
     rfc3339,
     schema_of,
 )
 from vision.messaging.shapes import add_shapes
-from vision.types import Counts, Detections, Event, Result, Tracks
+from vision.types import Attribute, Counts, Detections, Event, ObjectSummary, Result, Tracks
 
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
@@ -131,8 +134,11 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
 def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject:
     if detected.track_id is None or not (attributes := result.attributes.get(detected.track_id)):
         return detected
-    now_ns = result.meta.captured_ns
-    described = [
+    return msgspec.structs.replace(detected, attributes=_attributes(attributes, result.meta.captured_ns))
+
+
+def _attributes(attributes: Sequence[Attribute], now_ns: int) -> list[AttributeOfObject]:
+    return [
         AttributeOfObject(
             model=attribute.model,
             class_name=attribute.class_name,
@@ -141,7 +147,6 @@ def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject
         )
         for attribute in attributes
     ]
-    return msgspec.structs.replace(detected, attributes=described)
 
 
 def _stage_times(result: Result, published_ns: int) -> StageTimes:
@@ -177,6 +182,46 @@ def event(
         journal=journal,
         number=number,
     )
+
+
+def object_summary(header: Header, summary: ObjectSummary, result: Result, class_names: Sequence[str]) -> ObjectMessage:
+    """Return the message about an object of `result.left`."""
+    meta, class_id, snapshot = result.meta, summary.class_id, summary.snapshot
+
+    def utc(at_ns: int) -> str:
+        return rfc3339(meta.captured_utc_ns + at_ns - meta.captured_ns)
+
+    return ObjectMessage(
+        **header,
+        camera=meta.camera_id,
+        epoch=summary.epoch,
+        track_id=summary.track_id,
+        class_name=class_names[class_id] if 0 <= class_id < len(class_names) else f"class {class_id}",
+        class_id=class_id,
+        score=round(summary.score, 4),
+        first_seen=utc(summary.first_ns),
+        at=utc(summary.last_ns),
+        at_monotonic_ns=summary.last_ns,
+        duration_s=round((summary.last_ns - summary.first_ns) / 1e9, 3),
+        width=summary.width_px,
+        height=summary.height_px,
+        box=_rounded_box(summary.box_xyxy),
+        path=[(at_ms, round(x, 1), round(y, 1)) for at_ms, x, y in summary.path],
+        lines=[LineCrossing(name=name, direction=way, at=utc(at_ns)) for name, way, at_ns in summary.crossings],
+        zones=[
+            ZoneVisit(name=name, entered_at=utc(from_ns), left_at=None if to_ns is None else utc(to_ns))
+            for name, from_ns, to_ns in summary.visits
+        ],
+        attributes=_attributes(summary.attributes, summary.last_ns) or None,
+        snapshot=None if snapshot is None else snapshot.jpeg,
+        snapshot_at=None if snapshot is None else utc(snapshot.at_ns),
+        snapshot_box=None if snapshot is None else _rounded_box(snapshot.box_xyxy),
+    )
+
+
+def _rounded_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    return round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1)
 
 
 def _concealed(value: object) -> object:
@@ -271,6 +316,7 @@ _TYPES: dict[str, type[AnyMessage]] = {
     "detections": DetectionsMessage,
     "events": EventMessage,
     "counts": CountsMessage,
+    "objects": ObjectMessage,
     "status": CameraStatusMessage,
     f"status/{NODE}": NodeStatusMessage,
 }

@@ -30,7 +30,7 @@ from vision.messaging.exposed_port import PortLimits
 from vision.messaging.node_events import NodeEvents
 from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.schema import Encoding, EventMessage, MaskFormat, StatusReport
+from vision.messaging.schema import Encoding, EventMessage, MaskFormat, ObjectMessage, StatusReport
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog
@@ -83,7 +83,7 @@ class DetectionsPublisher:
         """Create the publisher. `Publisher` describes the keyword arguments."""
         self._socket = socket
         self._numbering = numbering
-        self._class_names = tuple(class_names)
+        self.class_names = tuple(class_names)
         self._encoding: Encoding = encoding
         self._masks: MaskFormat = masks
         self._recorder = recorder
@@ -96,7 +96,7 @@ class DetectionsPublisher:
         topic = f"detections/{result.meta.camera_id}"
         with self._socket.lock:
             header = self._numbering.header(topic)
-            message = codec.detections(header, result, self._class_names, time.monotonic_ns(), self._masks)
+            message = codec.detections(header, result, self.class_names, time.monotonic_ns(), self._masks)
             payload = codec.encode(message, self._encoding)
             self._socket.send(topic, payload)
         if self._recorder is not None:
@@ -248,7 +248,9 @@ class Publisher:
         }
 
     def publish(self, result: Result) -> None:
-        """Send a result and its events without waiting for subscribers. Then record the result, if there is a recorder.
+        """Send a result, its events, and the summaries of the objects that left, without waiting for subscribers.
+
+        If there is a recorder, also record the result.
 
         Raises:
             Closed: the publisher, the recorder, or the database of the event log is closed.
@@ -257,10 +259,20 @@ class Publisher:
         self._detections.publish(result)
         if result.events:
             self.publish_events([codec.event(codec.UNNUMBERED, event, result) for event in result.events])
+        if result.left:
+            names = self._detections.class_names
+            self.publish_objects([codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left])
 
     def publish_events(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
         """Send events, as `EventPublisher.publish` does."""
         return self._events.publish(events, also)
+
+    def publish_objects(self, objects: Sequence[ObjectMessage]) -> None:
+        """Send summaries of objects that have no number yet. Raise `Closed` after `close`."""
+        for each in objects:
+            with self.socket.lock:
+                numbered = msgspec.structs.replace(each, **self.numbering.header(each.topic))
+                self.socket.send(each.topic, codec.encode(numbered, self._encoding))
 
     def publish_status(self, report: StatusReport) -> None:
         """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`."""

@@ -19,7 +19,7 @@ Encoding: TypeAlias = Literal["json", "msgpack"]
 MaskFormat: TypeAlias = Literal["polygon", "rle"]
 """Format of masks in messages: polygons, or run-length encoding in the format of COCO."""
 
-Kind: TypeAlias = Literal["detections", "status", "events", "counts"]
+Kind: TypeAlias = Literal["detections", "status", "events", "counts", "objects"]
 """First part of a topic, as in ``detections/<camera>``. The second part of status and events can also be ``node``."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -203,6 +203,66 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
         return f"events/{self.camera}"
 
 
+class LineCrossing(_Compact, frozen=True, kw_only=True):
+    """A crossing of a line by one object."""
+
+    name: Annotated[str, doc("name of the line")]
+    direction: Annotated[str, doc("`in` (from left to right) or `out`")]
+    at: Annotated[str, doc("time in UTC, RFC 3339")]
+
+
+class ZoneVisit(_Compact, frozen=True, kw_only=True):
+    """A stay of one object in a zone."""
+
+    name: Annotated[str, doc("name of the zone")]
+    entered_at: Annotated[str, doc("time in UTC, RFC 3339")]
+    left_at: Annotated[str | None, doc("time in UTC, RFC 3339; absent if the object was inside when it was lost")] = (
+        None
+    )
+
+
+class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.objects/1"):
+    """A summary of one object, sent after it has left the scene."""
+
+    node: Node
+    instance: Instance
+    boot: Boot
+    seq: Seq
+    camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
+    epoch: Annotated[int, doc("epoch in which the object was tracked")]
+    track_id: Annotated[int, doc("track of the object, as in detections and events")]
+    class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
+    class_id: Annotated[int, doc("number of the class in the model")]
+    score: Annotated[float, doc("highest score of its detections, from 0 to 1")]
+    first_seen: Annotated[str, doc("time of its first detection in UTC, RFC 3339")]
+    at: Annotated[str, doc("time of its last detection in UTC, RFC 3339")]
+    at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
+    duration_s: Annotated[float, doc("time from the first to the last detection, in seconds")]
+    width: Annotated[int, doc("width of the frame in pixels")]
+    height: Annotated[int, doc("height of the frame in pixels")]
+    box: Annotated[tuple[float, float, float, float], doc("last box of the object, as in detections")]
+    path: Annotated[
+        list[tuple[int, float, float]],
+        doc("up to 64 positions: time since `first_seen` in ms, x and y of the bottom center of the box in pixels"),
+    ]
+    lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = []
+    zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = []
+    attributes: Annotated[list[AttributeOfObject] | None, doc("results of second models; absent if none")] = None
+    snapshot: Annotated[bytes | None, doc("JPEG of the object where it is largest and clear; absent if none")] = None
+    snapshot_at: Annotated[str | None, doc("time of that frame in UTC, RFC 3339; absent if none")] = None
+    snapshot_box: Annotated[
+        tuple[float, float, float, float] | None, doc("box of the object in that frame; absent if none")
+    ] = None
+
+    @property
+    def topic(self) -> str:
+        return f"objects/{self.camera}"
+
+    def __str__(self) -> str:
+        """Return one line, such as ``gate: person #17 left after 12.4 s``."""
+        return f"{self.camera}: {self.class_name} #{self.track_id} left after {self.duration_s:.1f} s"
+
+
 _INTERVAL = "95 % interval [low, high] of the true `{}`; absent without `accuracy` in camera.yaml"
 
 
@@ -358,7 +418,9 @@ StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport
 StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessage
 """A message that the publisher keeps and sends to each new subscriber until a newer one of the same topic."""
 
-AnyMessage: TypeAlias = DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage
+AnyMessage: TypeAlias = (
+    DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage | ObjectMessage
+)
 
 
 class ReplayRequest(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vision.config import AppConfig
 from vision.messaging import codec
-from vision.messaging.schema import EventMessage
+from vision.messaging.schema import EventMessage, ObjectMessage
 from vision.runtime.shared_frames import map_file
 from vision.runtime.worker_channel import Message
 from vision.state.counters import CounterRow
@@ -122,6 +122,7 @@ class Answer(msgspec.Struct, array_like=True, tag="answer"):
     events: list[EventMessage]  # not numbered yet
     counters: list[CounterRow]  # changed counters
     records: list[bytes]  # detections messages in JSON
+    objects: list[ObjectMessage]  # summaries of objects that left, not numbered yet
 
 
 class Totals(msgspec.Struct, array_like=True, tag="totals"):

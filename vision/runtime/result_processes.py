@@ -77,7 +77,7 @@ class EventDesk:
         ]
 
     def take(self, answer: Answer) -> None:
-        """Store the counters and the events of an answer. Then publish the events."""
+        """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""
         for camera_id, name, key, value in answer.counters:
             self._of(camera_id).set(name, key, value)
         changed = [row for counters in self._counters.values() for row in counters.changed()]
@@ -89,6 +89,7 @@ class EventDesk:
         elif changed:
             for counters in self._counters.values():
                 counters.flush()
+        self._publisher.publish_objects(answer.objects)
 
     def _of(self, camera_id: str) -> CameraCounters:
         if camera_id not in self._counters:

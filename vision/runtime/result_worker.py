@@ -21,7 +21,7 @@ from vision.errors import Closed, register_secret
 from vision.messaging import codec
 from vision.messaging.proxy import FIRST_SUBSCRIPTION, connect
 from vision.messaging.publisher import DetectionsPublisher
-from vision.messaging.schema import EventMessage
+from vision.messaging.schema import EventMessage, ObjectMessage
 from vision.runtime.builder import OpenStages, RunOptions
 from vision.runtime.result_messages import (
     Answer,
@@ -101,6 +101,7 @@ class _Outbox:
 
     def __init__(self, detections: DetectionsPublisher, camera_ids: Sequence[str]) -> None:
         self.events: list[EventMessage] = []
+        self.objects: list[ObjectMessage] = []
         self.counts: dict[int, Counts] = {}
         self._detections = detections
         self._cameras = {camera_id: number for number, camera_id in enumerate(camera_ids)}
@@ -110,6 +111,8 @@ class _Outbox:
         self._detections.publish(result)
         if result.events:
             self.events += [codec.event(codec.UNNUMBERED, event, result) for event in result.events]
+        names = self._detections.class_names
+        self.objects += [codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left]
         camera, counts = result.meta.camera_id, result.counts
         if counts is not None and counts is not self._last_counts.get(camera):
             self._last_counts[camera] = self.counts[self._cameras[camera]] = counts
@@ -160,8 +163,10 @@ class _ResultWorker:
             outcomes.append((0, 0) if done is None else (self._runner.publish(done), len(done.objects)))
             self._channel.beat()
         outbox, records, counters = self._outbox, self._records, self._counters
-        self._send(encode(Answer(outcomes, outbox.counts, outbox.events, counters.changed, records.payloads)))
-        outbox.counts, outbox.events, counters.changed, records.payloads = {}, [], [], []
+        self._send(
+            encode(Answer(outcomes, outbox.counts, outbox.events, counters.changed, records.payloads, outbox.objects))
+        )
+        outbox.counts, outbox.events, outbox.objects, counters.changed, records.payloads = {}, [], [], [], []
         if time.monotonic_ns() >= self._totals_ns:
             self._totals_ns = time.monotonic_ns() + _TOTALS_NS
             self.send_totals()

@@ -25,7 +25,7 @@ from tests.unit.runtime.worker_children import worker_children
 from vision.client import Gap, Item, Restart, Subscription
 from vision.config import AppConfig
 from vision.errors import ConfigError, VisionError
-from vision.messaging.schema import CameraReport, DetectionsMessage, EventMessage, Kind
+from vision.messaging.schema import CameraReport, DetectionsMessage, EventMessage, Kind, ObjectMessage
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
 from vision.runtime.result_processes import ResultProcesses
@@ -36,7 +36,7 @@ from vision.state.database import StateDatabase
 
 pytestmark = pytest.mark.integration
 
-KINDS: tuple[Kind, ...] = ("detections", "events", "counts", "status")
+KINDS: tuple[Kind, ...] = ("detections", "events", "counts", "status", "objects")
 LINE = {"name": "middle", "points": [[0.5, 0.0], [0.5, 1.0]], "anchor": "center"}
 ZONE = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "anchor": "center"}
 RULE = {"name": "visited", "when": "zone_entered left"}
@@ -134,10 +134,13 @@ def comparable(program: Running) -> dict[str, list[bytes]]:
     """Return the messages of each topic in JSON, with times since the first frame of the camera."""
     starts_ns = {item.camera: item.captured_monotonic_ns for item in reversed(program.of(DetectionsMessage))}
     found: dict[str, list[bytes]] = {}
-    for item in [*program.of(DetectionsMessage), *program.of(EventMessage)]:
+    for item in [*program.of(DetectionsMessage), *program.of(EventMessage), *program.of(ObjectMessage)]:
         content = msgspec.to_builtins(item)
-        for key in ("instance", "timing_ms", "captured_at", "at"):
+        for key in ("instance", "timing_ms", "captured_at", "at", "first_seen", "snapshot_at"):
             content.pop(key, None)
+        for visit in [*content.get("lines", ()), *content.get("zones", ())]:
+            for key in {"at", "entered_at", "left_at"} & visit.keys():
+                visit[key] = ""
         for key in {"captured_monotonic_ns", "at_monotonic_ns"} & content.keys():
             content[key] -= starts_ns[item.camera]
         found.setdefault(item.topic, []).append(msgspec.json.encode(content))
@@ -149,7 +152,8 @@ def test_offline_messages_equal_those_of_one_process(tmp_path: Path) -> None:
     for processes in (1, 2):
         bind = {"bind": f"ipc://{tmp_path}/{processes}", "queue": 100_000}
         source = "synthetic:160x120@30?objects=3&frames=120"
-        config = site(tmp_path, processes=processes, source=source, publish=bind, rules=[RULE])
+        lost: dict[str, Any] = {"track": {"lost_s": 0.1}, "objects": {}}
+        config = site(tmp_path, processes=processes, source=source, publish=bind, rules=[RULE], **lost)
         record = tmp_path / f"{processes}.jsonl"
         with running(config, offline=True, record=record) as program:
             wait_until(lambda program=program: finished(program), "the end")  # type: ignore[misc]
@@ -157,7 +161,9 @@ def test_offline_messages_equal_those_of_one_process(tmp_path: Path) -> None:
         assert program.failure is None
         messages.append(comparable(program))
         records.append(Counter(msgspec.json.decode(line)["camera"] for line in record.read_bytes().splitlines()))
-    assert messages[0].keys() == {f"{kind}/c{number}" for kind in ("detections", "events") for number in range(3)}
+    kinds = ("detections", "events", "objects")
+    assert messages[0].keys() == {f"{kind}/c{number}" for kind in kinds for number in range(3)}
+    assert all(b'"snapshot":"/9j/' in each for each in messages[0]["objects/c0"])
     assert messages[0] == messages[1]
     assert records == [Counter({"c0": 120, "c1": 120, "c2": 120})] * 2
 

@@ -101,7 +101,7 @@ def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
 
 
 class JpegEncoder:
-    """Encoder of whole frames, in any pixel format, as JPEG images. It is not thread-safe."""
+    """Encoder of frames and of parts of frames, in any pixel format, as JPEG images. It is not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
         """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100."""
@@ -120,6 +120,18 @@ class JpegEncoder:
         if draw is not None:
             image = image.copy()
             draw(image)
+        return self._encoded(image)
+
+    def encode_part(self, frame: Frame, box_xyxy: tuple[float, float, float, float]) -> bytes:
+        """Encode the part of a frame within a box, which can extend beyond the frame. Return the contents of a file."""
+        x1, y1, x2, y2 = box_xyxy
+        left, top = min(max(0, int(x1)), frame.meta.width_px - 1), min(max(0, int(y1)), frame.meta.height_px - 1)
+        right = max(left + 1, min(frame.meta.width_px, math.ceil(x2)))
+        bottom = max(top + 1, min(frame.meta.height_px, math.ceil(y2)))
+        return self._encoded(self._parts.read(frame, left, top, right, bottom))
+
+    def _encoded(self, image: NDArray[np.uint8]) -> bytes:
+        height_px, width_px = image.shape[:2]
         scale = self._max_side_px / max(width_px, height_px)
         if scale < 1:
             size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))

@@ -1,0 +1,262 @@
+"""`ObjectStage` adds a summary of each object that has left the scene to the results.
+
+The stage looks at all objects of a camera five times per second, and otherwise only at those that appear or disappear.
+Per frame, it takes at most one snapshot, and adds at most 20 summaries; further summaries wait for the next frames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from vision.types import Attribute, Event, Frame, FrameMeta, ObjectSnapshot, ObjectSummary, Result, Tracks
+
+Box: TypeAlias = tuple[float, float, float, float]
+Crop: TypeAlias = Callable[[Frame, Box], bytes]
+"""Type of functions that return the JPEG of a part of a frame."""
+
+_LOOK_NS: Final = 200_000_000
+_MAX_POSITIONS: Final = 64
+_MAX_VISITS: Final = 64
+_MAX_PER_FRAME: Final = 20
+_MAX_WAITING: Final = 10_000
+_CANDIDATES: Final = 3  # objects that are examined for one snapshot
+_GROWTH: Final = 1.25  # factor by which a new snapshot must be better than the last one
+_UNCLEAR: Final = 0.25  # value of an object that is cut off or hidden, relative to one that is not
+_MAX_OVERLAP: Final = 0.3  # part of a box that others may cover while the object counts as clear
+
+
+@dataclass(slots=True)
+class _Object:
+    """The history of one object. Times are in ns."""
+
+    track_id: int
+    class_id: int
+    score: float
+    first_ns: int
+    last_ns: int
+    box: Box
+    path: list[tuple[int, float, float]] = field(default_factory=list)
+    spacing_ns: int = _LOOK_NS  # minimum time between two positions of the path
+    crossings: deque[tuple[str, str, int]] = field(default_factory=lambda: deque(maxlen=_MAX_VISITS))
+    visits: deque[tuple[str, int, int | None]] = field(default_factory=lambda: deque(maxlen=_MAX_VISITS))
+    attributes: tuple[Attribute, ...] = ()
+    snapshot: ObjectSnapshot | None = None
+    value: float = 0.0  # of the snapshot: its area in px², lower if the object is not clear
+
+    def seen(self, box: Box, score: float, class_id: int, at_ns: int) -> None:
+        """Store a detection, and its position if the last one is old enough."""
+        self.box, self.class_id, self.last_ns = box, class_id, at_ns
+        self.score = max(self.score, score)
+        if not self.path or at_ns - self.first_ns - self.path[-1][0] * 1_000_000 >= self.spacing_ns:
+            self.add_position(at_ns)
+
+    def add_position(self, at_ns: int) -> None:
+        """Append the position to the path. A full path loses every second position."""
+        x1, _, x2, y2 = self.box
+        self.path.append(((at_ns - self.first_ns) // 1_000_000, (x1 + x2) / 2, y2))
+        if len(self.path) > _MAX_POSITIONS:
+            self.path = [*self.path[:-1:2], self.path[-1]]
+            self.spacing_ns *= 2
+
+    def happened(self, event: Event) -> None:
+        """Store a crossing of a line, or the start or end of a stay in a zone."""
+        if event.kind == "line_crossed":
+            self.crossings.append((event.name, str(event.data.get("direction", "")), event.at_ns))
+        elif event.kind == "zone_entered":
+            self.visits.append((event.name, event.at_ns, None))
+        elif event.kind == "zone_left" and event.data.get("how") == "crossed":
+            for index in range(len(self.visits) - 1, -1, -1):
+                name, entered_ns, left_ns = self.visits[index]
+                if name == event.name and left_ns is None:
+                    self.visits[index] = name, entered_ns, event.at_ns
+                    return
+
+
+@dataclass(slots=True)
+class _Camera:
+    """The objects of one camera in one epoch."""
+
+    meta: FrameMeta  # of the last frame
+    objects: dict[int, _Object] = field(default_factory=dict)
+    present: frozenset[int] = frozenset()  # ids in the last frame
+    last: Tracks | None = None  # objects of the last frame
+    gone_ns: dict[int, int] = field(
+        default_factory=dict
+    )  # time of the last frame with each absent object, oldest first
+    look_ns: int = 0  # time of the next look at all objects
+    finished: deque[ObjectSummary] = field(default_factory=lambda: deque(maxlen=_MAX_WAITING))
+
+
+class ObjectStage:
+    """Adds summaries of the objects that left the scene, without snapshots."""
+
+    def __init__(self, forget_s: float) -> None:
+        """Create the stage. An object has left if it was not detected for `forget_s` seconds, or its epoch ended."""
+        self._forget_ns = int(forget_s * 1e9)
+        self._cameras: dict[str, _Camera] = {}
+
+    def __call__(self, result: Result) -> Result:
+        return self.process(result, None)
+
+    def process(self, result: Result, frame: Frame | None) -> Result:
+        """Return the result with summaries. If `frame` is not None, it is the frame of the result.
+
+        Raises:
+            TypeError: the objects of the result are not tracked.
+        """
+        if not isinstance(result.objects, Tracks):
+            raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before this stage")
+        camera = self._camera(result.meta)
+        self._update(camera, result, result.objects, frame)
+        if not camera.finished:
+            return result
+        count = min(_MAX_PER_FRAME, len(camera.finished))
+        return replace(result, left=tuple(camera.finished.popleft() for _ in range(count)))
+
+    def _camera(self, meta: FrameMeta) -> _Camera:
+        camera = self._cameras.get(meta.camera_id)
+        if camera is None or camera.meta.epoch != meta.epoch:
+            new = _Camera(meta)
+            if camera is not None:
+                self._absent(camera, camera.present)
+                for track_id in list(camera.gone_ns):
+                    self._finish(camera, track_id)
+                new.finished = camera.finished
+            camera = self._cameras[meta.camera_id] = new
+        return camera
+
+    def _update(self, camera: _Camera, result: Result, tracks: Tracks, frame: Frame | None) -> None:
+        now_ns, present = result.meta.captured_ns, frozenset(tracks.track_ids.tolist())
+        if present != camera.present:
+            self._absent(camera, camera.present - present)
+            for track_id in present:
+                camera.gone_ns.pop(track_id, None)
+        is_due = now_ns >= camera.look_ns
+        if is_due or present - camera.objects.keys():
+            self._look(camera, result, tracks, everything=is_due)
+        for event in result.events:
+            if event.track_id in camera.objects:
+                camera.objects[event.track_id].happened(event)
+        if is_due:
+            camera.look_ns = now_ns + _LOOK_NS
+            if frame is not None:
+                self.take_snapshot(camera.objects, tracks, frame)
+        camera.meta, camera.present, camera.last = result.meta, present, tracks
+        while camera.gone_ns and now_ns - next(iter(camera.gone_ns.values())) > self._forget_ns:
+            self._finish(camera, next(iter(camera.gone_ns)))
+
+    @staticmethod
+    def _look(camera: _Camera, result: Result, tracks: Tracks, *, everything: bool) -> None:
+        """Update all objects, or only add the new ones."""
+        now_ns = result.meta.captured_ns
+        for track_id, box, score, class_id, age_ms in _rows(tracks):
+            known = camera.objects.get(track_id)
+            if known is None:
+                first_ns = now_ns - age_ms * 1_000_000
+                known = camera.objects[track_id] = _Object(track_id, class_id, score, first_ns, now_ns, box)
+            elif not everything:
+                continue
+            known.seen(box, score, class_id, now_ns)
+            known.attributes = result.attributes.get(track_id, known.attributes)
+
+    @staticmethod
+    def _absent(camera: _Camera, track_ids: frozenset[int]) -> None:
+        """Store the last detection of objects that are not in the current frame."""
+        if not track_ids or camera.last is None:
+            return
+        last_ns = camera.meta.captured_ns
+        for track_id, box, score, class_id, _ in _rows(camera.last):
+            if track_id in track_ids:
+                camera.objects[track_id].seen(box, score, class_id, last_ns)
+                camera.gone_ns[track_id] = last_ns
+
+    @staticmethod
+    def _finish(camera: _Camera, track_id: int) -> None:
+        del camera.gone_ns[track_id]
+        known, meta = camera.objects.pop(track_id), camera.meta
+        if known.path[-1][0] != (known.last_ns - known.first_ns) // 1_000_000:
+            known.add_position(known.last_ns)
+        camera.finished.append(
+            ObjectSummary(
+                track_id=track_id,
+                epoch=meta.epoch,
+                width_px=meta.width_px,
+                height_px=meta.height_px,
+                class_id=known.class_id,
+                score=known.score,
+                first_ns=known.first_ns,
+                last_ns=known.last_ns,
+                box_xyxy=known.box,
+                path=tuple(known.path),
+                crossings=tuple(known.crossings),
+                visits=tuple(known.visits),
+                attributes=known.attributes,
+                snapshot=known.snapshot,
+            )
+        )
+
+    def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
+        """Do nothing. `ObjectSnapshotStage` takes a snapshot."""
+
+
+class ObjectSnapshotStage(ObjectStage):
+    """Adds summaries as `ObjectStage` does, with a snapshot of each object where it is largest and clear."""
+
+    def __init__(self, forget_s: float, crop: Crop) -> None:
+        super().__init__(forget_s)
+        self._crop = crop
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        """Return the result with summaries."""
+        return self.process(result, frame)
+
+    def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
+        """Take a snapshot of the object whose snapshot improves most, if one improves enough."""
+        if not len(tracks):
+            return
+        width_px, height_px = frame.meta.width_px, frame.meta.height_px
+        x1, y1, x2, y2 = tracks.boxes_xyxy.T.astype(np.float64)
+        areas = np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1)
+        values = np.where((x1 > 1) & (y1 > 1) & (x2 < width_px - 1) & (y2 < height_px - 1), areas, _UNCLEAR * areas)
+        last = np.array([max(objects[track_id].value, 1.0) for track_id in tracks.track_ids.tolist()])
+        gains = values / last
+        for row in np.argsort(-gains)[:_CANDIDATES].tolist():
+            value = float(values[row]) * (_UNCLEAR if _is_covered(tracks, row) else 1.0)
+            known = objects[int(tracks.track_ids[row])]
+            if value <= _GROWTH * max(known.value, 1.0):
+                continue
+            x1_px, y1_px, x2_px, y2_px = tracks.boxes_xyxy[row].tolist()
+            box = (x1_px, y1_px, x2_px, y2_px)
+            known.snapshot = ObjectSnapshot(self._crop(frame, box), frame.meta.captured_ns, box)
+            known.value = value
+            return
+
+
+def _rows(tracks: Tracks) -> Sequence[tuple[int, Box, float, int, int]]:
+    """Return the id, box, score, class id, and age in ms of each track."""
+    return list(
+        zip(
+            tracks.track_ids.tolist(),
+            map(tuple, tracks.boxes_xyxy.tolist()),
+            tracks.scores.tolist(),
+            tracks.class_ids.tolist(),
+            tracks.age_ms.tolist(),
+            strict=True,
+        )
+    )
+
+
+def _is_covered(tracks: Tracks, row: int) -> bool:
+    """Return True if another box that ends lower in the frame, so is probably nearer, covers a part of the object."""
+    boxes = tracks.boxes_xyxy.astype(np.float64)
+    x1, y1, x2, y2 = boxes[row]
+    wide = np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1)
+    high = np.minimum(boxes[:, 3], y2) - np.maximum(boxes[:, 1], y1)
+    covered = np.maximum(0, wide) * np.maximum(0, high) * (boxes[:, 3] > y2)
+    area = max(1.0, float((x2 - x1) * (y2 - y1)))
+    return float(covered.max(initial=0.0)) > _MAX_OVERLAP * area
