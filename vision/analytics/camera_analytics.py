@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import GroundPlane
+from vision.analytics.geometry import GroundPlane, IndexArray
 from vision.analytics.lines import Crossing, LineWatch
 from vision.analytics.tracked_objects import TrackedObjects, TrackSnapshot
 from vision.analytics.zones import CrowdDetector, ZoneWatch
@@ -48,16 +50,12 @@ class Analytics:
                 2.5 times the usual frame interval is longer, that time applies.
             counters: persistent storage of the counters. If None, the counts exist in memory only.
         """
-        self._config = config
         self._camera_id = camera_id
         self._class_names = tuple(class_names)
         self._forget_s = forget_s
-        shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
-        self._anchors = [_GROUND_ANCHOR, *sorted({shape.anchor for shape in shapes} - {_GROUND_ANCHOR})]
-        self._line_watch = LineWatch(config.lines, self._anchors, self._class_names)
-        self._zone_watch = ZoneWatch(config.zones, self._anchors, self._class_names)
         self._counters = _ShapeCounters(config, counters)
         self._facts: dict[int, dict[str, Any]] = {}  # event data of objects in this frame, by row
+        self._watch(config)
         self._begin(width_px, height_px)
 
     # --- public methods -----------------------------------------------------------------------------------------------
@@ -96,6 +94,34 @@ class Analytics:
         self._begin(width_px, height_px)
         return tuple(events)
 
+    def reconfigure(self, config: CameraAnalytics, forget_s: float, at_ns: int) -> tuple[Event, ...]:
+        """Continue with a new configuration. Lines and zones that have not changed continue without any event.
+
+        A line or zone with a known name keeps its counts. An object that is in a zone which was changed leaves the old
+        zone and enters the new one. Return the events of this, and of the ends of dwelling and crowding.
+        """
+        self._forget_s = forget_s
+        if config == self._config:
+            return ()
+        self._facts.clear()
+        earlier, known = self._config, [anchor in self._anchors for anchor in _anchors(config)]
+        lines, zones = _kept(earlier, config, "lines"), _kept(earlier, config, "zones")
+        anchors = [self._anchors.index(name) if name in self._anchors else 0 for name in _anchors(config)]
+        events = list(self._end_zones(config, zones, at_ns))
+        objects, line_watch, crowds = self._objects, self._line_watch, self._crowds
+        self._counters = _ShapeCounters(config, self._counters.stored, self._counters)
+        self._watch(config)
+        self._begin(*self._frame_size)
+        places = {**LineWatch.places(lines, len(earlier.lines)), **ZoneWatch.places(zones), "points": np.array(anchors)}
+        self._objects.adopt(objects, places)
+        self._line_watch.adopt(line_watch, self._objects.table, places, known)
+        self._crowds.adopt(crowds, zones)
+        if config.zones:
+            for row, zone in self._zone_watch.adopt(self._objects.table, zones):
+                events.append(self._entered(row, zone, "appeared", at_ns))
+        self._counters.flush()
+        return tuple(events)
+
     def start_period(self, period_s: int, at_ns: int) -> tuple[Event, ...]:
         """Set all counters to zero. Return an event for each line and zone, with its totals until now.
 
@@ -129,7 +155,14 @@ class Analytics:
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
+    def _watch(self, config: CameraAnalytics) -> None:
+        self._config = config
+        self._anchors = _anchors(config)
+        self._line_watch = LineWatch(config.lines, self._anchors, self._class_names)
+        self._zone_watch = ZoneWatch(config.zones, self._anchors, self._class_names)
+
     def _begin(self, width_px: int, height_px: int) -> None:
+        self._frame_size = width_px, height_px
         config, (scale_x, scale_y) = self._config, pixels_per_unit(self._config.units, width_px, height_px)
 
         def to_pixels(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -159,6 +192,17 @@ class Analytics:
                 yield from self._left(row, zone, "lost", float(seen_s[row]), at_ns)
         self._objects.keep(kept)
         self._facts.clear()  # the rows now belong to different objects
+
+    def _end_zones(self, config: CameraAnalytics, kept: IndexArray, at_ns: int) -> Iterator[Event]:
+        """End the stays in zones that `config` no longer contains, and the crowding that it no longer detects."""
+        now_s, inside = self._objects.clock.now_s, self._objects.table["inside"]
+        ended = set(range(len(self._config.zones))) - set(kept.tolist())
+        for row, zone in zip(*(places.tolist() for places in inside.nonzero()), strict=True):
+            if zone in ended:
+                yield from self._left(row, zone, "changed", now_s, at_ns)
+        without = {at for zone, at in zip(config.zones, kept.tolist(), strict=True) if zone.crowd_threshold is None}
+        for zone, data in self._crowds.end(now_s, ended | without):
+            yield self._event("crowded", self._config.zones[zone], None, at_ns, data)
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -222,20 +266,60 @@ class Analytics:
         return Event(kind, shape.name, self._camera_id, track_id, at_ns, data)
 
 
+def _anchors(config: CameraAnalytics) -> list[str]:
+    """Return the anchors of all lines and zones. The first is the point on the ground."""
+    shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
+    return [_GROUND_ANCHOR, *sorted({shape.anchor for shape in shapes} - {_GROUND_ANCHOR})]
+
+
+_PLACE: Final = {"lines": ("points", "anchor"), "zones": ("polygon", "holes", "anchor", "classes")}
+"""The keys that determine where objects are counted. If one of them changes, the paths and stays start again."""
+
+
+def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["lines", "zones"]) -> IndexArray:
+    """Return the index in `earlier` of each line or zone of `config`; -1 if it is new, or its place has changed."""
+    before: Sequence[Shape] = earlier.lines if kind == "lines" else earlier.zones
+    now: Sequence[Shape] = config.lines if kind == "lines" else config.zones
+    index = {shape.name: number for number, shape in enumerate(before)}
+    kept = []
+    for shape in now:
+        at = index.get(shape.name, -1)
+        same = earlier.units == config.units and all(
+            getattr(shape, key) == getattr(before[at], key) for key in _PLACE[kind]
+        )
+        kept.append(at if at >= 0 and same else -1)
+    return np.array(kept, np.intp)
+
+
 class _ShapeCounters:
     """Counters of the crossings, entries and exits of each line and zone, in total and by class (``in:person``)."""
 
-    def __init__(self, config: CameraAnalytics, stored: CameraCounters | None) -> None:
-        """Create the counters. `stored` supplies their initial values and saves changes; if None, they start at 0."""
+    def __init__(
+        self, config: CameraAnalytics, stored: CameraCounters | None, earlier: _ShapeCounters | None = None
+    ) -> None:
+        """Create the counters.
+
+        `stored` supplies their initial values, and saves changes. If it is None, counters continue those of `earlier`
+        with the same name; all others start at 0.
+        """
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
         self._zones = {zone.name: {"entered": 0, "left": 0} for zone in config.zones}
         self._counts = {**self._lines, **self._zones}
-        self._period_s = None if stored is None else stored.period_s
+        self._period_s = None if earlier is None else earlier.period_s
+        counts: Mapping[tuple[str, str], int] = {}
         if stored is not None:
-            for (name, key), value in stored.counts().items():
-                if key.partition(":")[0] in self._counts.get(name, ()):
-                    self._counts[name][key] = value
+            self._period_s, counts = stored.period_s, stored.counts()
+        elif earlier is not None:
+            counts = {(name, key): value for name, keys in earlier._counts.items() for key, value in keys.items()}
+        for (name, key), value in counts.items():
+            if key.partition(":")[0] in self._counts.get(name, ()):
+                self._counts[name][key] = value
+
+    @property
+    def stored(self) -> CameraCounters | None:
+        """The persistent storage; None if there is none."""
+        return self._stored
 
     def add(self, name: str, key: str, class_name: str) -> Mapping[str, int]:
         """Count one object under `key`, such as ``in``. Return all counters of the line or zone called `name`."""

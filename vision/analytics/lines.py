@@ -74,6 +74,49 @@ class LineWatch:
             self._to_right, self._to_left = grows > _SLIGHT, grows < -_SLIGHT
         return self._set
 
+    @staticmethod
+    def places(kept: IndexArray, number: int) -> dict[str, IndexArray]:
+        """Return the places of `columns` for `TrackTable.adopt`.
+
+        Args:
+            kept: index of each line among the earlier lines; -1 if the line is new, or has moved.
+            number: number of earlier lines.
+        """
+        both = np.concatenate([kept, np.where(kept >= 0, kept + number, -1)])
+        return {"right": both, "reach": kept, "passed": kept, "beyond_s": kept}
+
+    def adopt(
+        self, earlier: LineWatch, table: TrackTable, places: Mapping[str, IndexArray], known: Sequence[bool]
+    ) -> None:
+        """Continue the paths of the objects in `table`, and of lost objects. Call this after `TrackTable.adopt`.
+
+        At a line that is new or has moved, a path starts at the last position of the object.
+
+        Args:
+            earlier: the instance that has detected the crossings until now.
+            table: the track table, with the rows of the earlier one.
+            places: the argument of `TrackTable.adopt`.
+            known: True for each anchor whose positions are known. The positions of the others are only estimates.
+        """
+        new = [line for line, at in enumerate(places["reach"].tolist()) if at < 0]
+        self._start_paths(table, new, table["size"], known)
+        columns = {**self.columns, "points": TrackColumn(np.complex128, (len(known),))}
+        for track_id, absent in earlier._absent.items():
+            state = {name: kind.carried(absent.columns[name][None], places[name]) for name, kind in columns.items()}
+            self._start_paths(state, new, np.array([math.inf]), known)
+            row = {name: values[0] for name, values in state.items()}
+            self._absent[track_id] = _Absent(absent.seen_s, row)
+
+    def _start_paths(
+        self, columns: Mapping[str, NDArray[Any]], lines: Sequence[int], sizes: FloatArray, known: Sequence[bool]
+    ) -> None:
+        for line in lines:
+            anchor = self._anchors[line]
+            distances = [self._set.distance(point, line) for point in columns["points"][:, anchor].tolist()]
+            for column in (line, line + len(self._anchors)):
+                columns["right"][:, column] = np.array(distances) > 0
+            columns["reach"][:, line] = np.abs(distances) / sizes if known[anchor] else 0.0
+
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
         """Return the crossings in this frame, ordered by object and then by line.
 

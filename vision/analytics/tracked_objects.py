@@ -71,6 +71,12 @@ class TrackColumn:
         """Return the initial values of `number` new objects, of shape (number, *shape)."""
         return np.full((number, *self.shape), self.blank, self.dtype)
 
+    def carried(self, earlier: NDArray[Any], where: IndexArray) -> NDArray[Any]:
+        """Return the entries of `earlier` (N, ...) at the indices `where`; initial values where an index is -1."""
+        values, known = self.rows(len(earlier)), where >= 0
+        values[:, known] = earlier[:, where[known]]
+        return values
+
 
 class TrackTable(dict[str, NDArray[Any]]):
     """The state of tracks: columns by name, with one row per track, in ascending order of track ids."""
@@ -102,6 +108,19 @@ class TrackTable(dict[str, NDArray[Any]]):
         for name, values in self.items():
             self[name] = np.concatenate([values, self._kinds[name].rows(len(added))])[order]
         return self._ids.searchsorted(track_ids), ~present
+
+    def adopt(self, earlier: TrackTable, places: Mapping[str, IndexArray]) -> None:
+        """Replace the rows with those of an earlier table.
+
+        Args:
+            earlier: the earlier table.
+            places: for each column whose entries have changed, the index of each entry in the earlier row; -1 for an
+                entry that starts with its initial value.
+        """
+        self._ids = earlier._ids
+        for name, column in self._kinds.items():
+            where = places.get(name)
+            self[name] = earlier[name] if where is None else column.carried(earlier[name], where)
 
     def keep(self, kept: BoolArray) -> None:
         """Delete the rows for which the mask `kept` (R,) is False."""
@@ -150,6 +169,12 @@ class TrackedObjects:
         self._matrix, self._offset = _box_transform(anchors, lines)
         self._sample_times_s = [-math.inf] * _SAMPLES  # the same for all objects
         self._sample = 0
+
+    def adopt(self, earlier: TrackedObjects, places: Mapping[str, IndexArray]) -> None:
+        """Continue with the objects and the clock of an earlier instance. `TrackTable.adopt` describes `places`."""
+        self.table.adopt(earlier.table, places)
+        self.clock, self.oldest_s = earlier.clock, earlier.oldest_s
+        self._sample_times_s, self._sample = earlier._sample_times_s, earlier._sample
 
     def see(self, tracks: Tracks) -> TrackSnapshot:
         """Store the state of the objects in a frame, except `points`. Return a snapshot of this frame.

@@ -108,7 +108,7 @@ class Tracker:
         groups: ClassGroups | None = None,
         track_ids: Iterator[int] | None = None,
     ) -> None:
-        self._config = config or TrackConfig()
+        self.config = config or TrackConfig()  # can be replaced between two frames, if `class_groups` stays the same
         self._new_ids = _shared_ids if track_ids is None else track_ids
         self._class_groups = groups if groups is not None and groups.grouped else None
         self._frame_size_px = frame_size_px
@@ -146,7 +146,7 @@ class Tracker:
     def _advance(self, captured_ns: int) -> None:
         """Predict every track at the time of the frame. End the tracks that have been lost for too long."""
         step_s = self._time.advance(captured_ns)
-        least_s = self._time.now_s - self._time.memory_s(self._config.lost_s) - CLOCK_GRAIN_S
+        least_s = self._time.now_s - self._time.memory_s(self.config.lost_s) - CLOCK_GRAIN_S
         if self._seen_s < least_s:
             self._keep(self._state[SEEN_S] >= least_s)
             self._seen_s = float(self._state[SEEN_S].min(initial=self._time.now_s))
@@ -197,7 +197,7 @@ class _TracksTogether:
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         first = trackers[0]
         self._trackers = trackers
-        self._config, self._class_groups = first._config, first._class_groups
+        self._config, self._class_groups = first.config, first._class_groups
         self._camera: IndexArray | None = None  # (M,) index of each track's camera; None if there is only one camera
         self._clocks = [tracker._time.now_s for tracker in trackers]
         self._now_s: PerTrack = first._time.now_s
@@ -413,9 +413,9 @@ class _TracksTogether:
     def _best(self, new: IndexArray, camera: IndexArray | None) -> IndexArray:
         """Return the detections `new` for which there is room. `camera` (N,) contains the camera of each detection."""
         if camera is None or self._camera is None:
-            return new[: self._config.max_objects - len(self._ids)]
+            return new[: max(0, self._config.max_objects - len(self._ids))]
         new_of = [new[camera[new] == number] for number in range(len(self._trackers))]
-        room = self._config.max_objects - np.bincount(self._camera, minlength=len(self._trackers))
+        room = (self._config.max_objects - np.bincount(self._camera, minlength=len(self._trackers))).clip(0)
         return np.concatenate([new[:number] for new, number in zip(new_of, room.tolist(), strict=True)])
 
     def _sort(self, camera: IndexArray) -> None:

@@ -7,15 +7,15 @@ also enters it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import count_nonzero  # several times faster than any() on small arrays
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import Corners, ZoneSet, pairs
+from vision.analytics.geometry import Corners, IndexArray, ZoneSet, pairs
 from vision.analytics.lines import ClassFilter
 from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import ZoneConfig
@@ -53,6 +53,27 @@ class ZoneWatch:
         """Set the outline and the holes of each zone, in pixels of a frame of this size."""
         self._set = ZoneSet(zones, frame_size_px)
         self._next_dwell_s = math.inf
+
+    @staticmethod
+    def places(kept: IndexArray) -> dict[str, IndexArray]:
+        """Return the places of `columns` for `TrackTable.adopt`, as `LineWatch.places` does."""
+        return dict.fromkeys(("inside", "entered_s", "dwells_s", "dwelling"), kept)
+
+    def adopt(self, table: TrackTable, kept: IndexArray) -> list[tuple[int, int]]:
+        """Continue the stays of the objects in `table`. Call this after `TrackTable.adopt`.
+
+        Return the row and the zone of each object that is in a zone which is new or has changed (`kept` is -1).
+        """
+        stays = table["inside"] & ~table["dwelling"]
+        due_s = table["entered_s"] + (np.array(self._dwell_s) - CLOCK_GRAIN_S)
+        table["dwells_s"] = np.where(stays, due_s, math.inf)
+        self._next_dwell_s = float(table["dwells_s"].min(initial=math.inf))
+        inside = self._set.contain(table["points"][:, self._places])
+        allowed = self._classes.allowed(table["class_id"], np.arange(len(inside)))
+        if allowed is not None:
+            inside &= allowed
+        rows, zones = (inside & (kept < 0)).nonzero()
+        return list(zip(rows.tolist(), zones.tolist(), strict=True))
 
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Passage]:
         """Return the passages in this frame, ordered by object and then by zone. `enter` and `leave` store them."""
@@ -125,6 +146,16 @@ class CrowdDetector:
             if config.crowd_threshold is not None
         }
 
+    def adopt(self, earlier: CrowdDetector, kept: IndexArray) -> None:
+        """Continue the occupancy and the crowding of the zones with the indices `kept` in `earlier`; -1 means none."""
+        for zone, before in enumerate(kept.tolist()):
+            if before < 0:
+                continue
+            self.occupants[zone] = earlier.occupants[before]
+            crowd, old = self._crowds.get(zone), earlier._crowds.get(before)
+            if crowd is not None and old is not None:
+                self._crowds[zone] = replace(old, above=crowd.above, for_s=crowd.for_s)
+
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Update the crowding of each zone. Yield the zone's index and the data of each event.
 
@@ -148,10 +179,10 @@ class CrowdDetector:
                 yield zone, {"phase": "begin", "occupancy": occupants, "above": crowd.above}
             crowd.change_since_s = None
 
-    def end(self, now_s: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """End the crowding of every zone now. Yield the zone's index and the data of each event."""
+    def end(self, now_s: float, zones: Container[int] | None = None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """End the crowding of `zones` now; of every zone if None. Yield the zone's index and the data of each event."""
         for zone, crowd in self._crowds.items():
-            if crowd.is_crowded:
+            if crowd.is_crowded and (zones is None or zone in zones):
                 yield zone, self._end(zone, crowd, now_s)
 
     def _end(self, zone: int, crowd: _Crowd, now_s: float) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from itertools import islice, starmap
 from pathlib import Path
@@ -106,12 +107,31 @@ def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault
     return section
 
 
+def validated_part(kind: type[_S], text: str, name: str, environ: Mapping[str, str]) -> _S:
+    """Create one section of a configuration from its text. Errors use `name` as the name of the section.
+
+    Paths must be absolute. Errors contain no lines, because the text is not a file of the operator.
+
+    Raises:
+        ConfigError: the text has faults. The error lists every fault.
+    """
+    try:
+        document = parse_document(text, name, environ)
+        return _validated(kind, document, _written_password(document, ()))
+    except ConfigError as error:
+        faults = [replace(fault, line=0, column=0) for fault in error.faults]
+        raise faulty(name, faults) if faults else error from None
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _LITERAL_PASSWORD = re.compile(
     r"://[^/@\s:]*:(?!\$\{)[^/?#@\s]+@"
     r"|[?&;/_][a-z-]*(?:pass|passwd|password|pwd|pas|psw|token|secret|session|api_?key)=(?!\$\{)[^&;\s]+",
     re.IGNORECASE,
+)
+_FROM_ENVIRONMENT_ONLY: Final = (
+    "expected the password to come from the environment: write ${NAME} instead of the password"
 )
 _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
@@ -120,17 +140,21 @@ def _written_passwords(document: Document) -> list[Fault]:
     """Return a fault for each password that is literally in the file, because files are copied and committed."""
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
-    message = "expected the password to come from the environment: write ${NAME} instead of the password"
-    faults = []
-    for index, camera in enumerate(entries):
-        password, source = camera.child("password"), camera.child("source")
-        if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
-            faults.append(document.fault(("cameras", index, "password"), "written-password", message))
-        if source is not None and _LITERAL_PASSWORD.search(source.written):
-            faults.append(document.fault(("cameras", index, "source"), "written-password", message))
+    faults = [fault for index in range(len(entries)) for fault in _written_password(document, ("cameras", index))]
     token = document.node(("http", "token"))
     if token is not None and token.value is not None and not _FROM_ENVIRONMENT.fullmatch(token.written):
-        faults.append(document.fault(("http", "token"), "written-password", message.replace("password", "token")))
+        message = _FROM_ENVIRONMENT_ONLY.replace("password", "token")
+        faults.append(document.fault(("http", "token"), "written-password", message))
+    return faults
+
+
+def _written_password(document: Document, camera: Loc) -> list[Fault]:
+    faults = []
+    password, source = document.node((*camera, "password")), document.node((*camera, "source"))
+    if password is not None and not _FROM_ENVIRONMENT.fullmatch(password.written):
+        faults.append(document.fault((*camera, "password"), "written-password", _FROM_ENVIRONMENT_ONLY))
+    if source is not None and _LITERAL_PASSWORD.search(source.written):
+        faults.append(document.fault((*camera, "source"), "written-password", _FROM_ENVIRONMENT_ONLY))
     return faults
 
 

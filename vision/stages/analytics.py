@@ -16,7 +16,7 @@ from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.count_accuracy import CountAccuracy, load_clips
 from vision.analytics.reset_schedule import ResetSchedule
 from vision.analytics.tracker import Tracker, update_together
-from vision.config import TrackConfig
+from vision.config import AppConfig, TrackConfig
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.stages.hidden_objects import HiddenObjects
 from vision.state.counters import HasCameraCounters
@@ -51,13 +51,39 @@ class TrackStage:
         config = config or TrackConfig()
         groups = DEFAULT_GROUPS if config.class_groups is None else config.class_groups
         self._groups = ClassGroups(class_names, groups)
+        self._hidden: dict[str, HiddenObjects] = {}
+        self._trackers: dict[str, tuple[int, Tracker]] = {}
+        self._ids = {camera: _TrackIds(number, len(camera_ids)) for number, camera in enumerate(camera_ids, 1)}
+        self._configure(config, score)
+
+    def _configure(self, config: TrackConfig, score: float) -> None:
         self.detector_score = min(score, config.low_score)
         self._config = config.model_copy(update={"new_score": max(score, config.new_score)})
         self._least_score = min(score, config.high_score)
         self._score_key = "detect.score_threshold" if score > config.new_score else "track.new_score"
-        self._hidden: dict[str, HiddenObjects] = {}
-        self._trackers: dict[str, tuple[int, Tracker]] = {}
-        self._ids = {camera: _TrackIds(number, len(camera_ids)) for number, camera in enumerate(camera_ids, 1)}
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use new settings. The tracks continue, except those of cameras that `config` no longer contains."""
+        self._configure(config.track, config.detect.score_threshold)
+        cameras = [camera.id for camera in config.cameras]
+        self._trackers = {camera: each for camera, each in self._trackers.items() if camera in cameras}
+        self._hidden = {camera: self._hidden_objects() for camera in self._trackers}
+        for _, tracker in self._trackers.values():
+            tracker.config = self._config
+        if self._ids:
+            self._number(cameras)
+
+    def _number(self, cameras: Sequence[str]) -> None:
+        """Make sure that every camera has ids of its own. With a new camera, all ids are divided again."""
+        after = max(ids.reached for ids in self._ids.values())
+        is_new = not self._ids.keys() >= set(cameras)
+        self._ids = {camera: self._ids.get(camera) or _TrackIds(1, 1) for camera in cameras}
+        if is_new:
+            for first, camera in enumerate(cameras, 1):
+                self._ids[camera].divide(first, len(cameras), after)
+
+    def _hidden_objects(self) -> HiddenObjects:
+        return HiddenObjects(self._least_score, self._config.new_score, self._score_key)
 
     def last_ids(self) -> dict[str, int]:
         """Return the highest id of the tracks of each camera; 0 if there is none yet."""
@@ -96,8 +122,7 @@ class TrackStage:
         if tracker is None or epoch != meta.epoch:
             ids = self._ids.get(meta.camera_id)
             tracker = Tracker(self._config, (meta.width_px, meta.height_px), self._groups, ids)
-            new = HiddenObjects(self._least_score, self._config.new_score, self._score_key)
-            self._hidden.setdefault(meta.camera_id, new)
+            self._hidden.setdefault(meta.camera_id, self._hidden_objects())
         self._trackers[meta.camera_id] = meta.epoch, tracker
         return tracker
 
@@ -112,6 +137,16 @@ class _TrackIds(Iterator[int]):
     def __next__(self) -> int:
         self.last, self._next = self._next, self._next + self._step
         return self.last
+
+    @property
+    def reached(self) -> int:
+        """An upper limit of the ids so far."""
+        return self._next - 1
+
+    def divide(self, first: int, step: int, after: int) -> None:
+        """Continue with the ids `first`, `first + step`, ... above `after`."""
+        self._next, self._step = first, step
+        self.skip(after)
 
     def skip(self, last: int) -> None:
         """Leave out all ids up to `last`."""
@@ -160,13 +195,28 @@ class AnalyticsStage:
         self._accuracy = open_accuracy(self._sections)
         self._state = state
         self._resets = resets
+        self._outdated: set[str] = set()  # cameras whose analytics have an earlier configuration
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use new lines, zones, and settings. Those that have not changed continue (`Analytics.reconfigure`).
+
+        Raises:
+            ConfigError: an accuracy file is missing or invalid.
+        """
+        self._accuracy = open_accuracy(config.analytics)
+        self._sections, self._forget_s = dict(config.analytics), config.track.lost_s
+        cameras = {camera.id for camera in config.cameras}
+        self._cameras = {camera: watched for camera, watched in self._cameras.items() if camera in cameras}
+        self._outdated = set(self._cameras)
 
     def __call__(self, result: Result) -> Result:
+        events = self._update_outdated(result.meta) if result.meta.camera_id in self._outdated else ()
         if result.meta.camera_id not in self._sections:
-            return result
+            return replace(result, events=result.events + events) if events else result
         if not isinstance(result.objects, Tracks):
             raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before this stage")
-        watched, events = self._watched(result.meta)
+        watched, restarted = self._watched(result.meta)
+        events += restarted
         period_s = watched.resets.starts_period(result.meta.captured_utc_ns)
         if period_s is not None:
             events += watched.analytics.start_period(period_s, result.meta.captured_ns)
@@ -174,6 +224,23 @@ class AnalyticsStage:
         if events:
             watched.counts = self._counts(result.meta.camera_id, watched.analytics)
         return replace(result, events=result.events + events, counts=watched.counts)
+
+    def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
+        """Apply the present configuration to a camera. Return the events that this causes."""
+        camera_id = meta.camera_id
+        self._outdated.remove(camera_id)
+        watched, section = self._cameras[camera_id], self._sections.get(camera_id)
+        events = watched.analytics.reconfigure(section or CameraAnalytics(), self._forget_s, meta.captured_ns)
+        if section is None:
+            del self._cameras[camera_id]
+            return events
+        watched.resets = self._schedule(camera_id, watched.analytics)
+        watched.counts = self._counts(camera_id, watched.analytics)
+        self._warn_outside(camera_id, watched.frame_size)
+        return events
+
+    def _schedule(self, camera_id: str, analytics: Analytics) -> ResetSchedule:
+        return ResetSchedule(self._sections[camera_id].reset_at if self._resets else (), analytics.period_s)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
         """Return a camera's analytics, created or restarted if necessary, and the events that a restart causes."""
@@ -188,8 +255,7 @@ class AnalyticsStage:
             self._warn_outside(meta.camera_id, size)
         if watched is None:
             analytics = self._open(meta.camera_id, size)
-            times = self._sections[meta.camera_id].reset_at if self._resets else ()
-            resets = ResetSchedule(times, analytics.period_s)
+            resets = self._schedule(meta.camera_id, analytics)
         else:
             analytics, resets = watched.analytics, watched.resets
         counts = self._counts(meta.camera_id, analytics)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
+from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import LASTING, RULE, RuleConfig
 from vision.types import Event, Result
@@ -35,6 +36,19 @@ class RuleStage:
         cameras = {camera_id: _Camera(camera_id, rules, section) for camera_id, section in sections.items()}
         self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use new rules. A rule that has not changed continues; others start with the next event of their kind.
+
+        For a rule that was changed or removed, the next result of the camera reports the end of its reported states.
+        """
+        earlier, self._cameras = self._cameras, {}
+        for camera_id, section in {**dict.fromkeys(earlier), **config.analytics}.items():
+            camera = _Camera(camera_id, config.rules, section or CameraAnalytics())
+            if camera_id in earlier:
+                camera.adopt(earlier[camera_id])
+            if camera.rules or camera.ended:
+                self._cameras[camera_id] = camera
+
     def __call__(self, result: Result) -> Result:
         camera = self._cameras.get(result.meta.camera_id)
         events = tuple(camera.update(result)) if camera is not None else ()
@@ -51,14 +65,25 @@ class _Camera:
             for rule in rules
             if rule.condition.name in early_s and (rule.cameras is None or camera_id in rule.cameras)
         ]
+        self.ended: list[_Rule] = []  # rules that were removed while they reported a state
         self._time = FrameClock()
         self._epoch: int | None = None
+
+    def adopt(self, earlier: _Camera) -> None:
+        """Continue the clock, and the rules that have not changed."""
+        self._time, self._epoch = earlier._time, earlier._epoch
+        known = {rule.identity: rule for rule in earlier.rules}
+        self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
+        self.ended = [*earlier.ended, *(rule for rule in known.values() if rule.states)]
 
     def update(self, result: Result) -> Iterator[Event]:
         meta = result.meta
         self._time.advance(meta.captured_ns)
         now = _Now(self._time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
         new_epoch, self._epoch = meta.epoch != self._epoch, meta.epoch
+        for rule in self.ended:
+            yield from rule.end(now)
+        self.ended = []
         for rule in self.rules:
             unended = set(rule.states) if new_epoch else set()
             for event in result.events:
@@ -93,6 +118,7 @@ class _Rule:
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
         """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports it."""
         self.states: dict[int | None, _State] = {}  # by track id; None for a crowded zone
+        self.identity = config.model_dump_json(), crowded_for_s  # equal for rules that work in the same way
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())
         self._condition, self._cooldown_s = config.condition, config.cooldown_s
@@ -124,6 +150,13 @@ class _Rule:
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
+
+    def end(self, now: _Now) -> Iterator[Event]:
+        """End all states. Yield a report for each state whose start was reported."""
+        for state in self.states.values():
+            if state.reported:
+                yield self._event("end", state.start_event, now, self._current_data(state, now))
+        self.states.clear()
 
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
         """Return the data of the event that started a state, updated to the current frame.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from vision.config import AppConfig
 from vision.messaging.schema import CameraReport, CountsReport, NodeReport, StatusReport
 from vision.types import Frame, Result
 
@@ -58,6 +59,17 @@ class Sink(Protocol):
 
     def report(self, report: Report) -> None:
         """Process a status report. The main thread calls this method once per interval and at the end."""
+
+
+@runtime_checkable
+class Reconfigurable(Protocol):
+    """A stage that can continue with a new configuration while the program runs."""
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use `config` from the next result on. The thread that runs the stages calls this between two results.
+
+        The configuration is valid, and differs from the previous one only in keys that need no restart.
+        """
 
 
 @runtime_checkable

@@ -1,0 +1,190 @@
+"""Comparison of two configurations of one deployment, and changes to a configuration while the program runs.
+
+The program applies a `Plan` as a whole. If any key that differs needs a restart, it applies nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vision.config.analytics import CameraAnalytics
+from vision.config.app import AppConfig, CameraConfig
+from vision.config.checks import config_conflicts
+from vision.config.document import Document, faulty
+from vision.config.fields import ACCEPT_ANY, VERIFY
+from vision.config.load import validated_part
+from vision.config.source_address import File, Folder
+from vision.config.wording import Loc, dotted
+from vision.config.yaml_reader import read_document
+from vision.errors import ConfigError, Fault
+
+_WITHOUT_REOPENING: Final = ("max_fps", "max_frame_age_s", "report_after_s")
+"""Keys of a camera that can change while it is connected."""
+
+_NEEDS_RESTART: Final = "restart-needed"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The difference between the configuration of the running program and a new one."""
+
+    added: tuple[str, ...] = ()  # cameras, by id
+    removed: tuple[str, ...] = ()
+    reopened: tuple[str, ...] = ()  # cameras that connect again, with a new epoch
+    adjusted: tuple[str, ...] = ()  # cameras whose rate, age limit, or report changes without a new connection
+    stages: tuple[str, ...] = ()  # keys of tracking, analytics, rules, and scores
+    restart: tuple[Loc, ...] = ()  # keys that need a restart
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the configurations are equal."""
+        return self == Plan()
+
+
+def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
+    """Return what must change so that the program works as `new` requires.
+
+    `detector_score` is the threshold with which the detector was opened. A lower threshold needs a restart.
+    """
+    before, after = _cameras(running), _cameras(new)
+    common = [camera for camera in after if camera in before]
+    changed = {camera: _differing(before[camera], after[camera]) for camera in common}
+    return Plan(
+        added=tuple(camera for camera in after if camera not in before),
+        removed=tuple(camera for camera in before if camera not in after),
+        reopened=tuple(camera for camera in common if not changed[camera] <= set(_WITHOUT_REOPENING)),
+        adjusted=tuple(camera for camera in common if changed[camera] and changed[camera] <= set(_WITHOUT_REOPENING)),
+        stages=tuple(_stage_keys(running, new)),
+        restart=tuple(_restart_keys(running, new, detector_score)),
+    )
+
+
+def _cameras(config: AppConfig) -> dict[str, dict[str, Any]]:
+    return {camera.id: camera.model_dump() for camera in config.cameras}
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+def _stage_keys(running: AppConfig, new: AppConfig) -> Iterator[str]:
+    before, after = running.model_dump(), new.model_dump()
+    for camera in sorted({*running.analytics, *new.analytics}):
+        if before["analytics"].get(camera) != after["analytics"].get(camera):
+            yield f"analytics.{camera}"
+    if before["rules"] != after["rules"]:
+        yield "rules"
+    if before["detect"]["score_threshold"] != after["detect"]["score_threshold"]:
+        yield "detect.score_threshold"
+    yield from (f"track.{key}" for key in sorted(_differing(before["track"], after["track"])))
+
+
+def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> Iterator[Loc]:
+    before, after = running.model_dump(), new.model_dump()
+    for key in before:
+        if key in ("cameras", "analytics", "rules") or before[key] == after[key]:
+            continue
+        if not isinstance(before[key], dict) or not isinstance(after[key], dict):
+            yield (key,)
+            continue
+        for part in sorted(_differing(before[key], after[key])):
+            if not _is_live(key, part, new, detector_score):
+                yield (key, part)
+
+
+def _is_live(section: str, key: str, new: AppConfig, detector_score: float) -> bool:
+    """Return True if a key of a section can change while the program runs."""
+    if section == "track":
+        return key != "class_groups" and required_score(new) >= detector_score
+    has_filter = not new.pipeline.endswith(".py")  # the stages of a file are unknown
+    return (section, key) == ("detect", "score_threshold") and has_filter and required_score(new) >= detector_score
+
+
+def required_score(config: AppConfig) -> float:
+    """Return the lowest score that the detector must report. A tracker also needs objects with lower scores."""
+    score = config.detect.score_threshold
+    return score if config.pipeline == "detect" else min(score, config.track.low_score)
+
+
+def restart_error(plan: Plan, path: Path | None) -> ConfigError:
+    """Return the error for a plan that needs a restart. It shows the lines of the file `path`, if that is not None."""
+    document: Document | None = None
+    if path is not None:
+        try:
+            document = read_document(path)
+        except ConfigError:  # the file has changed since it was loaded
+            document = None
+    message = "cannot change while the program runs"
+    hint = "nothing was changed; restart the program to apply the file"
+    if document is None:
+        faults = [Fault(0, 0, dotted(loc), _NEEDS_RESTART, message) for loc in plan.restart]
+        return faulty("", faults, hint=hint)
+    return faulty(document.name, [document.fault(loc, _NEEDS_RESTART, message) for loc in plan.restart], hint=hint)
+
+
+# --- changes of a running program -------------------------------------------------------------------------------------
+
+
+def with_camera(config: AppConfig, camera: Mapping[str, Any], environ: Mapping[str, str]) -> AppConfig:
+    """Return `config` with one more camera, given by its keys as in camera.yaml. ``${NAME}`` comes from `environ`.
+
+    Raises:
+        ConfigError: a key is invalid, or conflicts with the rest of the configuration.
+    """
+    added = validated_part(CameraConfig, json.dumps(camera, ensure_ascii=False), "camera", environ)
+    address, tls = added.address, added.tls
+    if isinstance(address, File | Folder) and not Path(address.path).is_absolute():
+        raise ConfigError("camera: source: expected the whole path of a file or folder", code="relative-path")
+    if tls not in (VERIFY, ACCEPT_ANY) and not Path(tls).is_absolute():
+        raise ConfigError("camera: tls: expected the whole path of a file", code="relative-path")
+    return _checked(config, cameras=(*config.cameras, added))
+
+
+def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
+    """Return `config` without a camera, its lines and zones, and the rules that apply to no other camera.
+
+    Raises:
+        ConfigError: there is no such camera, or it is the only one.
+    """
+    if camera_id not in _cameras(config):
+        known = ", ".join(camera.id for camera in config.cameras)
+        raise ConfigError(f"expected the id of a camera ({known}), got {camera_id!r}", code="unknown-camera")
+    if len(config.cameras) == 1:
+        raise ConfigError(f"{camera_id} is the only camera", hint="stop the program instead", code="last-camera")
+    analytics = {name: section for name, section in config.analytics.items() if name != camera_id}
+    names = {line.name for section in analytics.values() for line in section.lines}
+    names |= {zone.name for section in analytics.values() for zone in section.zones}
+    rules = []
+    for rule in config.rules:
+        cameras = None if rule.cameras is None else tuple(name for name in rule.cameras if name != camera_id)
+        if rule.condition.name in names and cameras != ():
+            rules.append(rule.model_copy(update={"cameras": cameras}) if cameras != rule.cameras else rule)
+    cameras_left = tuple(camera for camera in config.cameras if camera.id != camera_id)
+    return _checked(config, cameras=cameras_left, analytics=analytics, rules=tuple(rules))
+
+
+def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:
+    """Return `config` with different lines and zones of one camera; with none if `section` is None.
+
+    Raises:
+        ConfigError: a key is invalid, or conflicts with the rest of the configuration.
+    """
+    analytics = {name: own for name, own in config.analytics.items() if name != camera_id}
+    if section is not None:
+        text = json.dumps(section, ensure_ascii=False)
+        analytics[camera_id] = validated_part(CameraAnalytics, text, f"analytics.{camera_id}", {})
+    return _checked(config, analytics=analytics)
+
+
+def _checked(config: AppConfig, **changes: object) -> AppConfig:
+    """Return `config` with changes. Raise `ConfigError` if they conflict with each other or with the rest."""
+    changed = config.model_copy(update=changes)
+    plain = changed.model_dump(exclude_unset=True)
+    faults = [Fault(0, 0, dotted(loc), code, message) for loc, code, message in config_conflicts(plain)]
+    if faults:
+        raise faulty("", faults)
+    return changed
