@@ -20,6 +20,7 @@ import psutil
 
 from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.benchmark.loops import WAIT_S, Durations, relative_error
+from vision.benchmark.memory import ModelMemory, model_memory
 from vision.capture.source import Source
 from vision.config import AppConfig
 from vision.detect.detector import Detector
@@ -94,6 +95,7 @@ class DeploymentRun:
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
     device_bytes: int | None = None  # GPU memory of the detector; None without a GPU
+    memory: ModelMemory | None = None  # when least of it was free; None if the run was too short to measure it
 
     @property
     def published_per_s(self) -> float:
@@ -166,7 +168,8 @@ def run_deployment(
         window = _Window(start_s + seconds * _WARM_UP_PART)
         last = runtime.run(stop, for_s=start_s + seconds, on_report=window.observe)
     run = _summary(counted, [camera.id for camera in config.cameras], *window.ends())
-    return replace(run, device_bytes=last.node.detector.device_bytes if last.node.detector else None)
+    device_bytes = last.node.detector.device_bytes if last.node.detector else None
+    return replace(run, device_bytes=device_bytes, memory=window.memory)
 
 
 class NonClosingDetector:
@@ -222,6 +225,7 @@ class _Window:
         self._from_ns = time.monotonic_ns() + int(after_s * 1e9)
         self._meter: CpuMeter | None = None
         self._ends: list[_End] = []
+        self.memory: ModelMemory | None = None  # when least of it was free
 
     def observe(self, report: Report) -> None:
         now_ns = time.monotonic_ns()
@@ -232,6 +236,9 @@ class _Window:
         grabbed = {camera.camera: camera.grabbed for camera in report.cameras}
         dropped = {camera.camera: Counter(camera.dropped) for camera in report.cameras}
         self._ends.append(_End(now_ns, grabbed, dropped, self._meter.read(), _thread_times()))
+        memory = model_memory()
+        if self.memory is None or memory.free_mib < self.memory.free_mib:
+            self.memory = memory
 
     def ends(self) -> tuple[_End, _End]:
         """Return the counters at the start and at the end of the measurement. Call this after the run."""

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from vision.benchmark.loops import Durations
+from vision.benchmark.memory import ModelMemory
 from vision.benchmark.pipeline import DeploymentRun, run_deployment
 from vision.benchmark.stand_ins import PhasedSources, StandIn, repeated, stand_ins
 from vision.config import AppConfig
@@ -101,6 +102,7 @@ class Plan:
     cores: int
     rss_mib: float
     device_mib: float | None  # GPU memory of the process; None without a GPU
+    memory: ModelMemory | None  # during the run, when least of it was free; None if the run was too short
     objects_per_frame: float
     loads: tuple[Load, ...]
     fits: bool
@@ -187,6 +189,7 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
         cores=cores,
         rss_mib=resident_bytes() / 2**20,
         device_mib=None if run.device_bytes is None else run.device_bytes / 2**20,
+        memory=run.memory,
         objects_per_frame=run.objects_per_frame,
         loads=loads,
         fits=fits,

@@ -236,6 +236,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_row("all", "", *_rates(plan))
     memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
     _print_plain(console, f"detector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame")
+    if plan.memory is not None:
+        left = f"{plan.memory.free_mib:.0f} of {plan.memory.total_mib:.0f} MiB of the {plan.memory.owner}"
+        _print_plain(console, f"memory left for a language model: {left}")
     _print_table(console, "frames/s by camera", table)
     shares = _table(("part",), ("busy",))
     shares.add_column("")

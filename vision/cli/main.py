@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import inspect
 import io
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from vision.cli.session import Session
+from vision.cli.session import Session, add_command
 from vision.errors import conceal
 
 COMMANDS: Final = {
@@ -35,6 +34,7 @@ COMMANDS: Final = {
     "bench": "Measure the speed of a model on this machine.",
     "profile": "Show the time of each layer and each stage.",
     "plan": "Measure a configuration with stand-in cameras.",
+    "llm": "Check, choose, and evaluate a language model that judges events.",
     "install-service": "Set up a systemd service.",
     "uninstall-service": "Remove the systemd services.",
     "camera-zoo": "Serve synthetic cameras with the oddities of real ones.",
@@ -94,11 +94,13 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _add_command(app: typer.Typer, name: str) -> None:
-    """Add a command. The docstring of its function is the help text; its examples are printed after the options."""
+    """Add a command, or a group of commands."""
     module, function = _PLACES.get(name, (name, name))
     body = getattr(importlib.import_module(f"vision.cli.{module}"), function)
-    text, _, examples = (inspect.getdoc(body) or "").partition("\n\nExamples:\n")
-    app.command(name, help=text, epilog=f"\b\nExamples:\n{examples}")(body)
+    if isinstance(body, typer.Typer):
+        app.add_typer(body, name=name)
+    else:
+        add_command(app, name, body)
 
 
 def _print_version(requested: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import inspect
 import os
 import signal
 import sys
@@ -55,6 +56,12 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
         return run
 
     return decorate
+
+
+def add_command(app: typer.Typer, name: str, body: Callable[..., None]) -> None:
+    """Add a command. The docstring of `body` is the help text; its examples are printed after the options."""
+    text, _, examples = (inspect.getdoc(body) or "").partition("\n\nExamples:\n")
+    app.command(name, help=text, epilog=f"\b\nExamples:\n{examples}")(body)
 
 
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:

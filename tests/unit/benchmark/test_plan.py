@@ -197,6 +197,8 @@ def test_plan_with_a_fast_detector_fits(tmp_path: Path) -> None:
     assert [camera.camera for camera in plan.cameras] == ["c0", "c1"]
     assert re.search(r"\b2\b", steps[1]), "the duration of the run follows the step that opens the cameras"
     assert not (tmp_path / "state").exists()
+    assert plan.memory is not None
+    assert 0 < plan.memory.free_mib < plan.memory.total_mib
     document = plan.as_json()
     assert document["schema"] == "vision.plan/1"
     assert document["cameras"][0]["latency"]["count"] > 0

@@ -1,0 +1,153 @@
+"""`vision llm recipes`: the memory of models, the choice of a model, and the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vision.benchmark.host import parse_jetson, read_memory
+from vision.benchmark.memory import model_memory
+from vision.cli.main import main
+from vision.errors import ConfigError
+from vision.language.known_models import CONTEXT_TOKENS, KNOWN_MODELS
+from vision.language.recipes import MARGIN, SERVERS, Host, Recipe, recipes
+
+ORIN_NANO = Host("jetpack7", 87, 7620, 5000)
+AGX_ORIN = Host("jetpack7", 87, 62_800, 50_000)
+THOR = Host("jetpack7", 110, 125_000, 90_000)
+ORIN_NX_JETPACK_6 = Host("jetpack6", 87, 15_300, 9_000)
+WORKSTATION = Host("gpu", 89, 24_000, 20_000)
+LAPTOP = Host("cpu", 0, 24_000, 12_000)
+HOSTS = [ORIN_NANO, AGX_ORIN, THOR, ORIN_NX_JETPACK_6, WORKSTATION, LAPTOP]
+
+
+def options(recipe: Recipe) -> dict[str, str]:
+    """Return the options of the last command with the word that follows each."""
+    words = shlex.split(recipe.commands[-1])
+    return {word: after for word, after in zip(words, [*words[1:], ""], strict=True) if word.startswith("-")}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_recipes_fit_in_the_free_memory(host: Host, parallel: int) -> None:
+    found = recipes(host, parallel=parallel)
+    assert {recipe.server for recipe in found} <= set(SERVERS[host.platform])
+    assert all(recipe.need_mib * MARGIN <= host.left_mib for recipe in found)
+    assert all(options(recipe)["--host"] == "127.0.0.1" for recipe in found)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_server_of_the_platform_has_a_recipe(host: Host) -> None:
+    assert {recipe.server for recipe in recipes(host)} == set(SERVERS[host.platform])
+
+
+def test_without_memory_there_is_no_recipe() -> None:
+    assert recipes(Host("jetpack7", 87, 7620, 1500)) == []
+
+
+def test_weights_have_a_format_of_the_gpu() -> None:
+    assert {recipe.precision for recipe in recipes(ORIN_NANO)} == {"int4", "q4_k_m"}
+    assert recipes(THOR)[0].precision == "nvfp4"
+    assert recipes(WORKSTATION)[0].precision == "fp8"
+
+
+def test_more_memory_serves_a_larger_model() -> None:
+    sizes = {known.name: number for number, known in enumerate(KNOWN_MODELS)}
+    assert sizes[recipes(ORIN_NANO)[0].model] < sizes[recipes(AGX_ORIN)[0].model]
+
+
+def test_more_parallel_requests_need_more_memory() -> None:
+    for known in KNOWN_MODELS:
+        added = known.need_mib("fp16", 4) - known.need_mib("fp16", 1)
+        assert added == pytest.approx(3 * CONTEXT_TOKENS * known.cache_bytes / 2**20)
+
+
+def test_computed_weights_match_the_published_numbers_of_parameters() -> None:
+    published = {  # millions, from the pages of the models
+        "qwen3-vl-2b": 2_127,
+        "qwen2.5-vl-3b": 3_755,
+        "qwen3-vl-4b": 4_438,
+        "qwen2.5-vl-7b": 8_292,
+        "qwen3-vl-8b": 8_767,
+    }
+    for known in KNOWN_MODELS:
+        assert known.linear + known.vocabulary + known.encoder == pytest.approx(published[known.name], rel=0.01)
+
+
+def test_model_without_a_checkpoint_is_quantized_first() -> None:
+    quantize, serve = (
+        next(shlex.split(line) for line in recipes(ORIN_NANO, model="qwen3-vl-2b")[0].commands if name in line)
+        for name in ("edgellm-quantize", "edgellm-serve")
+    )
+    assert quantize[quantize.index("--quantization") + 1] == "int4_awq"
+    assert serve[1] == f"./{quantize[quantize.index('--output_dir') + 1]}"
+
+
+def test_speculative_decoding_is_offered_where_it_fits() -> None:
+    (recipe,) = [recipe for recipe in recipes(AGX_ORIN) if recipe.draft is not None]
+    assert json.loads(options(recipe)["--speculative-config"])["model"] == recipe.draft
+    assert all(recipe.draft is None for recipe in recipes(ORIN_NANO))
+
+
+@pytest.mark.parametrize("host", [AGX_ORIN, THOR, WORKSTATION])
+def test_share_of_vllm_holds_the_model_and_is_free(host: Host) -> None:
+    (recipe,) = [recipe for recipe in recipes(host) if recipe.server == "vllm"]
+    share_mib = float(options(recipe)["--gpu-memory-utilization"]) * host.total_mib
+    assert recipe.need_mib <= share_mib <= host.left_mib
+
+
+@pytest.mark.parametrize(
+    ("release", "model", "expected"),
+    [
+        ("# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic", "NVIDIA Jetson Orin Nano", ("jetpack6", 87)),
+        ("# R38 (release), REVISION: 2.0", "NVIDIA Jetson AGX Thor Developer Kit", ("jetpack7", 110)),
+        ("# R39 (release), REVISION: 2.0", "NVIDIA Jetson AGX Orin Developer Kit", ("jetpack7", 87)),
+        ("", "", ("jetpack6", 87)),
+    ],
+)
+def test_jetson_is_recognized(release: str, model: str, expected: tuple[str, int]) -> None:
+    assert parse_jetson(release, model) == expected
+
+
+def test_memory_of_this_machine_is_measured() -> None:
+    memory = model_memory()
+    assert 0 < memory.free_mib <= memory.total_mib
+
+
+def test_command_uses_the_memory_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    memory = {"owner": "CPU", "total_mib": 9000.0, "free_mib": 5500.0}
+    plan.write_text(json.dumps({"schema": "vision.plan/1", "memory": memory}))
+    assert main(["llm", "recipes", "--plan", str(plan), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["host"]["left_mib"] == 5500.0
+    assert all(recipe["need_mib"] * MARGIN <= 5500.0 for recipe in document["recipes"])
+    plan.write_text(json.dumps({"schema": "vision.plan/1", "memory": {**memory, "free_mib": 100.0}}))
+    assert main(["llm", "recipes", "--plan", str(plan)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "not-readable"),
+        ("{", "not-a-plan"),
+        ("[]", "not-a-plan"),
+        ('{"schema": "vision.bench/1"}', "not-a-plan"),
+        ('{"schema": "vision.plan/1"}', "no-memory"),
+        ('{"schema": "vision.plan/1", "memory": {"owner": "CPU", "total_mib": "much"}}', "no-memory"),
+    ],
+)
+def test_file_that_is_no_plan_is_refused(tmp_path: Path, content: str | None, code: str) -> None:
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_memory(path)
+    assert caught.value.code == code
+
+
+def test_unknown_model_is_an_invalid_argument() -> None:
+    assert main(["llm", "recipes", "--model", "gpt"]) == 2

@@ -1,0 +1,43 @@
+"""The memory in which models run, and how much of it is free.
+
+A model on a GPU needs memory of that GPU. A Jetson or a DGX Spark has one memory for the CPU and the GPU.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import psutil
+import pynvml as nvml
+
+from vision.engine.library import TEGRA_RELEASE
+
+_MIB: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """The memory in which models run, at one moment, including what other programs use."""
+
+    owner: Literal["GPU", "CPU and GPU", "CPU"]
+    total_mib: float
+    free_mib: float
+
+
+def model_memory() -> ModelMemory:
+    """Measure the memory of the first GPU, or the main memory if there is no GPU or the GPU shares that memory."""
+    has_gpu = TEGRA_RELEASE.exists()
+    if not has_gpu:
+        with suppress(nvml.NVMLError):  # no driver, or no GPU
+            nvml.nvmlInit()
+            try:
+                gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+                has_gpu = True
+                own = nvml.nvmlDeviceGetMemoryInfo(gpu)  # an error if the GPU has no memory of its own
+                return ModelMemory("GPU", own.total / _MIB, own.free / _MIB)
+            finally:
+                nvml.nvmlShutdown()
+    main = psutil.virtual_memory()
+    return ModelMemory("CPU and GPU" if has_gpu else "CPU", main.total / _MIB, main.available / _MIB)

@@ -1,0 +1,212 @@
+"""Commands that start a server of a vision-language model on a machine, in the memory that `vision` leaves free.
+
+The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from vision.language.known_models import CONTEXT_TOKENS, KNOWN_MODELS, KnownModel, Precision
+
+Platform: TypeAlias = Literal["jetpack7", "jetpack6", "gpu", "cpu"]
+ServerName: TypeAlias = Literal["edge-llm", "vllm", "llama.cpp"]
+
+SERVERS: Final[dict[Platform, tuple[ServerName, ...]]] = {
+    "jetpack7": ("edge-llm", "vllm", "llama.cpp"),
+    "jetpack6": ("llama.cpp",),  # the wheel of Edge-LLM needs the C library of Ubuntu 24.04
+    "gpu": ("vllm", "llama.cpp"),
+    "cpu": ("llama.cpp",),
+}
+"""The servers that run on each platform."""
+
+PORT: Final = 8000
+MARGIN: Final = 1.1
+"""Factor between the estimated memory of a server and the memory that must be free."""
+
+_ANSWER_TOKENS: Final = 256
+_BLACKWELL, _ADA = 100, 89
+_METHODS: Final[dict[Precision, tuple[str, ...]]] = {
+    "int4": ("--quantization", "int4_awq"),
+    "fp8": ("--quantization", "fp8"),
+    "nvfp4": ("--quantization", "nvfp4", "--kv_cache_quantization", "fp8"),
+}
+_EXPERIMENTAL: Final = "NVIDIA calls this server experimental. Its first start builds engines, which takes minutes."
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine that runs a server. A `capability` of 87 means the compute capability 8.7; 0 means no GPU."""
+
+    platform: Platform
+    capability: int
+    total_mib: float  # of the memory in which models run
+    left_mib: float  # free while `vision` runs
+
+    def precisions(self, server: ServerName) -> tuple[Precision, ...]:
+        """Return the formats of weights that the server can use on this machine, fastest first."""
+        if server == "llama.cpp":
+            return ("q4_k_m",)
+        if self.capability >= _BLACKWELL:
+            return ("nvfp4", "fp8", "int4", "fp16")
+        return ("fp8", "int4", "fp16") if self.capability >= _ADA else ("int4", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The commands that start a server, and restrictions that a user must know."""
+
+    server: ServerName
+    model: str
+    precision: Precision
+    need_mib: float
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+    draft: str | None = None  # model for speculative decoding
+
+
+def recipes(host: Host, *, parallel: int = 1, model: str | None = None) -> list[Recipe]:
+    """Return a recipe for each server of the machine, each with the largest model that fits.
+
+    Quantized checkpoints are preferred, because a Jetson reads all weights for each token. Models that a user must
+    quantize are only chosen if no published checkpoint fits.
+
+    Args:
+        host: the machine.
+        parallel: number of requests that the server answers at the same time.
+        model: name of the model to use; None means the largest that fits.
+    """
+    candidates = [known for known in reversed(KNOWN_MODELS) if model in (None, known.name)]
+    found = []
+    for server in SERVERS[host.platform]:
+        fitting = _largest_fitting(host, server, candidates, parallel)
+        if fitting is not None:
+            found.append(_recipe(host, server, *fitting, parallel))
+            found += _speculative(host, server, fitting[0], parallel)
+    return found
+
+
+def usable_precisions(host: Host, server: ServerName, known: KnownModel) -> tuple[Precision, ...]:
+    """Return the formats in which the server can load the model. For Edge-LLM, a user can quantize every model."""
+    allowed = host.precisions(server)
+    if server == "edge-llm":
+        return allowed
+    return tuple(precision for precision in allowed if precision in known.checkpoints)
+
+
+def _largest_fitting(
+    host: Host, server: ServerName, candidates: Sequence[KnownModel], parallel: int
+) -> tuple[KnownModel, Precision] | None:
+    fitting = [
+        (known, precision)
+        for known in candidates
+        for precision in usable_precisions(host, server, known)
+        if fits(host, known, precision, parallel)
+    ]
+    return min(fitting, key=lambda choice: _effort(*choice), default=None)
+
+
+def _effort(known: KnownModel, precision: Precision) -> int:
+    """Return 0 for a published quantized checkpoint, 1 for one in 16 bits, and 2 if the user must quantize it."""
+    return 2 if precision not in known.checkpoints else int(precision == "fp16")
+
+
+def fits(host: Host, known: KnownModel, precision: Precision, parallel: int) -> bool:
+    """Return whether a server of the model fits in the free memory, with a margin because the need is an estimate."""
+    return known.need_mib(precision, parallel) * MARGIN <= host.left_mib
+
+
+def _recipe(host: Host, server: ServerName, known: KnownModel, precision: Precision, parallel: int) -> Recipe:
+    need = known.need_mib(precision, parallel)
+    if server == "edge-llm":
+        commands = (*_quantize(known, precision), *_edge_llm(known.checkpoints.get(precision), known, parallel))
+        return Recipe(server, known.name, precision, need, commands, (_EXPERIMENTAL,))
+    if server == "vllm":
+        return Recipe(server, known.name, precision, need, _vllm(host, known, precision, parallel), _vllm_notes(host))
+    return Recipe(server, known.name, precision, need, (_llama(host, known, precision, parallel),), _llama_notes(host))
+
+
+def _quantize(known: KnownModel, precision: Precision) -> Iterator[str]:
+    """Yield the command that quantizes a model without a published checkpoint."""
+    if precision not in known.checkpoints:
+        arguments = ["--model_dir", known.checkpoints["fp16"], "--output_dir", _own_checkpoint(known)]
+        command = shlex.join(["tensorrt-edgellm-quantize", "llm", *arguments, *_METHODS[precision]])
+        yield "# on a computer with a GPU; then copy the folder to this machine"
+        yield "pip install 'tensorrt-edgellm[tools]==0.11.0'"
+        yield command
+
+
+def _own_checkpoint(known: KnownModel) -> str:
+    return f"{known.name}-quantized"
+
+
+def _edge_llm(checkpoint: str | None, known: KnownModel, parallel: int, *extra: str) -> tuple[str, ...]:
+    batching = ("--max-batch-size", str(parallel), "--enable-in-flight-batching") if parallel > 1 else ()
+    command = shlex.join(
+        [
+            *("edge/bin/tensorrt-edgellm-serve", checkpoint or f"./{_own_checkpoint(known)}"),
+            *("--host", "127.0.0.1", "--port", str(PORT)),
+            *("--max-input-len", str(CONTEXT_TOKENS - _ANSWER_TOKENS), "--max-kv-cache-capacity", str(CONTEXT_TOKENS)),
+            *batching,
+            *extra,
+        ]
+    )
+    # TensorRT is a system package of JetPack. The packages of the server need NumPy 2, which JetPack's OpenCV cannot
+    # use, so the server has an environment of its own.
+    install = "edge/bin/pip install 'tensorrt-edgellm[server]==0.11.0'"
+    return "python3 -m venv --system-site-packages edge", install, command
+
+
+def _speculative(host: Host, server: ServerName, known: KnownModel, parallel: int) -> Iterator[Recipe]:
+    """Yield the recipe with speculative decoding, if the model has a draft and its checkpoint in fp16 fits."""
+    if server != "edge-llm" or known.draft is None or not fits(host, known, "fp16", parallel):
+        return
+    need = known.need_mib("fp16", parallel)
+    draft = json.dumps({"method": "eagle3", "model": known.draft, "num_speculative_tokens": 3})
+    commands = _edge_llm(known.checkpoints["fp16"], known, parallel, "--speculative-config", draft)
+    notes = (
+        _EXPERIMENTAL,
+        "A draft model speeds up long answers. It does not help if the answer is one word.",
+        "The estimated memory does not include the draft model.",
+    )
+    yield Recipe(server, known.name, "fp16", need, commands, notes, draft=known.draft)
+
+
+def _vllm(host: Host, known: KnownModel, precision: Precision, parallel: int) -> tuple[str, ...]:
+    # vLLM fills its whole share with KV cache, so a larger share than the model needs would be wasted.
+    fraction = math.ceil(known.need_mib(precision, parallel) * MARGIN / host.total_mib * 100) / 100
+    options = [
+        *("--host", "127.0.0.1", "--port", str(PORT)),
+        *("--gpu-memory-utilization", f"{fraction:.2f}"),
+        *("--max-model-len", str(CONTEXT_TOKENS), "--max-num-seqs", str(parallel)),
+    ]
+    checkpoint = known.checkpoints[precision]
+    if host.platform == "jetpack7":
+        docker = "docker run --rm --runtime nvidia --network host -v $HOME/.cache/huggingface:/root/.cache/huggingface"
+        return (f"{docker} vllm/vllm-openai:latest {shlex.join([checkpoint, *options])}",)
+    serve = shlex.join(["vllm/bin/vllm", "serve", checkpoint, *options])
+    return "python3 -m venv vllm && vllm/bin/pip install vllm", serve
+
+
+def _vllm_notes(host: Host) -> tuple[str, ...]:
+    notes = ["vLLM does not start if less than its share of the memory is free."]
+    if host.platform == "jetpack7":
+        notes.append("An Orin needs JetPack 7.2 or later for this container.")
+    return tuple(notes)
+
+
+def _llama(host: Host, known: KnownModel, precision: Precision, parallel: int) -> str:
+    options = ["--host", "127.0.0.1", "--port", str(PORT), "-c", str(CONTEXT_TOKENS * parallel), "-np", str(parallel)]
+    layers = ["-ngl", "99"] if host.platform != "cpu" else []
+    return shlex.join(["llama-server", "-hf", known.checkpoints[precision], *options, *layers])
+
+
+def _llama_notes(host: Host) -> tuple[str, ...]:
+    if host.platform == "cpu":
+        return ("Without a GPU, one image takes many seconds. Set `timeout_s` accordingly.",)
+    return ("Build llama.cpp with `-DGGML_CUDA=ON`, or use a container that includes it.",)
