@@ -14,7 +14,7 @@ from vision.cli.options import Json, table_console
 from vision.cli.session import add_command, command
 from vision.errors import EXIT_OK, EXIT_RUNTIME
 from vision.language.known_models import KNOWN_MODELS
-from vision.language.recipes import PORT, SERVERS, Host, Recipe, fits, recipes, usable_precisions
+from vision.language.recipes import SERVERS, Host, Recipe, fits, recipes, usable_precisions
 
 _TITLES: Final = {"edge-llm": "TensorRT Edge-LLM", "vllm": "vLLM", "llama.cpp": "llama.cpp"}
 _NAMES: Final = ", ".join(known.name for known in KNOWN_MODELS)
@@ -87,13 +87,15 @@ def _print_recipes(host: Host, found: list[Recipe], parallel: int, *, measured: 
     console.print(table)
     for recipe in found:
         title = f"{_TITLES[recipe.server]}: {recipe.model}, {recipe.precision}, about {recipe.need_mib:.0f} MiB"
-        console.print(f"\n{title}{', with speculative decoding' if recipe.draft else ''}", highlight=False, style="bold")
+        console.print(
+            f"\n{title}{', with speculative decoding' if recipe.draft else ''}", highlight=False, style="bold"
+        )
         for line in recipe.commands:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         for note in recipe.notes:
             console.print(f"  note: {note}", highlight=False, markup=False, soft_wrap=True)
     if found:
-        console.print(f"\n{_UNTESTED}\nWhen the server runs: vision llm check http://127.0.0.1:{PORT}/v1", highlight=False)
+        console.print(f"\n{_UNTESTED}", highlight=False)
 
 
 llm = typer.Typer(rich_markup_mode=None)
