@@ -238,6 +238,7 @@ class _View:
         if self._display is not None:
             self._display.update(render(board, now_ns, self._display.console.width))
             return
+        self._print_news(board)
         if board.clock != self._clock:
             self._clock = board.clock
             self._print(board.clock)

@@ -149,7 +149,7 @@ def test_lines_are_printed_without_a_terminal() -> None:
 @pytest.mark.integration
 def test_silence_during_a_limited_time_is_a_failure() -> None:
     out = io.StringIO()
-    assert watch_address("tcp://127.0.0.1:9", for_s=0.5, out=out, silence_s=0.2) == 1
+    assert watch_address("tcp://127.0.0.1:9", for_s=1.5, out=out, silence_s=0.2) == 1
     assert str(Silence("tcp://127.0.0.1:9", 0.2, False)) in out.getvalue()
 
 
