@@ -16,6 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from tests.unit.benchmark.test_files import STAGE, bench, row
+from tests.unit.cli.in_process import call
 from tests.unit.engine_models import needs_tensorrt
 from vision.benchmark.bench import load_gpu
 from vision.benchmark.document import load_bench
@@ -40,7 +41,7 @@ WORDS = values_parser(PRECISIONS, "precisions")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False)
+    return call("--log-level", "warning", *arguments)
 
 
 without_gpu = pytest.mark.skipif(load_gpu("auto")[0] is not None, reason="tests the behaviour without a GPU")

@@ -1,4 +1,4 @@
-"""The command line as a process: exit codes, output, and an orderly end at each stage."""
+"""The command line: exit codes, output, and an orderly end at each stage."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.paths import ROOT
+from tests.unit.cli.in_process import call
 from vision.cli.main import COMMANDS
 from vision.cli.options import parse_duration
 
@@ -76,26 +77,26 @@ def test_duration_is_parsed(text: str, seconds: float) -> None:
     "arguments", [[], ["fly"], ["run"], ["run", "demo", "--for", "soon"], ["run", "demo", "--for", "0"]]
 )
 def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
-    done = run(*arguments)
+    done = call(*arguments)
     assert done.returncode == 2
     assert "Usage: vision" in done.stderr
 
 
 def test_misspelt_command_gets_a_suggestion() -> None:
-    done = run("rum")
+    done = call("rum")
     assert done.returncode == 2
     assert "'run'" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--log-level", "debug", "schema"), ("schema", "--log-level=debug")])
 def test_log_level_is_accepted_before_and_after_the_command(arguments: tuple[str, ...]) -> None:
-    assert run(*arguments).returncode == 0
-    assert run("schema", "--log-level", "loud").returncode == 2
+    assert call(*arguments).returncode == 0
+    assert call("schema", "--log-level", "loud").returncode == 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_ends_with_examples(command: str) -> None:
-    done = run(command, "--help")
+    done = call(command, "--help")
     assert done.returncode == 0
     assert COMMANDS[command] in done.stdout  # the list of commands has the same text
     assert f"vision {command}" in done.stdout.partition("Examples:")[2]
@@ -104,7 +105,7 @@ def test_help_ends_with_examples(command: str) -> None:
 def test_bind_replaces_the_configured_address(tmp_path: Path) -> None:
     with started("run", str(write_config(tmp_path)), "--bind", f"ipc://{tmp_path}/other") as process:
         read_until(process, f"publishing on ipc://{tmp_path}/other")
-    done = run("run", str(write_config(tmp_path)), "--bind", "nowhere")
+    done = call("run", str(write_config(tmp_path)), "--bind", "nowhere")
     assert done.returncode == 2
     assert "--bind" in done.stderr
 
@@ -116,22 +117,22 @@ def test_json_output_names_its_schema(command: str, schema: str) -> None:
 
 
 def test_check_json_has_cameras_or_the_fault(tmp_path: Path) -> None:
-    done = run("check", str(write_config(tmp_path)), "--json")
+    done = call("check", str(write_config(tmp_path)), "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["cameras"][0]["width"] == 160
-    wrong = run("check", str(write_config(tmp_path, pipeline="detekt")), "--json")
+    wrong = call("check", str(write_config(tmp_path, pipeline="detekt")), "--json")
     assert wrong.returncode == 78
     assert "detekt" in json.loads(wrong.stdout)["fault"]["message"]
 
 
 def test_check_refuses_what_run_refuses(tmp_path: Path) -> None:
     config = write_config(tmp_path, detect={"backend": "fake", "classes": ["rde"]})
-    assert run("check", str(config)).returncode == 78
+    assert call("check", str(config)).returncode == 78
 
 
 def test_limited_run_records_its_results(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
-    done = run("run", str(write_config(tmp_path)), "--for", "2s", "--record", str(record))
+    done = call("run", str(write_config(tmp_path)), "--for", "2s", "--record", str(record))
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in record.read_text().splitlines()]
     assert len(results) > 10
@@ -143,7 +144,7 @@ def test_limited_run_records_its_results(tmp_path: Path) -> None:
 def test_offline_run_publishes_each_frame_once(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     config = write_config(tmp_path, source="synthetic:160x120@20?frames=123")
-    done = run("run", str(config), "--offline", "--record", str(record))
+    done = call("run", str(config), "--offline", "--record", str(record))
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in record.read_text().splitlines()]
     assert [result["frame"] for result in results] == list(range(123))
@@ -153,7 +154,7 @@ def test_offline_run_reads_a_looped_file_once(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     clip = ROOT / "configs" / "vtest.mp4"
     cameras = [{"id": "a", "source": str(clip), "loop": True}]
-    done = run("run", str(write_config(tmp_path, cameras=cameras)), "--offline", "--record", str(record))
+    done = call("run", str(write_config(tmp_path, cameras=cameras)), "--offline", "--record", str(record))
     assert done.returncode == 0, done.stderr
     assert len(record.read_text().splitlines()) == 200
 
@@ -233,7 +234,7 @@ def test_port_in_use_exits_with_75(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        done = run("run", str(write_config(tmp_path, publish={"bind": f"tcp://127.0.0.1:{port}"})))
+        done = call("run", str(write_config(tmp_path, publish={"bind": f"tcp://127.0.0.1:{port}"})))
     assert done.returncode == 75
     assert "publish.bind" in done.stderr
     assert str(port) in done.stderr
@@ -252,7 +253,7 @@ def test_port_in_use_exits_with_75(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_configuration_exits_with_78(tmp_path: Path, top: dict[str, Any], expected: str) -> None:
-    done = run("run", str(write_config(tmp_path, **top)), "--for", "1s")
+    done = call("run", str(write_config(tmp_path, **top)), "--for", "1s")
     assert done.returncode == 78, done.stderr
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -260,7 +261,7 @@ def test_wrong_configuration_exits_with_78(tmp_path: Path, top: dict[str, Any], 
 
 
 def test_error_about_a_missing_configuration_lists_the_shipped_ones() -> None:
-    done = run("run", "dmeo")
+    done = call("run", "dmeo")
     assert done.returncode == 78
     assert "demo" in done.stderr
 
@@ -268,7 +269,7 @@ def test_error_about_a_missing_configuration_lists_the_shipped_ones() -> None:
 def test_existing_recording_is_renamed(tmp_path: Path) -> None:
     record = tmp_path / "results.jsonl"
     record.write_text("precious\n")
-    done = run("run", str(write_config(tmp_path)), "--for", "1s", "--record", str(record))
+    done = call("run", str(write_config(tmp_path)), "--for", "1s", "--record", str(record))
     assert done.returncode == 0, done.stderr
     assert [path.read_text() for path in tmp_path.glob("results-*Z.jsonl")] == ["precious\n"]
     assert len(record.read_text().splitlines()) > 0
@@ -283,23 +284,23 @@ def test_incomplete_recording_exits_with_1(tmp_path: Path) -> None:
 
 
 def test_check_prints_a_row_per_camera(tmp_path: Path) -> None:
-    good = run("check", str(write_config(tmp_path)))
+    good = call("check", str(write_config(tmp_path)))
     assert good.returncode == 0, good.stdout + good.stderr
     assert "160x120" in good.stdout
-    bad = run("check", str(write_config(tmp_path, source=str(tmp_path / "missing.mp4"))))
+    bad = call("check", str(write_config(tmp_path, source=str(tmp_path / "missing.mp4"))))
     assert bad.returncode == 1
     assert "missing.mp4" in bad.stdout.replace("\n", "")
 
 
 def test_schema_is_printed_as_json() -> None:
-    done = run("schema")
+    done = call("schema")
     assert done.returncode == 0
     assert json.loads(done.stdout)["type"] == "object"
-    assert json.loads(run("schema", "model.yaml").stdout)["title"] == "model.yaml"
+    assert json.loads(call("schema", "model.yaml").stdout)["title"] == "model.yaml"
 
 
 def test_models_lists_the_shipped_model() -> None:
-    done = run("models")
+    done = call("models")
     assert done.returncode == 0
     assert "nanodet-g-416" in done.stdout
 
@@ -312,7 +313,7 @@ def test_doctor_lists_libraries() -> None:
 
 
 def test_watch_without_messages_exits_with_1(tmp_path: Path) -> None:
-    done = run("watch", f"ipc://{tmp_path}/nobody", "--for", "1s")
+    done = call("watch", f"ipc://{tmp_path}/nobody", "--for", "1s")
     assert done.returncode == 1
 
 

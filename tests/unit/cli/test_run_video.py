@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
 from vision.drawing.overlay import LINE_COLOR, class_color
 
+FRAMES = 30
 COMMAND = [sys.executable, "-m", "vision.cli.main", "run"]
 
 
@@ -24,10 +28,21 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def save_beginning(video: Path, copy: Path) -> None:
+    """Save the first `FRAMES` frames of a video that has no B-frames."""
+    with av.open(str(video)) as source, av.open(str(copy), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in islice(source.demux(video=0), FRAMES):
+            packet.stream = stream
+            target.mux(packet)
+
+
 @pytest.mark.integration
 def test_offline_run_writes_an_annotated_video_of_all_frames(tmp_path: Path) -> None:
-    path = tmp_path / "out.mp4"
-    done = run("counting", "--offline", "--video", str(path), "--bind", f"ipc://{tmp_path}/out")
+    path, config = tmp_path / "out.mp4", tmp_path / "camera.yaml"
+    save_beginning(ROOT / "configs" / "vtest.mp4", tmp_path / "vtest.mp4")
+    config.write_text((ROOT / "configs" / "counting.yaml").read_text())
+    done = run(str(config), "--offline", "--video", str(path), "--bind", f"ipc://{tmp_path}/out")
     assert done.returncode == 0, done.stderr
     capture = cv2.VideoCapture(str(path))
     assert capture.get(cv2.CAP_PROP_FPS) == 10
@@ -37,9 +52,9 @@ def test_offline_run_writes_an_annotated_video_of_all_frames(tmp_path: Path) -> 
         frames += 1
         with_boxes += int((np.abs(image - class_color(0)).max(axis=2) < 40).sum() > 300)
         with_line += int((np.abs(image[150:420, 425:436] - LINE_COLOR).max(axis=2) < 40).sum() > 100)
-    assert frames == 200
-    assert with_boxes > 190
-    assert with_line == 200
+    assert frames == FRAMES
+    assert with_boxes > 0.9 * FRAMES
+    assert with_line == FRAMES
 
 
 @pytest.mark.integration

@@ -1,0 +1,35 @@
+"""Commands in the process of the tests. A new process costs a second of CPU time for its imports."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from vision.cli.main import main
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process. Return its exit code and its output."""
+    texts = [str(argument) for argument in arguments]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error, _own_logging():
+        code = main(texts)
+    return subprocess.CompletedProcess(texts, code, out.getvalue(), error.getvalue())
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Undo the changes that a command makes for the whole process: log handlers, their level, and warnings."""
+    root, hook = logging.getLogger(), sys.excepthook
+    handlers, level = [*root.handlers], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        sys.excepthook = hook
