@@ -32,6 +32,9 @@ extern "C" Launch* prepare(const char* name, const unsigned* geometry, unsigned 
 #ifdef KERNEL_LETTERBOX
     if (!std::strcmp(name, "letterbox")) launch->body = bound(letterbox, arguments);
 #endif
+#ifdef KERNEL_CROPS
+    if (!std::strcmp(name, "cut")) launch->body = bound(cut, arguments);
+#endif
 #ifdef KERNEL_STAR_RELU
     if (!std::strcmp(name, "star_relu")) launch->body = bound(star_relu, arguments);
 #endif

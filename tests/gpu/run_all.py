@@ -42,8 +42,17 @@ def parts(out: Path) -> Mapping[str, Part]:
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     few = "mixed_sizes or plain or yolov8 or nanodet and ties or efficient"
-    kernels = ("tests/gpu/test_letterbox_kernel.py", "tests/gpu/test_postprocess_kernels.py")
-    detector = ("tests/gpu/test_tensorrt_detector.py", "tests/gpu/test_exports.py", "tests/gpu/test_shape_inputs.py")
+    kernels = (
+        "tests/gpu/test_letterbox_kernel.py",
+        "tests/gpu/test_postprocess_kernels.py",
+        "tests/gpu/test_crop_kernel.py",
+    )
+    detector = (
+        "tests/gpu/test_tensorrt_detector.py",
+        "tests/gpu/test_exports.py",
+        "tests/gpu/test_shape_inputs.py",
+        "tests/gpu/test_gpu_classifier.py",
+    )
     found = {
         "machine": Part(("nvidia-smi",), 20),
         "kernels": Part((*python, *PYTEST, *kernels), 150),

@@ -4,6 +4,7 @@ decodes. Run in the emulator.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import subprocess
@@ -126,6 +127,7 @@ def held() -> tuple[int, int, int]:
     """Return how many bytes are allocated according to vision, and according to the GPU."""
     from cuda.bindings.device import gpu
 
+    gc.collect()  # tracebacks of other tests hold buffers
     now = allocated()
     return now.device_bytes, now.host_bytes, gpu.used_bytes
 

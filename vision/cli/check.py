@@ -24,7 +24,7 @@ from vision.cli.session import command
 from vision.config import AppConfig, CameraConfig, check_classes, load_config, resolve_config
 from vision.config.document import faulty
 from vision.config.yaml_reader import read_document
-from vision.detect.open import check_model, published_class_names
+from vision.detect.open import check_model, check_second_model, published_class_names
 from vision.errors import (
     EXIT_OK,
     EXIT_RUNTIME,
@@ -36,7 +36,7 @@ from vision.errors import (
     VisionError,
 )
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import find_model, open_second_model
+from vision.runtime.builder import find_model, find_second_model
 from vision.runtime.process_count import process_count
 from vision.stages.analytics import open_accuracy
 from vision.types import FrameBuffer
@@ -111,7 +111,7 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
             open_accuracy({camera_id: section})
     if config.cascade is not None:
         with _faults_at(path, "cascade", "model"):
-            open_second_model(config.cascade).close()
+            check_second_model(*find_second_model(config.cascade), config.cascade)
     return path, config
 
 

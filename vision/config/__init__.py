@@ -33,6 +33,7 @@ from vision.config.load import shipped_configs as shipped_configs
 from vision.config.load import shipped_models as shipped_models
 from vision.config.model_file import checked_model_file as checked_model_file
 from vision.config.model_file import folder_of_model as folder_of_model
+from vision.config.model_spec import AnySpec as AnySpec
 from vision.config.model_spec import ClassifierSpec as ClassifierSpec
 from vision.config.model_spec import HeadSpec as HeadSpec
 from vision.config.model_spec import InputSpec as InputSpec

@@ -187,12 +187,17 @@ class CascadeConfig(ConfigSection):
     """Minimum length in pixels of the shorter side of a box."""
     margin: float = Field(default=0.0, ge=0, le=1)
     """Margin on every side of the box, as a fraction of the box's width and height."""
+    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    """Library that runs the second model; auto: tensorrt if it and a GPU are present and one process handles all
+    results."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
+    """Precision of the TensorRT engine; ONNX Runtime uses the precision of the model."""
     max_batch: BatchSize = 8
     """Maximum number of objects in a batch."""
     queue: int = Field(default=32, ge=1, le=1024)
     """Maximum number of objects that wait for the model; other objects are retried with a later frame."""
     threads: Threads = 1
-    """Number of CPU threads of the second model."""
+    """Number of CPU threads of the second model, if ONNX Runtime runs it."""
 
 
 class SnapshotConfig(ConfigSection):

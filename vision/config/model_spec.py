@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
@@ -57,6 +58,7 @@ class CropSpec(_NormalizedInput):
     """Width of the model's input in pixels."""
     height: int = Field(ge=8, le=4096)
     """Height of the model's input in pixels."""
+    constants: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     fit: Literal["stretch", "letterbox"] = "stretch"
     """How to fit the crop into the input; letterbox: keep the aspect ratio, and pad the rest."""
 
@@ -229,9 +231,17 @@ class ModelSpec(_Spec):
 class ClassifierSpec(_Spec):
     """The model.yaml of a classifier: input, output and origin of the model."""
 
+    profiles: ClassVar[None] = None
+    plugins: ClassVar[tuple[()]] = ()
+    plugin_libraries: ClassVar[tuple[()]] = ()
+
     input: CropSpec
     """Pre-processing of crops."""
     head: ClassifierHead
     """Layout of the output."""
     classes: ClassNames
     """Class names in the order of the model's output."""
+
+
+AnySpec: TypeAlias = ModelSpec | ClassifierSpec
+"""Specification of a model for which an engine can be built."""

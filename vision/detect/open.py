@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vision.config import ClassifierSpec, DetectConfig, ModelSpec, checked_model_file
+from vision.config import CascadeConfig, ClassifierSpec, DetectConfig, ModelSpec, checked_model_file
 from vision.config.model_file import read_model_header
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_CPU, Detector
@@ -23,6 +24,8 @@ from vision.version import install_hint, require_cv2
 if TYPE_CHECKING:
     from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
     from vision.detect.onnxruntime.network import Network
+    from vision.detect.tensorrt.classifier import TensorRTClassifier
+    from vision.engine.build_plan import Precision
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def open_detector(
     if detect.backend != "onnxruntime":
         class_ids(class_names(spec), detect.classes, spec.name)  # refuses an unknown name before an engine is built
         try:
-            detector: Detector = _tensorrt_module().open_tensorrt_detector(folder, spec, detect, stop=stop)
+            detector: Detector = _tensorrt_module("detector").open_tensorrt_detector(folder, spec, detect, stop=stop)
         except ModelError as error:
             if error.code == "head-mismatch":
                 _check_with_onnxruntime(folder / spec.file, spec)  # raises the same error, with a hint that was tried
@@ -82,7 +85,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
     _check_header(folder, spec)
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
-    if config.backend != "onnxruntime" and _has_tensorrt(config, required=config.backend == "tensorrt"):
+    if config.backend != "onnxruntime" and _has_tensorrt(config.precision, required=config.backend == "tensorrt"):
         _check_with_onnxruntime(path, spec, ids)
         return
     one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
@@ -109,7 +112,7 @@ def _check_header(folder: Path, spec: ModelSpec) -> None:
     check_metadata(spec, read_metadata(read_model_header(folder / spec.file, spec.name)))
 
 
-def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
+def _has_tensorrt(precision: Precision, *, required: bool) -> bool:
     """Return True if TensorRT and a GPU that supports the precision are available.
 
     Raises:
@@ -117,7 +120,7 @@ def _has_tensorrt(config: DetectConfig, *, required: bool) -> bool:
         ModelError: the GPU does not support the precision.
     """
     try:
-        _tensorrt_module().check_device(config)
+        _tensorrt_module("detector").check_device(precision)
     except DeviceMissing:
         if required:
             raise
@@ -144,9 +147,9 @@ def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
     return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
 
 
-def _tensorrt_module() -> ModuleType:
+def _tensorrt_module(name: str) -> ModuleType:
     try:
-        return importlib.import_module("vision.detect.tensorrt.detector")
+        return importlib.import_module(f"vision.detect.tensorrt.{name}")
     except ImportError as error:
         raise DeviceMissing(
             f"the TensorRT back-end cannot be loaded: {error}",
@@ -190,6 +193,40 @@ def open_network(path: Path, spec: ModelSpec) -> Network:
     return Network(path, spec, threads=1)
 
 
+def open_second_model(
+    folder: Path, spec: ClassifierSpec, cascade: CascadeConfig, *, stop: threading.Event | None = None
+) -> OnnxRuntimeClassifier | TensorRTClassifier:
+    """Open the second model in `folder` with the configured back-end. ``auto`` means the same as in `open_detector`.
+
+    Raises:
+        Closed: `stop` was set while an engine was built.
+        ModelError: the file is missing, damaged, or not the model that the spec describes.
+        DeviceMissing: the configured back-end is not available, or OpenCV is not installed.
+        DeviceError: the device failed.
+        Unavailable: the cache of engines cannot be used at present.
+    """
+    if cascade.backend != "onnxruntime":
+        try:
+            module = _tensorrt_module("classifier")
+            classifier: TensorRTClassifier = module.open_tensorrt_classifier(folder, spec, cascade, stop=stop)
+        except DeviceMissing as missing:
+            if cascade.backend == "tensorrt":
+                raise
+            _report_no_gpu(missing)
+        else:
+            return classifier
+    return open_classifier(folder, spec, threads=cascade.threads, max_batch=cascade.max_batch)
+
+
+def check_second_model(folder: Path, spec: ClassifierSpec, cascade: CascadeConfig) -> None:
+    """Check a second model: raise the errors of `open_second_model` that can be detected without building an engine."""
+    if cascade.backend != "onnxruntime" and _has_tensorrt(cascade.precision, required=cascade.backend == "tensorrt"):
+        read_model_header(checked_model_file(folder, spec), spec.name)
+        if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("cv2") is None:
+            return  # only the start checks the outputs, with the engine
+    open_classifier(folder, spec, threads=1, max_batch=1).close()
+
+
 def open_classifier(
     folder: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8
 ) -> OnnxRuntimeClassifier:
@@ -200,6 +237,7 @@ def open_classifier(
         DeviceMissing: ONNX Runtime or OpenCV is not installed.
     """
     path = checked_model_file(folder, spec)
+    require_cv2("cascade")
     try:
         from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
     except ImportError as error:

@@ -50,7 +50,7 @@ from vision.engine.tensors import add_profile, halve_ends, inputs_of, quantizati
 from vision.errors import Closed, DeviceError, ModelError
 
 if TYPE_CHECKING:
-    from vision.config import ModelSpec
+    from vision.config import AnySpec
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class BuildOptions:
 
 def build_engine(
     model: bytes,
-    spec: ModelSpec,
+    spec: AnySpec,
     plan: BuildPlan,
     gpu: Gpu,
     options: BuildOptions,
@@ -138,7 +138,7 @@ def build_engine(
 class _Build:
     """A single build of an engine: its settings, and a method for each step of `run`."""
 
-    def __init__(self, spec: ModelSpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
+    def __init__(self, spec: AnySpec, plan: BuildPlan, gpu: Gpu, options: BuildOptions, log: LogLines) -> None:
         self._spec = spec
         self._plan = plan
         self._gpu = gpu

@@ -16,7 +16,7 @@ from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, reshape_onnx, rew
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config import DetectConfig, ModelSpec
+    from vision.config import CascadeConfig, DetectConfig, ModelSpec
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Quantized: TypeAlias = Literal["none", "int8", "fp8"]
@@ -180,6 +180,13 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
         folded=by_rule and detect.precision in ("fp16", "bf16"),
         fixed_batches=by_rule and engine.dla_core is None,
     )
+
+
+def resolve_classifier(cascade: CascadeConfig, batch: int) -> BuildPlan:
+    """Return the build plan for a second model that classifies at most `batch` objects at the same time."""
+    typing = plan_typing(cascade.precision, weak_typing=has_weak_typing())
+    half_input, _ = typing.half_ends("classifier")
+    return BuildPlan(cascade.precision, batch, half_input=half_input, fixed_batches=not keeps_timing())
 
 
 class Refused(ModelError):

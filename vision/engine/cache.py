@@ -37,7 +37,7 @@ from vision.state.private_files import (
 )
 
 if TYPE_CHECKING:
-    from vision.config import ModelSpec
+    from vision.config import AnySpec
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 
 
-def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: ModelSpec) -> EngineKey:
+def key_of(onnx: bytes, library: Library, gpu: Gpu, settings: BuildPlan, spec: AnySpec) -> EngineKey:
     """Return the key of an engine for the ONNX model `onnx`, with the input size and profiles of `spec`."""
     return EngineKey(
         onnx_sha256=sha256_of(onnx),

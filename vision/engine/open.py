@@ -18,19 +18,19 @@ from vision.engine.runtime import Engine, load_engine
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config import ModelSpec
+    from vision.config import AnySpec
 
 _log = logging.getLogger(__name__)
 
 
-def read_onnx(folder: Path, spec: ModelSpec) -> bytes:
+def read_onnx(folder: Path, spec: AnySpec) -> bytes:
     """Read the ONNX file of a model, including its external weights. Raise `ModelError` if a file cannot be used."""
     return with_weights(checked_model_file(folder, spec).read_bytes(), folder)
 
 
 def load_or_build(
     folder: Path,
-    spec: ModelSpec,
+    spec: AnySpec,
     gpu: Gpu,
     plan: BuildPlan,
     options: BuildOptions,
@@ -54,7 +54,7 @@ def load_or_build(
 
 def open_engine(
     folder: Path,
-    spec: ModelSpec,
+    spec: AnySpec,
     gpu: Gpu,
     plan: BuildPlan,
     options: BuildOptions,

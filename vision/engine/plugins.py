@@ -17,7 +17,7 @@ from vision.errors import ModelError
 from vision.state.private_files import sha256_of
 
 if TYPE_CHECKING:
-    from vision.config import ModelSpec, PluginSpec
+    from vision.config import AnySpec, PluginSpec
 
 _NEEDED: Final = re.compile(rb"\0libnvinfer(?:_plugin)?\.so\.(\d+)")
 """Name of TensorRT's library in a table of an ELF file, with its major version."""
@@ -48,7 +48,7 @@ def register(creator: Any) -> None:
 _registered: list[object] = []
 
 
-def load_plugins(folder: Path, spec: ModelSpec) -> None:
+def load_plugins(folder: Path, spec: AnySpec) -> None:
     """Load the plugin libraries of a model that are not loaded for it yet. `folder` contains the libraries.
 
     Raises:
@@ -66,7 +66,7 @@ _loaded: Final[set[str]] = set()
 """SHA-256 of each plugin library that this process has loaded. Several models can use the same library."""
 
 
-def _verified(folder: Path, spec: ModelSpec, plugin: PluginSpec) -> bytes:
+def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
     """Return the contents of a plugin library after a check of its SHA-256."""
     path = folder / plugin.file
     try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from vision.config import ModelSpec, ProfileSpec
+from vision.config import AnySpec, ProfileSpec
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 
 
 def make_profiles(
-    inputs: Sequence[NetworkInput], spec: ModelSpec, plan: BuildPlan, *, channels: int = 3
+    inputs: Sequence[NetworkInput], spec: AnySpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
     """Create the profiles of a model: those of its spec or, if the spec has none, one for each range of batch sizes.
 
@@ -184,7 +184,7 @@ def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
 
 
 def _profile(
-    inputs: Sequence[NetworkInput], frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, channels: int
+    inputs: Sequence[NetworkInput], frame: NetworkInput, spec: AnySpec, profile: ProfileSpec, channels: int
 ) -> Profile:
     shapes: dict[str, Range] = {}
     values: dict[str, Range] = {}
@@ -205,14 +205,14 @@ def _profile(
     return Profile(shapes, values)
 
 
-def _value_range(tensor: NetworkInput, spec: ModelSpec, profile: ProfileSpec) -> Range:
+def _value_range(tensor: NetworkInput, spec: AnySpec, profile: ProfileSpec) -> Range:
     """Return the range of a shape input: from the profile, or else only the values in `input.constants`."""
     if tensor.name in profile.values or tensor.name not in spec.input.constants:
         return _given(tensor, profile.values, "values")
     return Range(*[shape_values(spec, tensor.name)] * 3)
 
 
-def shape_values(spec: ModelSpec, name: str) -> Shape:
+def shape_values(spec: AnySpec, name: str) -> Shape:
     """Return the values of a shape input from `input.constants`. Raise `ModelError` if they are not whole numbers."""
     given = spec.input.constants[name]
     if any(value != int(value) for value in given):
@@ -235,7 +235,7 @@ def _given(tensor: NetworkInput, table: Mapping[str, tuple[Shape, Shape, Shape]]
     return Range(*table[tensor.name])
 
 
-def _frame_range(frame: NetworkInput, spec: ModelSpec, profile: ProfileSpec, channels: int) -> Range:
+def _frame_range(frame: NetworkInput, spec: AnySpec, profile: ProfileSpec, channels: int) -> Range:
     heights, widths = profile.height or (spec.input.height,) * 3, profile.width or (spec.input.width,) * 3
     axes = {"batch": profile.batch, "channels": (channels,) * 3, "height": heights, "width": widths}
     if frame.shape[3] == 3 and frame.shape[1] != 3:  # (batch, height, width, channels)

@@ -18,7 +18,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
 from vision.capture.source import Source
@@ -27,6 +26,7 @@ from vision.config import (
     AppConfig,
     CameraConfig,
     CascadeConfig,
+    ClassifierSpec,
     DetectConfig,
     ModelSpec,
     check_classes,
@@ -39,7 +39,7 @@ from vision.config.app import SnapshotConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
-from vision.detect.open import open_classifier, open_detector, published_class_names
+from vision.detect.open import open_detector, open_second_model, published_class_names
 from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.messaging import codec
@@ -63,9 +63,6 @@ from vision.state.database import StateDatabase
 from vision.types import Frame, PixelFormat, Result, frame_shape
 from vision.version import require_cv2
 
-if TYPE_CHECKING:
-    from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
-
 log = logging.getLogger(__name__)
 
 _ASSUMED_HW = (1080, 1920)  # frame size assumed for a camera that has not answered yet
@@ -84,6 +81,7 @@ class RunOptions:
     observe: Observe | None = None  # called for each published result
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
+    result_workers: bool = False  # True if processes other than the main process run the stages
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
@@ -137,12 +135,10 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
     return names
 
 
-def open_second_model(cascade: CascadeConfig) -> OnnxRuntimeClassifier:
-    """Open the second model, which classifies tracked objects. The caller closes it."""
-    require_cv2("cascade")
+def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
+    """Return the folder and the specification of the second model. Raise `ModelError` if there is none."""
     folder = folder_of_model(cascade.model, shipped_models())
-    spec = load_classifier_spec(folder)
-    return open_classifier(folder, spec, threads=cascade.threads, max_batch=cascade.max_batch)
+    return folder, load_classifier_spec(folder)
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
@@ -250,8 +246,14 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
     if config.cascade is None:
         return []
     names, began = _class_names(config), time.monotonic()
-    classifier = open_second_model(config.cascade)
-    stage = CascadeStage(classifier, config.cascade, names, lossless=options.offline)
+    cascade = config.cascade
+    if cascade.backend == "auto" and options.result_workers:
+        # The frames of a result worker are in shared memory, and its process does not use the GPU.
+        log.info("the second model runs on the CPU, because result workers cut out the objects")
+        cascade = cascade.model_copy(update={"backend": "onnxruntime"})
+    folder, spec = find_second_model(cascade)
+    classifier = open_second_model(folder, spec, cascade, stop=options.stop)
+    stage = CascadeStage(classifier, cascade, names, lossless=options.offline)
     resources.enter_context(closing(stage))
     log.info("second model: %s, ready in %.1f s", classifier.name, time.monotonic() - began)
     return [stage]

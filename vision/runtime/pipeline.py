@@ -48,10 +48,10 @@ class Pipeline:
     def __call__(self, config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         for camera in config.cameras if options.open_source is None else ():
             require_library(camera)
-        stages_closed = resources.enter_context(ExitStack())
-        stages = self.open_stages(config, options, stages_closed)
-        reads_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         count = self._workers(config, options)
+        stages_closed = resources.enter_context(ExitStack())
+        stages = self.open_stages(config, replace(options, result_workers=count > 1), stages_closed)
+        reads_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         publisher, recorder = open_recording_publisher(config, options, resources, proxy=count > 1)
         # Workers start while the detector is opened. Only the detector knows whether workers can read the frames.
         workers = None
@@ -94,6 +94,7 @@ class Pipeline:
             "the pipeline has its own sinks": bool(self.sinks),
             "the pipeline has no name": not self.name,
             "the results are not published": options.sink is not None,
+            "the second model runs with TensorRT": config.cascade is not None and config.cascade.backend == "tensorrt",
         }
         reason = next((reason for reason, applies in reasons.items() if applies), "")
         if count > 1 and reason:

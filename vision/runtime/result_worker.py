@@ -162,6 +162,7 @@ class _ResultWorker:
             done = None if started is None else self._runner.run_stages(started, frame, expires_ns)
             outcomes.append((0, 0) if done is None else (self._runner.publish(done), len(done.objects)))
             self._channel.beat()
+        self._runner.wait_until_read()
         outbox, records, counters = self._outbox, self._records, self._counters
         self._send(
             encode(Answer(outcomes, outbox.counts, outbox.events, counters.changed, records.payloads, outbox.objects))
@@ -222,7 +223,13 @@ def _open(
 ) -> tuple[_ResultWorker, _Socket]:
     config = setup.config
     counters = HandedOverCounters(begin.counters)
-    options = RunOptions(stop=threading.Event(), offline=setup.offline, counters=counters, group=tuple(begin.sequences))
+    options = RunOptions(
+        stop=threading.Event(),
+        offline=setup.offline,
+        counters=counters,
+        result_workers=True,
+        group=tuple(begin.sequences),
+    )
     logging.disable(logging.INFO)  # the main process opened the same stages, and logged the same lines
     stages = open_stages(config, options, resources)
     logging.disable(logging.NOTSET)

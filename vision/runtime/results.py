@@ -124,6 +124,7 @@ class ResultHandler:
                 for number, (inferred, result) in enumerate(zip(batch, results, strict=True)):
                     reasons[number] = self._handle(inferred, result)
                     self._handled += 1
+            self._runner.wait_until_read()
         finally:
             self._busy = False
             self._finish(batch, reasons)
@@ -138,7 +139,8 @@ class ResultHandler:
             result = self._runner.run_stages(begun, inferred.lease.frame, inferred.expires_ns)
         if result is None:
             return DropReason.STALE
-        inferred.lease.release()
+        if not self._runner.is_reading():  # otherwise, the lease is kept until the batch is published
+            inferred.lease.release()
         published_ns = self._runner.publish(result)
         self.metrics.truncated_candidates += result.objects.truncated_candidates
         self.metrics.published(result.meta, result.timing, len(result.objects), published_ns)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from vision.metrics import LatencyHistogram, Rate, span
 from vision.runtime.latest_slot import Clock
 from vision.runtime.status import CameraMetrics
-from vision.stages.stage import BatchStage, HasCounters, PixelStage, Sink, Stage
+from vision.stages.stage import BatchStage, HasCounters, PixelStage, ReadsLater, Sink, Stage
 from vision.types import DropReason, Frame, FrameMeta, Result, Timing
 
 Observe: TypeAlias = Callable[[FrameMeta, Timing, int, int], None]
@@ -29,6 +29,7 @@ class StageRunner:
         self.sinks = list(sinks)
         self.reads_pixels = False
         self._clock = clock
+        self._read_later: list[ReadsLater] = []
         self._together: BatchStage | None = None  # the first stage, if it can process a batch
         self._steps: list[tuple[str, Callable[[Result, Frame | None], Result]]] = []  # the other stages
         self._unreported: dict[str, Counter[str]] = {}  # drops since the last published result, by camera and reason
@@ -40,6 +41,8 @@ class StageRunner:
         self.stages.append(stage)
         name = type(stage).__name__
         part: object = stage
+        if isinstance(part, ReadsLater):
+            self._read_later.append(part)
         if len(self.stages) == 1 and isinstance(part, BatchStage):
             self._together = part
         elif isinstance(stage, PixelStage):
@@ -84,6 +87,15 @@ class StageRunner:
             with span(name):
                 result = step(result, frame)
         return result
+
+    def is_reading(self) -> bool:
+        """Return True if a stage may still read a frame that was passed to `run_stages`."""
+        return any(stage.is_reading() for stage in self._read_later)
+
+    def wait_until_read(self) -> None:
+        """Wait until no stage reads a frame that was passed to `run_stages`."""
+        for stage in self._read_later:
+            stage.wait_until_read()
 
     def publish(self, result: Result) -> int:
         """Pass a result to the sinks. Return the time of publication in ns."""

@@ -1,8 +1,8 @@
 """`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
-Two threads share the work. While the results thread holds the lease of a frame, it copies the crops of the objects that
-are due for classification. A thread of the stage classifies the crops. From then on, the messages of an object contain
-the result.
+Two threads share the work. While the results thread holds the lease of a frame, it cuts out the objects that are due
+for classification. A thread of the stage classifies the crops of all cameras in batches. From then on, the messages of
+an object contain the result. If the GPU cuts out the objects, the results thread keeps the lease until it is done.
 
 If more objects are due than buffers are free, the stage counts the remaining objects as skipped and retries them with
 their next frame. Objects that were never classified come first, then the objects that were classified longest ago.
@@ -16,35 +16,47 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CascadeConfig
+from vision.detect.reference.classifier import Box
 from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
 
-Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right and bottom of a rectangle in whole pixels. Right and bottom are exclusive."""
+Crop = TypeVar("Crop")
+"""Memory of one crop: an array on the CPU, or GPU memory."""
 
 _UNSURE_S: Final = 1.0  # time after which an object without a clear result is classified again
 _FORGET_S: Final = 10.0  # time after which an undetected object is forgotten; longer than in a tracker
 
 
-class Classifier(Protocol):
-    """A model that classifies crops of objects. One thread calls `crop`, and a second thread calls `classify`."""
+class Classifier(Protocol[Crop]):
+    """A model that classifies crops of objects.
+
+    The results thread calls `crop`, `is_reading`, and `wait_until_read`. A second thread calls `classify`.
+    """
 
     name: str  # name of the model in messages
     class_names: tuple[str, ...]  # class name of each column that `classify` returns
     exclusive: bool  # True if at most one class applies to an object
-    crop_shape: tuple[int, int, int]  # height and width in pixels, and 3
     max_batch: int  # maximum number of crops in one call of `classify`
 
-    def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Scale the part of the frame inside `box` to `crop_shape`, and write the result to `out`."""
+    def allocate(self, count: int) -> list[Crop]:
+        """Return the memory of `count` crops. Call this method once."""
 
-    def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def crop(self, frame: Frame, box: Box, out: Crop) -> None:
+        """Scale the part of the frame inside `box` to the model's input, and write the result to `out`."""
+
+    def is_reading(self) -> bool:
+        """Return True if a frame is still being read for a call of `crop` that has returned."""
+
+    def wait_until_read(self) -> None:
+        """Wait until no frame is being read."""
+
+    def classify(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
         """Return the scores (N, classes) of N crops, from 0 to 1. Raise `DeviceError` if the model fails."""
 
     def close(self) -> None:
@@ -70,8 +82,8 @@ class _ObjectState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    crop: NDArray[np.uint8]
+class _Job(Generic[Crop]):
+    crop: Crop
     state: _ObjectState
     captured_ns: int
 
@@ -80,7 +92,7 @@ class CascadeStage:
     """Classifies tracked objects with a second model, and adds the classes to the results as attributes."""
 
     def __init__(
-        self, classifier: Classifier, config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
+        self, classifier: Classifier[Any], config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
     ) -> None:
         """Start the thread that classifies crops.
 
@@ -98,7 +110,7 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the crops that are due, and add all known attributes.
+        """Cut out the objects that are due, and add all known attributes.
 
         Raises:
             DeviceError: the model has failed.
@@ -112,6 +124,14 @@ class CascadeStage:
             self._skipped += not self._worker.add(frame, box, state)
         self._worker.check()
         return _with_attributes(result, tracks, objects)
+
+    def is_reading(self) -> bool:
+        """Return True if the GPU may still read frames that were passed to `with_frame`."""
+        return self._worker.classifier.is_reading()
+
+    def wait_until_read(self) -> None:
+        """Wait until no frame that was passed to `with_frame` is being read."""
+        self._worker.classifier.wait_until_read()
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of classified and skipped crops since the start, and of crops that wait."""
@@ -170,20 +190,20 @@ class CascadeStage:
         )
 
 
-class _ClassifierThread:
+class _ClassifierThread(Generic[Crop]):
     """Thread that classifies the waiting crops of all cameras. It allocates the memory for crops only once."""
 
-    def __init__(self, classifier: Classifier, config: CascadeConfig, *, lossless: bool) -> None:
+    def __init__(self, classifier: Classifier[Crop], config: CascadeConfig, *, lossless: bool) -> None:
         self.looked = self.waiting = 0
-        self._classifier = classifier
+        self.classifier = classifier
         self._lossless = lossless
         self._score_threshold = config.score_threshold
         self._refresh_ns = None if config.refresh_s is None else round(config.refresh_s * 1e9)
         self._unsure_ns = round(min(_UNSURE_S, config.refresh_s or _UNSURE_S) * 1e9)
-        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
-        for crop in np.empty((config.queue + classifier.max_batch, *classifier.crop_shape), np.uint8):
+        self._free: queue.SimpleQueue[Crop] = queue.SimpleQueue()
+        for crop in classifier.allocate(config.queue + classifier.max_batch):
             self._free.put(crop)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[Crop] | None] = queue.SimpleQueue()
         self._progress = threading.Condition()
         self._error: Exception | None = None
         self._closing = False
@@ -193,12 +213,12 @@ class _ClassifierThread:
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Copy the crop in `box` for the thread. If no buffer is free, wait if lossless; otherwise, return False."""
+        """Cut out the object in `box`. If no buffer is free, wait if lossless; otherwise, return False."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
             return False
-        self._classifier.crop(frame, box, crop)
+        self.classifier.crop(frame, box, crop)
         state.waits = True
         with self._progress:
             self.waiting += 1
@@ -217,7 +237,7 @@ class _ClassifierThread:
         self._closing = True
         self._jobs.put(None)
         self._thread.join()
-        self._classifier.close()
+        self.classifier.close()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -235,22 +255,22 @@ class _ClassifierThread:
                 self.waiting -= len(batch)
                 self._progress.notify_all()
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self) -> list[_Job[Crop]]:
         """Wait for a job. Return up to `max_batch` jobs; an empty list at the end."""
-        batch: list[_Job] = []
+        batch: list[_Job[Crop]] = []
         with suppress(queue.Empty):
-            while len(batch) < self._classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
+            while len(batch) < self.classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
                 batch.append(job)
         if batch and self._closing:
             self._jobs.put(None)  # because `get` can have removed the end mark
         return batch
 
-    def _classify(self, batch: Sequence[_Job]) -> None:
-        scores = self._classifier.classify([job.crop for job in batch])
+    def _classify(self, batch: Sequence[_Job[Crop]]) -> None:
+        scores = self.classifier.classify([job.crop for job in batch])
         for job, of_object in zip(batch, scores, strict=True):
             attributes = tuple(self._attributes(of_object, job.captured_ns))
             # If classes are exclusive, an empty result means that the model is unsure. Then the old result stays.
-            is_sure = bool(attributes) or not self._classifier.exclusive
+            is_sure = bool(attributes) or not self.classifier.exclusive
             if is_sure:
                 job.state.attributes = attributes
             after_ns = self._refresh_ns if is_sure else self._unsure_ns
@@ -261,10 +281,10 @@ class _ClassifierThread:
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
         """Yield the classes that reach the threshold, best first; only the best if the classes are exclusive."""
         order = np.argsort(-scores, kind="stable")
-        for column in order[: 1 if self._classifier.exclusive else None].tolist():
+        for column in order[: 1 if self.classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:
-                name = self._classifier.class_names[column]
-                yield Attribute(self._classifier.name, name, float(scores[column]), seen_ns)
+                name = self.classifier.class_names[column]
+                yield Attribute(self.classifier.name, name, float(scores[column]), seen_ns)
 
 
 def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _ObjectState]) -> Result:

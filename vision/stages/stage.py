@@ -21,10 +21,24 @@ class PixelStage(Protocol):
     """A stage that reads the pixels of the frame."""
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Return the extended result. `frame` is valid only during the call, so copy the pixels that you need later."""
+        """Return the extended result.
+
+        `frame` is valid only during the call, so copy the pixels that you need later, or implement `ReadsLater`.
+        """
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
+
+
+@runtime_checkable
+class ReadsLater(Protocol):
+    """A `PixelStage` that lets the GPU read a frame after `with_frame` has returned."""
+
+    def is_reading(self) -> bool:
+        """Return True if the GPU may still read a frame. The lease of the frame is kept until then."""
+
+    def wait_until_read(self) -> None:
+        """Wait until the GPU reads no frame."""
 
 
 @runtime_checkable

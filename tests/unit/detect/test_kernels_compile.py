@@ -6,7 +6,9 @@ import pytest
 from cuda.bindings import nvrtc
 
 from vision.config import HeadSpec, InputSpec, ModelSpec, NmsSpec
+from vision.config.model_spec import CropSpec
 from vision.detect.reference.heads import make_head
+from vision.detect.tensorrt.crop_kernel import CropProgram
 from vision.detect.tensorrt.kernels import KERNELS, Definitions, LetterboxProgram, Output, PostprocessProgram
 from vision.gpu.cuda import check
 from vision.gpu.nvrtc import Source, compile_cubin, nvrtc_version
@@ -128,6 +130,14 @@ def test_letterbox_kernel_compiles(arch: str) -> None:
 @pytest.mark.parametrize(("dtype", "channels", "width"), [("float16", 3, 416), ("uint8", 0, 416), ("uint8", 3, 417)])
 def test_letterbox_kernel_compiles_for_every_input_format(dtype: str, channels: int, width: int) -> None:
     assert letterbox(dtype, channels, width, "sm_87")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_crop_kernel_compiles(arch: str) -> None:
+    if supported(arch):
+        for dtype, color in (("float32", "rgb"), ("float16", "bgr")):
+            program = CropProgram(CropSpec(width=128, height=256, color=color), dtype)  # type: ignore[arg-type]
+            assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

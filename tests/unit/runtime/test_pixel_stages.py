@@ -167,3 +167,43 @@ def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
     runtime, _, _ = runtime_of(["synthetic:160x120@200?format=bgr"] * 2, [looker], detector)
     runtime.run(threading.Event(), for_s=1)
     assert len(made) == 2 * (detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES + 2)
+
+
+@dataclass
+class LateReader:
+    """Reads each frame after `with_frame` has returned, like a stage whose work the GPU does later."""
+
+    unread: list[Frame] = field(default_factory=list)
+    sink: Collector = field(default_factory=Collector)
+    cameras: list[Camera] = field(default_factory=list)
+    read: int = 0
+    unpublished: int = 0
+    unleased: int = 0
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        self.unread.append(frame)
+        return result
+
+    def is_reading(self) -> bool:
+        return bool(self.unread)
+
+    def wait_until_read(self) -> None:
+        leases = {camera.slot.camera_id: leased(camera) for camera in self.cameras}
+        for frame in self.unread:
+            camera_id, index = frame.meta.camera_id, frame.meta.index
+            self.read += 1
+            leases[camera_id] -= 1
+            self.unpublished += self.sink.results[camera_id][-1].meta.index < index
+        self.unleased += sum(left < 0 for left in leases.values())
+        self.unread.clear()
+
+
+def test_lease_is_kept_until_a_stage_has_read_the_frame() -> None:
+    """The result does not wait for this: it is published before."""
+    reader = LateReader()
+    sources = [f"synthetic:160x120@1000?frames=60&seed={seed}&format=bgr" for seed in (1, 2)]
+    detector = FakeDetector(batches_in_flight=2, max_batch=2)
+    runtime, reader.sink, reader.cameras = runtime_of(sources, [reader], detector, offline=True)
+    runtime.run(threading.Event())
+    assert (reader.read, reader.unpublished, reader.unleased) == (120, 0, 0)
+    assert [leased(camera) for camera in reader.cameras] == [0, 0]

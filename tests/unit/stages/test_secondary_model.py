@@ -23,12 +23,13 @@ from tests.unit.runtime.test_pixel_stages import leased
 from tests.unit.runtime.test_runtime import Collector, check_accounts
 from vision.cli.check import check_configuration
 from vision.config import AppConfig, CascadeConfig
+from vision.detect.reference.classifier import Box
 from vision.drawing.test_pattern import FAKE_CLASSES
 from vision.errors import DeviceError, ModelError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.runtime.runtime import Runtime
-from vision.stages.secondary_model import Box, CascadeStage
+from vision.stages.secondary_model import CascadeStage
 from vision.types import Attribute, Detections, Frame, FrameMeta, Result, Timing, Tracks
 
 S = 1_000_000_000
@@ -48,7 +49,14 @@ class Grey:
     fails: bool = False
     name: str = "grey"
     class_names: tuple[str, ...] = ("dark", "light")
-    crop_shape: tuple[int, int, int] = (4, 4, 3)
+
+    def allocate(self, count: int) -> list[NDArray[np.uint8]]:
+        return list(np.empty((count, 4, 4, 3), np.uint8))
+
+    def is_reading(self) -> bool:
+        return False
+
+    def wait_until_read(self) -> None: ...
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
         self.boxes.append(box)

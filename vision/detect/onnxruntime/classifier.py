@@ -6,9 +6,9 @@ the crops, which are much smaller than the frames, stay in memory until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from vision.config import ClassifierSpec
 from vision.detect.onnxruntime.network import describe_tensors, open_session
+from vision.detect.reference.classifier import ACTIVATIONS, Box, CropFit, output_mismatch, require_scores
 from vision.detect.reference.crops import PartReader
-from vision.detect.reference.letterbox import Letterbox, gain_and_offset
+from vision.detect.reference.letterbox import gain_and_offset
 from vision.errors import Closed, DeviceError, ModelError
 from vision.types import Frame
 
@@ -53,23 +54,31 @@ class OnnxRuntimeClassifier:
         self._parts = PartReader()
         self._check_output()
 
-    def crop(self, frame: Frame, box: tuple[int, int, int, int], out: NDArray[np.uint8]) -> None:
-        """Scale the part `box` (left, top, right, bottom) of a frame into `out`, a BGR array of shape `crop_shape`.
+    def allocate(self, count: int) -> list[NDArray[np.uint8]]:
+        """Allocate the memory of `count` crops, each a BGR array (height, width, 3)."""
+        return list(np.empty((count, *self.crop_shape), np.uint8))
+
+    def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
+        """Scale the part `box` of a frame into `out`, a BGR array of shape `crop_shape`.
 
         Raises:
             ValueError: the part is empty, or is not completely within the frame.
         """
         part = self._parts.read(frame, *box)
         height_px, width_px = part.shape[:2]
-        if self._spec.input.fit == "letterbox":
-            size = self._spec.input
-            letterbox = Letterbox.fit(width_px, height_px, size.width, size.height, "center")
-            columns, rows = letterbox.content(width_px, height_px)
-            out[:] = size.fill
-            out = out[letterbox.pad_y_px : letterbox.pad_y_px + rows, letterbox.pad_x_px : letterbox.pad_x_px + columns]
-        shrinks = out.shape[0] < height_px and out.shape[1] < width_px
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=interpolation)
+        fit = CropFit.of(self._spec.input, width_px, height_px)
+        if (fit.width, fit.height) != (out.shape[1], out.shape[0]):
+            out[:] = self._spec.input.fill
+        out = out[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
+        interpolation = cv2.INTER_AREA if fit.shrinks else cv2.INTER_LINEAR
+        cv2.resize(part, (fit.width, fit.height), dst=out, interpolation=interpolation)
+
+    def is_reading(self) -> bool:
+        """Return False, because `crop` has read the part when it returns."""
+        return False
+
+    def wait_until_read(self) -> None:
+        """Do nothing. See `is_reading`."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
         """Classify 1 to `max_batch` crops. Return their scores from 0 to 1, float32 (N, classes).
@@ -85,7 +94,7 @@ class OnnxRuntimeClassifier:
             raise Closed("the classifier is closed")
         size = len(self._tensor)
         chunks = [self._run(crops[start : start + size]) for start in range(0, len(crops), size)]
-        return _ACTIVATIONS[self._spec.head.activation](np.concatenate(chunks))
+        return ACTIVATIONS[self._spec.head.activation](np.concatenate(chunks))
 
     def _run(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
         for tensor, crop in zip(self._tensor, crops, strict=False):
@@ -105,12 +114,7 @@ class OnnxRuntimeClassifier:
 
     def _check_output(self) -> None:
         outputs = self._session.get_outputs()
-        mismatch = ModelError(
-            f"{self.name}: expected one output, float32 (batch, {len(self.class_names)}), with a score for each "
-            f"class; the model has {describe_tensors(outputs)}",
-            hint="`classes` in model.yaml must list the classes in the model's order",
-            code="output-mismatch",
-        )
+        mismatch = output_mismatch(self._spec, describe_tensors(outputs))
         if len(outputs) != 1 or outputs[0].type != "tensor(float)":
             raise mismatch
         try:
@@ -119,12 +123,7 @@ class OnnxRuntimeClassifier:
             raise ModelError(f"{self.name}: the model cannot be run: {error.args[0]}", code="model-fails") from error
         if sample.shape != (1, len(self.class_names)):
             raise mismatch
-        if self._spec.head.activation == "none" and not (sample.min() >= 0 and sample.max() <= 1):
-            raise ModelError(
-                f"{self.name}: expected scores from 0 to 1, got {float(sample.min()):.3g} to {float(sample.max()):.3g}",
-                hint="write `head: {activation: softmax}` or `sigmoid` in model.yaml",
-                code="scores-out-of-range",
-            )
+        require_scores(self._spec, ACTIVATIONS[self._spec.head.activation](sample))
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
@@ -145,19 +144,3 @@ def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, in
             code="input-mismatch",
         )
     return inputs[0].name, shape[0] if isinstance(shape[0], int) else None
-
-
-def _softmax(values: _Floats) -> _Floats:
-    weights = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-
-
-def _sigmoid(values: _Floats) -> _Floats:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(values, -80.0, 80.0))), np.float32)
-
-
-_ACTIVATIONS: Final[Mapping[str, Callable[[_Floats], _Floats]]] = {
-    "softmax": _softmax,
-    "sigmoid": _sigmoid,
-    "none": lambda values: values,
-}

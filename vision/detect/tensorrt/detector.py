@@ -43,6 +43,7 @@ from vision.detect.tensorrt.kernels import (
 )
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache
 from vision.detect.tensorrt.plugins.register import register_plugins
+from vision.detect.tensorrt.release import close_quietly, release_in_time
 from vision.detect.tensorrt.slot import (
     DetectorSlot,
     ExecutionLane,
@@ -54,17 +55,16 @@ from vision.detect.tensorrt.slot import (
     slot_bytes,
 )
 from vision.engine.build import BuildOptions
-from vision.engine.build_plan import require_precision, resolve
+from vision.engine.build_plan import Precision, require_precision, resolve
 from vision.engine.library import find_library
 from vision.engine.memory import BudgetLine, MemoryBudget, MemoryPool, shared_scratch_bytes
 from vision.engine.open import open_engine
 from vision.engine.runtime import Context
-from vision.errors import Closed, DeviceError, ModelError
+from vision.errors import Closed, ModelError
 from vision.gpu.cuda import Device, Stream, memory_info, open_device, use_device
 from vision.gpu.memory import (
     CudaMemory,
     DeviceBuffer,
-    abandon,
     allocated,
     device_frame_buffer,
     export_frame_buffers,
@@ -104,7 +104,7 @@ def open_tensorrt_detector(
     head = make_head(spec, len(names), detect.score_threshold, class_ids(names, detect.classes, spec.name))
     with contextlib.ExitStack() as resources:
         pool = MemoryPool(CudaMemory())
-        resources.callback(_close_quietly, pool)
+        resources.callback(close_quietly, pool)
         options = BuildOptions(cancel=stop or threading.Event(), prepare_thread=lambda: use_device(device))
         with timer.phase("engine"):
             register_plugins(spec)
@@ -116,7 +116,7 @@ def open_tensorrt_detector(
     return detector
 
 
-def check_device(detect: DetectConfig) -> None:
+def check_device(precision: Precision) -> None:
     """Check that TensorRT and a GPU that supports the precision are present.
 
     Raises:
@@ -125,7 +125,7 @@ def check_device(detect: DetectConfig) -> None:
     """
     device = open_device()
     find_library()
-    require_precision(detect.precision, device)
+    require_precision(precision, device)
 
 
 def build_detector(
@@ -143,14 +143,6 @@ def build_detector(
     """
     use_device(device)
     return _Builder(device, model, timer, resources).build(stop)
-
-
-def _close_quietly(pool: MemoryPool) -> None:
-    """Close the pool. Log errors instead of raising them, so that they do not replace the error of a failed start."""
-    try:
-        pool.close()
-    except DeviceError as error:
-        _log.debug("%s", error)
 
 
 class TensorRTDetector:
@@ -246,44 +238,6 @@ class TensorRTDetector:
     def __del__(self) -> None:
         if hasattr(self, "_resources") and not self._in_flight.closed:
             warnings.warn("TensorRTDetector was not closed", ResourceWarning, stacklevel=2)
-
-
-def _drain(device: Device, streams: Sequence[Stream]) -> None:
-    """Wait for all work on the streams. Log GPU errors instead of raising them, so that memory is still freed."""
-    try:
-        use_device(device)  # any thread can call `close`
-        for stream in streams:
-            stream.synchronize()
-    except DeviceError as error:
-        _log.warning("closing the detector after a GPU error: %s", error.args[0])
-
-
-def release_in_time(
-    device: Device, streams: Sequence[Stream], resources: contextlib.ExitStack, limit_s: float
-) -> threading.Thread:
-    """Wait for all work on the streams, then close `resources`, in a new thread. Return the thread.
-
-    If the GPU hangs, the thread never ends, and is abandoned after `limit_s` seconds. In this case, `vision.cli.main`
-    ends the process without waiting for the thread. If closing `resources` fails, raise its error.
-    """
-    failed: list[BaseException] = []
-
-    def release() -> None:
-        try:
-            _drain(device, streams)
-            resources.close()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the calling thread
-            failed.append(error)
-
-    thread = threading.Thread(target=release, name="gpu-release", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if thread.is_alive():
-        abandon()
-        _log.error("%s does not respond; its memory is freed when the process ends", device.name)
-    elif failed:
-        raise failed[0]
-    return thread
 
 
 def _detector_spec(device: Device, model: LoadedEngine, slots: int, graphs_off: str) -> DetectorSpec:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import InputSpec, ModelSpec
+from vision.config.model_spec import CropSpec
 from vision.detect.reference.decoder import Coding, Decoder, Rules
 from vision.detect.reference.heads import Head
 from vision.detect.reference.layout import Layout, Values
@@ -412,29 +413,36 @@ class FrameLayout:
     pitch_bytes: int | None = None  # distance between rows; None if rows have no padding
 
 
-def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
-    """Return the bytes of a `FRAME` structure for a frame at a device address."""
+def frame_planes(frame: FrameLayout, address: int) -> NDArray[np.void]:
+    """Return a `FRAME` structure with the planes, size, and color encoding of a frame at a device address."""
     width_px, height_px, pixel_format = frame.width_px, frame.height_px, frame.pixel_format
-    letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
-    content_width, content_height = letterbox.content(width_px, height_px)
     row = np.zeros((), FRAME)
     pitch = frame.pitch_bytes or width_px * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1)
     row["pitch"] = (pitch, pitch // 2 if pixel_format == "i420" else pitch)
     chroma = address + pitch * height_px
     row["plane"] = (address, chroma, chroma + pitch // 2 * (height_px // 2))
     row["width"], row["height"], row["format"] = width_px, height_px, _FORMATS[pixel_format]
-    row["content_width"], row["content_height"] = content_width, content_height
-    row["pad_x"], row["pad_y"] = letterbox.pad_x_px, letterbox.pad_y_px
     (
         row["luma_offset"], row["luma"], row["u_blue"], row["u_green"], row["v_green"], row["v_red"],
     ) = yuv_coefficients(frame.yuv)  # fmt: skip
+    return row
+
+
+def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
+    """Return the bytes of a `FRAME` structure for a frame at a device address."""
+    width_px, height_px = frame.width_px, frame.height_px
+    letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, spec.letterbox)
+    content_width, content_height = letterbox.content(width_px, height_px)
+    row = frame_planes(frame, address)
+    row["content_width"], row["content_height"] = content_width, content_height
+    row["pad_x"], row["pad_y"] = letterbox.pad_x_px, letterbox.pad_y_px
     row["ratio_x"], row["ratio_y"] = width_px / content_width, height_px / content_height
     row["step"], row["step_rest"] = divmod(2 * height_px, 2 * content_height)
     row["per_x"], row["per_y"] = 1 / (2 * content_width), 1 / (2 * content_height)
     return row.tobytes()
 
 
-def describe_normalization(spec: InputSpec) -> NDArray[np.void]:
+def describe_normalization(spec: InputSpec | CropSpec) -> NDArray[np.void]:
     """Return the `NORMALIZE` structure of a model input."""
     row = np.zeros((), NORMALIZE)
     gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)

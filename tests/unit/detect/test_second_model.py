@@ -1,0 +1,93 @@
+"""Choice of the back-end of the second model, and its engine, built without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.detect.test_classifier import save
+from tests.unit.engine_models import needs_no_gpu, needs_rtx
+from vision.config import CascadeConfig, load_classifier_spec
+from vision.detect.onnxruntime.classifier import OnnxRuntimeClassifier
+from vision.detect.open import check_second_model, open_second_model
+from vision.detect.tensorrt.classifier import plan_of
+from vision.engine.build import BuildOptions
+from vision.engine.cache import EngineCache
+from vision.engine.library import GpuDescription
+from vision.engine.open import load_or_build
+from vision.errors import DeviceMissing, ModelError
+
+AMPERE = GpuDescription("NVIDIA RTX A4000", (8, 6))
+AHEAD = BuildOptions(ahead_of_time=True)
+
+
+def cascade(**values: Any) -> CascadeConfig:
+    return CascadeConfig.model_validate({"model": "paint", **values})
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+def test_onnxruntime_runs_the_model_without_a_gpu(tmp_path: Path, backend: str) -> None:
+    spec = load_classifier_spec(save(tmp_path))
+    with closing(open_second_model(tmp_path, spec, cascade(backend=backend, max_batch=5))) as classifier:
+        assert isinstance(classifier, OnnxRuntimeClassifier)
+        assert classifier.max_batch == 5
+    check_second_model(tmp_path, spec, cascade(backend=backend))
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("check", [check_second_model, open_second_model])
+def test_configured_backend_is_not_replaced(tmp_path: Path, check: Callable[..., object]) -> None:
+    spec = load_classifier_spec(save(tmp_path))
+    with pytest.raises(DeviceMissing):
+        check(tmp_path, spec, cascade(backend="tensorrt"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that TensorRT and a GPU are present."""
+    real = importlib.import_module
+
+    def load(name: str) -> object:
+        if name == "vision.detect.tensorrt.detector":
+            return SimpleNamespace(check_device=lambda _: None)
+        return real(name)
+
+    monkeypatch.setattr("vision.detect.open.importlib.import_module", load)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_model_for_tensorrt_is_checked_without_an_engine(tmp_path: Path) -> None:
+    spec = load_classifier_spec(save(tmp_path))
+    check_second_model(tmp_path, spec, cascade(backend="tensorrt"))
+    (tmp_path / "paint.onnx").write_bytes(b"onnx")
+    with pytest.raises(ModelError) as caught:
+        check_second_model(tmp_path, spec, cascade(backend="tensorrt"))
+    assert caught.value.code == "model-format"
+
+
+@pytest.mark.parametrize(("batch", "expected"), [("batch", 8), (3, 3)])
+def test_fixed_batch_size_of_the_file_is_used(tmp_path: Path, batch: int | str, expected: int) -> None:
+    spec = load_classifier_spec(save(tmp_path, batch=batch))
+    assert plan_of(tmp_path, spec, cascade(max_batch=8)).max_batch == expected
+
+
+@needs_rtx
+@pytest.mark.engine
+@pytest.mark.parametrize(("batch", "batches"), [("batch", [1, 2, 4, 6]), (3, [3])])
+def test_engine_is_built_once_for_each_batch_size(tmp_path: Path, batch: int | str, batches: list[int]) -> None:
+    spec = load_classifier_spec(save(tmp_path, batch=batch))
+    plan = plan_of(tmp_path, spec, cascade(max_batch=6))
+    cache = EngineCache(tmp_path / "cache")
+    first, second = (load_or_build(tmp_path, spec, AMPERE, plan, AHEAD, cache=cache) for _ in range(2))
+    assert first.built is not None and second.built is None
+    assert second.plan == first.plan
+    shapes = [profile.shapes["images"] for profile in first.built.profiles]
+    assert [shape.max[0] for shape in shapes if shape.min == shape.max] == batches
+    assert {shape.max[1:] for shape in shapes} == {(3, 24, 16)}
