@@ -119,7 +119,7 @@ def test_logged_budget_equals_the_allocated_memory(caplog: pytest.LogCaptureFixt
     """The weights are excluded, because an emulated engine has none."""
     caplog.set_level("INFO")
     before = allocated()
-    with closing(opened(max_batch=64)):
+    with closing(opened(max_batch=24)):
         taken = allocated()
     weights, device, host = (
         float(re.search(rf"^{line} .*?([\d.]+) MiB$", caplog.text, re.MULTILINE)[1])  # type: ignore[index]
@@ -127,7 +127,7 @@ def test_logged_budget_equals_the_allocated_memory(caplog: pytest.LogCaptureFixt
     )
     assert device - weights == pytest.approx((taken.device_bytes - before.device_bytes) / 2**20, abs=0.06)
     assert host == pytest.approx((taken.host_bytes - before.host_bytes) / 2**20, abs=0.06)
-    assert device > 10, "enough to see what would be missing"
+    assert device > 4, "enough to see what would be missing"
 
 
 def test_stop_during_startup_ends_before_the_next_context() -> None:
@@ -340,10 +340,9 @@ def test_concurrent_batches_fit_into_the_cache(frames: int, together: int) -> No
         crowd.most = 0
         for slot in range(6):
             detector.submit(slot, [frame()] * frames)
-        for _ in range(2):
-            for slot in range(6):
-                assert_two_objects(detector.wait(slot, 10.0)[-1])
-                detector.submit(slot, [frame()] * frames)
+        for slot in range(6):
+            assert_two_objects(detector.wait(slot, 10.0)[-1])
+            detector.submit(slot, [frame()] * frames)
         for slot in range(6):
             detector.wait(slot, 10.0)
     assert crowd.most == together
