@@ -3,29 +3,134 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
 
+from vision.cli.console import with_progress
 from vision.cli.options import Json, table_console
 from vision.cli.session import add_command, command
-from vision.errors import EXIT_OK, EXIT_RUNTIME
+from vision.errors import EXIT_OK, EXIT_RUNTIME, ConfigError, redact, register_secret
 from vision.language.known_models import KNOWN_MODELS
-from vision.language.recipes import SERVERS, Host, Recipe, fits, recipes, usable_precisions
+from vision.language.recipes import PORT, SERVERS, Host, Recipe, fits, recipes, usable_precisions
+
+if TYPE_CHECKING:
+    from vision.benchmark.language import Answers, LanguageCheck
+    from vision.config.language import LanguageServer
 
 _TITLES: Final = {"edge-llm": "TensorRT Edge-LLM", "vllm": "vLLM", "llama.cpp": "llama.cpp"}
 _NAMES: Final = ", ".join(known.name for known in KNOWN_MODELS)
 _UNTESTED: Final = "Nobody has run these commands on this kind of machine for `vision`. The memory is an estimate."
 _MAX_PARALLEL: Final = 64
+MAX_REQUESTS: Final = 90  # because the shipped clip has 200 frames, and each question needs a new one
+_TIMEOUT_S: Final = 60.0
+DEFAULT_URL: Final = f"http://127.0.0.1:{PORT}/v1"
 
 
 def _model_name(text: str) -> str:
     if text not in {known.name for known in KNOWN_MODELS}:
         raise typer.BadParameter(f"expected one of {_NAMES}, got {text!r}")
     return text
+
+
+_Server = Annotated[
+    str,
+    typer.Argument(metavar="SERVER", help="Base URL of the server."),
+]
+_ServerModel = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Name of the model. [default: the first of the server]")
+]
+_Key = Annotated[
+    str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the key of the server.")
+]
+
+_Requests = Annotated[int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", help="Number of questions of each kind.")]
+
+
+def _server(url: str, model: str | None, key: str | None) -> LanguageServer:
+    """Return the configuration of the server at a URL.
+
+    Raises:
+        typer.BadParameter: the URL is invalid.
+        ConfigError: the environment variable is not set.
+    """
+    from vision.config.language import LanguageServer, check_server_url
+    from vision.config.wording import InvalidValue
+
+    try:
+        check_server_url(url)
+    except InvalidValue as error:
+        raise typer.BadParameter(f"{error}, got {redact(url)!r}", param_hint="SERVER") from error
+    secret = None
+    if key is not None:
+        secret = os.environ.get(key)
+        if not secret:
+            raise ConfigError(f"--key: the environment variable {key} is not set", hint=f"export {key}", code="no-key")
+        register_secret(secret)
+    return LanguageServer(url=url, model=model, api_key=secret, timeout_s=_TIMEOUT_S)
+
+
+@command()
+def check(
+    context: typer.Context,
+    server: _Server = DEFAULT_URL,
+    model: _ServerModel = None,
+    key: _Key = None,
+    requests: Annotated[
+        int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", help="Number of questions of each kind.")
+    ] = 10,
+    json: Json = False,
+) -> int:
+    """Check that a server has a language model that sees images, and measure how fast it answers.
+
+    The questions are about a frame with people and an empty image. Exit codes: 1 if an answer is invalid or wrong, 75
+    if the server cannot be reached or is too slow, and 78 if it refuses the key, the model, or images.
+
+    Examples:
+      vision llm check
+      vision llm check http://192.0.2.5:8000/v1 --model Qwen/Qwen3-VL-2B-Instruct --key LANGUAGE_KEY
+    """
+    from vision.benchmark.language import check_server
+
+    config = _server(server, model, key)
+    found = with_progress(lambda progress: check_server(config, requests, progress))
+    if json:
+        print(json_module.dumps(found.as_json(), indent=1))
+    else:
+        _print_check(found)
+    return EXIT_OK if found.works else EXIT_RUNTIME
+
+
+def _print_check(found: LanguageCheck) -> None:
+    console = table_console()
+    console.print(f"{found.url}: model {found.model}", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("answers")
+    for name in ("right", "wrong", "invalid", "p50 ms", "p95 ms", "max ms"):
+        table.add_column(name, justify="right")
+    table.add_row("one word", *_cells(found.words))
+    table.add_row("JSON", *_cells(found.json))
+    console.print(table)
+    rate = "not known" if found.tokens_per_s is None else f"{found.tokens_per_s:.1f} tokens/s"
+    confidence = "reported" if found.reports_confidence else "not reported"
+    lines = [f"long answers: {rate}", f"confidence of words: {confidence}", *(f"note: {note}" for note in found.notes)]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(answers: Answers) -> list[str]:
+    invalid = ", ".join(f"{count} {code}" for code, count in answers.invalid.items()) or "0"
+    times = answers.durations
+    return [
+        str(answers.right),
+        str(answers.wrong),
+        invalid,
+        *(f"{ms:.0f}" for ms in (times.p50_ms, times.p95_ms, times.max_ms)),
+    ]
 
 
 @command()
@@ -95,16 +200,17 @@ def _print_recipes(host: Host, found: list[Recipe], parallel: int, *, measured: 
         for note in recipe.notes:
             console.print(f"  note: {note}", highlight=False, markup=False, soft_wrap=True)
     if found:
-        console.print(f"\n{_UNTESTED}", highlight=False)
+        console.print(f"\n{_UNTESTED}\nWhen the server runs: vision llm check {DEFAULT_URL}", highlight=False)
 
 
 llm = typer.Typer(rich_markup_mode=None)
+add_command(llm, "check", check)
 add_command(llm, "recipes", show_recipes)
 
 
 @llm.callback(
     help="Check, choose, and evaluate a language model that judges events.",
-    epilog="\b\nExamples:\n  vision llm recipes\n",
+    epilog="\b\nExamples:\n  vision llm recipes\n  vision llm check http://127.0.0.1:8000/v1\n",
     no_args_is_help=True,
 )
 def _describe() -> None:
