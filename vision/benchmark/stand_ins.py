@@ -61,10 +61,19 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
     Raises:
         SourceError: a file or a synthetic camera cannot be opened.
     """
-    with ThreadPoolExecutor(_PROBES) as pool:
-        cameras = list(pool.map(_probe, config.cameras))
+    cameras = probe_cameras(config)
     clips: dict[tuple[int, int, float], Path] = {}
     return tuple(_with_clip(camera, clips, seconds, folder) if camera.phase else camera for camera in cameras)
+
+
+def probe_cameras(config: AppConfig) -> list[StandIn]:
+    """Open every camera once to find out its frame size and rate. The stand-ins do not have clips yet.
+
+    Raises:
+        SourceError: a file or a synthetic camera cannot be opened.
+    """
+    with ThreadPoolExecutor(_PROBES) as pool:
+        return list(pool.map(_probe, config.cameras))
 
 
 def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:

@@ -12,7 +12,7 @@ from typing import Final
 from vision.capture.zoo.credentials import Gate
 from vision.capture.zoo.http import HttpState, serve_http
 from vision.capture.zoo.persona import Fault, HttpStream, Persona, RtspStream
-from vision.capture.zoo.playback import Link, Playback
+from vision.capture.zoo.playback import Disturbance, Link, Playback
 from vision.capture.zoo.rtsp import serve_rtsp
 
 HOST: Final = "127.0.0.1"
@@ -37,6 +37,7 @@ class Camera:
         self.persona = persona
         self.fault: Fault = fault
         self.playbacks: list[Playback] = []
+        self.disturbance = Disturbance()
         self.gate = Gate(persona.auth)
         self.port = 0
         self.fault_over_s: float | None = None  # monotonic; None before the end of the first fault
@@ -80,6 +81,21 @@ class Camera:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._http.close()
 
+    async def go_down(self) -> None:
+        """Close the port, and reset all connections."""
+        assert self._server is not None
+        self._server.close()
+        for link in tuple(self._links):
+            link.reset()
+
+    async def come_up(self) -> None:
+        """Listen on the same port again, after `go_down`.
+
+        Raises:
+            OSError: another program has taken the port.
+        """
+        await self._listen(self.port)
+
     def streaming(self) -> Playback:
         """Start and return the record of a new playback. The first playback starts the timer of the fault, if any."""
         playback = Playback()
@@ -106,7 +122,7 @@ class Camera:
             links = tuple(self._links)
             if self.fault == "stall":
                 for link in links:
-                    link.stalled = True
+                    link.stall()
             elif self.fault == "restart":
                 assert self._server is not None
                 self._server.close()
@@ -126,7 +142,7 @@ class Camera:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        link = Link(writer, self.fault)
+        link = Link(writer, self.fault, self.disturbance)
         self._links.add(link)
         try:
             await self._serve(reader, link)

@@ -9,22 +9,19 @@ from functools import cache
 from typing import Final, Literal
 
 import av
-import numpy as np
 from av.codec.context import CodecContext
 from av.video.codeccontext import VideoCodecContext
-from numpy.typing import NDArray
 
-from vision.capture.zoo.barcode import paint_number
+from vision.capture.zoo.scenes import Scene, Size, draw_scene
 
 Codec = Literal["h264", "h265", "mjpeg", "mpeg4", "vp8"]
-Size = tuple[int, int]
-
 FRAMES: Final = 240
 GOP: Final = 10
 """Frames from one key frame to the next. `FRAMES` is a multiple of it, so that clips can be looped."""
 
 NORMAL: Final[Size] = (160, 128)
 LARGE: Final[Size] = (240, 192)
+_TEXTURED: Final[Scene] = "numbers"
 
 _FPS: Final = 10  # used only by the rate control of the codecs
 _ENCODERS: Final[dict[Codec, str]] = {
@@ -73,14 +70,16 @@ def can_encode(codec: Codec) -> bool:
 
 
 @cache
-def clip(codec: Codec = "h264", size: Size = NORMAL, *, b_frames: bool = False, slices: int = 1) -> Clip:
+def clip(
+    codec: Codec = "h264", size: Size = NORMAL, *, b_frames: bool = False, slices: int = 1, scene: Scene = _TEXTURED
+) -> Clip:
     """Return a clip. `b_frames` and `slices` apply only to H.264.
 
     The first call with given arguments encodes the clip, which takes several seconds for H.265 and less than a second
     for other codecs. Later calls return the same clip.
     """
     context = _encoder(codec, size, b_frames=b_frames, slices=slices)
-    packets = [packet for image in _images(size) for packet in context.encode(image)]
+    packets = [packet for image in draw_scene(scene, size, FRAMES) for packet in context.encode(image)]
     packets += context.encode(None)
     parameter_sets: tuple[bytes, ...] = ()
     frames = []
@@ -116,21 +115,6 @@ def _encoder(codec: Codec, size: Size, *, b_frames: bool, slices: int) -> VideoC
         "vp8": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "20", "b": "500000"},
     }[codec]
     return context
-
-
-def _images(size: Size) -> Iterator[av.VideoFrame]:
-    """Yield the frames: the number above a moving texture, with noise so that each frame needs several packets."""
-    width_px, height_px = size
-    random = np.random.default_rng(1)
-    texture = random.integers(64, 192, (height_px // 8, width_px // 8), np.uint8).repeat(8, 0).repeat(8, 1)
-    chroma = np.full((height_px // 2, width_px), 128, np.uint8)
-    for number in range(FRAMES):
-        luma: NDArray[np.uint8] = np.roll(texture, 3 * number, axis=1)
-        luma = luma + random.integers(0, 24, luma.shape, np.uint8)
-        paint_number(luma, number)
-        image = av.VideoFrame.from_ndarray(np.concatenate((luma, chroma)), "yuv420p")
-        image.pts = number
-        yield image
 
 
 def _split_units(stream: bytes) -> Iterator[bytes]:

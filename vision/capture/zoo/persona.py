@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
-from vision.capture.zoo.clips import Codec
+from vision.capture.zoo.clips import NORMAL, Codec
 from vision.capture.zoo.payloads import JpegTables
+from vision.capture.zoo.scenes import Scene, Size
 
 Fault = Literal["none", "cut", "stall", "restart", "loss", "slow"]
 """Faults of the network or the camera that occur while the camera streams."""
@@ -53,6 +54,8 @@ class RtspStream:
 
     codec: Codec = "h264"
     fps: float = 10.0
+    scene: Scene = "numbers"
+    size: Size = NORMAL
     b_frames: bool = False
     slices: int = 1
     first_frame: int = 0  # of the clip; key frames are the multiples of 10

@@ -14,6 +14,7 @@ _PIECE_BYTES: Final = 500
 _PIECE_S: Final = 0.005  # per piece of a slow connection
 _MOST_PIECES: Final = 10  # a frame takes at most 50 ms
 _ANSWER_LATE_S: Final = 0.3
+_STALL_POLL_S: Final = 0.05
 _LOSS_EVERY: Final = 20  # frames
 _LOSS_AT: Final = 5
 _KEY_LOSS_EVERY: Final = 40
@@ -33,6 +34,19 @@ class Playback:
         self.damaged.update(range(max(0, len(self.sent) - frames), len(self.sent)))
 
 
+@dataclass(slots=True)
+class Disturbance:
+    """Faults that a program switches on and off while a camera streams."""
+
+    frozen: bool = False  # the last key frame is repeated
+    stalled: bool = False  # no frame is sent, and no request is answered until the end
+    enlarged: bool = False  # the frames are larger
+    loss: float = 0.0  # part of the RTP packets that is not sent
+    corruption: float = 0.0  # part of the RTP packets in which bytes are changed
+    jitter_s: float = 0.0  # longest time by which a frame is late
+    jump_s: int = 0  # by which the RTP time and the camera's clock are ahead
+
+
 def is_lost(position: int) -> bool:
     """Return True if the fault `loss` damages the frame at this position of a playback."""
     return position % _LOSS_EVERY == _LOSS_AT or position % _KEY_LOSS_EVERY == _KEY_LOSS_AT
@@ -41,11 +55,21 @@ def is_lost(position: int) -> bool:
 class Link:
     """The TCP connection of one client."""
 
-    def __init__(self, writer: asyncio.StreamWriter, fault: Fault) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, fault: Fault, disturbance: Disturbance) -> None:
         self._writer = writer
         self._fault = fault
+        self._disturbance = disturbance
         self._lock = asyncio.Lock()
-        self.stalled = False  # everything that is written is discarded
+        self._stalled = False
+
+    @property
+    def is_stalled(self) -> bool:
+        """True if everything that is written is discarded."""
+        return self._stalled or self._disturbance.stalled
+
+    def stall(self) -> None:
+        """Discard everything that is written from now on."""
+        self._stalled = True
 
     async def send(self, data: bytes) -> None:
         """Write `data`: in small pieces with pauses if the connection is slow. If it is stalled, discard `data`.
@@ -53,7 +77,7 @@ class Link:
         Raises:
             ConnectionError: the client has closed the connection.
         """
-        if self.stalled:
+        if self.is_stalled:
             return
         async with self._lock:
             if self._fault == "slow":
@@ -67,7 +91,9 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Write a response after `delay_s`, and 0.3 s later if the connection is slow."""
+        """Write a response after `delay_s`, 0.3 s later if the connection is slow, and not before a stall ends."""
+        while self._disturbance.stalled:
+            await asyncio.sleep(_STALL_POLL_S)
         late_s = _ANSWER_LATE_S if self._fault == "slow" else 0.0
         if delay_s + late_s:
             await asyncio.sleep(delay_s + late_s)
@@ -90,6 +116,7 @@ class Host(Protocol):
     fault: Fault
     gate: Gate
     port: int
+    disturbance: Disturbance
 
     @property
     def address(self) -> str:

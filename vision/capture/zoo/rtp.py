@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from vision.capture.zoo.clips import FRAMES, LARGE, NORMAL, Clip, CodedFrame, clip
+from vision.capture.zoo.clips import FRAMES, GOP, Clip, CodedFrame, clip
 from vision.capture.zoo.payloads import payloads
 from vision.capture.zoo.persona import RtspStream
-from vision.capture.zoo.playback import Playback, is_lost
+from vision.capture.zoo.playback import Disturbance, Playback, is_lost
+from vision.capture.zoo.scenes import Size
 
 Send = Callable[[int, bytes], Awaitable[None]]
 """A function that sends one packet. The first argument is 0 for RTP, and 1 for RTCP."""
@@ -26,22 +28,38 @@ _REPORT_EVERY_S: Final = 1.0
 _NTP_EPOCH_S: Final = 2_208_988_800  # from 1900 to 1970
 _PROBATION_FRAMES: Final = 2
 _YEAR_S: Final = 365 * 86400
+_DAMAGED_BYTES: Final = 8
 
 
 def clip_of(stream: RtspStream) -> Clip:
     """Return the clip that a camera sends. The first call encodes it."""
-    return clip(stream.codec, NORMAL, b_frames=stream.b_frames, slices=stream.slices)
+    return clip(stream.codec, stream.size, b_frames=stream.b_frames, slices=stream.slices, scene=stream.scene)
+
+
+def enlarged_clip_of(stream: RtspStream) -> Clip:
+    """Return the clip that a camera sends after a change of its frame size. The first call encodes it."""
+    return clip(stream.codec, _enlarged(stream.size), scene=stream.scene)
+
+
+def _enlarged(size: Size) -> Size:
+    return size[0] * 3 // 4 * 2, size[1] * 3 // 4 * 2
 
 
 class RtpSender:
     """Sends the clip of a camera in a loop, in real time."""
 
-    def __init__(self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool) -> None:
+    def __init__(
+        self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool, disturbance: Disturbance
+    ) -> None:
         """Create the sender. If `loses` is True, omit one packet of some frames."""
         self._stream = stream
         self._playback = playback
         self._send = send
         self._loses = loses
+        self._disturbance = disturbance
+        self._random = random.Random(1)
+        self._is_enlarged = False
+        self._repeated: tuple[Clip, CodedFrame] | None = None  # the key frame that a frozen camera repeats
         self._ssrc = _SSRC
         self._sequence = stream.first_sequence
         self._packets = 0
@@ -56,7 +74,8 @@ class RtpSender:
         place = stream.first_frame
         while True:
             position = place - stream.first_frame
-            await asyncio.sleep(max(0.0, began_s + position / stream.fps - time.monotonic()))
+            late_s = self._random.uniform(0.0, self._disturbance.jitter_s)
+            await asyncio.sleep(max(0.0, began_s + position / stream.fps + late_s - time.monotonic()))
             source, frame = self._frame(place)
             shown = place // FRAMES * FRAMES + frame.number - stream.first_frame
             if position == stream.new_ssrc_at > 0:
@@ -70,10 +89,17 @@ class RtpSender:
             place += 1
 
     def _frame(self, place: int) -> tuple[Clip, CodedFrame]:
-        stream = self._stream
+        stream, disturbance = self._stream, self._disturbance
         turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
-        source = clip(stream.codec, LARGE) if turn % 2 else clip_of(stream)
-        return source, source.frames[place % FRAMES]
+        if place % GOP == 0:  # only a key frame can change the size
+            self._is_enlarged = disturbance.enlarged
+        source = enlarged_clip_of(stream) if turn % 2 or self._is_enlarged else clip_of(stream)
+        frame = source.frames[place % FRAMES]
+        if not disturbance.frozen:
+            self._repeated = None
+        elif self._repeated is None and frame.key:
+            self._repeated = source, frame
+        return self._repeated or (source, frame)
 
     def _ticks(self, shown: int) -> int:
         """Return the RTP timestamp of the frame with the 0-based index `shown` in display order."""
@@ -81,6 +107,7 @@ class RtpSender:
         ticks = stream.first_timestamp + round((shown + 3) * CLOCK_HZ / stream.fps * stream.pace)
         if 0 < stream.jump_at <= shown:
             ticks += _JUMP_TICKS
+        ticks += self._disturbance.jump_s * CLOCK_HZ
         return ticks % (1 << 32)
 
     async def _send_frame(self, source: Clip, frame: CodedFrame, ticks: int, position: int) -> None:
@@ -99,8 +126,10 @@ class RtpSender:
         playback.sent.append(frame.number)
         for index, part in enumerate(parts):
             packet = self._packet(part, ticks, is_last=index == len(parts) - 1)
-            if index == lost:
+            if index == lost or self._random.random() < self._disturbance.loss:
                 continue
+            if self._random.random() < self._disturbance.corruption:
+                packet = self._corrupted(packet)
             await self._send(0, packet)
             if stream.duplicates:
                 await self._send(0, packet)
@@ -117,6 +146,13 @@ class RtpSender:
         self._octets += len(payload)
         return header + payload + (b"\0\0\0\4" if stream.padding else b"")
 
+    def _corrupted(self, packet: bytes) -> bytes:
+        """Return the packet with changed bytes in the second half, which contains no header."""
+        damaged = bytearray(packet)
+        for _ in range(_DAMAGED_BYTES):
+            damaged[self._random.randrange(len(packet) // 2, len(packet))] ^= 1 + self._random.randrange(255)
+        return bytes(damaged)
+
     def _report(self, ticks: int) -> bytes:
         """Return a sender report with a source description."""
         match self._stream.clock:
@@ -125,7 +161,7 @@ class RtpSender:
             case "future":
                 now_s = time.time() + _YEAR_S
             case _:
-                now_s = time.time()
+                now_s = time.time() + self._disturbance.jump_s
         if self._stream.clock == "unrelated":
             ticks = (ticks + 1_000_000_007) % (1 << 32)
         report = struct.pack(

@@ -234,7 +234,9 @@ class RtspConnection:
     def _start(self) -> Playback:
         playback = self._host.streaming()
         playback.transport = "tcp" if self._udp is None else "udp"
-        sender = RtpSender(self._stream, playback, self._send, loses=self._host.fault == "loss")
+        sender = RtpSender(
+            self._stream, playback, self._send, loses=self._host.fault == "loss", disturbance=self._host.disturbance
+        )
         self._tasks.append(asyncio.create_task(self._run(sender)))
         return playback
 
@@ -245,7 +247,7 @@ class RtspConnection:
     async def _send(self, kind: int, packet: bytes) -> None:
         if self._udp is None:
             await self._link.send(b"$" + bytes([self._channels[kind]]) + len(packet).to_bytes(2, "big") + packet)
-        elif not self._link.stalled:
+        elif not self._link.is_stalled:
             self._udp.send(kind, packet)
 
     async def _ask(self) -> None:

@@ -7,10 +7,10 @@ import ssl
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vision.capture.zoo.camera import Camera
 from vision.capture.zoo.clips import can_encode
@@ -70,9 +70,13 @@ class Zoo:
                 ) from None
             self._cameras.append(camera)
 
+    def call(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine of a camera on the event loop, and wait for its end. Raise its exceptions."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_STOP_S)
+
     def stop_camera(self, camera: Camera) -> None:
         """Stop one camera."""
-        asyncio.run_coroutine_threadsafe(camera.stop(), self._loop).result(_STOP_S)
+        self.call(camera.stop())
         self._cameras.remove(camera)
 
     def stop(self) -> None:

@@ -1,0 +1,63 @@
+"""A disk that is full or slow for the program under test only: a small library that `LD_PRELOAD` loads."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Final
+
+_SOURCE: Final = Path(__file__).with_name("disk.c")
+_FORM: Final = struct.Struct("ii")  # is full, and the delay of fsync in ms
+_SLOW_MS: Final = 2000
+_COMPILE_S: Final = 60
+
+
+class Disk:
+    """Controls the disk below one folder, in the processes that are started with `environment`."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        """Compile the library into the folder `work`. The disk works until `full` or `slow` is set.
+
+        Raises:
+            OSError: there is no C compiler, or the library cannot be written.
+            subprocess.SubprocessError: the compiler failed.
+        """
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise FileNotFoundError("there is no C compiler")
+        library, control = work / "disk.so", work / "disk"
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(_SOURCE), "-ldl"]
+        subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
+        control.write_bytes(bytes(_FORM.size))
+        with control.open("r+b") as file:
+            self._control = mmap.mmap(file.fileno(), _FORM.size)
+        self.environment = {
+            "LD_PRELOAD": " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)])),
+            "VISION_CHAOS_DISK": str(control),
+            "VISION_CHAOS_FOLDER": f"{folder.resolve()}/",
+        }
+        self._full = self._slow = False
+
+    def set_full(self, full: bool) -> None:
+        """Let all writes below the folder fail with ENOSPC, or work again."""
+        self._full = full
+        self._write()
+
+    def set_slow(self, slow: bool) -> None:
+        """Let fsync and fdatasync take 2 s longer, or work again."""
+        self._slow = slow
+        self._write()
+
+    def close(self) -> None:
+        """Repair the disk. Idempotent."""
+        if not self._control.closed:
+            self._full = self._slow = False
+            self._write()
+            self._control.close()
+
+    def _write(self) -> None:
+        _FORM.pack_into(self._control, 0, self._full, _SLOW_MS * self._slow)

@@ -1,0 +1,154 @@
+"""`Injector`, which starts and ends the faults of a schedule. No fault reaches beyond the run."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from vision.benchmark.chaos.disk import Disk
+from vision.benchmark.chaos.farm import Farm
+from vision.benchmark.chaos.harness import hang_file
+from vision.benchmark.chaos.program import Program, send
+from vision.benchmark.chaos.record import Injected, Record
+from vision.benchmark.chaos.schedule import KINDS, Fault
+from vision.benchmark.chaos.subscribers import Flood, StoppedSubscriber
+
+_LONGEST_HANG_NS: Final = 60_000_000_000
+
+End = Callable[[], None]
+
+
+class LeftOut(Exception):
+    """A fault cannot be started at present. The argument is the reason."""
+
+
+class Injector:
+    """Starts faults, and ends those that are due. One thread uses it."""
+
+    def __init__(
+        self, farm: Farm, program: Program, disk: Disk | None, *, address: str, control: Path, record: Record
+    ) -> None:
+        """Create the injector.
+
+        Args:
+            farm: the cameras.
+            program: the program under test.
+            disk: None if the disk of the program cannot be controlled.
+            address: `publish.bind` of the program.
+            control: folder of the files that let calls hang.
+            record: receives every fault.
+        """
+        self._farm = farm
+        self._program = program
+        self._disk = disk
+        self._address = address
+        self._control = control
+        self._record = record
+        self._active: list[tuple[Injected, End]] = []
+
+    def start(self, fault: Fault) -> Injected:
+        """Start a fault. If this is not possible, record why."""
+        injected = Injected(fault, "" if fault.camera is None else self._record.cameras[fault.camera])
+        injected.started_ns = time.monotonic_ns()
+        self._record.faults.append(injected)
+        try:
+            end = self._begin(injected)
+        except LeftOut as reason:
+            injected.left_out = str(reason)
+            return injected
+        self._active.append((injected, end))
+        self.end_due()
+        return injected
+
+    def end_due(self) -> None:
+        """End the faults whose time is over."""
+        for entry in tuple(self._active):
+            injected, _ = entry
+            if self._is_over(injected):
+                self._end(entry)
+
+    def end_all(self) -> None:
+        """End all faults. Idempotent."""
+        for entry in tuple(self._active):
+            with contextlib.suppress(OSError):
+                self._end(entry)
+
+    @property
+    def active(self) -> int:
+        """Number of faults that have not ended."""
+        return len(self._active)
+
+    def _end(self, entry: tuple[Injected, End]) -> None:
+        self._active.remove(entry)
+        entry[1]()
+        entry[0].ended_ns = time.monotonic_ns()
+
+    def _is_over(self, injected: Injected) -> bool:
+        since_ns = time.monotonic_ns() - injected.started_ns
+        if injected.fault.kind == "detector-hang":  # until the program has ended
+            return str(self._program.pid) != injected.target or since_ns > _LONGEST_HANG_NS
+        return since_ns >= injected.fault.duration_s * 1e9
+
+    def _begin(self, injected: Injected) -> End:
+        """Start a fault, and return the function that ends it. Raise `LeftOut` if it cannot be started."""
+        fault, kind = injected.fault, injected.fault.kind
+        if KINDS[kind].has_camera:
+            camera = fault.camera
+            assert camera is not None
+            self._farm.start(kind, camera)
+            return lambda: self._farm.stop(kind, camera)
+        match kind:
+            case "subscriber-stop" | "subscriber-flood":
+                return (StoppedSubscriber if kind == "subscriber-stop" else Flood)(self._address).close
+            case "disk-full" | "disk-slow":
+                return self._begin_disk(full=kind == "disk-full")
+            case "process-stop" | "detector-hang":
+                return self._stop_process(injected) if kind == "process-stop" else self._hang_detector(injected)
+            case "worker-kill":
+                pid, injected.target = self._choose(self._program.children, fault.choice)
+                injected.restarts = True
+                send(pid, signal.SIGKILL)
+            case "program-kill":
+                injected.target, injected.restarts = str(self._running_pid()), True
+                self._program.kill(str(fault))
+        return lambda: None
+
+    def _begin_disk(self, *, full: bool) -> End:
+        disk = self._disk
+        if disk is None:
+            raise LeftOut("there is no C compiler for the library that simulates the disk")
+        switch = disk.set_full if full else disk.set_slow
+        switch(True)
+        return lambda: switch(False)
+
+    def _stop_process(self, injected: Injected) -> End:
+        pid, injected.target = self._choose(
+            {self._running_pid(): "main", **self._program.children}, injected.fault.choice
+        )
+        send(pid, signal.SIGSTOP)
+        return lambda: send(pid, signal.SIGCONT)
+
+    def _hang_detector(self, injected: Injected) -> End:
+        injected.target, injected.restarts = str(self._running_pid()), True
+        self._program.expected = str(injected.fault)
+        hang = hang_file(self._control)
+        hang.touch()
+        return lambda: hang.unlink(missing_ok=True)
+
+    def _running_pid(self) -> int:
+        pid = self._program.pid
+        if pid is None:
+            raise LeftOut("the program was starting again")
+        return pid
+
+    @staticmethod
+    def _choose(processes: dict[int, str], choice: float) -> tuple[int, str]:
+        """Return the id and the name of one of the processes. Raise `LeftOut` if there is none."""
+        if not processes:
+            raise LeftOut("the program has no other process")
+        pid = sorted(processes)[int(choice * len(processes)) % len(processes)]
+        return pid, processes[pid]

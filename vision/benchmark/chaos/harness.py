@@ -1,0 +1,112 @@
+"""What runs inside the program under test: calls of a camera's library and of the detector that do not return.
+
+`write_pipeline` writes a pipeline file for `vision run`, which loads the configured pipeline with these faults. A fault
+lasts as long as a file exists.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+from vision.capture.open import open_source
+from vision.capture.source import Source
+from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec
+from vision.detect.detector import Detector
+from vision.detect.open import open_detector
+from vision.pipelines import load_pipeline
+from vision.runtime.builder import Build, RunOptions
+from vision.runtime.runtime import Runtime
+
+_POLL_S: Final = 0.02
+_PR_SET_PDEATHSIG: Final = 1
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def stuck_file(folder: Path, camera_id: str) -> Path:
+    """Return the file that lets the calls of a camera's library hang while it exists."""
+    return folder / f"stuck-{camera_id}"
+
+
+def hang_file(folder: Path) -> Path:
+    """Return the file that lets the calls to the detector hang while it exists."""
+    return folder / "detector-hangs"
+
+
+def write_pipeline(folder: Path, name: str) -> Path:
+    """Write and return a pipeline file that runs the pipeline `name` with the faults that `folder` controls."""
+    path = folder / "pipeline.py"
+    path.write_text(
+        "from vision.benchmark.chaos.harness import disturbed\n\n"
+        f"build = disturbed({name!r}, {str(folder)!r}, {os.getpid()})\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def disturbed(name: str, folder: str, parent: int) -> Build:
+    """Return the `build` function of the pipeline `name`, with the faults that files in `folder` control.
+
+    The program is killed when the process `parent` ends, also while the program is suspended.
+    """
+
+    def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        _end_with(parent)
+        control = Path(folder)
+        options = replace(
+            options,
+            open_source=SourceThatHangs(control),
+            open_detector=functools.partial(_open_detector, control, options.stop),
+        )
+        return load_pipeline(name)(config.model_copy(update={"pipeline": name}), options, resources)
+
+    return build
+
+
+@dataclass(frozen=True, slots=True)
+class SourceThatHangs:
+    """An `open_source` function. A capture worker receives a copy of it."""
+
+    folder: Path
+
+    def __call__(self, config: CameraConfig, **options: Any) -> Source:
+        """Return a source whose `grab` does not return while the file of the camera exists."""
+        source = open_source(config, **options)
+        source.grab = _hanging(source.grab, stuck_file(self.folder, config.id))  # type: ignore[method-assign]
+        return source
+
+
+def _open_detector(folder: Path, stop: threading.Event, model: Path, spec: ModelSpec, config: DetectConfig) -> Detector:
+    """Return a detector whose `wait` does not return while a file exists."""
+    detector = open_detector(model, spec, config, stop=stop)
+    detector.wait = _hanging(detector.wait, hang_file(folder))  # type: ignore[method-assign]
+    return detector
+
+
+def _hanging(call: Callable[_P, _T], file: Path) -> Callable[_P, _T]:
+    """Return a function that waits until `file` does not exist, and then makes the call."""
+
+    @functools.wraps(call)
+    def hang(*arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        while file.exists():
+            time.sleep(_POLL_S)
+        return call(*arguments, **keywords)
+
+    return hang
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,62 @@
+"""Check that a fault of one camera does not delay the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.benchmark.chaos.record import Record
+from vision.benchmark.chaos.recovery import back_ns, measure_recoveries
+from vision.benchmark.chaos.schedule import KINDS
+from vision.benchmark.chaos.verdict import Verdict, judge
+
+MAX_RATIO: Final = 1.2
+_ENOUGH: Final = 2000  # frames in each group; a p99 of fewer is random
+_AFTER_NS: Final = 1_000_000_000  # after a recovery
+
+_PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector-hang")
+
+
+def check_latency(record: Record) -> Verdict:
+    """Compare the p99 of the latency without faults, and that of the other cameras during faults.
+
+    The two groups alternate through the whole run, so that other programs on the machine disturb both. Faults of
+    processes are left out, because they affect all cameras.
+    """
+    undisturbed_ms, others_ms = split_latencies(record)
+    if not len(undisturbed_ms) or not len(others_ms):
+        return judge("others undisturbed", [], "no frames to compare", is_judged=False)
+    before, after = (float(np.percentile(each, 99)) for each in (undisturbed_ms, others_ms))
+    text = f"p99 {before:.1f} ms without faults, {after:.1f} ms of the other cameras during faults"
+    is_judged = min(len(undisturbed_ms), len(others_ms)) >= _ENOUGH
+    is_slower = is_judged and after > MAX_RATIO * before
+    problems = [f"{after:.1f} ms is {after / before:.2f} times {before:.1f} ms"] if is_slower else []
+    return judge("others undisturbed", problems, text, is_judged=is_judged)
+
+
+def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the latencies in ms of the frames without any fault, and of cameras that no active fault affects."""
+    received_ns = np.array([seen.received_ns for seen in record.frames], np.int64)
+    total_ms = np.array([seen.total_ms for seen in record.frames], np.float64)
+    cameras = np.array([seen.camera for seen in record.frames])
+    back = back_ns(measure_recoveries(record))
+    within = received_ns >= record.began_ns
+    within &= received_ns <= record.ended_ns
+    quiet, excluded = within.copy(), ~within
+    for each in record.faults:
+        if each.left_out:
+            continue
+        active = (received_ns >= each.started_ns) & (received_ns <= _over_ns(each.ended_ns, each.fault.number, back))
+        quiet &= ~active
+        if each.fault.kind in _PROGRAM_WIDE:
+            excluded |= active
+        elif KINDS[each.fault.kind].has_camera:
+            excluded |= active & (cameras == each.target)
+    return total_ms[quiet], total_ms[~quiet & ~excluded]
+
+
+def _over_ns(ended_ns: int, number: int, back: Mapping[int, int]) -> int:
+    return max(ended_ns, back.get(number, 0)) + _AFTER_NS

@@ -1,0 +1,117 @@
+"""The configuration of a run: the user's pipeline, model, and analytics, with the cameras of the farm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from vision.benchmark.chaos.farm import FarmCamera
+from vision.benchmark.chaos.harness import write_pipeline
+from vision.benchmark.stand_ins import StandIn, repeated
+from vision.config import AppConfig, load_config_text
+
+HANG_S: Final = 6.0
+STATUS_S: Final = 0.5
+_KEPT: Final = (
+    "model",
+    "detect",
+    "track",
+    "analytics",
+    "rules",
+    "cascade",
+    "snapshots",
+    "processes",
+    "stop_timeout_s",
+)
+"""Sections of the user's configuration. All others name sockets, folders, and services outside the run."""
+
+_CAMERA_KEYS: Final = (
+    "id",
+    "reader",
+    "transport",
+    "max_fps",
+    "open_timeout_s",
+    "read_timeout_s",
+    "max_frame_age_s",
+    "report_after_s",
+    "frozen_after_s",
+)
+_MOST_EVENTS: Final = 1_000_000
+_DEMO_SIZE: Final = (320, 240)
+_DEMO_FPS: Final = 10.0
+_DEMO: Final = """
+pipeline: count
+processes: 2
+detect: {backend: fake, score_threshold: 0.2}
+track: {low_score: 0.1, high_score: 0.15, new_score: 0.2}
+cameras: [CAMERAS]
+analytics: {ANALYTICS}
+"""
+_DEMO_CAMERA: Final = '{id: camera-%d, source: "rtsp://127.0.0.1/"}'
+_DEMO_LINES: Final = (
+    "camera-%d: {units: fraction, lines: [{name: middle, points: [[0.5, 0], [0.5, 1]]}], "
+    "zones: [{name: left, polygon: [[0, 0], [0.4, 0], [0.4, 1], [0, 1]]}]}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The configuration to run, and the description of its cameras."""
+
+    config: AppConfig
+    cameras: tuple[FarmCamera, ...]
+
+
+def demo(cameras: int) -> Subject:
+    """Return a configuration with a fake detector, lines, and zones, which needs little CPU time."""
+    text = _DEMO.replace("CAMERAS", ", ".join(_DEMO_CAMERA % index for index in range(cameras)))
+    text = text.replace("ANALYTICS", ", ".join(_DEMO_LINES % index for index in range(cameras)))
+    config = load_config_text(text, {})
+    farm = tuple(FarmCamera(camera.id, *_DEMO_SIZE, _DEMO_FPS, "rectangles") for camera in config.cameras)
+    return Subject(config, farm)
+
+
+def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
+    """Return the user's configuration with `cameras` cameras, which have the sizes and rates of `stand_ins`."""
+    chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
+    config = repeated(config, stand_ins, cameras)
+    farm = tuple(
+        FarmCamera(camera.id, _even(stand_in.width_px), _even(stand_in.height_px), stand_in.fps, "street")
+        for camera, stand_in in zip(config.cameras, chosen, strict=True)
+    )
+    return Subject(config, farm)
+
+
+def _even(size_px: int) -> int:
+    return max(16, size_px // 2 * 2)
+
+
+def write_config(
+    subject: Subject, addresses: Mapping[str, str], folder: Path, data: Path, *, bind: str, replay: str
+) -> Path:
+    """Write the camera.yaml of the run into `folder`, and return its path. The program stores its files in `data`."""
+    plain = subject.config.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    document: dict[str, Any] = {key: plain[key] for key in _KEPT if key in plain}
+    for section in document.get("analytics", {}).values():
+        section.pop("reset_at", None)  # it would change the counters during the run
+    if "snapshots" in document:
+        document["snapshots"]["folder"] = str(data / "snapshots")
+    document |= {
+        "node": "chaos",
+        "pipeline": str(write_pipeline(folder, subject.config.pipeline)),
+        "cameras": [
+            {key: camera[key] for key in _CAMERA_KEYS if key in camera} | {"source": addresses[camera["id"]]}
+            for camera in plain["cameras"]
+        ],
+        "state_dir": str(data / "state"),
+        "publish": {"bind": bind, "replay": replay, "max_events": _MOST_EVENTS},
+        "status": {"interval_s": STATUS_S, "min_free_mb": 0},
+        "hang_s": HANG_S,
+    }
+    path = folder / "camera.yaml"
+    path.write_text(yaml.safe_dump(document).replace("${", "$${"), encoding="utf-8")
+    return path
