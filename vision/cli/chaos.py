@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 import random
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +21,7 @@ from vision.benchmark.chaos.settings import Subject, demo, of_user
 from vision.benchmark.stand_ins import probe_cameras
 from vision.cli.options import CONFIG_HELP, JsonFile, Values, read_config, table_console, values_parser, write_text
 from vision.cli.session import command
-from vision.errors import EXIT_OK, EXIT_RUNTIME
+from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed
 
 _KIND_LIST = "kinds that `vision chaos --list` shows"
 
@@ -43,11 +46,12 @@ def chaos(
     list_only: Annotated[bool, typer.Option("--list", help="List the kinds and the schedule, and exit.")] = False,
     json: JsonFile = None,
 ) -> int:
-    """Run the program with cameras that fail, processes that are killed, and disks that are full.
+    """Run the program with faults, and check that it survives them.
 
-    RTSP cameras on this machine replace those of CONFIG, whose model, pipeline, and analytics are used. Without CONFIG,
-    a small demo is used. Faults follow a schedule that depends only on the options. The exit code is 0 if the program
-    kept every promise: no crash, no lost event, all frames accounted for, and every camera back in time.
+    Cameras fail, processes are killed, and disks are full. RTSP cameras on this machine replace those of CONFIG, whose
+    model, pipeline, and analytics are used. Without CONFIG, a small demo is used. Faults follow a schedule that depends
+    only on the options. The exit code is 0 if the program kept every promise: no crash, no lost event, all frames
+    accounted for, and every camera back in time.
 
     Examples:
       vision chaos
@@ -61,13 +65,21 @@ def chaos(
         print("\n".join([*(f"{kind:18} {spec.text}" for kind, spec in KINDS.items()), *map(str, schedule)]))
         return EXIT_OK
     print(f"seed {seed}: {len(schedule)} faults in {minutes:g} minutes", file=sys.stderr)
+    stop = context.obj.stop
     with new_folders() as folders:
-        record = run(Plan(_subject(config, cameras), schedule, minutes * 60), folders, context.obj.stop, _show)
+        try:
+            record = run(Plan(_subject(config, cameras), schedule, minutes * 60), folders, stop, _show)
+        except Closed:
+            return EXIT_RUNTIME
         verdicts = check_all(record)
+        if not all_held(verdicts):
+            print(f"the log of the program: {_keep(folders.log, seed)}", file=sys.stderr)
     print_report(record, verdicts, table_console(json))
     if json is not None:
         write_text(json_module.dumps(as_json(record, verdicts, **arguments), indent=1), json)
-    return EXIT_OK if all_held(verdicts) else EXIT_RUNTIME
+    if stop.is_set():
+        print("stopped: the report covers only the faults so far", file=sys.stderr)
+    return EXIT_OK if all_held(verdicts) and not stop.is_set() else EXIT_RUNTIME
 
 
 def _subject(config: str | None, cameras: int) -> Subject:
@@ -75,6 +87,13 @@ def _subject(config: str | None, cameras: int) -> Subject:
         return demo(cameras)
     app_config = read_config(config)
     return of_user(app_config, probe_cameras(app_config), cameras)
+
+
+def _keep(log: Path, seed: int) -> Path:
+    """Copy a log out of the folder of the run, and return the copy."""
+    kept = Path(tempfile.mkdtemp(prefix="vision-chaos-log-")) / f"seed-{seed}.log"
+    shutil.copyfile(log, kept)
+    return kept
 
 
 def _show(injected: Injected) -> None:

@@ -38,7 +38,7 @@ COMMANDS: Final = {
     "install-service": "Set up a systemd service.",
     "uninstall-service": "Remove the systemd services.",
     "camera-zoo": "Serve synthetic cameras with the oddities of real ones.",
-    "chaos": "Check that the program survives faults of cameras, processes, and disks.",
+    "chaos": "Run the program with faults, and check that it survives them.",
 }
 """The commands, and the first line of their help. Only the module of the called command is imported."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from vision.benchmark.chaos.schedule import KINDS, Fault
 from vision.benchmark.chaos.subscribers import Flood, StoppedSubscriber
 
 _LONGEST_HANG_NS: Final = 60_000_000_000
+_GUARD_S: Final = 1.0  # by which the guard ends a fault later than the schedule
 
 End = Callable[[], None]
 
@@ -129,8 +131,20 @@ class Injector:
         pid, injected.target = self._choose(
             {self._running_pid(): "main", **self._program.children}, injected.fault.choice
         )
+        # If this process is killed, nothing else would end the fault.
+        guard = subprocess.Popen(
+            ["sh", "-c", f"sleep {injected.fault.duration_s + _GUARD_S}; kill -CONT {pid}"],
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         send(pid, signal.SIGSTOP)
-        return lambda: send(pid, signal.SIGCONT)
+
+        def resume() -> None:
+            send(pid, signal.SIGCONT)
+            guard.kill()
+            guard.wait()
+
+        return resume
 
     def _hang_detector(self, injected: Injected) -> End:
         injected.target, injected.restarts = str(self._running_pid()), True

@@ -1,4 +1,4 @@
-"""What runs inside the program under test: calls of a camera's library and of the detector that do not return.
+"""The part that runs inside the program under test: calls of a camera's library and of the detector that do not return.
 
 `write_pipeline` writes a pipeline file for `vision run`, which loads the configured pipeline with these faults. A fault
 lasts as long as a file exists.

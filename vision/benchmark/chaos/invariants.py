@@ -46,7 +46,7 @@ def check_crashes(record: Record) -> Verdict:
     ]
     if record.tracebacks:
         problems.append(f"the log contains {record.tracebacks} tracebacks")
-    return judge("no crashes", problems, f"{len(record.program_ends)} ends of the program, all explained by faults")
+    return judge("no crashes", problems, f"{len(record.program_ends)} ends of the program")
 
 
 def check_frames(record: Record) -> Verdict:

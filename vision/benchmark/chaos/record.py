@@ -1,4 +1,4 @@
-"""What a run has observed. The checks in `invariants.py` read only this."""
+"""The record of a run: its messages, faults, processes, and resources. The checks in `invariants.py` read only this."""
 
 from __future__ import annotations
 
@@ -113,7 +113,6 @@ class Record:
 
     cameras: tuple[str, ...]
     max_age_s: dict[str, float]  # `max_frame_age_s` by camera
-    hang_s: float
     start_s: float = 0.0  # from the first start of the program until all cameras delivered frames
     began_ns: int = 0  # start of the schedule
     ended_ns: int = 0  # end of the schedule, before the program was stopped

@@ -22,7 +22,7 @@ from vision.benchmark.chaos.observer import Observer
 from vision.benchmark.chaos.program import Program
 from vision.benchmark.chaos.record import Injected, Record
 from vision.benchmark.chaos.schedule import Fault
-from vision.benchmark.chaos.settings import HANG_S, Subject, write_config
+from vision.benchmark.chaos.settings import Subject, write_config
 from vision.benchmark.chaos.stored import read_stored
 from vision.errors import Closed, MessageError, VisionError
 
@@ -39,7 +39,7 @@ OnFault = Callable[[Injected], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run."""
+    """The program and the faults of a run."""
 
     subject: Subject
     schedule: Sequence[Fault]
@@ -86,7 +86,6 @@ class Run:
         settled_s = time.monotonic() + _SETTLED_S
         while time.monotonic() < settled_s:
             self._tick(stop)
-        record.ended_ns = time.monotonic_ns()
 
     def finish(self) -> None:
         """Stop the program, and wait for its last messages."""
@@ -143,14 +142,15 @@ def new_folders() -> Iterator[Folders]:
 def run(plan: Plan, folders: Folders, stop: threading.Event, on_fault: OnFault) -> Record:
     """Run the program with all faults of the schedule. Return the record. Every fault has ended when this returns.
 
+    If `stop` is set, the schedule ends early.
+
     Raises:
         VisionError: the program did not start.
-        Closed: `stop` was set.
+        Closed: `stop` was set before all cameras delivered frames.
     """
     record = Record(
         tuple(camera.id for camera in plan.subject.config.cameras),
         {camera.id: camera.max_frame_age_s for camera in plan.subject.config.cameras},
-        HANG_S,
     )
     with contextlib.ExitStack() as opened:
         farm = opened.enter_context(running_farm(plan.subject.cameras, folders.work))
@@ -171,7 +171,10 @@ def run(plan: Plan, folders: Folders, stop: threading.Event, on_fault: OnFault) 
             playing.wait_for_cameras(stop)
         except VisionError as error:
             raise VisionError(error.args[0], hint=_last_lines(folders.log), code=error.code) from None
-        playing.play(stop, on_fault)
+        with contextlib.suppress(Closed):
+            playing.play(stop, on_fault)
+        record.ended_ns = time.monotonic_ns()
+        injector.end_all()
         playing.finish()
     record.tracebacks = program.tracebacks()
     with contextlib.suppress(sqlite3.Error, MessageError):

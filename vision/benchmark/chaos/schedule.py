@@ -28,6 +28,9 @@ Kind: TypeAlias = Literal[
     "detector-hang",
 ]
 
+HANG_S: Final = 6.0
+"""`hang_s` of the program during a run."""
+
 ROUND_S: Final = 24.0
 """Duration of a round: a time without faults, then faults at random times."""
 

@@ -11,10 +11,10 @@ import yaml
 
 from vision.benchmark.chaos.farm import FarmCamera
 from vision.benchmark.chaos.harness import write_pipeline
+from vision.benchmark.chaos.schedule import HANG_S
 from vision.benchmark.stand_ins import StandIn, repeated
 from vision.config import AppConfig, load_config_text
 
-HANG_S: Final = 6.0
 STATUS_S: Final = 0.5
 _KEPT: Final = (
     "model",

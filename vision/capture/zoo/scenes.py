@@ -1,4 +1,4 @@
-"""What a synthetic camera shows: numbered frames, colored rectangles, or the street of the shipped clip."""
+"""The scenes that synthetic cameras show: numbered frames, colored rectangles, or the street of the shipped clip."""
 
 from __future__ import annotations
 
