@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ def broken(check: Callable[[Record], Verdict], damage: Callable[[Record], object
     return check(record).result == "broken"
 
 
-def change_frame(record: Record, index: int, **values: object) -> None:
+def change_frame(record: Record, index: int, **values: Any) -> None:
     record.frames[index] = record.frames[index]._replace(**values)
 
 
