@@ -19,6 +19,7 @@ from vision.version import pip_hint, require_cv2
 
 if TYPE_CHECKING:
     from vision.capture.ffmpeg.decoder import CodedStream, OpenDecoder, PacketDecoder
+    from vision.capture.packet_tap import PacketTap
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,19 @@ _MIN_PYAV = 12  # must agree with pyproject.toml
 
 
 def open_source(
-    camera: CameraConfig, *, offline: bool, pixel_formats: tuple[PixelFormat, ...], nvdec: bool = False
+    camera: CameraConfig,
+    *,
+    offline: bool,
+    pixel_formats: tuple[PixelFormat, ...],
+    nvdec: bool = False,
+    tap: PacketTap | None = None,
 ) -> Source:
     """Return the source of a camera, without opening the source.
 
     If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
     `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
-    that it supports, into buffers in GPU or host memory (see `chooses_nvdec`).
+    that it supports, into buffers in GPU or host memory (see `chooses_nvdec`). `tap`, if given, receives the packets of
+    a network camera. The camera is then read with FFmpeg, unless `reader: gstreamer` requires GStreamer.
 
     Raises:
         ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
@@ -52,13 +59,13 @@ def open_source(
         case File(path) | Folder(path) if holds_images(path):
             return _open_images(camera, path, pixel_formats, offline=offline)
         case (Rtsp() | Http() | File()) as address if nvdec or _uses_nvdec(camera, pixel_formats):
-            return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=True)
-        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address):
+            return _open_with_pyav(camera, address, pixel_formats, tap, offline=offline, nvdec=True)
+        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address, recorded=tap is not None):
             from vision.capture.gstreamer.source import GStreamerSource
 
             return GStreamerSource(camera, pixel_formats)
         case (Rtsp() | Http() | File()) as address:
-            return _open_with_pyav(camera, address, pixel_formats, offline=offline, nvdec=False)
+            return _open_with_pyav(camera, address, pixel_formats, tap, offline=offline, nvdec=False)
         case address:
             raise AssertionError(address)  # CSI without GStreamer raises an error above, and a folder contains images
 
@@ -97,13 +104,14 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
 # --- GStreamer --------------------------------------------------------------------------------------------------------
 
 
-def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
+def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb, *, recorded: bool = False) -> bool:
     """Return True if GStreamer reads the camera.
 
     CSI cameras and `reader: gstreamer` require GStreamer; if it is missing, raise `ConfigError`. With `reader: auto`,
-    GStreamer reads RTSP cameras if it is installed, because it reports every lost packet and the capture times.
+    GStreamer reads RTSP cameras if it is installed, because it reports every lost packet and the capture times. Cameras
+    that are recorded are the exception, because recordings contain the packets that FFmpeg reads.
     """
-    if camera.reader in {"opencv", "ffmpeg", "nvdec"}:
+    if camera.reader in {"opencv", "ffmpeg", "nvdec"} or (recorded and camera.reader == "auto"):
         return False
     required = camera.reader == "gstreamer" or isinstance(address, Csi)
     from vision.capture.gstreamer.source import available
@@ -121,7 +129,13 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb) -> bool:
 
 
 def _open_with_pyav(
-    camera: CameraConfig, address: Rtsp | Http | File, formats: tuple[PixelFormat, ...], *, offline: bool, nvdec: bool
+    camera: CameraConfig,
+    address: Rtsp | Http | File,
+    formats: tuple[PixelFormat, ...],
+    tap: PacketTap | None,
+    *,
+    offline: bool,
+    nvdec: bool,
 ) -> Source:
     """Return a source that reads with FFmpeg, and decodes with FFmpeg or, if `nvdec`, with NVDEC."""
     _require_pyav()
@@ -138,7 +152,7 @@ def _open_with_pyav(
         return VideoFile(path, formats, open_decoder, FramePacer(offline=offline), loop=camera.loop)
     from vision.capture.ffmpeg.source import FFmpegSource
 
-    return FFmpegSource(camera, formats, open_decoder)
+    return FFmpegSource(camera, formats, open_decoder, tap)
 
 
 def _require_pyav() -> None:
@@ -173,8 +187,10 @@ def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
     return True
 
 
-def chooses_nvdec(camera: CameraConfig) -> bool:
+def chooses_nvdec(camera: CameraConfig, *, recorded: bool = False) -> bool:
     """Return True if `reader: auto` decodes a stream with NVDEC, for a detector that reads GPU memory.
+
+    `recorded` states whether the packets of the camera are recorded, so that FFmpeg must read the camera.
 
     Even if NVDEC is usable, it is not chosen in these cases:
 
@@ -186,7 +202,9 @@ def chooses_nvdec(camera: CameraConfig) -> bool:
         return False
     match camera.address:
         case Rtsp() as address:
-            return camera.transport == "tcp" and _has_nvdec() and not _uses_gstreamer(camera, address)
+            if camera.transport != "tcp" or not _has_nvdec():
+                return False
+            return not _uses_gstreamer(camera, address, recorded=recorded)
         case Http():
             return _has_nvdec()
         case File(path):

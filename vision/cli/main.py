@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "run": "Detect objects in camera streams, and publish the results.",
     "check": "Validate a configuration and open its cameras.",
     "draw": "Draw the lines and zones on one frame of each camera.",
+    "clips": "List recorded clips and their events.",
+    "verify": "Compare recorded files with their index, and repair it.",
     "keys": "Create keys, and choose which subscribers can connect.",
     "watch": "Show the results of a running `vision run`.",
     "eval": "Measure accuracy on a labeled video or on simulated scenes.",
@@ -44,6 +46,7 @@ COMMANDS: Final = {
 
 _PLACES: Final = {
     "eval": ("evaluate", "evaluate"),
+    "verify": ("clips", "verify"),
     "schema": ("models", "schema"),
     "camera-zoo": ("camera_zoo", "camera_zoo"),
     "install-service": ("service", "install_service"),

@@ -35,6 +35,7 @@ from vision.config.fields import (
     free_of,
 )
 from vision.config.objects import ObjectsConfig
+from vision.config.recording import RecordingConfig
 from vision.config.rules import RuleConfig
 from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
 from vision.errors import redact
@@ -290,6 +291,8 @@ class AppConfig(ConfigSection):
     """A JPEG file of the frame of every event; none if absent."""
     objects: ObjectsConfig | None = None
     """A message about each object that leaves the scene; none if absent."""
+    recording: RecordingConfig | None = None
+    """MP4 files of the coded video; not recorded if absent."""
     state_dir: FolderPath | None = None
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from vision.config.fields import IDENTIFIER, Conflict
+from vision.config.recording import recording_conflicts
 from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, Condition, parse_when
 from vision.config.source_address import (
     Csi,
@@ -93,6 +94,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from _repeated("name", rules, references)
     yield from _pipeline_conflicts(config)
     yield from _replay_conflicts(config)
+    yield from recording_conflicts(config)
     yield from (conflict.below("publish") for conflict in publish_conflicts(_mapping(config, "publish")))
     http = _mapping(config, "http")
     if isinstance(http.get("bind"), str) and not _is_local(f"tcp://{http['bind']}") and http.get("token") is None:
@@ -303,6 +305,8 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
         ("cascade", ("detect",), "does not track objects; expected pipeline: track or count"),
         ("objects", ("detect",), "does not track objects; expected pipeline: track or count"),
     ]
+    if _mapping(config, "recording").get("mode") != "continuous":
+        unused.append(("recording", _WITHOUT_ANALYTICS, "has no events; expected mode: continuous, pipeline: count"))
     for key, pipelines, problem in unused:
         if (config.get(key) or (config.get(key) == {} and key == "objects")) and pipeline in pipelines:
             yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or your own file")

@@ -182,6 +182,8 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
         changes["publish"] = config.publish.model_copy(update={"curve": str(folder / config.publish.curve)})
     if config.snapshots is not None:
         changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
+    if config.recording is not None:
+        changes["recording"] = config.recording.model_copy(update={"folder": str(folder / config.recording.folder)})
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):
         changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
     return config.model_copy(update=changes)

@@ -33,6 +33,7 @@ class HelperProcess:
         *,
         fds: Sequence[int] = (),
         on_line: Callable[[str], None] = lambda _: None,
+        stop_s: float = _STOP_S,
     ) -> None:
         """Start nothing yet.
 
@@ -42,6 +43,7 @@ class HelperProcess:
             options: options of the program.
             fds: descriptors that the program inherits.
             on_line: function that receives the output of the program.
+            stop_s: time in seconds in which the process ends after its standard input was closed.
         """
         self.restarts = 0
         self._name = name
@@ -49,6 +51,7 @@ class HelperProcess:
         self._options = json.dumps(options)
         self._fds = tuple(fds)
         self._on_line = on_line
+        self._stop_s = stop_s
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close` and the start of a new process
         self._process: subprocess.Popen[str] | None = None
@@ -76,7 +79,7 @@ class HelperProcess:
             return
         _close_input(process)
         try:
-            process.wait(_STOP_S)
+            process.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
         self._thread.join()

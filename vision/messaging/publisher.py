@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -212,6 +212,7 @@ class Publisher:
         self._replay: ReplayServer | None = None
         self._encoding: Encoding = encoding
         self._event_log, self._node_events = event_log, node_events
+        self._more_counters: list[Callable[[], Mapping[str, int]]] = []
         with contextlib.ExitStack() as opened:
             if event_log is not None and replay is not None:
                 server = ReplayServer(
@@ -239,13 +240,25 @@ class Publisher:
             self.socket, self.numbering, class_names=class_names, encoding=encoding, masks=masks, recorder=recorder
         )
 
+    def add_counters(self, counters: Callable[[], Mapping[str, int]]) -> None:
+        """Add counters of a process that serves the publisher's subscribers to those that `counters` returns."""
+        self._more_counters.append(counters)
+
     def counters(self) -> dict[str, int]:
-        """Return the counters of the event log and of the ports by name."""
+        """Return the counters of the event log, of the ports, and of `add_counters`, by name."""
         events = {} if self._event_log is None else self._event_log.counters()
         ports = [("publish", self.socket), ("replay", self._replay)]
-        return events | {
-            f"{name}.{key}": value for name, port in ports if port is not None for key, value in port.counters().items()
-        }
+        more = {name: value for counters in self._more_counters for name, value in counters().items()}
+        return (
+            events
+            | more
+            | {
+                f"{name}.{key}": value
+                for name, port in ports
+                if port is not None
+                for key, value in port.counters().items()
+            }
+        )
 
     def publish(self, result: Result) -> None:
         """Send a result, its events, and the summaries of the objects that left, without waiting for subscribers.

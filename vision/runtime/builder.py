@@ -50,6 +50,7 @@ from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesse
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.monitoring.process import open_monitoring
+from vision.runtime.recording import Packets
 from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
@@ -82,6 +83,7 @@ class RunOptions:
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
     result_workers: bool = False  # True if processes other than the main process run the stages
+    packets: Packets | None = None  # how cameras pass their packets on; None means that they do not
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
@@ -344,7 +346,9 @@ def build_capture(
         return [_camera(camera, options, detector, leases, changed) for camera in config.cameras], None
     remote = [_remote_camera(camera, options, detector, leases, changed) for camera in config.cameras]
     setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, config.hang_s, options.open_source)
-    capture = CaptureProcesses(remote, setup, detector, workers=options.capture_workers, leases=leases)
+    addresses = () if options.packets is None else options.packets.addresses
+    workers = options.capture_workers
+    capture = CaptureProcesses(remote, setup, detector, workers=workers, leases=leases, packets=addresses)
     return [Camera(camera.slot, camera) for camera in remote], capture
 
 
@@ -367,7 +371,8 @@ def _camera(
     policy = supervisor_policy(config)
     if options.offline:
         config = config.model_copy(update={"loop": False})  # otherwise the run never ends
-    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
+    tap = None if options.packets is None else options.packets.tap(config.id)
+    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config, recorded=tap is not None)
     slot = LatestSlot(
         config.id,
         _allocator(config, detector, nvdec=nvdec),
@@ -379,6 +384,8 @@ def _camera(
     )
     opening, formats = options.open_source or open_source, detector.spec.pixel_formats
     factory = partial(opening, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec)
+    if tap is not None:
+        factory = partial(factory, tap=tap)
     return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
 
 
@@ -388,7 +395,8 @@ def _remote_camera(
     finite = supervisor_policy(config).finite
     if options.offline:
         config = config.model_copy(update={"loop": False})
-    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config)
+    recorded = options.packets is not None and config.id in options.packets.cameras
+    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config, recorded=recorded)
     slot = RemoteSlot(
         config.id,
         leases=leases,
@@ -398,7 +406,8 @@ def _remote_camera(
         changed=changed,
     )
     on_gpu = _fills_gpu_memory(config, detector, nvdec=nvdec)
-    return RemoteCamera(CapturedCamera(config, nvdec, slot.lossless, epoch=0), slot, on_gpu=on_gpu)
+    captured = CapturedCamera(config, nvdec, slot.lossless, epoch=0, recorded=recorded)
+    return RemoteCamera(captured, slot, on_gpu=on_gpu)
 
 
 def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:

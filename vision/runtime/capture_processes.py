@@ -338,6 +338,7 @@ class CaptureProcesses:
         *,
         workers: int,
         leases: int,
+        packets: Sequence[str] = (),
     ) -> None:
         """Create the workers. `poll` starts them.
 
@@ -346,6 +347,7 @@ class CaptureProcesses:
             setup: what all workers have in common. Its `cameras` are ignored.
             workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.
+            packets: address of the packet socket of each worker; empty if no packets are passed on.
         """
         self.cameras = list(cameras)
         self._workers = Workers()
@@ -355,7 +357,8 @@ class CaptureProcesses:
         count = leases + EXTRA_BUFFERS + BUFFERS_ON_THE_WAY
         for index in range(min(workers, len(cameras))):
             group = {number: cameras[number] for number in range(index, len(cameras), workers)}
-            link = _Link(group, setup, detector, count, self._arrivals)
+            own = replace(setup, packets=packets[index]) if packets else setup
+            link = _Link(group, own, detector, count, self._arrivals)
             limit = min(_MEMORY_BYTES * (1 + len(group)), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
             name = f"capture worker {index + 1}"
             spec = WorkerSpec(name, ENTRY, hang_s=setup.hang_s, memory_limit_bytes=limit)

@@ -21,10 +21,12 @@ from functools import partial
 from typing import Final
 
 from vision.capture.open import open_source, supervisor_policy
+from vision.capture.packet_tap import PacketTap
 from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import CameraConfig
 from vision.errors import Closed, OutOfMemory, SourceError
+from vision.messaging.packets import PacketSocket
 from vision.runtime import frame_messages
 from vision.runtime.camera_threads import CameraThreads
 from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, Configure, Configured, Statuses
@@ -54,6 +56,7 @@ class CapturedCamera:
     nvdec: bool  # see `vision.capture.open.open_source`
     lossless: bool
     epoch: int  # of its first connection
+    recorded: bool = False  # True if its packets are passed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class CaptureSetup:
     offline: bool
     hang_s: float  # time in seconds after which a call to a source, or the worker, counts as hanging
     open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
+    packets: str | None = None  # address of the packet socket; None means that no packets are passed on
 
     def encode(self) -> bytes:
         """Return the setup as bytes. The function or class of `open_source` must be importable by its name."""
@@ -295,11 +299,14 @@ class _CaptureWorker:
         self._sinks = frames.sinks
         self._supervisors: dict[int, CameraSupervisor] = {}
         opening = setup.open_source or open_source
+        self._packets = None if setup.packets is None else PacketSocket(setup.packets)
         for number, camera in setup.cameras.items():
             config, formats = camera.config, setup.pixel_formats
             failure = partial(self._failure_of, number)
             sink = RemoteSink(number, channel, frames, lossless=camera.lossless, failure=failure)
             factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
+            if self._packets is not None and camera.recorded:
+                factory = partial(factory, tap=PacketTap(config.id, self._packets))
             policy = supervisor_policy(config)
             self._sinks[number] = sink
             self._supervisors[number] = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch)
@@ -365,4 +372,6 @@ class _CaptureWorker:
             sink.close()
         for name in self._threads.join(time.monotonic() + _JOIN_S):
             log.warning("%s did not end within %.1f s", name, _JOIN_S)
+        if self._packets is not None:
+            self._packets.close()
         self._report()

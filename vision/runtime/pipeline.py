@@ -24,6 +24,7 @@ from vision.runtime.builder import (
 )
 from vision.runtime.capture_processes import RemoteCamera
 from vision.runtime.process_count import process_count
+from vision.runtime.recording import open_recording
 from vision.runtime.result_messages import WorkerSetup
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import Runtime
@@ -62,7 +63,11 @@ class Pipeline:
         # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
-        cameras, capture = build_capture(config, _with_capture_workers(config, options), detector, stages)
+        options = _with_capture_workers(config, options)
+        if isinstance(publisher, Publisher) and not options.offline and options.open_source is None:
+            packets = open_recording(config, publisher, options.capture_workers, resources)
+            options = replace(options, packets=packets)
+        cameras, capture = build_capture(config, options, detector, stages)
         if count > 1 and reads_pixels:
             if any(isinstance(camera.supervisor, RemoteCamera) and camera.supervisor.on_gpu for camera in cameras):
                 log.info("one process handles all results, because a stage reads pixels that are only on the GPU")

@@ -21,9 +21,17 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from vision.capture.diagnosis import explain_failure, explain_open, named
-from vision.capture.ffmpeg.bindings import best_video, decoding_time_ns, frame_rate, has_no_times, open_container
+from vision.capture.ffmpeg.bindings import (
+    best_video,
+    decoding_time_ns,
+    frame_rate,
+    has_no_times,
+    open_container,
+    time_ns,
+)
 from vision.capture.ffmpeg.decoder import JpegStream
 from vision.capture.ffmpeg.http import JpegConnection, request
+from vision.capture.packet_tap import PacketTap
 from vision.capture.source import SkippedFrames
 from vision.capture.tls import ffmpeg_options
 from vision.config import CameraConfig
@@ -51,9 +59,10 @@ _DEFAULT_FPS: Final = 25.0  # of a file without times
 class Connecting:
     """Opens a connection, and records the current step for `hint`, which any thread can call."""
 
-    def __init__(self, camera: CameraConfig, skipped: SkippedFrames) -> None:
+    def __init__(self, camera: CameraConfig, skipped: SkippedFrames, tap: PacketTap | None = None) -> None:
         self._camera = camera
         self._skipped = skipped
+        self._tap = tap
         self._resolved = False
 
     def hint(self) -> str:
@@ -75,10 +84,12 @@ class Connecting:
         if isinstance(address, Http):
             answer = request(camera)
             if answer.has_jpegs:
+                if self._tap is not None:
+                    self._tap.refused("mjpeg")
                 return ImageConnection(JpegConnection(camera, answer, self._skipped))
             answer.response.close()
-            return _open_container(camera, address, is_file=answer.has_end)
-        return _open_container(camera, address, is_file=False)
+            return _open_container(camera, address, self._tap, is_file=answer.has_end)
+        return _open_container(camera, address, self._tap, is_file=False)
 
     def _resolve(self, address: Rtsp | Http) -> None:
         """Look up the host name separately, because FFmpeg can neither interrupt the lookup nor report its failure."""
@@ -90,7 +101,9 @@ class Connecting:
         self._resolved = True
 
 
-def _open_container(camera: CameraConfig, address: Rtsp | Http, *, is_file: bool) -> ContainerConnection:
+def _open_container(
+    camera: CameraConfig, address: Rtsp | Http, tap: PacketTap | None, *, is_file: bool
+) -> ContainerConnection:
     options = {**_OPTIONS, **ffmpeg_options(camera.tls)}
     if isinstance(address, Rtsp):
         options.update(_RTSP_OPTIONS, rtsp_transport=camera.transport)
@@ -104,16 +117,19 @@ def _open_container(camera: CameraConfig, address: Rtsp | Http, *, is_file: bool
         container.close()
         error = SourceError("the camera sends no video", hint="set it to H.264, H.265, or MJPEG", code="no-video")
         raise named(camera.source, error)
-    return ContainerConnection(camera.source, container, stream, is_file=is_file)
+    return ContainerConnection(camera.source, container, stream, tap, is_file=is_file)
 
 
 class ContainerConnection:
     """A connection that FFmpeg reads as a container of packets, for example of H.264."""
 
-    def __init__(self, name: str, container: InputContainer, stream: VideoStream, *, is_file: bool) -> None:
+    def __init__(
+        self, name: str, container: InputContainer, stream: VideoStream, tap: PacketTap | None, *, is_file: bool
+    ) -> None:
         self._name = name
         self._container = container
         self.stream = stream
+        self._tap = None if tap is None else tap.connected(stream)
         names = container.format.name.split(",")
         self._is_file = container.duration is not None or (is_file and "hls" not in names)
         one_by_one = has_no_times(container) or not _ONE_BY_ONE.isdisjoint(names)
@@ -137,6 +153,8 @@ class ContainerConnection:
             if pace is not None:
                 pace.wait(packet)
             frames += 1
+            if self._tap is not None:
+                self._tap.offer(packet, time_ns(packet))
             yield packet, packet.is_keyframe
         if self._is_file:
             raise EndOfStream(f"{self._name}: ended after {frames} frames")

@@ -31,6 +31,7 @@ from vision.capture.ffmpeg.connection import Coded, Connecting, ContainerConnect
 from vision.capture.ffmpeg.decoder import DecodedFrame, FFmpegDecoder, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.ffmpeg.h264 import FrameGapFinder
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
+from vision.capture.packet_tap import PacketTap
 from vision.capture.read_ahead import Arrived, ReadAhead
 from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
@@ -45,12 +46,17 @@ class FFmpegSource:
     """One RTSP or HTTP camera, read through PyAV. It implements `vision.capture.source.Source`.
 
     `pixel_formats` are the formats that the detector accepts. `open_decoder` creates the decoder of each connection.
+    `tap`, if given, receives the packets of each connection.
     """
 
     live = True
 
     def __init__(
-        self, camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], open_decoder: OpenDecoder = FFmpegDecoder
+        self,
+        camera: CameraConfig,
+        pixel_formats: tuple[PixelFormat, ...],
+        open_decoder: OpenDecoder = FFmpegDecoder,
+        tap: PacketTap | None = None,
     ) -> None:
         self._camera = camera
         self._name = camera.source
@@ -59,7 +65,7 @@ class FFmpegSource:
         self.skipped = SkippedFrames()
         max_age_ns = round(camera.max_frame_age_s * 1e9)
         self._capture_clock = CaptureClock(camera.id, max_age_ns)
-        self._connecting = Connecting(camera, self.skipped)
+        self._connecting = Connecting(camera, self.skipped, tap)
         self._reader: ReadAhead[ContainerConnection | ImageConnection, Coded] = ReadAhead(
             self._name, self._connecting.connect, max_age_ns=max_age_ns, skipped=self.skipped
         )

@@ -1,0 +1,22 @@
+"""A program that records as fast as it can until it is killed."""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from tests.unit.outputs.recording.streams import coded, packets
+from tests.unit.outputs.recording.test_camera_recorder import Desk
+from vision.outputs.recording.index import RecordingIndex
+
+
+def main() -> None:
+    """Record clips and everything, in the folder that is the first argument. Print a line when recording starts."""
+    folder = Path(sys.argv[1])
+    desk = Desk(folder / "recordings", RecordingIndex(folder), mode="both", file_s=10, max_gb=3e-4)
+    frames = coded(frames=100)
+    print("started", flush=True)
+    for connection in count(1):
+        start_s = connection * 12.0
+        desk.play(packets(frames, connection=connection, start_s=start_s), [start_s + 3, start_s + 8])

@@ -1,0 +1,71 @@
+"""`PacketTap`, through which other processes receive the coded frames of a camera, for example to record them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from vision.messaging.packets import PacketHeader, PacketSocket
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
+
+CODECS: Final = ("h264", "hevc")
+"""Codecs, by FFmpeg's names, whose packets are passed on."""
+
+
+class PacketTap:
+    """Passes the packets of one camera on, before they are decoded. The thread that reads the camera calls `offer`.
+
+    A packet is copied only if a receiver requests the packets of this camera.
+    """
+
+    def __init__(self, camera_id: str, socket: PacketSocket) -> None:
+        self._camera_id = camera_id
+        self._socket = socket
+
+    def connected(self, stream: VideoStream) -> ConnectionTap | None:
+        """Return the tap of a new connection; None if the codec cannot be passed on, which is logged."""
+        codec = stream.codec_context.name
+        if codec not in CODECS:
+            self.refused(codec)
+            return None
+        return ConnectionTap(self._camera_id, self._socket, stream)
+
+    def refused(self, codec: str) -> None:
+        """Log that the camera's codec cannot be passed on."""
+        text = "camera %s: not recorded, because its codec is %s; set it to H.264 or H.265"
+        log.warning(text, self._camera_id, codec)
+
+
+class ConnectionTap:
+    """Numbers and sends the packets of one connection."""
+
+    def __init__(self, camera_id: str, socket: PacketSocket, stream: VideoStream) -> None:
+        self._camera_id = camera_id
+        self._socket = socket
+        self._codec = stream.codec_context.name
+        self._extradata = bytes(stream.codec_context.extradata or b"")
+        self._connection = time.monotonic_ns()
+        self._seq = -1
+
+    def offer(self, packet: Packet[Any], pts_ns: int | None) -> None:
+        """Send a packet if a receiver requests the packets of this camera. This call never waits."""
+        self._seq += 1
+        if not self._socket.is_wanted(self._camera_id):
+            return
+        header = PacketHeader(
+            self._connection,
+            self._seq,
+            self._codec,
+            packet.is_keyframe,
+            pts_ns,
+            time.monotonic_ns(),
+            time.time_ns(),
+            self._extradata if packet.is_keyframe else b"",
+        )
+        self._socket.send(self._camera_id, header, memoryview(packet))

@@ -1,0 +1,130 @@
+"""Sockets that pass coded video from the processes that read cameras to processes of the same user on this machine.
+
+Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` can connect, and request the
+packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too slow lose packets, which
+the numbers in `PacketHeader.seq` show. The sender never waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+_WAITING_PACKETS: Final = 1000  # in the sender, and again in the receiver
+_RECONNECT_MS: Final = 50
+_RECONNECT_MAX_MS: Final = 500
+
+
+class PacketHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The properties of one coded frame, in the order in which the decoder needs the frames."""
+
+    connection: int  # identifies the connection to the camera; later connections have larger numbers
+    seq: int  # 0, 1, 2, ... in each connection; a missing number means a lost packet
+    codec: str  # FFmpeg's name, such as h264
+    key: bool
+    pts_ns: int | None  # presentation time in the stream; None if the stream has no times
+    arrived_ns: int  # monotonic
+    arrived_utc_ns: int
+    extradata: bytes = b""  # parameters of the decoder, only in key frames; empty if the frames contain them
+
+
+class CodedPacket(msgspec.Struct, frozen=True, gc=False):
+    """One coded frame of a camera."""
+
+    camera: str
+    header: PacketHeader
+    data: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(PacketHeader).decode
+
+
+def packet_addresses(prefix: str, processes: int) -> list[str]:
+    """Return the addresses of the packet sockets of all processes that read cameras."""
+    return [f"{prefix}-{number}" for number in range(processes)]
+
+
+def packet_address_prefix() -> str:
+    """Return a new prefix for `packet_addresses`. Only processes of this machine can connect to these addresses."""
+    return f"ipc://@vision-packets-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+class PacketSocket:
+    """Sends the packets of the cameras that a process reads. Thread-safe."""
+
+    def __init__(self, address: str) -> None:
+        """Bind the socket. Raise `zmq.ZMQError` if the address cannot be bound."""
+        self._lock = threading.Lock()
+        self._wanted: set[bytes] = set()
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.SNDHWM, _WAITING_PACKETS)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError:
+            self._context.destroy(linger=0)
+            raise
+
+    def is_wanted(self, camera_id: str) -> bool:
+        """Return True if a receiver requests the packets of this camera. False after `close`."""
+        with self._lock:
+            if self._context.closed:
+                return False
+            while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                message = bytes(self._socket.recv())
+                change = self._wanted.add if message[0] else self._wanted.discard
+                change(message[1:])
+            return _topic(camera_id) in self._wanted
+
+    def send(self, camera_id: str, header: PacketHeader, data: Any) -> None:
+        """Send a packet without waiting. `data` is any bytes-like object, and is copied. Do nothing after `close`."""
+        with self._lock:
+            if not self._context.closed:
+                self._socket.send_multipart([_topic(camera_id), _encode(header), data])
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        with self._lock:
+            self._context.destroy(linger=0)
+
+
+class PacketReceiver:
+    """Receives the packets of some cameras. Not thread-safe."""
+
+    def __init__(self, addresses: Sequence[str], cameras: Collection[str]) -> None:
+        """Connect to all packet sockets, also to those that do not exist yet."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        for camera in cameras:
+            self._socket.subscribe(_topic(camera))
+        for address in addresses:
+            self._socket.connect(address)
+
+    def receive(self, timeout_s: float) -> CodedPacket | None:
+        """Return the next packet; None if none arrives within `timeout_s` seconds."""
+        if not self._socket.poll(round(timeout_s * 1e3)):
+            return None
+        topic, header, data = self._socket.recv_multipart()
+        return CodedPacket(topic[:-1].decode(), _decode(header), data)
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._context.destroy(linger=0)
+
+
+def _topic(camera_id: str) -> bytes:
+    return camera_id.encode() + b"\0"  # ZeroMQ compares prefixes, and the id of a camera can be part of another id

@@ -1,0 +1,228 @@
+"""The program of the process that records cameras.
+
+The process receives the packets of the cameras and the events of the program, so that a slow disk delays neither. One
+thread receives packets, one receives events, and one writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from vision.client import EventMessage, Subscription
+from vision.config.recording import RecordingConfig
+from vision.messaging.curve import KeyPair
+from vision.messaging.packets import PacketReceiver
+from vision.outputs.recording.camera_recorder import CameraRecorder, Trigger
+from vision.outputs.recording.index import DamagedIndex, RecordedEvent, RecordingIndex, set_aside
+from vision.outputs.recording.repair import find_differences, repair
+from vision.outputs.recording.ring import PacketRing
+from vision.outputs.recording.store import RecordingStore
+from vision.state.private_files import locked
+
+log = logging.getLogger(__name__)
+
+LOCK: Final = "recordings.lock"
+"""Name of the lock file in `state_dir`, which the process holds."""
+
+_LOCK_S: Final = 60.0
+_RING_S: Final = 15.0  # in addition to the time before an event, for packets that wait for the disk
+_WRITE_S: Final = 0.2  # time between two calls that write packets
+_REPORT_S: Final = 1.0
+_NOT_SHOWN: Final = ("camera_lost", "camera_frozen", "camera_back", "counters_reset")
+"""Kinds of events that show nothing in the video. They start a clip only if `kinds` contains them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderOptions:
+    """The options of the process."""
+
+    config: RecordingConfig
+    state_dir: Path
+    cameras: list[str]
+    packets: list[str]  # addresses of the packet sockets
+    events: str  # address of the publisher
+    keys: KeyPair | None
+
+    def as_json(self) -> dict[str, object]:
+        """Return the options in a form that `parse` accepts."""
+        keys = None if self.keys is None else [self.keys.public, self.keys.secret, self.keys.server]
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "state_dir": str(self.state_dir),
+            "cameras": self.cameras,
+            "packets": self.packets,
+            "events": self.events,
+            "keys": keys,
+        }
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> RecorderOptions:
+        """Return the options of which `as_json` returned the form `options`."""
+        keys = KeyPair(*options["keys"]) if options["keys"] else None
+        config = RecordingConfig.model_validate(options["config"])
+        state_dir = Path(options["state_dir"])
+        return cls(config, state_dir, options["cameras"], options["packets"], options["events"], keys)
+
+
+def open_or_replace(state_dir: Path) -> RecordingIndex:
+    """Open the index. Set a damaged index aside, and create an empty one, to which `repair` adds the files.
+
+    Raises:
+        ConfigError: the index was written by a newer version of the program.
+        OSError, sqlite3.Error: the index cannot be opened.
+    """
+    try:
+        return RecordingIndex(state_dir)
+    except DamagedIndex as error:
+        aside = set_aside(state_dir)
+        log.error("the index of the recordings was damaged (%s), is now %s, and is created again", error, aside)
+        return RecordingIndex(state_dir)
+
+
+class Recorder:
+    """Records the packets that it receives. `add_event` and `receive` can be called from different threads."""
+
+    def __init__(self, options: RecorderOptions, index: RecordingIndex) -> None:
+        config = options.config
+        self.stopping = threading.Event()
+        self._kinds, self._names = config.kinds, config.names
+        self._takes_events = config.has_clips
+        self._store = RecordingStore(config, index)
+        self._events: queue.SimpleQueue[tuple[str, Trigger]] = queue.SimpleQueue()
+        self._rings = {
+            camera: PacketRing(config.ring_mb * 1_000_000, config.pre_s + _RING_S) for camera in options.cameras
+        }
+        self._cameras = {
+            camera: CameraRecorder(camera, config, self._store, ring) for camera, ring in self._rings.items()
+        }
+        self._store_failures = 0
+
+    def receive(self, receiver: PacketReceiver) -> None:
+        """Store packets in the rings until `stopping` is set."""
+        while not self.stopping.is_set():
+            packet = receiver.receive(_WRITE_S)
+            if packet is not None:
+                self._rings[packet.camera].add(packet)
+
+    def add_event(self, event: EventMessage) -> None:
+        """Start or extend a clip, if the configuration chooses this event."""
+        chosen = event.kind in self._kinds if self._kinds is not None else event.kind not in _NOT_SHOWN
+        if not self._takes_events or event.camera not in self._cameras or not chosen:
+            return
+        if self._names is not None and event.name not in self._names:
+            return
+        entry = RecordedEvent(event.journal, event.number, event.at, event.kind, event.name)
+        self._events.put((event.camera, Trigger(event.at_monotonic_ns, entry)))
+
+    def write(self, report: Callable[[dict[str, int]], None]) -> None:
+        """Write packets until `stopping` is set, and then complete all files. Pass counters to `report`."""
+        reported_s = 0.0
+        while not self.stopping.wait(_WRITE_S):
+            self.step()
+            if time.monotonic() - reported_s >= _REPORT_S:
+                reported_s = time.monotonic()
+                report(self.counters())
+        self._take_events()
+        for camera in self._cameras.values():
+            camera.close()
+        report(self.counters())
+
+    def step(self) -> None:
+        """Write what has arrived, and delete files that exceed the limits."""
+        self._take_events()
+        for camera in self._cameras.values():
+            camera.write()
+        try:
+            self._store.clean()
+        except OSError:
+            self._store_failures += 1
+
+    def _take_events(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                camera, trigger = self._events.get_nowait()
+                self._cameras[camera].trigger(trigger)
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of all cameras."""
+        cameras = self._cameras.values()
+        return {
+            "recording.files": self._store.written,
+            "recording.deleted": self._store.deleted,
+            "recording.lost_packets": sum(camera.lost for camera in cameras),
+            "recording.failures": sum(camera.failures for camera in cameras) + self._store_failures,
+        }
+
+
+class _LinesHandler(logging.Handler):
+    """Prints log records as JSON, for the main process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print({"level": record.levelno, "text": record.getMessage()})
+
+
+def _print(line: object) -> None:
+    with contextlib.suppress(OSError):
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+
+
+def _follow(recorder: Recorder, options: RecorderOptions) -> None:
+    subscription = Subscription(options.events, options.cameras, ["events"], key=options.keys, silence_s=1e6)
+    with contextlib.suppress(Exception), subscription:
+        for item in subscription.items():
+            if isinstance(item, EventMessage):
+                recorder.add_event(item)
+
+
+def run(options: RecorderOptions) -> None:
+    """Record until standard input closes."""
+    with (
+        locked(options.state_dir / LOCK, timeout_s=_LOCK_S),
+        contextlib.closing(open_or_replace(options.state_dir)) as index,
+    ):
+        folder = Path(options.config.folder)
+        repair(index, folder, find_differences(index, folder, thorough=False))
+        recorder = Recorder(options, index)
+        receiver = PacketReceiver(options.packets, options.cameras)
+        threading.Thread(target=_exit_on_failure, args=(recorder.receive, receiver), daemon=True).start()
+        threading.Thread(target=_follow, args=(recorder, options), daemon=True).start()
+        threading.Thread(target=_stop_at_end_of_input, args=(recorder,), daemon=True).start()
+        recorder.write(lambda counters: _print({"counters": counters}))
+
+
+def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketReceiver) -> None:
+    """Do the work of a thread. End the process if it fails, so that the main process starts it again."""
+    try:
+        work(receiver)
+    except Exception as error:
+        log.exception("the recorder failed: %s", error)
+        os._exit(1)
+
+
+def _stop_at_end_of_input(recorder: Recorder) -> None:
+    sys.stdin.read()
+    recorder.stopping.set()
+
+
+def main() -> None:
+    """Run the process. The first line of standard input contains the options as JSON."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends this process
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, handlers=[_LinesHandler()])
+    run(RecorderOptions.parse(json.loads(sys.stdin.readline())))
+    os._exit(0)  # threads still wait for packets and events

@@ -1,0 +1,75 @@
+"""`StreamFormat`, which converts packets of H.264 and H.265 to Annex B, and finds the parameter sets of key frames."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vision.capture.nvdec.annexb import parameter_sets
+from vision.messaging.packets import PacketHeader
+
+_START_CODE: Final = b"\x00\x00\x00\x01"
+_CONFIGURATION_VERSION: Final = 1  # first byte of the records of ISO/IEC 14496-15, which store units after their length
+
+
+class StreamFormat:
+    """The format of one connection, from the header of a key frame."""
+
+    def __init__(self, header: PacketHeader) -> None:
+        self._codec = header.codec
+        self._extradata = header.extradata
+        self._length_bytes = 0  # 0 means Annex B
+        if header.extradata[:1] == bytes([_CONFIGURATION_VERSION]):
+            self._length_bytes, self._extradata = _parse_record(header.codec, header.extradata)
+
+    def to_annexb(self, data: bytes) -> bytes:
+        """Return a packet with a start code before each unit."""
+        if not self._length_bytes:
+            return data
+        units, at = [], 0
+        while at + self._length_bytes <= len(data):
+            length = int.from_bytes(data[at : at + self._length_bytes], "big")
+            at += self._length_bytes
+            units.append(data[at : at + length])
+            at += length
+        return b"".join(_START_CODE + unit for unit in units)
+
+    def parameters(self, key_frame: bytes) -> bytes:
+        """Return the parameter sets of a key frame in Annex B, or else those of the connection; empty if unknown."""
+        sets = parameter_sets(self._codec, key_frame) or parameter_sets(self._codec, self._extradata)
+        return _START_CODE + sets if sets else b""
+
+
+def _parse_record(codec: str, record: bytes) -> tuple[int, bytes]:
+    """Return the size of the lengths in bytes, and the parameter sets in Annex B, of an avcC or hvcC record."""
+    try:
+        return _parse_avcc(record) if codec == "h264" else _parse_hvcc(record)
+    except IndexError:  # the record is truncated
+        return 4, b""
+
+
+def _parse_avcc(record: bytes) -> tuple[int, bytes]:
+    sets, at = b"", 5
+    for mask in (0x1F, 0xFF):  # sequence parameter sets, picture parameter sets
+        count, at = record[at] & mask, at + 1
+        for _ in range(count):
+            unit, at = _unit(record, at)
+            sets += _START_CODE + unit
+    return (record[4] & 3) + 1, sets
+
+
+def _parse_hvcc(record: bytes) -> tuple[int, bytes]:
+    sets, at = b"", 23
+    for _ in range(record[22]):
+        count, at = int.from_bytes(record[at + 1 : at + 3], "big"), at + 3
+        for _ in range(count):
+            unit, at = _unit(record, at)
+            sets += _START_CODE + unit
+    return (record[21] & 3) + 1, sets
+
+
+def _unit(record: bytes, at: int) -> tuple[bytes, int]:
+    """Return the unit at a position, and the position after it."""
+    end = at + 2 + int.from_bytes(record[at : at + 2], "big")
+    if end > len(record):
+        raise IndexError
+    return record[at + 2 : end], end
