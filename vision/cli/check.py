@@ -6,7 +6,7 @@ import json as json_module
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.capture.open import open_source, require_library
+from vision.capture.packet_tap import CODECS
 from vision.capture.session import DAMAGED_HINT
 from vision.capture.source import Source, StreamInfo
 from vision.cli.options import ConfigName, Json
 from vision.cli.session import command
 from vision.config import AppConfig, CameraConfig, check_classes, load_config, resolve_config
 from vision.config.document import faulty
+from vision.config.recording import recorded_cameras
 from vision.config.yaml_reader import read_document
 from vision.detect.open import check_model, check_second_model, published_class_names
 from vision.errors import (
@@ -69,7 +71,7 @@ def check(context: typer.Context, config: ConfigName, json: Json = False) -> int
     workers = process_count(app_config)
     print("processes: one" if workers == 1 else f"processes: {workers} capture workers and {workers} result workers")
     print("configuration: valid")
-    return print_checks(check_cameras(app_config.cameras, context.obj.stop), Console())
+    return print_checks(check_cameras(app_config.cameras, context.obj.stop, _recorded(app_config)), Console())
 
 
 def _check_as_json(name: str, stop: threading.Event) -> int:
@@ -78,7 +80,7 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
     code = EXIT_OK
     try:
         path, app_config = check_configuration(name)
-        checks = check_cameras(app_config.cameras, stop)
+        checks = check_cameras(app_config.cameras, stop, _recorded(app_config))
         document |= {"config": str(path), "cameras": [asdict(check) for check in checks]}
     except VisionError as error:
         faults = [asdict(fault) for fault in error.faults]
@@ -147,9 +149,18 @@ class CameraCheck:
     decoder: str = ""
 
 
-def check_cameras(cameras: Sequence[CameraConfig], stop: threading.Event) -> list[CameraCheck]:
-    """Open all cameras in parallel, and read one frame from each within its timeouts. Return one result per camera."""
-    return look_at_each(cameras, _check_camera, _no_answer, stop)
+def check_cameras(
+    cameras: Sequence[CameraConfig], stop: threading.Event, recorded: Collection[str] = ()
+) -> list[CameraCheck]:
+    """Open all cameras in parallel, and read one frame from each within its timeouts. Return one result per camera.
+
+    A camera whose id is in `recorded` is opened with FFmpeg, and its codec must be one that can be recorded.
+    """
+
+    def check_camera(camera: CameraConfig) -> CameraCheck:
+        return _check_camera(camera, recorded=camera.id in recorded)
+
+    return look_at_each(cameras, check_camera, _no_answer, stop)
 
 
 def _no_answer(camera: CameraConfig) -> CameraCheck:
@@ -181,17 +192,34 @@ def look_at_each(
     return [results[camera.id] if camera.id in results else give_up(camera) for camera in cameras]
 
 
-def _check_camera(camera: CameraConfig) -> CameraCheck:
+def _recorded(config: AppConfig) -> list[str]:
+    return recorded_cameras(config.recording, [camera.id for camera in config.cameras])
+
+
+def _check_camera(camera: CameraConfig, *, recorded: bool) -> CameraCheck:
+    if recorded and camera.reader == "auto":
+        camera = camera.model_copy(update={"reader": "ffmpeg"})
     began = time.monotonic()
     try:
         with closing(open_source(camera, offline=False, pixel_formats=("bgr",))) as source:
             info = source.open()
             _read_frame(source, info, camera.read_timeout_s)
+        if recorded:
+            _require_recordable(info)
     except SourceError as error:
         return CameraCheck(camera.id, round(time.monotonic() - began, 3), str(error), error.code, error.hint)
     seconds = round(time.monotonic() - began, 3)
     size = (info.width_px, info.height_px)
     return CameraCheck(camera.id, seconds, None, None, None, *size, info.fps, info.pixel_format, info.decoder)
+
+
+def _require_recordable(info: StreamInfo) -> None:
+    """Raise `SourceError` if the codec of a camera that FFmpeg decodes cannot be recorded."""
+    codec = info.decoder.rpartition("-")[2]
+    if codec not in CODECS:
+        text = f"expected H.264 or H.265, because the camera is recorded, got {codec}"
+        hint = "choose a different stream of this camera, or leave it out of recording.cameras"
+        raise SourceError(text, hint=hint, code="not-recordable")
 
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:

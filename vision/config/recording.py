@@ -22,7 +22,7 @@ class RecordingConfig(ConfigSection):
     cameras: Identifiers | None = None
     """Ids of the cameras to record; all if absent."""
     mode: Literal["events", "continuous", "both"] = "events"
-    """What to record; events: a clip of each event; continuous: everything; both: clips, and also everything."""
+    """Recording mode; events: a clip of each event; continuous: everything; both: clips, and also everything."""
     kinds: Identifiers | None = None
     """Kinds of events that start a clip; all if absent."""
     names: Identifiers | None = None

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
 import zmq
@@ -209,10 +209,9 @@ class Publisher:
         """
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
-        self._replay: ReplayServer | None = None
+        self._replay, self._more_counters = cast(ReplayServer | None, None), list[Callable[[], Mapping[str, int]]]()
         self._encoding: Encoding = encoding
         self._event_log, self._node_events = event_log, node_events
-        self._more_counters: list[Callable[[], Mapping[str, int]]] = []
         with contextlib.ExitStack() as opened:
             if event_log is not None and replay is not None:
                 server = ReplayServer(

@@ -127,7 +127,9 @@ class RecordingIndex:
         if version > _VERSION:
             text = f"{self.path} was written by a newer version of this program"
             raise ConfigError(text, hint="install that version again", code="state-version")
-        if version == 0 and not read_only:
+        if version == 0 and read_only:
+            raise FileNotFoundError(self.path)  # a program is just creating it
+        if version == 0:
             self._connection.executescript(_SCHEMA)
         (result,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if result != "ok":

@@ -49,7 +49,7 @@ def _parse_record(codec: str, record: bytes) -> tuple[int, bytes]:
 
 def _parse_avcc(record: bytes) -> tuple[int, bytes]:
     sets, at = b"", 5
-    for mask in (0x1F, 0xFF):  # sequence parameter sets, picture parameter sets
+    for mask in (0x1F, 0xFF):  # first the sets of sequences, then those of frames
         count, at = record[at] & mask, at + 1
         for _ in range(count):
             unit, at = _unit(record, at)
