@@ -136,8 +136,7 @@ def subscribe(
     Args:
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
         cameras: ids of cameras; None means all.
-        kinds: one or more of ``detections``, ``status`` (of cameras and of the node), ``events``, ``counts`` and
-                ``objects``.
+        kinds: one or more of ``detections``, ``status``, ``events``, ``counts``, and ``objects``.
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.

@@ -37,6 +37,7 @@ from vision.config.fields import (
 from vision.config.objects import ObjectsConfig
 from vision.config.recording import RecordingConfig
 from vision.config.rules import RuleConfig
+from vision.config.sinks import Sinks
 from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
 from vision.errors import redact
 
@@ -297,6 +298,8 @@ class AppConfig(ConfigSection):
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     publish: PublishConfig = PublishConfig()
     """The ZeroMQ socket that publishes messages."""
+    sinks: Sinks = ()
+    """Brokers and servers that receive messages."""
     http: HttpConfig | None = None
     """An HTTP server for metrics and health; none if absent."""
     status: StatusConfig = StatusConfig()

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from vision.config.fields import IDENTIFIER, Conflict
 from vision.config.recording import recording_conflicts
 from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, Condition, parse_when
+from vision.config.sinks import sinks_conflicts
 from vision.config.source_address import (
     Csi,
     File,
@@ -95,6 +96,8 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from _pipeline_conflicts(config)
     yield from _replay_conflicts(config)
     yield from recording_conflicts(config)
+    yield from sinks_conflicts(config)
+    yield from _repeated("name", list(_sections(config, "sinks")), references)
     yield from (conflict.below("publish") for conflict in publish_conflicts(_mapping(config, "publish")))
     http = _mapping(config, "http")
     if isinstance(http.get("bind"), str) and not _is_local(f"tcp://{http['bind']}") and http.get("token") is None:

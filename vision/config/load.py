@@ -141,6 +141,14 @@ def _written_passwords(document: Document) -> list[Fault]:
     cameras = document.root.child("cameras")
     entries = cameras.value if cameras is not None and isinstance(cameras.value, tuple) else ()
     faults = [fault for index in range(len(entries)) for fault in _written_password(document, ("cameras", index))]
+    sinks = document.root.child("sinks")
+    for index, sink in enumerate(sinks.value if sinks is not None and isinstance(sinks.value, tuple) else ()):
+        address = sink.child("address")
+        values = [(key, sink.child(key)) for key in ("password", "secret")]
+        keys = [key for key, value in values if value is not None and not _FROM_ENVIRONMENT.fullmatch(value.written)]
+        if address is not None and _LITERAL_PASSWORD.search(address.written):
+            keys.append("address")
+        faults += [document.fault(("sinks", index, key), "written-password", _FROM_ENVIRONMENT_ONLY) for key in keys]
     token = document.node(("http", "token"))
     if token is not None and token.value is not None and not _FROM_ENVIRONMENT.fullmatch(token.written):
         message = _FROM_ENVIRONMENT_ONLY.replace("password", "token")
@@ -184,6 +192,9 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
         changes["snapshots"] = config.snapshots.model_copy(update={"folder": str(folder / config.snapshots.folder)})
     if config.recording is not None:
         changes["recording"] = config.recording.model_copy(update={"folder": str(folder / config.recording.folder)})
+    changes["sinks"] = tuple(
+        sink if sink.tls == VERIFY else sink.model_copy(update={"tls": str(folder / sink.tls)}) for sink in config.sinks
+    )
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):
         changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
     return config.model_copy(update=changes)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf, isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import msgspec
@@ -41,6 +42,7 @@ from vision.messaging.schema import (
     ObjectMessage,
     ReplayReply,
     ReplayRequest,
+    SinkStatus,
     StageTimes,
     StatusMessage,
     StatusReport,
@@ -279,14 +281,24 @@ def _by_class(prefix: str, totals: Mapping[str, int]) -> dict[str, int]:
     return {key.removeprefix(prefix): count for key, count in totals.items() if key.startswith(prefix)}
 
 
-def status(header: Header, report: StatusReport, replay: str | None = None) -> StatusMessage:
-    """Return the message that publishes a report. `replay` is the address for requests of missed events, or None."""
+def status(
+    header: Header,
+    report: StatusReport,
+    replay: str | None = None,
+    sinks: Mapping[str, SinkStatus] = MappingProxyType({}),
+) -> StatusMessage:
+    """Return the message that publishes a report.
+
+    Args:
+        replay: address for requests of missed events; None if there is none.
+        sinks: status of each sink, by name.
+    """
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):
         return CameraStatusMessage(**header, **fields)
     if isinstance(report, CountsReport):
         return CountsMessage(**header, **fields)
-    return NodeStatusMessage(**header, **fields, replay=replay)
+    return NodeStatusMessage(**header, **fields, replay=replay, sinks=dict(sinks))
 
 
 def _ms(duration_ns: int) -> float:

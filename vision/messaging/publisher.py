@@ -30,7 +30,7 @@ from vision.messaging.exposed_port import PortLimits
 from vision.messaging.node_events import NodeEvents
 from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.schema import Encoding, EventMessage, MaskFormat, ObjectMessage, StatusReport
+from vision.messaging.schema import Encoding, EventMessage, MaskFormat, ObjectMessage, SinkStatus, StatusReport
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog
@@ -158,7 +158,7 @@ class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
     `address` is the bound address, and `internal_address` the one for other processes of this user. `replay_address` is
-    the address for requests of missed events, or None.
+    the address for requests of missed events, or None. `internal_replay` is the one for other processes of this user.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class Publisher:
         recorder: Recorder | None = None,
         event_log: EventLog | None = None,
         replay: str | None = None,
+        has_sinks: bool = False,
         linger_s: float = 0.2,
         keepalive_s: int = 10,
         max_subscribers: int | None = None,
@@ -193,6 +194,7 @@ class Publisher:
             event_log: log that stores each event before it is sent. The caller closes its database after the publisher.
             replay: address, in the form of `bind`, where subscribers request events of `event_log`. If `replay` or
                 `event_log` is None, subscribers cannot request events.
+            has_sinks: if True, processes of this user can request events even if `replay` is None.
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
             keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
             max_subscribers: maximum number of connections to a TCP port. A separate process accepts them, and limits
@@ -210,10 +212,12 @@ class Publisher:
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
         self._replay, self._more_counters = cast(ReplayServer | None, None), list[Callable[[], Mapping[str, int]]]()
+        self.internal_replay: str | None = None
+        self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict
         self._encoding: Encoding = encoding
         self._event_log, self._node_events = event_log, node_events
         with contextlib.ExitStack() as opened:
-            if event_log is not None and replay is not None:
+            if event_log is not None and (replay is not None or has_sinks):
                 server = ReplayServer(
                     replay,
                     event_log,
@@ -224,7 +228,8 @@ class Publisher:
                     keys=keys,
                 )
                 opened.callback(server.close)
-                self.replay_address = server.address
+                self.internal_replay = server.internal_address
+                self.replay_address = None if replay is None else server.address
                 self._replay = server
             bound = _bind(bind, queue=queue, keepalive_s=keepalive_s, max_subscribers=max_subscribers, keys=keys)
             self.proxy = Proxy(bound, queue=queue) if proxy else None
@@ -290,7 +295,7 @@ class Publisher:
         """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`."""
         topic = report.topic
         with self.socket.lock:
-            message = codec.status(self.numbering.header(topic), report, self.replay_address)
+            message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks())
             self.socket.send_status(topic, codec.encode(message, self._encoding))
 
     def report(self, report: Iterable[StatusReport]) -> None:

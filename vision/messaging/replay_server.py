@@ -8,6 +8,8 @@ own thread, so large requests do not delay results.
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ class ReplayServer:
 
     def __init__(
         self,
-        bind: str,
+        bind: str | None,
         event_log: EventLog,
         *,
         node: str,
@@ -50,6 +52,8 @@ class ReplayServer:
         keys: KeyFolder | None = None,
     ) -> None:
         """Bind the socket to `bind`, and start the thread. The events in replies have the encoding `encoding`.
+
+        If `bind` is None, use an address that only processes of this user can reach.
 
         `max_clients` and `keys` have the meaning of `max_subscribers` and `keys` of a `Publisher`.
 
@@ -62,9 +66,15 @@ class ReplayServer:
         self._encoding = encoding
         limits = PortLimits(max_clients, subscribes=False) if max_clients else None
         self._socket = BoundSocket(
-            zmq.ROUTER, bind, key="publish.replay", keepalive_s=keepalive_s, options=_OPTIONS, limits=limits, keys=keys
+            zmq.ROUTER,
+            bind or f"ipc://@vision-{secrets.token_hex(8)}",
+            key="publish.replay",
+            keepalive_s=keepalive_s,
+            options=_OPTIONS if bind else {**_OPTIONS, zmq.IPC_FILTER_UID: os.getuid()},
+            limits=limits,
+            keys=keys,
         )
-        self.address = self._socket.address
+        self.address, self.internal_address = self._socket.address, self._socket.internal_address
         self._thread = threading.Thread(target=self._serve, name="replay", daemon=True)
         self._thread.start()
 

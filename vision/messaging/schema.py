@@ -382,6 +382,18 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True):
     page_locked_bytes: Annotated[int | None, doc("page-locked host memory; absent without a GPU")] = None
 
 
+class SinkStatus(_Compact, frozen=True, kw_only=True):
+    """The status of one sink."""
+
+    protocol: Annotated[str, doc("`mqtt`, `kafka`, `redis`, `nats`, or `webhook`")]
+    connected: Annotated[bool, doc("true if the last call to the sink succeeded")] = False
+    queued: Annotated[int, doc("messages that wait on disk")] = 0
+    queued_bytes: Annotated[int, doc("their size in bytes")] = 0
+    sent: Annotated[int, doc("messages that the sink has confirmed")] = 0
+    lost: Annotated[int, doc("messages that exceeded the limits of the spool, were refused, or did not arrive")] = 0
+    last_error: Annotated[str | None, doc("the last error of the sink; absent if there was none")] = None
+
+
 class NodeReport(_Compact, frozen=True, kw_only=True):
     """A `NodeStatusMessage` without its header."""
 
@@ -412,6 +424,9 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     boot: Boot
     seq: Seq
     replay: Annotated[str | None, doc("address to request missed events from; absent if there is none")] = None
+    sinks: Annotated[
+        dict[str, SinkStatus], doc("status of each configured sink, by name; absent if there are none")
+    ] = {}
 
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport

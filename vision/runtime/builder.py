@@ -46,6 +46,7 @@ from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
+from vision.outputs.sinks.process import open_sinks
 from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
@@ -153,8 +154,8 @@ def open_recording_publisher(
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    If `http` is configured, also start the HTTP server. If `proxy` is True, other processes can publish through the
-    publisher.
+    Also start the HTTP server and the sinks, if configured. An offline run, which stores no events, has no sinks. If
+    `proxy` is True, other processes can publish through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -174,6 +175,7 @@ def open_recording_publisher(
         recorder=recorder,
         event_log=options.state.events if options.state is not None else None,
         replay=config.publish.replay,
+        has_sinks=bool(config.sinks),
         max_subscribers=config.publish.max_subscribers,
         keys=keys,
         proxy=proxy,
@@ -183,6 +185,8 @@ def open_recording_publisher(
     log.info("publishing on %s", publisher.address)
     if config.http is not None:
         resources.enter_context(open_monitoring(config.http, publisher, config.status.interval_s, keys))
+    if config.sinks and options.state is not None:
+        open_sinks(config, publisher, options.state.events, keys, resources)
     return publisher, recorder
 
 

@@ -158,11 +158,28 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     yield _labeled("vision_subscribers", "Connections to a TCP port.", ["socket"], subscribers)
     counters = {(name,): float(value) for name, value in node.counters.items()}
     yield _labeled("vision_counter", "Other counters and sizes of the program, by name.", ["name"], counters)
+    yield from _sink_metrics(node)
     detector = node.detector
     if detector is not None and detector.graphs is not None:
         yield _gauge("vision_detector_graphs", "1 if batches run as CUDA graphs.", float(detector.graphs))
     if detector is not None and detector.device_bytes is not None:
         yield _gauge("vision_detector_device_bytes", "GPU memory of the detector.", detector.device_bytes)
+
+
+def _sink_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    each = {(name, sink.protocol): sink for name, sink in node.sinks.items()}
+    labels = ["sink", "protocol"]
+    connected = {key: float(sink.connected) for key, sink in each.items()}
+    yield _labeled("vision_sink_connected", "1 if the last call to the sink succeeded.", labels, connected)
+    for name, text, values in (
+        ("queued", "Messages that wait on disk.", {key: sink.queued for key, sink in each.items()}),
+        ("queued_bytes", "Size of the messages that wait on disk.", {key: s.queued_bytes for key, s in each.items()}),
+    ):
+        yield _labeled(f"vision_sink_{name}", text, labels, values)
+    sent = {key: sink.sent for key, sink in each.items()}
+    yield _labeled("vision_sink_sent", "Messages that the sink has confirmed.", labels, sent, counts=True)
+    lost = {key: sink.lost for key, sink in each.items()}
+    yield _labeled("vision_sink_lost", "Messages that were lost.", labels, lost, counts=True)
 
 
 def _temperatures() -> Iterator[GaugeMetricFamily]:

@@ -1,0 +1,151 @@
+"""`vision run` with sinks: every event arrives, also if the process of a sink is killed, and the status tells."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+import yaml
+
+from tests.messages.processes import Program, python, wait_until
+from tests.sinks.servers import free_port, mosquitto, redis_server
+from tests.sinks.test_delivery import mqtt_reader
+from vision.client import NodeStatusMessage, subscribe
+from vision.messaging.schema import SinkStatus
+
+_DEADLINE_S = 60.0
+
+
+def site(folder: Path, *sinks: dict[str, Any], **top: Any) -> Path:
+    """Write a camera.yaml with a synthetic camera, a line, and a zone. Return its path."""
+    content = {
+        "node": "station",
+        "detect": {"backend": "fake"},
+        "cameras": [{"id": "gate", "source": "synthetic:160x120@30?objects=4"}],
+        "track": {"lost_s": 0.2},
+        "analytics": {
+            "gate": {
+                "units": "fraction",
+                "lines": [{"name": "door", "points": [[0.5, 0.0], [0.5, 1.0]], "anchor": "center"}],
+                "zones": [{"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "anchor": "center"}],
+            }
+        },
+        "objects": {},
+        "state_dir": "state",
+        "publish": {"bind": f"tcp://127.0.0.1:{free_port()}"},
+        "status": {"interval_s": 0.2},
+        "sinks": list(sinks),
+    }
+    path = folder / "camera.yaml"
+    path.write_text(yaml.safe_dump(content | top))
+    return path
+
+
+@contextmanager
+def running(path: Path) -> Iterator[Program]:
+    with python("-m", "vision", "run", path) as program:
+        yield program
+        program.send(signal.SIGTERM)
+        assert program.wait(_DEADLINE_S) == 0, program.pending()
+
+
+def status_of(path: Path, wanted: Callable[[dict[str, SinkStatus]], bool]) -> dict[str, SinkStatus]:
+    """Return the first status of the sinks for which `wanted` is true."""
+    address = yaml.safe_load(path.read_text())["publish"]["bind"]
+    for item in subscribe(address, kinds=["status"], timeout_s=_DEADLINE_S):
+        if isinstance(item, NodeStatusMessage) and item.sinks and wanted(item.sinks):
+            return item.sinks
+    raise AssertionError
+
+
+def numbers(port: int) -> list[int]:
+    """Return the numbers in the journal of the events in Redis, without repetitions."""
+    with redis.Redis(port=port) as client:
+        found = [json.loads(fields[b"payload"]) for _, fields in client.xrange("vision:station:events")]
+    return list(dict.fromkeys(each["number"] for each in found))
+
+
+def sink_process(program: Program) -> psutil.Process:
+    (found,) = (
+        each
+        for each in psutil.Process(program.pid).children(recursive=True)
+        if any("outputs.sinks.program" in part for part in each.cmdline())
+    )
+    return found
+
+
+def test_killed_sink_process_and_a_restart_lose_no_event(tmp_path: Path) -> None:
+    with redis_server(tmp_path / "server") as server:
+        sink = {"name": "main", "address": f"redis://127.0.0.1:{server.port}", "messages": ["events", "objects"]}
+        path = site(tmp_path, sink)
+        with running(path) as program:
+            wait_until(lambda: len(numbers(server.port)) > 5, "events", _DEADLINE_S)
+            killed = sink_process(program)
+            killed.kill()
+            before = len(numbers(server.port))
+            wait_until(lambda: len(numbers(server.port)) > before + 5, "more events", _DEADLINE_S)
+            assert sink_process(program).pid != killed.pid
+            server.kill()
+            waiting = status_of(path, lambda sinks: not sinks["main"].connected and sinks["main"].queued > 3)["main"]
+            assert waiting.last_error
+            assert waiting.protocol == "redis"
+        server.start()
+        with running(path) as program:
+            before = len(numbers(server.port))
+            wait_until(lambda: len(numbers(server.port)) > before + 5, "events after the restart", _DEADLINE_S)
+            found = status_of(path, lambda sinks: sinks["main"].connected and sinks["main"].sent > 0)["main"]
+            assert found.lost == 0
+        arrived = numbers(server.port)
+        assert arrived == list(range(1, len(arrived) + 1))
+        with redis.Redis(port=server.port) as client:
+            (_, fields), *_ = client.xrange("vision:station:objects", count=1)
+        left = json.loads(fields[b"payload"])
+    assert left["schema"] == "vision.objects/1"
+    assert left["snapshot"].startswith("/9j/")
+
+
+def test_home_assistant_finds_the_camera_its_line_and_its_zone(tmp_path: Path) -> None:
+    received: list[Any] = []
+    with mosquitto(tmp_path / "broker") as server:
+        reader = mqtt_reader(server.port, received)
+        sink = {"name": "home", "address": f"mqtt://127.0.0.1:{server.port}", "home_assistant": True, "interval_s": 0.2}
+
+        def latest() -> dict[str, Any]:
+            return {each.topic: json.loads(each.payload) for each in list(received) if each.payload[:1] == b"{"}
+
+        with running(site(tmp_path, sink)):
+            wait_until(
+                lambda: (
+                    len([each for each in latest() if each.startswith("homeassistant/")]) == 6
+                    and {"vision/station/counts/gate", "vision/station/events/gate"} <= latest().keys()
+                ),
+                "the announcements",
+                _DEADLINE_S,
+            )
+        wait_until(lambda: received[-1].payload == b"offline", "the end", _DEADLINE_S)
+        reader.loop_stop()
+        reader.disconnect()
+    found = latest()
+    announced = {topic: content for topic, content in found.items() if topic.startswith("homeassistant/")}
+    assert {topic.split("/")[1] for topic in announced} == {"binary_sensor", "sensor", "event"}
+    assert len({content["unique_id"] for content in announced.values()}) == 6
+    for content in announced.values():
+        assert content["state_topic"] in {*found, "vision/station/events/gate"}
+        assert content["availability_topic"] == "vision/station/available"
+    line = announced["homeassistant/sensor/vision_station_gate_door-in/config"]
+    assert line["state_class"] == "total_increasing"
+
+
+def test_missing_package_is_reported_before_the_start(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules['aiomqtt'] = None; sys.argv = ['vision', 'run', sys.argv[1]]"
+    path = site(tmp_path, {"name": "home", "address": "mqtt://127.0.0.1:1883"})
+    program = python("-c", f"{hidden}; from vision.cli.main import entry; entry()", path)
+    with program:
+        assert program.wait(_DEADLINE_S) == 78
+        assert any("vision-streams[mqtt]" in line or "[mqtt]" in line for line in program.pending())

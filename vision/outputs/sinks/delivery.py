@@ -1,0 +1,129 @@
+"""Types that the parts of a sink share: the messages, the settings, and the connection to the far side."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+from vision.config.fields import VERIFY
+from vision.config.sinks import SinkAddress, parse_sink_address
+
+TIMEOUT_S: Final = 10.0
+"""Time in seconds for a connection, a delivery, and a check."""
+
+MAX_PAYLOAD_BYTES: Final = 900_000
+"""Maximum size of a message. NATS and Kafka refuse messages of more than about 1 MB by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way to the far side."""
+
+    key: str  # the same for each repetition of the message
+    topic: str  # such as ``events/gate``; a topic that starts with a slash is complete and gets no prefix
+    payload: bytes
+    number: int = 0  # position in the spool
+    is_state: bool = False  # whether a newer message of the topic replaces this one
+
+    @property
+    def kind(self) -> str:
+        """The first part of the topic."""
+        return self.topic.partition("/")[0]
+
+    @property
+    def camera(self) -> str:
+        """The part of the topic after the kind."""
+        return self.topic.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkSettings:
+    """The settings of one sink."""
+
+    name: str
+    address: SinkAddress
+    node: str
+    prefix: tuple[str, ...]  # the parts of the prefix
+    user: str | None
+    password: str | None
+    secret: str | None
+    tls: str  # ``verify``, or the path of a file with certificates
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> SinkSettings:
+        """Return the settings in the options of the process."""
+        return cls(
+            name=options["name"],
+            address=parse_sink_address(options["sink"]),
+            node=options["node"],
+            prefix=tuple(options["prefix"].split("/")),
+            user=options["user"],
+            password=options["password"],
+            secret=options["secret"],
+            tls=options["tls"],
+        )
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return a context that checks certificates; None without TLS. Raise `OSError` if a file cannot be read."""
+        if not self.address.tls:
+            return None
+        return ssl.create_default_context(cafile=None if self.tls == VERIFY else self.tls)
+
+
+class DeliveryError(Exception):
+    """The far side refused or did not confirm a delivery, which is tried again."""
+
+
+class Connection(Protocol):
+    """A connection to the far side."""
+
+    batch: int
+    """Maximum number of messages in one call of `send`."""
+
+    async def send(self, messages: Sequence[Outgoing]) -> list[str]:
+        """Deliver messages in order. Return when the far side has confirmed all of them.
+
+        Returns:
+            For each message, why the far side never accepts it; an empty text if it was delivered.
+
+        Raises:
+            Exception: the messages were not confirmed. All of them are sent again.
+        """
+
+    async def check(self) -> None:
+        """Raise an exception if the far side does not answer."""
+
+
+Connect: TypeAlias = Callable[[SinkSettings], AbstractAsyncContextManager[Connection]]
+
+
+@asynccontextmanager
+async def connect(settings: SinkSettings) -> AsyncIterator[Connection]:
+    """Connect to the far side with the library of the protocol. Close the connection at the end of the block."""
+    async with _connect_function(settings)(settings) as connection:
+        yield connection
+
+
+def _connect_function(settings: SinkSettings) -> Connect:
+    if settings.address.protocol == "mqtt":
+        from vision.outputs.sinks.mqtt import connect_mqtt
+
+        return connect_mqtt
+    if settings.address.protocol == "kafka":
+        from vision.outputs.sinks.kafka import connect_kafka
+
+        return connect_kafka
+    if settings.address.protocol == "redis":
+        from vision.outputs.sinks.redis_streams import connect_redis
+
+        return connect_redis
+    if settings.address.protocol == "nats":
+        from vision.outputs.sinks.nats_jetstream import connect_nats
+
+        return connect_nats
+    from vision.outputs.sinks.webhook import connect_webhook
+
+    return connect_webhook

@@ -1,0 +1,87 @@
+"""Delivery to NATS JetStream, which stores each message once, because repetitions have the same id."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import nats
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import StreamConfig
+from nats.js.errors import NotFoundError
+
+from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
+
+_MAX_STREAM_BYTES: Final = 1_000_000_000
+_REPETITION_S: Final = 120.0
+"""Time for which a stream that the program creates recognizes repetitions."""
+
+
+class NatsConnection:
+    """A connection to a NATS server."""
+
+    batch = 100
+
+    def __init__(self, client: Client, stream: JetStreamContext, settings: SinkSettings) -> None:
+        self._client = client
+        self._stream = stream
+        self._prefix = ".".join(settings.prefix)
+
+    async def send(self, messages: Sequence[Outgoing]) -> list[str]:
+        """Deliver messages in order."""
+        await asyncio.gather(*(self._publish(message) for message in messages))
+        return [""] * len(messages)
+
+    async def check(self) -> None:
+        """Raise an exception if the server does not answer."""
+        await self._client.flush(int(TIMEOUT_S))
+
+    async def _publish(self, message: Outgoing) -> None:
+        subject = f"{self._prefix}.{message.topic.replace('/', '.')}"
+        await self._stream.publish(subject, message.payload, TIMEOUT_S, headers={"Nats-Msg-Id": message.key})
+
+
+@asynccontextmanager
+async def connect_nats(settings: SinkSettings) -> AsyncIterator[NatsConnection]:
+    """Connect to a server. If no stream contains the subjects of the program, create one."""
+    scheme = "tls" if settings.address.tls else "nats"
+    client = await nats.connect(
+        f"{scheme}://{settings.address.servers}",
+        name=f"vision {settings.node} {settings.name}",
+        user=settings.user,
+        password=settings.password,
+        tls=settings.tls_context(),
+        connect_timeout=int(TIMEOUT_S),
+        allow_reconnect=False,
+        max_reconnect_attempts=0,
+        error_cb=_ignore,
+    )
+    try:
+        stream = client.jetstream(timeout=TIMEOUT_S)
+        await _ensure_stream(stream, settings)
+        yield NatsConnection(client, stream, settings)
+    finally:
+        with suppress(Exception):
+            await client.close()
+
+
+async def _ensure_stream(stream: JetStreamContext, settings: SinkSettings) -> None:
+    subjects = f"{'.'.join(settings.prefix)}.>"
+    try:
+        await stream.find_stream_name_by_subject(subjects)
+    except NotFoundError:
+        config = StreamConfig(
+            name=re.sub("[^A-Za-z0-9_-]", "-", "-".join(settings.prefix)),
+            subjects=[subjects],
+            max_bytes=_MAX_STREAM_BYTES,
+            duplicate_window=_REPETITION_S,
+        )
+        await stream.add_stream(config)
+
+
+async def _ignore(_error: Exception) -> None:
+    """Do nothing, because a failed call also raises its error."""

@@ -1,0 +1,139 @@
+"""The program's side of the processes that send messages to sinks, one process per sink.
+
+Each sink has its own process, so a library that hangs, crashes, or needs much memory affects only its sink.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from vision.config import AppConfig
+from vision.config.sinks import Protocol, SinkConfig
+from vision.errors import ConfigError, redact, registered_secrets
+from vision.messaging.curve import KeyFolder
+from vision.messaging.helper_process import HelperProcess
+from vision.messaging.publisher import Publisher
+from vision.messaging.schema import SinkStatus
+from vision.state.events import EventLog
+from vision.version import install_hint
+
+log = logging.getLogger(__name__)
+
+_PROGRAM: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.outputs.sinks.program import main; main()"
+)
+_PACKAGES: Final[Mapping[Protocol, str]] = {
+    "mqtt": "aiomqtt",
+    "kafka": "confluent_kafka",
+    "redis": "redis",
+    "nats": "nats",
+    "webhook": "httpx",
+}
+"""The package of each protocol. The extra of the distribution has the name of the protocol."""
+
+
+def open_sinks(
+    config: AppConfig, publisher: Publisher, events: EventLog, keys: KeyFolder | None, resources: ExitStack
+) -> None:
+    """Start a process for each configured sink, and register it with `resources`.
+
+    Args:
+        publisher: the publisher of the messages. Its status contains that of the sinks.
+        events: log of the events. A new sink gets the events after its newest.
+        keys: the publisher's keys for CURVE; None if messages are not encrypted.
+
+    Raises:
+        ConfigError: a package is missing.
+        OSError: a process cannot be started.
+    """
+    for sink in config.sinks:
+        require_sink_package(sink)
+    assert config.state_dir is not None
+    client = None if keys is None else keys.internal_client()
+    common = {
+        "address": publisher.internal_address,
+        "replay": publisher.internal_replay,
+        "keys": None if client is None else [client.public, client.secret, client.server],
+        "position": [events.journal, events.newest],
+        "node": publisher.numbering.node,
+        "secrets": registered_secrets(),
+    }
+    processes = [SinkProcess(sink, Path(config.state_dir), common) for sink in config.sinks]
+    for process in processes:
+        resources.callback(process.close)
+        process.start()
+    publisher.sinks = lambda: {process.name: process.status() for process in processes}
+
+
+def require_sink_package(sink: SinkConfig) -> None:
+    """Raise `ConfigError` if the package that a sink needs is missing."""
+    protocol = sink.target.protocol
+    package = _PACKAGES[protocol]
+    if importlib.util.find_spec(package) is None:
+        text = f"sinks: {sink.name} needs the package {package}, which is missing"
+        raise ConfigError(text, hint=install_hint(protocol), code="package-missing")
+
+
+class SinkProcess:
+    """A process that sends messages to one sink."""
+
+    def __init__(self, sink: SinkConfig, folder: Path, common: Mapping[str, Any]) -> None:
+        """Create the process. `common` contains the options that all sinks share."""
+        self.name = sink.name
+        self._status = SinkStatus(protocol=sink.target.protocol)
+        self._pid = 0
+        self._before = (0, 0)  # numbers of messages that earlier processes sent and lost
+        default = f"vision/{re.sub('[^A-Za-z0-9_-]', '-', common['node'])}"
+        options = {
+            **common,
+            "sink": sink.address,
+            "name": sink.name,
+            "user": sink.user,
+            "password": sink.password,
+            "secret": sink.secret,
+            "tls": sink.tls,
+            "prefix": sink.prefix or default,
+            "messages": sink.messages,
+            "cameras": sink.cameras,
+            "interval_s": sink.interval_s,
+            "home_assistant": sink.home_assistant,
+            "spool": str(folder / "sinks" / f"{sink.name}.sqlite"),
+            "spool_bytes": sink.spool_mb * 1_000_000,
+            "spool_age_s": sink.spool_age_s,
+        }
+        # In isolated mode, no file in the current folder can replace a module.
+        program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
+        self._process = HelperProcess(f"sink-{sink.name}", program, options, on_line=self._receive)
+
+    def start(self) -> None:
+        """Start the process. Raise `OSError` if this fails."""
+        self._process.start()
+
+    def status(self) -> SinkStatus:
+        """Return the last status of the sink. Counts include those of earlier processes."""
+        return self._status
+
+    def close(self) -> None:
+        """End the process. Messages that it has not delivered stay on disk. Idempotent."""
+        self._process.close()
+
+    def _receive(self, line: str) -> None:
+        content = json.loads(line)
+        if "text" in content:
+            log.log(content["level"], "%s", redact(content["text"]))
+            return
+        status = content["status"]
+        if content["process"] != self._pid:
+            self._pid, self._before = content["process"], (self._status.sent, self._status.lost)
+        sent, lost = status["sent"] + self._before[0], status["lost"] + self._before[1]
+        self._status = msgspec.structs.replace(self._status, **(status | {"sent": sent, "lost": lost}))

@@ -1,0 +1,180 @@
+"""Program of the process that sends the messages of the program to one sink.
+
+A thread subscribes to the program like any other subscriber, and stores the messages in the spool. The main thread
+delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from vision.client import Item, Subscription
+from vision.errors import VisionError, redact, register_secret
+from vision.messaging.curve import KeyPair
+from vision.outputs.sinks.delivery import Outgoing, SinkSettings
+from vision.outputs.sinks.selection import Selection
+from vision.outputs.sinks.sender import Sender
+from vision.outputs.sinks.spool import Position, Spool
+
+_BATCH: Final = 500  # number of messages from which they are stored
+_WAIT_S: Final = 0.2
+_STATUS_S: Final = 1.0
+_DRAIN_S: Final = 0.3  # time at the end to receive the last messages, and to deliver them
+_QUEUE: Final = 10_000
+
+
+def write_line(content: Mapping[str, object]) -> None:
+    """Send a line to the main process."""
+    with contextlib.suppress(OSError):  # the main process has ended
+        sys.stdout.write(f"{json.dumps(content)}\n")
+        sys.stdout.flush()
+
+
+class LineHandler(logging.Handler):
+    """Handler that sends log records to the main process, which logs them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record."""
+        write_line({"level": record.levelno, "text": record.getMessage()})
+
+
+class Reader:
+    """Subscribes to the program, and stores the messages of the sink in the spool."""
+
+    def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
+        """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`."""
+        self.selection = Selection(
+            options["messages"],
+            options["cameras"],
+            options["interval_s"],
+            position=spool.position() or (Position(*options["position"]) if options["position"] else None),
+            sequences=spool.sequences(),
+        )
+        self._options = options
+        self._spool = spool
+        self._discover = _discovery(options, settings)
+        self._stop = threading.Event()
+
+    def run(self, stored: Callable[[], object]) -> None:
+        """Store messages until `stop` is called. Call `stored` after each transaction.
+
+        Raises:
+            sqlite3.Error: a message cannot be stored.
+        """
+        options, position = self._options, self.selection.position
+        keys = KeyPair(*options["keys"]) if options["keys"] else None
+        with_events = "events" in options["messages"]
+        subscription = Subscription(
+            options["address"],
+            kinds=options["messages"],
+            since=(position.journal, position.number) if with_events and position is not None else None,
+            replay=options["replay"] if with_events else None,
+            key=keys,
+            silence_s=1e6,
+            queue=_QUEUE,
+        )
+        with subscription:
+            until_s = None
+            while until_s is None or time.monotonic() < until_s:
+                self._step(subscription, stored)
+                if until_s is None and self._stop.is_set():
+                    until_s = time.monotonic() + _DRAIN_S
+
+    def stop(self) -> None:
+        """Make `run` return once it has stored the messages that have arrived."""
+        self._stop.set()
+
+    def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:
+        """Wait for messages, and store them in one transaction."""
+        messages: list[Outgoing] = []
+        before = self.selection.position, dict(self.selection.sequences)
+        item = subscription.receive(_WAIT_S)
+        while item is not None:
+            messages += self._discover(item)
+            messages += self.selection.add(item)
+            item = subscription.receive(0) if len(messages) < _BATCH else None
+        messages += self.selection.due()
+        after = self.selection.position, self.selection.sequences
+        if messages or before != after:
+            self._spool.add(messages, *after)
+            stored()
+
+
+def _discovery(options: Mapping[str, Any], settings: SinkSettings) -> Callable[[Item], list[Outgoing]]:
+    if not options["home_assistant"]:
+        return lambda _item: []
+    from vision.outputs.sinks.home_assistant import Discovery
+
+    discovery = Discovery(settings, options["messages"])
+    return lambda item: list(discovery.add(item))
+
+
+async def serve(options: Mapping[str, Any]) -> None:
+    """Receive and deliver messages until standard input closes."""
+    settings = SinkSettings.of(options)
+    spool = Spool(Path(options["spool"]), max_bytes=options["spool_bytes"], max_age_s=options["spool_age_s"])
+    reader, sender = Reader(options, spool, settings), Sender(spool, settings)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            reader.run(lambda: loop.call_soon_threadsafe(sender.wake.set))
+        except (VisionError, OSError, sqlite3.Error) as error:
+            sender.last_error = redact(f"messages cannot be stored: {error}")
+            write_line(_status(spool, reader, sender))
+            os._exit(1)  # the program starts this process again
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    delivery = asyncio.create_task(sender.run())
+    ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+    while not ended.done():
+        write_line(_status(spool, reader, sender))
+        await asyncio.wait([ended], timeout=_STATUS_S)
+    reader.stop()
+    await asyncio.to_thread(thread.join)
+    sender.stop.set()
+    sender.wake.set()
+    await asyncio.wait([delivery], timeout=_DRAIN_S)
+    write_line(_status(spool, reader, sender))
+    os._exit(0)  # a library may have threads that wait for the far side
+
+
+def _status(spool: Spool, reader: Reader, sender: Sender) -> dict[str, object]:
+    return {
+        "process": os.getpid(),
+        "status": {
+            "connected": sender.connected,
+            "queued": spool.count,
+            "queued_bytes": spool.nbytes,
+            "sent": sender.sent,
+            "lost": spool.lost + reader.selection.lost + sender.refused,
+            "last_error": sender.last_error or None,
+        },
+    }
+
+
+def main() -> None:
+    """Run the process. The first line of standard input contains the options as JSON."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
+        signal.signal(number, signal.SIG_IGN)
+    options = json.loads(sys.stdin.readline())
+    for secret, shown in options["secrets"].items():
+        register_secret(secret, shown=shown)
+    logging.getLogger("vision.outputs").addHandler(LineHandler())
+    logging.getLogger("vision.outputs").setLevel(logging.INFO)
+    logging.getLogger("vision.outputs").propagate = False
+    logging.lastResort = None
+    asyncio.run(serve(options))

@@ -1,0 +1,70 @@
+"""Delivery to Redis Streams: one stream for each kind of message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
+
+_MAX_LENGTH: Final = 100_000
+"""Number of messages from which Redis deletes the oldest messages of a stream."""
+
+
+class RedisConnection:
+    """A connection to a Redis server."""
+
+    batch = 100
+
+    def __init__(self, client: Redis, settings: SinkSettings) -> None:
+        self._client = client
+        self._prefix = ":".join(settings.prefix)
+
+    async def send(self, messages: Sequence[Outgoing]) -> list[str]:
+        """Add all messages to their streams, or none of them."""
+        async with self._client.pipeline(transaction=True) as pipeline:
+            for message in messages:
+                entry: dict[str | bytes, str | bytes] = {
+                    "id": message.key,
+                    "topic": message.topic,
+                    "payload": message.payload,
+                }
+                stream = f"{self._prefix}:{message.kind}"
+                pipeline.xadd(stream, entry, maxlen=_MAX_LENGTH, approximate=True)  # type: ignore[arg-type]
+            await pipeline.execute()
+        return [""] * len(messages)
+
+    async def check(self) -> None:
+        """Raise an exception if the server does not answer."""
+        await self._client.ping()
+
+
+@asynccontextmanager
+async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection]:
+    """Connect to a server."""
+    host, port = settings.address.hosts[0]
+    tls = {"ssl_ca_certs": None if settings.tls == "verify" else settings.tls} if settings.address.tls else {}
+    client = Redis(
+        host=host,
+        port=port,
+        db=int(settings.address.path),
+        username=settings.user,
+        password=settings.password,
+        ssl=settings.address.tls,
+        ssl_check_hostname=settings.address.tls,
+        retry=Retry(NoBackoff(), 0),  # the sender sends again
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        **tls,  # type: ignore[arg-type]
+    )
+    try:
+        connection = RedisConnection(client, settings)
+        await connection.check()
+        yield connection
+    finally:
+        await client.aclose()

@@ -1,0 +1,99 @@
+"""`Sender` delivers the messages of a spool in order, and connects again after errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from vision.errors import redact
+from vision.outputs.sinks.delivery import Connection, SinkSettings, connect
+from vision.outputs.sinks.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_CHECK_S: Final = 10.0
+"""Time in seconds without messages after which the far side is checked."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+
+
+class Sender:
+    """Delivers messages until `stop` is set.
+
+    Attributes:
+        wake: event to set when the spool has new messages.
+        stop: event to set to end `run`.
+        connected: whether the last call to the far side succeeded.
+        sent: number of delivered messages.
+        refused: number of messages that the far side never accepts.
+        last_error: the last error, without secrets; empty if there was none.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        settings: SinkSettings,
+        connect: Callable[[SinkSettings], AbstractAsyncContextManager[Connection]] = connect,
+    ) -> None:
+        self.wake, self.stop = asyncio.Event(), asyncio.Event()
+        self.connected = False
+        self.sent = self.refused = 0
+        self.last_error = ""
+        self._spool = spool
+        self._settings = settings
+        self._connect = connect
+        self._pause_s = _FIRST_PAUSE_S
+
+    async def run(self) -> None:
+        """Deliver messages. The pause after an error is doubled up to 15 s."""
+        while not self.stop.is_set():
+            try:
+                async with self._connect(self._settings) as connection:
+                    await self._deliver(connection)
+            except Exception as error:  # noqa: BLE001 - libraries raise many types, and each error is handled alike
+                self._failed(error)
+                await _wait(self.stop, self._pause_s * random.uniform(0.5, 1.0))
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self.connected = False
+
+    async def _deliver(self, connection: Connection) -> None:
+        while not self.stop.is_set():
+            self.wake.clear()
+            messages = self._spool.first(connection.batch)
+            if not messages:
+                self._succeeded()
+                if not await _wait(self.wake, _CHECK_S):
+                    await connection.check()
+                continue
+            for message, reason in zip(messages, await connection.send(messages), strict=True):
+                if reason:
+                    self.refused += 1
+                    self.last_error = redact(f"{message.topic}: {reason}")
+                    log.warning("sink %s refuses a message of %s: %s", self._settings.name, message.topic, reason)
+                else:
+                    self.sent += 1
+            self._spool.remove(messages)
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        if not self.connected:
+            log.info("sink %s: connected to %s", self._settings.name, self._settings.address.servers)
+        self.connected, self._pause_s = True, _FIRST_PAUSE_S
+
+    def _failed(self, error: Exception) -> None:
+        text = redact(str(error) or type(error).__name__)
+        if self.connected or text != self.last_error:
+            log.warning("sink %s: %s; messages wait on disk", self._settings.name, text)
+        self.connected, self.last_error = False, text
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait for an event. Return False if it is not set within `timeout_s`."""
+    try:
+        return await asyncio.wait_for(event.wait(), timeout_s)
+    except asyncio.TimeoutError:
+        return False

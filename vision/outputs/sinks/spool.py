@@ -1,0 +1,174 @@
+"""`Spool` stores the messages of one sink on disk until they are delivered, and the position in the events.
+
+A message and the position after it are stored in one transaction. Therefore, a process that is killed neither misses an
+event nor stores it twice. SQLite forces the log to disk only at checkpoints, so a power failure can lose the last
+seconds. The position is then that of the remaining messages, and the later events are requested again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vision.outputs.sinks.delivery import Outgoing
+from vision.state.private_files import open_restricted
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS messages (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL, key TEXT, topic TEXT, payload BLOB, is_state INTEGER,
+  bytes INTEGER
+);
+CREATE INDEX IF NOT EXISTS by_topic ON messages (topic) WHERE is_state;
+CREATE TABLE IF NOT EXISTS position (
+  one INTEGER PRIMARY KEY CHECK (one = 1), journal TEXT, number INTEGER
+);
+CREATE TABLE IF NOT EXISTS sequences (topic TEXT PRIMARY KEY, instance TEXT, seq INTEGER);
+"""
+_OVERHEAD_BYTES: Final = 100  # of a row
+
+
+class Position(NamedTuple):
+    """The last event that is in the spool or was delivered."""
+
+    journal: str
+    number: int
+
+
+class Spool:
+    """Queue of messages in an SQLite file, limited in size and age. Thread-safe.
+
+    Attributes:
+        count: number of waiting messages.
+        nbytes: size of the waiting messages in bytes.
+        lost: number of messages that were deleted because of the limits.
+    """
+
+    def __init__(
+        self, path: Path, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Open or create the file. Raise `sqlite3.Error` or `OSError` if this fails."""
+        self.lost = 0
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(path, "ab", opener=open_restricted):
+            pass
+        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.executescript(_TABLES)
+        ((self.count, self.nbytes, last_s),) = self._database.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(at_s), 0) FROM messages"
+        )
+        self._start_s: float = last_s - clock()  # the age counts only the time while the program runs
+
+    def position(self) -> Position | None:
+        """Return the stored position; None if there is none yet."""
+        with self._lock:
+            row = self._database.execute("SELECT journal, number FROM position").fetchone()
+        return None if row is None else Position(*row)
+
+    def sequences(self) -> dict[str, tuple[str, int]]:
+        """Return the stored instance of the publisher and the last number of each topic."""
+        with self._lock:
+            rows = self._database.execute("SELECT topic, instance, seq FROM sequences").fetchall()
+        return {topic: (instance, seq) for topic, instance, seq in rows}
+
+    def add(
+        self,
+        messages: Sequence[Outgoing],
+        position: Position | None = None,
+        sequences: Mapping[str, tuple[str, int]] | None = None,
+    ) -> None:
+        """Store messages, and the position and sequence numbers after them. Delete the oldest beyond the limits.
+
+        A message about a state replaces the waiting message of the same topic.
+
+        Raises:
+            sqlite3.Error: the messages cannot be stored, for example because the disk is full.
+        """
+        now_s = self._start_s + self._clock()
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                size = _Size(self.count, self.nbytes)
+                for message in messages:
+                    self._insert(message, now_s, size)
+                lost = self._delete_oldest(now_s - self._max_age_s, size)
+                if position is not None:
+                    self._database.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", position)
+                rows = [(topic, *last) for topic, last in (sequences or {}).items()]
+                self._database.executemany("INSERT OR REPLACE INTO sequences VALUES (?, ?, ?)", rows)
+                self._database.execute("COMMIT")
+            except BaseException:
+                self._database.rollback()
+                raise
+            self.lost += lost
+            self.count, self.nbytes = size.count, size.nbytes
+
+    def first(self, limit: int) -> list[Outgoing]:
+        """Return up to `limit` of the oldest messages, in order."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT number, key, topic, payload, is_state FROM messages ORDER BY number LIMIT ?", (limit,)
+            ).fetchall()
+        return [Outgoing(key, topic, payload, number, bool(state)) for number, key, topic, payload, state in rows]
+
+    def remove(self, messages: Sequence[Outgoing]) -> None:
+        """Delete messages of `first`."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            for message in messages:
+                deleted = self._database.execute("DELETE FROM messages WHERE number = ?", (message.number,)).rowcount
+                self.count -= deleted  # 0 if a newer message has replaced it
+                self.nbytes -= deleted * _size(message)
+            self._database.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._database.close()
+
+    def _insert(self, message: Outgoing, now_s: float, size: _Size) -> None:
+        if message.is_state:
+            replaced = "FROM messages WHERE topic = ? AND is_state"
+            for (nbytes,) in self._database.execute(f"SELECT bytes {replaced}", (message.topic,)).fetchall():
+                size.count, size.nbytes = size.count - 1, size.nbytes - nbytes
+            self._database.execute(f"DELETE {replaced}", (message.topic,))
+        row = (now_s, message.key, message.topic, message.payload, message.is_state, _size(message))
+        columns = "at_s, key, topic, payload, is_state, bytes"
+        self._database.execute(f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+        size.count, size.nbytes = size.count + 1, size.nbytes + _size(message)
+
+    def _delete_oldest(self, since_s: float, size: _Size) -> int:
+        """Delete the oldest messages beyond the limits, and those before `since_s`. Return their number."""
+        lost = last = 0
+        with closing(self._database.execute("SELECT number, bytes, at_s FROM messages ORDER BY number")) as rows:
+            for number, nbytes, at_s in rows:
+                if at_s >= since_s and size.nbytes <= self._max_bytes:
+                    break
+                lost, last = lost + 1, number
+                size.count, size.nbytes = size.count - 1, size.nbytes - nbytes
+        if lost:
+            self._database.execute("DELETE FROM messages WHERE number <= ?", (last,))
+        return lost
+
+
+@dataclass(slots=True)
+class _Size:
+    """The number of waiting messages, and their size in bytes."""
+
+    count: int
+    nbytes: int
+
+
+def _size(message: Outgoing) -> int:
+    return len(message.payload) + len(message.topic.encode()) + len(message.key.encode()) + _OVERHEAD_BYTES
