@@ -158,7 +158,7 @@ class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
     `address` is the bound address, and `internal_address` the one for other processes of this user. `replay_address` is
-    the address for requests of missed events, or None. `internal_replay` is the one for other processes of this user.
+    the address for requests of missed events, or None.
     """
 
     def __init__(
@@ -212,13 +212,11 @@ class Publisher:
         self.numbering = codec.Numbering(node)
         self.replay_address: str | None = None
         self._replay, self._more_counters = cast(ReplayServer | None, None), list[Callable[[], Mapping[str, int]]]()
-        self.internal_replay: str | None = None
         self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict
-        self._encoding: Encoding = encoding
-        self._event_log, self._node_events = event_log, node_events
+        self._encoding, self._event_log, self._node_events = encoding, event_log, node_events
         with contextlib.ExitStack() as opened:
             if event_log is not None and (replay is not None or has_sinks):
-                server = ReplayServer(
+                self._replay = ReplayServer(
                     replay,
                     event_log,
                     node=node,
@@ -227,10 +225,8 @@ class Publisher:
                     max_clients=max_subscribers,
                     keys=keys,
                 )
-                opened.callback(server.close)
-                self.internal_replay = server.internal_address
-                self.replay_address = None if replay is None else server.address
-                self._replay = server
+                opened.callback(self._replay.close)
+                self.replay_address = None if replay is None else self._replay.address
             bound = _bind(bind, queue=queue, keepalive_s=keepalive_s, max_subscribers=max_subscribers, keys=keys)
             self.proxy = Proxy(bound, queue=queue) if proxy else None
             self.socket = StatusSocket(self.proxy or bound, linger_s=linger_s)
@@ -247,6 +243,11 @@ class Publisher:
     def add_counters(self, counters: Callable[[], Mapping[str, int]]) -> None:
         """Add counters of a process that serves the publisher's subscribers to those that `counters` returns."""
         self._more_counters.append(counters)
+
+    @property
+    def internal_replay(self) -> str | None:
+        """Address for requests of missed events by processes of this user; None if there is none."""
+        return None if self._replay is None else self._replay.internal_address
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the event log, of the ports, and of `add_counters`, by name."""

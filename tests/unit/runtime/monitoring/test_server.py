@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, node_status, result
 from vision.client import Gap
 from vision.messaging import codec
-from vision.messaging.schema import CameraStatusMessage, NodeStatusMessage
+from vision.messaging.schema import CameraStatusMessage, NodeStatusMessage, SinkStatus
 from vision.runtime.monitoring.gpu import GpuSampler
 from vision.runtime.monitoring.metrics import ProgramState
 from vision.runtime.monitoring.server import Endpoints, http_server
@@ -48,7 +48,8 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
         node = codec.status(HEADER, node_status())
         assert isinstance(node, NodeStatusMessage)
         counters = {"publish.connected": 3, "journal.lost": 1}
-        state.add(msgspec.structs.replace(node, counters=counters))
+        sinks = {"home": SinkStatus(protocol="mqtt", connected=True, queued=3, sent=7, lost=1)}
+        state.add(msgspec.structs.replace(node, counters=counters, sinks=sinks))
     return state
 
 
@@ -133,6 +134,8 @@ def test_metrics_have_the_values_of_the_messages() -> None:
     assert found["vision_camera_state", "camera=c1", "state=streaming"] == 0
     assert found["vision_subscribers", "socket=publish"] == 3
     assert found["vision_counter", "name=journal.lost"] == 1
+    values = {"connected": 1, "queued": 3, "sent_total": 7, "lost_total": 1}
+    assert {name: found[f"vision_sink_{name}", "protocol=mqtt", "sink=home"] for name in values} == values
 
 
 def test_times_of_recordings_are_not_latencies() -> None:
