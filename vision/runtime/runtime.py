@@ -277,11 +277,14 @@ class Runtime:
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
         """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
         results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
+        # The published frames are read first, because frames that are published later can be missing in `slots`.
+        published = {camera_id: metrics.published for camera_id, metrics in results.metrics.cameras.items()}
         slots = {camera_id: camera.slot.counts() for camera_id, camera in self._cameras.items()}
         cameras, counts = [], {}
         for camera_id, camera in self._cameras.items():
             metrics = results.metrics.cameras[camera_id]
-            cameras.append(camera_status(camera_id, self._status(camera), slots[camera_id], metrics, now))
+            status, slot = self._status(camera), slots[camera_id]
+            cameras.append(camera_status(camera_id, status, slot, metrics, now, published=published[camera_id]))
             if metrics.counts is not None:
                 counts[camera_id] = codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
             # Release the GIL, because the inference thread would otherwise wait for it for 5 ms again and again. The

@@ -44,9 +44,12 @@ class Instant:
 
 
 def camera_status(
-    camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant
+    camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant, *, published: int
 ) -> CameraReport:
-    """Build the report of one camera. Latencies cover the time since the camera's last report."""
+    """Build the report of one camera. Latencies cover the time since the camera's last report.
+
+    `published` is the number of published frames at the time of `slot` or earlier.
+    """
     latency = metrics.latency.snapshot(reset=True)
     return CameraReport(
         camera=camera_id,
@@ -57,7 +60,7 @@ def camera_status(
         epoch=status.epoch,
         reconnects=status.reconnects,
         grabbed=slot.grabbed,
-        published=metrics.published,
+        published=published,
         dropped={reason.value: count for reason, count in slot.dropped.items() if count},
         dropped_by_stage={stage: count for stage, count in slot.dropped_by_stage.items() if count},
         fps=round(status.fps, 2),

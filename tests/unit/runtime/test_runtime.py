@@ -225,6 +225,21 @@ def test_reports_count_what_was_published() -> None:
     assert last.cameras[0].state == "ended"
 
 
+def test_report_counts_no_frame_that_is_published_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, _, cameras = make_runtime(["synthetic:160x120@50?frames=100"], FakeDetector(), offline=True)
+    runtime.run(threading.Event())
+    count = cameras[0].slot.counts
+
+    def publish_after_count() -> SlotCounts:
+        counts = count()
+        runtime._results.metrics.cameras["camera-0"].published += 1
+        return counts
+
+    monkeypatch.setattr(cameras[0].slot, "counts", publish_after_count)
+    report = runtime._report(None).cameras[0]
+    assert (report.grabbed, report.published) == (100, 100)
+
+
 class HangingDetector(FakeDetector):
     """Takes a batch and never gives it back."""
 

@@ -36,7 +36,7 @@ def build(status: CameraStatus, *latencies_ms: int) -> CameraReport:
     for latency_ms in latencies_ms:
         metrics.latency.observe(latency_ms * 1_000_000)
     slot = SlotCounts(grabbed=10, taken=8, waiting=0, dropped=Counter({DropReason.STALE: 2, DropReason.MAX_FPS: 0}))
-    return camera_status("gate", status, slot, metrics, NOW)
+    return camera_status("gate", status, slot, metrics, NOW, published=8)
 
 
 def test_camera_status_is_rounded_and_has_no_secrets() -> None:
