@@ -24,7 +24,7 @@ from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError, SourceError
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.inference_loop import InferenceLoop
-from vision.runtime.latest_slot import MAX_UNFINISHED, LatestSlot
+from vision.runtime.latest_slot import MAX_UNFINISHED, LatestSlot, SlotCounts
 from vision.runtime.runtime import Camera, Runtime
 from vision.stages.analytics import TrackStage
 from vision.stages.stage import Report, Stage
