@@ -35,11 +35,11 @@ class _Run(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """Compile and load ``drive.cpp``."""
+def compiled(file: str) -> ctypes.CDLL:
+    """Compile and load a C++ file of this folder."""
     target = Path(tempfile.mkdtemp(prefix="vision-drive-")) / "drive.so"
     include = [f"-I{HEADERS}", f"-I{TOOLKIT / 'include'}"]
-    source = Path(__file__).with_name("drive.cpp")
+    source = Path(__file__).with_name(file)
     subprocess.run(
         ["g++", "-std=c++17", "-fPIC", "-shared", "-w", *include, str(source), "-o", str(target)], check=True
     )
@@ -69,5 +69,7 @@ def drive(
         run.outputs = (ctypes.c_void_p * len(outputs))(*outputs)
     report = ctypes.create_string_buffer(_SIZE)
     array = (_Attribute * len(given))(*given)
-    library().drive(pointer, array, ctypes.c_int32(len(given)), ctypes.byref(run), report, ctypes.c_int32(_SIZE))
+    compiled("drive.cpp").drive(
+        pointer, array, ctypes.c_int32(len(given)), ctypes.byref(run), report, ctypes.c_int32(_SIZE)
+    )
     return report.value.decode().splitlines()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated, Final
+import sys
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -21,19 +23,20 @@ from vision.cli.optimize_options import (
     check_pair,
     make_task,
 )
-from vision.cli.options import ModelName, PlotFile, Values, table_console, values_parser
+from vision.cli.options import ModelName, Values, argument_parser, check_plot, table_console, values_parser
 from vision.cli.session import command
 from vision.errors import EXIT_OK, Closed
 
 ALGORITHMS: Final = ("minmax", "entropy", "percentile", "mse")
 
 _Algorithms = Annotated[
-    Values,
+    Values | None,
     typer.Option(
         "--algorithm",
         parser=values_parser(ALGORITHMS, f"some of {', '.join(ALGORITHMS)}"),
         metavar="A,A",
-        help=f"Algorithms to try, some of {', '.join(ALGORITHMS)}. The most accurate result is kept.",
+        help=f"Algorithms to try, some of {', '.join(ALGORITHMS)}. The most accurate result is kept. The default is "
+        "mse, or entropy with --with tensorrt and modelopt.",
     ),
 ]
 _Keep = Annotated[
@@ -44,6 +47,27 @@ _Sensitivity = Annotated[
 ]
 
 
+_Plot = Annotated[
+    Path | None,
+    typer.Option(
+        parser=argument_parser(check_plot),
+        metavar="FILE",
+        help="Plot the accuracy over the number of layers in float to FILE (.svg, .png, or .pdf).",
+    ),
+]
+_Route = Annotated[
+    Literal["onnxruntime", "tensorrt", "modelopt"],
+    typer.Option(
+        "--with",
+        help="Program that calibrates the model. tensorrt needs TensorRT 10 and a GPU, modelopt NVIDIA ModelOpt.",
+    ),
+]
+_Python = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Python interpreter of the virtual environment that contains ModelOpt."),
+]
+
+
 @command(orderly=True)
 def calibrate(
     context: typer.Context,
@@ -51,13 +75,15 @@ def calibrate(
     images: Images = None,
     config: FramesConfig = None,
     output: Output = None,
-    algorithm: _Algorithms = Values(("mse",)),  # noqa: B008 - immutable
+    algorithm: _Algorithms = None,
     frames: FrameCount = 300,
     seconds: SampleTime = 60.0,
     max_drop: MaxDrop = 0.01,
     keep: _Keep = 0,
     sensitivity: _Sensitivity = False,
-    plot: PlotFile = None,
+    with_: _Route = "onnxruntime",
+    python: _Python = None,
+    plot: _Plot = None,
     video: LabeledVideo = None,
     truth: LabelFile = None,
     class_name: LabelClass = "person",
@@ -78,11 +104,16 @@ def calibrate(
     check_pair(context, video, truth)
     if plot is not None and not sensitivity:
         context.fail("--plot requires --sensitivity")
+    if python is not None and with_ != "modelopt":
+        context.fail("--python requires --with modelopt")
     task = make_task(context, model, config, "-int8", (video, truth))
     from vision.optimize.int8 import Int8Options, run
 
+    algorithms = algorithm or Values(("mse",) if with_ == "onnxruntime" else ("entropy",))
+    interpreter = Path(sys.executable) if python is None else python
+    options = Int8Options(tuple(algorithms), keep, sensitivity, plot, with_, interpreter)
     try:
-        run(task, Int8Options(tuple(algorithm), keep, sensitivity, plot), context.obj.stop, table_console())
+        run(task, options, context.obj.stop, table_console())
     except Closed:  # nothing was written
         return 128 + signal.SIGINT
     return EXIT_OK

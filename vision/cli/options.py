@@ -112,7 +112,7 @@ def _check_output(text: str) -> Path:
     return Path(text)
 
 
-def _check_plot(text: str) -> Path:
+def check_plot(text: str) -> Path:
     from vision.benchmark.plot import check_plot_path
 
     check_plot_path(Path(text))
@@ -147,7 +147,7 @@ JsonFile = Annotated[
 PlotFile = Annotated[
     Path | None,
     typer.Option(
-        parser=argument_parser(_check_plot),
+        parser=argument_parser(check_plot),
         metavar="FILE",
         help="Plot throughput and p99 latency over the batch size to FILE (.svg, .png, or .pdf).",
     ),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from vision.config import ModelSpec
-from vision.errors import ModelError, Unavailable
+from vision.errors import ConfigError, ModelError, Unavailable
 from vision.evaluation.passes import Progress
 from vision.optimize.feed import Feed, Inputs
 from vision.optimize.frames import Frames
@@ -28,6 +28,9 @@ from vision.state.private_files import (
     write_checked,
 )
 
+if TYPE_CHECKING:
+    from vision.engine.calibrators import CalibratorKind
+
 _log = logging.getLogger(__name__)
 
 _VERSION: Final = 1  # to be increased if the same frames give different thresholds
@@ -43,11 +46,50 @@ class _Table(msgspec.Struct, frozen=True):
     version: int = _VERSION
 
 
-class Calibration:
-    """Thresholds of a model for one set of frames. The histograms are computed only if the cache lacks a result."""
+Route: TypeAlias = Literal["onnxruntime", "tensorrt"]
+"""Library that runs the model on the frames. TensorRT also computes the thresholds."""
 
-    def __init__(self, graph: Graph, spec: ModelSpec, frames: Frames, *, cache: Path | None = None) -> None:
+
+def require_tensorrt(algorithms: Sequence[Algorithm]) -> None:
+    """Check that TensorRT can calibrate on this machine with these algorithms.
+
+    Raises:
+        ConfigError: TensorRT does not have an algorithm.
+        ModelError: the installed TensorRT has no calibrators.
+        DeviceMissing: TensorRT or a GPU is missing.
+    """
+    for algorithm in algorithms:
+        _calibrator_kind(algorithm)
+    from vision.engine.calibrators import require_calibrators
+
+    require_calibrators()
+    from vision.gpu.cuda import open_device
+
+    open_device()
+
+
+def _calibrator_kind(algorithm: Algorithm) -> CalibratorKind:
+    if algorithm == "entropy" or algorithm == "minmax":  # noqa: PLR1714 - narrows the type
+        return algorithm
+    raise ConfigError(
+        f"--with tensorrt: expected the algorithm entropy or minmax, got {algorithm}", code="invalid-value"
+    )
+
+
+class Calibration:
+    """Thresholds of a model for one set of frames. The model runs only if the cache lacks a result."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        spec: ModelSpec,
+        frames: Frames,
+        *,
+        route: Route = "onnxruntime",
+        cache: Path | None = None,
+    ) -> None:
         """Prepare the calibration. If `cache` is None, the default folder is used."""
+        self._route = route
         self._graph = graph
         self._spec = spec
         self._frames = frames
@@ -63,17 +105,22 @@ class Calibration:
         """Return the largest absolute value to represent, for each tensor. Run the model on all frames if necessary.
 
         Raises:
-            ConfigError: ONNX Runtime is not installed.
+            ConfigError: ONNX Runtime is not installed, or TensorRT does not have the algorithm.
             ModelError: the model cannot be run, or computes values that are not finite.
+            DeviceMissing: TensorRT or a GPU is missing, and the route is ``tensorrt``.
+            DeviceError: the GPU fails, and the route is ``tensorrt``.
             Unavailable: the cache cannot be created or read at present.
         """
         cached = self._cached(algorithm)
         if cached is not None:
             return cached
-        if self._histograms is None:
-            self._histograms = self._collect(progress)
-        found = thresholds(self._histograms, algorithm)
-        table = _Table(self._graph.sha256, self._frames.sha256, algorithm, found)
+        if self._route == "tensorrt":
+            found = self._find_with_tensorrt(algorithm, progress)
+        else:
+            if self._histograms is None:
+                self._histograms = self._collect(progress)
+            found = thresholds(self._histograms, algorithm)
+        table = _Table(self._graph.sha256, self._frames.sha256, self._label(algorithm), found)
         try:
             make_private_folder(self._folder)
             write_checked(self._path(algorithm), msgspec.json.encode(table))
@@ -81,9 +128,14 @@ class Calibration:
             _log.warning("cannot store the calibration, so the next one starts again: %s", error.args[0])
         return found
 
+    def _label(self, algorithm: Algorithm) -> str:
+        """Return the name of the algorithm, and of TensorRT if that runs the model."""
+        return algorithm if self._route == "onnxruntime" else f"{self._route}-{algorithm}"
+
     def _path(self, algorithm: Algorithm) -> Path:
-        key = f"{_VERSION} {self._graph.sha256} {self._frames.sha256} {algorithm}"
-        return self._folder / f"{self._spec.name}-{algorithm}-{sha256_of(key.encode())[:20]}.table"
+        label = self._label(algorithm)
+        key = f"{_VERSION} {self._graph.sha256} {self._frames.sha256} {label}"
+        return self._folder / f"{self._spec.name}-{label}-{sha256_of(key.encode())[:20]}.table"
 
     def _cached(self, algorithm: Algorithm) -> Mapping[str, float] | None:
         """Return the thresholds in the cache; None if there are none for this model and these frames."""
@@ -98,11 +150,28 @@ class Calibration:
         except msgspec.DecodeError:
             _log.warning("%s is damaged and is not used", path)
             return None
-        wanted = (self._graph.sha256, self._frames.sha256, algorithm, _VERSION)
+        wanted = (self._graph.sha256, self._frames.sha256, self._label(algorithm), _VERSION)
         if (table.model_sha256, table.frames_sha256, table.algorithm, table.version) != wanted:
             _log.warning("%s is for a different model or for different frames, and is not used", path)
             return None
         return table.thresholds if table.thresholds.keys() >= set(self._names) else None
+
+    def _find_with_tensorrt(self, algorithm: Algorithm, progress: Progress) -> dict[str, float]:
+        """Let TensorRT calibrate the model."""
+        from vision.engine.calibrators import find_scales, thresholds_in
+
+        kind = _calibrator_kind(algorithm)
+        model = self._graph.serialized()
+        batches = Feed(open_session(model), self._spec).batches(self._frames.images())
+
+        def counted() -> Iterator[Inputs]:
+            done = 0
+            for inputs, count in batches:
+                yield inputs
+                done += count
+                progress(done)
+
+        return thresholds_in(find_scales(model, self._spec, kind, counted()), self._names, self._spec.name)
 
     def _collect(self, progress: Progress) -> Mapping[str, Histogram]:
         """Run the model on all frames, and count the values of each tensor."""

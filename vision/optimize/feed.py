@@ -54,6 +54,11 @@ class Feed:
         self._tensor = np.zeros(frames.shape(spec, batch), frames.dtype)
         self._preprocessor = Preprocessor(spec.input, self._tensor, channels_last=frames.channels_last)
 
+    @property
+    def batch(self) -> int:
+        """Number of frames in a batch."""
+        return len(self._tensor)
+
     def batches(self, images: Iterable[Image]) -> Iterator[tuple[Inputs, int]]:
         """Yield the inputs of each batch, and its number of images. The arrays are overwritten by the next batch.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +17,9 @@ from vision.config import checked_model_file
 from vision.errors import ConfigError
 from vision.evaluation.progress import show_progress
 from vision.optimize.accuracy import Accuracy, Judge
-from vision.optimize.calibration import Calibration
+from vision.optimize.calibration import Calibration, Route, require_tensorrt
 from vision.optimize.frames import Frames
+from vision.optimize.modelopt import ModelOpt
 from vision.optimize.onnx_graph import Graph, open_graph
 from vision.optimize.quantize import quantize
 from vision.optimize.sensitivity import LayerError, layers_without, numbers_to_try, plot_trade_off, rank_layers
@@ -35,6 +37,23 @@ class Int8Options:
     keep: int = 0
     sensitivity: bool = False
     plot: Path | None = None
+    route: Route | Literal["modelopt"] = "onnxruntime"
+    """Program that calibrates the model."""
+    python: Path = Path(sys.executable)
+    """Python interpreter of the environment that contains ModelOpt."""
+
+    def require(self) -> None:
+        """Check that the route exists on this machine, before frames are read.
+
+        Raises:
+            ConfigError: ModelOpt is missing, or the route lacks an algorithm.
+            ModelError: the installed TensorRT has no calibrators.
+            DeviceMissing: TensorRT or a GPU is missing.
+        """
+        if self.route == "modelopt":
+            ModelOpt(self.python).require(self.algorithms)
+        if self.route == "tensorrt":
+            require_tensorrt(self.algorithms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +70,9 @@ class Tried:
 class Quantizer:
     """Quantizes one model in several ways, and measures each."""
 
-    def __init__(self, task: Task, graph: Graph, frames: Frames, folder: Path, stop: threading.Event) -> None:
+    def __init__(
+        self, task: Task, graph: Graph, frames: Frames, options: Int8Options, *, folder: Path, stop: threading.Event
+    ) -> None:
         """Measure the parent.
 
         Args:
@@ -67,7 +88,10 @@ class Quantizer:
         self._progress = Progresses(stop)
         self.graph = graph
         self._frames = frames
-        self._calibration = Calibration(graph, task.spec, frames)
+        self._modelopt = ModelOpt(options.python) if options.route == "modelopt" else None
+        # With ModelOpt, the thresholds of ONNX Runtime serve to rank the layers.
+        route: Route = "tensorrt" if options.route == "tensorrt" else "onnxruntime"
+        self._calibration = Calibration(graph, task.spec, frames, route=route)
         self._judge = Judge(task.folder / task.spec.file, task.spec, frames, task.labels, self._progress)
 
     def thresholds(self, algorithm: Algorithm) -> Mapping[str, float]:
@@ -84,10 +108,23 @@ class Quantizer:
 
     def attempt(self, algorithm: Algorithm, ranking: Sequence[LayerError] = (), keep: int = 0) -> Tried:
         """Quantize the model, except the first `keep` layers of the ranking, and measure its accuracy."""
-        chosen = layers_without(self.graph, ranking, keep)
-        contents = quantize(self.graph, self.thresholds(algorithm), chosen).serialized()
+        kept = tuple(each.name for each in ranking[:keep])
+        if self._modelopt is None:
+            chosen = layers_without(self.graph, ranking, keep)
+            contents = quantize(self.graph, self.thresholds(algorithm), chosen).serialized()
+        else:
+            with show_progress("running ModelOpt", None, self._stop):
+                contents = self._modelopt.quantize(
+                    self.graph,
+                    self._spec,
+                    self._frames,
+                    algorithm=algorithm,
+                    kept=kept,
+                    folder=self._temporary,
+                    stop=self._stop,
+                )
         accuracy = self._judge.measure_contents(contents, self._temporary, f"measuring {algorithm}, {keep} layers kept")
-        return Tried(algorithm, tuple(each.name for each in ranking[:keep]), contents, accuracy)
+        return Tried(algorithm, kept, contents, accuracy)
 
 
 def _check_keep(keep: int, graph: Graph) -> None:
@@ -106,19 +143,26 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
         VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
     """
     task.require_free()
+    options.require()
     graph = open_graph(checked_model_file(task.folder, task.spec))
     _check_keep(options.keep, graph)
     with tempfile.TemporaryDirectory(prefix="vision-calibrate-") as temporary:
         folder = Path(temporary)
         frames = task.collect(folder, stop)
         print_sources(frames, console)
-        best = _best(Quantizer(task, graph, frames, folder, stop), options, console)
+        best = _best(Quantizer(task, graph, frames, options, folder=folder, stop=stop), options, console)
     layers = len(graph.layers)
     change = (
         f"Quantized to int8 by `vision calibrate` from {task.spec.name}: {best.algorithm}, {len(frames.paths)} frames, "
         f"{layers - len(best.kept)} of {layers} layers."
     )
-    report = {"algorithm": best.algorithm, "kept": best.kept, "layers": layers, **report_of(frames)}
+    report = {
+        "algorithm": best.algorithm,
+        "with": options.route,
+        "kept": best.kept,
+        "layers": layers,
+        **report_of(frames),
+    }
     task.finish(best.contents, best.accuracy, change, report, console)
     text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{precision: int8}}`"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
