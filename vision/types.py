@@ -269,7 +269,10 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """M tracks that were detected in one frame. A process never gives two tracks the same id."""
+    """M tracks that were detected in one frame. A process never gives two tracks the same id.
+
+    Lengths are rounded to 0.1 px, so that messages contain exactly the values that the analytics reads.
+    """
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
     scores: NDArray[np.float32]  # (M,)

@@ -277,6 +277,13 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
     return either
 
 
+def in_tenths(lengths_px: FloatArray) -> FloatArray:
+    """Round lengths to 0.1 px, the precision of messages, so that subscribers can repeat the analytics exactly."""
+    rounded: FloatArray = np.rint(lengths_px * 10.0)
+    rounded /= 10.0
+    return rounded
+
+
 def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
     """Clip `boxes` (M, 4) to the frame of size `edges_px`, (2,) or (M, 2). A box outside becomes the detected one."""
     corners = boxes.reshape(-1, 2, 2)

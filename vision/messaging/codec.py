@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import inf, isfinite
+from math import inf, isfinite, isnan, nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
@@ -126,11 +126,27 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
         DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
         for track_id, name, class_id, score, box, age_ms in rows
     ]
+    if isinstance(detections, Tracks) and not (detections.hidden_px is None and detections.previous_xyxy is None):
+        objects = _with_track_boxes(objects, detections)
     if detections.shapes is not None:
         objects = add_shapes(objects, detections.shapes, result.meta, masks)
     if np.count_nonzero(np.isfinite(rounded)) == rounded.size and isfinite(sum(scores)):
         return objects
     return [detected for detected in objects if isfinite(detected.score + sum(detected.box))]
+
+
+def _with_track_boxes(objects: Sequence[DetectedObject], tracks: Tracks) -> list[DetectedObject]:
+    """Add the hidden part and the previous box of each object that has them."""
+    number = len(objects)
+    hidden = np.zeros(number) if tracks.hidden_px is None else tracks.hidden_px.astype(np.float64).round(1)
+    previous = np.full((number, 4), nan) if tracks.previous_xyxy is None else tracks.previous_xyxy.astype(np.float64)
+    rows = zip(objects, hidden.tolist(), previous.round(1).tolist(), strict=True)
+    return [
+        msgspec.structs.replace(each, hidden_px=below or None, previous_box=None if isnan(box[0]) else tuple(box))
+        if below or not isnan(box[0])
+        else each
+        for each, below, box in rows
+    ]
 
 
 def _with_attributes(detected: DetectedObject, result: Result) -> DetectedObject:

@@ -97,6 +97,13 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     score: Annotated[float, doc("score from 0 to 1")]
     box: Annotated[tuple[float, float, float, float], doc("x1, y1, x2, y2 in pixels of the frame; y points down")]
     age_ms: Annotated[int | None, doc("time since the object was first detected; absent without tracking")] = None
+    hidden_px: Annotated[
+        float | None, doc("height of the part of the object that is hidden below its box; absent if nothing is hidden")
+    ] = None
+    previous_box: Annotated[
+        tuple[float, float, float, float] | None,
+        doc("box at the previous detection, when a track is published for the first time; otherwise absent"),
+    ] = None
     attributes: Annotated[
         list[AttributeOfObject] | None, doc("results of second models; absent if there are none yet")
     ] = None

@@ -1,0 +1,245 @@
+"""Move rows from the live database to Parquet files, join the parts of each day, and delete old days.
+
+A crash at any point loses and duplicates nothing. The rows of an hour are deleted in the transaction that lists their
+complete files, which get their names after that. A day file lists the parts that it contains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vision.outputs.archive.live import connect, live_columns
+from vision.outputs.archive.tables import (
+    DAY_US,
+    FORMAT,
+    HOUR_US,
+    SCHEMAS,
+    ArchiveFile,
+    Table,
+    archive_files,
+    camera_folder,
+    day_of,
+    parquet_options,
+)
+from vision.state.free_space import FreeSpace
+from vision.state.private_files import Held, locked, sync_folder
+
+LATE_US: Final = 120_000_000
+"""Time after the end of an hour or a day when its rows are moved, because messages can be late."""
+
+_TIME_COLUMN: Final[Mapping[Table, str]] = {
+    "frames": "captured_at",
+    "events": "at",
+    "counts": "at",
+    "gaps": "at",
+}
+_PARTS: Final = b"vision.parts"
+
+
+def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
+    """Move all rows of completed hours, join the files of completed days, and delete old days.
+
+    Args:
+        folder: folder of the archive.
+        now_us: current time, microseconds since 1970 (UTC).
+        keep_days: number of days to keep.
+        max_mb: maximum total size of the files.
+    """
+    with suppress(Held), locked(folder / "compaction.lock", timeout_s=0):
+        with closing(connect(folder)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS moves (path TEXT)")
+            _finish_moves(connection, folder)
+            for path in folder.glob("*/*/*.tmp"):
+                path.unlink()
+            for file in archive_files(folder):
+                if file.is_final:
+                    _delete_parts(file)
+            _move_hours(connection, folder, now_us - LATE_US)
+        _join_days(folder, now_us - LATE_US)
+        delete_old(folder, now_us, keep_days=keep_days, max_mb=max_mb)
+
+
+# --- hours ------------------------------------------------------------------------------------------------------------
+
+
+def _move_hours(connection: sqlite3.Connection, folder: Path, now_us: int) -> None:
+    """Move the rows of each hour that ended before `now_us`."""
+    hours = set()
+    for table, column in _TIME_COLUMN.items():
+        query = f"SELECT DISTINCT camera, {column} / {HOUR_US} FROM {table} WHERE {column} < ?"
+        hours |= {*connection.execute(query, [now_us // HOUR_US * HOUR_US])}
+    for camera, hour in sorted(hours):
+        _move_hour(connection, folder, camera, hour * HOUR_US)
+
+
+def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_us: int) -> None:
+    """Write the rows of one camera and hour to files, then delete them."""
+    written: list[Path] = []
+    limits = (camera, start_us, start_us + HOUR_US)
+    for table in SCHEMAS:
+        rows = read_live(connection, table, *limits)
+        if rows.num_rows:
+            target = _part_path(folder, table, camera, start_us)
+            write_parquet(target, table, [rows], is_final=False)
+            written.append(target)
+    with connection:
+        connection.executemany("INSERT INTO moves VALUES (?)", [(str(path.relative_to(folder)),) for path in written])
+        where = "camera = ? AND captured_at >= ? AND captured_at < ?"
+        frames = f"SELECT frame_id FROM frames WHERE {where}"
+        connection.execute(f"DELETE FROM tracks WHERE camera = ? AND frame_id IN ({frames})", (camera, *limits))
+        for table, column in _TIME_COLUMN.items():
+            connection.execute(f"DELETE FROM {table} WHERE {where.replace('captured_at', column)}", limits)
+    _finish_moves(connection, folder)
+
+
+def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
+    """Give the files whose rows were deleted their names."""
+    for (name,) in connection.execute("SELECT path FROM moves").fetchall():
+        _give_name(folder / name)
+    with connection:
+        connection.execute("DELETE FROM moves")
+
+
+def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
+    """Return the rows of one camera in a time range, in the form of the files."""
+    names = [f'"{name}"' for name in live_columns(table)[1:]]
+    if table == "tracks":
+        columns = ", ".join(f"t.{name}" for name in names)
+        query = f"SELECT {columns} FROM frames f JOIN tracks t USING (camera, frame_id) "
+        query += "WHERE f.camera = ? AND f.captured_at >= ? AND f.captured_at < ?"
+    else:
+        order = "frame_id" if table == "frames" else "rowid"
+        at = _TIME_COLUMN[table]
+        query = f"SELECT {', '.join(names)} FROM {table} WHERE camera = ? AND {at} >= ? AND {at} < ? ORDER BY {order}"
+    rows = connection.execute(query, (camera, start_us, end_us)).fetchall()
+    values: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(names)
+    if table == "tracks":
+        values = _in_track_order(values)
+    schema = SCHEMAS[table]
+    return pa.table([pa.array(column, kind) for column, kind in zip(values, schema.types, strict=True)], schema=schema)
+
+
+def _in_track_order(values: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """Sort rows by track and frame. Replace the position in the frame by its difference from the order of track ids."""
+    frame_ids, track_ids, positions = (np.array(values[at], np.int64) for at in (0, 1, -1))
+    by_frame = np.lexsort((track_ids, frame_ids))
+    starts = np.flatnonzero(np.diff(frame_ids[by_frame], prepend=-1))
+    rank = np.arange(len(by_frame)) - np.repeat(starts, np.diff(starts, append=len(by_frame)))
+    shift = np.empty(len(by_frame), np.int64)
+    shift[by_frame] = positions[by_frame] - rank
+    order = np.lexsort((frame_ids, track_ids)).tolist()
+    columns = [*values[:-1], shift.tolist()]
+    return [[column[row] for row in order] for column in columns]
+
+
+def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:
+    """Return a new path for the part of one hour. If late rows need a second part, its name gets a number."""
+    hour = datetime.fromtimestamp(start_us // 1_000_000, timezone.utc).strftime("%Y-%m-%dT%H")
+    base = camera_folder(folder, table, camera)
+    path, number = base / f"{hour}.parquet", 1
+    while path.exists():
+        number += 1
+        path = base / f"{hour}-{number}.parquet"
+    return path
+
+
+# --- days -------------------------------------------------------------------------------------------------------------
+
+
+def _join_days(folder: Path, now_us: int) -> None:
+    """Join the parts of each day that ended before `now_us` to one file."""
+    days: dict[tuple[Table, str, str], list[ArchiveFile]] = {}
+    for file in archive_files(folder):
+        if file.start_us + DAY_US <= now_us:
+            days.setdefault((file.table, file.camera, file.day), []).append(file)
+    for (table, camera, day), files in days.items():
+        if not all(file.is_final for file in files):
+            parts = [pq.read_table(file.path, partitioning=None) for file in files]
+            names = [file.path.name for file in files if not file.is_final]
+            target = camera_folder(folder, table, camera) / f"{day}.parquet"
+            write_parquet(target, table, parts, is_final=True, parts=names)
+            _give_name(target)
+            for file in files:
+                if not file.is_final:
+                    file.path.unlink()
+
+
+def _delete_parts(file: ArchiveFile) -> None:
+    """Delete the parts that a day file contains, if a crash left them behind."""
+    metadata = pq.read_metadata(file.path).metadata or {}
+    for name in json.loads(metadata.get(_PARTS, b"[]")):
+        (file.path.parent / name).unlink(missing_ok=True)
+
+
+def write_parquet(
+    path: Path, table: Table, groups: Sequence[pa.Table], *, is_final: bool, parts: Sequence[str] = ()
+) -> None:
+    """Write a file with one row group per table of `groups`, and force it to disk. `_give_name` gives it its name.
+
+    Args:
+        path: path of the file, which is still called ``*.tmp``. Its folder is created if it is missing.
+        table: name of the table.
+        groups: rows of each row group.
+        is_final: see `parquet_options`.
+        parts: names of the files that the new file replaces.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {b"vision.archive": FORMAT.encode(), _PARTS: json.dumps(list(parts)).encode()}
+    schema = SCHEMAS[table].with_metadata(metadata)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        with pq.ParquetWriter(file, schema, **parquet_options(table, is_final=is_final)) as writer:
+            for group in groups:
+                writer.write_table(group.cast(SCHEMAS[table]).replace_schema_metadata(metadata), group.num_rows or 1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def _give_name(path: Path) -> None:
+    """Give a complete file its name. Do nothing if it has its name already."""
+    with suppress(FileNotFoundError):
+        path.with_suffix(".tmp").rename(path)
+    sync_folder(path.parent)
+
+
+# --- retention --------------------------------------------------------------------------------------------------------
+
+
+def delete_old(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
+    """Delete days that are older than `keep_days`. Then delete the oldest days while the files need too much space.
+
+    Space is too much if the files have more than `max_mb`, or if the free space of the disk is below its reserve
+    (`FreeSpace`). Hours of the current day are not deleted.
+    """
+    files, disk = archive_files(folder), FreeSpace(folder)
+    sizes = {file.path: file.path.stat().st_size for file in files}
+    total, oldest = sum(sizes.values()), day_of(now_us - keep_days * DAY_US)
+    for day in sorted({file.day for file in files if file.day < day_of(now_us)}):
+        if day >= oldest and total <= max_mb * 1_000_000 and not disk.is_low(now=True):
+            break
+        for file in files:
+            if file.day == day:
+                file.path.unlink()
+                total -= sizes[file.path]
+
+
+def main() -> None:
+    """Compact the archive that the first argument describes, as JSON."""
+    os.nice(10)
+    options = json.loads(sys.argv[-1])
+    limits = {"keep_days": options["keep_days"], "max_mb": options["max_mb"]}
+    compact(Path(options["folder"]), time.time_ns() // 1000, **limits)

@@ -1,0 +1,169 @@
+"""`LiveDatabase` stores messages in SQLite until `compact` moves them to Parquet files, some minutes after each hour."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, LineCounts, ZoneCounts, utc_ns
+from vision.outputs.archive.tables import COLUMNS, Table
+
+LIVE_NAME: Final = "live.sqlite"
+_BUSY_MS: Final = 60_000
+
+Row = tuple[Any, ...]
+
+
+class LiveDatabase:
+    """The newest rows of the archive, of all cameras. It is not thread-safe.
+
+    Rows are visible to other connections, and survive a power failure, after `commit`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the database. Raise `sqlite3.Error` if it cannot be opened, or is damaged."""
+        self._connection = connect(folder)
+        self._connection.executescript(";".join(_create_statements()))
+        self._frame_ids = dict(self._connection.execute("SELECT camera, last FROM frame_ids").fetchall())
+        self._rows: dict[Table, list[Row]] = {table: [] for table in COLUMNS}
+        self._last_counts: dict[str, object] = {}
+        found: tuple[str, int] | None = self._connection.execute("SELECT journal, number FROM last_event").fetchone()
+        self._last_event = found
+
+    @property
+    def last_event(self) -> tuple[str, int] | None:
+        """Journal and number of the newest event that was added; None if no event had a number."""
+        return self._last_event
+
+    def add_detections(self, message: DetectionsMessage) -> None:
+        """Add a frame and its tracks. Objects without a track are left out."""
+        captured_us, monotonic_ns = utc_ns(message.captured_at) // 1000, message.captured_monotonic_ns
+        frame_id = self._frame_ids[message.camera] = self._frame_ids.get(message.camera, 0) + 1
+        tracks = [each for each in message.objects if each.track_id is not None]
+        for position, each in enumerate(tracks):
+            x1, y1, x2, y2 = (round(10 * value) for value in each.box)
+            previous: Sequence[int | None] = (None,) * 4
+            if each.previous_box is not None:
+                left, top, right, bottom = (round(10 * value) for value in each.previous_box)
+                previous = left, top, right - left, bottom - top
+            self._rows["tracks"].append(
+                (
+                    message.camera,
+                    frame_id,
+                    each.track_id,
+                    each.class_name,
+                    each.class_id,
+                    5 * round(20 * each.score),
+                    x1,
+                    y1,
+                    x2 - x1,
+                    y2 - y1,
+                    None if each.previous_box is None else each.age_ms,
+                    None if each.hidden_px is None else round(10 * each.hidden_px),
+                    *previous,
+                    position,
+                )
+            )
+        shift_us = monotonic_ns // 1000 - captured_us
+        size = message.width, message.height
+        row = (message.camera, frame_id, captured_us, shift_us, monotonic_ns % 1000, message.instance, message.epoch)
+        self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
+
+    def add_event(self, message: EventMessage) -> None:
+        """Add an event, unless it or a newer event of its journal was added before."""
+        if message.journal is not None and message.number is not None:
+            journal, newest = self._last_event or ("", 0)
+            if message.journal == journal and message.number <= newest:
+                return
+            self._last_event = message.journal, message.number
+        data, stored = json.dumps(message.data, separators=(",", ":")), (message.journal, message.number)
+        about = message.kind, message.name, message.track_id, data, message.snapshot
+        place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns
+        self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
+
+    def add_counts(self, message: CountsMessage) -> None:
+        """Add the counts of a camera, unless they are those of its last message."""
+        counts = (message.instance, message.lines, message.zones)
+        if self._last_counts.get(message.camera) == counts:
+            return
+        self._last_counts[message.camera] = counts
+        place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
+        for name, line in message.lines.items():
+            self._rows["counts"].append((*place, name, line.in_, line.out, None, None, None, _by_class(line)))
+        for name, zone in message.zones.items():
+            totals = None, None, zone.entered, zone.left, zone.occupancy
+            self._rows["counts"].append((*place, name, *totals, _by_class(zone)))
+
+    def add_gap(self, camera: str, at_us: int, instance: str, kind: str, first: int, last: int) -> None:
+        """Add a gap: the numbers of the first and the last message that are missing."""
+        self._rows["gaps"].append((camera, at_us, instance, kind, first, last))
+
+    def commit(self) -> int:
+        """Write the rows that were added. Return their number.
+
+        If this fails, the rows are discarded, and `sqlite3.Error` is raised.
+        """
+        waiting, self._rows = self._rows, {table: [] for table in COLUMNS}
+        number = sum(map(len, waiting.values()))
+        if not number:
+            return 0
+        with self._connection as connection:
+            for table, rows in waiting.items():
+                if rows:
+                    marks = ",".join("?" * len(rows[0]))
+                    connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+            statement = "INSERT INTO frame_ids VALUES (?, ?) ON CONFLICT (camera) DO UPDATE SET last = excluded.last"
+            connection.executemany(statement, self._frame_ids.items())
+            connection.execute("DELETE FROM last_event")
+            if self._last_event is not None:
+                connection.execute("INSERT INTO last_event VALUES (?, ?)", self._last_event)
+        return number
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._connection.close()
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """Open the database of an archive, and create the file if it is missing."""
+    connection = sqlite3.connect(folder / LIVE_NAME, timeout=_BUSY_MS / 1000)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def live_columns(table: Table) -> list[str]:
+    """Return the columns of a table in SQLite. `position` is the position of a track in its frame."""
+    columns = ["position" if name == "order_shift" else name for name in COLUMNS[table]]
+    return ["camera", *columns]
+
+
+def _create_statements() -> Iterator[str]:
+    keys = {"frames": "camera, frame_id", "tracks": "camera, frame_id, position"}
+    for table, columns in COLUMNS.items():
+        kinds = ["TEXT", *("TEXT" if _is_text(kind) else "INTEGER" for kind in columns.values())]
+        parts = [f'"{name}" {kind}' for name, kind in zip(live_columns(table), kinds, strict=True)]
+        if table in keys:
+            yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(parts)}, PRIMARY KEY ({keys[table]})) WITHOUT ROWID"
+        else:
+            yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(parts)})"
+    yield "CREATE TABLE IF NOT EXISTS last_event (journal TEXT, number INTEGER)"
+    yield "CREATE TABLE IF NOT EXISTS frame_ids (camera TEXT PRIMARY KEY, last INTEGER)"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_dictionary(kind) or pa.types.is_string(kind))
+
+
+def _by_class(counts: LineCounts | ZoneCounts) -> str:
+    pairs: Iterable[tuple[str, dict[str, int]]]
+    if isinstance(counts, LineCounts):
+        pairs = (("in", counts.in_by_class), ("out", counts.out_by_class))
+    else:
+        pairs = (("entered", counts.entered_by_class), ("left", counts.left_by_class))
+    return json.dumps({f"{key}:{name}": number for key, by_class in pairs for name, number in by_class.items()})

@@ -1,0 +1,311 @@
+"""`Archive` reads the frames, events, and counts of an archive, from its files and from its live database."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vision.errors import ConfigError
+from vision.outputs.archive.compaction import read_live
+from vision.outputs.archive.live import LIVE_NAME, connect
+from vision.outputs.archive.tables import DAY_US, FORMAT, SCHEMAS, Table, archive_files
+from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
+
+_NO_TIMING: Final = Timing(0, 0, 0)
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedFrame:
+    """A frame of the archive. `result` contains its tracks, as they reached the analytics."""
+
+    instance: str  # start of the program that published the frame
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedEvent:
+    """An event of the archive, and its frame."""
+
+    event: Event
+    instance: str
+    epoch: int
+    frame: int
+    at_us: int  # capture time of the frame, microseconds since 1970 (UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedCounts:
+    """The counts of a camera at one time, from one message."""
+
+    instance: str
+    at_us: int
+    at_ns: int  # on the monotonic clock
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedGap:
+    """Messages that the archive lacks."""
+
+    kind: str  # "detections", "events", "counts", or "disk"
+    at_us: int
+    messages: int
+
+
+class Archive:
+    """An archive, read as it is at the time of each call. All times are microseconds since 1970 (UTC)."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the archive. Raise `ConfigError` if the folder contains no archive."""
+        if not (folder / LIVE_NAME).exists() and not archive_files(folder):
+            hint = "`archive.folder` in camera.yaml is the folder of the archive that `vision run` writes"
+            raise ConfigError(f"{folder} contains no archive", hint=hint, code="no-archive")
+        self._folder = folder
+
+    def cameras(self) -> list[str]:
+        """Return the names of all cameras that have frames."""
+        names = {file.camera for file in archive_files(self._folder, "frames")}
+        if (self._folder / LIVE_NAME).exists():
+            with closing(connect(self._folder)) as connection:
+                names |= {name for (name,) in connection.execute("SELECT DISTINCT camera FROM frames")}
+        return sorted(names)
+
+    def frames(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedFrame]:
+        """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
+        for frames, tracks in self._chunks(camera, since_us, until_us):
+            yield from _frames_of(camera, frames, tracks, since_us, until_us)
+
+    def class_names(self, camera: str, since_us: int, until_us: int) -> dict[int, str]:
+        """Return the name of each class that the tracks in a time range have, by class id."""
+        names: dict[int, str] = {}
+        for _, tracks in self._chunks(camera, since_us, until_us, ["class", "class_id"]):
+            pairs = tracks.select(["class", "class_id"]).group_by(["class", "class_id"]).aggregate([]).to_pylist()
+            names |= {pair["class_id"]: pair["class"] for pair in pairs}
+        return names
+
+    def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
+        """Return the events of a camera in a time range, in the order of their publication."""
+        return [
+            ArchivedEvent(
+                event=Event(
+                    row["kind"],
+                    row["name"],
+                    camera,
+                    row["track_id"],
+                    row["at_monotonic_ns"],
+                    json.loads(row["data"]),
+                    row["snapshot"] or "",
+                ),
+                instance=row["instance"],
+                epoch=row["epoch"],
+                frame=row["frame"],
+                at_us=row["at"],
+            )
+            for row in self._rows("events", camera, since_us, until_us)
+        ]
+
+    def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
+        """Return the counts of a camera in a time range, oldest first."""
+        found: dict[tuple[str, int, int], Counts] = {}
+        for row in self._rows("counts", camera, since_us, until_us):
+            key = row["instance"], row["at"], row["at_monotonic_ns"]
+            counts = found.setdefault(key, Counts({}, {}, {}))
+            totals = {name: row[name] for name in ("in", "out", "entered", "left") if row[name] is not None}
+            values = {**totals, **json.loads(row["by_class"])}
+            shapes, occupancy = counts.lines if "in" in totals else counts.zones, counts.occupancy
+            assert isinstance(shapes, dict) and isinstance(occupancy, dict)
+            shapes[row["name"]] = values
+            if row["occupancy"] is not None:
+                occupancy[row["name"]] = row["occupancy"]
+        return [ArchivedCounts(*key, counts) for key, counts in found.items()]
+
+    def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
+        """Return the gaps of a camera in a time range, oldest first."""
+        rows = self._rows("gaps", camera, since_us, until_us)
+        return [ArchivedGap(row["kind"], row["at"], row["last"] - row["first"] + 1) for row in rows]
+
+    # --- rows of files and of the live database -----------------------------------------------------------------------
+
+    def _rows(self, table: Table, camera: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
+        at = pc.field("at")
+        found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
+        found = found.set_column(found.schema.get_field_index("at"), "at", found["at"].cast(pa.int64()))
+        return found.filter((at >= since_us) & (at < until_us)).sort_by("at").to_pylist()
+
+    def _chunks(
+        self, camera: str, since_us: int, until_us: int, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield the frames and the tracks of about one hour each. If `columns` is not empty, only these of the tracks."""
+        wanted = None if not columns else [*columns, "frame_id"]
+        for frames, tracks in self._pairs(camera, since_us, until_us):
+            for group in frames.groups():
+                part = frames.read(group)
+                if part.num_rows:
+                    ids = pc.min_max(part["frame_id"]).as_py()
+                    yield part, tracks.between(ids["min"], ids["max"], wanted)
+
+    def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[_Part, _Part]]:
+        frames = self._parts("frames", camera, since_us, until_us)
+        tracks = {part.name: part for part in self._parts("tracks", camera, since_us, until_us)}
+        return [(part, tracks.get(part.name, _Part(part.name, "tracks", None, None))) for part in frames]
+
+    def _parts(self, table: Table, camera: str, since_us: int, until_us: int) -> list[_Part]:
+        """Return the files of a table that can contain a time range, oldest first, and then the live rows."""
+        for _ in range(_ATTEMPTS):
+            files = [
+                file
+                for file in archive_files(self._folder, table, camera)
+                if file.start_us < until_us and file.start_us + DAY_US > since_us
+            ]
+            live = self._live(table, camera, since_us, until_us)
+            if files == [file for file in files if file.path.exists()]:
+                break  # no file was moved or joined in between
+        parts = [_Part(file.path.name, table, file.path, None) for file in files]
+        return [*parts, _Part(LIVE_NAME, table, None, live)]
+
+    def _live(self, table: Table, camera: str, since_us: int, until_us: int) -> pa.Table:
+        if not (self._folder / LIVE_NAME).exists():
+            return SCHEMAS[table].empty_table()
+        try:
+            with closing(connect(self._folder)) as connection:
+                return read_live(connection, table, camera, since_us, until_us)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self._folder / LIVE_NAME}: {error}", code="archive-unreadable") from error
+
+
+class _Part:
+    """The rows of one table in one file, or in the live database."""
+
+    def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
+        self.name = name
+        self._table = table
+        self._rows = rows
+        self._file: pq.ParquetFile | None = None
+        if path is not None:
+            try:
+                self._file = pq.ParquetFile(path)
+                version = (self._file.metadata.metadata or {}).get(b"vision.archive", b"").decode()
+            except (OSError, pa.ArrowException) as error:
+                raise ConfigError(f"{path} cannot be read: {error}", code="archive-unreadable") from error
+            if version != FORMAT:
+                text = f"{path}: expected version {FORMAT} of the archive, got {version or 'none'}"
+                raise ConfigError(text, hint="use the version of vision that wrote it", code="archive-version")
+
+    def groups(self) -> range:
+        """Return the numbers of the row groups."""
+        return range(1 if self._file is None else self._file.num_row_groups)
+
+    def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of one row group, or all rows."""
+        if self._file is None:
+            rows = SCHEMAS[self._table].empty_table() if self._rows is None else self._rows
+            return rows if columns is None else rows.select(columns)
+        if group is None:
+            return self._file.read(columns).replace_schema_metadata(None)
+        return self._file.read_row_group(group, columns).replace_schema_metadata(None)
+
+    def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
+        """Return the rows whose `frame_id` is from `first` to `last`."""
+        found = []
+        for group in self.groups():
+            if self._file is not None:
+                limits = self._file.metadata.row_group(group).column(0).statistics
+                if limits is not None and limits.has_min_max and (limits.min > last or limits.max < first):
+                    continue
+            found.append(self.read(group, columns))
+        frame_id = pc.field("frame_id")
+        tables = pa.concat_tables(found) if found else self.read(None, columns).slice(0, 0)
+        return tables.filter((frame_id >= first) & (frame_id <= last))
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def _frames_of(
+    camera: str, frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int
+) -> Iterator[ArchivedFrame]:
+    columns = _numbers(frames, "frame_id", "clock_shift_us", "captured_rest_ns", "epoch", "frame")
+    sizes = _numbers(frames, "frame_width", "frame_height")
+    at_us = frames["captured_at"].cast(pa.int64()).to_numpy()
+    captured_ns = (at_us + columns["clock_shift_us"]) * 1000 + columns["captured_rest_ns"]
+    instances, clocks = frames["instance"].to_pylist(), frames["clock"].to_pylist()
+    objects = _Objects(tracks)
+    bounds = zip(*objects.bounds(columns["frame_id"]), strict=True)
+    values = (columns["frame"], columns["epoch"], captured_ns, at_us, sizes["frame_width"], sizes["frame_height"])
+    lists = [value.tolist() for value in values]
+    for frame, epoch, at_ns, us, width, height, instance, clock, (first, end) in zip(
+        *lists, instances, clocks, bounds, strict=True
+    ):
+        if since_us <= us < until_us:
+            meta = FrameMeta(camera, frame, epoch, at_ns, us * 1000, width, height, clock)
+            yield ArchivedFrame(instance, Result(meta, objects.tracks(first, end), _NO_TIMING))
+
+
+def _numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
+    return {name: table[name].cast(pa.int64()).to_numpy() for name in names}
+
+
+class _Objects:
+    """The tracks of many frames, in the order in which the analytics received them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        values = _numbers(table, "frame_id", "track_id", "class_id", "score_percent", "x", "y", "w", "h", "order_shift")
+        order = np.lexsort((values["track_id"], values["frame_id"]))
+        frame_id = values["frame_id"][order]
+        starts = np.flatnonzero(np.diff(frame_id, prepend=-1))
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        order = order[np.lexsort((rank + values["order_shift"][order], frame_id))]
+        values = {name: column[order] for name, column in values.items()}
+        self._frame_id = values["frame_id"]
+        self._boxes = _boxes(values["x"], values["y"], values["w"], values["h"])
+        self._scores = (values["score_percent"] / 100.0).astype(np.float32)
+        self._class_ids = values["class_id"].astype(np.int32)
+        self._track_ids = values["track_id"]
+        self._hidden = _tenths(table["hidden"].fill_null(0).cast(pa.int64()).to_numpy()[order])
+        self._ages = table["age_ms"].fill_null(0).cast(pa.int64()).to_numpy()[order]
+        previous = [table[f"previous_{name}"] for name in "xywh"]
+        self._previous = _boxes(*(column.fill_null(0).cast(pa.int64()).to_numpy()[order] for column in previous))
+        self._previous[previous[0].is_null().to_numpy()[order]] = np.nan
+        self._has_hidden = np.append(0, (self._hidden > 0).cumsum()).tolist()
+        self._has_previous = np.append(0, (~np.isnan(self._previous[:, 0])).cumsum()).tolist()
+
+    def bounds(self, frame_ids: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+        """Return the first and the end row of each frame."""
+        first, end = self._frame_id.searchsorted(frame_ids), self._frame_id.searchsorted(frame_ids, "right")
+        return first.tolist(), end.tolist()
+
+    def tracks(self, first: int, end: int) -> Tracks:
+        """Return the tracks of one frame, given by its rows."""
+        hidden, previous = self._has_hidden, self._has_previous
+        return Tracks(
+            self._boxes[first:end],
+            self._scores[first:end],
+            self._class_ids[first:end],
+            self._track_ids[first:end],
+            self._ages[first:end],
+            hidden_px=self._hidden[first:end] if hidden[end] > hidden[first] else None,
+            previous_xyxy=self._previous[first:end] if previous[end] > previous[first] else None,
+        )
+
+
+def _boxes(
+    x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the corners (N, 4) in pixels of boxes in tenths of a pixel, as the tracker rounds them."""
+    return _tenths(np.stack([x, y, x + width, y + height], axis=1))
+
+
+def _tenths(values: NDArray[np.int64]) -> NDArray[np.float32]:
+    return (values / 10.0).astype(np.float32)

@@ -1,0 +1,156 @@
+"""The tables of the archive: their columns, and how each column is stored in Parquet. docs/archive.md explains them.
+
+The rows of `tracks` are in the order of tracks, then frames, because the values of one track are alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import pyarrow as pa
+
+Table: TypeAlias = Literal["frames", "tracks", "events", "counts", "gaps"]
+
+FORMAT: Final = "1"
+"""Version of the columns, in the metadata `vision.archive` of each file."""
+
+HOUR_US: Final = 3_600_000_000
+DAY_US: Final = 24 * HOUR_US
+_TIME: Final = pa.timestamp("us", tz="UTC")
+_NAME: Final = pa.dictionary(pa.int32(), pa.string())
+
+COLUMNS: Final[Mapping[Table, Mapping[str, pa.DataType]]] = {
+    "frames": {
+        "frame_id": pa.int64(),
+        "captured_at": _TIME,
+        "clock_shift_us": pa.int64(),
+        "captured_rest_ns": pa.int16(),
+        "instance": _NAME,
+        "epoch": pa.int32(),
+        "frame": pa.int64(),
+        "frame_width": pa.int32(),
+        "frame_height": pa.int32(),
+        "clock": _NAME,
+        "objects": pa.int16(),
+    },
+    "tracks": {
+        "frame_id": pa.int64(),
+        "track_id": pa.int64(),
+        "class": _NAME,
+        "class_id": pa.int16(),
+        "score_percent": pa.int16(),
+        "x": pa.int32(),
+        "y": pa.int32(),
+        "w": pa.int32(),
+        "h": pa.int32(),
+        "age_ms": pa.int32(),
+        "hidden": pa.int32(),
+        "previous_x": pa.int32(),
+        "previous_y": pa.int32(),
+        "previous_w": pa.int32(),
+        "previous_h": pa.int32(),
+        "order_shift": pa.int16(),
+    },
+    "events": {
+        "at": _TIME,
+        "at_monotonic_ns": pa.int64(),
+        "instance": _NAME,
+        "epoch": pa.int32(),
+        "frame": pa.int64(),
+        "kind": _NAME,
+        "name": _NAME,
+        "track_id": pa.int64(),
+        "data": pa.string(),
+        "snapshot": pa.string(),
+        "journal": _NAME,
+        "number": pa.int64(),
+    },
+    "counts": {
+        "at": _TIME,
+        "at_monotonic_ns": pa.int64(),
+        "instance": _NAME,
+        "name": _NAME,
+        "in": pa.int64(),
+        "out": pa.int64(),
+        "entered": pa.int64(),
+        "left": pa.int64(),
+        "occupancy": pa.int64(),
+        "by_class": pa.string(),
+    },
+    "gaps": {
+        "at": _TIME,
+        "instance": _NAME,
+        "kind": _NAME,
+        "first": pa.int64(),
+        "last": pa.int64(),
+    },
+}
+"""The columns of each table. The folder adds the column `camera`."""
+
+SCHEMAS: Final[Mapping[Table, pa.Schema]] = {table: pa.schema(list(columns.items())) for table, columns in COLUMNS.items()}
+
+_DELTAS: Final = {"captured_at", "at", "at_monotonic_ns", "number"}  # columns that increase irregularly
+
+
+def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
+    """Return the options of `pyarrow.parquet.ParquetWriter`. Final files are small; others are written quickly.
+
+    Brotli models the context of each byte, so it needs 10 % less space for boxes than zstd at any level.
+    """
+    encodings = {
+        name: "DELTA_BINARY_PACKED" if name in _DELTAS else "BYTE_STREAM_SPLIT"
+        for name, kind in COLUMNS[table].items()
+        if not (pa.types.is_dictionary(kind) or pa.types.is_string(kind))
+    }
+    return {
+        "compression": "brotli" if is_final else "zstd",
+        "compression_level": 11 if is_final else 1,
+        "use_dictionary": [name for name in COLUMNS[table] if name not in encodings],
+        "column_encoding": encodings,
+        "data_page_size": 64 << 20,  # one page per column and row group
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """A Parquet file of one camera: a whole day, or a part of a day."""
+
+    path: Path
+    table: Table
+    camera: str
+    day: str  # YYYY-MM-DD in UTC
+    is_final: bool  # contains the whole day
+
+    @property
+    def start_us(self) -> int:
+        """Start of the day, microseconds since 1970 (UTC)."""
+        return int(datetime.fromisoformat(self.day).replace(tzinfo=timezone.utc).timestamp()) * 1_000_000
+
+
+_NAME_OF_FILE: Final = re.compile(r"(?P<day>\d{4}-\d\d-\d\d)(?P<part>T\d\d(-\d+)?)?\.parquet")
+
+
+def day_of(at_us: int) -> str:
+    """Return the UTC day of a time in microseconds since 1970."""
+    return datetime.fromtimestamp(at_us // 1_000_000, timezone.utc).strftime("%Y-%m-%d")
+
+
+def camera_folder(archive: Path, table: Table, camera: str) -> Path:
+    """Return the folder of a table of one camera. Readers of Parquet take the camera from its name."""
+    return archive / table / f"camera={camera}"
+
+
+def archive_files(archive: Path, table: Table | None = None, camera: str | None = None) -> list[ArchiveFile]:
+    """Return the files of an archive, oldest first, for one table or camera, or for all."""
+    files = []
+    for path in archive.glob(f"{table or '*'}/camera={camera or '*'}/*.parquet"):
+        found, name = _NAME_OF_FILE.fullmatch(path.name), path.parent.parent.name
+        if found is not None and name in COLUMNS:
+            of_camera = path.parent.name.partition("=")[2]
+            files.append(ArchiveFile(path, name, of_camera, found["day"], found["part"] is None))  # type: ignore[arg-type]
+    return sorted(files, key=lambda file: (file.day, file.path.name))

@@ -1,0 +1,193 @@
+"""The process that writes the archive. It subscribes to the program like any other subscriber.
+
+A slow disk delays only this process. If it delays it so long that messages are lost, the archive contains a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from vision.client import Item, Subscription
+from vision.errors import VisionError
+from vision.messaging.curve import KeyPair
+from vision.messaging.gap_recovery import Gap
+from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, utc_ns
+from vision.outputs.archive.live import LiveDatabase
+from vision.state.free_space import FreeSpace
+from vision.state.private_files import Held, locked
+
+COMMIT_S: Final = 2.0
+"""Interval of commits. A power failure loses at most the messages of this time."""
+
+ALL_CAMERAS: Final = "_all"
+"""Stands for the camera of a gap in the events of all cameras. No camera can have this name."""
+
+_COMPACT_S: Final = 60.0
+_QUEUE: Final = 100_000  # messages that can wait while a commit waits for the disk
+_LOCK_S: Final = 30.0
+_COMPACTION: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.outputs.archive.compaction import main; main()"
+)
+
+
+class ArchiveWriter:
+    """Adds the items of a subscription to the live database, and commits them every 2 s."""
+
+    def __init__(self, folder: Path) -> None:
+        self._live = LiveDatabase(folder)
+        self._disk = FreeSpace(folder)
+        self._instance = ""
+        self._at_us = 0
+        self._failing = False
+        self._lost: dict[str, tuple[int, int]] = {}  # numbers of the first and last frame that a full disk lost
+        self._pending: dict[str, tuple[int, int]] = {}  # numbers of the frames since the last commit
+        self._known: set[tuple[str, str]] = set()  # cameras and instances that have a frame
+        # The first connection to a publisher delivers all events that it stores, also those before the archive.
+        self._events_from_us = time.time_ns() // 1000 if self._live.last_event is None else 0
+
+    @property
+    def last_event(self) -> tuple[str, int] | None:
+        """Journal and number of the newest stored event; None if there is none."""
+        return self._live.last_event
+
+    def add(self, item: Item) -> None:
+        """Add a message or a report of lost messages."""
+        if isinstance(item, DetectionsMessage):
+            self._instance, self._at_us = item.instance, utc_ns(item.captured_at) // 1000
+            self._live.add_detections(item)
+            if (item.camera, item.instance) not in self._known:
+                self._known.add((item.camera, item.instance))
+                if item.seq > 1:  # the archive started, or started again, while the program was running
+                    self._live.add_gap(item.camera, self._at_us, item.instance, "detections", 1, item.seq - 1)
+            self._pending[item.camera] = self._pending.get(item.camera, (item.seq, 0))[0], item.seq
+        elif isinstance(item, EventMessage):
+            if utc_ns(item.at) // 1000 >= self._events_from_us:
+                self._live.add_event(item)
+        elif isinstance(item, CountsMessage):
+            self._live.add_counts(item)
+        elif isinstance(item, Gap):
+            kind, _, camera = item.topic.partition("/")
+            numbers = item.expected_seq, item.got_seq - 1
+            self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, *numbers)
+
+    def commit(self) -> None:
+        """Write all added rows. If the disk is full or fails, discard them, and add a gap with the next rows."""
+        pending, self._pending = self._pending, {}
+        for camera, (first, last) in self._lost.items():
+            self._live.add_gap(camera, self._at_us, self._instance, "disk", first, last)
+        try:
+            if self._disk.is_low():
+                raise sqlite3.OperationalError("the disk is nearly full")
+            self._live.commit()
+        except sqlite3.OperationalError as error:
+            for camera, (first, last) in pending.items():
+                self._lost[camera] = self._lost.get(camera, (first, last))[0], last
+            if not self._failing:
+                _tell(f"the archive loses messages: {error}")
+            self._failing = True
+            return
+        if self._failing:
+            _tell("the archive stores messages again")
+        self._lost, self._failing = {}, False
+
+    def close(self) -> None:
+        """Commit, and close the database. Idempotent."""
+        with suppress(sqlite3.ProgrammingError):  # closed already
+            self.commit()
+        self._live.close()
+
+
+def write(options: Mapping[str, Any]) -> None:
+    """Write the archive until standard input closes, or until the program ends.
+
+    `vision.outputs.archive.process.ArchiveProcess` creates the `options`.
+    """
+    folder, stop = Path(options["folder"]), threading.Event()
+    threading.Thread(target=_wait_for_end, args=(stop,), daemon=True).start()
+    with locked(folder / "writer.lock", timeout_s=_LOCK_S), closing(ArchiveWriter(folder)) as writer:
+        since = (writer.last_event or 0) if options["replay"] else None
+        keys = KeyPair(*options["keys"]) if options["keys"] else None
+        subscription = Subscription(
+            options["address"],
+            kinds=("detections", "events", "counts"),
+            since=since,
+            key=keys,
+            silence_s=1e6,
+            queue=_QUEUE,
+        )
+        compaction = Compaction(options)
+        with subscription:
+            _receive(subscription, writer, 0.3)  # until the connection is made
+            _tell("ready")
+            while not stop.is_set():
+                end_s = time.monotonic() + COMMIT_S
+                while (left_s := end_s - time.monotonic()) > 0 and not stop.is_set():
+                    _receive(subscription, writer, min(left_s, 0.2))
+                writer.commit()
+                compaction.start_if_due()
+            while _receive(subscription, writer, 0.1):
+                pass
+
+
+def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float) -> bool:
+    """Add the next item, if one arrives within `timeout_s`. Return True if one did."""
+    item = subscription.receive(timeout_s)
+    if item is not None:
+        writer.add(item)
+    return item is not None
+
+
+class Compaction:
+    """Starts the compaction in a process of its own once per minute, because it takes minutes per camera and day."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._command: Sequence[str] = [
+            *(sys.executable, "-I", "-c", _COMPACTION, json.dumps(sys.path)),
+            json.dumps({name: options[name] for name in ("folder", "keep_days", "max_mb")}),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._due_s = time.monotonic()
+
+    def start_if_due(self) -> None:
+        """Start the process, unless it runs or ran less than a minute ago."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None and self._process.returncode:
+            _tell(f"the compaction of the archive failed ({self._process.returncode}), and is repeated")
+            self._process = None
+        if time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + _COMPACT_S
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _wait_for_end(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # the program has ended
+        print(text, flush=True)
+
+
+def main() -> None:
+    """Run the process. The first line of standard input contains the options as JSON."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        write(json.loads(sys.stdin.readline()))
+    except (VisionError, Held, sqlite3.Error, OSError) as error:
+        _tell(f"the archive cannot be written: {error}")
+        os._exit(1)  # the program starts this process again
+    os._exit(0)
