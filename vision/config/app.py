@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vision.config.analytics import CameraAnalytics
+from vision.config.archive import ArchiveConfig
 from vision.config.checks import TRACK_SCORES, camera_conflicts, config_conflicts, pipeline_name, tracking_conflicts
 from vision.config.fields import (
     BatchSize,
@@ -296,6 +297,8 @@ class AppConfig(ConfigSection):
     """MP4 files of the coded video; not recorded if absent."""
     state_dir: FolderPath | None = None
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
+    archive: ArchiveConfig | None = None
+    """An archive of the tracks, events, and counts of every frame; none if absent."""
     publish: PublishConfig = PublishConfig()
     """The ZeroMQ socket that publishes messages."""
     sinks: Sinks = ()

@@ -305,6 +305,7 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
         ("analytics", _WITHOUT_ANALYTICS, "has no lines and zones; expected pipeline: count"),
         ("rules", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
         ("snapshots", _WITHOUT_ANALYTICS, "has no events; expected pipeline: count"),
+        ("archive", ("detect",), "does not track objects; expected pipeline: track or count"),
         ("cascade", ("detect",), "does not track objects; expected pipeline: track or count"),
         ("objects", ("detect",), "does not track objects; expected pipeline: track or count"),
     ]

@@ -195,6 +195,8 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
     changes["sinks"] = tuple(
         sink if sink.tls == VERIFY else sink.model_copy(update={"tls": str(folder / sink.tls)}) for sink in config.sinks
     )
+    if config.archive is not None:
+        changes["archive"] = config.archive.model_copy(update={"folder": str(folder / config.archive.folder)})
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):
         changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
     return config.model_copy(update=changes)

@@ -113,7 +113,7 @@ class KeyFolder:
         """Read nothing yet."""
         self.folder = folder
         self._clients = folder / _CLIENTS
-        self._internal = ""
+        self._internal: set[str] = set()
         self._known: dict[str, str] = {}
         self._changed_ns = -1
 
@@ -131,16 +131,16 @@ class KeyFolder:
     def internal_client(self) -> KeyPair:
         """Create keys for a helper process of this program, and allow them to connect. The keys are not stored.
 
-        Earlier keys of a helper process are no longer allowed. Raise the errors of `server_key`.
+        Raise the errors of `server_key`.
         """
         public, secret = (key.decode() for key in zmq.curve_keypair())
         register_secret(secret)
-        self._internal = public
+        self._internal.add(public)
         return KeyPair(public, secret, self.server_key().public)
 
     def is_allowed(self, public: str) -> bool:
         """Return True if the client with this public key can connect."""
-        return public in self.clients() or (public == self._internal != "")
+        return public in self.clients() or public in self._internal
 
     def clients(self) -> dict[str, str]:
         """Return the name of each allowed client, by its public key. The contents of the files are not checked.

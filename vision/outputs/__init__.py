@@ -1,0 +1,1 @@
+"""Parts that keep the results of the program or pass them on, each in a process of its own."""

@@ -36,6 +36,7 @@ from vision.config import (
     shipped_models,
 )
 from vision.config.app import SnapshotConfig
+from vision.config.archive import ArchiveConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
@@ -47,6 +48,7 @@ from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
 from vision.outputs.sinks.process import open_sinks
+from vision.outputs.archive.process import ArchiveProcess
 from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
@@ -156,6 +158,8 @@ def open_recording_publisher(
 
     Also start the HTTP server and the sinks, if configured. An offline run, which stores no events, has no sinks. If
     `proxy` is True, other processes can publish through the publisher.
+    Also start the HTTP server and the archive, if they are configured. If `proxy` is True, other processes can publish
+    through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -187,7 +191,21 @@ def open_recording_publisher(
         resources.enter_context(open_monitoring(config.http, publisher, config.status.interval_s, keys))
     if config.sinks and options.state is not None:
         open_sinks(config, publisher, options.state.events, keys, resources)
+    if config.archive is not None:
+        _open_archive(config.archive, options, publisher, keys, resources)
     return publisher, recorder
+
+
+def _open_archive(
+    config: ArchiveConfig, options: RunOptions, publisher: Publisher, keys: KeyFolder | None, resources: ExitStack
+) -> None:
+    """Start the process that writes the archive. An offline run has no archive, because its frames are not live."""
+    if options.offline:
+        log.info("the archive is not written, because the run is offline")
+        return
+    client = None if keys is None else keys.internal_client()
+    replay = publisher.replay_address is not None
+    resources.enter_context(ArchiveProcess(config, publisher.internal_address, replay=replay, keys=client))
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:

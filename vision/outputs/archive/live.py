@@ -1,4 +1,4 @@
-"""`LiveDatabase` stores messages in SQLite until `compact` moves them to Parquet files, some minutes after each hour."""
+"""`LiveDatabase` stores messages in SQLite until `compact` moves them to Parquet files, soon after each hour."""
 
 from __future__ import annotations
 
@@ -99,9 +99,13 @@ class LiveDatabase:
             totals = None, None, zone.entered, zone.left, zone.occupancy
             self._rows["counts"].append((*place, name, *totals, _by_class(zone)))
 
-    def add_gap(self, camera: str, at_us: int, instance: str, kind: str, first: int, last: int) -> None:
-        """Add a gap: the numbers of the first and the last message that are missing."""
-        self._rows["gaps"].append((camera, at_us, instance, kind, first, last))
+    def add_gap(self, camera: str, at_us: int, instance: str, kind: str, *, missing: tuple[int, int]) -> None:
+        """Add a gap. `missing` contains the numbers of the first and the last missing message."""
+        self._rows["gaps"].append((camera, at_us, instance, kind, *missing))
+
+    def discard(self) -> None:
+        """Discard the rows that were added since the last commit."""
+        self._rows = {table: [] for table in COLUMNS}
 
     def commit(self) -> int:
         """Write the rows that were added. Return their number.

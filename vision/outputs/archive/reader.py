@@ -142,12 +142,13 @@ class Archive:
         at = pc.field("at")
         found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
         found = found.set_column(found.schema.get_field_index("at"), "at", found["at"].cast(pa.int64()))
-        return found.filter((at >= since_us) & (at < until_us)).sort_by("at").to_pylist()
+        rows: list[dict[str, Any]] = found.filter((at >= since_us) & (at < until_us)).sort_by("at").to_pylist()
+        return rows
 
     def _chunks(
         self, camera: str, since_us: int, until_us: int, columns: Sequence[str] = ()
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Yield the frames and the tracks of about one hour each. If `columns` is not empty, only these of the tracks."""
+        """Yield the frames and the tracks of about one hour each. `columns` of the tracks; all columns if empty."""
         wanted = None if not columns else [*columns, "frame_id"]
         for frames, tracks in self._pairs(camera, since_us, until_us):
             for group in frames.groups():

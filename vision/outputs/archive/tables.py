@@ -92,7 +92,9 @@ COLUMNS: Final[Mapping[Table, Mapping[str, pa.DataType]]] = {
 }
 """The columns of each table. The folder adds the column `camera`."""
 
-SCHEMAS: Final[Mapping[Table, pa.Schema]] = {table: pa.schema(list(columns.items())) for table, columns in COLUMNS.items()}
+SCHEMAS: Final[Mapping[Table, pa.Schema]] = {
+    table: pa.schema(list(columns.items())) for table, columns in COLUMNS.items()
+}
 
 _DELTAS: Final = {"captured_at", "at", "at_monotonic_ns", "number"}  # columns that increase irregularly
 

@@ -36,9 +36,12 @@ ALL_CAMERAS: Final = "_all"
 _COMPACT_S: Final = 60.0
 _QUEUE: Final = 100_000  # messages that can wait while a commit waits for the disk
 _LOCK_S: Final = 30.0
-_COMPACTION: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.outputs.archive.compaction import main; main()"
-)
+_COMPACTION: Final = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from vision.outputs.archive.compaction import main
+main()
+"""
 
 
 class ArchiveWriter:
@@ -69,28 +72,29 @@ class ArchiveWriter:
             if (item.camera, item.instance) not in self._known:
                 self._known.add((item.camera, item.instance))
                 if item.seq > 1:  # the archive started, or started again, while the program was running
-                    self._live.add_gap(item.camera, self._at_us, item.instance, "detections", 1, item.seq - 1)
+                    self._live.add_gap(item.camera, self._at_us, item.instance, "detections", missing=(1, item.seq - 1))
             self._pending[item.camera] = self._pending.get(item.camera, (item.seq, 0))[0], item.seq
         elif isinstance(item, EventMessage):
-            if utc_ns(item.at) // 1000 >= self._events_from_us:
+            if item.number is None or utc_ns(item.at) // 1000 >= self._events_from_us:
                 self._live.add_event(item)
         elif isinstance(item, CountsMessage):
             self._live.add_counts(item)
         elif isinstance(item, Gap):
             kind, _, camera = item.topic.partition("/")
             numbers = item.expected_seq, item.got_seq - 1
-            self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, *numbers)
+            self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def commit(self) -> None:
         """Write all added rows. If the disk is full or fails, discard them, and add a gap with the next rows."""
         pending, self._pending = self._pending, {}
         for camera, (first, last) in self._lost.items():
-            self._live.add_gap(camera, self._at_us, self._instance, "disk", first, last)
+            self._live.add_gap(camera, self._at_us, self._instance, "disk", missing=(first, last))
         try:
             if self._disk.is_low():
                 raise sqlite3.OperationalError("the disk is nearly full")
             self._live.commit()
         except sqlite3.OperationalError as error:
+            self._live.discard()
             for camera, (first, last) in pending.items():
                 self._lost[camera] = self._lost.get(camera, (first, last))[0], last
             if not self._failing:

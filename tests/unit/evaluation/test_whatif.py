@@ -1,0 +1,131 @@
+"""`vision whatif` repeats the live events bit for bit, and finds each difference of a changed configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
+from vision.config import AppConfig, CameraConfig
+from vision.config.analytics import CameraAnalytics
+from vision.config.rules import RuleConfig
+from vision.evaluation.simulation.truth import class_names
+from vision.evaluation.whatif.difference import Difference, compare
+from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.outputs.archive.compaction import compact
+from vision.outputs.archive.reader import Archive, ArchivedEvent
+from vision.types import Event
+
+START_US = START_UTC_NS // 1000
+RULES = (
+    RuleConfig(name="left-again", when="line_crossed left", cooldown="5s"),
+    RuleConfig(name="long-stay", when="dwelling place for 6s"),
+)
+
+
+def configuration(section: CameraAnalytics, rules: Sequence[RuleConfig] = RULES) -> AppConfig:
+    camera = CameraConfig(id="gate", source="synthetic:")
+    return AppConfig(cameras=(camera,), analytics={"gate": section}, rules=tuple(rules))
+
+
+def difference(folder: Path, config: AppConfig, since_us: int = 0) -> Difference:
+    archive, limits = Archive(folder), (since_us, 1 << 61)
+    judgment = rejudge(archive, Judge(config, "gate", class_names()), "gate", *limits)
+    return compare("gate", archive.events("gate", *limits), judgment.events)
+
+
+@pytest.fixture(scope="module")
+def waiting() -> Site:
+    return site("gate", "waiting", 1, rules=RULES)
+
+
+@pytest.fixture(scope="module")
+def recorded(waiting: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    record(folder, waiting)
+    return folder
+
+
+def test_same_configuration_gives_the_same_events(waiting: Site, recorded: Path) -> None:
+    found = difference(recorded, configuration(waiting.section))
+    assert found.equal and not found.changes and found.same > 50
+    kinds = {each.event.kind for each in Archive(recorded).events("gate", 0, 1 << 61)}
+    assert {"line_crossed", "zone_entered", "zone_left", "dwelling", "rule"} <= kinds
+
+
+@pytest.mark.parametrize("scene", ["gate", "street"])
+def test_other_scenes_from_parquet_files_give_the_same_events(scene: str, tmp_path: Path) -> None:
+    one = site("gate", scene, 3)
+    assert record(tmp_path, one)
+    compact(tmp_path, START_US + 10**12, keep_days=1000, max_mb=100)
+    assert difference(tmp_path, configuration(one.section, ())).equal
+
+
+def test_restart_of_the_program_starts_again(waiting: Site, tmp_path: Path) -> None:
+    for instance, start_s in (("first", 0.0), ("second", 300.0)):
+        recorder = Recorder(tmp_path, instance=instance)
+        later = replace(waiting, start_s=start_s)
+        for result in live_results(later, detections_of(later)):
+            recorder.add(result)
+        recorder.close()
+    assert difference(tmp_path, configuration(waiting.section)).equal
+
+
+def test_range_in_the_middle_of_a_run_has_the_same_events(waiting: Site, recorded: Path) -> None:
+    assert difference(recorded, configuration(waiting.section), START_US + 40_000_000).equal
+
+
+def test_changed_line_gains_loses_and_moves_events(waiting: Site, recorded: Path) -> None:
+    left, *others = waiting.section.lines
+    points = tuple((x + 15.0, y) for x, y in left.points)
+    moved = left.model_copy(update={"points": points})
+    one_way = others[0].model_copy(update={"direction": "in"})
+    changed = waiting.section.model_copy(update={"lines": (moved, one_way, *others[1:])})
+    found = difference(recorded, configuration(changed))
+    assert not found.equal
+    before = [each.event for each in Archive(recorded).events("gate", 0, 1 << 61)]
+    lost = [each for each in before if each.name == one_way.name and each.data["direction"] == "out"]
+    assert lost and {each.before.event.track_id for each in found.changes if each.kind == "lost" and each.before} >= {
+        each.track_id for each in lost
+    }
+    shifts = [each for each in found.changes if each.kind == "moved" and each.before and each.after]
+    assert shifts and all(each.before.event.track_id == each.after.event.track_id for each in shifts)  # type: ignore[union-attr]
+    numbers = found.numbers()
+    assert numbers["moved"] == len(shifts)
+    assert found.same + numbers["lost"] + numbers["moved"] + numbers["changed"] == len(before)
+
+
+def test_new_rule_gains_its_events_only(waiting: Site, recorded: Path) -> None:
+    extra = RuleConfig(name="entered", when="zone_entered place")
+    found = difference(recorded, configuration(waiting.section, (*RULES, extra)))
+    assert found.changes and {(each.kind, each.shown.event.name) for each in found.changes} == {("gained", "entered")}
+
+
+def event(at_s: float, *, track: int = 1, name: str = "door", stayed_s: float = 0.0) -> ArchivedEvent:
+    data = {"phase": "instant", "direction": "in", "stayed_s": stayed_s, "total_in": int(at_s)}
+    found = Event("line_crossed", name, "gate", track, round(at_s * 1e9), data)
+    return ArchivedEvent(found, "first", 0, round(10 * at_s), round(at_s * 1e6))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kinds"),
+    [
+        ([event(1)], [event(1)], []),
+        ([event(1)], [], ["lost"]),
+        ([], [event(1)], ["gained"]),
+        ([event(1)], [event(2)], ["moved"]),
+        ([event(1)], [event(12)], ["lost", "gained"]),
+        ([event(1)], [event(1, stayed_s=2.0)], ["changed"]),
+        ([event(1)], [event(2, track=2)], ["lost", "gained"]),
+        ([event(1)], [event(1, name="gate")], ["lost", "gained"]),
+        ([event(1), event(4)], [event(3.5)], ["lost", "moved"]),
+        ([event(1), event(1)], [event(1)], ["lost"]),
+    ],
+)
+def test_kinds_of_differences(before: list[ArchivedEvent], after: list[ArchivedEvent], kinds: list[str]) -> None:
+    found = compare("gate", before, after)
+    assert sorted(change.kind for change in found.changes) == sorted(kinds)
+    assert found.equal is (not kinds)

@@ -1,0 +1,139 @@
+"""The archive returns exactly the frames, tracks, events, and counts that were published."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
+from vision.config.rules import RuleConfig
+from vision.outputs.archive import compaction
+from vision.outputs.archive.compaction import compact
+from vision.outputs.archive.reader import Archive
+from vision.outputs.archive.tables import DAY_US, HOUR_US, archive_files
+from vision.types import Result, Tracks
+
+FROM_US, UNTIL_US = 0, 1 << 61
+START_US = START_UTC_NS // 1000
+RULES = (RuleConfig(name="any", when="line_crossed line-1", cooldown="5s"),)
+
+
+@pytest.fixture(scope="module")
+def waiting() -> Site:
+    return site("gate", "waiting", 1)
+
+
+def hidden_px(tracks: Tracks) -> list[float]:
+    return [0.0] * len(tracks) if tracks.hidden_px is None else tracks.hidden_px.tolist()
+
+
+def assert_equals(archive: Archive, results: list[Result]) -> None:
+    """Compare everything that the analytics reads, and the events."""
+    archived = [each.result for each in archive.frames("gate", FROM_US, UNTIL_US)]
+    assert len(archived) == len(results)
+    for found, live in zip(archived, results, strict=True):
+        a, b = found.meta, live.meta
+        assert (a.camera_id, a.index, a.epoch, a.captured_ns) == (b.camera_id, b.index, b.epoch, b.captured_ns)
+        assert (a.width_px, a.height_px, a.clock) == (b.width_px, b.height_px, b.clock)
+        assert a.captured_utc_ns == b.captured_utc_ns // 1000 * 1000
+        assert isinstance(found.objects, Tracks) and isinstance(live.objects, Tracks)
+        for name in ("boxes_xyxy", "class_ids", "track_ids", "previous_xyxy"):
+            values = getattr(found.objects, name), getattr(live.objects, name)
+            np.testing.assert_array_equal(*values)
+        np.testing.assert_array_equal(hidden_px(found.objects), hidden_px(live.objects))
+        np.testing.assert_allclose(found.objects.scores, live.objects.scores, atol=0.0251)
+    events = [each.event for each in archive.events("gate", FROM_US, UNTIL_US)]
+    assert events == [event for result in results for event in result.events]
+
+
+def test_live_rows_parts_and_days_contain_the_same(waiting: Site, tmp_path: Path) -> None:
+    results: list[Result] = []
+    record(tmp_path, waiting, watch=results.append)
+    assert sum(len(result.events) for result in results) > 50
+    archive = Archive(tmp_path)
+    assert archive.cameras() == ["gate"]
+    assert_equals(archive, results)
+    counts = archive.counts("gate", FROM_US, UNTIL_US)
+    limits = {"keep_days": 10, "max_mb": 100}
+
+    compact(tmp_path, START_US + HOUR_US + compaction.LATE_US, **limits)
+    parts = archive_files(tmp_path)
+    assert {part.table for part in parts} == {"frames", "tracks", "events", "counts"}
+    assert not any(part.is_final for part in parts)
+    assert_equals(archive, results)
+
+    compact(tmp_path, START_US + DAY_US + compaction.LATE_US, **limits)
+    days = archive_files(tmp_path)
+    assert len(days) == len(parts) and all(day.is_final for day in days)
+    assert_equals(archive, results)
+    assert archive.counts("gate", FROM_US, UNTIL_US) == counts
+    assert archive.cameras() == ["gate"]
+
+    compact(tmp_path, START_US + 30 * DAY_US, **limits)
+    assert not archive_files(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["write_parquet", "_finish_moves", "_give_name"])
+def test_crash_during_compaction_loses_and_duplicates_nothing(
+    waiting: Site, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[Result] = []
+    record(tmp_path, waiting, watch=results.append)
+    archive, limits, now_us = Archive(tmp_path), {"keep_days": 10, "max_mb": 100}, START_US + 2 * DAY_US
+    for crash_at in range(1, 12):
+        calls, real = 0, getattr(compaction, step)
+
+        def crash(*arguments: object, real: object = real, crash_at: int = crash_at, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == crash_at:
+                raise KeyboardInterrupt
+            assert callable(real)
+            return real(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(compaction, step, crash)
+            try:
+                compact(tmp_path, now_us, **limits)
+            except KeyboardInterrupt:
+                continue
+        break
+    compact(tmp_path, now_us, **limits)
+    assert crash_at > 1
+    assert all(file.is_final for file in archive_files(tmp_path))
+    assert_equals(archive, results)
+
+
+def test_uncommitted_rows_are_lost_in_a_crash_and_the_rest_stays(waiting: Site, tmp_path: Path) -> None:
+    recorder, results = Recorder(tmp_path), list(live_results(waiting, detections_of(waiting)))
+    for result in results:
+        recorder.add(result)
+    # The recorder commits every 500 frames, and is not closed.
+    assert len(list(Archive(tmp_path).frames("gate", FROM_US, UNTIL_US))) == len(results) // 500 * 500
+
+
+def test_full_disk_is_a_gap(waiting: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, is_full = Recorder(tmp_path), True
+    monkeypatch.setattr(recorder._writer._disk, "is_low", lambda **_: is_full)
+    results = list(live_results(waiting, detections_of(waiting)))[:600]
+    for result in results[:500]:
+        recorder.add(result)
+    is_full = False
+    for result in results[500:]:
+        recorder.add(result)
+    recorder.close()
+    archive = Archive(tmp_path)
+    assert [(gap.kind, gap.messages) for gap in archive.gaps("gate", FROM_US, UNTIL_US)] == [("disk", 500)]
+    assert len(list(archive.frames("gate", FROM_US, UNTIL_US))) == 100
+
+
+def test_live_database_is_readable_without_this_package(waiting: Site, tmp_path: Path) -> None:
+    record(tmp_path, waiting)
+    with sqlite3.connect(tmp_path / "live.sqlite") as connection:
+        (frames,) = connection.execute("SELECT count(*) FROM frames").fetchone()
+        (objects,) = connection.execute("SELECT sum(objects) FROM frames").fetchone()
+        (rows,) = connection.execute("SELECT count(*) FROM tracks").fetchone()
+    assert frames == len(waiting.scene.frames) and objects == rows > 1000

@@ -1,0 +1,1 @@
+"""`vision whatif`: the past, judged again with a different configuration."""

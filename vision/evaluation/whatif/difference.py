@@ -1,0 +1,147 @@
+"""The difference between the events that were published and those of a different configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from vision.outputs.archive.reader import ArchivedEvent
+
+Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
+
+MOVED_US: Final = 10_000_000
+"""Largest time between two events of the same kind and object that count as one event that moved."""
+
+_TOTALS: Final = ("total_in", "total_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference. `before` is None for a gained event, and `after` is None for a lost event."""
+
+    camera: str
+    kind: Kind
+    before: ArchivedEvent | None
+    after: ArchivedEvent | None
+
+    @property
+    def shown(self) -> ArchivedEvent:
+        """The new event, or the lost event."""
+        found = self.before if self.after is None else self.after
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The differences of one camera, oldest first."""
+
+    changes: tuple[Change, ...]
+    same: int  # number of events without a difference, except in their running totals
+    equal: bool  # True if all events are equal, including their order and their totals
+
+    def numbers(self) -> Mapping[Kind, int]:
+        """Return the number of differences of each kind."""
+        found = Counter(change.kind for change in self.changes)
+        return {kind: found[kind] for kind in ("gained", "lost", "moved", "changed")}
+
+
+def compare(
+    camera: str, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], *, same_tracks: bool = True
+) -> Difference:
+    """Compare two lists of events of one camera.
+
+    An event is the same if its kind, name, object, direction, phase, and frame are the same. If only its data differ,
+    it has changed. If such an event exists within 10 s, it has moved. Running totals are not compared.
+
+    Args:
+        camera: name of the camera.
+        before: the published events.
+        after: the new events.
+        same_tracks: if True, both lists have the same track ids. Otherwise, objects are not compared.
+    """
+    changes, same = [], 0
+    pairs, lost, gained = _paired(before, after, lambda event: (_about(event, same_tracks), event.at_us))
+    for old, new in pairs:
+        if _data(old, same_tracks) == _data(new, same_tracks):
+            same += 1
+        else:
+            changes.append(Change(camera, "changed", old, new))
+    moved, lost, gained = _nearest(lost, gained, same_tracks)
+    changes += [Change(camera, "moved", old, new) for old, new in moved]
+    changes += [Change(camera, "lost", old, None) for old in lost]
+    changes += [Change(camera, "gained", None, new) for new in gained]
+    changes.sort(key=lambda change: change.shown.at_us)
+    equal = not changes and [each.event for each in before] == [each.event for each in after]
+    return Difference(tuple(changes), same, equal)
+
+
+_Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
+
+
+def _paired(
+    before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], key: Callable[[ArchivedEvent], Hashable]
+) -> tuple[_Pairs, list[ArchivedEvent], list[ArchivedEvent]]:
+    """Pair events with equal keys, in order. Return the pairs, and the rest of each list."""
+    waiting: dict[Hashable, list[ArchivedEvent]] = {}
+    for event in reversed(after):
+        waiting.setdefault(key(event), []).append(event)
+    pairs, lost = [], []
+    for event in before:
+        found = waiting.get(key(event))
+        if found:
+            pairs.append((event, found.pop()))
+        else:
+            lost.append(event)
+    rest = {id(event) for events in waiting.values() for event in events}
+    return pairs, lost, [event for event in after if id(event) in rest]
+
+
+def _nearest(
+    lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
+) -> tuple[_Pairs, list[ArchivedEvent], list[ArchivedEvent]]:
+    """Pair events about the same at different times, nearest first. Return the pairs, and the rest of each list."""
+    candidates = sorted(_candidates(lost, gained, same_tracks))
+    used_before: set[int] = set()
+    used_after: set[int] = set()
+    pairs = []
+    for _, old, new in candidates:
+        if old not in used_before and new not in used_after:
+            used_before.add(old)
+            used_after.add(new)
+            pairs.append((lost[old], gained[new]))
+    left = [event for number, event in enumerate(lost) if number not in used_before]
+    return pairs, left, [event for number, event in enumerate(gained) if number not in used_after]
+
+
+def _candidates(
+    lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the time between two events about the same, and their numbers. Both lists are in the order of time."""
+    of_kind: dict[Hashable, list[int]] = {}
+    for number, event in enumerate(gained):
+        of_kind.setdefault(_about(event, same_tracks), []).append(number)
+    first: Counter[Hashable] = Counter()
+    for old, event in enumerate(lost):
+        about = _about(event, same_tracks)
+        numbers = of_kind.get(about, [])
+        while first[about] < len(numbers) and gained[numbers[first[about]]].at_us < event.at_us - MOVED_US:
+            first[about] += 1
+        for new in numbers[first[about] :]:
+            if gained[new].at_us > event.at_us + MOVED_US:
+                break
+            yield abs(gained[new].at_us - event.at_us), old, new
+
+
+def _about(archived: ArchivedEvent, same_tracks: bool) -> Hashable:
+    event = archived.event
+    track = event.track_id if same_tracks else None
+    return event.kind, event.name, track, event.data.get("phase"), event.data.get("direction"), event.data.get("event")
+
+
+def _data(archived: ArchivedEvent, same_tracks: bool) -> Mapping[str, Any]:
+    if not same_tracks:
+        return {}
+    return {key: value for key, value in archived.event.data.items() if key not in _TOTALS}
