@@ -29,7 +29,7 @@ from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.tables import archive_files
 from vision.stages.analytics import TrackStage
-from vision.types import Detections, FrameMeta, Result
+from vision.types import Detections, FrameMeta, Result, Tracks
 
 PAIRS: Final = (("plaza", "groups"), ("waiting", "parking"))
 FRAMES_PER_DAY: Final = 864_000
@@ -75,15 +75,19 @@ def stored(folder: Path, results: list[Result]) -> dict[str, int]:
 
 def repeated(results: list[Result], frames: int) -> Iterator[Result]:
     """Yield results for `frames` frames, with new track ids in each repetition."""
-    span_ns, last = len(results) * _STEP_NS, max(int(each.objects.track_ids.max(initial=0)) for each in results)  # type: ignore[union-attr]
+    span_ns, last = len(results) * _STEP_NS, max(max(tracks_of(each).track_ids, default=0) for each in results)
     for number in range(frames):
         again, at = divmod(number, len(results))
-        result, tracks = results[at], results[at].objects
-        meta = result.meta
-        times = {"captured_ns": meta.captured_ns + again * span_ns}
-        times["captured_utc_ns"] = meta.captured_utc_ns + again * span_ns
-        tracks = replace(tracks, track_ids=tracks.track_ids + again * last)  # type: ignore[union-attr]
-        yield replace(result, meta=replace(meta, index=number, **times), objects=tracks, events=(), counts=None)
+        meta, tracks = results[at].meta, tracks_of(results[at])
+        captured_ns, utc_ns = meta.captured_ns + again * span_ns, meta.captured_utc_ns + again * span_ns
+        meta = replace(meta, index=number, captured_ns=captured_ns, captured_utc_ns=utc_ns)
+        tracks = replace(tracks, track_ids=tracks.track_ids + again * last)
+        yield replace(results[at], meta=meta, objects=tracks, events=(), counts=None)
+
+
+def tracks_of(result: Result) -> Tracks:
+    assert isinstance(result.objects, Tracks)
+    return result.objects
 
 
 def measure(seeds: int, hours: float) -> dict[str, Any]:
