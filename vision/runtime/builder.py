@@ -47,8 +47,8 @@ from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
-from vision.outputs.sinks.process import open_sinks
 from vision.outputs.archive.process import ArchiveProcess
+from vision.outputs.sinks.process import open_sinks
 from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
