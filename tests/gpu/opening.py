@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,14 @@ def open_computed(
     *,
     compute: Callable[[Any], Any],
     stop: threading.Event | None = None,
+    integrated: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
     **engine: Any,
 ) -> TensorRTDetector:
-    """Open a detector that uses an emulated engine, which calls `compute`."""
+    """Open a detector that uses an emulated engine, which calls `compute`.
+
+    If `integrated` is True, the GPU shares its memory with the CPU.
+    """
     from tests.emulator.engine import EmulatedEngine
 
     names = class_names(spec)
@@ -62,9 +68,9 @@ def open_computed(
         opened: Any = made.enter_context(
             EmulatedEngine(compute, (spec.input.height, spec.input.width), outputs, **engine)
         )
-        return build_detector(
-            open_device(), LoadedEngine(opened, spec, head, names, detect), StartupTimer(), made, stop=stop
-        )
+        model = LoadedEngine(opened, spec, head, names, detect)
+        device = replace(open_device(), integrated=integrated)
+        return build_detector(device, model, StartupTimer(), made, stop=stop, clock=clock)
 
 
 class SlowDetector:

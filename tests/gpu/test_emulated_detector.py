@@ -30,7 +30,7 @@ from vision.errors import EXIT_RUNTIME, Closed, DeviceError, ModelError
 from vision.gpu.memory import allocated
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
-from vision.types import Frame, FrameMeta
+from vision.types import Frame, FrameBuffer, FrameMeta
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs an engine that can be told what to do")
 
@@ -59,9 +59,9 @@ def three_objects(images: Images) -> Outputs:
 def opened(compute: Callable[[Images], Outputs] = three_objects, **settings: Any) -> TensorRTDetector:
     outputs = settings.pop("outputs", {"output": (3, 6)})
     engine = {name: settings.pop(name) for name in ("batches", "dtypes", "interleaved", "waits") if name in settings}
-    stop = settings.pop("stop", None)
+    how = {name: settings.pop(name) for name in ("stop", "integrated", "clock") if name in settings}
     detect = DetectConfig(**{"score_threshold": 0.5, "batches_in_flight": 2, "max_batch": 4, **settings})
-    return open_computed(spec(), detect, outputs, compute=compute, stop=stop, **engine)
+    return open_computed(spec(), detect, outputs, compute=compute, **how, **engine)
 
 
 def frame(value: int = 0) -> Frame:
@@ -435,3 +435,44 @@ def test_insufficient_memory_is_reported_before_allocation() -> None:
         assert caught.value.code == "memory-budget"
     finally:
         gpu.total_bytes = total
+
+
+class ReadingClock:
+    """Clock that shows how long each way to read a frame takes. In each round, the frame is read in place first."""
+
+    def __init__(self, in_place_ns: int, copied_ns: int) -> None:
+        self._steps = itertools.cycle([0, in_place_ns, 0, copied_ns])
+        self._noise = itertools.cycle([500, 0, 200])  # the shortest time counts
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        step_ns = next(self._steps)
+        self.now_ns += step_ns + (next(self._noise) if step_ns else 0)
+        return self.now_ns
+
+
+@pytest.mark.parametrize(("copied_ns", "in_place"), [(800, False), (990, True), (2000, True)])
+def test_gpu_that_shares_memory_reads_frames_in_the_faster_way(copied_ns: int, in_place: bool) -> None:
+    before = allocated()
+    with closing(opened(integrated=True, clock=ReadingClock(1000, copied_ns))) as detector:
+        started = allocated()
+        buffer = detector.frame_buffer(64, 96, "bgr")
+        assert bool(buffer.upload_address) is not in_place
+        assert (buffer.device is None) is in_place
+        memory = np.zeros(64 * 96 * 3 + 4096, np.uint8)
+        pixels = memory[: 64 * 96 * 3].reshape(64, 96, 3)
+        (shared,) = detector.shared_buffers(memory, [FrameBuffer.wrap(pixels, "bgr")])
+        assert bool(shared.upload_address) is not in_place
+        for each in (buffer, shared):
+            each.require_host()[:] = 7
+            detector.submit(0, [Frame(FrameMeta("cam", 0, 0, 0, 0, 96, 64), each)])
+            assert_two_objects(detector.wait(0, 10.0)[0])
+        assert started.host_bytes - before.host_bytes < 1920 * 1080, "the frame of the measurement is freed"
+
+
+def test_gpu_with_its_own_memory_is_not_measured() -> None:
+    def clock() -> int:
+        raise AssertionError("nothing to measure")
+
+    with closing(opened(clock=clock)) as detector:
+        assert detector.frame_buffer(64, 96, "bgr").upload_address

@@ -120,7 +120,7 @@ def room_for(nbytes: int) -> Iterator[None]:
         gpu.total_bytes = total
 
 
-page_locked = partial(page_locked_frame_buffer, integrated=False)
+page_locked = partial(page_locked_frame_buffer, in_place=False)
 
 
 def held() -> tuple[int, int, int]:
@@ -138,7 +138,7 @@ def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> N
     """There is too little memory for either the host part or the GPU part of the buffer."""
     allocators: dict[str, Allocate] = {
         "both": page_locked,
-        "shared": partial(page_locked_frame_buffer, integrated=True),
+        "shared": partial(page_locked_frame_buffer, in_place=True),
         "decoded on the GPU": device_frame_buffer,
     }
     needed = 6 if where == "both" else 3

@@ -82,7 +82,7 @@ def on_gpu(pixels: NDArray[np.uint8], pixel_format: PixelFormat, memory: str) ->
     if memory == "gpu":
         buffer = device_frame_buffer(HEIGHT, WIDTH, pixel_format)
     else:
-        buffer = page_locked_frame_buffer(HEIGHT, WIDTH, pixel_format, integrated=memory == "shared")
+        buffer = page_locked_frame_buffer(HEIGHT, WIDTH, pixel_format, in_place=memory == "shared")
         buffer.require_host()[:] = pixels
     kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     if memory != "shared":

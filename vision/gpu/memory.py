@@ -315,15 +315,15 @@ def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat
 
 
 def page_locked_frame_buffer(
-    height_px: int, width_px: int, pixel_format: PixelFormat, *, integrated: bool
+    height_px: int, width_px: int, pixel_format: PixelFormat, *, in_place: bool
 ) -> FrameBuffer:
-    """Return a frame buffer in page-locked host memory and, unless CPU and GPU share memory, also in GPU memory.
+    """Return a frame buffer in page-locked host memory and, unless the GPU reads it `in_place`, also in GPU memory.
 
     Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
     `DeviceError` if an allocation fails for a different reason. If only the second allocation fails, free the first.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
-    memory = None if integrated else DeviceFrameMemory(nbytes, purpose)
+    memory = None if in_place else DeviceFrameMemory(nbytes, purpose)
     try:
         with HostBuffer(nbytes, purpose) as host:  # closed at the end of the block, but the array keeps the memory
             array = host.array(frame_shape(height_px, width_px, pixel_format))
@@ -337,22 +337,20 @@ def page_locked_frame_buffer(
 
 
 def locked_frame_buffers(
-    memory: NDArray[np.uint8], frames: Sequence[FrameBuffer], *, integrated: bool
+    memory: NDArray[np.uint8], frames: Sequence[FrameBuffer], *, in_place: bool
 ) -> list[FrameBuffer]:
     """Page-lock `memory`, and return buffers for the frames in it, which are as `page_locked_frame_buffer` returns.
 
     The memory stays page-locked as long as a returned buffer exists. Errors: see `page_locked_frame_buffer`.
     """
-    own = (
-        [] if integrated else [device_frame_buffer(each.height_px, each.width_px, each.pixel_format) for each in frames]
-    )
+    own = [] if in_place else [device_frame_buffer(each.height_px, each.width_px, each.pixel_format) for each in frames]
     lock = _PageLock(memory, f"{len(frames)} shared frames")
     buffers = []
     for index, frame in enumerate(frames):
         pixels = frame.require_host()
         start = pixels.ctypes.data - lock.address
         host = lock.array[start : start + pixels.nbytes].reshape(pixels.shape)
-        if integrated:
+        if in_place:
             buffers.append(replace(frame, host=host, device_address=lock.device_address + start))
         else:
             buffers.append(replace(own[index], host=host, upload_address=pixels.ctypes.data))

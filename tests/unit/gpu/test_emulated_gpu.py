@@ -22,7 +22,11 @@ SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
         "tests/gpu/test_emulated_device.py",
         "tests/gpu/test_shape_inputs.py",
     ),
-    "second model": ("tests/gpu/test_crop_kernel.py", "tests/gpu/test_gpu_classifier.py"),
+    "second model": (
+        "tests/gpu/test_crop_kernel.py",
+        "tests/gpu/test_gpu_classifier.py",
+        "tests/gpu/test_calibration.py",
+    ),
     "plugins": ("tests/gpu/test_plugins.py",),
     "video": ("tests/gpu/test_nvdec.py",),
     "measurements": ("tests/gpu/test_performance.py",),

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,7 @@ from vision.detect.tensorrt.kernels import (
 )
 from vision.detect.tensorrt.loaded_engine import LoadedEngine, StartupTimer, kernel_cache
 from vision.detect.tensorrt.plugins.register import register_plugins
+from vision.detect.tensorrt.reading import reads_in_place
 from vision.detect.tensorrt.release import close_quietly, release_in_time
 from vision.detect.tensorrt.slot import (
     DetectorSlot,
@@ -135,14 +136,16 @@ def build_detector(
     resources: contextlib.ExitStack,
     *,
     stop: threading.Event | None = None,
+    clock: Callable[[], int] = time.monotonic_ns,
 ) -> TensorRTDetector:
     """Build a detector from an open engine. The detector becomes the owner of all `resources`.
 
-    If `stop` is set, raise `Closed` before the next context is created, because TensorRT-RTX can compile kernels for
-    several seconds per context. Raise `ModelError` and `DeviceError` as `open_tensorrt_detector` does.
+    `clock` returns the time in ns. If `stop` is set, raise `Closed` before the next context is created, because
+    TensorRT-RTX can compile kernels for several seconds per context. Raise `ModelError` and `DeviceError` as
+    `open_tensorrt_detector` does.
     """
     use_device(device)
-    return _Builder(device, model, timer, resources).build(stop)
+    return _Builder(device, model, timer, resources, clock).build(stop)
 
 
 class TensorRTDetector:
@@ -157,9 +160,16 @@ class TensorRTDetector:
         uploads: UploadPath,
         slots: Sequence[DetectorSlot],
         graphs_off: str,
+        in_place: bool,
         resources: contextlib.ExitStack,
     ) -> None:
-        """Create the detector. `graphs_off` is the reason why batches do not run as CUDA graphs; empty if they do."""
+        """Create the detector.
+
+        Args:
+            graphs_off: reason why batches do not run as CUDA graphs; empty if they do.
+            in_place: True if the GPU reads frames in page-locked memory, without a copy.
+        """
+        self._in_place = in_place
         self.startup = timer
         self._device = device
         self._model = model
@@ -190,7 +200,7 @@ class TensorRTDetector:
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
-        return page_locked_frame_buffer(height_px, width_px, pixel_format, integrated=self._device.integrated)
+        return page_locked_frame_buffer(height_px, width_px, pixel_format, in_place=self._in_place)
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
         self._refuse_if_closed()
@@ -199,7 +209,7 @@ class TensorRTDetector:
     def shared_buffers(self, memory: NDArray[np.uint8], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
         self._refuse_if_closed()
         use_device(self._device)
-        return locked_frame_buffers(memory, frames, integrated=self._device.integrated)
+        return locked_frame_buffers(memory, frames, in_place=self._in_place)
 
     def exported_buffers(
         self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
@@ -262,6 +272,7 @@ class _Builder:
     model: LoadedEngine
     timer: StartupTimer
     resources: contextlib.ExitStack
+    clock: Callable[[], int]
 
     def build(self, stop: threading.Event | None) -> TensorRTDetector:
         device, model = self.device, self.model
@@ -270,11 +281,23 @@ class _Builder:
         limit = ConcurrencyLimit(device.cache_bytes, model.frames.bytes_of(model.input_shape(1)))
         uploads = UploadPath(FrameUploader(model.spec.input), self.resources.enter_context(Stream()), limit)
         dynamic = any(size.shape is None for size in lanes[0].greatest.output_sizes().values())
-        slots, off = self._dynamic_slots(lanes, uploads) if dynamic else self._graph_slots(lanes, uploads)
+        with self.timer.phase("kernels"):
+            letterbox = self._load_letterbox()
+        make_slots = self._dynamic_slots if dynamic else self._graph_slots
+        slots, off = make_slots(lanes, uploads, letterbox)
+        tensor_bytes = model.frames.bytes_of(model.input_shape(1))
+        in_place = reads_in_place(device, letterbox, model.spec.input, tensor_bytes, self.clock)
         if model.engine.save_kernels():
             _log.debug("for the next start, saved the kernels that the library compiled")
         return TensorRTDetector(
-            device, model, timer=self.timer, uploads=uploads, slots=slots, graphs_off=off, resources=self.resources
+            device,
+            model,
+            timer=self.timer,
+            uploads=uploads,
+            slots=slots,
+            graphs_off=off,
+            in_place=in_place,
+            resources=self.resources,
         )
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
@@ -293,7 +316,9 @@ class _Builder:
             lanes.append(ExecutionLane(stream, contexts))
         return lanes
 
-    def _graph_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> tuple[Sequence[DetectorSlot], str]:
+    def _graph_slots(
+        self, lanes: Sequence[ExecutionLane], uploads: UploadPath, letterbox: LetterboxKernel
+    ) -> tuple[Sequence[DetectorSlot], str]:
         """Build the slots of a model whose output sizes are fixed. Warm them up, and check their graphs.
 
         Also return the reason why batches do not run as CUDA graphs; an empty text if they do.
@@ -302,7 +327,7 @@ class _Builder:
         outputs, sizes = self._measure_tensors(lanes[0])
         with self.timer.phase("kernels"):
             program = PostprocessProgram.of(model.spec, model.head, outputs, device.shared_bytes)
-            kernels = self._load_kernels(program)
+            kernels = self._load_kernels(program, letterbox)
         with self.timer.phase("memory"):
             budget = self._budget(sizes, program, len(lanes))
             free_bytes, total_bytes = memory_info()
@@ -311,7 +336,9 @@ class _Builder:
             slots = [self.resources.enter_context(Slot(sizes, lane, kernels, uploads)) for lane in lanes]
         return slots, self._warm_up(slots, program, outputs)
 
-    def _dynamic_slots(self, lanes: Sequence[ExecutionLane], uploads: UploadPath) -> tuple[Sequence[DetectorSlot], str]:
+    def _dynamic_slots(
+        self, lanes: Sequence[ExecutionLane], uploads: UploadPath, letterbox: LetterboxKernel
+    ) -> tuple[Sequence[DetectorSlot], str]:
         """Build the slots of a model whose output sizes depend on the frame. Warm them up.
 
         Also return the reason why batches do not run as CUDA graphs.
@@ -323,8 +350,6 @@ class _Builder:
             model.spec.name,
         )
         decoder = bind_open_outputs(model, lanes[0])
-        with self.timer.phase("kernels"):
-            letterbox = self._load_letterbox()
         with self.timer.phase("memory"):
             constants = self._write_constants(max(lanes[0].contexts))
             opened = (DynamicSlot(model, decoder, lane, letterbox, uploads, constants=constants) for lane in lanes)
@@ -344,8 +369,7 @@ class _Builder:
         source = Source.read(KERNELS / file, definitions)
         return self.resources.enter_context(Module.build(source, self.device.arch, kernel_cache()))
 
-    def _load_kernels(self, program: PostprocessProgram) -> Kernels:
-        letterbox = self._load_letterbox()
+    def _load_kernels(self, program: PostprocessProgram, letterbox: LetterboxKernel) -> Kernels:
         module = self._load_module(program.file, program.definitions)
         keep = kept_classes(program.decoder.rules)
         kept = self.resources.enter_context(DeviceBuffer(keep.nbytes, "classes to report"))

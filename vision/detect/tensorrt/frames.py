@@ -1,8 +1,8 @@
 """Preparation of the frames of a batch for the letterbox kernel: descriptions, and copies to GPU memory if necessary.
 
 For a frame in a buffer of the detector (`vision.gpu.memory`), the host writes a description of 112 bytes and starts one
-asynchronous copy of the pixels over the bus. The pixels are not copied if CPU and GPU share their memory, or if the
-frame was decoded on the GPU.
+asynchronous copy of the pixels over the bus. The pixels are not copied if the GPU reads them in place
+(`vision.detect.tensorrt.reading`), or if the frame was decoded on the GPU.
 """
 
 from __future__ import annotations
