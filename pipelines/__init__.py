@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from vision.errors import ConfigError
 from vision.runtime import result_worker
 from vision.runtime.builder import Build, OpenStages, RunOptions
 from vision.runtime.pipeline import Pipeline, pipeline, with_video
+from vision.runtime.runtime import Runtime
 from vision.runtime.worker_channel import WorkerChannel
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Sink, Stage
@@ -54,8 +56,8 @@ def load_pipeline(name: str) -> Build:
     The runtime that `build` returns also writes or shows the annotated video, if requested.
 
     Raises:
-        ConfigError: the pipeline or the file does not exist, the file cannot be imported, or there is no function
-            `build`.
+        ConfigError: the pipeline or the file does not exist, the file cannot be imported, there is no function
+            `build`, or it has the wrong arguments. The `build` function raises it if it does not return a runtime.
     """
     return with_video(_load_build(name))
 
@@ -80,7 +82,30 @@ def _load_build(name: str) -> Build:
             hint="add `build = pipeline_with([...])`, as docs/pipelines.md describes",
             code="pipeline-without-build",
         )
-    return replace(build, name=name) if isinstance(build, Pipeline) else build
+    return replace(build, name=name) if isinstance(build, Pipeline) else _checked(build, name)
+
+
+def _checked(build: Build, name: str) -> Build:
+    """Return a function that calls `build`, and checks its arguments and its result.
+
+    Raises:
+        ConfigError: `build` does not accept the three arguments.
+    """
+    hint = "write `def build(config, options, resources)`, which returns a `Runtime`, as docs/pipelines.md describes"
+    try:
+        inspect.signature(build).bind(None, None, None)
+    except TypeError as error:
+        text = f"pipeline: `build` in {name} cannot be called with (config, options, resources): {error}"
+        raise ConfigError(text, hint=hint, code="pipeline-arguments") from error
+
+    def checked(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
+        runtime: object = build(config, options, resources)
+        if not isinstance(runtime, Runtime):
+            text = f"pipeline: expected a Runtime from `build` in {name}, got {type(runtime).__name__}"
+            raise ConfigError(text, hint=hint, code="pipeline-result")
+        return runtime
+
+    return checked
 
 
 def _import_shipped(name: str) -> ModuleType:

@@ -80,6 +80,7 @@ def test_detections_match_the_network_output() -> None:
         assert len(found) == 3
         for each in found:
             assert_two_objects(each)
+        assert detector.counters() == {"detector.graph_runs": 1, "detector.step_runs": 0}
 
 
 def test_graph_with_other_results_than_its_steps_is_refused() -> None:
@@ -264,7 +265,9 @@ def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.Lo
             assert [each.truncated_candidates for each in found] == [max(0, count - 10)] * 2
         assert detector.spec.gpu is not None
         assert detector.spec.gpu.graphs_off
-        assert detector.counters() == {"detector.outputs_grown": 1}, "room is made in advance for small outputs"
+        counters = detector.counters()
+        assert counters["detector.outputs_grown"] == 1, "room is made in advance for small outputs"
+        assert (counters["detector.graph_runs"], counters["detector.step_runs"]) == (0, 4)
 
 
 def test_engine_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
@@ -280,6 +283,7 @@ def test_engine_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCa
             detector.submit(0, [frame()] * count)
             for each in detector.wait(0, 10.0):
                 assert_two_objects(each)
+        assert detector.counters() == {"detector.graph_runs": 0, "detector.step_runs": 3}
 
 
 def test_missing_memory_for_a_growing_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

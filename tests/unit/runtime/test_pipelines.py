@@ -362,6 +362,24 @@ def test_own_build_function_writes_the_video_of_the_run(tmp_path: Path) -> None:
     assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 100
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("def build(config, options, resources): pass", "pipeline-result"),
+        ("def build(config, options, resources): return [1]", "pipeline-result"),
+        ("def build(config): return None", "pipeline-arguments"),
+        ("def build(config, options, resources, more): return None", "pipeline-arguments"),
+        ("def build(*, config, options, resources): return None", "pipeline-arguments"),
+    ],
+)
+def test_wrong_build_function_is_a_configuration_error(tmp_path: Path, text: str, code: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        run(site(str(path)))
+    assert caught.value.code == code
+
+
 @pytest.mark.parametrize("part", ["video", "snapshots", "usb camera", "images"])
 def test_missing_opencv_is_reported_before_the_detector_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

@@ -188,11 +188,16 @@ class TensorRTDetector:
     def counters(self) -> Mapping[str, int]:
         """Return counters for status messages by name. A counter that does not apply is left out.
 
-        They count how often the memory of outputs of variable size was enlarged, and the boxes whose class has no name.
+        They count the batches that ran as CUDA graphs, the batches that ran step by step, how often the memory of
+        outputs of variable size was enlarged, and the boxes whose class has no name.
         """
+        runs = {
+            "detector.graph_runs": sum(slot.graph_runs for slot in self._slots),
+            "detector.step_runs": sum(slot.step_runs for slot in self._slots),
+        }
         dynamic = [slot for slot in self._slots if isinstance(slot, DynamicSlot)]
         grown = {"detector.outputs_grown": sum(slot.grown for slot in dynamic)} if dynamic else {}
-        return {**grown, **self._unnamed.counters()}
+        return {**runs, **grown, **self._unnamed.counters()}
 
     def parts(self) -> tuple[Sequence[DetectorSlot], Stream]:
         """Return the slots, and the stream that copies frames to the GPU. For benchmarks only."""

@@ -163,6 +163,7 @@ class DynamicSlot(DetectorSlot):
             DeviceError: TensorRT refuses the batch, or there is too little memory for an output.
         """
         self._queue(next(size for size in self._contexts if size >= len(frames)), frames)
+        self.step_runs += 1
         self._in_flight = tuple(frames)
 
     def warm_up(self) -> None:

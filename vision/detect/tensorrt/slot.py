@@ -232,6 +232,7 @@ class BatchGraph(Resource):
         # A bound method would be a reference cycle, and the context could be freed after the engine, which is an error.
         self.enqueue: Callable[[], None] = partial(_enqueue_steps, self.steps)
         self.run: Callable[[], None] = self.enqueue
+        self.is_captured = False
         self._opened = True
 
     def capture(self, label: str) -> str:
@@ -249,11 +250,13 @@ class BatchGraph(Resource):
                 raise
             return str(error.args[0])
         self.run = partial(graph.launch, self._stream)
+        self.is_captured = True
         return ""
 
     def drop_capture(self) -> None:
         """Free the captured graph, if any. From then on, `run` queues the steps."""
         self.run = self.enqueue
+        self.is_captured = False
         self._captured.close()
 
     def _release(self) -> None:
@@ -272,6 +275,10 @@ class DetectorSlot(Resource):
         self.stream = stream
         self.unnamed = 0
         """Number of boxes of the last batch whose class id has no name."""
+        self.graph_runs = 0
+        """Number of batches that ran as a CUDA graph."""
+        self.step_runs = 0
+        """Number of batches that ran step by step."""
         self._uploads = uploads
         self._in_flight: Sequence[Frame] = ()  # keeps the memory of the frames valid
         self._done = Completion()
@@ -330,8 +337,11 @@ class Slot(DetectorSlot):
             self._copied.record(copies)
         self.stream.wait(self._copied)
         self._uploads.limit.begin(self.stream, batch)
+        graph = self.graphs[batch]
         with span("launch"):
-            self.graphs[batch].run()
+            graph.run()
+        self.graph_runs += graph.is_captured
+        self.step_runs += not graph.is_captured
         self._done.record(self.stream, batch)
         self._uploads.limit.queued(self._done)
         self._in_flight = tuple(frames)
