@@ -201,14 +201,14 @@ def test_webhook_requests_are_signed_and_survive_a_killed_server(tmp_path: Path)
         verifier.verify(found[0][1] + " ", found[0][0])
 
 
-def kafka_messages(address: str, topic: str) -> list[Any]:
+def kafka_messages(address: str, topic: str, count: int) -> list[Any]:
     consumer = Consumer({"bootstrap.servers": address, "group.id": "reader", "enable.auto.commit": False})
     found = []
     partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
     consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
     while (one := consumer.poll(5.0)) is not None and one.error() is None:
         found.append(one)
-        if len(found) == 60:
+        if len(found) == count:
             break
     consumer.close()
     return found
@@ -217,7 +217,7 @@ def kafka_messages(address: str, topic: str) -> list[Any]:
 def test_kafka_messages_have_the_camera_as_the_key(tmp_path: Path) -> None:
     with KafkaCluster() as cluster:
         deliver(tmp_path, settings(f"kafka://{cluster.address}"), all_sixty)
-        found = kafka_messages(cluster.address, "vision.station.events")
+        found = kafka_messages(cluster.address, "vision.station.events", 60)
     assert numbers_of([each.value() for each in found]) == list(range(60))
     assert {each.key() for each in found} == {b"gate"}
     assert found[5].headers() == [("id", b"station-j1-5")]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,17 @@ import redis
 import yaml
 
 from tests.messages.processes import Program, python, wait_until
-from tests.sinks.servers import free_port, mosquitto, redis_server
-from tests.sinks.test_delivery import mqtt_reader
+from tests.paths import ROOT
+from tests.sinks.servers import (
+    KafkaCluster,
+    free_port,
+    mosquitto,
+    nats_server,
+    redis_server,
+    requests_of,
+    webhook_server,
+)
+from tests.sinks.test_delivery import SECRET, kafka_messages, mqtt_reader, nats_messages
 from vision.client import NodeStatusMessage, subscribe
 from vision.config.sinks import SinkConfig
 from vision.errors import ConfigError
@@ -114,36 +125,69 @@ def test_killed_sink_process_and_a_restart_lose_no_event(tmp_path: Path) -> None
     assert any(each.get("snapshot", "").startswith("/9j/") for each in left)
 
 
-def test_home_assistant_finds_the_camera_its_line_and_its_zone(tmp_path: Path) -> None:
+def documented() -> list[dict[str, Any]]:
+    """Return the sinks of the examples in docs/sinks.md."""
+    blocks = re.findall(r"<!-- example -->\n```yaml\n(.*?)```", (ROOT / "docs" / "sinks.md").read_text(), re.DOTALL)
+    return [sink for block in blocks for sink in yaml.safe_load(block)["sinks"]]
+
+
+def test_documented_examples_work_and_home_assistant_finds_the_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
     received: list[Any] = []
-    with mosquitto(tmp_path / "broker") as server:
-        reader = mqtt_reader(server.port, received)
-        sink = {"name": "home", "address": f"mqtt://127.0.0.1:{server.port}", "home_assistant": True, "interval_s": 0.2}
+    with ExitStack() as stack:
+        broker = stack.enter_context(mosquitto(tmp_path / "broker"))
+        database = stack.enter_context(redis_server(tmp_path / "redis"))
+        stream = stack.enter_context(nats_server(tmp_path / "nats"))
+        hook = stack.enter_context(webhook_server(tmp_path / "hook"))
+        cluster = stack.enter_context(KafkaCluster())
+        ports = {"mqtt": broker.port, "redis": database.port, "nats": stream.port, "http": hook.port}
+        hosts = {scheme: f"127.0.0.1:{port}" for scheme, port in ports.items()} | {"kafka": cluster.address}
+        sinks = documented()
+        for sink in sinks:
+            scheme = sink["address"].partition("://")[0]
+            sink["address"] = re.sub("://[0-9.]+:[0-9]+", f"://{hosts[scheme]}", sink["address"])
+        assert sorted(sink["address"].partition("://")[0] for sink in sinks) == sorted(hosts)
+        reader = mqtt_reader(broker.port, received)
+        path = site(tmp_path, *sinks)
 
         def latest() -> dict[str, Any]:
             return {each.topic: json.loads(each.payload) for each in list(received) if each.payload[:1] == b"{"}
 
-        with running(site(tmp_path, sink)):
-            wait_until(
-                lambda: (
-                    len([each for each in latest() if each.startswith("homeassistant/")]) == 6
-                    and {"vision/station/counts/gate", "vision/station/events/gate"} <= latest().keys()
-                ),
-                "the announcements",
-                _DEADLINE_S,
-            )
+        with running(path):
+            found = status_of(path, lambda sinks: len(sinks) == 5 and all(sink.sent > 3 for sink in sinks.values()))
+            assert {sink.protocol for sink in found.values()} == {"mqtt", "kafka", "redis", "nats", "webhook"}
+            assert not any(sink.lost or sink.last_error for sink in found.values())
+            announced = "homeassistant/sensor/vision_station_gate_door-in/config"
+            wait_until(lambda: announced in latest(), "the announcements", _DEADLINE_S)
         wait_until(lambda: received[-1].payload == b"offline", "the end", _DEADLINE_S)
         reader.loop_stop()
         reader.disconnect()
-    found = latest()
+        assert numbers(database.port)[0] == 1
+        assert {headers["x-vision-topic"].partition("/")[0] for headers, _ in requests_of(hook)} <= {
+            "events",
+            "objects",
+        }
+        assert kafka_messages(cluster.address, "vision.station.events", 1)
+        assert numbers_of_events(asyncio.run(nats_messages(stream.port, "vision.station.events.*")))[0] == 1
+    check_announcements(latest())
+
+
+def numbers_of_events(payloads: Sequence[bytes]) -> list[int]:
+    return [json.loads(payload)["number"] for payload in payloads]
+
+
+def check_announcements(found: dict[str, Any]) -> None:
+    """Check the announcements for Home Assistant: one for each value, with a state that the sink publishes."""
     announced = {topic: content for topic, content in found.items() if topic.startswith("homeassistant/")}
-    assert {topic.split("/")[1] for topic in announced} == {"binary_sensor", "sensor", "event"}
-    assert len({content["unique_id"] for content in announced.values()}) == 6
-    for content in announced.values():
+    names = {content["name"] for content in announced.values()}
+    assert names == {"connection", "objects", "events", "left occupancy", "door in", "door out"}
+    assert {content["device"]["identifiers"][0] for content in announced.values()} == {"vision_station_gate"}
+    for topic, content in announced.items():
+        assert topic.split("/")[2:] == [content["unique_id"], "config"]
         assert content["state_topic"] in {*found, "vision/station/events/gate"}
         assert content["availability_topic"] == "vision/station/available"
-    line = announced["homeassistant/sensor/vision_station_gate_door-in/config"]
-    assert line["state_class"] == "total_increasing"
 
 
 @pytest.mark.parametrize(("address", "package"), [("mqtt://h", "aiomqtt"), ("kafka://h", "confluent_kafka")])
