@@ -24,6 +24,7 @@ from vision.runtime.builder import Build, OpenStages, RunOptions
 from vision.runtime.pipeline import Pipeline, pipeline, with_video
 from vision.runtime.runtime import Runtime
 from vision.runtime.worker_channel import WorkerChannel
+from vision.stages.inquiries import InquiryStage
 from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import Sink, Stage
 from vision.state.private_files import Untrusted, require_private_file, require_private_folder
@@ -36,7 +37,7 @@ def pipeline_with(
 
     Args:
         stages: additional stages in the order in which they run. They run after the stages of `after`, but before
-            its snapshot stage, so that their events get snapshots too.
+            its snapshot and inquiry stages, so that these also process their events.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -44,8 +45,8 @@ def pipeline_with(
     def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
         open_shipped: OpenStages = importlib.import_module(f"{__name__}.{after}").open_stages
         shipped = open_shipped(config, options, resources)
-        snapshots = [stage for stage in shipped if isinstance(stage, SnapshotStage)]
-        return [*(stage for stage in shipped if stage not in snapshots), *stages, *snapshots]
+        last = [stage for stage in shipped if isinstance(stage, SnapshotStage | InquiryStage)]
+        return [*(stage for stage in shipped if stage not in last), *stages, *last]
 
     return pipeline(open_stages, sinks=sinks)
 

@@ -1,4 +1,4 @@
-"""Pipeline `count`: the stages of `track` -> analytics -> rules -> summaries of objects -> snapshots.
+"""Pipeline `count`: the stages of `track` -> analytics -> rules -> summaries of objects -> snapshots -> inquiries.
 
 It publishes tracks, events, and counts.
 """
@@ -13,6 +13,7 @@ from vision.runtime.builder import (
     RunOptions,
     open_analytics,
     open_cascade,
+    open_inquiries,
     open_objects,
     open_snapshots,
     open_tracking,
@@ -23,7 +24,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the stages of `track`, analytics, rules and, if configured, summaries of objects and snapshots.
+    """Open and return the stages of `track`, analytics, rules and, if configured, summaries, snapshots and inquiries.
 
     The stages are opened in an order that reports errors early.
     """
@@ -31,7 +32,9 @@ def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) ->
     snapshots = open_snapshots(config, options, resources)
     cascade = open_cascade(config, options, resources)
     track, objects = open_tracking(config), open_objects(config)
-    return [track, *cascade, analytics, RuleStage(config.rules, config.analytics), *objects, *snapshots]
+    inquiries = open_inquiries(config, options, resources)
+    rules = RuleStage(config.rules, config.analytics)
+    return [track, *cascade, analytics, rules, *objects, *snapshots, *inquiries]
 
 
 build = pipeline(open_stages)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions
+from vision.runtime.builder import RunOptions, open_inquiries
 from vision.runtime.pipeline import pipeline
 from vision.stages.score_filter import ScoreFilter
 from vision.stages.stage import Stage
 
 
-def open_stages(config: AppConfig, _options: RunOptions, _resources: ExitStack) -> Sequence[Stage]:
-    """Return one stage, which changes results only after `detect.score_threshold` was raised."""
-    return [ScoreFilter(config.detect.score_threshold)]
+def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
+    """Return the stages, which change no results unless `detect.score_threshold` was raised."""
+    return [ScoreFilter(config.detect.score_threshold), *open_inquiries(config, options, resources)]
 
 
 build = pipeline(open_stages)

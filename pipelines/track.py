@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_cascade, open_objects, open_tracking
+from vision.runtime.builder import RunOptions, open_cascade, open_inquiries, open_objects, open_tracking
 from vision.runtime.pipeline import pipeline
 from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the tracker and, if configured, the second model and the summaries of objects."""
-    track = open_tracking(config)
-    return [track, *open_cascade(config, options, resources), *open_objects(config)]
+    """Open and return the tracker and, if configured, the second model, the summaries of objects, and the inquiries."""
+    cascade, track = open_cascade(config, options, resources), open_tracking(config)
+    return [track, *cascade, *open_objects(config), *open_inquiries(config, options, resources)]
 
 
 build = pipeline(open_stages)

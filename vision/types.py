@@ -322,6 +322,7 @@ class Event:
     at_ns: int  # capture time of the frame
     data: Mapping[str, Any] = field(default_factory=dict)
     snapshot: str = ""  # path of a JPEG file of the frame; empty if there is none
+    id: str = ""  # identifies the event if a language model is asked about it; else empty
 
 
 @dataclass(frozen=True, slots=True)

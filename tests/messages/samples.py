@@ -15,8 +15,8 @@ from vision.messaging.schema import (
     NodeReport,
     StatusMessage,
     StatusReport,
-    rfc3339,
 )
+from vision.messaging.times import rfc3339
 from vision.types import Detections, DropReason, Event, FrameMeta, Result, Timing, Tracks
 
 HEADER: Header = {"node": "node-1", "instance": "cafe", "boot": "b007", "seq": 1}

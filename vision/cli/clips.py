@@ -17,7 +17,7 @@ from rich.table import Table
 from vision.cli.options import ConfigName, Json, parse_duration, read_config
 from vision.cli.session import command
 from vision.errors import EXIT_OK, EXIT_RUNTIME, ConfigError, Unavailable
-from vision.messaging.schema import rfc3339
+from vision.messaging.times import rfc3339
 from vision.outputs.recording.index import Recording, RecordingIndex, open_for_reading
 from vision.outputs.recording.recorder import LOCK, open_or_replace
 from vision.outputs.recording.repair import Difference, find_differences, repair

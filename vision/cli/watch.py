@@ -40,7 +40,8 @@ from vision.client import (
     latency,
 )
 from vision.errors import EXIT_OK, EXIT_RUNTIME
-from vision.messaging.schema import KINDS, utc_ns
+from vision.messaging.schema import KINDS
+from vision.messaging.times import utc_ns
 
 _WINDOW_S: Final = 5.0  # period over which rates and percentiles are computed
 _MAX_SAMPLES: Final = 5000
@@ -116,7 +117,7 @@ class Board:
             self._camera(item.camera).counts = _printable(format_counts(item))
         elif isinstance(item, EventMessage):
             self.events.append(_printable(_describe_event(item)))
-            self.event_count += 1
+            self.event_count += item.amends is None
         elif isinstance(item, NodeStatusMessage):
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
@@ -154,6 +155,8 @@ def _describe_event(event: EventMessage) -> str:
     at = datetime.fromtimestamp(utc_ns(event.at) / 1e9).strftime("%H:%M:%S")
     track = [] if event.track_id is None else [f"track {event.track_id}"]
     details = [f"{name} {value}" for name, value in event.data.items() if value is not None]
+    details += [] if event.verdict is None else [f"verdict {event.verdict.answer}"]
+    details += [] if event.description is None else [event.description.text]
     return f"{at} {event.camera}: {', '.join([f'{event.kind} {event.name}', *track, *details])}"
 
 

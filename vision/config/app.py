@@ -35,6 +35,7 @@ from vision.config.fields import (
     TlsPolicy,
     free_of,
 )
+from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.config.objects import ObjectsConfig
 from vision.config.recording import RecordingConfig
 from vision.config.rules import RuleConfig
@@ -295,6 +296,13 @@ class AppConfig(ConfigSection):
     """A message about each object that leaves the scene; none if absent."""
     recording: RecordingConfig | None = None
     """MP4 files of the coded video; not recorded if absent."""
+    language: LanguageConfig | None = None
+    """The server of a language model, for `verify` and `describe`; none if absent."""
+    verify: tuple[VerifyConfig, ...] = Field(default=(), max_length=100)
+    """Events that the language model confirms or refutes; the first entry that chooses an event applies."""
+    describe: tuple[DescribeConfig, ...] = Field(default=(), max_length=100)
+    """Events that the language model describes, and statements that it watches; the first entry that chooses an event
+    applies."""
     state_dir: FolderPath | None = None
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     archive: ArchiveConfig | None = None

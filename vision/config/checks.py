@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from vision.config.fields import IDENTIFIER, Conflict
+from vision.config.language import language_conflicts
 from vision.config.recording import recording_conflicts
 from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, Condition, parse_when
 from vision.config.sinks import sinks_conflicts
@@ -94,6 +95,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
         yield from (conflict.below(*loc) for conflict in _rule_conflicts(rule, analytics))
     yield from _repeated("name", rules, references)
     yield from _pipeline_conflicts(config)
+    yield from language_conflicts(config, _event_kinds(config))
     yield from _replay_conflicts(config)
     yield from recording_conflicts(config)
     yield from sinks_conflicts(config)
@@ -221,7 +223,8 @@ def class_lists(config: Section) -> Iterator[tuple[Loc, tuple[object, ...]]]:
     analytics = _mapping(config, "analytics")
     shapes = [(("analytics", *loc), shape) for camera in analytics for loc, shape in _shapes(analytics, camera)]
     sections = [((key,), _mapping(config, key)) for key in ("detect", "cascade")]
-    for loc, section in [*sections, *shapes]:
+    inquiries = [*_sections(config, "verify"), *_sections(config, "describe")]
+    for loc, section in [*sections, *shapes, *inquiries]:
         names = section.get("classes")
         if isinstance(names, tuple):
             yield (*loc, "classes"), names
@@ -237,7 +240,7 @@ def _undetected_classes(config: Section) -> Iterator[Conflict]:
         return
     for loc, names in class_lists(config):
         for index, name in enumerate(names):
-            if loc[0] == "analytics" and isinstance(name, str) and name not in kept:
+            if loc[0] in ("analytics", "verify", "describe") and isinstance(name, str) and name not in kept:
                 message = "this class is never detected, because detect.classes does not include it"
                 yield Conflict((*loc, index), "never-detected", message)
 
@@ -314,13 +317,19 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
     for key, pipelines, problem in unused:
         if (config.get(key) or (config.get(key) == {} and key == "objects")) and pipeline in pipelines:
             yield Conflict((key,), "wrong-pipeline", f"the pipeline {pipeline} {problem}, or your own file")
-    event_kinds = (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)
+    event_kinds = _event_kinds(config) or ()
     kinds = _mapping(config, "snapshots").get("kinds")
     for index, kind in enumerate(kinds if pipeline == "count" and isinstance(kinds, tuple) else ()):
         if isinstance(kind, str) and kind not in event_kinds:
             expected = f"expected {one_of(event_kinds)}, got {quoted(kind)}"
             message = with_advice(expected, did_you_mean(kind, event_kinds))
             yield Conflict(("snapshots", "kinds", index), "unknown-kind", message)
+
+
+def _event_kinds(config: Section) -> tuple[str, ...] | None:
+    """Return the kinds of events of the pipeline; None if they are not known."""
+    kinds = {"count": (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)} | dict.fromkeys(_WITHOUT_ANALYTICS, ())
+    return kinds.get(str(pipeline_name(config)))
 
 
 def _replay_conflicts(config: Section) -> Iterator[Conflict]:

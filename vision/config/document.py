@@ -12,7 +12,7 @@ from vision.errors import ConfigError, Fault
 
 _EXCERPT_CHARACTERS: Final = 100
 _SHOWN_FAULTS: Final = 50
-_MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=", re.IGNORECASE)
+_MAY_HOLD_SECRET: Final = re.compile(r"@|pass|pwd|token|secret|key=|api_?key", re.IGNORECASE)
 
 
 class Unreadable:
@@ -95,7 +95,7 @@ class Document:
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
-        if loc[-1] in ("password", "token"):
+        if loc[-1] in ("password", "token", "api_key"):
             return "a value that is not shown"
         if isinstance(node.value, tuple):
             return f"a list of {len(node.value)}" if node.value else "an empty list"

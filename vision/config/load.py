@@ -149,10 +149,11 @@ def _written_passwords(document: Document) -> list[Fault]:
         if address is not None and _LITERAL_PASSWORD.search(address.written):
             keys.append("address")
         faults += [document.fault(("sinks", index, key), "written-password", _FROM_ENVIRONMENT_ONLY) for key in keys]
-    token = document.node(("http", "token"))
-    if token is not None and token.value is not None and not _FROM_ENVIRONMENT.fullmatch(token.written):
-        message = _FROM_ENVIRONMENT_ONLY.replace("password", "token")
-        faults.append(document.fault(("http", "token"), "written-password", message))
+    for loc, word in ((("http", "token"), "token"), (("language", "api_key"), "key")):
+        secret = document.node(loc)
+        if secret is not None and secret.value is not None and not _FROM_ENVIRONMENT.fullmatch(secret.written):
+            message = _FROM_ENVIRONMENT_ONLY.replace("password", word)
+            faults.append(document.fault(loc, "written-password", message))
     return faults
 
 
@@ -197,6 +198,8 @@ def _resolve_paths(config: AppConfig, folder: Path) -> AppConfig:
     )
     if config.archive is not None:
         changes["archive"] = config.archive.model_copy(update={"folder": str(folder / config.archive.folder)})
+    if config.language is not None and config.language.ledger is not None:
+        changes["language"] = config.language.model_copy(update={"ledger": str(folder / config.language.ledger)})
     if config.cascade is not None and ("/" in config.cascade.model or is_model_path(config.cascade.model)):
         changes["cascade"] = config.cascade.model_copy(update={"model": str(folder / config.cascade.model)})
     return config.model_copy(update=changes)

@@ -48,10 +48,10 @@ from vision.messaging.schema import (
     StatusReport,
     ZoneCounts,
     ZoneVisit,
-    rfc3339,
     schema_of,
 )
 from vision.messaging.shapes import add_shapes
+from vision.messaging.times import rfc3339
 from vision.types import Attribute, Counts, Detections, Event, ObjectSummary, Result, Tracks
 
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
@@ -199,6 +199,7 @@ def event(
         snapshot=happened.snapshot or None,
         journal=journal,
         number=number,
+        id=happened.id or None,
     )
 
 

@@ -103,18 +103,38 @@ class DetectionsPublisher:
             self._recorder.write(payload if self._encoding == "json" else codec.encode(message))
 
 
+class EventGate(Protocol):
+    """Decides when events are published. Its methods must not block."""
+
+    def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
+        """Return the events to publish now. The gate publishes the others later, or not at all."""
+
+    def sent(self, events: Sequence[EventMessage]) -> None:
+        """Take note of the sequence numbers of events that have been sent."""
+
+
 class EventPublisher:
     """Numbers, stores, and sends events. An event is stored before it is sent, so that it can be requested again."""
 
     def __init__(
-        self, socket: MessageSocket, numbering: codec.Numbering, *, encoding: Encoding, event_log: EventLog | None
+        self,
+        socket: MessageSocket,
+        numbering: codec.Numbering,
+        encoding: Encoding,
+        event_log: EventLog | None,
+        gate: EventGate | None,
     ) -> None:
-        """Create the publisher. `Publisher` describes the keyword arguments."""
+        """Create the publisher. `Publisher` describes the other arguments."""
+        self._gate = gate
         self._socket = socket
         self._numbering = numbering
         self._encoding: Encoding = encoding
         self._event_log = event_log
         self._lock = threading.Lock()  # results and reports of the status come from different threads
+
+    def publish_admitted(self, events: Sequence[EventMessage], also: Sequence[Statement]) -> bool:
+        """Store and send the events that the gate admits now, as `publish` does."""
+        return self.publish(events if self._gate is None else self._gate.admit(events), also)
 
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
@@ -133,25 +153,27 @@ class EventPublisher:
         with self._socket.lock:
             numbered = [msgspec.structs.replace(each, **self._numbering.header(each.topic)) for each in events]
         stored = self._store(numbered, also, counters=counters)  # without the lock, because disks are slow
-        numbered = stored or numbered
+        numbered = numbered if stored is None else stored
         payloads = [codec.encode(event, self._encoding) for event in numbered]
         with self._socket.lock:
             for event, payload in zip(numbered, payloads, strict=True):
                 self._socket.send(event.topic, payload)
-        return bool(stored)
+        if self._gate is not None:
+            self._gate.sent(numbered)
+        return stored is not None
 
     def _store(
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool
-    ) -> list[EventMessage]:
-        """Store events, and return them with their numbers in the journal; empty if events are not stored."""
+    ) -> list[EventMessage] | None:
+        """Store events, and return them with their numbers in the journal; None if events are not stored."""
         if self._event_log is None:
-            return []
+            return None
         first, journal = self._event_log.newest + 1, self._event_log.journal
         stored = [
             msgspec.structs.replace(event, journal=journal, number=number) for number, event in enumerate(events, first)
         ]
         payloads = [codec.encode(event) for event in stored]
-        return stored if self._event_log.append(payloads, also, counters=counters) else []
+        return stored if self._event_log.append(payloads, also, counters=counters) else None
 
 
 class Publisher:
@@ -180,6 +202,7 @@ class Publisher:
         keys: KeyFolder | None = None,
         proxy: bool = False,
         node_events: NodeEvents | None = None,
+        gate: EventGate | None = None,
     ) -> None:
         """Bind the socket and serve subscribers.
 
@@ -202,6 +225,7 @@ class Publisher:
             keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
             proxy: if True, other processes can also send messages, through `self.proxy`.
             node_events: derives events of the program and its cameras from reports. None means no such events.
+            gate: decides when the events of results are published. None means immediately.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist, or the key of the
@@ -210,9 +234,8 @@ class Publisher:
             Untrusted: other users can write to the folder of `keys` or to a folder above it.
         """
         self.numbering = codec.Numbering(node)
-        self.replay_address: str | None = None
+        self.replay_address, self.sinks = cast(str | None, None), cast(Callable[[], Mapping[str, SinkStatus]], dict)
         self._replay, self._more_counters = cast(ReplayServer | None, None), list[Callable[[], Mapping[str, int]]]()
-        self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict
         self._encoding, self._event_log, self._node_events = encoding, event_log, node_events
         with contextlib.ExitStack() as opened:
             if event_log is not None and (replay is not None or has_sinks):
@@ -226,7 +249,7 @@ class Publisher:
                     keys=keys,
                 )
                 opened.callback(self._replay.close)
-                self.replay_address = None if replay is None else self._replay.address
+                self.replay_address = self._replay.address if replay else None
             bound = _bind(bind, queue=queue, keepalive_s=keepalive_s, max_subscribers=max_subscribers, keys=keys)
             self.proxy = Proxy(bound, queue=queue) if proxy else None
             self.socket = StatusSocket(self.proxy or bound, linger_s=linger_s)
@@ -235,7 +258,7 @@ class Publisher:
             self._opened = opened.pop_all()
         if event_log is not None:
             event_log.carry_counters()
-        self._events = EventPublisher(self.socket, self.numbering, encoding=encoding, event_log=event_log)
+        self._events = EventPublisher(self.socket, self.numbering, encoding, event_log, gate)
         self._detections = DetectionsPublisher(
             self.socket, self.numbering, class_names=class_names, encoding=encoding, masks=masks, recorder=recorder
         )
@@ -282,8 +305,12 @@ class Publisher:
             self.publish_objects([codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left])
 
     def publish_events(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
-        """Send events, as `EventPublisher.publish` does."""
-        return self._events.publish(events, also)
+        """Send events, as `EventPublisher.publish` does, unless the gate holds them back."""
+        return self._events.publish_admitted(events, also)
+
+    def publish_late(self, events: Sequence[EventMessage]) -> None:
+        """Send events that the gate has held back, or amendments, as `EventPublisher.publish` does."""
+        self._events.publish(events, counters=False)
 
     def publish_objects(self, objects: Sequence[ObjectMessage]) -> None:
         """Send summaries of objects that have no number yet. Raise `Closed` after `close`."""

@@ -6,13 +6,12 @@ that it does not know. An added field has a default, because older publishers do
 
 from __future__ import annotations
 
-import time
-from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
+
+from vision.messaging.times import utc_ns
 
 Encoding: TypeAlias = Literal["json", "msgpack"]
 
@@ -177,6 +176,25 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
         return f"{self.camera} frame {self.frame}: {', '.join(map(str, self.objects)) or 'no objects'}"
 
 
+class Verdict(_Compact, frozen=True, kw_only=True):
+    """The answer of a language model to a question about an event."""
+
+    check: Annotated[str, doc("`name` of the entry of `verify` or `describe` in camera.yaml")]
+    answer: Annotated[str, doc("one of the configured answers")]
+    confidence: Annotated[float | None, doc("confidence from 0 to 1; absent if it is not known")] = None
+    model: Annotated[str, doc("name of the model")]
+    latency_ms: Annotated[float, doc("time from the request to the answer, in milliseconds")]
+
+
+class Description(_Compact, frozen=True, kw_only=True):
+    """The description of an event by a language model. The fields have the same meaning as those of `Verdict`."""
+
+    check: str
+    text: Annotated[str, doc("description, as the model wrote it")]
+    model: str
+    latency_ms: float
+
+
 class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.events/1"):
     """An event of one camera."""
 
@@ -204,6 +222,10 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
     number: Annotated[
         int | None, doc("1, 2, 3, … in that journal, over all cameras and restarts; absent without a journal")
     ] = None
+    id: Annotated[str | None, doc("identifies an event that a language model is asked about; else absent")] = None
+    amends: Annotated[int | None, doc("`seq` of the event's first message, in a message with an answer")] = None
+    verdict: Annotated[Verdict | None, doc("answer of a language model; absent without an answer")] = None
+    description: Annotated[Description | None, doc("by a language model; absent without an answer")] = None
 
     @property
     def topic(self) -> str:
@@ -465,23 +487,6 @@ class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     newest: Annotated[int, doc("number of the newest published event")]
     more: Annotated[bool, doc("true if there are more events: send a request with the last number of this reply")]
     error: Annotated[str | None, doc("why the request failed; absent if it did not")] = None
-
-
-def rfc3339(utc_ns: int) -> str:
-    """Format nanoseconds since 1970 as ``2026-01-31T12:00:00.123456Z``."""
-    seconds, ns = divmod(utc_ns, 1_000_000_000)
-    return f"{_second(seconds)}.{ns // 1000:06d}Z"
-
-
-@lru_cache(maxsize=64)
-def _second(utc_s: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(utc_s))
-
-
-def utc_ns(text: str) -> int:
-    """Parse a time in the format of `rfc3339`, and return it in nanoseconds since 1970."""
-    since_1970 = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z") - datetime.fromtimestamp(0, timezone.utc)
-    return since_1970 // timedelta(microseconds=1) * 1000
 
 
 def schema_of(message: type[Struct]) -> str:

@@ -43,6 +43,7 @@ from vision.detect.detector import Detector, ReadsDevice
 from vision.detect.open import open_detector, open_second_model, published_class_names
 from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
+from vision.language.process import LanguageProcess
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
@@ -58,6 +59,7 @@ from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
+from vision.stages.inquiries import Box, InquiryStage
 from vision.stages.object_summaries import ObjectSnapshotStage, ObjectStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.snapshots import SnapshotStage
@@ -90,6 +92,7 @@ class RunOptions:
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
+    inquiries: str = ""  # address of the process that asks the language model; empty if there is none
     group: tuple[str, ...] = ()  # the cameras of a result worker; empty if this process handles all results
 
     @property
@@ -152,14 +155,18 @@ def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def open_recording_publisher(
-    config: AppConfig, options: RunOptions, resources: ExitStack, *, proxy: bool
+    config: AppConfig,
+    options: RunOptions,
+    resources: ExitStack,
+    *,
+    proxy: bool,
+    language: LanguageProcess | None = None,
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    Also start the HTTP server and the sinks, if configured. An offline run, which stores no events, has no sinks. If
-    `proxy` is True, other processes can publish through the publisher.
-    Also start the HTTP server and the archive, if they are configured. If `proxy` is True, other processes can publish
-    through the publisher.
+    Also start the HTTP server, the archive, and the sinks, if configured, and `language`, which publishes events with
+    their verdicts, if it is not None. An offline run, which stores no events, has no sinks. If `proxy` is True, other
+    processes can publish through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -184,8 +191,12 @@ def open_recording_publisher(
         keys=keys,
         proxy=proxy,
         node_events=None if options.offline else NodeEvents(NodeEventSettings.of(config)),
+        gate=language,
     )
     resources.enter_context(publisher)
+    if language is not None:
+        resources.enter_context(language).start(publisher)
+        publisher.add_counters(language.counters)
     log.info("publishing on %s", publisher.address)
     if config.http is not None:
         resources.enter_context(open_monitoring(config.http, publisher, config.status.interval_s, keys))
@@ -318,6 +329,37 @@ def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack)
     part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
     stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
     return [resources.enter_context(closing(stage))]
+
+
+def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:
+    """Prepare the process that asks the language model. Return None if it is not asked anything.
+
+    An offline run does not ask it, because its results must be repeatable.
+    """
+    if config.language is None or not (config.verify or config.describe) or options.sink is not None:
+        return None
+    if options.offline:
+        log.info("verify, describe: the language model is not asked in an offline run")
+        return None
+    return LanguageProcess(config)
+
+
+def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[InquiryStage]:
+    """Open the stage that sends events and frames to the process that asks the language model.
+
+    Return an empty list if there is no such process.
+    """
+    if not options.inquiries or config.language is None:
+        return []
+    require_cv2("language")
+    from vision.detect.reference.crops import JpegEncoder
+
+    encoder = JpegEncoder(max_side_px=config.language.max_image_px)
+
+    def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
+        return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)
+
+    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode)))]
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:

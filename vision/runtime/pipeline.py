@@ -21,6 +21,7 @@ from vision.runtime.builder import (
     open_configured_detector,
     open_recording_publisher,
     open_video,
+    prepare_language,
 )
 from vision.runtime.capture_processes import RemoteCamera
 from vision.runtime.process_count import process_count
@@ -50,10 +51,12 @@ class Pipeline:
         for camera in config.cameras if options.open_source is None else ():
             require_library(camera)
         count = self._workers(config, options)
+        language = prepare_language(config, options)
+        options = options if language is None else replace(options, inquiries=language.address)
         stages_closed = resources.enter_context(ExitStack())
         stages = self.open_stages(config, replace(options, result_workers=count > 1), stages_closed)
         reads_pixels = any(isinstance(stage, PixelStage) for stage in stages)
-        publisher, recorder = open_recording_publisher(config, options, resources, proxy=count > 1)
+        publisher, recorder = open_recording_publisher(config, options, resources, proxy=count > 1, language=language)
         # Workers start while the detector is opened. Only the detector knows whether workers can read the frames.
         workers = None
         if count > 1 and not reads_pixels:
@@ -122,6 +125,7 @@ class Pipeline:
             node=publisher.numbering.node,
             class_names=published_class_names(find_model(config.model)[1], config.detect),
             records=recorder is not None,
+            inquiries=options.inquiries,
         )
         return ResultProcesses(
             setup,

@@ -54,6 +54,7 @@ class WorkerSetup:
     node: str
     class_names: tuple[str, ...]
     records: bool  # if True, answers contain the detections messages
+    inquiries: str = ""  # address of the process that asks the language model; empty if there is none
 
     def encode(self) -> bytes:
         """Return the setup as bytes, for `pickle.loads`."""

@@ -228,6 +228,7 @@ def _open(
         offline=setup.offline,
         counters=counters,
         result_workers=True,
+        inquiries=setup.inquiries,
         group=tuple(begin.sequences),
     )
     logging.disable(logging.INFO)  # the main process opened the same stages, and logged the same lines

@@ -29,7 +29,8 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
-from vision.messaging.schema import CameraReport, NodeReport, rfc3339
+from vision.messaging.schema import CameraReport, NodeReport
+from vision.messaging.times import rfc3339
 from vision.runtime.batcher import Batcher
 from vision.runtime.camera_threads import MAX_ABANDONED, CameraThreads
 from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera

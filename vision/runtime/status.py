@@ -16,8 +16,8 @@ from vision.messaging.schema import (
     CameraReport,
     DetectorStatus,
     LatencyPercentiles,
-    rfc3339,
 )
+from vision.messaging.times import rfc3339
 from vision.metrics import LatencyHistogram, Percentiles, Rate
 from vision.runtime.latest_slot import SlotCounts
 from vision.stages.stage import Report

@@ -30,6 +30,7 @@ from vision.errors import ConfigError, ModelError
 SECRETS = {"CAMERA_PASSWORD": "a/b", "GATE_PASSWORD": "d", "METRICS_TOKEN": "0123456789abcdef"} | {
     "BROKER_PASSWORD": "e",
     "WEBHOOK_SECRET": "0123456789abcdef",
+    "LANGUAGE_KEY": "f",
 }
 REFERENCE = shipped_configs()["reference"]
 DEMONSTRATED = {"pipeline"}

@@ -24,7 +24,7 @@ SCHEMA = {
     "required": ["answer", "confidence"],
     "additionalProperties": False,
 }
-JPEG = b"\xff\xd8 a picture \xff\xd9"
+JPEG = b"\xff\xd8 an image \xff\xd9"
 
 
 @pytest.fixture

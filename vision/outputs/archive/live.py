@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, LineCounts, ZoneCounts, utc_ns
+from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, LineCounts, ZoneCounts
+from vision.messaging.times import utc_ns
 from vision.outputs.archive.tables import COLUMNS, Table
 
 LIVE_NAME: Final = "live.sqlite"

@@ -22,7 +22,8 @@ from vision.client import Item, Subscription
 from vision.errors import VisionError
 from vision.messaging.curve import KeyPair
 from vision.messaging.gap_recovery import Gap
-from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, utc_ns
+from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage
+from vision.messaging.times import utc_ns
 from vision.outputs.archive.live import LiveDatabase
 from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked

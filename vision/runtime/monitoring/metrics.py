@@ -63,7 +63,7 @@ class ProgramState:
                 duration_ms: float = getattr(item.timing_ms, stage)
                 if item.clock != "media" or stage not in ("wait", "total"):  # a recording has other timestamps
                     self._stages.labels(item.camera, stage).observe(duration_ms / 1e3)
-        elif isinstance(item, EventMessage):
+        elif isinstance(item, EventMessage) and item.amends is None:
             self._events.labels(item.camera, item.kind).inc()
         elif isinstance(item, Gap):
             self._lost.inc(item.lost)

@@ -1,0 +1,176 @@
+"""Events, verdicts, descriptions, and statements of a running program, with a scripted server over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.chat_server import MODEL, ChatHttpServer, Handler, chat_server, completion, json_answer
+from tests.messages.processes import wait_until
+from tests.unit.runtime.test_result_processes import RULE, Running, running, site
+from vision.config import AppConfig
+from vision.messaging.schema import EventMessage
+from vision.runtime.builder import open_state
+
+pytestmark = pytest.mark.integration
+
+QUESTION = "Is the object red?"
+CHECK = {"name": "real", "names": ["visited"], "prompt": QUESTION}
+
+
+def asking(folder: Path, server: ChatHttpServer, *, processes: int = 1, **top: Any) -> AppConfig:
+    """Return a configuration whose rule reports each object that enters a zone."""
+    language = {"url": server.url, "parallel": 4, "timeout_s": 60.0, "max_age_s": 120.0} | top.pop("language", {})
+    return site(folder, processes=processes, **({"rules": [RULE]} | top), language=language)
+
+
+def events(program: Running, kind: str = "rule") -> list[EventMessage]:
+    return [event for event in program.of(EventMessage) if event.kind == kind]
+
+
+def first_messages(program: Running) -> list[EventMessage]:
+    return [event for event in events(program) if event.amends is None]
+
+
+def amendments(program: Running) -> list[EventMessage]:
+    return [event for event in program.of(EventMessage) if event.amends is not None]
+
+
+def counters(program: Running) -> dict[str, int]:
+    return program.reports[-1].node.counters if program.reports else {}
+
+
+def is_counted(program: Running, name: str, least: int = 1) -> Callable[[], bool]:
+    return lambda: counters(program).get(f"language.{name}", 0) >= least
+
+
+def language_process() -> psutil.Process:
+    found = [each for each in psutil.Process().children() if any("vision.language" in part for part in each.cmdline())]
+    return found[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_verdict_amends_its_event(tmp_path: Path, processes: int) -> None:
+    state_dir, ledger = str(tmp_path / "state"), str(tmp_path / "ledger")
+    describe = {"name": "words", "names": ["visited"], "cameras": ["c0"], "crop": True}
+    with chat_server(_answer_each) as server, ExitStack() as resources:
+        config = asking(
+            tmp_path, server, processes=processes, verify=[CHECK | {"frames": 2, "spacing_s": 0.1}],
+            describe=[describe], state_dir=state_dir, language={"ledger": ledger},
+        )  # fmt: skip
+        with running(config, state=open_state(config, resources)) as program:
+            wait_until(lambda: {each.camera for each in amendments(program)} == {"c0", "c1", "c2"}, "verdicts", 60)
+            wait_until(lambda: any(each.description for each in amendments(program)), "a description", 60)
+            wait_until(is_counted(program, "answers.real.yes"), "the counter", 60)
+            requests = list(server.requests)
+    assert program.failure is None
+    known = {event.id: event for event in first_messages(program)}
+    for amendment in amendments(program):
+        assert amendment.id is not None
+        first = known[amendment.id]
+        assert (amendment.amends, first.verdict, first.description) == (first.seq, None, None)
+        assert (amendment.kind, amendment.at, amendment.data) == (first.kind, first.at, first.data)
+        assert amendment.verdict or amendment.description
+        if amendment.verdict is not None:
+            assert (amendment.verdict.answer, amendment.verdict.confidence) == ("yes", 0.9)
+            assert (amendment.verdict.check, amendment.verdict.model) == ("real", MODEL)
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
+        stored = [json.loads(payload) for (payload,) in database.execute("SELECT payload FROM events")]
+    assert [each["number"] for each in stored] == list(range(1, len(stored) + 1))
+    assert any("verdict" in each for each in stored)
+    question = next(each for each in requests if each.prompt.startswith(QUESTION))
+    assert question.images == 2
+    assert '"name":"visited"' in question.prompt
+    entries = [json.loads(line) for line in (tmp_path / "ledger" / "ledger.jsonl").read_text().splitlines()]
+    answered = {entry["id"]: entry for entry in entries if entry["check"] == "real"}
+    sent = {_hashes(each.content): each.prompt for each in requests if each.images == 2}
+    assert any(sent.get(tuple(entry["images_sha256"])) == entry["prompt"] for entry in answered.values())
+
+
+def _answer_each(handler: Handler) -> None:
+    is_description = "response_format" not in handler.server.requests[-1].body
+    handler.send(completion("A red object.") if is_description else json_answer("yes"))
+
+
+def _hashes(content: Any) -> tuple[str, ...]:
+    images = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in content[1:]]
+    return tuple(hashlib.sha256(image).hexdigest() for image in images)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_events_that_wait_are_published_or_dropped(tmp_path: Path, processes: int) -> None:
+    def answer(handler: Handler) -> None:
+        is_first = '"camera":"c0"' in handler.server.requests[-1].prompt
+        handler.send(json_answer("yes" if is_first else "no"))
+
+    with chat_server(answer) as server:
+        verify = [CHECK | {"wait_s": 100, "keep": ["yes"]}]
+        config = asking(tmp_path, server, processes=processes, verify=verify, language={"parallel": 1})
+        with running(config) as program:
+            wait_until(is_counted(program, "events.dropped"), "a dropped event", 60)
+            wait_until(lambda: len(events(program)) > 0, "a published event", 60)
+    assert {event.camera for event in events(program) if event.verdict} == {"c0"}
+    assert {event.verdict.answer for event in events(program) if event.verdict} == {"yes"}
+    assert not amendments(program)
+
+
+@pytest.mark.parametrize(("on_timeout", "is_sent"), [("send", True), ("drop", False)])
+def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeout: str, is_sent: bool) -> None:
+    with chat_server(lambda handler: handler.hang()) as server:
+        verify = [CHECK | {"wait_s": 0.2, "on_timeout": on_timeout}]
+        with running(asking(tmp_path, server, verify=verify)) as program:
+            wait_until(is_counted(program, "events.timed_out", 3), "timeouts", 60)
+            wait_until(lambda: len(events(program, "zone_entered")) > 3, "other events", 60)
+    assert program.failure is None
+    assert bool(events(program)) == is_sent
+    assert all(event.verdict is None for event in program.of(EventMessage))
+
+
+def test_waiting_events_are_published_at_the_end(tmp_path: Path) -> None:
+    with (
+        chat_server(lambda handler: handler.hang()) as server,
+        running(asking(tmp_path, server, verify=[CHECK | {"wait_s": 600}])) as program,
+    ):
+        wait_until(is_counted(program, "events.waiting"), "a waiting event", 60)
+        assert not events(program)
+    assert program.failure is None
+
+
+def test_a_statement_is_watched_until_it_is_true(tmp_path: Path) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send(json_answer("yes" if len(handler.server.requests) > 4 else "no"))
+
+    watch = {"name": "open", "statement": "The gate is open.", "every_s": 0.1, "cameras": ["c1"]}
+    with chat_server(answer) as server:
+        top: dict[str, Any] = {"pipeline": "detect", "analytics": {}, "rules": [], "language": {"parallel": 1}}
+        config = asking(tmp_path, server, describe=[watch], **top)
+        with running(config) as program:
+            wait_until(lambda: bool(events(program, "statement")), "the statement is true", 60)
+            asked = len(server.requests)
+            wait_until(lambda: program.cameras()["c1"].published > 100, "more frames", 60)
+            assert len(server.requests) == asked
+    (event,) = events(program, "statement")
+    assert (event.camera, event.name, event.data["statement"]) == ("c1", "open", "The gate is open.")
+    assert event.verdict is not None
+    assert event.verdict.answer == "yes"
+
+
+def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
+    with chat_server() as server, running(asking(tmp_path, server, verify=[CHECK])) as program:
+        wait_until(lambda: bool(amendments(program)), "a verdict", 60)
+        os.kill(language_process().pid, signal.SIGKILL)
+        wait_until(is_counted(program, "restarts"), "the restart", 60)
+        before = len(amendments(program))
+        wait_until(lambda: len(amendments(program)) > before, "another verdict", 60)
+    assert program.failure is None

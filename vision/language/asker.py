@@ -1,0 +1,245 @@
+"""`Asker` receives questions, asks the server, and reports what became of each question."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
+from vision.errors import InvalidAnswer, LanguageError, ServerFailure, ServerRefusal, redact
+from vision.language.breaker import CircuitBreaker
+from vision.language.client import Answer, ChatServer
+from vision.language.fair_queue import FairQueue
+from vision.language.ledger import Ledger
+from vision.language.messages import (
+    MOST_TEXT,
+    STATEMENT,
+    Line,
+    LogLine,
+    Outcome,
+    Question,
+    Statement,
+    Totals,
+)
+from vision.language.prompts import TRUE, answers_of, is_json, prompt_of, schema_of
+from vision.messaging import codec
+from vision.messaging.schema import Description, EventMessage, Verdict
+from vision.metrics import LatencyHistogram
+
+_QUEUE_BYTES: Final = 64 << 20
+_LOG_S: Final = 60.0  # time between two log lines about the same kind of error
+_BROKEN: Final = ("too-long", "not-http", "rubbish")
+"""Codes of invalid answers that are signs of a server that does not work."""
+_PASSABLE: Final = ("images-refused", "image-too-large", "refused")
+"""Codes of refusals that concern one question."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A question with its images, and the time at which it arrived."""
+
+    question: Question
+    images: Sequence[bytes]
+    arrived_s: float
+
+
+class Asker:
+    """Asks the server about questions, in several threads. Its methods do not block on the server."""
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        entries: Sequence[VerifyConfig | DescribeConfig],
+        report: Callable[[Line], None],
+        *,
+        ledger: Ledger | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        """Create the parts. `report` receives each outcome and log line, and is called by several threads."""
+        self._config, self._report, self._ledger = config, report, ledger
+        self._entries = {entry.name: entry for entry in entries}
+        self._server = ChatServer(config)
+        self._breaker = breaker or CircuitBreaker()
+        self._queue: FairQueue[_Waiting] = FairQueue(most=config.queue, most_bytes=_QUEUE_BYTES)
+        self._latency = LatencyHistogram()
+        self._lock = threading.Lock()
+        self._counters: Counter[str] = Counter(requests=0)
+        self._logged: dict[str, float] = {}  # time of the last log line about each code
+        self._true_until: dict[tuple[str, str], float] = {}
+        """Time in seconds until which a statement counts as true, by entry and camera."""
+
+    def start(self, on_failure: Callable[[], None]) -> None:
+        """Start the threads. A thread that fails calls `on_failure`."""
+
+        def run() -> None:
+            try:
+                while True:
+                    self.ask_next()
+            finally:
+                on_failure()
+
+        for number in range(self._config.parallel):
+            threading.Thread(target=run, name=f"ask-{number}", daemon=True).start()
+
+    def add(self, question: Question, images: Sequence[bytes]) -> None:
+        """Queue a question, or report immediately that it gets no answer."""
+        waiting = _Waiting(question, images, time.monotonic())
+        if self._is_true(question):
+            return
+        if question.check not in self._entries:
+            self._fail(waiting, "unknown-check")
+        elif not self._breaker.admits():
+            self._fail(waiting, "breaker-open")
+        else:
+            for displaced in self._queue.put(question.camera, waiting, sum(map(len, images))):
+                self._fail(displaced, "queue-full")
+
+    def ask_next(self) -> None:
+        """Wait for a question, ask the server, and report the outcome."""
+        waiting = self._queue.take()
+        assert waiting is not None
+        if self._is_true(waiting.question):
+            return
+        left_s = (waiting.question.expires_ns - time.monotonic_ns()) / 1e9
+        if left_s <= 0:
+            self._fail(waiting, "expired")
+        elif self._breaker.opened_after(waiting.arrived_s):
+            self._fail(waiting, "breaker-open")
+        else:
+            self._ask(waiting, left_s)
+
+    def totals(self) -> Totals:
+        """Return the counters and the measurements since the last call."""
+        latency = self._latency.snapshot(reset=True)
+        gauges = {
+            "queue": len(self._queue),
+            "queue_bytes": self._queue.nbytes,
+            "breaker_open": int(self._breaker.is_open),
+            "latency_p50_ms": round(latency.p50_ms),
+            "latency_p99_ms": round(latency.p99_ms),
+        }
+        with self._lock:
+            counters = dict(self._counters)
+        if self._ledger is not None:
+            counters["ledger_lost"] = self._ledger.lost
+        return Totals(counters=counters, gauges=gauges)
+
+    def _ask(self, waiting: _Waiting, left_s: float) -> None:
+        question = waiting.question
+        entry = self._entries[question.check]
+        prompt, answers = prompt_of(entry, question), answers_of(entry)
+        asked_s = time.monotonic()
+        self._count("requests")
+        try:
+            answer = self._server.complete(
+                prompt,
+                waiting.images,
+                schema=schema_of(answers) if answers and is_json(entry) else None,
+                choices=() if is_json(entry) else answers,
+                deadline_s=left_s,
+            )
+        except LanguageError as error:
+            if _shows_failure(error) and not (error.code == "too-slow" and left_s < self._config.timeout_s):
+                self._breaker.failed(asked_s)
+            else:
+                self._breaker.succeeded()
+            self._log(error.code, str(error))
+            self._fail(waiting, error.code, prompt)
+            return
+        self._breaker.succeeded()
+        self._latency.observe(int(answer.latency_ms * 1e6))
+        self._answered(waiting, entry, prompt, answer)
+
+    def _answered(self, waiting: _Waiting, entry: VerifyConfig | DescribeConfig, prompt: str, answer: Answer) -> None:
+        question, latency_ms = waiting.question, round(answer.latency_ms, 1)
+        if not answers_of(entry):
+            text = redact(answer.text.strip()[:MOST_TEXT])
+            description = Description(check=entry.name, text=text, model=answer.model, latency_ms=latency_ms)
+            self._count(f"answers.{entry.name}")
+            self._record(waiting, prompt, {"model": answer.model, "answer": text, "latency_ms": latency_ms})
+            self._report(Outcome(id=question.id, purpose=question.purpose, description=description))
+            return
+        chosen, confidence = answer.parsed, answer.confidence
+        if isinstance(chosen, Mapping):
+            chosen, confidence = chosen["answer"], float(chosen["confidence"])
+        verdict = Verdict(
+            check=entry.name,
+            answer=chosen,
+            confidence=None if confidence is None else round(confidence, 4),
+            model=answer.model,
+            latency_ms=latency_ms,
+        )
+        self._count(f"answers.{entry.name}.{chosen}")
+        details = {"model": answer.model, "answer": chosen, "confidence": confidence, "latency_ms": latency_ms}
+        self._record(waiting, prompt, details)
+        if isinstance(entry, DescribeConfig):
+            self._watched(question, entry, verdict)
+        else:
+            self._report(Outcome(id=question.id, purpose=question.purpose, verdict=verdict))
+
+    def _is_true(self, question: Question) -> bool:
+        """Return True if a question is about a statement that was true, and is not checked again yet."""
+        return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
+
+    def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
+        """Report a statement that is true, and stop to watch it for a time."""
+        with self._lock:
+            if verdict.answer != TRUE or self._is_true(question):
+                return
+            again_s = float("inf") if entry.again_after_s is None else entry.again_after_s
+            self._true_until[entry.name, question.camera] = time.monotonic() + again_s
+        event = EventMessage(
+            **codec.UNNUMBERED,
+            camera=question.camera,
+            epoch=question.epoch,
+            frame=question.frame,
+            at=question.at,
+            at_monotonic_ns=question.at_monotonic_ns,
+            kind=STATEMENT,
+            name=entry.name,
+            data={"phase": "instant", "statement": entry.statement},
+            verdict=verdict,
+        )
+        self._report(Statement(event=event))
+
+    def _fail(self, waiting: _Waiting, code: str, prompt: str = "") -> None:
+        question = waiting.question
+        self._count(f"errors.{code}")
+        if prompt:
+            self._record(waiting, prompt, {"error": code})
+        if question.id:
+            self._report(Outcome(id=question.id, purpose=question.purpose, error=code))
+
+    def _record(self, waiting: _Waiting, prompt: str, details: Mapping[str, Any]) -> None:
+        if self._ledger is None:
+            return
+        question = waiting.question
+        about = {"id": question.id, "check": question.check, "camera": question.camera, "at": question.at}
+        with self._lock:
+            self._ledger.write({**about, "prompt": prompt, **details}, waiting.images)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counters[name] += 1
+
+    def _log(self, code: str, text: str) -> None:
+        """Log an error, but each code at most once per minute."""
+        now_s = time.monotonic()
+        with self._lock:
+            if now_s - self._logged.get(code, -_LOG_S) < _LOG_S:
+                return
+            self._logged[code] = now_s
+        self._report(LogLine(text=text, is_problem=True))
+
+
+def _shows_failure(error: LanguageError) -> bool:
+    """Return True if the next question will probably fail too."""
+    if isinstance(error, InvalidAnswer):
+        return error.code in _BROKEN
+    if isinstance(error, ServerRefusal):
+        return error.code not in _PASSABLE
+    return isinstance(error, ServerFailure)

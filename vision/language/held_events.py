@@ -1,0 +1,180 @@
+"""`HeldEvents` decides when an event is published that a language model is asked about. It has no threads or sockets.
+
+An event whose entry of `verify:` has `wait_s` is held until its verdict, or until that time has passed. Every other
+event is published immediately, and again when there is an answer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from vision.config.language import VerifyConfig
+from vision.errors import conceal
+from vision.language.messages import Outcome, waiting_entry
+from vision.messaging.schema import EventMessage
+
+_MOST_SENT: Final = 4096  # published events that an answer can still amend
+_MOST_EARLY: Final = 1024  # answers to events that have not been published yet
+_MOST_DROPPED: Final = 4096  # states whose start was not published
+
+_State: TypeAlias = tuple[str, str, str, int | None]
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that waits, and the end of the state that it starts, if the state has ended."""
+
+    event: EventMessage
+    entry: VerifyConfig
+    until_s: float
+    following: list[EventMessage] = field(default_factory=list)
+
+
+class HeldEvents:
+    """Holds events, and amends published ones. Its methods can be called by several threads."""
+
+    def __init__(self, entries: Sequence[VerifyConfig], clock: Callable[[], float] = time.monotonic) -> None:
+        """Hold no event yet. `clock` returns seconds."""
+        self._entries, self._clock = tuple(entries), clock
+        self._lock = threading.Lock()
+        self._held: dict[str, _Held] = {}  # by id
+        self._holder: dict[_State, str] = {}  # id of the held event of each state
+        self._sent: OrderedDict[str, EventMessage] = OrderedDict()
+        self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
+        self._dropped: OrderedDict[_State, None] = OrderedDict()
+        self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0)
+
+    def admit(self, events: Sequence[EventMessage]) -> list[EventMessage]:
+        """Return the events to publish now, and hold the others."""
+        with self._lock:
+            return [each for event in events for each in self._admitted(event)]
+
+    def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
+        """Take note of the numbers of published events. Return amendments for the answers that have arrived already."""
+        with self._lock:
+            amendments = []
+            for event in events:
+                if event.id is None or event.amends is not None:
+                    continue
+                _put(self._sent, event.id, event, _MOST_SENT)
+                outcomes = self._early.pop(event.id, [])
+                amendments += [amendment for outcome in outcomes for amendment in self._amended(event, outcome)]
+            return amendments
+
+    def answered(self, outcome: Outcome) -> list[EventMessage]:
+        """Return the events to publish because of an answer, or of the failure to get one."""
+        with self._lock:
+            held = self._held.get(outcome.id)
+            if held is not None and outcome.purpose == "verify":
+                return self._released(held, outcome)
+            if outcome.id in self._sent:
+                return self._amended(self._sent[outcome.id], outcome)
+            _put(self._early, outcome.id, [*self._early.get(outcome.id, []), outcome], _MOST_EARLY)
+            return []
+
+    def expired(self) -> list[EventMessage]:
+        """Return the events to publish because they have waited for too long."""
+        with self._lock:
+            now_s = self._clock()
+            return [
+                each
+                for held in list(self._held.values())
+                if held.until_s <= now_s
+                for each in self._released(held, None)
+            ]
+
+    def release(self) -> list[EventMessage]:
+        """Stop holding events. Return the held events to publish."""
+        with self._lock:
+            return [each for held in list(self._held.values()) for each in self._released(held, None)]
+
+    def next_s(self) -> float | None:
+        """Return the time at which the next event has waited for too long; None if no event waits."""
+        with self._lock:
+            return min((held.until_s for held in self._held.values()), default=None)
+
+    def waiting(self) -> int:
+        """Return the number of held events."""
+        return len(self._held)
+
+    def _admitted(self, event: EventMessage) -> list[EventMessage]:
+        if event.data.get("phase") == "end":
+            return self._admitted_end(event)
+        self._dropped.pop(_state(event), None)
+        entry = waiting_entry(self._entries, event)
+        if entry is None or entry.wait_s is None:
+            return [event]
+        held = _Held(event, entry, self._clock() + entry.wait_s)
+        outcomes = [] if event.id is None else self._early.pop(event.id, [])
+        verdict = next((outcome for outcome in outcomes if outcome.purpose == "verify"), None)
+        if event.id is not None and (others := [each for each in outcomes if each is not verdict]):
+            _put(self._early, event.id, others, _MOST_EARLY)
+        if event.id is None or verdict is not None:
+            return self._released(held, verdict)
+        self.counters["held"] += 1
+        self._held[event.id] = held
+        if event.data.get("phase") == "begin":
+            self._holder[_state(event)] = event.id
+        return []
+
+    def _admitted_end(self, event: EventMessage) -> list[EventMessage]:
+        """Treat the end of a state like its start: publish it after the start, or not at all."""
+        state = _state(event)
+        if (held := self._held.get(self._holder.get(state, ""))) is not None:
+            held.following.append(event)
+            return []
+        if state in self._dropped:
+            del self._dropped[state]
+            self.counters["dropped"] += 1
+            return []
+        return [event]
+
+    def _released(self, held: _Held, outcome: Outcome | None) -> list[EventMessage]:
+        """Return the events to publish when `held` stops to wait. Without a verdict, `on_timeout` decides."""
+        event, state = held.event, _state(held.event)
+        if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:
+            del self._holder[state]
+        verdict = None if outcome is None else outcome.verdict
+        if verdict is None:
+            self.counters["timed_out"] += 1
+            is_kept = held.entry.on_timeout == "send"
+        else:
+            is_kept = held.entry.keep is None or verdict.answer in held.entry.keep
+            event = msgspec.structs.replace(event, verdict=verdict)
+        if is_kept:
+            return [event, *held.following]
+        self.counters["dropped"] += 1 + len(held.following)
+        if event.data.get("phase") == "begin" and not held.following:
+            _put(self._dropped, state, None, _MOST_DROPPED)
+        return []
+
+    def _amended(self, event: EventMessage, outcome: Outcome) -> list[EventMessage]:
+        if outcome.verdict is None and outcome.description is None:
+            return []
+        self.counters["amended"] += 1
+        changes: dict[str, Any] = {"verdict": outcome.verdict or event.verdict, "description": event.description}
+        if (described := outcome.description) is not None:
+            changes["description"] = msgspec.structs.replace(described, text=conceal(described.text))
+        amended = msgspec.structs.replace(event, **changes)
+        if event.id is not None:
+            self._sent[event.id] = amended
+        return [msgspec.structs.replace(amended, amends=event.seq, journal=None, number=None)]
+
+
+def _state(event: EventMessage) -> _State:
+    return event.camera, event.kind, event.name, event.track_id
+
+
+def _put(entries: OrderedDict[Any, Any], key: object, value: object, most: int) -> None:
+    """Store a value as the newest one, and remove the oldest values above `most`."""
+    entries[key] = value
+    entries.move_to_end(key)
+    while len(entries) > most:
+        entries.popitem(last=False)

@@ -1,0 +1,123 @@
+"""Messages between the program and the process that asks the language model, and the choice of events.
+
+The program sends inquiries over a socket, each with its images. The process prints its lines, in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from vision.config.language import DescribeConfig, Inquiry, VerifyConfig
+from vision.messaging.codec import plain
+from vision.messaging.schema import Description, EventMessage, Verdict
+
+Purpose: TypeAlias = Literal["verify", "describe"]
+
+STATEMENT: Final = "statement"
+"""Kind of the events that report that a statement of `describe:` is true."""
+
+LARGEST_IMAGE_BYTES: Final = 4 << 20
+MOST_TEXT: Final = 4000  # characters of a description
+
+_C = TypeVar("_C", bound=Inquiry)
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A question about an event or, if `id` is empty, about a camera. Its images are sent with it."""
+
+    id: str
+    purpose: Purpose
+    check: str  # name of the entry of `verify:` or `describe:`
+    camera: str
+    epoch: int
+    frame: int
+    at: str
+    at_monotonic_ns: int
+    facts: Mapping[str, Any]  # what the prompt states about the event
+    expires_ns: int  # time on the monotonic clock after which no answer is needed
+    offsets_ms: Sequence[int]  # time from the event to each image
+    cropped: bool
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
+    """The end of a question: a verdict, a description, or an error."""
+
+    id: str
+    purpose: Purpose
+    verdict: Verdict | None = None
+    description: Description | None = None
+    error: str = ""  # code of the error; empty if there is an answer
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
+    """A statement that has become true, as an event without a header."""
+
+    event: EventMessage
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
+    """A line for the log of the program."""
+
+    text: str
+    is_problem: bool
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True, tag="totals"):
+    """Counters of the process since its start, and measurements of the present."""
+
+    counters: Mapping[str, int]
+    gauges: Mapping[str, int]
+
+
+Line: TypeAlias = Outcome | Statement | LogLine | Totals
+
+_questions = msgspec.msgpack.Decoder(Question)
+_lines: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Line)
+_to_msgpack = msgspec.msgpack.Encoder(enc_hook=plain)
+
+
+def encode_question(question: Question) -> bytes:
+    """Encode a question. Raise `TypeError` if its facts have unsupported types."""
+    return _to_msgpack.encode(question)
+
+
+def decode_question(data: bytes) -> Question:
+    """Decode a question. Raise `msgspec.MsgspecError` if `data` is something else."""
+    return _questions.decode(data)
+
+
+def encode_line(line: Line) -> str:
+    """Encode a line, without the line break."""
+    return msgspec.json.encode(line).decode()
+
+
+def decode_line(text: str) -> Line:
+    """Decode a line. Raise `msgspec.MsgspecError` if `text` is something else."""
+    line: Line = _lines.decode(text)
+    return line
+
+
+def chosen(entries: Sequence[_C], *, camera: str, kind: str, name: str, data: Mapping[str, Any]) -> _C | None:
+    """Return the first entry that chooses an event; None if there is none, or if the event ends a state."""
+    if data.get("phase") == "end":
+        return None
+    for entry in entries:
+        matches = (
+            (entry.cameras, camera),
+            (entry.kinds, kind),
+            (entry.names, name),
+            (entry.classes, data.get("class")),
+        )
+        is_watch = isinstance(entry, DescribeConfig) and entry.statement is not None
+        if not is_watch and all(allowed is None or value in allowed for allowed, value in matches):
+            return entry
+    return None
+
+
+def waiting_entry(entries: Sequence[VerifyConfig], event: EventMessage) -> VerifyConfig | None:
+    """Return the entry whose verdict the publication of an event waits for; None if there is none."""
+    entry = chosen(entries, camera=event.camera, kind=event.kind, name=event.name, data=event.data)
+    return entry if entry is not None and entry.wait_s is not None else None

@@ -1,0 +1,181 @@
+"""`LanguageProcess`, the program's side of the process that asks the language model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import queue
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from vision.config.app import AppConfig
+from vision.errors import Closed, ConfigError, registered_secrets
+from vision.language.held_events import HeldEvents
+from vision.language.ledger import Ledger
+from vision.language.messages import LogLine, Outcome, Statement, Totals, decode_line
+from vision.messaging.helper_process import HelperProcess
+from vision.messaging.schema import EventMessage
+
+log = logging.getLogger(__name__)
+
+_PROGRAM: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.language.program import main; main()"
+)
+_PACKAGES: Final = ("httpx", "jsonschema")
+_SILENT_S: Final = 30.0  # time without a line after which the process counts as hanging
+_POLL_S: Final = 1.0
+_STOP_S: Final = 2.0
+
+
+class PublishesLate(Protocol):
+    """A publisher of events that the gate has held back."""
+
+    def publish_late(self, events: Sequence[EventMessage]) -> None:
+        """Send events without passing the gate."""
+
+
+class LanguageProcess:
+    """The process, and the thread that publishes what follows from its answers.
+
+    The class is the `EventGate` of the publisher. `address` is the address to which stages send questions.
+    """
+
+    def __init__(self, config: AppConfig) -> None:
+        """Check the requirements. `start` starts the process and the thread.
+
+        Raises:
+            ConfigError: a package is missing, or the folder of the ledger cannot be used.
+            Unavailable: the folder of the ledger cannot be used at present.
+        """
+        assert config.language is not None
+        missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            hint = "pip install 'vision-streams[language]'"
+            raise ConfigError(f"language: the package {missing[0]} is missing", hint=hint, code="package-missing")
+        if config.language.ledger is not None:
+            Ledger(Path(config.language.ledger), max_bytes=config.language.ledger_mb * 1_000_000).close()
+        self.address = f"ipc://@vision-{secrets.token_hex(16)}"  # abstract, so that no file can stay behind
+        self._held = HeldEvents(config.verify)
+        self._totals, self._earlier = Totals(counters={}, gauges={}), Counter[str]()
+        self._heard_s = time.monotonic()
+        self._todo: queue.SimpleQueue[list[EventMessage] | Outcome | Statement | None] = queue.SimpleQueue()
+        self._publisher: PublishesLate | None = None
+        self._error: Exception | None = None
+        options = {
+            "address": self.address,
+            "language": config.language.model_dump(mode="json"),
+            "verify": [entry.model_dump(mode="json", exclude_unset=True) for entry in config.verify],
+            "describe": [entry.model_dump(mode="json", exclude_unset=True) for entry in config.describe],
+            "secrets": registered_secrets(),
+        }
+        program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
+        self._process = HelperProcess("language", program, options, on_line=self._read)
+        self._thread = threading.Thread(target=self._publish, name="verdicts", daemon=True)
+
+    def start(self, publisher: PublishesLate) -> None:
+        """Start the process and the thread, which publishes through `publisher`."""
+        self._publisher = publisher
+        self._process.start()
+        self._thread.start()
+
+    def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
+        """Return the events to publish now. The others are published with their verdict, or when their time is up.
+
+        Raise the exception of the thread if it has failed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._held.admit(events)
+
+    def sent(self, events: Sequence[EventMessage]) -> None:
+        """Take note of the sequence numbers of published events."""
+        amendments = self._held.sent(events)
+        if amendments:
+            self._todo.put(amendments)
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the process and of the held events, by name."""
+        totals = self._totals
+        counters = self._earlier + Counter(totals.counters)
+        own = {f"events.{name}": count for name, count in self._held.counters.items()}
+        own |= {"events.waiting": self._held.waiting(), "restarts": self._process.restarts}
+        return {f"language.{name}": int(value) for name, value in {**counters, **totals.gauges, **own}.items()}
+
+    def close(self) -> None:
+        """End the process, and publish the events that still wait, as if their time was up. Idempotent."""
+        self._process.close()
+        if self._thread.is_alive():
+            self._todo.put(None)
+            self._thread.join(_STOP_S)
+
+    def _read(self, text: str) -> None:
+        """Process a line of the process. The thread that supervises the process calls this method."""
+        self._heard_s = time.monotonic()
+        try:
+            line = decode_line(text)
+        except msgspec.MsgspecError:
+            return
+        if isinstance(line, Totals):
+            if line.counters.get("requests", 0) < self._totals.counters.get("requests", 0):  # of a new process
+                self._earlier += Counter(self._totals.counters)
+            self._totals = line
+        elif isinstance(line, LogLine):
+            log.log(logging.WARNING if line.is_problem else logging.INFO, "language: %s", line.text)
+        else:
+            self._todo.put(line)
+
+    def _publish(self) -> None:
+        """Publish events until `close`. The thread calls this method."""
+        is_open = True
+        while is_open:
+            events: list[EventMessage] = []
+            with contextlib.suppress(queue.Empty):
+                todo = self._todo.get(timeout=self._pause_s())
+                is_open = todo is not None
+                if isinstance(todo, Outcome):
+                    events += self._held.answered(todo)
+                elif isinstance(todo, Statement):
+                    events.append(todo.event)
+                elif todo is not None:
+                    events += todo
+            events += self._held.expired() if is_open else self._held.release()
+            self._send(events)
+            self._check_process()
+
+    def _send(self, events: Sequence[EventMessage]) -> None:
+        if not events:
+            return
+        assert self._publisher is not None
+        try:
+            self._publisher.publish_late(events)
+        except Closed:  # because the program ends
+            pass
+        except Exception as error:  # noqa: BLE001 - `admit` raises it
+            self._error = error
+
+    def _pause_s(self) -> float:
+        next_s = self._held.next_s()
+        return _POLL_S if next_s is None else min(_POLL_S, max(0.0, next_s - time.monotonic()))
+
+    def _check_process(self) -> None:
+        """Kill a process that hangs, so that it is started again."""
+        if time.monotonic() - self._heard_s > _SILENT_S:
+            log.warning("language: the process prints nothing for %.0f s, and is started again", _SILENT_S)
+            self._heard_s = time.monotonic()
+            self._process.kill()
+
+    def __enter__(self) -> LanguageProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,231 @@
+"""`InquiryStage` sends events and their frames to the process that asks the language model.
+
+The results thread only copies a frame when a question needs one. A thread of the stage encodes the copies and sends
+them. If no copy is free, a question gets its image from a later frame. Nothing waits for the process: if it receives
+nothing, questions are skipped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import zmq
+
+from vision.config.app import AppConfig
+from vision.config.language import DescribeConfig, Inquiry, VerifyConfig
+from vision.language.messages import LARGEST_IMAGE_BYTES, Purpose, Question, chosen, encode_question
+from vision.messaging.times import rfc3339
+from vision.stages.frame_worker import FrameWorker
+from vision.types import Event, Frame, FrameMeta, Result, Tracks
+
+log = logging.getLogger(__name__)
+
+_BUFFERS: Final = 8  # number of frames that can wait to be encoded
+_MOST_OPEN: Final = 8  # questions of one camera that still need images
+_QUEUED: Final = 16  # messages that wait in the socket
+_LINGER_MS: Final = 100
+_STOP_S: Final = 1.0
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""x1, y1, x2, y2 of a part of a frame, in pixels. The box can extend beyond the frame."""
+
+Encode: TypeAlias = Callable[[Frame, Box | None], bytes]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A question that still needs images."""
+
+    entry: Inquiry
+    purpose: Purpose
+    event: Event | None  # None for a statement, which is about a camera
+    id: str
+    meta: FrameMeta  # the frame of the event
+    expires_ns: int
+    next_ns: int  # capture time from which the next image is taken
+    images: list[bytes] = field(default_factory=list)
+    offsets_ms: list[int] = field(default_factory=list)
+    copied: int = 0  # number of frames that were copied
+
+    @property
+    def is_complete(self) -> bool:
+        return self.copied == self.entry.frames
+
+
+class InquiryStage:
+    """Chooses events and statements, collects their images, and sends them as questions."""
+
+    def __init__(self, config: AppConfig, address: str, encode: Encode) -> None:
+        """Start the thread, and connect to the process.
+
+        Args:
+            config: the configuration, with `language`.
+            address: address of the process.
+            encode: function that returns a frame, or the part of it in a box, as a JPEG file. The thread calls it.
+        """
+        assert config.language is not None
+        self._verify, self._describe = config.verify, config.describe
+        self._watches = [entry for entry in config.describe if entry.statement is not None]
+        self._max_age_ns = int(config.language.max_age_s * 1e9)
+        self._encode = encode
+        self._open: dict[str, list[_Open]] = {}  # by camera
+        self._watched_ns: dict[tuple[str, str], int] = {}  # next check of each statement, by its name and the camera
+        self._due: deque[list[_Open]] = deque()  # questions that get each copy, in the order of the copies
+        self._counters = Counter(sent=0, skipped=0, failed=0)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
+        self._socket.connect(address)
+        self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
+
+    def with_frame(self, result: Result, frame: Frame) -> Result:
+        """Start questions about the events of a result, and copy the frame if a question needs it."""
+        camera_id, now_ns = result.meta.camera_id, result.meta.captured_ns
+        result = self._with_new_questions(result)
+        self._start_watches(result.meta)
+        waiting = self._open.get(camera_id)
+        if not waiting:
+            return result
+        due = [each for each in waiting if each.next_ns <= now_ns or each.meta.epoch != result.meta.epoch]
+        if due:
+            self._copy(due, result, frame)
+        real_ns = time.monotonic_ns()
+        late = [each for each in waiting if not each.is_complete and each.expires_ns < real_ns]
+        self._counters["skipped"] += len(late)
+        self._open[camera_id] = [each for each in waiting if not each.is_complete and each not in late]
+        return result
+
+    def counters(self) -> dict[str, int]:
+        """Return the numbers of questions that were sent, skipped, and failed."""
+        return {f"language.questions.{name}": count for name, count in self._counters.items()}
+
+    def close(self) -> None:
+        """Send the waiting questions, and stop. Give up after one second. Idempotent."""
+        self._worker.finish()
+        self._worker.join(_STOP_S)
+        self._socket.close(linger=_LINGER_MS)
+        self._context.term()
+
+    # --- in the results thread ----------------------------------------------------------------------------------------
+
+    def _with_new_questions(self, result: Result) -> Result:
+        if not result.events:
+            return result
+        events = tuple(self._questioned(event, result.meta) for event in result.events)
+        return replace(result, events=events)
+
+    def _questioned(self, event: Event, meta: FrameMeta) -> Event:
+        """Start the questions about an event. Return the event with an id if there are any."""
+        about: dict[str, Any] = {"camera": event.camera_id, "kind": event.kind, "name": event.name, "data": event.data}
+        found: list[tuple[Purpose, VerifyConfig | DescribeConfig]] = []
+        if (verify := chosen(self._verify, **about)) is not None:
+            found.append(("verify", verify))
+        if (describe := chosen(self._describe, **about)) is not None:
+            found.append(("describe", describe))
+        waiting = self._open.setdefault(event.camera_id, [])
+        if not found:
+            return event
+        if len(waiting) + len(found) > _MOST_OPEN:
+            self._counters["skipped"] += len(found)
+            return event
+        event = replace(event, id=secrets.token_hex(8))
+        for purpose, entry in found:
+            waits_s = entry.wait_s if isinstance(entry, VerifyConfig) else None
+            age_ns = self._max_age_ns if waits_s is None else int(waits_s * 1e9)
+            expires_ns = time.monotonic_ns() + age_ns
+            waiting.append(_Open(entry, purpose, event, event.id, meta, expires_ns, meta.captured_ns))
+        return event
+
+    def _start_watches(self, meta: FrameMeta) -> None:
+        """Start a question about each statement whose next check is due."""
+        for entry in self._watches:
+            if entry.cameras is not None and meta.camera_id not in entry.cameras:
+                continue
+            watched, every_ns = (entry.name, meta.camera_id), int((entry.every_s or 0.0) * 1e9)
+            next_ns = self._watched_ns.get(watched, 0)
+            if next_ns - every_ns <= meta.captured_ns < next_ns:
+                continue
+            self._watched_ns[watched] = meta.captured_ns + every_ns
+            waiting = self._open.setdefault(meta.camera_id, [])
+            if len(waiting) < _MOST_OPEN:
+                expires_ns = time.monotonic_ns() + self._max_age_ns
+                waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
+
+    def _copy(self, due: list[_Open], result: Result, frame: Frame) -> None:
+        """Copy the frame for questions, if a copy is free."""
+        self._due.append(due)
+        if not self._worker.add(frame, result):
+            self._due.pop()
+            return
+        for each in due:
+            each.copied += 1
+            each.next_ns = result.meta.captured_ns + int(each.entry.spacing_s * 1e9)
+
+    # --- in the thread of the stage -----------------------------------------------------------------------------------
+
+    def _work(self, copies: Iterator[tuple[Frame, Result]]) -> None:
+        for frame, result in copies:
+            for question in self._due.popleft():
+                try:
+                    self._add_image(question, frame, result)
+                except Exception as error:  # noqa: BLE001 - no failure of a question may end the program
+                    self._counters["failed"] += 1
+                    log.warning("language: no question about an event of %s: %s", frame.meta.camera_id, error)
+
+    def _add_image(self, question: _Open, frame: Frame, result: Result) -> None:
+        box = _box_of(question, result)
+        image = self._encode(frame, box)
+        if len(image) > LARGEST_IMAGE_BYTES:
+            raise ValueError(f"the image has {len(image)} bytes; set a lower `language.max_image_px`")
+        question.images.append(image)
+        question.offsets_ms.append(round((result.meta.captured_ns - question.meta.captured_ns) / 1e6))
+        if len(question.images) < question.entry.frames:
+            return
+        header = encode_question(_question_of(question, is_cropped=box is not None))
+        try:
+            self._socket.send_multipart([header, *question.images], zmq.NOBLOCK)
+        except zmq.Again:
+            self._counters["skipped"] += 1
+        else:
+            self._counters["sent"] += 1
+
+
+def _question_of(open_: _Open, *, is_cropped: bool) -> Question:
+    meta, event = open_.meta, open_.event
+    facts: Mapping[str, Any] = {}
+    if event is not None:
+        facts = {"kind": event.kind, "name": event.name, **event.data}
+    return Question(
+        id=open_.id,
+        purpose=open_.purpose,
+        check=open_.entry.name,
+        camera=meta.camera_id,
+        epoch=meta.epoch,
+        frame=meta.index,
+        at=rfc3339(meta.captured_utc_ns),
+        at_monotonic_ns=meta.captured_ns,
+        facts=facts,
+        expires_ns=open_.expires_ns,
+        offsets_ms=open_.offsets_ms,
+        cropped=is_cropped,
+    )
+
+
+def _box_of(question: _Open, result: Result) -> Box | None:
+    """Return the box around the object of the event, with its margin; None if the whole frame is sent."""
+    event, objects = question.event, result.objects
+    if not question.entry.crop or event is None or event.track_id is None or not isinstance(objects, Tracks):
+        return None
+    rows = (objects.track_ids == event.track_id).nonzero()[0]
+    if not len(rows) or not np.isfinite(box := objects.boxes_xyxy[rows[0]]).all():
+        return None
+    x1, y1, x2, y2 = box.tolist()
+    dx, dy = question.entry.margin * (x2 - x1), question.entry.margin * (y2 - y1)
+    return x1 - dx, y1 - dy, x2 + dx, y2 + dy
