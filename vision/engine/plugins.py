@@ -1,7 +1,8 @@
 """Access to TensorRT's plugin registry, and loading of the plugin libraries that a model.yaml lists.
 
 A plugin library is code that runs with the rights of this process. Therefore, model.yaml must contain the SHA-256 of
-each library, and the bytes that were verified are the bytes that are loaded.
+each library, and the bytes that were verified are the bytes that are loaded. Other users must not be able to change
+model.yaml.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vision.engine.library import collect_log, find_library, trt
 from vision.errors import ModelError
-from vision.state.private_files import sha256_of
+from vision.state.private_files import require_private_file, require_private_folder, sha256_of
 
 if TYPE_CHECKING:
     from vision.config import AnySpec, PluginSpec
 
+_SPEC_NAME: Final = "model.yaml"
 _NEEDED: Final = re.compile(rb"\0libnvinfer(?:_plugin)?\.so\.(\d+)")
 """Name of TensorRT's library in a table of an ELF file, with its major version."""
 
@@ -54,9 +56,12 @@ def load_plugins(folder: Path, spec: AnySpec) -> None:
     Raises:
         ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or contains
             no plugins; or the installed library does not support plugins.
+        Untrusted: other users can write to model.yaml, to its folder, or to a folder above it.
     """
     for plugin in spec.plugin_libraries:
         contents = _verified(folder, spec, plugin)
+        require_private_folder(folder, content="plugin libraries")
+        require_private_file(folder / _SPEC_NAME)
         if plugin.sha256 not in _loaded:
             _load(contents, spec.name, plugin)
             _loaded.add(plugin.sha256)

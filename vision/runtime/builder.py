@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
@@ -37,6 +37,7 @@ from vision.config import (
 )
 from vision.config.app import SnapshotConfig
 from vision.config.archive import ArchiveConfig
+from vision.config.load import SPEC_NAME
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
@@ -66,6 +67,7 @@ from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.counters import HasCameraCounters
 from vision.state.database import StateDatabase
+from vision.state.private_files import Untrusted, require_private_file, require_private_folder
 from vision.types import Frame, PixelFormat, Result, frame_shape
 from vision.version import require_cv2
 
@@ -126,7 +128,10 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     if folder.is_file() and folder.suffix == ONNX_SUFFIX:
         return folder.parent, spec_of_file(folder)
     if folder.exists():
-        return folder, load_model_spec(folder)
+        spec = load_model_spec(folder)
+        if folder.parent != shipped_models():
+            _warn_if_untrusted(folder, folder / spec.file)
+        return folder, spec
     if is_model_path(name):
         text, hint = f"the model {folder} does not exist", "a path is relative to the folder of camera.yaml"
         raise ModelError(text, hint=hint, code="model-missing")
@@ -134,6 +139,19 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     hint = did_you_mean(name, names) or "`vision models` lists them, and shows how to write a model.yaml"
     text = f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml"
     raise ModelError(text, hint=hint, code="model-unknown")
+
+
+@cache
+def _warn_if_untrusted(folder: Path, file: Path) -> None:
+    """Log a warning, once per model, if other users can replace the model."""
+    try:
+        require_private_folder(folder, content="models")
+        for path in (folder / SPEC_NAME, file):
+            require_private_file(path)
+    except Untrusted as error:
+        log.warning("other users can replace the model: %s; %s", error.args[0], error.hint)
+    except OSError:  # the detector reports a file that is missing
+        pass
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ def star_relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     example = ROOT / "examples" / "cpp_plugin"
     command = ["make", "-s", "-C", str(example), f"NVCC={TOOLKIT / 'bin' / 'nvcc'} -L{TOOLKIT / 'lib'}"]
     subprocess.run([*command, f"INCLUDE={HEADERS}", "ARCH=sm_87", f"OUT={folder}"], check=True, capture_output=True)
+    (folder / "model.yaml").touch()
     return folder / "libstar_relu.so"
 
 

@@ -19,7 +19,7 @@ from vision.detect.reference.heads import make_head
 from vision.engine.library import find_library, trt
 from vision.engine.plugins import load_plugins, plugin_registry, register
 from vision.errors import DeviceMissing, ModelError
-from vision.state.private_files import sha256_of
+from vision.state.private_files import Untrusted, sha256_of
 
 pytestmark = needs_tensorrt
 
@@ -272,7 +272,8 @@ def test_rtx_has_no_plugins() -> None:
 
 
 def listing(folder: Path, contents: bytes | None, *, sha256: str = "") -> ModelSpec:
-    """Write a library, unless it is None. Return a specification that lists it."""
+    """Write a library, unless it is None, and an empty model.yaml. Return a specification that lists the library."""
+    (folder / "model.yaml").touch()
     if contents is not None:
         (folder / "libplugin.so").write_bytes(contents)
     digest = sha256 or sha256_of(contents or b"")
@@ -303,6 +304,15 @@ def test_unusable_library_is_refused(tmp_path: Path, contents: bytes | None, sha
         load_plugins(tmp_path, listing(tmp_path, contents, sha256=sha256))
     assert caught.value.code == code
     assert caught.value.hint
+
+
+@needs_registry
+@pytest.mark.parametrize("changed", [".", "model.yaml"])
+def test_library_that_other_users_can_list_is_refused(tmp_path: Path, changed: str) -> None:
+    listed = listing(tmp_path, shared_library())
+    (tmp_path / changed).chmod(0o777)
+    with pytest.raises(Untrusted):
+        load_plugins(tmp_path, listed)
 
 
 @needs_registry

@@ -1,0 +1,38 @@
+"""A model that other users can replace causes a warning."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.log_records import log_args
+from vision.config import shipped_models
+from vision.runtime.builder import find_model
+
+NAME = "nanodet-g-416"
+
+
+@pytest.mark.parametrize(
+    ("changed", "mode", "warnings"),
+    [
+        (".", 0o755, 0),
+        (".", 0o777, 1),
+        ("model.yaml", 0o644, 0),
+        ("model.yaml", 0o666, 1),
+        (f"{NAME}.onnx", 0o666, 1),
+    ],
+)
+def test_replaceable_model_causes_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: str, mode: int, warnings: int
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shipped_models() / NAME, folder)
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    (folder / changed).chmod(mode)
+    for _ in range(2):
+        assert find_model(str(folder))[0] == folder
+    assert len(log_args(caplog, "vision.runtime.builder")) == warnings
