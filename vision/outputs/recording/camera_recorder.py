@@ -12,7 +12,7 @@ from typing import Final
 from vision.config.recording import RecordingConfig
 from vision.outputs.recording.index import Kind, RecordedEvent
 from vision.outputs.recording.ring import KeptPacket, PacketRing
-from vision.outputs.recording.segment_times import MIN_SPAN_NS, SegmentTimes
+from vision.outputs.recording.segment_times import MIN_SPAN_NS, Pace, SegmentTimes
 from vision.outputs.recording.store import OpenFile, RecordingStore
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,13 @@ class Recording:
         self._position = position
         self._file_ns = round(file_s * 1e9)
         self._segment: _Segment | None = None
+        self._pace: tuple[int, Pace] | None = None  # connection of the last file, and its pace
         self._missing = 0  # since the last packet that was written
 
     def write(self, until_ns: int | None, *, ends: bool = False) -> None:
         """Write the packets that have arrived, up to `until_ns` (monotonic). None means that there is no end.
 
-        A file is started only after the packets of its first 2 s have arrived, unless `ends`.
+        The first file of a connection is started only after the packets of 4 s have arrived, unless `ends`.
 
         Raises:
             OSError: the disk is full or fails. The present file has ended, and the remaining packets can be written
@@ -79,7 +80,7 @@ class Recording:
             if until_ns is not None and packet.header.arrived_ns > until_ns:
                 break
             self._end_before(packet)
-            if self._segment is None and packet.header.key and not ends and _is_too_early(packet, packets[-1]):
+            if self._segment is None and packet.header.key and not ends and self._is_too_early(packet, packets[-1]):
                 break
             self._position = packet.position + 1
             self._missing += packet.lost_before
@@ -89,6 +90,13 @@ class Recording:
                 self._start(packet, packets[index:])
             else:
                 self._missing += 1
+
+    def _is_too_early(self, first: KeptPacket, newest: KeptPacket) -> bool:
+        """Return True if too few packets of a connection have arrived to know their pace."""
+        connection = first.header.connection
+        if newest.header.connection != connection or (self._pace is not None and self._pace[0] == connection):
+            return False
+        return newest.header.arrived_ns - first.header.arrived_ns < MIN_SPAN_NS
 
     def _end_before(self, packet: KeptPacket) -> None:
         """Complete the present file if a packet does not belong to it."""
@@ -120,7 +128,10 @@ class Recording:
     def _start(self, packet: KeptPacket, following: Sequence[KeptPacket]) -> None:
         """Start a file with a key frame. Leave the frame out if FFmpeg does not understand it."""
         connection = packet.header.connection
-        times = SegmentTimes([each.header for each in following if each.header.connection == connection])
+        same = [each.header for each in following if each.header.connection == connection]
+        if self._pace is None or self._pace[0] != connection:
+            self._pace = connection, Pace.of(same)
+        times = SegmentTimes(same, self._pace[1])
         try:
             opened = self._store.create(self.number, self._camera, self._kind, self.files + 1, packet)
         except ValueError as error:
@@ -139,13 +150,6 @@ class Recording:
         segment, self._segment = self._segment, None
         if segment is not None:
             self._store.complete(segment.opened)
-
-
-def _is_too_early(first: KeptPacket, newest: KeptPacket) -> bool:
-    """Return True if too few packets have arrived since a packet to know their order and rate."""
-    if first.header.connection != newest.header.connection:
-        return False
-    return newest.header.arrived_ns - first.header.arrived_ns < MIN_SPAN_NS
 
 
 class CameraRecorder:

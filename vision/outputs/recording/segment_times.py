@@ -1,13 +1,14 @@
-"""`SegmentTimes`, which computes the times of the packets in a file.
+"""`Pace` and `SegmentTimes`, which compute the times of the packets in a file.
 
 Containers need a decoding time for each packet, which RTP does not transmit, and which never decreases. The times of a
-stream can be missing, can jump, or can pass at a wrong rate. The arrival times replace them then.
+stream can be missing, can jump, or can pass at a wrong rate. The arrival times show this, and replace missing times.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -16,34 +17,80 @@ from vision.messaging.packets import PacketHeader
 HZ: Final = 90_000
 """Ticks per second of all times in files."""
 
-MIN_SPAN_NS: Final = 2_000_000_000
-"""Duration of the packets from which the order and the rate of the presentation times can be determined."""
+MIN_SPAN_NS: Final = 4_000_000_000
+"""Duration of the packets from which `Pace.of` determines the order and the rate of the presentation times."""
 
 _DEFAULT_INTERVAL_NS: Final = 40_000_000
-_MAX_DRIFT_NS: Final = 2_000_000_000  # between presentation and arrival times
-_MAX_DRIFT: Final = 0.15  # of the time since the first packet
-_RATE_RANGE: Final = (0.9, 1.1)  # of plausible presentation times, relative to arrival times
+_JUMP_NS: Final = 2_000_000_000  # change of the difference between presentation and arrival times
+_RATES: Final = (0.7, 1.4)  # of plausible presentation times, relative to arrival times, which vary
+_PARTS: Final = 4
+_MAX_VARIATION: Final = 2.0  # of the arrival times of the parts
+_MIN_RATE: Final = 0.1  # a camera with a lower rate repeats its times
 _MAX_DEPTH: Final = 16  # frames, as in H.264 and H.265
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The order and the rate of the presentation times of a connection."""
+
+    has_times: bool  # False if the presentation times are missing or repeated
+    rate: float  # relative to the arrival times; 1 if it is plausible
+    depth: int  # number of frames by which the decoder must be ahead
+    interval_ns: int  # between two frames
+
+    @classmethod
+    def of(cls, packets: Sequence[PacketHeader]) -> Pace:
+        """Return the pace of packets that follow each other.
+
+        FFmpeg does not know the time of the first frame of some streams, so single times can be missing.
+        """
+        times = [header.pts_ns for header in packets if header.pts_ns is not None]
+        interval_ns = _interval_ns(times)
+        if len(times) <= len(packets) // 2 or len(set(times)) < len(times):
+            return cls(False, 1.0, 0, interval_ns)
+        rate = _rate(packets, interval_ns)
+        if rate < _MIN_RATE:
+            return cls(False, 1.0, 0, interval_ns)
+        return cls(True, rate, _reorder_depth(times, interval_ns), round(interval_ns / rate))
+
+
+def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
+    """Return the rate of the presentation times relative to the arrival times; 1 if it is plausible.
+
+    Packets also arrive at a wrong rate if the machine or the network is overloaded. Therefore, the rate of the
+    presentation times counts as wrong only if it is the same in all parts of the packets.
+    """
+    if packets[-1].arrived_ns - packets[0].arrived_ns < MIN_SPAN_NS // 2:
+        return 1.0
+    edges = [packets[number * (len(packets) - 1) // _PARTS] for number in range(_PARTS + 1)]
+    arrived_ns = [max(1, later.arrived_ns - earlier.arrived_ns) for earlier, later in pairwise(edges)]
+    if max(arrived_ns) > _MAX_VARIATION * min(arrived_ns):
+        return 1.0
+    rate = interval_ns * (len(packets) - 1) / sum(arrived_ns)
+    return 1.0 if _RATES[0] <= rate <= _RATES[1] else rate
 
 
 class SegmentTimes:
     """The times of the packets of one file, in ticks. The first decoding time is 0."""
 
-    def __init__(self, packets: Sequence[PacketHeader]) -> None:
-        """Choose the source of the times. `packets` are the packets that are known already, from the first on."""
+    def __init__(self, packets: Sequence[PacketHeader], pace: Pace) -> None:
+        """Create the times of a file. `packets` are the packets that are known already, from the first on."""
+        self.pace = pace
         self._first_ns = packets[0].arrived_ns
-        self._base_ns = _plausible_base_ns(packets)  # of presentation times; None means that arrival times are used
+        self._base_ns = packets[0].pts_ns  # presentation time of the first packet; None if unknown
+        later = [header.pts_ns for header in packets if header.pts_ns is not None]
+        if self._base_ns is None and later:
+            self._base_ns = min(later) - round(pace.interval_ns * pace.rate)
+        self._ahead_ns = 0  # presentation time of the last packet, minus its arrival time
         self._last_dts = -1
         self._leading = True  # only the first packet and leading packets were passed to `next`
-        times = [header.pts_ns for header in packets if header.pts_ns is not None]
-        self._depth = 0 if self._base_ns is None else _reorder_depth(times)
-        self._interval_ns = _interval_ns(times)
         self._window: list[int] = []
         self._fill_window(0)
 
     def _fill_window(self, from_ns: int) -> None:
         """Assume frames before `from_ns`, so that the decoding times are ahead of the presentation times."""
-        self._window = [from_ns + (number - self._depth) * self._interval_ns for number in range(self._depth)]
+        depth, interval_ns = self.pace.depth, self.pace.interval_ns
+        self._window = [from_ns + (number - depth) * interval_ns for number in range(depth)]
 
     def next(self, header: PacketHeader) -> tuple[int, int] | None:
         """Return the presentation and decoding time of the next packet.
@@ -52,21 +99,31 @@ class SegmentTimes:
         without earlier packets.
         """
         arrived_ns = header.arrived_ns - self._first_ns
-        if self._base_ns is None or header.pts_ns is None:
+        if not self.pace.has_times:
             return self._after_last(arrived_ns, arrived_ns)
-        pts_ns = header.pts_ns - self._base_ns
-        if abs(pts_ns - arrived_ns) > _MAX_DRIFT_NS + _MAX_DRIFT * arrived_ns:  # the camera changed its clock
-            self._base_ns = header.pts_ns - arrived_ns
-            pts_ns = arrived_ns
-            self._fill_window(pts_ns)
+        pts_ns = self._pts_ns(header, arrived_ns)
+        self._ahead_ns = pts_ns - arrived_ns
         if self._leading and pts_ns < 0:
             return None
         self._leading = self._leading and pts_ns == 0
         insort(self._window, pts_ns)
         return self._after_last(pts_ns, self._window.pop(0))
 
+    def _pts_ns(self, header: PacketHeader, arrived_ns: int) -> int:
+        """Return the presentation time since the first packet, without jumps."""
+        rate = self.pace.rate
+        if header.pts_ns is None:
+            return arrived_ns + self._ahead_ns
+        if self._base_ns is not None:
+            pts_ns = round((header.pts_ns - self._base_ns) / rate)
+            if abs(pts_ns - arrived_ns - self._ahead_ns) <= _JUMP_NS:
+                return pts_ns
+        self._base_ns = header.pts_ns - round(arrived_ns * rate)  # the camera changed its clock
+        self._fill_window(arrived_ns)
+        return arrived_ns
+
     def _after_last(self, pts_ns: int, dts_ns: int) -> tuple[int, int]:
-        shift_ns = self._depth * self._interval_ns
+        shift_ns = self.pace.depth * self.pace.interval_ns
         dts = max(_ticks(dts_ns + shift_ns), self._last_dts + 1)
         self._last_dts = dts
         return max(_ticks(pts_ns + shift_ns), dts), dts
@@ -76,25 +133,15 @@ def _ticks(ns: int) -> int:
     return ns * HZ // 1_000_000_000
 
 
-def _plausible_base_ns(packets: Sequence[PacketHeader]) -> int | None:
-    """Return the presentation time of the first packet; None if the presentation times are missing or wrong."""
-    times = [header.pts_ns for header in packets if header.pts_ns is not None]
-    if len(times) < len(packets) or len(set(times)) < len(times):
-        return None
-    arrived_ns = packets[-1].arrived_ns - packets[0].arrived_ns
-    if arrived_ns >= MIN_SPAN_NS * 3 // 4:
-        rate = (max(times) - times[0]) / arrived_ns
-        if not _RATE_RANGE[0] <= rate <= _RATE_RANGE[1]:
-            return None
-    return times[0]
+def _reorder_depth(times: Sequence[int], interval_ns: int) -> int:
+    """Return by how many frames the decoder must be ahead: the most frames before a frame that are displayed later.
 
-
-def _reorder_depth(times: Sequence[int]) -> int:
-    """Return by how many frames the decoder must be ahead: the most frames before a frame that are displayed later."""
+    A larger difference than that of the most frames that a codec allows is a jump.
+    """
     latest: list[int] = []
     depth = 0
     for time_ns in times:
-        later = sum(each > time_ns for each in latest)
+        later = sum(0 < each - time_ns <= _MAX_DEPTH * interval_ns for each in latest)
         depth = max(depth, later)
         latest = [*latest[-_MAX_DEPTH:], time_ns]
     return depth
