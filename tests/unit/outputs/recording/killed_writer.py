@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -12,11 +13,16 @@ from vision.outputs.recording.index import RecordingIndex
 
 
 def main() -> None:
-    """Record clips and everything, in the folder that is the first argument. Print a line when recording starts."""
-    folder = Path(sys.argv[1])
-    desk = Desk(folder / "recordings", RecordingIndex(folder), mode="both", file_s=10, max_gb=3e-4)
-    frames = coded(frames=100)
+    """Record in the folder that is the first argument. Print a line when recording starts."""
+    coded(frames=100)
     print("started", flush=True)
+    record_forever(Path(sys.argv[1]))
+
+
+def record_forever(folder: Path) -> None:
+    """Record clips and everything."""
+    desk = Desk(folder / "recordings", RecordingIndex(folder), mode="both", file_s=10, max_gb=3e-4)
     for connection in count(1):
-        start_s = connection * 12.0
-        desk.play(packets(frames, connection=connection, start_s=start_s), [start_s + 3, start_s + 8])
+        start_s = connection * 12.0 + time.time() % 1e6
+        arriving = packets(coded(frames=100), connection=connection, start_s=start_s)
+        desk.play(arriving, [start_s + 3, start_s + 8])

@@ -1,0 +1,60 @@
+"""Kill a process that records, many times, and check the index after each: python -m tests.soak.recording_kills 1000.
+
+After each kill, the index must be readable, and its repair must leave nothing to correct: every listed file can be
+played, and no file is unlisted.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from tests.unit.outputs.recording.killed_writer import record_forever
+from tests.unit.outputs.recording.streams import coded
+from vision.outputs.recording.index import RecordingIndex
+from vision.outputs.recording.repair import find_differences, repair
+
+_LONGEST_S = 0.4
+
+
+def kill_once(folder: Path, delay_s: float) -> Counter[str]:
+    """Record in a child process, kill it, and repair the index. Return the number of differences by kind."""
+    child = os.fork()
+    if not child:
+        record_forever(folder)
+        os._exit(1)
+    time.sleep(delay_s)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    recordings = folder / "recordings"
+    with closing(RecordingIndex(folder)) as index:  # raises an error if the index is damaged
+        found = find_differences(index, recordings, thorough=False)
+        repair(index, recordings, found)
+        left = find_differences(index, recordings, thorough=True)
+        assert not left, left
+    return Counter(str(each.fault) for each in found)
+
+
+def main() -> int:
+    """Kill the process as many times as the first argument states. Print the totals."""
+    kills, random_delay, faults = int(sys.argv[1]), random.Random(7), Counter[str]()
+    coded(frames=100)
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(1, kills + 1):
+            faults += kill_once(Path(name), random_delay.uniform(0.005, _LONGEST_S))
+            if number % 100 == 0:
+                print(f"{number} kills: {dict(faults)}", flush=True)
+        with closing(RecordingIndex(Path(name))) as index:
+            print(f"the index is readable after {kills} kills, and lists {len(index.files())} files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
