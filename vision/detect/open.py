@@ -160,7 +160,7 @@ def _tensorrt_module(name: str) -> ModuleType:
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
     """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`."""
-    _refuse_plugins(spec)
+    refuse_plugins(spec)
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
     try:
@@ -185,7 +185,7 @@ def open_network(path: Path, spec: ModelSpec) -> Network:
         ModelError: the file cannot be loaded, or its inputs differ from the spec.
         DeviceMissing: ONNX Runtime is not installed.
     """
-    _refuse_plugins(spec)
+    refuse_plugins(spec)
     try:
         from vision.detect.onnxruntime.network import Network
     except ImportError as error:
@@ -245,7 +245,8 @@ def open_classifier(
     return OnnxRuntimeClassifier(path, spec, threads=threads, max_batch=max_batch)
 
 
-def _refuse_plugins(spec: ModelSpec) -> None:
+def refuse_plugins(spec: ModelSpec) -> None:
+    """Raise `ModelError` if a model cannot run with ONNX Runtime, because it needs plugins of TensorRT."""
     if spec.plugins:
         raise ModelError(
             f"{spec.name} needs plugins of TensorRT, so it does not run on the CPU with ONNX Runtime",

@@ -17,7 +17,7 @@ from vision.config import CameraConfig, ModelSpec
 from vision.detect.classes import class_names
 from vision.detect.detector import Detector
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
-from vision.errors import ConfigError, VisionError
+from vision.errors import ConfigError, from_os_error
 from vision.evaluation.detection import match_detections, score_detections
 from vision.evaluation.mot import Boxes, read_truth
 from vision.evaluation.passes import LOWEST_SCORE, Progress
@@ -193,14 +193,14 @@ class Judge:
         """Measure a serialized model. Write it to the temporary `folder` first.
 
         Raises:
-            VisionError: the file cannot be written.
+            ConfigError: the file cannot be written.
+            Unavailable: the file cannot be written at present, for example because the disk is full.
         """
         path = folder / "candidate.onnx"
         try:
             path.write_bytes(contents)
         except OSError as error:
-            text, hint = f"cannot write {path}: {error.strerror}", "free some disk space"
-            raise VisionError(text, hint=hint, code="not-writable") from error
+            raise from_os_error(f"cannot write {path}", error, code="not-writable") from error
         return self.measure(path, words)
 
     def _average_precision(self, path: Path, words: str) -> float:

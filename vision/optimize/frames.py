@@ -18,7 +18,7 @@ import numpy as np
 from vision.capture.frame_reader import read_frames
 from vision.config import CameraConfig, InputSpec
 from vision.config.source_address import RECORDED
-from vision.errors import Closed, ConfigError, SourceError, VisionError
+from vision.errors import Closed, ConfigError, SourceError, VisionError, from_os_error
 from vision.optimize.feed import Image, Letterboxer
 from vision.optimize.sampling import Candidate, choose, gray_cells, is_near_duplicate
 
@@ -98,11 +98,7 @@ class Collector:
         try:
             np.save(self.path(candidate), self._letterboxer.scale(frame)[0])
         except OSError as error:
-            raise VisionError(
-                f"cannot store frames in {self._folder}: {error.strerror or error}",
-                hint="free some disk space, set TMPDIR to a folder on a different disk, or lower --frames",
-                code="not-writable",
-            ) from error
+            raise from_os_error(f"cannot store frames in {self._folder}", error, code="not-writable") from error
         self.candidates.append(candidate)
         if len(self.candidates) >= self._most:
             for dropped in self.candidates[1::2]:
@@ -120,11 +116,12 @@ def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int,
     Raises:
         Closed: `step` raised it.
         ConfigError: the folder does not exist, or has too few different images.
-        VisionError: a frame cannot be stored, for example because the disk is full.
+        Unavailable: a frame cannot be stored at present, for example because the disk is full.
     """
     if not folder.is_dir():
         raise ConfigError(f"--images: expected a folder, got {folder}", code="no-images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in named if path.is_file() or (path.is_symlink() and not path.exists()))
     if not paths:
         names = ", ".join(sorted(_SUFFIXES))
         raise ConfigError(f"--images: {folder} contains no images ({names})", code="no-images")

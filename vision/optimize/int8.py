@@ -142,7 +142,7 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
         Closed: `stop` was set. No model was written.
         VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
     """
-    task.require_free()
+    task.require_valid()
     options.require()
     graph = open_graph(checked_model_file(task.folder, task.spec))
     _check_keep(options.keep, graph)

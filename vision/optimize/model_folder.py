@@ -14,7 +14,7 @@ import yaml
 
 from vision.config import ModelSpec
 from vision.config.load import SPEC_NAME
-from vision.errors import ConfigError
+from vision.errors import ConfigError, from_os_error
 from vision.state.private_files import sha256_of
 
 REPORT_NAME: Final = "optimization.json"
@@ -59,6 +59,7 @@ def install(folder: Path, spec: ModelSpec, contents: bytes, report: Mapping[str,
 
     Raises:
         ConfigError: the folder cannot be written.
+        Unavailable: the folder cannot be written at present, for example because the disk is full.
     """
     try:
         with _staged(folder) as staged:
@@ -68,11 +69,7 @@ def install(folder: Path, spec: ModelSpec, contents: bytes, report: Mapping[str,
             (staged / SPEC_NAME).write_text(text, encoding="utf-8")
             (staged / REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder}: {error.strerror}",
-            hint="free some disk space, or choose a different --output",
-            code="not-writable",
-        ) from error
+        raise from_os_error(f"cannot write {folder}", error, code="not-writable") from error
 
 
 @contextmanager

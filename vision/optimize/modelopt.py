@@ -87,7 +87,7 @@ class ModelOpt:
             target.unlink(missing_ok=True)
             _write_inputs(data, folder, contents, spec, frames)
         except OSError as error:
-            raise from_os_error("cannot write the frames for ModelOpt", error, code="no-room") from error
+            raise from_os_error("cannot write the frames for ModelOpt", error, code="not-writable") from error
         output = _run([str(self.python), *arguments(source, target, data, algorithm, kept)], folder, stop)
         if not target.exists():
             raise ModelError(

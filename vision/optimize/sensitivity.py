@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.errors import ConfigError
+from vision.errors import from_os_error
 from vision.evaluation.passes import Progress
 from vision.optimize.accuracy import Accuracy
 from vision.optimize.calibration import run
@@ -85,6 +85,7 @@ def plot_trade_off(points: Sequence[tuple[int, Accuracy]], layers: int, path: Pa
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
+        Unavailable: the file cannot be written at present, for example because the disk is full.
     """
     module = require_package("matplotlib.figure", "--plot needs matplotlib", install_hint("eval"))
     figure = module.Figure(figsize=(7.0, 4.2), layout="constrained")
@@ -101,4 +102,4 @@ def plot_trade_off(points: Sequence[tuple[int, Accuracy]], layers: int, path: Pa
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ConfigError(f"--plot: cannot write {path}: {error.strerror}", code="not-writable") from error
+        raise from_os_error(f"--plot: cannot write {path}", error, code="not-writable") from error

@@ -34,7 +34,7 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
             layers that can be sparse.
         VisionError: an input cannot be used, or the model lost more accuracy than allowed (code ``accuracy-drop``).
     """
-    task.require_free()
+    task.require_valid()
     has_frames = task.images is not None or bool(task.cameras)
     if not has_frames and (repair or task.labels is None):
         raise ConfigError(

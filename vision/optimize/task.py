@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vision.config import CameraConfig, ModelSpec
+from vision.detect.open import refuse_plugins
 from vision.errors import VisionError
 from vision.evaluation.passes import Progress
 from vision.evaluation.progress import show_progress
@@ -45,8 +46,14 @@ class Task:
         text = str(self.output)
         return text if "/" in text else f"./{text}"
 
-    def require_free(self) -> None:
-        """Raise `ConfigError` if `output` or `rejected` cannot be replaced. See `model_folder.require_free`."""
+    def require_valid(self) -> None:
+        """Check the model and the folders before frames are read.
+
+        Raises:
+            ConfigError: `output` or `rejected` cannot be replaced. See `model_folder.require_free`.
+            ModelError: the model needs plugins of TensorRT, so its accuracy cannot be measured with ONNX Runtime.
+        """
+        refuse_plugins(self.spec)
         require_free(self.output, force=self.force)
         require_free(self.rejected, force=True)
 
