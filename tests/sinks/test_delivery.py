@@ -256,6 +256,27 @@ def test_webhook_gives_up_a_message_that_a_server_never_accepts(tmp_path: Path) 
     assert (sender.sent, sender.refused) == (1, 1)
 
 
+async def create_stream(port: int, **options: Any) -> None:
+    client = await nats.connect(f"nats://127.0.0.1:{port}")
+    await client.jetstream().add_stream(name="small", subjects=["vision.station.>"], **options)
+    await client.close()
+
+
+def test_message_that_a_server_never_accepts_does_not_block_the_others(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "server") as server:
+        asyncio.run(create_stream(server.port, max_msg_size=1000))
+
+        async def steps(sender: Sender, queue: Spool) -> None:
+            queue.add([message(1), Outgoing("large", "events/gate", b"x" * 5000), message(2), message(3)])
+            sender.wake.set()
+
+        sender = deliver(tmp_path, settings(f"nats://127.0.0.1:{server.port}"), steps)
+        found = asyncio.run(nats_messages(server.port, "vision.station.events.gate"))
+    assert sorted(numbers_of(found)) == [1, 2, 3]
+    assert sender.refused == 1
+    assert "given up" in sender.last_error
+
+
 def test_wrong_password_is_reported_without_showing_it(tmp_path: Path) -> None:
     with redis_server(tmp_path / "server", "--requirepass", "right-password") as server:
         address = f"redis://127.0.0.1:{server.port}"

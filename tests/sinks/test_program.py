@@ -33,7 +33,7 @@ from vision.client import NodeStatusMessage, subscribe
 from vision.config.sinks import SinkConfig
 from vision.errors import ConfigError
 from vision.messaging.schema import SinkStatus
-from vision.outputs.sinks.process import require_sink_package
+from vision.outputs.sinks.process import check_sink
 
 _DEADLINE_S = 60.0
 
@@ -193,10 +193,20 @@ def check_announcements(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("address", "package"), [("mqtt://h", "aiomqtt"), ("kafka://h", "confluent_kafka")])
 def test_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, address: str, package: str) -> None:
     sink = SinkConfig(name="home", address=address)
-    require_sink_package(sink)
+    check_sink(sink)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError) as raised:
-        require_sink_package(sink)
+        check_sink(sink)
     assert raised.value.code == "package-missing"
     assert f"[{sink.target.protocol}]" in raised.value.hint
     assert raised.value.exit_code == 78
+
+
+@pytest.mark.parametrize("content", [None, "not a certificate"])
+def test_unusable_file_of_certificates_is_reported(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        check_sink(SinkConfig(name="home", address="mqtts://h", tls=str(path)))
+    assert raised.value.code == "tls-file"

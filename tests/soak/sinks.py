@@ -156,8 +156,8 @@ async def _nats(port: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
         while True:
-            found += [json.loads(each.data) for each in await subscription.fetch(1000, timeout=3)]
-    except nats.errors.TimeoutError:
+            found += [json.loads(each.data) for each in await subscription.fetch(200, timeout=5)]
+    except (asyncio.TimeoutError, nats.errors.TimeoutError):
         return found
     finally:
         await client.close()

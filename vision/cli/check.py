@@ -37,6 +37,7 @@ from vision.errors import (
     SourceError,
     VisionError,
 )
+from vision.outputs.sinks.process import check_sink
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, find_second_model
 from vision.runtime.process_count import process_count
@@ -111,6 +112,9 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     for camera_id, section in config.analytics.items():
         with _faults_at(path, "analytics", camera_id, "accuracy"):
             open_accuracy({camera_id: section})
+    for index, sink in enumerate(config.sinks):
+        with _faults_at(path, "sinks", index, "address"):
+            check_sink(sink)
     if config.cascade is not None:
         with _faults_at(path, "cascade", "model"):
             check_second_model(*find_second_model(config.cascade), config.cascade)

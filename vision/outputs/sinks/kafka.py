@@ -20,6 +20,7 @@ class KafkaConnection:
     """A producer of a Kafka cluster. Kafka stores the messages of a camera in order, without repetitions."""
 
     batch = 100
+    answers_checks = True
 
     def __init__(self, producer: Producer, settings: SinkSettings) -> None:
         self._producer = producer

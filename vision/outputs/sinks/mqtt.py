@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import aiomqtt
@@ -25,24 +25,56 @@ class MqttConnection:
     """A connection to an MQTT broker. Messages about a state are retained."""
 
     batch = 100
+    answers_checks = True
 
     def __init__(self, client: aiomqtt.Client, settings: SinkSettings) -> None:
         self._client = client
         self._prefix = "/".join(settings.prefix)
         self._availability = availability_topic(settings)
+        self._end = asyncio.create_task(_wait_for_end(client))
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
         """Deliver messages in order."""
-        await asyncio.gather(*(self._publish(message) for message in messages))
+        await self._until_end(asyncio.gather(*(self._publish(message) for message in messages)))
         return [""] * len(messages)
 
     async def check(self) -> None:
         """Publish that the sink is online."""
-        await self._client.publish(self._availability, ONLINE, qos=_AT_LEAST_ONCE, retain=True)
+        await self._until_end(self._say(ONLINE))
+
+    async def close(self) -> None:
+        """Publish that the sink is offline, if it is still connected."""
+        if not self._end.done():
+            await self._until_end(self._say(OFFLINE))
+        self._end.cancel()
+
+    async def _until_end(self, call: Awaitable[object]) -> None:
+        """Wait for a call of the library. Raise `aiomqtt.MqttError` if the connection ends earlier.
+
+        The library itself notices the end only after its timeout.
+        """
+        task = asyncio.ensure_future(call)
+        await asyncio.wait([task, self._end], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self._end
+            raise aiomqtt.MqttError("the broker closed the connection")
+        await task
 
     async def _publish(self, message: Outgoing) -> None:
         topic = message.topic[1:] if message.topic.startswith("/") else f"{self._prefix}/{message.topic}"
         await self._client.publish(topic, message.payload, qos=_AT_LEAST_ONCE, retain=message.is_state)
+
+    async def _say(self, state: bytes) -> None:
+        await self._client.publish(self._availability, state, qos=_AT_LEAST_ONCE, retain=True)
+
+
+async def _wait_for_end(client: aiomqtt.Client) -> None:
+    """Wait until the connection ends. Raise `aiomqtt.MqttError` with the reason."""
+    async for _ in client.messages:  # there are none, because nothing is subscribed
+        pass
 
 
 @asynccontextmanager
@@ -64,6 +96,8 @@ async def connect_mqtt(settings: SinkSettings) -> AsyncIterator[MqttConnection]:
     )
     async with client:
         connection = MqttConnection(client, settings)
-        await connection.check()
-        yield connection
-        await client.publish(availability_topic(settings), OFFLINE, qos=_AT_LEAST_ONCE, retain=True)
+        try:
+            await connection.check()
+            yield connection
+        finally:
+            await connection.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +9,7 @@ from typing import Final
 
 import nats
 from nats.aio.client import Client
+from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
@@ -25,6 +25,7 @@ class NatsConnection:
     """A connection to a NATS server."""
 
     batch = 100
+    answers_checks = True
 
     def __init__(self, client: Client, stream: JetStreamContext, settings: SinkSettings) -> None:
         self._client = client
@@ -32,17 +33,20 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages in order."""
-        await asyncio.gather(*(self._publish(message) for message in messages))
-        return [""] * len(messages)
+        """Deliver messages one after another, because a server that elects a new leader can confirm a later one only."""
+        return [await self._publish(message) for message in messages]
 
     async def check(self) -> None:
         """Raise an exception if the server does not answer."""
         await self._client.flush(int(TIMEOUT_S))
 
-    async def _publish(self, message: Outgoing) -> None:
+    async def _publish(self, message: Outgoing) -> str:
         subject = f"{self._prefix}.{message.topic.replace('/', '.')}"
-        await self._stream.publish(subject, message.payload, TIMEOUT_S, headers={"Nats-Msg-Id": message.key})
+        try:
+            await self._stream.publish(subject, message.payload, TIMEOUT_S, headers={"Nats-Msg-Id": message.key})
+        except MaxPayloadError:
+            return f"{len(message.payload)} bytes are too large for the server"
+        return ""
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import re
+import ssl
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from vision.config import AppConfig
+from vision.config.fields import VERIFY
 from vision.config.sinks import Protocol, SinkConfig
 from vision.errors import ConfigError, redact, registered_secrets
 from vision.messaging.curve import KeyFolder
@@ -53,11 +55,11 @@ def open_sinks(
         keys: the publisher's keys for CURVE; None if messages are not encrypted.
 
     Raises:
-        ConfigError: a package is missing.
+        ConfigError: a package is missing, or a file with certificates cannot be used.
         OSError: a process cannot be started.
     """
     for sink in config.sinks:
-        require_sink_package(sink)
+        check_sink(sink)
     assert config.state_dir is not None
     client = None if keys is None else keys.internal_client()
     common = {
@@ -75,13 +77,20 @@ def open_sinks(
     publisher.sinks = lambda: {process.name: process.status() for process in processes}
 
 
-def require_sink_package(sink: SinkConfig) -> None:
-    """Raise `ConfigError` if the package that a sink needs is missing."""
+def check_sink(sink: SinkConfig) -> None:
+    """Raise `ConfigError` if the package of a sink is missing, or its file with certificates cannot be used."""
     protocol = sink.target.protocol
     package = _PACKAGES[protocol]
     if importlib.util.find_spec(package) is None:
         text = f"sinks: {sink.name} needs the package {package}, which is missing"
         raise ConfigError(text, hint=install_hint(protocol), code="package-missing")
+    if sink.tls == VERIFY:
+        return
+    try:
+        ssl.create_default_context(cafile=sink.tls)
+    except OSError as error:  # ssl.SSLError is one too
+        text = f"sinks: {sink.name}: tls: expected a PEM file with certificates, cannot use {sink.tls}: {error}"
+        raise ConfigError(text, hint="`openssl x509 -in FILE -text` shows a certificate", code="tls-file") from error
 
 
 class SinkProcess:

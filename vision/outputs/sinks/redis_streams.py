@@ -20,6 +20,7 @@ class RedisConnection:
     """A connection to a Redis server."""
 
     batch = 100
+    answers_checks = True
 
     def __init__(self, client: Redis, settings: SinkSettings) -> None:
         self._client = client

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from vision.errors import redact
-from vision.outputs.sinks.delivery import Connection, SinkSettings, connect
+from vision.outputs.sinks.delivery import Connection, Outgoing, SinkSettings, connect
 from vision.outputs.sinks.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ _CHECK_S: Final = 10.0
 """Time in seconds without messages after which the far side is checked."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+
+_MAX_ATTEMPTS: Final = 4
+"""Number of attempts after which a message is given up, if the far side answers checks but never confirms the message.
+It is too large for the broker, for example."""
 
 
 class Sender:
@@ -47,6 +51,8 @@ class Sender:
         self._settings = settings
         self._connect = connect
         self._pause_s = _FIRST_PAUSE_S
+        self._failed_number = self._attempts = 0  # number of the message that failed alone, and of its attempts
+        self._one_by_one = False  # after an error, until a message is delivered
 
     async def run(self) -> None:
         """Deliver messages. The pause after an error is doubled up to 15 s."""
@@ -63,13 +69,13 @@ class Sender:
     async def _deliver(self, connection: Connection) -> None:
         while not self.stop.is_set():
             self.wake.clear()
-            messages = self._spool.first(connection.batch)
+            messages = self._spool.first(1 if self._one_by_one else connection.batch)
             if not messages:
                 self._succeeded()
                 if not await _wait(self.wake, _CHECK_S):
                     await connection.check()
                 continue
-            for message, reason in zip(messages, await connection.send(messages), strict=True):
+            for message, reason in zip(messages, await self._send(connection, messages), strict=True):
                 if reason:
                     self.refused += 1
                     self.last_error = redact(f"{message.topic}: {reason}")
@@ -78,6 +84,23 @@ class Sender:
                     self.sent += 1
             self._spool.remove(messages)
             self._succeeded()
+
+    async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
+        """Send messages. Return, for each of them, why it is given up; an empty text if it was delivered."""
+        if self._one_by_one:
+            await connection.check()
+            self._succeeded()
+        try:
+            reasons = await connection.send(messages)
+        except Exception as error:
+            alone = messages[0].number if self._one_by_one else 0
+            self._attempts = self._attempts + 1 if alone == self._failed_number else 1
+            self._failed_number, self._one_by_one = alone, True
+            if not alone or not connection.answers_checks or self._attempts < _MAX_ATTEMPTS:
+                raise
+            return [f"{error}; given up after {self._attempts} attempts"]
+        self._one_by_one = False
+        return reasons
 
     def _succeeded(self) -> None:
         if not self.connected:

@@ -31,6 +31,7 @@ class WebhookConnection:
     """A client that sends one request per message."""
 
     batch = 1
+    answers_checks = False
 
     def __init__(self, client: httpx.AsyncClient, settings: SinkSettings, clock: Callable[[], float]) -> None:
         address = settings.address

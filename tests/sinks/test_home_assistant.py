@@ -1,0 +1,127 @@
+"""Announcements for Home Assistant: they have the documented keys, and their templates give the values.
+
+The tables contain the keys of the page of each component in Home Assistant's documentation. The schemas of Home
+Assistant 2024.3.3 (`homeassistant.components.mqtt`) accept these announcements too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tests.sinks.test_delivery import settings
+from tests.sinks.test_selection import Source
+from vision.client import CountsMessage
+from vision.messaging.schema import LineCounts, ZoneCounts
+from vision.outputs.sinks.delivery import Outgoing
+from vision.outputs.sinks.home_assistant import Discovery
+
+_COMMON = {
+    "availability",
+    "availability_mode",
+    "availability_template",
+    "availability_topic",
+    "device",
+    "enabled_by_default",
+    "encoding",
+    "entity_category",
+    "entity_picture",
+    "icon",
+    "json_attributes_template",
+    "json_attributes_topic",
+    "name",
+    "origin",
+    "payload_available",
+    "payload_not_available",
+    "qos",
+    "unique_id",
+    "value_template",
+    "state_topic",
+    "device_class",
+}
+KEYS = {
+    "sensor": _COMMON
+    | {"expire_after", "force_update", "last_reset_value_template", "options", "state_class"}
+    | {"suggested_display_precision", "unit_of_measurement"},
+    "binary_sensor": _COMMON | {"expire_after", "force_update", "off_delay", "payload_off", "payload_on"},
+    "event": _COMMON | {"event_types"},
+}
+REQUIRED = {"sensor": {"state_topic"}, "binary_sensor": {"state_topic"}, "event": {"state_topic", "event_types"}}
+STATE_CLASSES = {None, "measurement", "total", "total_increasing"}
+DEVICE_KEYS = {"configuration_url", "connections", "hw_version", "identifiers", "manufacturer", "model", "model_id"} | {
+    "name",
+    "serial_number",
+    "suggested_area",
+    "sw_version",
+    "via_device",
+}
+ALL = ("events", "objects", "counts", "status")
+
+
+def counts(*, lines: tuple[str, ...] = ("door",), zones: tuple[str, ...] = ("queue",)) -> CountsMessage:
+    line = LineCounts(in_=5, out=6, in_by_class={}, out_by_class={})
+    zone = ZoneCounts(occupancy=2, entered=3, left=1, entered_by_class={}, left_by_class={})
+    empty = Source().counts()
+    return msgspec.structs.replace(empty, lines=dict.fromkeys(lines, line), zones=dict.fromkeys(zones, zone))
+
+
+def content(messages: list[Outgoing]) -> dict[str, Any]:
+    return {each.topic: json.loads(each.payload) if each.payload else None for each in messages}
+
+
+def announced(kinds: tuple[str, ...] = ALL) -> dict[str, Any]:
+    discovery = Discovery(settings("mqtt://h"), kinds)
+    return content([*discovery.add(Source().status("streaming")), *discovery.add(counts())])
+
+
+def test_announcements_have_only_documented_keys() -> None:
+    assert len(announced()) == 6
+    for topic, entity in announced().items():
+        _, root, component, unique_id, last = topic.split("/")
+        assert (root, last) == ("homeassistant", "config")
+        assert unique_id == entity["unique_id"]
+        assert REQUIRED[component] <= entity.keys() <= KEYS[component]
+        assert entity.get("state_class") in STATE_CLASSES
+        assert entity["device"].keys() <= DEVICE_KEYS
+        assert entity["device"]["identifiers"]
+        assert entity["origin"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("connection", {"state": "streaming"}, "ON"),
+        ("connection", {"state": "backing-off"}, "OFF"),
+        ("objects", {"objects": 3}, "3"),
+        ("events", {"kind": "rule", "name": "<long>"}, {"event_type": "rule", "name": "<long>"}),
+        ("events", {"kind": "disk_low", "name": "x"}, ""),
+        ("queue occupancy", msgspec.to_builtins(counts()), "2"),
+        ("door in", msgspec.to_builtins(counts()), "5"),
+        ("door out", msgspec.to_builtins(counts()), "6"),
+    ],
+)
+def test_template_gives_the_value(name: str, values: dict[str, Any], expected: object) -> None:
+    (template,) = (each["value_template"] for each in announced().values() if each["name"] == name)
+    text = ImmutableSandboxedEnvironment().from_string(template).render(value_json=values)
+    assert (json.loads(text) if isinstance(expected, dict) else text) == expected
+
+
+def test_only_kinds_that_are_sent_are_announced() -> None:
+    assert {each["name"] for each in announced(("status",)).values()} == {"connection", "objects"}
+    assert announced(("events",)) == {}
+
+
+def test_announcements_are_repeated_only_after_changes() -> None:
+    discovery = Discovery(settings("mqtt://h"), ALL)
+    assert len(list(discovery.add(counts()))) == 3
+    assert list(discovery.add(counts())) == []
+    changed = content(list(discovery.add(counts(lines=(), zones=("queue", "hall")))))
+    assert {topic.rsplit("_", 1)[1]: each is None for topic, each in changed.items()} == {
+        "hall-occupancy/config": False,
+        "door-in/config": True,
+        "door-out/config": True,
+    }
