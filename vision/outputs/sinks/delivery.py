@@ -83,7 +83,7 @@ class Connection(Protocol):
     batch: int
     """Maximum number of messages in one call of `send`."""
     answers_checks: bool
-    """Whether `check` asks the far side."""
+    """True if `check` asks the far side."""
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
         """Deliver messages in order. Return when the far side has confirmed all of them.

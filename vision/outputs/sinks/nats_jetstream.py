@@ -33,7 +33,7 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages one after another, because a server that elects a new leader can confirm a later one only."""
+        """Deliver messages one after another, because a cluster that elects a leader can confirm only later ones."""
         return [await self._publish(message) for message in messages]
 
     async def check(self) -> None:
