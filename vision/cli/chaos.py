@@ -36,13 +36,13 @@ def chaos(
         int | None, typer.Option(min=0, help="Seed of the schedule. Without it, the seed is random.")
     ] = None,
     faults: Annotated[
-        Values,
+        Values | None,
         typer.Option(
             parser=values_parser(KINDS, _KIND_LIST),
             metavar="KIND,...",
             help="Kinds of faults, comma-separated. All kinds if absent.",
         ),
-    ] = Values(KINDS),  # noqa: B008 - immutable
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="List the kinds and the schedule, and exit.")] = False,
     json: JsonFile = None,
 ) -> int:
@@ -59,8 +59,9 @@ def chaos(
       vision chaos --config camera.yaml --faults camera-down,freeze
     """
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
-    arguments = {"seed": seed, "minutes": minutes, "cameras": cameras, "faults": str(faults), "config": config}
-    schedule = make_schedule(seed, minutes * 60, cameras, faults)
+    kinds = faults or tuple(KINDS)
+    arguments = {"seed": seed, "minutes": minutes, "cameras": cameras, "faults": list(kinds), "config": config}
+    schedule = make_schedule(seed, minutes * 60, cameras, kinds)
     if list_only:
         print("\n".join([*(f"{kind:18} {spec.text}" for kind, spec in KINDS.items()), *map(str, schedule)]))
         return EXIT_OK

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import struct
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,10 @@ from vision.capture.zoo.barcode import MOST_NUMBERS, paint_number, read_number
 from vision.capture.zoo.clips import FRAMES, GOP, Codec, clip
 from vision.capture.zoo.credentials import Gate
 from vision.capture.zoo.payloads import PAYLOAD_BYTES, payloads
-from vision.capture.zoo.playback import is_lost
+from vision.capture.zoo.persona import RtspStream
+from vision.capture.zoo.playback import Disturbance, Playback, is_lost
+from vision.capture.zoo.rtp import CLOCK_HZ, RtpSender
+from vision.capture.zoo.scenes import Scene, draw_scene
 from vision.capture.zoo.zoo import PERSONAS, selected
 from vision.config import CameraConfig
 from vision.errors import VisionError
@@ -89,3 +95,71 @@ def test_unknown_name_is_refused() -> None:
         selected(["plain", "plane"])
     assert raised.value.code == "unknown-name"
     assert "plane" in str(raised.value)
+
+
+def sent(disturbance: Disturbance, count: int = 30) -> tuple[list[bytes], list[bytes], Playback]:
+    """Return the first RTP packets, their sender reports, and the record of a camera at 1000 frames/s."""
+    packets: list[bytes] = []
+    reports: list[bytes] = []
+    playback = Playback()
+
+    async def send(kind: int, packet: bytes) -> None:
+        (reports if kind else packets).append(packet)
+        if len(playback.sent) > count:
+            raise ConnectionError
+
+    sender = RtpSender(RtspStream(fps=1000.0), playback, send, loses=False, disturbance=disturbance)
+    with pytest.raises(ConnectionError):
+        asyncio.run(sender.run())
+    return packets, reports, playback
+
+
+PLAIN = sent(Disturbance())
+
+
+def test_lost_packets_are_missing() -> None:
+    packets, _, playback = sent(Disturbance(loss=0.3))
+    assert playback.sent == PLAIN[2].sent
+    assert 0.5 * len(PLAIN[0]) < len(packets) < 0.9 * len(PLAIN[0])
+    assert {packet[12:] for packet in packets} < {packet[12:] for packet in PLAIN[0]}
+
+
+def test_corrupt_packets_have_intact_headers() -> None:
+    packets, _, _ = sent(Disturbance(corruption=1.0))
+    assert len(packets) == len(PLAIN[0])
+    for found, expected in zip(packets, PLAIN[0], strict=True):
+        assert found != expected or len(found) < 20
+        assert len(found) == len(expected)
+        assert found[:14] == expected[:14]
+
+
+def test_frozen_camera_repeats_its_last_key_frame() -> None:
+    packets, _, _ = sent(Disturbance(frozen=True))
+    frames: dict[bytes, list[bytes]] = {}
+    for packet in packets:
+        frames.setdefault(packet[4:8], []).append(packet[12:])
+    first, *others, _incomplete = frames.values()
+    assert len(others) > 20
+    assert all(other == first for other in others)
+
+
+def test_clock_that_jumps_changes_the_rtp_time_and_the_reports() -> None:
+    packets, reports, _ = sent(Disturbance(jump_s=3600))
+    jump = struct.unpack_from(">I", packets[0], 4)[0] - struct.unpack_from(">I", PLAIN[0][0], 4)[0]
+    assert jump == 3600 * CLOCK_HZ
+    seconds, expected = (struct.unpack_from(">I", each[0], 8)[0] for each in (reports, PLAIN[1]))
+    assert 3590 < seconds - expected < 3700
+
+
+def test_enlarged_camera_sends_the_larger_clip() -> None:
+    packets, _, playback = sent(Disturbance(enlarged=True))
+    assert playback.sent == PLAIN[2].sent
+    larger = clip("h264", (240, 192)).parameter_sets[0]
+    assert larger in {packet[12:] for packet in packets}
+
+
+@pytest.mark.parametrize("scene", ["numbers", "rectangles", "street"])
+def test_scenes_move_and_have_the_requested_size(scene: Scene) -> None:
+    frames = [frame.to_ndarray() for frame in draw_scene(scene, (320, 240), 5)]
+    assert {frame.shape for frame in frames} == {(360, 320)}
+    assert any((frames[0] != frame).any() for frame in frames[1:])

@@ -43,6 +43,7 @@ _CAMERA_KEYS: Final = (
 _MOST_EVENTS: Final = 1_000_000
 _DEMO_SIZE: Final = (320, 240)
 _DEMO_FPS: Final = 10.0
+_LOWEST_FPS: Final = 10.0  # a camera has a key frame every ten frames, and must be back within 2 s
 _DEMO: Final = """
 pipeline: count
 processes: 2
@@ -76,14 +77,30 @@ def demo(cameras: int) -> Subject:
 
 
 def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
-    """Return the user's configuration with `cameras` cameras, which have the sizes and rates of `stand_ins`."""
+    """Return the user's configuration with `cameras` cameras, which have the sizes and rates of `stand_ins`.
+
+    The rate is at least 10 frames/s.
+    """
     chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
-    config = repeated(config, stand_ins, cameras)
+    config = _named(repeated(config, stand_ins, cameras))
     farm = tuple(
-        FarmCamera(camera.id, _even(stand_in.width_px), _even(stand_in.height_px), stand_in.fps, "street")
+        FarmCamera(
+            camera.id, _even(stand_in.width_px), _even(stand_in.height_px), max(_LOWEST_FPS, stand_in.fps), "street"
+        )
         for camera, stand_in in zip(config.cameras, chosen, strict=True)
     )
     return Subject(config, farm)
+
+
+def _named(config: AppConfig) -> AppConfig:
+    """Return the configuration with ids of copies that are valid in a file: gate-copy-2 instead of gate.2."""
+    cameras = tuple(camera.model_copy(update={"id": _valid(camera.id)}) for camera in config.cameras)
+    analytics = {_valid(camera_id): section for camera_id, section in config.analytics.items()}
+    return config.model_copy(update={"cameras": cameras, "analytics": analytics})
+
+
+def _valid(camera_id: str) -> str:
+    return camera_id.replace(".", "-copy-")
 
 
 def _even(size_px: int) -> int:

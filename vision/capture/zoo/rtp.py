@@ -29,6 +29,7 @@ _NTP_EPOCH_S: Final = 2_208_988_800  # from 1900 to 1970
 _PROBATION_FRAMES: Final = 2
 _YEAR_S: Final = 365 * 86400
 _DAMAGED_BYTES: Final = 8
+_HEADERS_BYTES: Final = 14  # of RTP, and of a fragmentation unit
 
 
 def clip_of(stream: RtspStream) -> Clip:
@@ -76,8 +77,8 @@ class RtpSender:
             position = place - stream.first_frame
             late_s = self._random.uniform(0.0, self._disturbance.jitter_s)
             await asyncio.sleep(max(0.0, began_s + position / stream.fps + late_s - time.monotonic()))
-            source, frame = self._frame(place)
-            shown = place // FRAMES * FRAMES + frame.number - stream.first_frame
+            source, frame, number = self._frame(place)
+            shown = place // FRAMES * FRAMES + number - stream.first_frame
             if position == stream.new_ssrc_at > 0:
                 self._ssrc, self._sequence = _NEW_SSRC, _NEW_SEQUENCE
             ticks = self._ticks(shown)
@@ -88,7 +89,8 @@ class RtpSender:
                 await self._send_frame(source, frame, ticks, position)
             place += 1
 
-    def _frame(self, place: int) -> tuple[Clip, CodedFrame]:
+    def _frame(self, place: int) -> tuple[Clip, CodedFrame, int]:
+        """Return the clip and the frame to send, and the place of the frame in display order."""
         stream, disturbance = self._stream, self._disturbance
         turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
         if place % GOP == 0:  # only a key frame can change the size
@@ -99,7 +101,7 @@ class RtpSender:
             self._repeated = None
         elif self._repeated is None and frame.key:
             self._repeated = source, frame
-        return self._repeated or (source, frame)
+        return (*(self._repeated or (source, frame)), frame.number)
 
     def _ticks(self, shown: int) -> int:
         """Return the RTP timestamp of the frame with the 0-based index `shown` in display order."""
@@ -147,10 +149,11 @@ class RtpSender:
         return header + payload + (b"\0\0\0\4" if stream.padding else b"")
 
     def _corrupted(self, packet: bytes) -> bytes:
-        """Return the packet with changed bytes in the second half, which contains no header."""
+        """Return the packet with changed bytes in its second half, but not in its headers."""
         damaged = bytearray(packet)
-        for _ in range(_DAMAGED_BYTES):
-            damaged[self._random.randrange(len(packet) // 2, len(packet))] ^= 1 + self._random.randrange(255)
+        places = range(max(len(packet) // 2, _HEADERS_BYTES), len(packet))
+        for _ in range(_DAMAGED_BYTES * bool(places)):
+            damaged[self._random.choice(places)] ^= 1 + self._random.randrange(255)
         return bytes(damaged)
 
     def _report(self, ticks: int) -> bytes:

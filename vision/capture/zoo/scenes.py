@@ -65,7 +65,7 @@ def _street(size: Size, count: int) -> Iterator[av.VideoFrame]:
     width_px, height_px = size
     path = next(iter(shipped_configs().values())).parent / _STREET
     with av.open(str(path)) as container:
-        decoded = islice(container.decode(video=0), count // 2 + 1)
-        frames = [frame.reformat(width_px, height_px, "yuv420p").to_ndarray() for frame in decoded]
-    for pixels in islice(cycle([*frames, *frames[-2:0:-1]]), count):
+        frames = list(islice(container.decode(video=0), count // 2 + 1))
+    for frame in islice(cycle([*frames, *frames[-2:0:-1]]), count):
+        pixels = frame.reformat(width_px, height_px, "yuv420p").to_ndarray()
         yield av.VideoFrame.from_ndarray(pixels, "yuv420p")
