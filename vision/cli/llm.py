@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,9 +13,9 @@ import typer
 from rich.table import Table
 
 from vision.cli.console import with_progress
-from vision.cli.options import Json, table_console
+from vision.cli.options import Json, JsonFile, argument_parser, check_plot, table_console, write_text
 from vision.cli.session import add_command, command
-from vision.errors import EXIT_OK, EXIT_RUNTIME, ConfigError, redact, register_secret
+from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, ConfigError, redact, register_secret
 from vision.language.known_models import KNOWN_MODELS
 from vision.language.recipes import PORT, SERVERS, Host, Recipe, fits, recipes, usable_precisions
 
@@ -203,9 +204,53 @@ def _print_recipes(host: Host, found: list[Recipe], parallel: int, *, measured: 
         console.print(f"\n{_UNTESTED}\nWhen the server runs: vision llm check {DEFAULT_URL}", highlight=False)
 
 
+@command(orderly=True)
+def evaluate(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Configuration with `language` and `verify`.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS.jsonl", help="Labeled events, one JSON object per line.")],
+    prompt: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.txt", help="Evaluate this prompt, too, instead of that of CONFIG. Can be repeated."),
+    ] = None,
+    json: JsonFile = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            parser=argument_parser(check_plot),
+            metavar="FILE",
+            help="Plot removed false alarms over lost true events to FILE (.svg, .png, or .pdf).",
+        ),
+    ] = None,
+) -> int:
+    """Measure how many false alarms a prompt removes, and how many true events it loses.
+
+    The command asks the language model about labeled events, as `verify` in CONFIG does in a running program.
+
+    Examples:
+      vision llm eval camera.yaml labels.jsonl
+      vision llm eval camera.yaml labels.jsonl --prompt short.txt --prompt long.txt --plot removed.png
+    """
+    from vision.evaluation.language.evaluate import evaluate_prompts
+    from vision.evaluation.language.report import as_json, print_report
+    from vision.evaluation.plots import plot_removals
+
+    try:
+        evaluation = evaluate_prompts(config, labels, prompt or (), context.obj.stop)
+    except Closed:  # an incomplete evaluation has no result
+        return 128 + signal.SIGINT
+    print_report(evaluation, table_console(json))
+    if json is not None:
+        write_text(json_module.dumps(as_json(evaluation), indent=1), json)
+    if plot is not None:
+        plot_removals({each.name: each for each in evaluation.results}, plot)
+    return EXIT_OK
+
+
 llm = typer.Typer(rich_markup_mode=None)
 add_command(llm, "check", check)
 add_command(llm, "recipes", show_recipes)
+add_command(llm, "eval", evaluate)
 
 
 @llm.callback(

@@ -113,6 +113,7 @@ def _check_output(text: str) -> Path:
 
 
 def check_plot(text: str) -> Path:
+    """Return the path of a plot. Raise `ConfigError` if the plot cannot be written."""
     from vision.benchmark.plot import check_plot_path
 
     check_plot_path(Path(text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vision.errors import VisionError
 from vision.evaluation.detection import DetectionScores
+from vision.evaluation.language.judgments import Judgments
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.evaluation.tracks import INSTALL
@@ -92,6 +93,25 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
     _save(figure, path)
 
 
+def plot_removals(results: Mapping[str, Judgments], path: Path) -> None:
+    """Plot the share of removed false alarms against the share of lost true events, by the name of each prompt.
+
+    A marker shows the effect of the answers themselves.
+    """
+    figure, (axes,) = _figure(7.0, 5.0, 1)
+    for number, (name, result) in enumerate(results.items()):
+        color = _TRACK_COLORS[number % len(_TRACK_COLORS)]
+        lost_of, removed_of = result.lost.total, result.removed.total
+        points = [(point.lost / max(1, lost_of), point.removed / max(1, removed_of)) for point in result.curve()]
+        lost, removed = zip(*points, strict=True)
+        axes.step(lost, removed, where="post", color=color, linewidth=1.8, label=name)
+        axes.plot([result.lost.share], [result.removed.share], "o", color=color, markersize=8)
+    axes.set(xlabel="true events lost", ylabel="false alarms removed", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title("effect of each threshold; the markers are the answers", loc="left")
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    _save(figure, path, "--plot")
+
+
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
@@ -116,8 +136,8 @@ def _figure(width_in: float, height_in: float, columns: int) -> tuple[Any, list[
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, option: str = "--plots") -> None:
     try:
         figure.savefig(path, dpi=_DPI)
     except OSError as error:
-        raise VisionError(f"--plots: cannot write {path}: {error.strerror}") from error
+        raise VisionError(f"{option}: cannot write {path}: {error.strerror}") from error

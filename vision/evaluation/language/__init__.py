@@ -1,0 +1,1 @@
+"""Evaluation of language models that judge events, on labeled events."""

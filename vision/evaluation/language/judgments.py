@@ -1,0 +1,127 @@
+"""The judgments of one prompt about labeled events, and the curve of removed false alarms against lost true events."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+_Z: Final = 1.959964  # of the normal distribution, for 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """The answer about one event, or the error."""
+
+    line: int  # of the event in the file of labels
+    is_true: bool
+    keeps: bool  # whether the event is published
+    probability: float | None  # that the event is true, from the confidence of the answer; None without an answer
+    answer: str  # empty without an answer
+    error: str  # code of the error; empty with an answer
+    latency_ms: float | None
+
+
+class Point(NamedTuple):
+    """The effect of a threshold: events whose probability is lower are removed."""
+
+    threshold: float
+    removed: int  # false alarms
+    lost: int  # true events
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a number of events, with the limits of the 95 % confidence interval of its share."""
+
+    count: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.count / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of Wilson's score, which is also valid for shares near 0 and 1."""
+        if not self.total:
+            return 0.0, 1.0
+        square = _Z * _Z / self.total
+        center = (self.share + square / 2) / (1 + square)
+        half = _Z / (1 + square) * math.sqrt(self.share * (1 - self.share) / self.total + square / (4 * self.total))
+        return max(0.0, center - half), min(1.0, center + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgments:
+    """All judgments of one prompt."""
+
+    name: str
+    prompt: str
+    model: str  # the model that answered; empty if there was no answer
+    judgments: tuple[Judgment, ...]
+
+    @property
+    def removed(self) -> Share:
+        """False alarms that the answers remove."""
+        return _share(judgment.keeps for judgment in self.judgments if not judgment.is_true)
+
+    @property
+    def lost(self) -> Share:
+        """True events that the answers remove."""
+        return _share(judgment.keeps for judgment in self.judgments if judgment.is_true)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """The number of events without an answer, by the code of the error."""
+        return dict(Counter(judgment.error for judgment in self.judgments if judgment.error))
+
+    def curve(self) -> tuple[Point, ...]:
+        """Return a point for each threshold at which a number changes, from no removed event to all removed events.
+
+        An event without an answer has the same effect at each threshold.
+        """
+        answered = [judgment for judgment in self.judgments if judgment.probability is not None]
+        fixed = [judgment for judgment in self.judgments if judgment.probability is None and not judgment.keeps]
+        thresholds = [0.0, *sorted({_probability(judgment) for judgment in answered}), math.inf]
+        points = []
+        for threshold in dict.fromkeys(thresholds):
+            gone = [*fixed, *(judgment for judgment in answered if _probability(judgment) < threshold)]
+            points.append(Point(threshold, sum(not each.is_true for each in gone), sum(each.is_true for each in gone)))
+        return tuple(points)
+
+    def best(self, most_lost: float) -> Point:
+        """Return the point that removes most false alarms while the share of lost true events is at most `most_lost`.
+
+        If no point is within the limit, because events without an answer are lost, return the first point.
+        """
+        curve, true_events = self.curve(), self.lost.total
+        allowed = [point for point in curve if point.lost <= most_lost * true_events]
+        return max(allowed, key=lambda point: (point.removed, -point.lost), default=curve[0])
+
+    def latencies_ms(self) -> Sequence[float]:
+        """Return the latencies of the answers, in ascending order."""
+        return sorted(judgment.latency_ms for judgment in self.judgments if judgment.latency_ms is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvaluation:
+    """The judgments of every prompt."""
+
+    config: str
+    labels: str
+    results: tuple[Judgments, ...]
+    notes: tuple[str, ...]
+
+
+def _share(kept: Iterable[bool]) -> Share:
+    """Return the share of the events that are not kept."""
+    outcomes = list(kept)
+    return Share(outcomes.count(False), len(outcomes))
+
+
+def _probability(judgment: Judgment) -> float:
+    assert judgment.probability is not None
+    return judgment.probability

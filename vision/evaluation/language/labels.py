@@ -1,0 +1,110 @@
+"""Labeled events: the ground truth for a language model that separates true events from false alarms.
+
+The file has one JSON object per line: an event, as `vision run --record` writes it, with the additional field `true`.
+An error in a label silently distorts the result, so the whole file is checked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from vision.errors import ConfigError, Fault, from_os_error
+
+_HINT: Final = "docs/language-models.md describes labeled events"
+_MOST_FAULTS: Final = 50
+_MOST_BYTES: Final = 256 << 20
+
+
+class _Label(msgspec.Struct, kw_only=True):
+    """One line of the file. Fields of an event that are not listed here are ignored."""
+
+    is_true: bool = msgspec.field(name="true")
+    camera: str
+    kind: str
+    name: str
+    at: str = ""
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+    box: tuple[float, float, float, float] | None = None
+    snapshot: str | None = None
+    frames: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledEvent:
+    """An event, its images, and whether it is true."""
+
+    line: int  # in the file, from 1
+    camera: str
+    kind: str
+    name: str
+    at: str
+    data: dict[str, Any]
+    box: tuple[float, float, float, float] | None  # of the object in the first image, in its pixels
+    images: tuple[Path, ...]
+    is_true: bool
+
+
+def read_labels(path: Path) -> list[LabeledEvent]:
+    """Read a file of labeled events. Paths of images are relative to the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no events, only true events, only false alarms, or invalid lines.
+            The error lists every invalid line.
+        Unavailable: the file cannot be read at present.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            text = f"{path}: expected at most {_MOST_BYTES >> 20} MiB of labels; images are separate files"
+            raise ConfigError(text, hint=_HINT, code="labels-too-large")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise from_os_error(f"cannot read {path}", error, code="labels-not-readable") from error
+    events: list[LabeledEvent] = []
+    faults: list[Fault] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            events.append(_parse(line, number, path.parent))
+        except ValueError as error:
+            faults.append(Fault(number, 1, "", "label", str(error)))
+    if faults:
+        shown = "\n".join(f"{path}:{fault.line}: {fault.message}" for fault in faults[:_MOST_FAULTS])
+        raise ConfigError(shown, hint=_HINT, code="labels", faults=tuple(faults))
+    numbers = sum(event.is_true for event in events), sum(not event.is_true for event in events)
+    if 0 in numbers:
+        text = (
+            f"{path}: expected true events and false alarms, got {numbers[0]} true events and {numbers[1]} false alarms"
+        )
+        raise ConfigError(text, hint=_HINT, code="labels-one-sided")
+    return events
+
+
+def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
+    """Return the event on a line. Raise `ValueError` if the line is not a labeled event."""
+    try:
+        label = msgspec.json.decode(line, type=_Label)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"not a labeled event: {error}") from error
+    images = tuple(folder / name for name in _image_names(label))
+    for image in images:
+        if not image.is_file():
+            raise ValueError(f"the image {image} does not exist")
+    return LabeledEvent(
+        number, label.camera, label.kind, label.name, label.at, label.data, label.box, images, label.is_true
+    )
+
+
+def _image_names(label: _Label) -> Iterator[str]:
+    """Yield the names of the images. Raise `ValueError` if there are none."""
+    if label.frames is not None:
+        yield from label.frames
+    elif label.snapshot is not None:
+        yield label.snapshot
+    if not (label.frames or label.snapshot):
+        raise ValueError("expected `frames`, a list of image files, or `snapshot`")
