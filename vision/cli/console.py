@@ -25,7 +25,6 @@ _CHATTY: Final = (
     "vision.detect.open",
     "vision.detect.tensorrt.detector",
     "matplotlib",
-    "httpx",
 )
 
 # Rich computes how far a drawing must move the cursor up before it writes the drawing. Another thread must not write in
@@ -76,13 +75,14 @@ def start_logging(level: str) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel("INFO" if level == "debug" else "WARNING")  # at INFO, it logs every request
 
 
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
     """Call `work` with a function that shows the current step, and return the result of `work`.
 
     The step is shown as a status line on a terminal, otherwise as one line per step. During the call, log lines of the
-    detector's start and of HTTP requests are hidden, unless they are warnings or the log level is ``debug``.
+    detector's start are hidden, unless they are warnings or the log level is ``debug``.
     """
     console = terminal()
     with _warnings_only(_CHATTY):

@@ -1,12 +1,11 @@
 """Labeled events: the ground truth for a language model that separates true events from false alarms.
 
-The file has one JSON object per line: an event, as `vision run --record` writes it, with the additional field `true`.
+The file has one JSON object per line: an event message with the additional field `true`.
 An error in a label silently distorts the result, so the whole file is checked first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,11 +99,9 @@ def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
     )
 
 
-def _image_names(label: _Label) -> Iterator[str]:
-    """Yield the names of the images. Raise `ValueError` if there are none."""
-    if label.frames is not None:
-        yield from label.frames
-    elif label.snapshot is not None:
-        yield label.snapshot
-    if not (label.frames or label.snapshot):
+def _image_names(label: _Label) -> list[str]:
+    """Return the names of the images. Raise `ValueError` if there are none."""
+    names = label.frames if label.frames is not None else [label.snapshot] if label.snapshot is not None else []
+    if not names:
         raise ValueError("expected `frames`, a list of image files, or `snapshot`")
+    return names
