@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -150,6 +151,19 @@ def test_failures_between_the_answers_are_counted(capsys: pytest.CaptureFixture[
 def test_invalid_arguments(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["llm", "check", *arguments]) == code
     assert "secret" not in capsys.readouterr().err
+
+
+def test_server_of_a_configuration_is_checked(tmp_path: Path, llama: LlamaServer) -> None:
+    config = tmp_path / "camera.yaml"
+    cameras = "cameras: [{id: gate, source: 'synthetic:64x48@5'}]\n"
+    config.write_text(cameras)
+    assert main(["llm", "check", str(config)]) == 78
+    language = f"language: {{url: '{llama.url}', api_key: '${{LANGUAGE_KEY}}', model: %s}}\n"
+    config.write_text(cameras + language % MODEL)
+    assert main(["llm", "check", str(config), "--requests", "2"]) == 1, "the tiny model cannot answer"
+    config.write_text(cameras + language % "another")
+    assert main(["llm", "check", str(config), "--requests", "2"]) == 78
+    assert main(["llm", "check", str(config), "--model", MODEL]) == 2
 
 
 def test_server_of_something_else_is_an_error() -> None:

@@ -34,6 +34,7 @@ from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat,
 _WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
 _WORKER_START_S: Final = 3.0  # time in which the workers start, which is not measured
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
+_WITHOUT_EFFECTS: Final = {"state_dir": None, "snapshots": None, "verify": (), "describe": ()}
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
 
@@ -141,7 +142,7 @@ def run_deployment(
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
 
-    The run neither reads nor writes saved counters, and writes no snapshots.
+    The run neither reads nor writes saved counters, writes no snapshots, and asks no language model.
 
     Args:
         open_detector: a function like `vision.detect.open.open_detector`. The pipeline closes the detectors.
@@ -150,7 +151,7 @@ def run_deployment(
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
-    config = config.model_copy(update={"status": status, "state_dir": None, "snapshots": None})
+    config = config.model_copy(update={"status": status, **_WITHOUT_EFFECTS})
     with ExitStack() as resources:
         stop = threading.Event()
         counted = CountingSink()

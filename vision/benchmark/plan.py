@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from vision.benchmark.language_load import LanguageRun, language_load
 from vision.benchmark.loops import Durations
 from vision.benchmark.memory import ModelMemory
 from vision.benchmark.pipeline import DeploymentRun, run_deployment
@@ -103,6 +104,7 @@ class Plan:
     rss_mib: float
     device_mib: float | None  # GPU memory of the process; None without a GPU
     memory: ModelMemory | None  # during the run, when least of it was free; None if the run was too short
+    language: LanguageRun | None  # of all runs; None without a language model on this machine
     objects_per_frame: float
     loads: tuple[Load, ...]
     fits: bool
@@ -118,6 +120,8 @@ class Plan:
 def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> Plan:
     """Run the deployment with stand-in cameras, then find out how many cameras of this kind fit.
 
+    If `language` in the configuration names a server on this machine, the server is kept busy during all runs.
+
     Args:
         seconds: duration of the run. The search takes at most about six times as long.
         progress: receives a description of each step.
@@ -125,7 +129,7 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
     Raises:
         VisionError: the model, the back-end, the pipeline or a local source cannot be opened.
     """
-    with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder, language_load(config.language) as load:
         progress("opening the cameras")
         cameras = stand_ins(config, seconds, Path(folder))
         runs = _Runs(config, cameras, progress)
@@ -138,7 +142,8 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
             tried_fits=fits,
             time_left=lambda: time.monotonic() < end,
         )
-    return _plan(cameras, runs, run, fits=fits, capacity=capacity)
+        language = None if load is None else load.result()
+    return _plan(cameras, runs, run, fits=fits, capacity=capacity, language=language)
 
 
 class _Runs:
@@ -173,7 +178,15 @@ class _Runs:
         return detector
 
 
-def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: bool, capacity: Capacity) -> Plan:
+def _plan(
+    cameras: Sequence[StandIn],
+    runs: _Runs,
+    run: DeploymentRun,
+    *,
+    fits: bool,
+    capacity: Capacity,
+    language: LanguageRun | None,
+) -> Plan:
     cores = len(os.sched_getaffinity(0))
     loads = measure_loads(run, runs.parallel, cores)
     return Plan(
@@ -190,12 +203,13 @@ def _plan(cameras: Sequence[StandIn], runs: _Runs, run: DeploymentRun, *, fits: 
         rss_mib=resident_bytes() / 2**20,
         device_mib=None if run.device_bytes is None else run.device_bytes / 2**20,
         memory=run.memory,
+        language=language,
         objects_per_frame=run.objects_per_frame,
         loads=loads,
         fits=fits,
         verdict=verdict(loads, fits=fits),
         capacity=capacity,
-        notes=tuple(_notes(cameras, run, cores)),
+        notes=tuple(_notes(cameras, run, cores, language)),
     )
 
 
@@ -215,10 +229,13 @@ def _camera_plans(cameras: Sequence[StandIn], run: DeploymentRun) -> Iterator[Ca
         )
 
 
-def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int) -> Iterator[str]:
+def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int, language: LanguageRun | None) -> Iterator[str]:
     yield from (camera.note for camera in cameras if camera.note)
     if not run.latency.has_p99:
         yield f"p99 is based on only {run.latency.count} frames; increase --seconds"
+    if language is not None and not language.durations.count:
+        codes = ", ".join(language.failures) or "too-slow"
+        yield f"the language model gave no answer ({codes}), so the plan does not account for it"
     if run.cpu.others > _BUSY_ELSEWHERE * cores:
         yield f"other programs used {run.cpu.others:.1f} of {cores} cores during the measurement"
 

@@ -239,6 +239,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.memory is not None:
         left = f"{plan.memory.free_mib:.0f} of {plan.memory.total_mib:.0f} MiB of the {plan.memory.owner}"
         _print_plain(console, f"memory left for a language model: {left}")
+    if plan.language is not None and plan.language.durations.count:
+        times = plan.language.durations
+        text = f"{times.count} answers during the runs, p50 {times.p50_ms:.0f} ms, p95 {times.p95_ms:.0f} ms"
+        _print_plain(console, f"language model, always busy: {text}")
     _print_table(console, "frames/s by camera", table)
     shares = _table(("part",), ("busy",))
     shares.add_column("")

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from vision.cli.console import with_progress
-from vision.cli.options import Json, JsonFile, argument_parser, check_plot, table_console, write_text
+from vision.cli.options import Json, JsonFile, argument_parser, check_plot, read_config, table_console, write_text
 from vision.cli.session import add_command, command
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, ConfigError, redact, register_secret
 from vision.language.known_models import KNOWN_MODELS
@@ -40,7 +40,7 @@ def _model_name(text: str) -> str:
 
 _Server = Annotated[
     str,
-    typer.Argument(metavar="SERVER", help="Base URL of the server."),
+    typer.Argument(metavar="SERVER", help="Base URL of a server, or camera.yaml with `language`."),
 ]
 _ServerModel = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Name of the model. [default: the first of the server]")
@@ -52,13 +52,24 @@ _Key = Annotated[
 _Requests = Annotated[int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", help="Number of questions of each kind.")]
 
 
-def _server(url: str, model: str | None, key: str | None) -> LanguageServer:
-    """Return the configuration of the server at a URL.
+def _server(text: str, model: str | None, key: str | None) -> LanguageServer:
+    """Return the server at a URL, or the server of a configuration.
 
     Raises:
-        typer.BadParameter: the URL is invalid.
-        ConfigError: the environment variable is not set.
+        typer.BadParameter: the URL is invalid, or an option is not valid with a configuration.
+        ConfigError: the environment variable is not set, or the configuration is invalid or has no server.
     """
+    if "://" in text:
+        return _server_at(text, model, key)
+    if model is not None or key is not None:
+        raise typer.BadParameter("expected `model` and `api_key` in the configuration", param_hint="--model, --key")
+    language = read_config(text).language
+    if language is None:
+        raise ConfigError(f"{text}: expected `language`, the server of a language model", code="no-language")
+    return language
+
+
+def _server_at(url: str, model: str | None, key: str | None) -> LanguageServer:
     from vision.config.language import LanguageServer, check_server_url
     from vision.config.wording import InvalidValue
 
@@ -93,6 +104,7 @@ def check(
 
     Examples:
       vision llm check
+      vision llm check camera.yaml
       vision llm check http://192.0.2.5:8000/v1 --model Qwen/Qwen3-VL-2B-Instruct --key LANGUAGE_KEY
     """
     from vision.benchmark.language import check_server

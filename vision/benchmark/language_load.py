@@ -1,0 +1,103 @@
+"""Load of a language model on the same machine during a plan, because it uses the same GPU, CPU, and memory."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Final
+from urllib.parse import urlsplit
+
+import psutil
+
+from vision.benchmark.language import NO, QUESTION, YES, sample_images
+from vision.benchmark.loops import Durations
+from vision.config.language import LanguageServer
+from vision.errors import LanguageError
+from vision.language.client import ChatServer
+
+_IMAGES: Final = 60
+_PAUSE_S: Final = 1.0  # after a failure
+_STOP_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageRun:
+    """Answers of the language model during the runs of a plan."""
+
+    durations: Durations
+    failures: Mapping[str, int]  # by the code of the error
+
+
+class LanguageLoad:
+    """Threads that ask a server without pause, so that it is always busy."""
+
+    def __init__(self, config: LanguageServer) -> None:
+        self._config = config
+        self._server = ChatServer(config)
+        self._images = cycle(list(sample_images(_IMAGES, config.max_image_px)))
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._latencies_ns: list[int] = []
+        self._failures: Counter[str] = Counter()
+        self._threads = [
+            threading.Thread(target=self._ask, name=f"language-load-{number}", daemon=True)
+            for number in range(config.parallel)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop asking. Do not wait for a server that does not answer. Idempotent."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(_STOP_S)
+
+    def result(self) -> LanguageRun:
+        """Return the answers so far."""
+        with self._lock:
+            return LanguageRun(Durations.of(self._latencies_ns), dict(self._failures))
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                image = next(self._images)
+            try:
+                answer = self._server.complete(QUESTION, [image.jpeg], choices=(YES, NO))
+            except LanguageError as error:
+                with self._lock:
+                    self._failures[error.code] += 1
+                self._stop.wait(_PAUSE_S)
+            else:
+                with self._lock:
+                    self._latencies_ns.append(round(answer.latency_ms * 1e6))
+
+
+@contextmanager
+def language_load(config: LanguageServer | None) -> Iterator[LanguageLoad | None]:
+    """Keep a server busy for a `with` block, if it runs on this machine; otherwise, do nothing, and yield None."""
+    if config is None or not is_local(config.url):
+        yield None
+        return
+    load = LanguageLoad(config)
+    load.start()
+    try:
+        yield load
+    finally:
+        load.close()
+
+
+def is_local(url: str) -> bool:
+    """Return True if the host in a URL is a name or an address of this machine."""
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return True
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return host == "localhost" or host in own
