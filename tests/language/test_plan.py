@@ -5,25 +5,28 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from tests.chat_server import chat_server
 from tests.language.conftest import KEY
 from tests.language.llama_server import LlamaServer
-from vision.benchmark.language_load import is_local
+from tests.messages.processes import wait_until
+from vision.benchmark.language_load import is_local, language_load
 from vision.benchmark.plan import Plan, make_plan
 from vision.benchmark.tables import print_plan
 from vision.cli.options import table_console
 from vision.config import AppConfig
+from vision.config.language import LanguageServer
 
 
 def plan(url: str, **language: object) -> Plan:
+    zones = [{"name": "yard", "polygon": [[0, 0], [60, 0], [60, 40]]}]
     document = {
         "cameras": [{"id": "c0", "source": "synthetic:64x48@20"}],
+        "analytics": {"c0": {"zones": zones}},
         "detect": {"backend": "fake"},
         "processes": 1,
         "language": {"url": url, "timeout_s": 30.0, **language},
         "verify": [{"name": "real", "prompt": "Is it real?"}],
     }
-    return make_plan(AppConfig.model_validate(document), seconds=1.0)
+    return make_plan(AppConfig.model_validate(document), seconds=0.4)
 
 
 def test_plan_keeps_the_server_busy(llama: LlamaServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,17 +40,19 @@ def test_plan_keeps_the_server_busy(llama: LlamaServer, capsys: pytest.CaptureFi
     assert "language model" in capsys.readouterr().out
 
 
-def test_plan_without_a_running_server_has_a_note() -> None:
-    planned = plan("http://127.0.0.1:9/v1")
-    assert planned.language is not None
-    assert planned.language.durations.count == 0
-    assert any("unreachable" in note for note in planned.notes)
+def test_server_that_does_not_run_is_a_failure() -> None:
+    with language_load(LanguageServer(url="http://127.0.0.1:9/v1")) as load:
+        assert load is not None
+        wait_until(lambda: bool(load.result().failures), "a failure", 60)
+    assert set(load.result().failures) == {"unreachable"}
+    assert load.result().durations.count == 0
 
 
 def test_server_on_another_machine_is_not_asked() -> None:
-    with chat_server() as server:
-        assert plan("http://192.0.2.1:8000/v1").language is None
-        assert not server.requests
+    with language_load(LanguageServer(url="http://192.0.2.1:8000/v1")) as load:
+        assert load is None
+    with language_load(None) as load:
+        assert load is None
 
 
 def test_local_addresses_are_recognized() -> None:
