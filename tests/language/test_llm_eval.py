@@ -24,7 +24,7 @@ from vision.evaluation.language.evaluate import evaluate_prompts
 WIDTH_PX, HEIGHT_PX = 64, 48
 BOX = (16, 12, 32, 36)
 SHADES = [(True, 250), (True, 200), (True, 90), (False, 110), (False, 40), (False, 20)]
-"""Whether each event is true, and the shade of its image: brighter events are true, except for two."""
+"""For each event, True if it is true, and the shade of its image. Two events have the wrong brightness."""
 
 ENTRY = {"name": "fence", "kinds": ["rule"], "prompt": "Is it bright?"}
 
