@@ -38,17 +38,13 @@ def _model_name(text: str) -> str:
     return text
 
 
-_Server = Annotated[
-    str,
-    typer.Argument(metavar="SERVER", help="Base URL of a server, or camera.yaml with `language`."),
-]
+_Server = Annotated[str, typer.Argument(metavar="SERVER", help="Base URL of a server, or camera.yaml with `language`.")]
 _ServerModel = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Name of the model. [default: the first of the server]")
 ]
 _Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="Environment variable that holds the key of the server.")
 ]
-
 _Requests = Annotated[int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", help="Number of questions of each kind.")]
 
 
@@ -92,9 +88,7 @@ def check(
     server: _Server = DEFAULT_URL,
     model: _ServerModel = None,
     key: _Key = None,
-    requests: Annotated[
-        int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", help="Number of questions of each kind.")
-    ] = 10,
+    requests: _Requests = 10,
     json: Json = False,
 ) -> int:
     """Check that a server has a language model that sees images, and measure how fast it answers.
