@@ -13,12 +13,12 @@ from vision.runtime.builder import (
     RunOptions,
     open_analytics,
     open_cascade,
-    open_inquiries,
     open_objects,
-    open_snapshots,
     open_tracking,
 )
+from vision.runtime.event_frames import open_inquiries, open_snapshots
 from vision.runtime.pipeline import pipeline
+from vision.runtime.views import open_views
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
 
@@ -29,12 +29,13 @@ def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) ->
     The stages are opened in an order that reports errors early.
     """
     analytics = open_analytics(config, options)
-    snapshots = open_snapshots(config, options, resources)
+    snapshots = open_snapshots(config, options, resources, analytics)
+    views = open_views(config, options, resources, analytics)
     cascade = open_cascade(config, options, resources)
     track, objects = open_tracking(config), open_objects(config)
     inquiries = open_inquiries(config, options, resources)
     rules = RuleStage(config.rules, config.analytics)
-    return [track, *cascade, analytics, rules, *objects, *snapshots, *inquiries]
+    return [track, *cascade, *views, analytics, rules, *objects, *snapshots, *inquiries]
 
 
 build = pipeline(open_stages)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_inquiries
+from vision.runtime.builder import RunOptions
+from vision.runtime.event_frames import open_inquiries
 from vision.runtime.pipeline import pipeline
 from vision.stages.score_filter import ScoreFilter
 from vision.stages.stage import Stage

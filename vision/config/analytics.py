@@ -171,6 +171,8 @@ class CameraAnalytics(ConfigSection):
     """File from `vision eval --accuracy`, from which an interval for each total is computed; none if absent."""
     ground: GroundConfig | None = None
     """Four points with known positions, from which speeds in km/h are computed; no speeds if absent."""
+    realign: bool = False
+    """True if lines and zones follow the scene when the camera is moved; needs OpenCV."""
 
     _consistent = free_of(analytics_conflicts)
 

@@ -85,6 +85,8 @@ def _stage_keys(running: AppConfig, new: AppConfig) -> Iterator[str]:
 
 def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> Iterator[Loc]:
     before, after = running.model_dump(), new.model_dump()
+    if not any(section.realign for section in running.analytics.values()):  # the stage that realigns is not open
+        yield from (("analytics", camera, "realign") for camera, section in new.analytics.items() if section.realign)
     for key in before:
         if key in ("cameras", "analytics", "rules") or before[key] == after[key]:
             continue

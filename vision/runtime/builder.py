@@ -35,7 +35,6 @@ from vision.config import (
     load_model_spec,
     shipped_models,
 )
-from vision.config.app import SnapshotConfig
 from vision.config.archive import ArchiveConfig
 from vision.config.load import SPEC_NAME
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
@@ -60,15 +59,13 @@ from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
-from vision.stages.inquiries import Box, InquiryStage
 from vision.stages.object_summaries import ObjectSnapshotStage, ObjectStage
 from vision.stages.secondary_model import CascadeStage
-from vision.stages.snapshots import SnapshotStage
 from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.counters import HasCameraCounters
 from vision.state.database import StateDatabase
 from vision.state.private_files import Untrusted, require_private_file, require_private_folder
-from vision.types import Frame, PixelFormat, Result, frame_shape
+from vision.types import PixelFormat, frame_shape
 from vision.version import require_cv2
 
 log = logging.getLogger(__name__)
@@ -326,29 +323,6 @@ def open_objects(config: AppConfig) -> list[ObjectStage]:
     return [ObjectSnapshotStage(forget_s, encoder.encode_part)]
 
 
-def open_snapshots(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events.
-
-    Return an empty list if `snapshots` is not configured, or if `options.sink` is set.
-    """
-    snapshots = config.snapshots
-    if snapshots is None or options.sink is not None:
-        return []
-    require_cv2("snapshots")
-    from vision.detect.reference.crops import JpegEncoder
-    from vision.stages.annotation import draw_events
-
-    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
-
-    def encode(frame: Frame, result: Result) -> bytes:
-        draw = partial(draw_events, result=result, sections=config.analytics) if snapshots.annotate else None
-        return encoder.encode(frame, draw)
-
-    part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
-    stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
-    return [resources.enter_context(closing(stage))]
-
-
 def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:
     """Prepare the process that asks the language model. Return None if it is not asked anything.
 
@@ -360,30 +334,6 @@ def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess 
         log.info("verify, describe: the language model is not asked in an offline run")
         return None
     return LanguageProcess(config)
-
-
-def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[InquiryStage]:
-    """Open the stage that sends events and frames to the process that asks the language model.
-
-    Return an empty list if there is no such process.
-    """
-    if not options.inquiries or config.language is None:
-        return []
-    require_cv2("language")
-    from vision.detect.reference.crops import JpegEncoder
-
-    encoder = JpegEncoder(max_side_px=config.language.max_image_px)
-
-    def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
-        return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)
-
-    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode)))]
-
-
-def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with a share of the limits, for a process that has `cameras` of all `of` cameras."""
-    files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
-    return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})
 
 
 def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[PixelStage]:

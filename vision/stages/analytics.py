@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vision.analytics.camera_analytics import Analytics
+from vision.analytics.camera_view import Similarity, displacement, moved
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.count_accuracy import CountAccuracy, load_clips
 from vision.analytics.reset_schedule import ResetSchedule
@@ -196,6 +197,24 @@ class AnalyticsStage:
         self._state = state
         self._resets = resets
         self._outdated: set[str] = set()  # cameras whose analytics have an earlier configuration
+        self._views: dict[str, Similarity] = {}  # of cameras that were moved
+        self._held: set[str] = set()
+
+    def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
+        """Move the lines and zones of a camera by `view`, and count nothing if `hold` is True."""
+        (self._held.add if hold else self._held.discard)(camera_id)
+        known = self._views.get(camera_id)
+        if view is None or displacement(view) == 0:
+            self._views.pop(camera_id, None)
+        else:
+            self._views[camera_id] = view
+        if self._views.get(camera_id) is not known and camera_id in self._cameras:
+            self._outdated.add(camera_id)
+
+    def section(self, camera_id: str, width_px: int, height_px: int) -> CameraAnalytics | None:
+        """Return the configuration of a camera, with lines and zones at their positions in the present view."""
+        section, view = self._sections.get(camera_id), self._views.get(camera_id)
+        return section if section is None or view is None else moved(section, view, width_px, height_px)
 
     def reconfigure(self, config: AppConfig) -> None:
         """Use new lines, zones, and settings. Those that have not changed continue (`Analytics.reconfigure`).
@@ -220,7 +239,8 @@ class AnalyticsStage:
         period_s = watched.resets.starts_period(result.meta.captured_utc_ns)
         if period_s is not None:
             events += watched.analytics.start_period(period_s, result.meta.captured_ns)
-        events += watched.analytics.update(result.objects, result.meta.captured_ns)
+        if result.meta.camera_id not in self._held:
+            events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
             watched.counts = self._counts(result.meta.camera_id, watched.analytics)
         return replace(result, events=result.events + events, counts=watched.counts)
@@ -229,7 +249,8 @@ class AnalyticsStage:
         """Apply the present configuration to a camera. Return the events that this causes."""
         camera_id = meta.camera_id
         self._outdated.remove(camera_id)
-        watched, section = self._cameras[camera_id], self._sections.get(camera_id)
+        watched = self._cameras[camera_id]
+        section = self.section(camera_id, *watched.frame_size)
         events = watched.analytics.reconfigure(section or CameraAnalytics(), self._forget_s, meta.captured_ns)
         if section is None:
             del self._cameras[camera_id]
@@ -253,6 +274,8 @@ class AnalyticsStage:
             events = watched.analytics.restart(*size, meta.captured_ns)
         if watched is None or watched.frame_size != size:
             self._warn_outside(meta.camera_id, size)
+            if watched is not None and meta.camera_id in self._views:
+                self._outdated.add(meta.camera_id)
         if watched is None:
             analytics = self._open(meta.camera_id, size)
             resets = self._schedule(meta.camera_id, analytics)
@@ -270,7 +293,8 @@ class AnalyticsStage:
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:
         counters = self._state.counters(camera_id) if self._state is not None else None
-        section, names = self._sections[camera_id], self._class_names
+        section, names = self.section(camera_id, *size), self._class_names
+        assert section is not None
         return Analytics(section, camera_id, names, *size, forget_s=self._forget_s, counters=counters)
 
     def _warn_outside(self, camera_id: str, size: tuple[int, int]) -> None:

@@ -59,7 +59,7 @@ ROWS = [
     (
         "an unknown kind",
         lambda: _text(lambda: subscribe("tcp://127.0.0.1:5555", kinds=["detection"])),  # type: ignore[list-item]
-        "kinds: expected one or more of detections, status, events, counts, got detection",
+        "kinds: expected one or more of detections, status, events, counts, objects, got detection",
     ),
     (
         "an address of another machine",

@@ -1,0 +1,167 @@
+"""A camera that is moved is realigned or declared as moved, and light and objects do not count as a movement."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.paths import ROOT
+from vision.analytics.camera_view import (
+    INTERVAL_S,
+    WIDTH_PX,
+    Similarity,
+    ViewTracker,
+    distance,
+    moved,
+    view_image,
+)
+from vision.config.analytics import CameraAnalytics
+
+Pixels = NDArray[np.uint8]
+WIDTH, HEIGHT = 560, 420
+ALLOWED = 0.005
+IDENTITY = np.eye(2, 3)
+LEARNING = 5
+
+
+@pytest.fixture(scope="module")
+def square() -> Pixels:
+    """Return the first frame of the demo's video, which is larger than the frames of the tests."""
+    capture = cv2.VideoCapture(str(ROOT / "configs" / "vtest.mp4"))
+    frame = capture.read()[1]
+    assert frame is not None
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY).astype(np.uint8)
+
+
+def pose(x: float = 0.0, y: float = 0.0, rotation_deg: float = 0.0, zoom: float = 1.0) -> Similarity:
+    """Return the similarity (2, 3) of a camera that was shifted by parts of the frame's width, turned, and zoomed."""
+    angle = np.radians(rotation_deg)
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    center = np.array([WIDTH, HEIGHT]) / 2
+    return np.column_stack([turn, center - turn @ center + np.array([x, y]) * WIDTH])
+
+
+def seen(scene: Pixels, view: Similarity) -> Pixels:
+    middle = np.array([[1, 0, (WIDTH - scene.shape[1]) / 2], [0, 1, (HEIGHT - scene.shape[0]) / 2], [0, 0, 1]])
+    return np.asarray(cv2.warpAffine(scene, view @ middle, (WIDTH, HEIGHT)), np.uint8)
+
+
+class Camera:
+    def __init__(self, tracker: ViewTracker | None = None) -> None:
+        self.tracker = tracker or ViewTracker()
+        self.now_s = 0.0
+
+    def see(self, *frames: Pixels) -> str:
+        for frame in frames:
+            self.tracker.update(view_image(frame), self.now_s)
+            self.now_s += INTERVAL_S
+        return self.tracker.state
+
+
+def expected(view: Similarity) -> Similarity:
+    """Return a similarity of the frame as a similarity of the image that is compared."""
+    return np.column_stack([view[:, :2], view[:, 2] * WIDTH_PX / WIDTH])
+
+
+def error(tracker: ViewTracker, view: Similarity) -> float:
+    return distance(tracker.view, expected(view), (WIDTH_PX * HEIGHT // WIDTH, WIDTH_PX))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_moved_camera_is_realigned_within_ten_seconds(square: Pixels, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shift_x, shift_y = rng.uniform(-0.08, 0.08, 2).tolist()
+    view, camera = pose(shift_x, shift_y, rng.uniform(-5, 5), rng.uniform(0.9, 1.1)), Camera()
+    assert camera.see(*[seen(square, pose())] * LEARNING) == "aligned"
+    assert camera.see(*[seen(square, view)] * 5) == "aligned"
+    assert error(camera.tracker, view) < ALLOWED
+    assert camera.see(*[seen(square, pose())] * 3) == "aligned"
+    assert error(camera.tracker, pose()) < ALLOWED
+
+
+def test_one_displaced_image_changes_nothing(square: Pixels) -> None:
+    """A truck that shakes the mast moves a camera for a moment."""
+    camera, frame = Camera(), seen(square, pose())
+    camera.see(*[frame] * LEARNING)
+    assert camera.see(seen(square, pose(0.05))) == "unsure"
+    assert camera.see(frame) == "aligned"
+    assert error(camera.tracker, pose()) == 0
+
+
+@pytest.mark.parametrize("change", ["dark", "bright", "shadow", "noise", "half hidden"])
+def test_light_and_objects_move_nothing(square: Pixels, change: str) -> None:
+    rng, camera, frame = np.random.default_rng(1), Camera(), seen(square, pose())
+    camera.see(*[frame] * LEARNING)
+    level = frame.astype(float)
+    if change == "dark":
+        level *= 0.25
+    elif change == "bright":
+        level = level * 1.6 + 30
+    elif change == "shadow":
+        level[:, : WIDTH // 2] *= 0.4
+    elif change == "noise":
+        level += rng.normal(0, 15, level.shape)
+    else:
+        level[HEIGHT // 4 : 3 * HEIGHT // 4, WIDTH // 8 : 7 * WIDTH // 8] = cv2.resize(
+            rng.uniform(0, 255, (14, 28)), (3 * WIDTH // 4, HEIGHT // 2)
+        )
+    assert camera.see(*[np.clip(level, 0, 255).astype(np.uint8)] * 5) == "aligned"
+    assert error(camera.tracker, pose()) < ALLOWED
+
+
+def test_different_scene_is_declared_and_the_return_is_noticed(square: Pixels) -> None:
+    camera, other = Camera(), seen(cv2.rotate(square, cv2.ROTATE_180).astype(np.uint8), pose())
+    camera.see(*[seen(square, pose())] * LEARNING)
+    assert camera.see(*[other] * 2) == "unsure"
+    assert camera.see(*[other] * 3) == "moved"
+    assert camera.see(seen(square, pose())) == "aligned"
+
+
+def test_covered_lens_differs_from_dusk(square: Pixels) -> None:
+    covered, dusk, frame = Camera(), Camera(), seen(square, pose())
+    covered.see(*[frame] * LEARNING)
+    assert covered.see(*[np.full_like(frame, 90)] * 5) == "covered"
+    assert covered.see(frame) == "aligned"
+    dusk.see(*[frame] * LEARNING)
+    for part in 0.7 ** np.arange(1, 16):
+        dusk.see((frame * part).astype(np.uint8))
+    assert dusk.tracker.state == "dark"
+    assert dusk.see(*[frame] * 2) == "aligned"
+
+
+def test_new_appearance_does_not_move_the_reference(square: Pixels) -> None:
+    """Day and night are stored, and the view is still measured from the first image."""
+    lights = np.random.default_rng(2).uniform(0, 255, (40, 60))
+    bright = cv2.resize(lights, square.shape[::-1]).astype(np.uint8)
+    night = cv2.addWeighted(square, 0.3, bright, 0.3, 0).astype(np.uint8)
+    camera = Camera()
+    camera.see(*[seen(square, pose())] * LEARNING)
+    for part in np.linspace(0, 1, 12):
+        mixed = cv2.addWeighted(square, 1 - part, night, part, 0).astype(np.uint8)
+        camera.see(*[seen(mixed, pose())] * 2)
+    assert len(camera.tracker.appearances) > 1
+    assert camera.see(*[seen(night, pose(0.03, -0.02))] * 4) == "aligned"
+    assert error(camera.tracker, pose(0.03, -0.02)) < ALLOWED
+    assert camera.see(*[seen(square, pose(0.03, -0.02))] * 4) == "aligned"
+    assert error(camera.tracker, pose(0.03, -0.02)) < ALLOWED
+
+
+def test_scene_without_texture_stays_in_learning() -> None:
+    assert Camera().see(*[np.full((HEIGHT, WIDTH), 120, np.uint8)] * 8) == "learning"
+
+
+def test_points_of_lines_and_zones_move_with_the_view() -> None:
+    hole = [[0.6, 0.2], [0.8, 0.2], [0.8, 0.3]]
+    zone = {"name": "hall", "polygon": [[0, 0], [1, 0], [1, 1]], "holes": [hole]}
+    line = {"name": "door", "points": [[0.25, 0.5], [0.75, 0.5]]}
+    section = CameraAnalytics.model_validate({"units": "fraction", "lines": [line], "zones": [zone]})
+    view = pose(0.1, 0.05, 3.0, 1.05)
+    placed = moved(section, expected(view), WIDTH, HEIGHT)
+    assert placed.units == "pixels"
+    before = [section.lines[0].points, *section.zones[0].rings]
+    after = [placed.lines[0].points, *placed.zones[0].rings]
+    for old, new in zip(before, after, strict=True):
+        wanted = np.array(old) * (WIDTH, HEIGHT) @ view[:, :2].T + view[:, 2]
+        np.testing.assert_allclose(np.array(new), wanted, atol=0.01)

@@ -1,0 +1,68 @@
+"""Opens the stages that save frames of events, or send them to the process that asks the language model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from functools import partial
+
+from vision.config import AppConfig
+from vision.config.app import SnapshotConfig
+from vision.runtime.builder import RunOptions
+from vision.stages.analytics import AnalyticsStage
+from vision.stages.inquiries import Box, InquiryStage
+from vision.stages.snapshots import SnapshotStage
+from vision.types import Frame, Result
+from vision.version import require_cv2
+
+
+def open_snapshots(
+    config: AppConfig, options: RunOptions, resources: ExitStack, analytics: AnalyticsStage | None = None
+) -> list[SnapshotStage]:
+    """Open the stage that saves frames of events. `analytics` is the stage whose lines and zones are drawn.
+
+    Return an empty list if `snapshots` is not configured, or if `options.sink` is set.
+    """
+    snapshots = config.snapshots
+    if snapshots is None or options.sink is not None:
+        return []
+    require_cv2("snapshots")
+    from vision.detect.reference.crops import JpegEncoder
+    from vision.stages.annotation import draw_events
+
+    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
+
+    def encode(frame: Frame, result: Result) -> bytes:
+        sections, meta = config.analytics, result.meta
+        section = None if analytics is None else analytics.section(meta.camera_id, meta.width_px, meta.height_px)
+        if section is not None:
+            sections = {meta.camera_id: section}
+        draw = partial(draw_events, result=result, sections=sections) if snapshots.annotate else None
+        return encoder.encode(frame, draw)
+
+    part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
+    stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
+    return [resources.enter_context(closing(stage))]
+
+
+def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[InquiryStage]:
+    """Open the stage that sends events and frames to the process that asks the language model.
+
+    Return an empty list if there is no such process.
+    """
+    if not options.inquiries or config.language is None:
+        return []
+    require_cv2("language")
+    from vision.detect.reference.crops import JpegEncoder
+
+    encoder = JpegEncoder(max_side_px=config.language.max_image_px)
+
+    def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
+        return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)
+
+    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode)))]
+
+
+def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
+    """Return the configuration with a share of the limits, for a process that has `cameras` of all `of` cameras."""
+    files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
+    return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})
