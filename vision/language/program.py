@@ -27,6 +27,7 @@ from vision.language.messages import LARGEST_IMAGE_BYTES, Line, LogLine, decode_
 
 _QUEUED: Final = 16  # messages that wait in the socket
 _TOTALS_S: Final = 0.5
+_NICENESS: Final = 10  # detection comes first on the CPU
 
 
 class _Output:
@@ -49,6 +50,7 @@ def serve(options: Mapping[str, Any]) -> None:
 
     `vision.language.process.LanguageProcess` creates the `options`.
     """
+    os.nice(_NICENESS)
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)
     for secret, shown in options["secrets"].items():

@@ -61,7 +61,7 @@ def _facts(question: Question) -> str:
 
 def _images(question: Question) -> str:
     number = len(question.offsets_ms)
-    what = "the object with its surroundings" if question.cropped else "the camera"
+    what = "the object with its surroundings" if question.cropped else "the view of the camera"
     if number == 1:
         return f"The image shows {what}."
     times = ", ".join(f"{offset} ms" for offset in question.offsets_ms)

@@ -1,0 +1,197 @@
+"""What becomes of each question: answers, errors with a log line and a counter, limits, the breaker, and the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chat_server import MODEL, ChatHttpServer, Handler, chat_server, completion, json_answer
+from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
+from vision.language.asker import Asker
+from vision.language.breaker import CircuitBreaker
+from vision.language.ledger import Ledger
+from vision.language.messages import (
+    Line,
+    LogLine,
+    Outcome,
+    Question,
+    Statement,
+    decode_line,
+    decode_question,
+    encode_line,
+    encode_question,
+)
+
+pytestmark = pytest.mark.unit
+
+VERIFY = VerifyConfig(name="real", prompt="Is it a person?")
+TOKEN = VerifyConfig(name="token", prompt="Is it a person?", format="token")
+DESCRIBE = DescribeConfig(name="words")
+WATCH = DescribeConfig(name="open", statement="The gate is open.", every_s=1.0)
+
+
+def question(check: str = "real", id_: str = "1", camera: str = "gate", *, left_s: float = 60.0) -> Question:
+    return Question(
+        id=id_, purpose="verify", check=check, camera=camera, epoch=0, frame=3, at="2026-01-31T12:00:00.000000Z",
+        at_monotonic_ns=5, facts={"kind": "rule", "name": "intruder", "class": "person"},
+        expires_ns=time.monotonic_ns() + int(left_s * 1e9), offsets_ms=[0], cropped=False,
+    )  # fmt: skip
+
+
+class Asking:
+    """An asker whose questions the test asks one by one, and the lines that it reports."""
+
+    def __init__(self, server: ChatHttpServer, *, ledger: Ledger | None = None, **keys: Any) -> None:
+        self.lines: list[Line] = []
+        self.breaker = CircuitBreaker()
+        options: dict[str, Any] = {"model": MODEL, "timeout_s": 60.0} | keys
+        config = LanguageConfig(url=server.url, **options)
+        entries: list[VerifyConfig | DescribeConfig] = [VERIFY, TOKEN, DESCRIBE, WATCH]
+        self.asker = Asker(config, entries, self.lines.append, ledger=ledger, breaker=self.breaker)
+
+    def ask(self, asked: Question, images: tuple[bytes, ...] = (b"jpeg",)) -> None:
+        before = len(self.lines)
+        self.asker.add(asked, images)
+        if len(self.lines) == before:
+            self.asker.ask_next()
+
+    def outcomes(self) -> list[Outcome]:
+        return [line for line in self.lines if isinstance(line, Outcome)]
+
+    def logs(self) -> list[str]:
+        return [line.text for line in self.lines if isinstance(line, LogLine)]
+
+    def counters(self) -> dict[str, int]:
+        return dict(self.asker.totals().counters)
+
+
+def respond(body: object, status: int = 200) -> Callable[[Handler], None]:
+    return lambda handler: handler.send(body, status)
+
+
+def test_a_verdict_and_its_prompt() -> None:
+    with chat_server(respond(json_answer("no", 0.25))) as server:
+        asking = Asking(server)
+        asking.ask(question())
+    (outcome,) = asking.outcomes()
+    assert outcome.verdict is not None
+    assert (outcome.id, outcome.verdict.answer, outcome.verdict.confidence) == ("1", "no", 0.25)
+    assert asking.counters() == {"requests": 1, "answers.real.no": 1}
+    (request,) = server.requests
+    assert request.images == 1
+    for part in ("Is it a person?", '"camera":"gate"', '"name":"intruder"', '"class":"person"'):
+        assert part in request.prompt
+
+
+def test_a_token_a_description_and_a_statement() -> None:
+    with chat_server(respond(completion("Yes"))) as server:
+        asking = Asking(server)
+        asking.ask(question("token"))
+        server.script.chat = respond(completion(" A dog runs. "))
+        asking.ask(question("words"))
+        for word in ("no", "yes"):
+            server.script.chat = respond(json_answer(word))
+            asking.ask(question("open", ""))
+        asking.asker.add(question("open", ""), (b"jpeg",))  # is not asked, because the statement is true
+        asking.ask(question("open", "", camera="yard"))
+    token, described = asking.outcomes()
+    assert token.verdict is not None
+    assert token.verdict.answer == "yes"
+    assert described.description is not None
+    assert described.description.text == "A dog runs."
+    statements = [line.event for line in asking.lines if isinstance(line, Statement)]
+    assert [(event.camera, event.kind, event.name, event.frame) for event in statements] == [
+        ("gate", "statement", "open", 3),
+        ("yard", "statement", "open", 3),
+    ]
+    assert asking.counters()["requests"] == 5
+
+
+BAD = {
+    "wrong-key": respond({"error": {"message": "Invalid API Key"}}, 401),
+    "no-model": respond({"error": {"message": "The model `x` does not exist."}}, 404),
+    "schema": respond(json_answer("perhaps")),
+    "image-too-large": respond("", 413),
+    "too-long": lambda handler: handler.trickle(b"data: {}\n" * 20_000, 0.0),
+    "too-slow": lambda handler: handler.hang(),
+    "rubbish": respond("<html>"),
+    "server-error": respond({"error": "out of memory"}, 500),
+    "busy": respond("", 503),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_each_error_has_one_log_line_a_counter_and_an_outcome(code: str) -> None:
+    with chat_server(BAD[code]) as server:
+        asking = Asking(server, timeout_s=0.3 if code == "too-slow" else 60.0)
+        for number in range(2):
+            asking.ask(question(id_=str(number)))
+    assert [(each.id, each.error, each.verdict) for each in asking.outcomes()] == [("0", code, None), ("1", code, None)]
+    assert len(asking.logs()) == 1
+    assert asking.counters() == {"requests": 2, f"errors.{code}": 2}
+
+
+@pytest.mark.parametrize(("code", "opens"), [("server-error", True), ("wrong-key", True), ("too-long", True),
+                                             ("schema", False), ("image-too-large", False)])  # fmt: skip
+def test_the_breaker_opens_only_if_the_server_fails(code: str, opens: bool) -> None:
+    with chat_server(BAD[code]) as server:
+        asking = Asking(server)
+        for number in range(4):
+            asking.ask(question(id_=str(number)))
+    assert asking.breaker.is_open == opens
+    assert asking.outcomes()[-1].error == ("breaker-open" if opens else code)
+    assert len(server.requests) == (3 if opens else 4)
+    assert asking.asker.totals().gauges["breaker_open"] == opens
+
+
+def test_a_short_deadline_is_no_failure_of_the_server() -> None:
+    with chat_server(lambda handler: handler.hang()) as server:
+        asking = Asking(server)
+        for number in range(4):
+            asking.ask(question(id_=str(number), left_s=0.05))
+    assert not asking.breaker.is_open
+    assert {each.error for each in asking.outcomes()} <= {"too-slow", "expired"}
+
+
+def test_questions_that_are_too_old_or_displaced_are_not_asked() -> None:
+    with chat_server() as server:
+        asking = Asking(server, queue=2)
+        asking.ask(question(left_s=-1.0))
+        for number in range(4):
+            asking.asker.add(question(id_=f"q{number}"), (b"jpeg",))
+        asking.asker.ask_next()
+        asking.asker.add(question("unknown", "u"), ())
+    found = {each.id: each.error for each in asking.outcomes()}
+    assert found == {"1": "expired", "q0": "queue-full", "q1": "queue-full", "q3": "", "u": "unknown-check"}
+    assert len(server.requests) == 1
+
+
+def test_the_ledger_keeps_questions_and_answers(tmp_path: Path) -> None:
+    with chat_server() as server, closing(Ledger(tmp_path, max_bytes=10**6)) as ledger:
+        asking = Asking(server, ledger=ledger)
+        asking.ask(question())
+        server.script.chat = respond("", 500)
+        asking.ask(question(id_="2"), (b"one", b"two"))
+    entries = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [(each["id"], each.get("answer"), each.get("error")) for each in entries] == [
+        ("1", "yes", None), ("2", None, "server-error"),
+    ]  # fmt: skip
+    assert entries[0]["model"] == MODEL
+    assert entries[0]["prompt"] == server.requests[0].prompt
+    assert [len(each["images_sha256"]) for each in entries] == [1, 2]
+
+
+def test_lines_and_questions_survive_encoding() -> None:
+    lines: list[Line] = [Outcome(id="1", purpose="verify", error="busy"), LogLine(text="ü\n", is_problem=True)]
+    for line in lines:
+        text = encode_line(line)
+        assert "\n" not in text
+        assert decode_line(text) == line
+    asked = question()
+    assert decode_question(encode_question(asked)) == asked

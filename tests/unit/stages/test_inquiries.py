@@ -1,0 +1,223 @@
+"""Questions of the stage: chosen events, frames and parts of frames, statements, and limits."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.messages.processes import wait_until
+from vision.config import AppConfig
+from vision.language.messages import Question, decode_question
+from vision.stages.inquiries import Box, InquiryStage
+from vision.types import Event, Frame, FrameMeta, Result, Timing, Tracks
+
+pytestmark = pytest.mark.unit
+
+
+class Receiver:
+    """The other end of the stage's socket."""
+
+    def __init__(self) -> None:
+        self.address = f"ipc://@vision-test-{secrets.token_hex(8)}"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+
+    def open(self) -> None:
+        self._socket.bind(self.address)
+
+    def next(self) -> tuple[Question, list[bytes]]:
+        assert self._socket.poll(60_000)
+        header, *images = self._socket.recv_multipart()
+        return decode_question(header), images
+
+    def is_empty(self) -> bool:
+        return not self._socket.poll(200)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    made.open()
+    yield made
+    made.close()
+
+
+def encode(frame: Frame, box: Box | None) -> bytes:
+    """Return a text instead of a JPEG file."""
+    return f"{frame.meta.index} {frame.pixels[0, 0, 0]} {box}".encode()
+
+
+def stage(receiver: Receiver, encoder: Any = encode, **top: Any) -> InquiryStage:
+    cameras = [{"id": name, "source": f"{name}.mp4"} for name in ("gate", "yard")]
+    language = {"url": "http://127.0.0.1:1/v1"}
+    config = AppConfig.model_validate({"cameras": cameras, "pipeline": "count", "language": language} | top)
+    return InquiryStage(config, receiver.address, encoder)
+
+
+def check(**keys: Any) -> dict[str, Any]:
+    return {"verify": [{"name": "real", "prompt": "?"} | keys]}
+
+
+def show(
+    inquiries: InquiryStage,
+    index: int,
+    *events: Event,
+    camera: str = "gate",
+    epoch: int = 0,
+    box: Any = (10, 20, 30, 40),
+) -> Result:
+    """Pass a frame to the stage. Frames are 100 ms apart."""
+    meta = FrameMeta(camera, index, epoch, index * 100_000_000, 10**18 + index * 100_000_000, 64, 48)
+    tracks = Tracks(
+        np.array([box], np.float32), np.ones(1, np.float32), np.zeros(1, np.int32), np.array([7]), np.array([0])
+    )
+    frame = Frame.wrap(meta, np.full((48, 64, 3), index, np.uint8), "bgr")
+    result = inquiries.with_frame(Result(meta, tracks, Timing(0, 0, 0), events=events), frame)
+    frame.pixels[:] = 255  # the lease has ended
+    return result
+
+
+def event(kind: str = "rule", name: str = "intruder", camera: str = "gate", **data: Any) -> Event:
+    return Event(kind, name, camera, 7, 0, {"class": "person"} | data)
+
+
+def test_an_event_gets_an_id_and_becomes_a_question(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(names=["intruder"]))
+    after = show(inquiries, 3, event(), event(name="other"))
+    asked, images = receiver.next()
+    assert [bool(each.id) for each in after.events] == [True, False]
+    assert (asked.id, asked.check, asked.camera, asked.frame) == (after.events[0].id, "real", "gate", 3)
+    assert asked.facts == {"kind": "rule", "name": "intruder", "class": "person"}
+    assert images == [b"3 3 None"]
+    inquiries.close()
+    assert inquiries.counters() == {f"language.questions.{key}": n for key, n in
+                                    (("sent", 1), ("skipped", 0), ("failed", 0))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "chosen"),
+    [
+        ({}, True),
+        ({"kinds": ["rule"], "classes": ["person"], "cameras": ["gate"]}, True),
+        ({"kinds": ["crowded"]}, False),
+        ({"names": ["door"]}, False),
+        ({"classes": ["car"]}, False),
+        ({"cameras": ["yard"]}, False),
+    ],
+)
+def test_chosen_events(receiver: Receiver, keys: dict[str, Any], chosen: bool) -> None:
+    inquiries = stage(receiver, **{"pipeline": "mine.py", **check(**keys)})
+    assert bool(show(inquiries, 0, event()).events[0].id) == chosen
+    assert not show(inquiries, 1, event(phase="end")).events[0].id
+    inquiries.close()
+
+
+def test_several_frames_at_their_times(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(frames=3, spacing_s=0.25))
+    show(inquiries, 0, event())
+    for index in range(1, 10):
+        show(inquiries, index)
+        show(inquiries, index, camera="yard")
+    asked, images = receiver.next()
+    assert asked.offsets_ms == [0, 300, 600]
+    assert [image.split()[0] for image in images] == [b"0", b"3", b"6"]
+    inquiries.close()
+
+
+def test_the_object_is_cut_out_where_it_is(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(frames=2, spacing_s=0.1, crop=True, margin=0.5))
+    show(inquiries, 0, event())
+    show(inquiries, 1, box=(0, 0, 10, 20))
+    asked, images = receiver.next()
+    assert asked.cropped
+    assert images == [b"0 0 (0.0, 10.0, 40.0, 50.0)", b"1 1 (-5.0, -10.0, 15.0, 30.0)"]
+    inquiries.close()
+
+
+def test_an_event_is_verified_and_described(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(), describe=[{"name": "words"}])
+    after = show(inquiries, 0, event())
+    asked = [receiver.next()[0] for _ in range(2)]
+    assert [(each.check, each.purpose, each.id) for each in asked] == [
+        ("real", "verify", after.events[0].id), ("words", "describe", after.events[0].id),
+    ]  # fmt: skip
+    inquiries.close()
+
+
+def test_a_statement_is_asked_at_intervals(receiver: Receiver) -> None:
+    watch = {"name": "open", "statement": "It is open.", "every_s": 1.0, "cameras": ["gate"]}
+    inquiries = stage(receiver, describe=[watch])
+    for index in range(25):
+        show(inquiries, index)
+        show(inquiries, index, camera="yard")
+    asked = [receiver.next()[0] for _ in range(3)]
+    assert [(each.frame, each.id, each.camera) for each in asked] == [
+        (0, "", "gate"),
+        (10, "", "gate"),
+        (20, "", "gate"),
+    ]
+    assert receiver.is_empty()
+    inquiries.close()
+
+
+def test_without_a_free_copy_the_next_frame_is_used(receiver: Receiver) -> None:
+    go = threading.Event()
+
+    def encode_later(frame: Frame, box: Box | None) -> bytes:
+        assert go.wait(60)
+        return encode(frame, box)
+
+    inquiries = stage(receiver, encode_later, **check())
+    for index in range(8):
+        show(inquiries, index, event())
+    show(inquiries, 8, event())
+    assert inquiries._worker.skipped == 1
+    go.set()
+    wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    show(inquiries, 9)
+    asked = [receiver.next()[0] for _ in range(9)]
+    assert (asked[-1].frame, asked[-1].offsets_ms) == (8, [100])
+    inquiries.close()
+
+
+def test_a_failure_to_encode_is_counted_and_ends_nothing(receiver: Receiver) -> None:
+    def fail(_frame: Frame, _box: Box | None) -> bytes:
+        raise ValueError("no codec")
+
+    inquiries = stage(receiver, fail, **check())
+    show(inquiries, 0, event())
+    wait_until(lambda: inquiries.counters()["language.questions.failed"] == 1, "the failure", 60)
+    assert show(inquiries, 1, event()).events[0].id
+    inquiries.close()
+
+
+def test_a_process_that_does_not_receive_is_not_waited_for() -> None:
+    absent = Receiver()
+    inquiries = stage(absent, **check())
+    for index in range(100):
+        show(inquiries, index, event())
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    counters = inquiries.counters()
+    assert counters["language.questions.sent"] <= 16
+    assert counters["language.questions.sent"] + counters["language.questions.skipped"] == 100
+    inquiries.close()
+    absent.close()
+
+
+def test_open_questions_of_a_camera_are_limited(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(frames=16, spacing_s=60))
+    ids = [bool(show(inquiries, index, event()).events[0].id) for index in range(12)]
+    assert ids == [True] * 8 + [False] * 4
+    assert inquiries.counters()["language.questions.skipped"] == 4
+    assert show(inquiries, 12, event(camera="yard"), camera="yard").events[0].id
+    inquiries.close()
