@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ YuvEncoding: TypeAlias = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
 ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 """Source of a capture time: the camera's RTCP sender report (``rtcp``), this machine's clock when the frame arrived
 (``arrival``), or the position in a file (``media``)."""
+
+STEPS_PER_PX: Final = 5
+"""The boxes of tracks are multiples of 0.2 px."""
 
 
 class DropReason(str, Enum):
@@ -271,7 +274,7 @@ class Detections:
 class Tracks:
     """M tracks that were detected in one frame. A process never gives two tracks the same id.
 
-    Lengths are rounded to 0.1 px, so that messages contain exactly the values that the analytics reads.
+    Lengths are rounded to 1 / `STEPS_PER_PX`, so that messages contain exactly the values that the analytics reads.
     """
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels

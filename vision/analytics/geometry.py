@@ -15,6 +15,8 @@ import numpy as np
 from numpy import count_nonzero
 from numpy.typing import NDArray
 
+from vision.types import STEPS_PER_PX
+
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
@@ -277,10 +279,10 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
     return either
 
 
-def in_tenths(lengths_px: FloatArray) -> FloatArray:
-    """Round lengths to 0.1 px, the precision of messages, so that subscribers can repeat the analytics exactly."""
-    rounded: FloatArray = np.rint(lengths_px * 10.0)
-    rounded /= 10.0
+def round_px(lengths_px: FloatArray) -> FloatArray:
+    """Round lengths to the steps of published boxes, so that subscribers can repeat the analytics exactly."""
+    rounded: FloatArray = np.rint(lengths_px * STEPS_PER_PX)
+    rounded /= STEPS_PER_PX
     return rounded
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, in_tenths, iou
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, iou, round_px
 from vision.analytics.track_matching import Pairs
 from vision.analytics.track_sizes import SizeFilter, size_step
 from vision.analytics.track_state import (
@@ -132,7 +132,7 @@ class Tracker:
 
         Returns:
             The published tracks that were detected in this frame. Each box lies between the detected and the predicted
-            box: the higher the score and the more likely the size, the nearer to the detected box. Rounded to 0.1 px.
+            box: the higher the score and the more likely the size, the nearer to the detected box. Rounded to 0.2 px.
         """
         return update_together([(self, detections, captured_ns)])[0]
 
@@ -331,7 +331,7 @@ class _TracksTogether:
         before = self._state.take(published, axis=1)
         before[PLACE] = before[SEEN_AT]
         previous = np.full((len(tracks), 4), math.nan)
-        previous[new] = in_tenths((_CORNERS @ before[AT]).T)
+        previous[new] = round_px((_CORNERS @ before[AT]).T)
         return previous
 
     def _with_previous(
@@ -435,7 +435,7 @@ class _TracksTogether:
         edges_px = edges_of(self._edges_px, cameras)
         if edges_px is not None:
             clip_boxes(boxes, detected, edges_px)
-        boxes = in_tenths(boxes)
+        boxes = round_px(boxes)
         hidden_px = self._hidden_px(tracks, detected, boxes)
         boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)
         classes, ids = self._classes[tracks], self._ids[tracks]
@@ -483,7 +483,7 @@ class _TracksTogether:
         if not count_nonzero(whole):
             return None
         below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
-        return whole > 0.0, in_tenths(np.where(whole > 0.0, below, 0.0)).astype(np.float32)
+        return whole > 0.0, round_px(np.where(whole > 0.0, below, 0.0)).astype(np.float32)
 
     def _keep(self, kept: BoolArray) -> None:
         if count_nonzero(kept) < len(kept):

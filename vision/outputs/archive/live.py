@@ -10,11 +10,23 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage, LineCounts, ZoneCounts
+from vision.messaging.schema import (
+    CountsMessage,
+    DetectedObject,
+    DetectionsMessage,
+    EventMessage,
+    LineCounts,
+    ZoneCounts,
+)
 from vision.messaging.times import utc_ns
 from vision.outputs.archive.tables import COLUMNS, Table
+from vision.types import STEPS_PER_PX
 
 LIVE_NAME: Final = "live.sqlite"
+SCORE_EVERY_US: Final = 1_000_000
+"""Interval of stored scores of a track. The scores of all rows would need a tenth of the archive."""
+
+_MAX_SCORED: Final = 20_000
 _BUSY_MS: Final = 60_000
 
 Row = tuple[Any, ...]
@@ -32,7 +44,8 @@ class LiveDatabase:
         self._connection.executescript(";".join(_create_statements()))
         self._frame_ids = dict(self._connection.execute("SELECT camera, last FROM frame_ids").fetchall())
         self._rows: dict[Table, list[Row]] = {table: [] for table in COLUMNS}
-        self._last_counts: dict[str, object] = {}
+        self._last_counts: dict[tuple[str, str], object] = {}  # by camera and name of the line or zone
+        self._scored_us: dict[tuple[str, int | None], int] = {}  # when a score was stored, by camera and track
         found: tuple[str, int] | None = self._connection.execute("SELECT journal, number FROM last_event").fetchone()
         self._last_event = found
 
@@ -47,10 +60,10 @@ class LiveDatabase:
         frame_id = self._frame_ids[message.camera] = self._frame_ids.get(message.camera, 0) + 1
         tracks = [each for each in message.objects if each.track_id is not None]
         for position, each in enumerate(tracks):
-            x1, y1, x2, y2 = (round(10 * value) for value in each.box)
+            x1, y1, x2, y2 = (round(STEPS_PER_PX * value) for value in each.box)
             previous: Sequence[int | None] = (None,) * 4
             if each.previous_box is not None:
-                left, top, right, bottom = (round(10 * value) for value in each.previous_box)
+                left, top, right, bottom = (round(STEPS_PER_PX * value) for value in each.previous_box)
                 previous = left, top, right - left, bottom - top
             self._rows["tracks"].append(
                 (
@@ -59,13 +72,13 @@ class LiveDatabase:
                     each.track_id,
                     each.class_name,
                     each.class_id,
-                    5 * round(20 * each.score),
+                    round(100 * each.score) if self._is_score_due(message.camera, each, captured_us) else None,
                     x1,
                     y1,
                     x2 - x1,
                     y2 - y1,
                     None if each.previous_box is None else each.age_ms,
-                    None if each.hidden_px is None else round(10 * each.hidden_px),
+                    None if each.hidden_px is None else round(STEPS_PER_PX * each.hidden_px),
                     *previous,
                     position,
                 )
@@ -74,6 +87,17 @@ class LiveDatabase:
         size = message.width, message.height
         row = (message.camera, frame_id, captured_us, shift_us, monotonic_ns % 1000, message.instance, message.epoch)
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
+
+    def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
+        """Return True for the first row of a track, and then once per second."""
+        key = camera, detected.track_id
+        if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
+            return False
+        self._scored_us[key] = captured_us
+        if len(self._scored_us) > _MAX_SCORED:
+            newest = sorted(self._scored_us.items(), key=lambda item: item[1])[_MAX_SCORED // 2 :]
+            self._scored_us = dict(newest)
+        return True
 
     def add_event(self, message: EventMessage) -> None:
         """Add an event, unless it or a newer event of its journal was added before."""
@@ -88,17 +112,18 @@ class LiveDatabase:
         self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
 
     def add_counts(self, message: CountsMessage) -> None:
-        """Add the counts of a camera, unless they are those of its last message."""
-        counts = (message.instance, message.lines, message.zones)
-        if self._last_counts.get(message.camera) == counts:
-            return
-        self._last_counts[message.camera] = counts
+        """Add the counts of each line and zone that has changed since the last message of its camera."""
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
-        for name, line in message.lines.items():
-            self._rows["counts"].append((*place, name, line.in_, line.out, None, None, None, _by_class(line)))
-        for name, zone in message.zones.items():
-            totals = None, None, zone.entered, zone.left, zone.occupancy
-            self._rows["counts"].append((*place, name, *totals, _by_class(zone)))
+        totals: tuple[int | None, ...]
+        for name, counted in {**message.lines, **message.zones}.items():
+            if self._last_counts.get((message.camera, name)) == (message.instance, counted):
+                continue
+            self._last_counts[message.camera, name] = message.instance, counted
+            if isinstance(counted, LineCounts):
+                totals = counted.in_, counted.out, None, None, None
+            else:
+                totals = None, None, counted.entered, counted.left, counted.occupancy
+            self._rows["counts"].append((*place, name, *totals, _by_class(counted)))
 
     def add_gap(self, camera: str, at_us: int, instance: str, kind: str, *, missing: tuple[int, int]) -> None:
         """Add a gap. `missing` contains the numbers of the first and the last missing message."""

@@ -20,7 +20,7 @@ from vision.errors import ConfigError
 from vision.outputs.archive.compaction import read_live
 from vision.outputs.archive.live import LIVE_NAME, connect
 from vision.outputs.archive.tables import DAY_US, FORMAT, SCHEMAS, Table, archive_files
-from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
+from vision.types import STEPS_PER_PX, Counts, Event, FrameMeta, Result, Timing, Tracks
 
 _NO_TIMING: Final = Timing(0, 0, 0)
 _ATTEMPTS: Final = 5
@@ -47,7 +47,7 @@ class ArchivedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedCounts:
-    """The counts of a camera at one time, from one message."""
+    """The last counts of each line and zone of a camera at one time."""
 
     instance: str
     at_us: int
@@ -118,10 +118,13 @@ class Archive:
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
         """Return the counts of a camera in a time range, oldest first."""
-        found: dict[tuple[str, int, int], Counts] = {}
+        found: list[ArchivedCounts] = []
         for row in self._rows("counts", camera, since_us, until_us):
             key = row["instance"], row["at"], row["at_monotonic_ns"]
-            counts = found.setdefault(key, Counts({}, {}, {}))
+            if not found or key != (found[-1].instance, found[-1].at_us, found[-1].at_ns):
+                known = found[-1].counts if found and found[-1].instance == row["instance"] else Counts({}, {}, {})
+                found.append(ArchivedCounts(*key, Counts({**known.lines}, {**known.zones}, {**known.occupancy})))
+            counts = found[-1].counts
             totals = {name: row[name] for name in ("in", "out", "entered", "left") if row[name] is not None}
             values = {**totals, **json.loads(row["by_class"])}
             shapes, occupancy = counts.lines if "in" in totals else counts.zones, counts.occupancy
@@ -129,7 +132,7 @@ class Archive:
             shapes[row["name"]] = values
             if row["occupancy"] is not None:
                 occupancy[row["name"]] = row["occupancy"]
-        return [ArchivedCounts(*key, counts) for key, counts in found.items()]
+        return found
 
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
         """Return the gaps of a camera in a time range, oldest first."""
@@ -262,7 +265,8 @@ class _Objects:
     """The tracks of many frames, in the order in which the analytics received them."""
 
     def __init__(self, table: pa.Table) -> None:
-        values = _numbers(table, "frame_id", "track_id", "class_id", "score_percent", "x", "y", "w", "h", "order_shift")
+        values = _numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
+        values["score_percent"] = _last_scores(table["score_percent"])
         order = np.lexsort((values["track_id"], values["frame_id"]))
         frame_id = values["frame_id"][order]
         starts = np.flatnonzero(np.diff(frame_id, prepend=-1))
@@ -274,7 +278,7 @@ class _Objects:
         self._scores = (values["score_percent"] / 100.0).astype(np.float32)
         self._class_ids = values["class_id"].astype(np.int32)
         self._track_ids = values["track_id"]
-        self._hidden = _tenths(table["hidden"].fill_null(0).cast(pa.int64()).to_numpy()[order])
+        self._hidden = _pixels(table["hidden"].fill_null(0).cast(pa.int64()).to_numpy()[order])
         self._ages = table["age_ms"].fill_null(0).cast(pa.int64()).to_numpy()[order]
         previous = [table[f"previous_{name}"] for name in "xywh"]
         self._previous = _boxes(*(column.fill_null(0).cast(pa.int64()).to_numpy()[order] for column in previous))
@@ -301,12 +305,18 @@ class _Objects:
         )
 
 
+def _last_scores(scores: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the last stored score of each track. The first row of a track has a score."""
+    filled: NDArray[np.int64] = pc.fill_null_forward(scores).fill_null(0).cast(pa.int64()).to_numpy()
+    return filled
+
+
 def _boxes(
     x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the corners (N, 4) in pixels of boxes in tenths of a pixel, as the tracker rounds them."""
-    return _tenths(np.stack([x, y, x + width, y + height], axis=1))
+    """Return the corners (N, 4) in pixels of boxes in steps, as the tracker rounds them."""
+    return _pixels(np.stack([x, y, x + width, y + height], axis=1))
 
 
-def _tenths(values: NDArray[np.int64]) -> NDArray[np.float32]:
-    return (values / 10.0).astype(np.float32)
+def _pixels(values: NDArray[np.int64]) -> NDArray[np.float32]:
+    return (values / STEPS_PER_PX).astype(np.float32)
