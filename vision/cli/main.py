@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "keys": "Create keys, and choose which subscribers can connect.",
     "watch": "Show the results of a running `vision run`.",
     "eval": "Measure accuracy on a labeled video or on simulated scenes.",
+    "whatif": "Judge archived tracks again with different lines, zones, and rules.",
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List and check models, or add a model.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,8 @@ def test_same_configuration_gives_the_same_events(waiting: Site, recorded: Path)
     assert {"line_crossed", "zone_entered", "zone_left", "dwelling", "rule"} <= kinds
 
 
-@pytest.mark.parametrize("scene", ["gate", "street"])
-def test_other_scenes_from_parquet_files_give_the_same_events(scene: str, tmp_path: Path) -> None:
-    one = site("gate", scene, 3)
+def test_other_scene_from_parquet_files_gives_the_same_events(tmp_path: Path) -> None:
+    one = site("gate", "street", 3)
     assert record(tmp_path, one)
     compact(tmp_path, START_US + 10**12, keep_days=1000, max_mb=100)
     assert difference(tmp_path, configuration(one.section, ())).equal
@@ -68,7 +68,7 @@ def test_restart_of_the_program_starts_again(waiting: Site, tmp_path: Path) -> N
     for instance, start_s in (("first", 0.0), ("second", 300.0)):
         recorder = Recorder(tmp_path, instance=instance)
         later = replace(waiting, start_s=start_s)
-        for result in live_results(later, detections_of(later)):
+        for result in live_results(later, islice(detections_of(later), 400)):
             recorder.add(result)
         recorder.close()
     assert difference(tmp_path, configuration(waiting.section)).equal

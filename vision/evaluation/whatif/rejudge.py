@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
-from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent
+from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent, ArchivedFrame
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.rules import RuleStage
 from vision.state.counters import CameraCounters, CounterRow
-from vision.types import Counts, Result
+from vision.types import Counts, Result, Tracks
 
 WARM_UP_US: Final = 6 * 3_600_000_000
 """Time before the requested range that is judged too, so that the objects in zones and the states of rules are known
@@ -24,14 +24,19 @@ at the start of the range."""
 
 _PROGRESS_FRAMES: Final = 10_000
 
+Box: TypeAlias = tuple[float, float, float, float]
+
 
 @dataclass(slots=True)
 class Judgment:
     """The events of one camera in the requested range, and its last counts."""
 
     events: list[ArchivedEvent] = field(default_factory=list)
+    boxes: dict[tuple[str, int, int, int], Box] = field(default_factory=dict)
+    """Boxes x1, y1, x2, y2 in pixels of objects that have an event, by instance, epoch, frame, and track id."""
     counts: Counts | None = None
-    frames: int = 0
+    frame_size_px: tuple[int, int] | None = None
+    frames: int = 0  # number of judged frames, with those before the range
 
 
 class Judge:
@@ -80,6 +85,7 @@ def rejudge(
     since_us: int,
     until_us: int,
     *,
+    published: Sequence[ArchivedEvent] = (),
     progress: Callable[[int], None] = lambda _frames: None,
 ) -> Judgment:
     """Judge the frames of a camera from `since_us` to before `until_us`, microseconds since 1970 (UTC).
@@ -90,9 +96,13 @@ def rejudge(
         camera: name of the camera.
         since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, without a result.
         until_us: end of the range.
+        published: events whose boxes are needed too.
         progress: function that receives the number of judged frames.
     """
     found, stages, instance = Judgment(), judge.stages(), ""
+    wanted: dict[tuple[str, int, int], list[int | None]] = {}
+    for each in published:
+        wanted.setdefault((each.instance, each.epoch, each.frame), []).append(each.event.track_id)
     initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
     for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
         if archived.instance != instance:  # the program was started again, with new stages
@@ -104,11 +114,24 @@ def rejudge(
             progress(found.frames)
         meta = result.meta
         if meta.captured_utc_ns >= since_us * 1000:
-            found.counts = result.counts
+            found.counts, found.frame_size_px = result.counts, (meta.width_px, meta.height_px)
+            track_ids = [event.track_id for event in result.events]
+            track_ids += wanted.get((instance, meta.epoch, meta.index), ())
+            found.boxes.update(_boxes(archived, track_ids))
             for event in result.events:
                 at_us = (meta.captured_utc_ns + event.at_ns - meta.captured_ns) // 1000
                 found.events.append(ArchivedEvent(event, instance, meta.epoch, meta.index, at_us))
     return found
+
+
+def _boxes(archived: ArchivedFrame, track_ids: Sequence[int | None]) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
+    """Yield the keys of `Judgment.boxes`, and the boxes, of these tracks in a frame."""
+    tracks, meta = archived.result.objects, archived.result.meta
+    if not track_ids or not isinstance(tracks, Tracks):
+        return
+    for track_id, box in zip(tracks.track_ids.tolist(), tracks.boxes_xyxy.tolist(), strict=True):
+        if track_id in track_ids:
+            yield (archived.instance, meta.epoch, meta.index, track_id), tuple(box)
 
 
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:

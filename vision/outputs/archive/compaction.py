@@ -42,9 +42,9 @@ LATE_US: Final = 120_000_000
 
 _TIME_COLUMN: Final[Mapping[Table, str]] = {
     "frames": "captured_at",
-    "events": "at",
-    "counts": "at",
-    "gaps": "at",
+    "events": "at_utc",
+    "counts": "at_utc",
+    "gaps": "at_utc",
 }
 _PARTS: Final = b"vision.parts"
 

@@ -23,7 +23,7 @@ from vision.outputs.archive.tables import COLUMNS, Table
 from vision.types import STEPS_PER_PX
 
 LIVE_NAME: Final = "live.sqlite"
-SCORE_EVERY_US: Final = 1_000_000
+SCORE_EVERY_US: Final = 5_000_000
 """Interval of stored scores of a track. The scores of all rows would need a tenth of the archive."""
 
 _MAX_SCORED: Final = 20_000
@@ -89,7 +89,7 @@ class LiveDatabase:
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
 
     def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
-        """Return True for the first row of a track, and then once per second."""
+        """Return True for the first row of a track, and then every 5 s."""
         key = camera, detected.track_id
         if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
             return False
@@ -115,7 +115,8 @@ class LiveDatabase:
         """Add the counts of each line and zone that has changed since the last message of its camera."""
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
         totals: tuple[int | None, ...]
-        for name, counted in {**message.lines, **message.zones}.items():
+        shapes: dict[str, LineCounts | ZoneCounts] = {**message.lines, **message.zones}
+        for name, counted in shapes.items():
             if self._last_counts.get((message.camera, name)) == (message.instance, counted):
                 continue
             self._last_counts[message.camera, name] = message.instance, counted

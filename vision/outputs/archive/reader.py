@@ -111,7 +111,7 @@ class Archive:
                 instance=row["instance"],
                 epoch=row["epoch"],
                 frame=row["frame"],
-                at_us=row["at"],
+                at_us=row["at_utc"],
             )
             for row in self._rows("events", camera, since_us, until_us)
         ]
@@ -120,12 +120,13 @@ class Archive:
         """Return the counts of a camera in a time range, oldest first."""
         found: list[ArchivedCounts] = []
         for row in self._rows("counts", camera, since_us, until_us):
-            key = row["instance"], row["at"], row["at_monotonic_ns"]
+            key = row["instance"], row["at_utc"], row["at_monotonic_ns"]
             if not found or key != (found[-1].instance, found[-1].at_us, found[-1].at_ns):
                 known = found[-1].counts if found and found[-1].instance == row["instance"] else Counts({}, {}, {})
                 found.append(ArchivedCounts(*key, Counts({**known.lines}, {**known.zones}, {**known.occupancy})))
             counts = found[-1].counts
-            totals = {name: row[name] for name in ("in", "out", "entered", "left") if row[name] is not None}
+            keys = [key for key in ("in", "out", "entered", "left") if row[f"total_{key}"] is not None]
+            totals = {key: row[f"total_{key}"] for key in keys}
             values = {**totals, **json.loads(row["by_class"])}
             shapes, occupancy = counts.lines if "in" in totals else counts.zones, counts.occupancy
             assert isinstance(shapes, dict) and isinstance(occupancy, dict)
@@ -137,15 +138,15 @@ class Archive:
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
         """Return the gaps of a camera in a time range, oldest first."""
         rows = self._rows("gaps", camera, since_us, until_us)
-        return [ArchivedGap(row["kind"], row["at"], row["last"] - row["first"] + 1) for row in rows]
+        return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
     # --- rows of files and of the live database -----------------------------------------------------------------------
 
     def _rows(self, table: Table, camera: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
-        at = pc.field("at")
+        at = pc.field("at_utc")
         found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
-        found = found.set_column(found.schema.get_field_index("at"), "at", found["at"].cast(pa.int64()))
-        rows: list[dict[str, Any]] = found.filter((at >= since_us) & (at < until_us)).sort_by("at").to_pylist()
+        found = found.set_column(found.schema.get_field_index("at_utc"), "at_utc", found["at_utc"].cast(pa.int64()))
+        rows: list[dict[str, Any]] = found.filter((at >= since_us) & (at < until_us)).sort_by("at_utc").to_pylist()
         return rows
 
     def _chunks(

@@ -57,7 +57,7 @@ COLUMNS: Final[Mapping[Table, Mapping[str, pa.DataType]]] = {
         "order_shift": pa.int16(),
     },
     "events": {
-        "at": _TIME,
+        "at_utc": _TIME,
         "at_monotonic_ns": pa.int64(),
         "instance": _NAME,
         "epoch": pa.int32(),
@@ -71,19 +71,19 @@ COLUMNS: Final[Mapping[Table, Mapping[str, pa.DataType]]] = {
         "number": pa.int64(),
     },
     "counts": {
-        "at": _TIME,
+        "at_utc": _TIME,
         "at_monotonic_ns": pa.int64(),
         "instance": _NAME,
         "name": _NAME,
-        "in": pa.int64(),
-        "out": pa.int64(),
-        "entered": pa.int64(),
-        "left": pa.int64(),
+        "total_in": pa.int64(),
+        "total_out": pa.int64(),
+        "total_entered": pa.int64(),
+        "total_left": pa.int64(),
         "occupancy": pa.int64(),
         "by_class": pa.string(),
     },
     "gaps": {
-        "at": _TIME,
+        "at_utc": _TIME,
         "instance": _NAME,
         "kind": _NAME,
         "first": pa.int64(),
@@ -96,7 +96,7 @@ SCHEMAS: Final[Mapping[Table, pa.Schema]] = {
     table: pa.schema(list(columns.items())) for table, columns in COLUMNS.items()
 }
 
-_DELTAS: Final = {"captured_at", "at", "at_monotonic_ns", "number"}  # columns that increase irregularly
+_DELTAS: Final = {"captured_at", "at_utc", "at_monotonic_ns", "number"}  # columns that increase irregularly
 
 
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""The command `vision whatif`: its arguments, table, JSON, and page."""
+
+from __future__ import annotations
+
+import json
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from tests.archive_simulation import record, site
+from vision.cli.main import main
+from vision.cli.whatif import parse_moment
+from vision.errors import EXIT_CONFIG
+
+SINCE, UNTIL = "2023-11-14T00:00:00Z", "2023-11-16T00:00:00Z"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an archive of people and its configuration."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "archive").mkdir()
+    one = site("gate", "waiting", 1)
+    record(folder / "archive", one)
+    section = one.section.model_dump(mode="json", exclude_unset=True)
+    config = {
+        "model": "nanodet-g-416",
+        "cameras": [{"id": "gate", "source": "synthetic:"}, {"id": "other", "source": "synthetic:"}],
+        "analytics": {"gate": section},
+        "archive": {"folder": "archive"},
+    }
+    (folder / "camera.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def whatif(folder: Path, *arguments: str, config: str = "camera.yaml") -> int:
+    return main(["whatif", str(folder / config), "--since", SINCE, "--until", UNTIL, *arguments])
+
+
+class Elements(HTMLParser):
+    """Counts the elements of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+
+
+def changed_config(folder: Path) -> str:
+    config = yaml.safe_load((folder / "camera.yaml").read_text())
+    for line in config["analytics"]["gate"]["lines"]:
+        line["direction"] = "in"
+    (folder / "changed.yaml").write_text(yaml.safe_dump(config))
+    return "changed.yaml"
+
+
+def test_table_json_and_page_contain_the_difference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = folder / "out.json", folder / "out.html"
+    config = changed_config(folder)
+    assert whatif(folder, "--json", str(files[0]), "--page", str(files[1]), config=config) == 0
+    found = json.loads(files[0].read_text())
+    gate, changes = found["cameras"]["gate"], found["changes"]
+    assert found["schema"] == "vision.whatif/1" and list(found["cameras"]) == ["gate"]
+    assert gate["lost"] == len(changes) > 0 and not gate["equal"]
+    assert {each["change"] for each in changes} == {"lost"}
+    assert {each["before"]["data"]["direction"] for each in changes} == {"out"}
+    assert all(each["after"] is None for each in changes)
+    assert gate["same"] + gate["lost"] == gate["published"]
+    tags = Elements(files[1].read_text()).tags
+    assert 0 < tags.count("circle") <= len(changes) and "script" not in tags and "link" not in tags
+    assert capsys.readouterr().out.count("lost") >= 1
+
+
+def test_unchanged_configuration_has_no_difference(folder: Path) -> None:
+    assert whatif(folder, "--json", str(folder / "same.json"), "--camera", "gate") == 0
+    gate = json.loads((folder / "same.json").read_text())["cameras"]["gate"]
+    assert gate["equal"] and gate["published"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--camera", "gte"], EXIT_CONFIG),
+        (["--camera", "other"], EXIT_CONFIG),
+        (["--archive", "/nonexistent"], EXIT_CONFIG),
+        (["--until", "yesterday"], 2),
+        (["--since", "2030-01-01"], 2),
+        (["--json", "/nonexistent/out.json"], EXIT_CONFIG),
+    ],
+)
+def test_wrong_arguments_are_refused(folder: Path, arguments: list[str], code: int) -> None:
+    assert whatif(folder, *arguments) == code
+
+
+def test_archive_of_a_model_with_different_classes_is_refused(folder: Path) -> None:
+    config = yaml.safe_load((folder / "camera.yaml").read_text())
+    config |= {"detect": {"backend": "fake"}}
+    config["analytics"] = {}
+    (folder / "fake.yaml").write_text(yaml.safe_dump({**config, "pipeline": "count"}))
+    assert whatif(folder, config="fake.yaml") == EXIT_CONFIG
+
+
+@pytest.mark.parametrize(("text", "ago_s"), [("7d", 7 * 86400), ("90s", 90), ("2h", 7200)])
+def test_durations_are_before_now(text: str, ago_s: float) -> None:
+    before_us = time.time_ns() // 1000
+    found_us = parse_moment(text) + round(ago_s * 1e6)
+    assert before_us <= found_us <= time.time_ns() // 1000
+
+
+def test_times_with_and_without_a_zone() -> None:
+    assert parse_moment("2023-11-14T22:13:20Z") == parse_moment("2023-11-14T23:13:20+01:00") == 1_700_000_000_000_000
+    with pytest.raises(ValueError, match="expected"):
+        parse_moment("soon")
+    with pytest.raises(typer.BadParameter):
+        from vision.cli.options import parse_duration
+
+        parse_duration("soon")

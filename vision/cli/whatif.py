@@ -1,0 +1,86 @@
+"""The command `vision whatif`, which judges the past again with a different configuration."""
+
+from __future__ import annotations
+
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from vision.cli.options import ConfigName, argument_parser, parse_duration
+from vision.cli.session import command
+from vision.errors import Closed
+
+_FORMS: Final = "expected a duration such as 7d, or a time such as 2026-11-28T06:00"
+
+
+def parse_moment(text: str) -> int:
+    """Return a time in microseconds since 1970 (UTC). A duration, such as ``7d``, means that long ago.
+
+    A time without a time zone is in the local time of the machine.
+
+    Raises:
+        ValueError: the text is neither a duration nor a time.
+    """
+    try:
+        return time.time_ns() // 1000 - round(parse_duration(text) * 1e6)
+    except typer.BadParameter:
+        pass
+    try:
+        return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1e6)
+    except ValueError as error:
+        raise ValueError(f"{_FORMS}, got {text!r}") from error
+
+
+Since = Annotated[
+    int,
+    typer.Option(
+        parser=argument_parser(parse_moment), metavar="TIME", help="Start: a duration ago, such as 7d, or a time."
+    ),
+]
+Until = Annotated[
+    int | None,
+    typer.Option(parser=argument_parser(parse_moment), metavar="TIME", help="End, in the same forms. [default: now]"),
+]
+ArchiveFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the archive. [default: `archive.folder` in CONFIG]")
+]
+
+
+@command(orderly=True)
+def whatif(
+    context: typer.Context,
+    config: ConfigName,
+    since: Since,
+    until: Until = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Camera to judge. Can be repeated. [default: all]")
+    ] = None,
+    archive: ArchiveFolder = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all differences to FILE, as JSON.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write all differences to FILE.html, with drawings.")
+    ] = None,
+) -> int:
+    """Judge archived tracks again with different lines, zones, and rules.
+
+    The command uses those of CONFIG, and shows which events differ from those that were published.
+
+    Examples:
+      vision whatif new.yaml --since 7d
+      vision whatif new.yaml --since 2026-11-28T06:00 --until 2026-11-28T20:00 --camera gate
+      vision whatif new.yaml --since 7d --json difference.json --page difference.html
+    """
+    from vision.evaluation.whatif.run import Request, run
+
+    until_us = time.time_ns() // 1000 if until is None else until
+    if since >= until_us:
+        raise typer.BadParameter("expected a start before the end", param_hint="--since")
+    try:
+        request = Request(config, since, until_us, tuple(camera or ()), archive, json, page)
+        return run(request, context.obj.stop)
+    except Closed:  # an incomplete difference is no result
+        return 128 + signal.SIGINT

@@ -1,0 +1,260 @@
+"""Report of `vision whatif`: a table, JSON, and a page in one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
+from vision.config.analytics import CameraAnalytics, pixels_per_unit
+from vision.errors import from_os_error
+from vision.evaluation.whatif.difference import Change, Difference
+from vision.evaluation.whatif.rejudge import Box, Judgment
+from vision.messaging.schema import rfc3339
+from vision.outputs.archive.reader import ArchivedEvent, ArchivedGap
+from vision.version import version
+
+SCHEMA: Final = "vision.whatif/1"
+_SHOWN_ROWS: Final = 40
+_COLORS: Final = {"gained": "#1a7f37", "lost": "#cf222e", "moved": "#0969da", "changed": "#9a6700"}
+_STYLE: Final = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1f2328 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .7rem; text-align: left }
+tr { border-bottom: 1px solid #d1d9e0 } svg { width: 100%; max-width: 48rem; background: #f6f8fa }
+td:nth-child(n+6) { font-variant-numeric: tabular-nums }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraReport:
+    """The difference of one camera."""
+
+    camera: str
+    section: CameraAnalytics  # the new lines and zones
+    before: int  # number of published events
+    judgment: Judgment
+    difference: Difference
+    gaps: tuple[ArchivedGap, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """The differences of all cameras."""
+
+    config: str
+    since_us: int
+    until_us: int
+    cameras: tuple[CameraReport, ...]
+
+    @property
+    def changes(self) -> list[Change]:
+        """All differences, oldest first."""
+        found = [change for camera in self.cameras for change in camera.difference.changes]
+        return sorted(found, key=lambda change: change.shown.at_us)
+
+
+def time_text(at_us: int) -> str:
+    """Return a time in UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(at_us // 1_000_000, timezone.utc)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{at_us % 1_000_000 // 1000:03d}"
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+def print_report(report: WhatIf, console: Console) -> None:
+    """Print the numbers of each camera, and the first differences."""
+    console.print(f"{time_text(report.since_us)} to {time_text(report.until_us)} (UTC), {escape_markup(report.config)}")
+    table = Table(*_SUMMARY, box=None, pad_edge=False)
+    for camera in report.cameras:
+        table.add_row(*_summary(camera))
+    console.print(table)
+    for camera in report.cameras:
+        for text in _notes(camera):
+            console.print(escape_markup(text), highlight=False)
+    changes = report.changes
+    if changes:
+        details = Table(*_DETAILS, box=None, pad_edge=False)
+        for change in changes[:_SHOWN_ROWS]:
+            details.add_row(*(escape_markup(cell) for cell in _details(change)))
+        console.print(details)
+    if len(changes) > _SHOWN_ROWS:
+        text = f"and {len(changes) - _SHOWN_ROWS} more: `--json FILE` or `--page FILE` contains all differences"
+        console.print(text, highlight=False)
+
+
+_SUMMARY: Final = ("camera", "published", "now", "same", "gained", "lost", "moved", "changed")
+_DETAILS: Final = ("camera", "change", "event", "name", "track", "published (UTC)", "frame", "now (UTC)", "frame")
+
+
+def _summary(camera: CameraReport) -> list[str]:
+    found = camera.difference
+    numbers = (camera.before, len(camera.judgment.events), found.same, *found.numbers().values())
+    return [camera.camera, *map(str, numbers)]
+
+
+def _details(change: Change) -> list[str]:
+    event = change.shown.event
+    track = "" if event.track_id is None else str(event.track_id)
+    places = [cell for each in (change.before, change.after) for cell in _place(each)]
+    return [change.camera, change.kind, event.kind, event.name, track, *places]
+
+
+def _place(event: ArchivedEvent | None) -> tuple[str, str]:
+    return ("", "") if event is None else (time_text(event.at_us), f"{event.epoch}/{event.frame}")
+
+
+def _notes(camera: CameraReport) -> Iterator[str]:
+    missing = sum(gap.messages for gap in camera.gaps if gap.kind in ("detections", "disk"))
+    if missing:
+        yield f"{camera.camera}: the archive lacks {missing} frames, so events near them can differ"
+    if not camera.judgment.frames:
+        yield f"{camera.camera}: the archive has no frames in this time"
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def as_json(report: WhatIf) -> dict[str, Any]:
+    """Return the report as JSON values."""
+    return {
+        "schema": SCHEMA,
+        "version": version(),
+        "config": report.config,
+        "since": rfc3339(report.since_us * 1000),
+        "until": rfc3339(report.until_us * 1000),
+        "cameras": {
+            camera.camera: {
+                "published": camera.before,
+                "now": len(camera.judgment.events),
+                "same": camera.difference.same,
+                **camera.difference.numbers(),
+                "equal": camera.difference.equal,
+                "frames": camera.judgment.frames,
+                "gaps": [
+                    {"at": rfc3339(gap.at_us * 1000), "kind": gap.kind, "messages": gap.messages} for gap in camera.gaps
+                ],
+                "counts": _counts(camera.judgment),
+            }
+            for camera in report.cameras
+        },
+        "changes": [
+            {
+                "camera": change.camera,
+                "change": change.kind,
+                "before": _event(change.before),
+                "after": _event(change.after),
+            }
+            for change in report.changes
+        ],
+    }
+
+
+def _counts(judgment: Judgment) -> dict[str, Any] | None:
+    counts = judgment.counts
+    if counts is None:
+        return None
+    return {"lines": counts.lines, "zones": counts.zones, "occupancy": counts.occupancy}
+
+
+def _event(archived: ArchivedEvent | None) -> dict[str, Any] | None:
+    if archived is None:
+        return None
+    event = archived.event
+    return {
+        "at": rfc3339(archived.at_us * 1000),
+        "instance": archived.instance,
+        "epoch": archived.epoch,
+        "frame": archived.frame,
+        "kind": event.kind,
+        "name": event.name,
+        "track_id": event.track_id,
+        "data": event.data,
+    }
+
+
+def write_report(text: str, path: Path, option: str) -> None:
+    """Write a file. Raise `ConfigError` or `Unavailable` if this fails; the message contains the name of the option."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise from_os_error(f"{option}: cannot write {path}", error) from error
+
+
+def json_text(report: WhatIf) -> str:
+    """Return the report as JSON text."""
+    return json.dumps(as_json(report), indent=2) + "\n"
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def page(report: WhatIf) -> str:
+    """Return the report as one HTML file, without links to other files."""
+    time_range = f"{time_text(report.since_us)} to {time_text(report.until_us)} (UTC)"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>What if: {escape(report.config)}</title><style>{_STYLE}</style>",
+        f"<h1>What if: {escape(report.config)}</h1><p>{time_range}</p>",
+        *_html_table(_SUMMARY, [_summary(camera) for camera in report.cameras]),
+    ]
+    for camera in report.cameras:
+        parts.append(f"<h2>{escape(camera.camera)}</h2>")
+        parts += [f"<p>{escape(text)}</p>" for text in _notes(camera)]
+        parts += _drawing(camera)
+        if camera.difference.changes:
+            parts += _html_table(_DETAILS, [_details(change) for change in camera.difference.changes])
+    return "\n".join(parts) + "\n"
+
+
+def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"<table><tr>{''.join(f'<th>{escape(title)}' for title in titles)}"
+    for row in rows:
+        yield f"<tr>{''.join(f'<td>{_colored(cell)}' for cell in row)}"
+    yield "</table>"
+
+
+def _colored(cell: str) -> str:
+    color = _COLORS.get(cell)
+    return escape(cell) if color is None else f"<b style='color: {color}'>{escape(cell)}</b>"
+
+
+def _drawing(camera: CameraReport) -> Iterator[str]:
+    """Yield an SVG drawing of the new lines and zones, and of the place of each difference."""
+    size = camera.judgment.frame_size_px
+    if size is None:
+        return
+    width, height = size
+    scale_x, scale_y = pixels_per_unit(camera.section.units, *size)
+    unit = max(size) / 100
+    yield f"<svg viewBox='0 0 {width} {height}' role=img aria-label='lines, zones, and differences'>"
+    for zone in camera.section.zones:
+        corners = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for x, y in zone.polygon)
+        yield f"<polygon points='{corners}' fill='#8882' stroke='#57606a' stroke-width='{unit / 5:.1f}'/>"
+    for line in camera.section.lines:
+        (x1, y1), (x2, y2) = ((x * scale_x, y * scale_y) for x, y in line.points)
+        ends = f"x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'"
+        yield f"<line {ends} stroke='#57606a' stroke-width='{unit / 3:.1f}'/>"
+    for change in camera.difference.changes:
+        for event in (change.before, change.after):
+            place = None if event is None else _feet(event, camera.judgment.boxes)
+            if place is not None:
+                title = f"<title>{escape(' '.join(_details(change)))}</title>"
+                circle = f"cx='{place[0]:.1f}' cy='{place[1]:.1f}' r='{unit / 2:.1f}' fill='{_COLORS[change.kind]}'"
+                yield f"<circle {circle} fill-opacity='{0.5 if event is change.before else 1.0}'>{title}</circle>"
+    yield "</svg>"
+
+
+def _feet(event: ArchivedEvent, boxes: Mapping[tuple[str, int, int, int], Box]) -> tuple[float, float] | None:
+    """Return the center of the lower side of the object's box; None if the object is not in the frame."""
+    track_id = event.event.track_id
+    box = None if track_id is None else boxes.get((event.instance, event.epoch, event.frame, track_id))
+    return None if box is None else ((box[0] + box[2]) / 2, box[3])

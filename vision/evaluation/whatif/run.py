@@ -1,0 +1,150 @@
+"""Implementation of `vision whatif` with the tracks of an archive."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from vision.config import AppConfig, CameraAnalytics, check_classes, load_config, nearest, resolve_config
+from vision.detect.open import published_class_names
+from vision.errors import EXIT_OK, ConfigError
+from vision.evaluation.progress import show_progress
+from vision.evaluation.whatif.difference import compare
+from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, rejudge
+from vision.evaluation.whatif.report import CameraReport, WhatIf, json_text, page, print_report, write_report
+from vision.outputs.archive.process import require_pyarrow
+from vision.outputs.archive.reader import Archive
+from vision.runtime.builder import find_model
+
+_FILE_WIDTH: Final = 150  # columns of a table that is written to a file
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Arguments of `vision whatif`."""
+
+    config: str
+    since_us: int  # microseconds since 1970 (UTC)
+    until_us: int
+    cameras: tuple[str, ...] = ()  # empty means all cameras of the configuration and the archive
+    archive: Path | None = None  # None means the folder in the configuration
+    json: Path | None = None
+    page: Path | None = None
+
+
+def run(request: Request, stop: threading.Event) -> int:
+    """Judge the archived tracks again, print the difference, and write the requested files. Return the exit code.
+
+    Raises:
+        Closed: `stop` was set.
+        ConfigError: the configuration or an argument is invalid, or there is no archive.
+        ModelError: the model is missing, or its model.yaml is invalid.
+    """
+    require_pyarrow("vision whatif")
+    path = resolve_config(request.config)
+    config = load_config(path, os.environ)
+    names = published_class_names(find_model(config.model)[1], config.detect)
+    check_classes(config, names, path)
+    folder = request.archive or (None if config.archive is None else Path(config.archive.folder))
+    if folder is None:
+        hint = "add the section `archive` to the configuration, or name the folder with --archive"
+        raise ConfigError("expected the folder of the archive", hint=hint, code="no-archive")
+    archive = Archive(folder)
+    cameras = select_cameras(request.cameras, config, archive)
+    work = partial(_judge_camera, request, config, folder, names)
+    reports = _judge_all(work, cameras, stop)
+    report = WhatIf(request.config, request.since_us, request.until_us, tuple(reports))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    print_report(report, console)
+    if request.json is not None:
+        write_report(json_text(report), request.json, "--json")
+    if request.page is not None:
+        write_report(page(report), request.page, "--page")
+    return EXIT_OK
+
+
+def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
+    """Return the cameras to judge: those in `wanted`, or all that the configuration and the archive contain.
+
+    Raises:
+        ConfigError: the archive or the configuration lacks a wanted camera, or they have no camera in common.
+    """
+    archived, configured = archive.cameras(), [camera.id for camera in config.cameras]
+    for name in wanted:
+        for known, place in ((configured, "the configuration"), (archived, "the archive")):
+            if name not in known:
+                near = nearest(name, known)
+                hint = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'no cameras'}"
+                raise ConfigError(f"--camera: {place} has no camera {name!r}", hint=hint, code="unknown-camera")
+    cameras = [name for name in configured if name in archived and (name in wanted or not wanted)]
+    if not cameras:
+        hint = f"the archive has {', '.join(archived) or 'no cameras'}"
+        raise ConfigError("no camera of the configuration is in the archive", hint=hint, code="unknown-camera")
+    return cameras
+
+
+def _judge_all(
+    work: Callable[[str], CameraReport], cameras: Sequence[str], stop: threading.Event
+) -> list[CameraReport]:
+    """Judge each camera, in as many processes as there are cores."""
+    workers = min(len(cameras), len(os.sched_getaffinity(0)))
+    with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
+        if workers == 1:
+            return [_counted(work(camera), progress, number) for number, camera in enumerate(cameras, 1)]
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            pending = [pool.submit(work, camera) for camera in cameras]
+            try:
+                while not all(each.done() for each in pending):
+                    progress(sum(each.done() for each in pending))
+                    time.sleep(0.05)
+                return [each.result() for each in pending]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _counted(report: CameraReport, progress: Callable[[int], None], number: int) -> CameraReport:
+    progress(number)
+    return report
+
+
+def _judge_camera(
+    request: Request, config: AppConfig, folder: Path, class_names: Sequence[str], camera: str
+) -> CameraReport:
+    archive, limits = Archive(folder), (request.since_us, request.until_us)
+    _check_class_ids(archive.class_names(camera, request.since_us - WARM_UP_US, request.until_us), class_names, camera)
+    published = archive.events(camera, *limits)
+    judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, published=published)
+    return CameraReport(
+        camera=camera,
+        section=config.analytics.get(camera, CameraAnalytics()),
+        before=len(published),
+        judgment=judgment,
+        difference=compare(camera, published, judgment.events),
+        gaps=tuple(archive.gaps(camera, *limits)),
+    )
+
+
+def _check_class_ids(archived: dict[int, str], class_names: Sequence[str], camera: str) -> None:
+    """Raise `ConfigError` if the archive was recorded with a model that has different classes."""
+    for class_id, name in sorted(archived.items()):
+        expected = class_names[class_id] if 0 <= class_id < len(class_names) else f"class {class_id}"
+        if name != expected:
+            text = (
+                f"camera {camera}: class {class_id} is {name!r} in the archive, but {expected!r} in the configuration"
+            )
+            hint = (
+                "use the model with which the archive was recorded; --video judges stored video with a different model"
+            )
+            raise ConfigError(text, hint=hint, code="different-model")
