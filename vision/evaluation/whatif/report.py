@@ -18,7 +18,7 @@ from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.errors import from_os_error
 from vision.evaluation.whatif.difference import Change, Difference
 from vision.evaluation.whatif.rejudge import Box, Judgment
-from vision.messaging.schema import rfc3339
+from vision.messaging.times import rfc3339
 from vision.outputs.archive.reader import ArchivedEvent, ArchivedGap
 from vision.version import version
 
