@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,10 @@ def frames(folder: Path) -> int:
     return sum(1 for _ in Archive(folder / "archive").frames("gate", 0, 1 << 61))
 
 
+def has_frames(folder: Path, number: int) -> bool:
+    return frames(folder) >= number
+
+
 def run(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "vision.cli.main", "run", str(path)], cwd=path.parent)
 
@@ -75,10 +80,10 @@ def assert_whatif_repeats_the_run(path: Path) -> int:
 
 
 def test_two_runs_are_repeated_bit_for_bit(tmp_path: Path) -> None:
-    path, seen = configuration(tmp_path), 0
-    for _ in range(2):  # the counters of the second run continue, because of `state_dir`
-        program, seen = run(path), frames(tmp_path)
-        wait_for(lambda seen=seen: frames(tmp_path) > seen + 60)
+    path = configuration(tmp_path)
+    for wanted in (60, 120):  # the counters of the second run continue, because of `state_dir`
+        program = run(path)
+        wait_for(partial(has_frames, tmp_path, wanted))
         stop(program)
     assert Archive(tmp_path / "archive").gaps("gate", 0, 1 << 61) == []
     assert assert_whatif_repeats_the_run(path) > 4
