@@ -77,9 +77,8 @@ def read_labels(path: Path) -> list[LabeledEvent]:
         raise ConfigError(shown, hint=_HINT, code="labels", faults=tuple(faults))
     numbers = sum(event.is_true for event in events), sum(not event.is_true for event in events)
     if 0 in numbers:
-        text = (
-            f"{path}: expected true events and false alarms, got {numbers[0]} true events and {numbers[1]} false alarms"
-        )
+        found = f"true events: {numbers[0]}, false alarms: {numbers[1]}"
+        text = f"{path}: expected true events and false alarms, got {found}"
         raise ConfigError(text, hint=_HINT, code="labels-one-sided")
     return events
 
