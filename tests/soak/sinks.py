@@ -156,7 +156,9 @@ async def _nats(port: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
         while True:
-            found += [json.loads(each.data) for each in await subscription.fetch(200, timeout=5)]
+            for each in await subscription.fetch(200, timeout=5):
+                found.append(json.loads(each.data))
+                await each.ack()
     except (asyncio.TimeoutError, nats.errors.TimeoutError):
         return found
     finally:
