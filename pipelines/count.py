@@ -13,12 +13,12 @@ from vision.runtime.builder import (
     RunOptions,
     open_analytics,
     open_cascade,
-    open_objects,
     open_tracking,
 )
 from vision.runtime.event_frames import open_inquiries, open_snapshots
 from vision.runtime.pipeline import pipeline
 from vision.runtime.views import open_views
+from vision.stages.object_summaries import open_objects
 from vision.stages.rules import RuleStage
 from vision.stages.stage import Stage
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vision.config import AppConfig
-from vision.runtime.builder import RunOptions, open_cascade, open_objects, open_tracking
+from vision.runtime.builder import RunOptions, open_cascade, open_tracking
 from vision.runtime.event_frames import open_inquiries
 from vision.runtime.pipeline import pipeline
+from vision.stages.object_summaries import open_objects
 from vision.stages.stage import Stage
 
 

@@ -34,7 +34,7 @@ from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat,
 _WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
 _WORKER_START_S: Final = 3.0  # time in which the workers start, which is not measured
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
-_WITHOUT_EFFECTS: Final = {"state_dir": None, "snapshots": None, "verify": (), "describe": ()}
+_WITHOUT_EFFECTS: Final = {"state_dir": None, "sinks": (), "snapshots": None, "verify": (), "describe": ()}
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
 
@@ -142,7 +142,8 @@ def run_deployment(
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
 
-    The run neither reads nor writes saved counters, writes no snapshots, and asks no language model.
+    The run neither reads nor writes saved counters, writes no snapshots, sends nothing to sinks, and asks no language
+    model.
 
     Args:
         open_detector: a function like `vision.detect.open.open_detector`. The pipeline closes the detectors.

@@ -59,7 +59,6 @@ from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
 from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
-from vision.stages.object_summaries import ObjectSnapshotStage, ObjectStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.counters import HasCameraCounters
@@ -307,20 +306,6 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
     resources.enter_context(closing(stage))
     log.info("second model: %s, ready in %.1f s", classifier.name, time.monotonic() - began)
     return [stage]
-
-
-def open_objects(config: AppConfig) -> list[ObjectStage]:
-    """Create the stage that summarizes the objects which left. Return an empty list if `objects` is not configured."""
-    objects, forget_s = config.objects, config.track.lost_s
-    if objects is None:
-        return []
-    if not objects.snapshots:
-        return [ObjectStage(forget_s)]
-    require_cv2("objects.snapshots")
-    from vision.detect.reference.crops import JpegEncoder
-
-    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality)
-    return [ObjectSnapshotStage(forget_s, encoder.encode_part)]
 
 
 def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:

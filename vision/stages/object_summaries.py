@@ -13,7 +13,9 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from vision.config import AppConfig
 from vision.types import Attribute, Event, Frame, FrameMeta, ObjectSnapshot, ObjectSummary, Result, Tracks
+from vision.version import require_cv2
 
 Box: TypeAlias = tuple[float, float, float, float]
 Crop: TypeAlias = Callable[[Frame, Box], bytes]
@@ -235,6 +237,24 @@ class ObjectSnapshotStage(ObjectStage):
             known.snapshot = ObjectSnapshot(self._crop(frame, box), frame.meta.captured_ns, box)
             known.value = value
             return
+
+
+def open_objects(config: AppConfig) -> list[ObjectStage]:
+    """Create the stage that summarizes the objects which left. Return an empty list if `objects` is not configured.
+
+    Raises:
+        ConfigError: snapshots are configured, but OpenCV cannot be imported.
+    """
+    objects, forget_s = config.objects, config.track.lost_s
+    if objects is None:
+        return []
+    if not objects.snapshots:
+        return [ObjectStage(forget_s)]
+    require_cv2("objects.snapshots")
+    from vision.detect.reference.crops import JpegEncoder
+
+    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality)
+    return [ObjectSnapshotStage(forget_s, encoder.encode_part)]
 
 
 def _rows(tracks: Tracks) -> Sequence[tuple[int, Box, float, int, int]]:

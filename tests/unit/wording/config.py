@@ -137,4 +137,24 @@ ROWS = [
             "                      ^"
         ),
     ),
+    (
+        "a sink with an unknown scheme",
+        lambda: _refusal(_CAMERA + "state_dir: s\nsinks: [{name: a, address: 'amqp://h'}]\n"),
+        (
+            "camera.yaml:4:19: sinks[0].address: expected an address such as mqtt://HOST:PORT, with mqtt, kafka, "
+            "redis, nats, or http, or with TLS, got 'amqp://h' (the schemes are mqtt, mqtts, kafka, kafkas, redis, "
+            "rediss, nats, natss, http or https)\n"
+            "    sinks: [{name: a, address: 'amqp://h'}]\n"
+            "                      ^"
+        ),
+    ),
+    (
+        "a sink without a folder",
+        lambda: _refusal(_CAMERA + "sinks: [{name: a, address: 'mqtt://h'}]\n"),
+        (
+            "camera.yaml:3: sinks: expected state_dir too, the folder in which messages wait\n"
+            "    sinks: [{name: a, address: 'mqtt://h'}]\n"
+            "    ^"
+        ),
+    ),
 ]
