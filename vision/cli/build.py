@@ -26,22 +26,23 @@ from vision.cli.options import (
     Precision,
     argument_parser,
     given,
+    read_config,
     select_model,
     table_console,
 )
 from vision.cli.session import command
-from vision.config import DetectConfig, ModelSpec
+from vision.config import AnySpec, DetectConfig, ModelSpec
 from vision.detect.open import open_detector
 from vision.detect.tensorrt.plugins.register import register_plugins
 from vision.engine.build import BuildOptions, sparse_layers
-from vision.engine.build_plan import resolve
+from vision.engine.build_plan import BuildPlan, resolve, resolve_classifier
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, GpuDescription, Library, find_library
 from vision.engine.open import load_or_build
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceError, DeviceMissing, ModelError
-from vision.runtime.builder import find_model
+from vision.runtime.builder import find_model, find_second_model
 
 
 def parse_gpu(text: str) -> GpuDescription:
@@ -101,7 +102,7 @@ def build(
     """Build, list, or prune TensorRT engines.
 
     `vision run` uses an engine from the cache if it was built with the values of `detect.precision`,
-    `detect.max_batch`, and `detect.engine` in camera.yaml.
+    `detect.max_batch`, and `detect.engine` in camera.yaml. With --config, the engine of the second model is built too.
 
     Examples:
       vision build nanodet-g-416
@@ -117,12 +118,12 @@ def build(
     detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})
     found_model = None if name is None else find_model(name)
     gpu = for_gpu or _open_gpu(required=found_model is not None)
-    console = table_console(Path("-") if json else None)
-    engines = EngineCache(cache)
+    engines, console = EngineCache(cache), table_console(Path("-") if json else None)
     if prune:
         print_pruned(engines, gpu, console)
     if found_model is not None:
         build_engine(*found_model, detect, gpu, engines, console, force=force)
+        build_second_engine(config, gpu, engines, console, force=force)
         if for_gpu is None and cache is None:
             _start_once(*found_model, detect, console)
     if show_list:
@@ -216,12 +217,35 @@ def build_engine(
         DeviceMissing: the GPU or TensorRT is missing.
         VisionError: the engine could not be built or stored.
     """
+    register_plugins(spec)
+    _build(folder, spec, resolve(detect, spec), gpu, cache, console, force=force)
+
+
+def build_second_engine(
+    config: str | None, gpu: Gpu | None, cache: EngineCache, console: Console, *, force: bool
+) -> None:
+    """Build the engine of the second model in a configuration as `build_engine` does, if it can run with TensorRT."""
+    cascade = None if config is None else read_config(config).cascade
+    if cascade is None or cascade.backend == "onnxruntime":
+        return
+    folder, spec = find_second_model(cascade)
+    _build(folder, spec, resolve_classifier(cascade, folder, spec), gpu, cache, console, force=force)
+
+
+def _build(
+    folder: Path,
+    spec: AnySpec,
+    plan: BuildPlan,
+    gpu: Gpu | None,
+    cache: EngineCache,
+    console: Console,
+    *,
+    force: bool,
+) -> None:
     if gpu is None:
         hint = "`vision doctor` shows what is missing"
         raise DeviceMissing("building an engine requires the GPU that runs it", hint=hint, code="gpu-missing")
     ahead_of_time = isinstance(gpu, GpuDescription)
-    register_plugins(spec)
-    plan = resolve(detect, spec)
     batch = f"batch up to {plan.max_batch}"
     console.print(f"{spec.name}, {plan.precision}, {batch}, for {gpu.name}, {find_library()}", markup=False)
     with Bars(console) as bars:

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
+from vision.config.model_file import read_model_header
 from vision.engine.library import Gpu, has_weak_typing, keeps_timing
 from vision.engine.onnx_transform import INTERLEAVED_CHANNELS, reshape_onnx, rewrite_onnx
 from vision.errors import ModelError
 
 if TYPE_CHECKING:
-    from vision.config import CascadeConfig, DetectConfig, ModelSpec
+    from pathlib import Path
+
+    from vision.config import CascadeConfig, ClassifierSpec, DetectConfig, ModelSpec
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Quantized: TypeAlias = Literal["none", "int8", "fp8"]
@@ -182,8 +185,16 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
     )
 
 
-def resolve_classifier(cascade: CascadeConfig, batch: int) -> BuildPlan:
-    """Return the build plan for a second model that classifies at most `batch` objects at the same time."""
+def resolve_classifier(cascade: CascadeConfig, folder: Path, spec: ClassifierSpec) -> BuildPlan:
+    """Return the build plan of a second model. A fixed batch size of its ONNX file replaces `cascade.max_batch`.
+
+    Raises:
+        ModelError: the file is missing, damaged, or not an ONNX file.
+        Unavailable: the file cannot be read at present.
+    """
+    inputs = read_model_header(folder / spec.file, spec.name).inputs
+    declared = inputs[0].shape[0] if len(inputs) == 1 and inputs[0].shape else None
+    batch = declared if isinstance(declared, int) and declared > 0 else cascade.max_batch
     typing = plan_typing(cascade.precision, weak_typing=has_weak_typing())
     half_input, _ = typing.half_ends("classifier")
     return BuildPlan(cascade.precision, batch, half_input=half_input, fixed_batches=not keeps_timing())

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import CascadeConfig, ClassifierSpec
-from vision.config.model_file import read_model_header
 from vision.detect.reference.classifier import ACTIVATIONS, Box, output_mismatch, require_part, require_scores
 from vision.detect.tensorrt.crop_kernel import CropProgram
 from vision.detect.tensorrt.frames import StagingBuffers, require_size
@@ -27,7 +26,7 @@ from vision.detect.tensorrt.kernels import KERNELS, FrameLayout, describe_normal
 from vision.detect.tensorrt.loaded_engine import kernel_cache
 from vision.detect.tensorrt.release import close_quietly, release_in_time
 from vision.engine.build import BuildOptions
-from vision.engine.build_plan import BuildPlan, resolve_classifier
+from vision.engine.build_plan import resolve_classifier
 from vision.engine.library import find_library
 from vision.engine.memory import MemoryPool, shared_scratch_bytes
 from vision.engine.open import open_engine
@@ -72,7 +71,7 @@ def open_tensorrt_classifier(
     """
     device = open_device()
     find_library()
-    plan = plan_of(folder, spec, cascade)
+    plan = resolve_classifier(cascade, folder, spec)
     with contextlib.ExitStack() as resources:
         pool = MemoryPool(CudaMemory())
         resources.callback(close_quietly, pool)
@@ -83,18 +82,6 @@ def open_tensorrt_classifier(
             error.hint = error.hint.replace("`detect:", "`cascade:")
             raise
         return build_classifier(device, engine, spec, cascade, resources)
-
-
-def plan_of(folder: Path, spec: ClassifierSpec, cascade: CascadeConfig) -> BuildPlan:
-    """Return the build plan of a second model. A fixed batch size of the ONNX file replaces `cascade.max_batch`.
-
-    Raises:
-        ModelError: the file is missing, damaged, or not an ONNX file.
-        Unavailable: the file cannot be read at present.
-    """
-    inputs = read_model_header(folder / spec.file, spec.name).inputs
-    batch = inputs[0].shape[0] if len(inputs) == 1 and inputs[0].shape else None
-    return resolve_classifier(cascade, batch if isinstance(batch, int) and batch > 0 else cascade.max_batch)
 
 
 def build_classifier(
