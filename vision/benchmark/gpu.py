@@ -191,7 +191,8 @@ class DeviceTimeline:
         for number, slot in enumerate(self._slots):
             for batch, graph in self._graphs[number].items():
                 parts = graph.steps if steps else ((f"batch of {batch}", graph.run),)
-                traced: Any = SimpleNamespace(run=partial(self._run, f"slot {number}", slot.stream, parts))
+                run = partial(self._run, f"slot {number}", slot.stream, parts)
+                traced: Any = SimpleNamespace(run=run, is_captured=graph.is_captured and not steps)
                 slot.graphs[batch] = traced
         self._origin = self._event(self._copies)
         self._origin.synchronize()
