@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
@@ -36,7 +36,6 @@ from vision.config import (
     shipped_models,
 )
 from vision.config.archive import ArchiveConfig
-from vision.config.load import SPEC_NAME
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector, ReadsDevice
@@ -53,6 +52,7 @@ from vision.outputs.sinks.process import open_sinks
 from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
 from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.model_trust import warn_if_replaceable
 from vision.runtime.monitoring.process import open_monitoring
 from vision.runtime.recording import Packets
 from vision.runtime.remote_slot import RemoteSlot
@@ -63,7 +63,6 @@ from vision.stages.secondary_model import CascadeStage
 from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.counters import HasCameraCounters
 from vision.state.database import StateDatabase
-from vision.state.private_files import Untrusted, require_private_file, require_private_folder
 from vision.types import PixelFormat, frame_shape
 from vision.version import require_cv2
 
@@ -126,7 +125,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     if folder.exists():
         spec = load_model_spec(folder)
         if folder.parent != shipped_models():
-            _warn_if_untrusted(folder, folder / spec.file)
+            warn_if_replaceable(folder, folder / spec.file)
         return folder, spec
     if is_model_path(name):
         text, hint = f"the model {folder} does not exist", "a path is relative to the folder of camera.yaml"
@@ -135,19 +134,6 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     hint = did_you_mean(name, names) or "`vision models` lists them, and shows how to write a model.yaml"
     text = f"no model {name!r}: expected one of {', '.join(names)}, or a folder with model.yaml"
     raise ModelError(text, hint=hint, code="model-unknown")
-
-
-@cache
-def _warn_if_untrusted(folder: Path, file: Path) -> None:
-    """Log a warning, once per model, if other users can replace the model."""
-    try:
-        require_private_folder(folder, content="models")
-        for path in (folder / SPEC_NAME, file):
-            require_private_file(path)
-    except Untrusted as error:
-        log.warning("other users can replace the model: %s; %s", error.args[0], error.hint)
-    except OSError:  # the detector reports a file that is missing
-        pass
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:

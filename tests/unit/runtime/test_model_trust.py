@@ -35,4 +35,4 @@ def test_replaceable_model_causes_one_warning(
     (folder / changed).chmod(mode)
     for _ in range(2):
         assert find_model(str(folder))[0] == folder
-    assert len(log_args(caplog, "vision.runtime.builder")) == warnings
+    assert len(log_args(caplog, "vision.runtime.model_trust")) == warnings
