@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 
 from tests.gpu.coded_video import FAST, video
 from tests.log_records import log_args
+from tests.paths import ROOT
 from tests.rtsp.stage import (
     PATIENCE_S,
     Server,
@@ -26,13 +28,20 @@ from tests.rtsp.stage import (
     source_of,
     wait_until,
 )
-from vision.capture.gstreamer.bindings import installed, library, mapped
+from vision.capture.gstreamer.bindings import CLASSES, installed, library, mapped
 from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
 from vision.capture.gstreamer.source import GStreamerSource, Player, available
 from vision.errors import SourceError
 from vision.types import PixelFormat, YuvEncoding
 
 GOP = 20
+
+
+def test_all_classes_that_the_threads_use_are_complete_at_the_start() -> None:
+    texts = [path.read_text() for path in (ROOT / "vision" / "capture" / "gstreamer").glob("*.py")]
+    used = {name for text in texts for name in re.findall(r"\b[gG]st\.([A-Z]\w+)\.", text)}
+    assert len(used) > 10
+    assert used - set(CLASSES) == set()
 
 
 def test_gstreamer_is_available() -> None:

@@ -158,7 +158,8 @@ class Session:
                 with camera.calls.calling("grab"):
                     grab = self._source.grab(_MAX_CALL_S)
             finally:
-                self._count_skipped()
+                if not camera.calls.abandoned:
+                    self._count_skipped()
             now_ns = camera.clock()
             if grab is None:
                 if self._live:

@@ -889,3 +889,15 @@ def test_closed_sink_is_not_a_camera_error() -> None:
     camera = World([Connection(FRAMES)], sink=ClosesLater()).run()
     assert camera.supervisor.status().last_error == ""
     assert camera.supervisor.status().state == "ended"
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_abandoned_thread_counts_no_skipped_frames(abandoned: bool) -> None:
+    def skip() -> None:
+        run.sources[0].skipped.add(DropReason.SUPERSEDED, 70)
+        if abandoned:
+            run.supervisor.abandon()
+
+    run = World([Connection([*FRAMES, Do(skip), *FRAMES])])
+    run.run()
+    assert run.sink.drops.count(DropReason.SUPERSEDED) == (0 if abandoned else 70)

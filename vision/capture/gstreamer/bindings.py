@@ -32,6 +32,31 @@ _FORMATS: dict[str, PixelFormat] = {name: pixel_format for pixel_format, name in
 
 _loading = threading.Lock()
 
+CLASSES = (
+    "Buffer",
+    "BufferFlags",
+    "Bus",
+    "Caps",
+    "Element",
+    "ElementFactory",
+    "Event",
+    "EventType",
+    "Message",
+    "MessageType",
+    "Pad",
+    "PadLinkReturn",
+    "PadProbeInfo",
+    "PadProbeReturn",
+    "PadProbeType",
+    "Pipeline",
+    "Sample",
+    "State",
+    "StateChangeReturn",
+    "Structure",
+    "SystemClock",
+)
+"""Classes of ``Gst`` that several threads use."""
+
 
 def library() -> SimpleNamespace:
     """Return GStreamer's modules and functions. The first call loads them.
@@ -73,6 +98,8 @@ def _load() -> SimpleNamespace:
     except ValueError as error:
         raise SourceError(f"{error}: install gir1.2-gst-plugins-base-1.0") from None
     Gst.init(None)
+    for name in CLASSES:  # PyGObject fills a class at its first use, and other threads can see it before it is complete
+        getattr(Gst, name)
     core = ctypes.CDLL("libgstreamer-1.0.so.0")
     core.gst_buffer_map.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
     core.gst_buffer_map.restype = ctypes.c_int
