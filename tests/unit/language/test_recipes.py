@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vision.benchmark.host import parse_jetson, read_memory
 from vision.benchmark.memory import model_memory
 from vision.cli.main import main
 from vision.errors import ConfigError
-from vision.language.known_models import CONTEXT_TOKENS, KNOWN_MODELS
+from vision.language.known_models import CONTEXT_TOKENS, KNOWN_MODELS, Precision
 from vision.language.recipes import MARGIN, SERVERS, Host, Recipe, recipes
 
 ORIN_NANO = Host("jetpack7", 87, 7620, 5000)
@@ -75,6 +77,16 @@ def test_computed_weights_match_the_published_numbers_of_parameters() -> None:
     }
     for known in KNOWN_MODELS:
         assert known.linear + known.vocabulary + known.encoder == pytest.approx(published[known.name], rel=0.01)
+
+
+def test_documentation_lists_the_computed_memory() -> None:
+    page = (ROOT / "docs" / "language-models.md").read_text(encoding="utf-8")
+    for known in KNOWN_MODELS:
+        (row,) = re.findall(rf"^\| {re.escape(known.name)} \| (.*) \|$", page, re.MULTILINE)
+        formats: list[Precision] = ["fp16", "fp8", "int4", "q4_k_m"]
+        for precision, shown in zip(formats, row.split(" | "), strict=True):
+            published = precision != "q4_k_m" or precision in known.checkpoints
+            assert shown == (f"{known.need_mib(precision) / 1024:.1f} GiB" if published else "no published file")
 
 
 def test_model_without_a_checkpoint_is_quantized_first() -> None:
