@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from vision.cli.check import NO_ANSWER, look_at_each
 from vision.cli.options import ConfigName, read_config
 from vision.cli.session import command
 from vision.config import AppConfig, CameraAnalytics, CameraConfig, Point
+from vision.config.privacy import CameraPrivacy
 from vision.config.source_address import RECORDED
 from vision.errors import EXIT_OK, EXIT_RUNTIME, SourceError, VisionError
 from vision.version import require_cv2
@@ -73,15 +75,23 @@ def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list
     def look(camera: CameraConfig) -> Drawing:
         section = config.analytics.get(camera.id, CameraAnalytics())
         try:
-            return draw_camera(camera, section, folder / f"{camera.id}.png")
+            return draw_camera(camera, section, folder / f"{camera.id}.png", config.privacy)
         except SourceError as error:
             return Drawing(camera.id, error=str(error))
 
     return look_at_each(config.cameras, look, lambda camera: Drawing(camera.id, error=NO_ANSWER), stop)
 
 
-def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> Drawing:
+def draw_camera(
+    camera: CameraConfig,
+    section: CameraAnalytics,
+    path: Path,
+    privacy: Mapping[str, CameraPrivacy] = MappingProxyType({}),
+) -> Drawing:
     """Draw the lines and zones of a camera on one of its frames, and write the image to `path`.
+
+    `privacy` contains what is hidden, by camera id. If objects must be blurred, the whole frame is, because the command
+    detects no objects.
 
     If the image cannot be written, the result contains the error.
 
@@ -91,9 +101,11 @@ def draw_camera(camera: CameraConfig, section: CameraAnalytics, path: Path) -> D
     import cv2  # imported here, like the overlay, because only drawings need OpenCV
 
     from vision.drawing.overlay import Overlay
+    from vision.drawing.privacy import PrivacyFilter
 
     frame = current_frame(camera)
     height_px, width_px = frame.shape[:2]
+    PrivacyFilter(privacy).hide_without_objects(frame, camera.id, (width_px, height_px))
     overlay = Overlay(frame)
     overlay.banner(camera.id, f"{width_px} x {height_px}")
     overlay.analytics(section)

@@ -37,6 +37,7 @@ from vision.config.fields import (
 )
 from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.config.objects import ObjectsConfig
+from vision.config.privacy import CameraPrivacy
 from vision.config.recording import RecordingConfig
 from vision.config.rules import RuleConfig
 from vision.config.sinks import Sinks
@@ -294,6 +295,8 @@ class AppConfig(ConfigSection):
     """A JPEG file of the frame of every event; none if absent."""
     objects: ObjectsConfig | None = None
     """A message about each object that leaves the scene; none if absent."""
+    privacy: Mapping[Identifier, CameraPrivacy] = Field(default_factory=dict)
+    """Areas and objects of each camera that no image or video shows, by camera id."""
     recording: RecordingConfig | None = None
     """MP4 files of the coded video; not recorded if absent."""
     language: LanguageConfig | None = None

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from vision.config.fields import IDENTIFIER, Conflict
 from vision.config.language import language_conflicts
+from vision.config.privacy_conflicts import privacy_conflicts
 from vision.config.recording import recording_conflicts
 from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE, Condition, parse_when
 from vision.config.sinks import sinks_conflicts
@@ -98,6 +99,7 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from language_conflicts(config, _event_kinds(config))
     yield from _replay_conflicts(config)
     yield from recording_conflicts(config)
+    yield from privacy_conflicts(config)
     yield from sinks_conflicts(config)
     yield from _repeated("name", list(_sections(config, "sinks")), references)
     yield from (conflict.below("publish") for conflict in publish_conflicts(_mapping(config, "publish")))
@@ -232,6 +234,11 @@ def class_lists(config: Section) -> Iterator[tuple[Loc, tuple[object, ...]]]:
     for number, names in enumerate(groups if isinstance(groups, tuple) else ()):
         if isinstance(names, tuple):
             yield ("track", "class_groups", number), names
+    privacy = _mapping(config, "privacy")
+    for camera in privacy:
+        names = _mapping(privacy, camera).get("blur")
+        if isinstance(names, tuple):
+            yield ("privacy", camera, "blur"), names
 
 
 def _undetected_classes(config: Section) -> Iterator[Conflict]:
@@ -240,7 +247,7 @@ def _undetected_classes(config: Section) -> Iterator[Conflict]:
         return
     for loc, names in class_lists(config):
         for index, name in enumerate(names):
-            if loc[0] in ("analytics", "verify", "describe") and isinstance(name, str) and name not in kept:
+            if loc[0] in ("analytics", "verify", "describe", "privacy") and isinstance(name, str) and name not in kept:
                 message = "this class is never detected, because detect.classes does not include it"
                 yield Conflict((*loc, index), "never-detected", message)
 

@@ -319,7 +319,7 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
     paths = {} if options.video is None else video_paths(options.video, camera_ids)
     if options.show:
         check_window()
-    annotator = FrameAnnotator(config.analytics, _class_names(config))
+    annotator = FrameAnnotator(config.analytics, _class_names(config), config.privacy)
     stage = VideoStage(paths, camera_ids, annotator.draw, show=options.show, lossless=options.offline)
     return [resources.enter_context(closing(stage))]
 

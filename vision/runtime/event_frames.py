@@ -7,7 +7,8 @@ from functools import partial
 
 from vision.config import AppConfig
 from vision.config.app import SnapshotConfig
-from vision.runtime.builder import RunOptions
+from vision.detect.open import published_class_names
+from vision.runtime.builder import RunOptions, find_model
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.inquiries import Box, InquiryStage
 from vision.stages.snapshots import SnapshotStage
@@ -26,18 +27,32 @@ def open_snapshots(
     if snapshots is None or options.sink is not None:
         return []
     require_cv2("snapshots")
-    from vision.detect.reference.crops import JpegEncoder
+    from vision.detect.reference.crops import JpegEncoder, Pixels
+    from vision.drawing.privacy import PrivacyFilter
     from vision.stages.annotation import draw_events
 
-    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
+    privacy = None
+    if config.privacy:
+        names = published_class_names(find_model(config.model)[1], config.detect)
+        privacy = PrivacyFilter(config.privacy, names)
+    hide = None if privacy is None else privacy.fill
+    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality, hide=hide)
 
-    def encode(frame: Frame, result: Result) -> bytes:
-        sections, meta = config.analytics, result.meta
+    def draw(image: Pixels, result: Result) -> None:
+        sections, meta, objects = config.analytics, result.meta, result.objects
+        if privacy is not None:
+            privacy.blur(image, meta.camera_id, objects.boxes_xyxy, objects.class_ids)
+        if not snapshots.annotate:
+            return
         section = None if analytics is None else analytics.section(meta.camera_id, meta.width_px, meta.height_px)
         if section is not None:
             sections = {meta.camera_id: section}
-        draw = partial(draw_events, result=result, sections=sections) if snapshots.annotate else None
-        return encoder.encode(frame, draw)
+        draw_events(image, result, sections)
+
+    draws = snapshots.annotate or privacy is not None
+
+    def encode(frame: Frame, result: Result) -> bytes:
+        return encoder.encode(frame, partial(draw, result=result) if draws else None)
 
     part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
     stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
@@ -53,8 +68,9 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
         return []
     require_cv2("language")
     from vision.detect.reference.crops import JpegEncoder
+    from vision.drawing.privacy import hide_without_objects
 
-    encoder = JpegEncoder(max_side_px=config.language.max_image_px)
+    encoder = JpegEncoder(max_side_px=config.language.max_image_px, hide=hide_without_objects(config.privacy))
 
     def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
         return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.config.analytics import CameraAnalytics
+from vision.config.privacy import CameraPrivacy
 from vision.config.rules import RULE
 from vision.drawing.overlay import Overlay, class_color
+from vision.drawing.privacy import PrivacyFilter
 from vision.types import Event, FrameMeta, Result, Tracks
 
 
@@ -31,18 +34,28 @@ def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str,
 class FrameAnnotator:
     """Draws all objects of a result, all lines and zones with their counts, and the time."""
 
-    def __init__(self, sections: Mapping[str, CameraAnalytics], class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        sections: Mapping[str, CameraAnalytics],
+        class_names: Sequence[str],
+        privacy: Mapping[str, CameraPrivacy] = MappingProxyType({}),
+    ) -> None:
+        """Create the annotator. `sections` and `privacy` are those of the configuration, by camera id."""
         # The ground points matter only during the setup of a camera.
         without_ground = {"ground": None}
         self._sections = {name: section.model_copy(update=without_ground) for name, section in sections.items()}
         self._class_names = tuple(class_names)
+        self._privacy = PrivacyFilter(privacy, class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Draw `result` on `image`: (H, W, 3) BGR, with the size of the source frame."""
+        """Hide what must not be shown, and draw `result` on `image`: (H, W, 3) BGR, of the size of the frame."""
+        camera_id, objects = result.meta.camera_id, result.objects
+        self._privacy.fill(image, camera_id, (image.shape[1], image.shape[0]))
+        self._privacy.blur(image, camera_id, objects.boxes_xyxy, objects.class_ids)
         overlay = Overlay(image)
         # The banner comes first, so that names and labels do not cover it.
         overlay.banner(_time(result.meta), f"{len(result.objects)} objects")
-        section, objects = self._sections.get(result.meta.camera_id), result.objects
+        section = self._sections.get(camera_id)
         if section is not None:
             _draw_analytics(overlay, section, result)
         colors = [class_color(class_id) for class_id in objects.class_ids.tolist()]

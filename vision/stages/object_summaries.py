@@ -252,8 +252,10 @@ def open_objects(config: AppConfig) -> list[ObjectStage]:
         return [ObjectStage(forget_s)]
     require_cv2("objects.snapshots")
     from vision.detect.reference.crops import JpegEncoder
+    from vision.drawing.privacy import hide_without_objects
 
-    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality)
+    hide = hide_without_objects(config.privacy)
+    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality, hide=hide)
     return [ObjectSnapshotStage(forget_s, encoder.encode_part)]
 
 

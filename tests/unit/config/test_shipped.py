@@ -217,7 +217,7 @@ def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
     """Yield each key of a document as in `key_paths`, with its line and value; keys that the user chooses are ``*``."""
     if isinstance(node.value, dict):
         for key, child in node.value.items():
-            name = "*" if base == "analytics" else key
+            name = "*" if base in ("analytics", "privacy") else key
             path = f"{base}.{name}" if base else name
             yield path, node.keys[key].line, child
             yield from written_keys(child, path)
@@ -256,7 +256,7 @@ def reference_faults(path: Path) -> list[str]:
     faults = [f"{key}: missing" for key in keys if key not in {name for name, _, _ in written}]
     seen: set[str] = set()
     for key, line, node in written:
-        if key in seen or key == "analytics.*":
+        if key in seen or key in ("analytics.*", "privacy.*"):
             continue
         seen.add(key)
         if key not in keys:

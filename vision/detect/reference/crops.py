@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
+from vision.drawing.privacy import Hide
 from vision.types import Frame, YuvEncoding
 
 
@@ -100,11 +102,18 @@ def _matrix(encoding: YuvEncoding) -> NDArray[np.float32]:
     return np.column_stack([rows, -rows @ (black, 128, 128)]).astype(np.float32)
 
 
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
 class JpegEncoder:
     """Encoder of frames and of parts of frames, in any pixel format, as JPEG images. It is not thread-safe."""
 
-    def __init__(self, *, max_side_px: int = 1280, quality: int = 85) -> None:
-        """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100."""
+    def __init__(self, *, max_side_px: int = 1280, quality: int = 85, hide: Hide | None = None) -> None:
+        """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100.
+
+        `hide` changes each image before anything is drawn. None means that images are not changed.
+        """
+        self._hide = hide
         self._max_side_px = max_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
@@ -116,7 +125,7 @@ class JpegEncoder:
             draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None means that nothing is drawn.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
-        image = self._parts.read(frame, 0, 0, width_px, height_px)
+        image = self._read(frame, 0, 0, width_px, height_px)
         if draw is not None:
             image = image.copy()
             draw(image)
@@ -128,7 +137,15 @@ class JpegEncoder:
         left, top = min(max(0, int(x1)), frame.meta.width_px - 1), min(max(0, int(y1)), frame.meta.height_px - 1)
         right = max(left + 1, min(frame.meta.width_px, math.ceil(x2)))
         bottom = max(top + 1, min(frame.meta.height_px, math.ceil(y2)))
-        return self._encoded(self._parts.read(frame, left, top, right, bottom))
+        return self._encoded(self._read(frame, left, top, right, bottom))
+
+    def _read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+        part, meta = self._parts.read(frame, left, top, right, bottom), frame.meta
+        if self._hide is None:
+            return part
+        image: Pixels = part.copy()
+        self._hide(image, meta.camera_id, (meta.width_px, meta.height_px), (left, top))
+        return image
 
     def _encoded(self, image: NDArray[np.uint8]) -> bytes:
         height_px, width_px = image.shape[:2]
