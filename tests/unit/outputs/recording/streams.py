@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 
 from vision.messaging.packets import CodedPacket, PacketHeader
 
@@ -35,12 +36,12 @@ class Coded:
 def coded(codec: str = "h264", *, b_frames: int = 0, width: int = 128, frames: int = 60) -> tuple[Coded, ...]:
     """Encode frames whose brightness shows their number, up to 63, with a key frame every 10 frames."""
     context = av.CodecContext.create({"h264": "libx264", "hevc": "libx265"}[codec], "w")
-    assert isinstance(context, av.VideoCodecContext)
+    assert isinstance(context, VideoCodecContext)
     context.width, context.height, context.pix_fmt = width, 96, "yuv420p"
     context.time_base, context.framerate = Fraction(1, FPS), Fraction(FPS)
     shared = f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes={b_frames}"
     options = {
-        "h264": {"preset": "ultrafast", "x264-params": f"{shared}:b-adapt=0:open-gop=1:sliced-threads=0:threads=1"},
+        "h264": {"preset": "ultrafast", "x264-params": f"{shared}:b-adapt=0:open-gop=0:sliced-threads=0:threads=1"},
         "hevc": {"preset": "ultrafast", "x265-params": f"{shared}:log-level=none:repeat-headers=1:pools=1"},
     }
     context.options = options[codec]
