@@ -13,7 +13,7 @@ import pytest
 
 from tests.messages.processes import python
 from tests.unit.state.faults import file_size_limit
-from vision.outputs.sinks.delivery import Outgoing
+from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
 from vision.outputs.sinks.spool import Position, Spool
 
 
@@ -61,6 +61,16 @@ def test_oldest_messages_beyond_the_size_are_lost_and_counted(tmp_path: Path) ->
         assert left == list(range(100 - len(left), 100))
         assert queue.lost == 100 - len(left)
         assert queue.count == len(left) > 5
+
+
+def test_few_large_messages_are_read_at_once(tmp_path: Path) -> None:
+    with closing(spool(tmp_path, max_bytes=10**8)) as queue:
+        queue.add([message(number, size=MAX_BATCH_BYTES // 3) for number in range(5)])
+        assert keys(queue.first(9)) == [0, 1, 2]
+        queue.add([message(9, size=MAX_BATCH_BYTES + 1)])
+        queue.remove(queue.first(9))
+        queue.remove(queue.first(2))
+        assert keys(queue.first(9)) == [9]
 
 
 def test_messages_beyond_the_age_are_lost_and_counted(tmp_path: Path) -> None:

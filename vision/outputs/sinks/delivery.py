@@ -17,6 +17,9 @@ TIMEOUT_S: Final = 10.0
 MAX_PAYLOAD_BYTES: Final = 900_000
 """Maximum size of a message. NATS and Kafka refuse messages of more than about 1 MB by default."""
 
+MAX_BATCH_BYTES: Final = 4_000_000
+"""Maximum size of the messages that are stored or delivered together, so that a process needs little memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:

@@ -23,16 +23,16 @@ from typing import Any, Final
 from vision.client import Item, Subscription
 from vision.errors import VisionError, redact, register_secret
 from vision.messaging.curve import KeyPair
-from vision.outputs.sinks.delivery import Outgoing, SinkSettings
+from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing, SinkSettings
 from vision.outputs.sinks.selection import Selection
 from vision.outputs.sinks.sender import Sender
 from vision.outputs.sinks.spool import Position, Spool
 
-_BATCH: Final = 500  # number of messages from which they are stored
+_BATCH: Final = 500  # maximum number of items whose messages are stored in one transaction
 _WAIT_S: Final = 0.2
 _STATUS_S: Final = 1.0
 _DRAIN_S: Final = 0.3  # time at the end to receive the last messages, and to deliver them
-_QUEUE: Final = 10_000
+_QUEUE: Final = 2000  # messages that wait for the thread
 
 
 def write_line(content: Mapping[str, object]) -> None:
@@ -99,12 +99,18 @@ class Reader:
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:
         """Wait for messages, and store them in one transaction."""
         messages: list[Outgoing] = []
+        nbytes, wait_s = 0, _WAIT_S
         before = self.selection.position, dict(self.selection.sequences)
-        item = subscription.receive(_WAIT_S)
-        while item is not None:
-            messages += self._discover(item)
-            messages += self.selection.add(item)
-            item = subscription.receive(0) if len(messages) < _BATCH else None
+        for _ in range(_BATCH):
+            item = subscription.receive(wait_s)
+            if item is None:
+                break
+            new = [*self._discover(item), *self.selection.add(item)]
+            messages += new
+            nbytes += sum(len(message.payload) for message in new)
+            if nbytes >= MAX_BATCH_BYTES:
+                break
+            wait_s = 0.0
         messages += self.selection.due()
         after = self.selection.position, self.selection.sequences
         if messages or before != after:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from vision.outputs.sinks.delivery import Outgoing
+from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
 from vision.state.private_files import open_restricted
 
 _TABLES: Final = """
@@ -115,12 +115,21 @@ class Spool:
             self.count, self.nbytes = size.count, size.nbytes
 
     def first(self, limit: int) -> list[Outgoing]:
-        """Return up to `limit` of the oldest messages, in order."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT number, key, topic, payload, is_state FROM messages ORDER BY number LIMIT ?", (limit,)
-            ).fetchall()
-        return [Outgoing(key, topic, payload, number, bool(state)) for number, key, topic, payload, state in rows]
+        """Return up to `limit` of the oldest messages, in order, with up to `MAX_BATCH_BYTES` in total.
+
+        The first message is returned even if it is larger.
+        """
+        columns = "number, key, topic, payload, is_state"
+        query = f"SELECT {columns} FROM messages ORDER BY number LIMIT ?"
+        messages: list[Outgoing] = []
+        nbytes = 0
+        with self._lock, closing(self._database.execute(query, (limit,))) as rows:
+            for number, key, topic, payload, is_state in rows:
+                nbytes += len(payload)
+                if messages and nbytes > MAX_BATCH_BYTES:
+                    break
+                messages.append(Outgoing(key, topic, payload, number, bool(is_state)))
+        return messages
 
     def remove(self, messages: Sequence[Outgoing]) -> None:
         """Delete messages of `first`."""
