@@ -46,10 +46,11 @@ _RULE = {"name": "visited", "when": "zone_entered left"}
 
 @dataclass
 class Observed:
-    """What a subscriber received from one run."""
+    """The messages that a subscriber received from one run."""
 
     latency_ms: list[float] = field(default_factory=list)  # from capture to publication, of each frame
     events: list[tuple[EventMessage, int]] = field(default_factory=list)  # with the time of arrival in ns
+    since_ns: int = 0  # earlier events can be missing, because the subscriber had not joined
     numbers: list[int] = field(default_factory=list)  # in the journal
     resident_mib: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -97,6 +98,7 @@ def _running(config: dict[str, Any], folder: Path) -> Iterator[tuple[Observed, p
                     observed.events.append((item, time.monotonic_ns()))
                     observed.numbers.append(item.number or 0)
                 elif isinstance(item, DetectionsMessage):
+                    observed.since_ns = observed.since_ns or time.monotonic_ns()
                     observed.latency_ms.append(item.timing_ms.total)
 
     with subprocess.Popen(command) as process:
@@ -214,10 +216,11 @@ def _without(seconds: float) -> Observed:
 
 def _event_faults(observed: Observed) -> dict[str, Any]:
     """Compare the events of the rule with the events that it reports: each has one, and none is late."""
-    entered = Counter((e.camera, e.epoch, e.frame, e.track_id) for e, _ in observed.events if e.kind == "zone_entered")
-    first = [(e, at) for e, at in observed.of_rule() if e.amends is None]
+    events = [(e, at) for e, at in observed.events if e.at_monotonic_ns > observed.since_ns]
+    entered = Counter((e.camera, e.epoch, e.frame, e.track_id) for e, _ in events if e.kind == "zone_entered")
+    first = [(e, at) for e, at in events if e.kind == "rule" and e.amends is None]
     reported = Counter((e.camera, e.epoch, e.frame, e.track_id) for e, _ in first)
-    plain_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in observed.events if e.kind == "zone_entered"]
+    plain_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in events if e.kind == "zone_entered"]
     at_once_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in first if int(e.camera[1:]) % 2]
     waiting_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in first if not int(e.camera[1:]) % 2]
     numbers = observed.numbers

@@ -139,6 +139,11 @@ def verify_conflicts(section: Section) -> Iterator[Conflict]:
     for key in ("on_timeout", "keep"):
         if section.get(key) is not None and section.get("wait_s") is None:
             yield Conflict((key,), "no-effect", "has no effect without wait_s")
+    frames, spacing_s, wait_s = section.get("frames", 1), section.get("spacing_s", 0.5), section.get("wait_s")
+    if isinstance(frames, int) and isinstance(spacing_s, int | float) and isinstance(wait_s, int | float):
+        last_s = (frames - 1) * spacing_s
+        if last_s >= wait_s:
+            yield Conflict(("wait_s",), "short-wait", f"expected more than the {last_s:g} s until the last frame")
     keep, answers = section.get("keep"), section.get("answers", ("yes", "no"))
     if not isinstance(keep, tuple) or not isinstance(answers, tuple):
         return

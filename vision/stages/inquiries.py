@@ -39,7 +39,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 Encode: TypeAlias = Callable[[Frame, Box | None], bytes]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Open:
     """A question that still needs images."""
 

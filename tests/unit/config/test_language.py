@@ -40,6 +40,8 @@ def faults(text: str) -> list[tuple[str, str]]:
         (SERVER + VERIFY + ", on_timeout: drop}]", [("verify[0].on_timeout", "no-effect")]),
         (SERVER + VERIFY + ", keep: [no]}]", [("verify[0].keep", "no-effect")]),
         (SERVER + VERIFY + ", wait_s: 1, keep: [maybe]}]", [("verify[0].keep[0]", "unknown-answer")]),
+        (SERVER + VERIFY + ", wait_s: 2, frames: 5}]", [("verify[0].wait_s", "short-wait")]),
+        (SERVER + VERIFY + ", wait_s: 2.1, frames: 5}]", []),
         (SERVER + VERIFY + ", answers: [yes, Yes]}]", [("verify[0].answers", "answers")]),
         (SERVER + VERIFY + ", answers: ['yes, sir']}]", [("verify[0].answers", "answers")]),
         (SERVER + VERIFY + ", classes: [cat]}]\ndetect: {classes: [person]}",

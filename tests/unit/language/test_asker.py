@@ -1,4 +1,4 @@
-"""What becomes of each question: answers, errors with a log line and a counter, limits, the breaker, and the ledger."""
+"""The outcome of each question: answers, errors with a log line and a counter, limits, the breaker, and the ledger."""
 
 from __future__ import annotations
 

@@ -100,12 +100,14 @@ class LiveDatabase:
         return True
 
     def add_event(self, message: EventMessage) -> None:
-        """Add an event, unless it or a newer event of its journal was added before."""
+        """Add an event, unless it or a newer event of its journal was added before. Leave out amendments."""
         if message.journal is not None and message.number is not None:
             journal, newest = self._last_event or ("", 0)
             if message.journal == journal and message.number <= newest:
                 return
             self._last_event = message.journal, message.number
+        if message.amends is not None:  # not a new event
+            return
         data, stored = json.dumps(message.data, separators=(",", ":")), (message.journal, message.number)
         about = message.kind, message.name, message.track_id, data, message.snapshot
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns

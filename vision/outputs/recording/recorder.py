@@ -121,7 +121,7 @@ class Recorder:
     def add_event(self, event: EventMessage) -> None:
         """Start or extend a clip, if the configuration chooses this event."""
         chosen = event.kind in self._kinds if self._kinds is not None else event.kind not in _NOT_SHOWN
-        if not self._takes_events or event.camera not in self._cameras or not chosen:
+        if not self._takes_events or event.camera not in self._cameras or not chosen or event.amends is not None:
             return
         if self._names is not None and event.name not in self._names:
             return
