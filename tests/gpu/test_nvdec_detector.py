@@ -25,7 +25,8 @@ from vision.capture.pacing import FramePacer
 from vision.config import AppConfig
 from vision.gpu.memory import allocated, device_frame_buffer
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, build_capture
+from vision.runtime.builder import RunOptions
+from vision.runtime.camera_factory import CameraFactory, build_capture
 from vision.runtime.runtime import Runtime
 from vision.stages.stage import Report
 from vision.types import Detections, Frame, FrameMeta, Result
@@ -192,7 +193,7 @@ def brightness(clip: Path, reader: str, detector: Any, *, workers: int = 0) -> B
     config = AppConfig.model_validate({"cameras": [{"id": "gate", "source": str(clip), "reader": reader}]})
     options = RunOptions(threading.Event(), offline=True, capture_workers=workers)
     stage = Brightness()
-    cameras, capture = build_capture(config, options, detector, [stage])
+    cameras, capture = build_capture(config, CameraFactory.of(options, detector, [stage]))
     Runtime(cameras=cameras, capture=capture, detector=detector, stages=[stage], sinks=[Kept()]).run(options.stop)
     return stage
 

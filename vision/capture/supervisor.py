@@ -137,6 +137,11 @@ class CameraSupervisor:
         failure = Failure(f"the library did not return {call}; a new thread opens the camera", hint, was_connected=True)
         old.status.failed(failure, old.clock() + int(delay_s * 1e9))
 
+    def retire(self) -> None:
+        """Make `run` return soon, as `stop` does, but without ending the sink, which another supervisor uses next."""
+        self._parts.calls.abandoned = True
+        self.stop()
+
     # Methods for the camera's thread
 
     def run(self) -> None:
@@ -154,7 +159,8 @@ class CameraSupervisor:
         except BaseException:
             if not parts.calls.abandoned:
                 raise
-            log.info("camera %s: the abandoned thread has ended", self.camera_id)
+            if not self._stopping.is_set():
+                log.info("camera %s: the abandoned thread has ended", self.camera_id)
         finally:
             if not parts.calls.abandoned:
                 parts.status.enter("ended")

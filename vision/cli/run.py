@@ -14,17 +14,18 @@ from vision.cli.console import terminal
 from vision.cli.options import ConfigName, ForTime, Nvtx, argument_parser, read_config, start_nvtx
 from vision.cli.session import command
 from vision.cli.status_view import StatusView
-from vision.config import AppConfig
+from vision.config import AppConfig, resolve_config
 from vision.config.checks import publish_conflicts
 from vision.config.fields import check_bind
 from vision.errors import EXIT_OK, ConfigError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
+from vision.runtime.reload import Reloader, open_control
 from vision.runtime.runtime import Runtime
 from vision.runtime.start import open_patiently
 
 
-@command(orderly=True)
+@command(orderly=True, reloads=True)
 def run(
     context: typer.Context,
     config: ConfigName,
@@ -61,14 +62,20 @@ def run(
     start_nvtx(nvtx)
     options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show)
 
-    def open_parts(opened: ExitStack) -> Runtime:
-        app_config = _with_bind(read_config(config), bind)
+    def read() -> AppConfig:
+        return _with_bind(read_config(config), bind)
+
+    def open_parts(opened: ExitStack) -> tuple[Runtime, AppConfig]:
+        app_config = read()
         build = load_pipeline(app_config.pipeline)
         state = None if offline else open_state(app_config, opened)
-        return build(app_config, replace(options, state=state), opened)
+        return build(app_config, replace(options, state=state), opened), app_config
 
     with ExitStack() as resources:
-        runtime = open_patiently(open_parts, resources, options.stop)
+        runtime, app_config = open_patiently(open_parts, resources, options.stop)
+        control = open_control(Reloader(runtime, app_config, read, resolve_config(config)), resources)
+        if control is not None:
+            context.obj.hangup.handle_with(control.request_reload)
         # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()

@@ -22,7 +22,7 @@ from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
 from vision.state.service_manager import is_service
 
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # such as a full disk or a lost terminal
-_STOP, _QUIT = b"s", b"q"
+_STOP, _HANGUP, _QUIT = b"s", b"h", b"q"
 _STOP_TIMEOUT_S: Final = 15.0  # shorter than `TimeoutStopSec` of the systemd unit
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
@@ -33,9 +33,38 @@ class Session:
     def __init__(self, log_level: str) -> None:
         self.log_level = log_level
         self.stop = threading.Event()
+        self.hangup = Hangup()
 
 
-def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
+class Hangup:
+    """Receiver of SIGHUP, which makes a program reload its configuration. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handler: Callable[[], object] | None = None
+        self._waits = False
+        self._had_terminal = os.isatty(2)
+
+    def received(self, stop: threading.Event) -> None:
+        """Call the handler, now or once it is set. If the signal came because the terminal was closed, set `stop`."""
+        if self._had_terminal and not os.isatty(2):
+            stop.set()
+            return
+        with self._lock:
+            self._waits = self._handler is None
+            if self._handler is not None:
+                self._handler()
+
+    def handle_with(self, handler: Callable[[], object]) -> None:
+        """Set the handler. If a signal has arrived already, call it."""
+        with self._lock:
+            self._handler = handler
+            if self._waits:
+                self._waits = False
+                handler()
+
+
+def command(*, orderly: bool = False, reloads: bool = False) -> Callable[[Callable[..., int]], Callable[..., None]]:
     """Return a decorator for the function of a command.
 
     The decorated function must have an argument `context`, and must return an exit code.
@@ -43,13 +72,15 @@ def command(*, orderly: bool = False) -> Callable[[Callable[..., int]], Callable
     Args:
         orderly: if True, the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process
             immediately. If False, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process immediately.
+        reloads: if True, `context.obj.hangup` receives SIGHUP. If False, SIGHUP ends the process. Needs `orderly`.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
         @wraps(body)
         def run(**arguments: Any) -> None:
             session: Session = arguments["context"].obj
-            with stop_on_signals(session.stop) if orderly else nullcontext():
+            hangup = session.hangup if reloads else None
+            with stop_on_signals(session.stop, hangup) if orderly else nullcontext():
                 code = _run_guarded(lambda: body(**arguments), session.log_level)
             raise typer.Exit(code)
 
@@ -101,8 +132,10 @@ def _discard_output() -> None:
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(stop: threading.Event, hangup: Hangup | None = None) -> Iterator[None]:
     """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second signal.
+
+    If `hangup` is not None, it receives SIGHUP.
 
     If a service manager started the program, also end the process if it still runs 15 s after the first signal.
 
@@ -113,6 +146,9 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     received: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            os.write(writer, _HANGUP)
+            return
         if received:
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # a live table hides it
@@ -120,9 +156,10 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         received.append(number)
         os.write(writer, _STOP)
 
-    thread = threading.Thread(target=_wait_for_signal, args=(reader, stop), name="signals", daemon=True)
+    thread = threading.Thread(target=_wait_for_signal, args=(reader, stop, hangup), name="signals", daemon=True)
     thread.start()
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup is not None else []))
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -141,10 +178,13 @@ def _end_after_timeout() -> None:
     os._exit(EXIT_RUNTIME)
 
 
-def _wait_for_signal(reader: int, stop: threading.Event) -> None:
+def _wait_for_signal(reader: int, stop: threading.Event, hangup: Hangup | None) -> None:
     from vision.cli.console import error_console
 
-    while os.read(reader, 1) == _STOP:
+    while (signaled := os.read(reader, 1)) != _QUIT:
+        if signaled == _HANGUP and hangup is not None:
+            hangup.received(stop)
+            continue
         stop.set()
         if is_service():
             threading.Thread(target=_end_after_timeout, name="stop-timeout", daemon=True).start()

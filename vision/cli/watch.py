@@ -40,7 +40,7 @@ from vision.client import (
     latency,
 )
 from vision.errors import EXIT_OK, EXIT_RUNTIME
-from vision.messaging.schema import KINDS
+from vision.messaging.schema import KINDS, REMOVED
 from vision.messaging.times import utc_ns
 
 _WINDOW_S: Final = 5.0  # period over which rates and percentiles are computed
@@ -109,6 +109,8 @@ class Board:
         self.note = ""
         if isinstance(item, DetectionsMessage):
             self._add_detections(item, now_ns, now_utc_ns)
+        elif isinstance(item, CameraStatusMessage) and item.state == REMOVED:
+            self._cameras.pop(item.camera, None)
         elif isinstance(item, CameraStatusMessage):
             camera = self._camera(item.camera)
             camera.state, camera.dropped_reported = _printable(item.state), sum(item.dropped.values())

@@ -6,6 +6,7 @@ The program applies a `Plan` as a whole. If any key that differs needs a restart
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vision.config.checks import config_conflicts
 from vision.config.document import Document, faulty
 from vision.config.fields import ACCEPT_ANY, VERIFY
 from vision.config.load import validated_part
-from vision.config.source_address import File, Folder
+from vision.config.source_address import File, Folder, parse_source
 from vision.config.wording import Loc, dotted
 from vision.config.yaml_reader import read_document
 from vision.errors import ConfigError, Fault
@@ -129,6 +130,28 @@ def restart_error(plan: Plan, path: Path | None) -> ConfigError:
 
 
 # --- changes of a running program -------------------------------------------------------------------------------------
+
+
+def read_camera(path: Path) -> dict[str, Any]:
+    """Return the keys of one camera from a file, with whole paths. ``${NAME}`` stays as it is.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML.
+    """
+    document = read_document(path)
+    if document.faults:
+        raise document.error(document.faults)
+    camera, folder = document.plain(), Path(os.path.abspath(path)).parent  # noqa: PTH100 - as `load_config`
+    source, tls = camera.get("source"), camera.get("tls")
+    if isinstance(source, str):
+        try:
+            is_path = isinstance(parse_source(source), File | Folder)
+        except ValueError:  # the program reports the error
+            is_path = False
+        camera["source"] = str(folder / source) if is_path else source
+    if isinstance(tls, str) and tls not in (VERIFY, ACCEPT_ANY):
+        camera["tls"] = str(folder / tls)
+    return camera
 
 
 def with_camera(config: AppConfig, camera: Mapping[str, Any], environ: Mapping[str, str]) -> AppConfig:

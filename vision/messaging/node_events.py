@@ -15,7 +15,7 @@ from typing import Any, Final
 from vision.config import AppConfig
 from vision.errors import conceal
 from vision.messaging import codec
-from vision.messaging.schema import NODE, CameraReport, EventMessage, NodeReport, StatusReport
+from vision.messaging.schema import NODE, REMOVED, CameraReport, EventMessage, NodeReport, StatusReport
 
 DEFAULT_PATIENCE_S: Final = 60.0
 
@@ -50,10 +50,10 @@ class _Outage:
 
 
 class NodeEvents:
-    """Derives events from status reports. One thread calls `of`, once for each report."""
+    """Derives events from status reports. One thread calls `of`, once for each report. `settings` can be replaced."""
 
     def __init__(self, settings: NodeEventSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._outages: dict[str, _Outage] = {}
         self._low: set[Path] = set()
         self._lost = 0
@@ -68,8 +68,11 @@ class NodeEvents:
             yield from self._of_program(report)
 
     def _of_camera(self, report: CameraReport) -> Iterator[EventMessage]:
-        now_ns, patience_s = report.at_monotonic_ns, self._settings.patience_s.get(report.camera, DEFAULT_PATIENCE_S)
+        now_ns, patience_s = report.at_monotonic_ns, self.settings.patience_s.get(report.camera, DEFAULT_PATIENCE_S)
         outage = self._outages.get(report.camera)
+        if report.state == REMOVED:
+            self._outages.pop(report.camera, None)
+            return
         if report.state in _DELIVERS:
             if outage is not None and outage.kind:
                 data = {"after": outage.kind, "outage_s": round((now_ns - outage.since_ns) / 1e9, 1)}
@@ -93,7 +96,7 @@ class NodeEvents:
             self._started = True
             data = {"version": report.version, "backend": report.backend, "model": report.model}
             yield _event("started", report, NODE, 0, data)
-        for folder in self._settings.folders:
+        for folder in self.settings.folders:
             yield from self._of_disk(folder, report)
         lost, now_ns = report.counters.get("journal.lost", 0), report.at_monotonic_ns
         is_due = self._lost_at_ns is None or now_ns >= self._lost_at_ns + _LOST_INTERVAL_NS
@@ -106,7 +109,7 @@ class NodeEvents:
             disk = os.statvfs(folder)
         except OSError:  # the part that writes to it reports the error
             return
-        free, limit = disk.f_bavail * disk.f_frsize, self._settings.min_free_bytes
+        free, limit = disk.f_bavail * disk.f_frsize, self.settings.min_free_bytes
         data = {"folder": str(folder), "free_mb": free // 1_000_000}
         if folder not in self._low and free < limit:
             self._low.add(folder)

@@ -23,14 +23,24 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import msgspec
 import zmq
 
+from vision.config import AppConfig
 from vision.errors import Closed, from_os_error
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
-from vision.messaging.node_events import NodeEvents
+from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
-from vision.messaging.schema import Encoding, EventMessage, MaskFormat, ObjectMessage, SinkStatus, StatusReport
+from vision.messaging.schema import (
+    REMOVED,
+    CameraReport,
+    Encoding,
+    EventMessage,
+    MaskFormat,
+    ObjectMessage,
+    SinkStatus,
+    StatusReport,
+)
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog
@@ -325,6 +335,18 @@ class Publisher:
         with self.socket.lock:
             message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks())
             self.socket.send_status(topic, codec.encode(message, self._encoding))
+            if isinstance(report, CameraReport) and report.state == REMOVED:
+                self.socket.forget(topic)
+                self.socket.forget(f"counts/{report.camera}")
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use a new configuration for the events of the program, and forget the counts of cameras without analytics."""
+        if self._node_events is not None:
+            self._node_events.settings = NodeEventSettings.of(config)
+        with self.socket.lock:
+            for camera in config.cameras:
+                if camera.id not in config.analytics:
+                    self.socket.forget(f"counts/{camera.id}")
 
     def report(self, report: Iterable[StatusReport]) -> None:
         """Send each part of a report as `publish_status` does, and the events that follow from it."""

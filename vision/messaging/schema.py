@@ -23,6 +23,9 @@ Kind: TypeAlias = Literal["detections", "status", "events", "counts", "objects"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+REMOVED = "removed"
+"""State in the last status of a camera that was removed while the program was running."""
+
 NODE = "node"
 """The second part of ``status/node`` and ``events/node``, which are about the program. No camera can have this name."""
 
@@ -355,7 +358,9 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    state: Annotated[str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, or `ended`")]
+    state: Annotated[
+        str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, `ended`, or, as the last status, `removed`")
+    ]
     state_for_s: Annotated[float, doc("time in this state, in seconds")]
     epoch: Annotated[int, doc("increases by 1 when the camera reconnects or changes its frame size")]
     reconnects: Annotated[int, doc("number of connections after the first")]

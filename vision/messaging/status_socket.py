@@ -42,7 +42,7 @@ class Endpoint(Protocol):
 class StatusSocket:
     """An XPUB socket that keeps the last status of each topic and sends it to new subscribers.
 
-    Callers of `send` and `send_status` must hold `lock`.
+    Callers of `send`, `send_status`, and `forget` must hold `lock`.
     """
 
     def __init__(self, endpoint: Endpoint, *, linger_s: float) -> None:
@@ -80,6 +80,10 @@ class StatusSocket:
         """
         self._last_status[topic] = payload
         self.send(topic, payload)
+
+    def forget(self, topic: str) -> None:
+        """No longer send the last status of a topic to new subscribers."""
+        self._last_status.pop(topic, None)
 
     def close(self) -> None:
         """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""

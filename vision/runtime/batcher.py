@@ -31,11 +31,29 @@ class Batcher:
         self._changed = slots[0].changed
         self._max_batch = max_batch
         self._clock = clock
+        self.is_changing = False
+        """True while slots are added and removed. Until then, the batcher does not count as finished."""
+
+    @property
+    def slots(self) -> Sequence[LatestSlot]:
+        """All slots. The list itself never changes, so any thread can iterate over it."""
+        return self._slots
+
+    def add(self, slot: LatestSlot) -> None:
+        """Take frames of one more slot."""
+        with self._changed:
+            self._slots = [*self._slots, slot]
+            self._changed.notify_all()
+
+    def remove(self, slot: LatestSlot) -> None:
+        """Take no more frames of a slot."""
+        with self._changed:
+            self._slots = [each for each in self._slots if each is not slot]
 
     @property
     def finished(self) -> bool:
         """True once no slot will provide another frame."""
-        return all(slot.finished for slot in self._slots)
+        return not self.is_changing and all(slot.finished for slot in self._slots)
 
     def form_batch(self) -> list[Lease]:
         """Return the next batch of 0 to `max_batch` frames, without waiting for frames.

@@ -9,22 +9,18 @@ a disk or a lock cannot be used at present, and `Closed` if the run was stopped 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
 from vision.capture.source import Source
-from vision.capture.supervisor import CameraSupervisor
 from vision.config import (
     AppConfig,
-    CameraConfig,
     CascadeConfig,
     ClassifierSpec,
     DetectConfig,
@@ -38,7 +34,7 @@ from vision.config import (
 from vision.config.archive import ArchiveConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.wording import did_you_mean
-from vision.detect.detector import Detector, ReadsDevice
+from vision.detect.detector import Detector
 from vision.detect.open import open_detector, open_second_model, published_class_names
 from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
@@ -49,26 +45,19 @@ from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
 from vision.outputs.archive.process import ArchiveProcess
 from vision.outputs.sinks.process import open_sinks
-from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
-from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
-from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.model_trust import warn_if_replaceable
 from vision.runtime.monitoring.process import open_monitoring
 from vision.runtime.recording import Packets
-from vision.runtime.remote_slot import RemoteSlot
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
+from vision.runtime.runtime import Runtime
 from vision.runtime.stage_runner import Observe
 from vision.stages.analytics import AnalyticsStage, TrackStage
 from vision.stages.secondary_model import CascadeStage
 from vision.stages.stage import PixelStage, Sink, Stage
 from vision.state.counters import HasCameraCounters
 from vision.state.database import StateDatabase
-from vision.types import PixelFormat, frame_shape
 from vision.version import require_cv2
 
 log = logging.getLogger(__name__)
-
-_ASSUMED_HW = (1080, 1920)  # frame size assumed for a camera that has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,109 +311,3 @@ def open_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> 
     annotator = FrameAnnotator(config.analytics, _class_names(config), config.privacy)
     stage = VideoStage(paths, camera_ids, annotator.draw, show=options.show, lossless=options.offline)
     return [resources.enter_context(closing(stage))]
-
-
-def build_cameras(
-    config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
-) -> list[Camera]:
-    """Create the cameras as `build_capture` does, but read all of them in this process."""
-    return build_capture(config, replace(options, capture_workers=0), detector, stages)[0]
-
-
-def build_capture(
-    config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
-) -> tuple[list[Camera], CaptureProcesses | None]:
-    """Create a slot and a supervisor for each camera. If a stage or the video reads pixels, slots get more buffers.
-
-    Also return the workers that read the cameras; None if `options.capture_workers` is 0.
-    """
-    options.check_stop()
-    changed = threading.Condition()
-    reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
-    leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
-    if isinstance(detector, ReadsDevice):
-        buffers = leases + EXTRA_BUFFERS + (BUFFERS_ON_THE_WAY if options.capture_workers else 0)
-        log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], buffers))
-    if not options.capture_workers:
-        return [_camera(camera, options, detector, leases, changed) for camera in config.cameras], None
-    remote = [_remote_camera(camera, options, detector, leases, changed) for camera in config.cameras]
-    setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, config.hang_s, options.open_source)
-    addresses = () if options.packets is None else options.packets.addresses
-    workers = options.capture_workers
-    capture = CaptureProcesses(remote, setup, detector, workers=workers, leases=leases, packets=addresses)
-    return [Camera(camera.slot, camera) for camera in remote], capture
-
-
-def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """Return a text that states how much memory frame buffers need. Unknown frame sizes are assumed to be 1920x1080."""
-    height_px, width_px = _ASSUMED_HW
-    sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
-    mib = buffers * sum(math.prod(size) for size in sizes) / 2**20
-    unknown = sum(camera.height is None or camera.width is None for camera in cameras)
-    assumed = f"; {unknown} of them assumed to be {width_px}x{height_px}" if unknown else ""
-    return (
-        f"frames: {buffers} buffers for each of {len(cameras)} cameras need {mib:.1f} MiB of page-locked memory, and "
-        f"the same amount on a GPU that has its own memory ({pixel_format}{assumed})"
-    )
-
-
-def _camera(
-    config: CameraConfig, options: RunOptions, detector: Detector, leases: int, changed: threading.Condition
-) -> Camera:
-    policy = supervisor_policy(config)
-    if options.offline:
-        config = config.model_copy(update={"loop": False})  # otherwise the run never ends
-    tap = None if options.packets is None else options.packets.tap(config.id)
-    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config, recorded=tap is not None)
-    slot = LatestSlot(
-        config.id,
-        _allocator(config, detector, nvdec=nvdec),
-        leases=leases,
-        lossless=options.offline and policy.finite,
-        max_fps=config.max_fps,
-        max_frame_age_s=config.max_frame_age_s,
-        changed=changed,
-    )
-    opening, formats = options.open_source or open_source, detector.spec.pixel_formats
-    factory = partial(opening, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec)
-    if tap is not None:
-        factory = partial(factory, tap=tap)
-    return Camera(slot, CameraSupervisor(config.id, factory, slot, policy))
-
-
-def _remote_camera(
-    config: CameraConfig, options: RunOptions, detector: Detector, leases: int, changed: threading.Condition
-) -> RemoteCamera:
-    finite = supervisor_policy(config).finite
-    if options.offline:
-        config = config.model_copy(update={"loop": False})
-    recorded = options.packets is not None and config.id in options.packets.cameras
-    nvdec = isinstance(detector, ReadsDevice) and chooses_nvdec(config, recorded=recorded)
-    slot = RemoteSlot(
-        config.id,
-        leases=leases,
-        lossless=options.offline and finite,
-        max_fps=config.max_fps,
-        max_frame_age_s=config.max_frame_age_s,
-        changed=changed,
-    )
-    on_gpu = _fills_gpu_memory(config, detector, nvdec=nvdec)
-    captured = CapturedCamera(config, nvdec, slot.lossless, epoch=0, recorded=recorded)
-    return RemoteCamera(captured, slot, on_gpu=on_gpu)
-
-
-def _allocator(config: CameraConfig, detector: Detector, *, nvdec: bool) -> Allocate:
-    """Return the allocator of frame buffers, in GPU memory or in host memory."""
-    on_gpu = _fills_gpu_memory(config, detector, nvdec=nvdec)
-    return detector.device_buffer if on_gpu and isinstance(detector, ReadsDevice) else detector.frame_buffer
-
-
-def _fills_gpu_memory(config: CameraConfig, detector: Detector, *, nvdec: bool) -> bool:
-    """Return True if the GPU decodes a camera, and the detector reads GPU memory. Log if only the first is true."""
-    if not nvdec and config.reader != "nvdec":
-        return False
-    if isinstance(detector, ReadsDevice):
-        return True
-    text = "camera %s: frames are decoded on the GPU and copied to the host, because %s does not read GPU memory"
-    log.warning(text, config.id, detector.spec.name)
-    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -37,8 +37,8 @@ class ForgetsBuffers(Protocol):
 class CameraThreads:
     """The threads of all cameras. `guard` runs a function in a thread, and reports its failure under a name."""
 
-    supervisors: Mapping[str, CameraSupervisor]  # by camera id
-    sinks: Mapping[str, ForgetsBuffers]
+    supervisors: dict[str, CameraSupervisor]  # by camera id
+    sinks: dict[str, ForgetsBuffers]
     guard: Callable[[str, Callable[[], None]], None]
     _running: dict[str, threading.Thread] = field(default_factory=dict)
     _abandoned: list[threading.Thread] = field(default_factory=list)
@@ -48,16 +48,36 @@ class CameraThreads:
         for camera_id in self.supervisors:
             self._start(camera_id)
 
+    def add(self, camera_id: str, supervisor: CameraSupervisor, sink: ForgetsBuffers) -> None:
+        """Start a thread for one more camera."""
+        self.supervisors[camera_id], self.sinks[camera_id] = supervisor, sink
+        self._start(camera_id)
+
+    def is_running(self, camera_id: str) -> bool:
+        """Return True if the thread of a camera has not ended."""
+        return camera_id in self._running and self._running[camera_id].is_alive()
+
+    def remove(self, camera_id: str) -> None:
+        """Forget a camera. If its thread has not ended, the thread counts as abandoned."""
+        thread = self._running.pop(camera_id)
+        if thread.is_alive():
+            self._abandoned.append(thread)
+            self.sinks[camera_id].forget_buffers()
+        del self.supervisors[camera_id], self.sinks[camera_id]
+
     def parts(self, hang_s: float) -> list[Part]:
         """Return the parts that the watchdog observes: the calls of each camera to its library."""
-        parts = []
-        for camera_id, supervisor in self.supervisors.items():
-            policy, name = supervisor.policy, f"camera-{camera_id}"
-            repair = partial(self._replace, camera_id) if policy.retry else None
-            opening_s = max(hang_s, policy.longest_call_s)
-            parts.append(Part(name, partial(_call, supervisor, opening=False), hang_s, repair))
-            parts.append(Part(name, partial(_call, supervisor, opening=True), opening_s, repair))
-        return parts
+        return [part for camera_id in self.supervisors for part in self.parts_of(camera_id, hang_s)]
+
+    def parts_of(self, camera_id: str, hang_s: float) -> list[Part]:
+        """Return the parts of one camera, which are called ``camera-<id>``."""
+        supervisor, name = self.supervisors[camera_id], f"camera-{camera_id}"
+        repair = partial(self._replace, camera_id) if supervisor.policy.retry else None
+        opening_s = max(hang_s, supervisor.policy.longest_call_s)
+        return [
+            Part(name, partial(_call, supervisor, opening=False), hang_s, repair),
+            Part(name, partial(_call, supervisor, opening=True), opening_s, repair),
+        ]
 
     @property
     def abandoned(self) -> int:
@@ -84,9 +104,11 @@ class CameraThreads:
 
     def _replace(self, camera_id: str, _still_s: float) -> bool:
         """Abandon the thread of a camera and start a new one. Return False if there are too many abandoned threads."""
+        supervisor = self.supervisors.get(camera_id)
+        if supervisor is None:  # the camera was removed a moment ago
+            return True
         if self.abandoned >= MAX_ABANDONED:
             return False
-        supervisor = self.supervisors[camera_id]
         text = "camera %s: the library hangs %s; a new thread opens the camera"
         log.warning(text, camera_id, supervisor.blocked_in())
         self._abandoned.append(self._running[camera_id])

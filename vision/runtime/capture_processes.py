@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import pickle
 import select
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,7 +24,17 @@ from vision.detect.detector import Detector, SharesFrames
 from vision.errors import OutOfMemory
 from vision.runtime import frame_messages
 from vision.runtime.capture_worker import ENTRY, CapturedCamera, CaptureSetup
-from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, RETURN, Configure, Configured, Statuses
+from vision.runtime.frame_messages import (
+    COMMIT,
+    DROP,
+    END,
+    FLUSH,
+    RETURN,
+    ClosedCamera,
+    Configure,
+    Configured,
+    Statuses,
+)
 from vision.runtime.latest_slot import EXTRA_BUFFERS
 from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.shared_frames import allocate_shared
@@ -58,13 +70,15 @@ class RemoteCamera:
         self.on_gpu = on_gpu  # True if the GPU decodes its frames
         self._camera = camera
         self._clock = clock
-        self._status = _initial_status(clock())
+        self._status = replace(_initial_status(clock()), epoch=camera.epoch)
         self._status_ns = clock()
         self._blocked_in = ""
         self._connections = 0  # of earlier processes
+        self.is_retired = False
         self._connected = False  # True if the present process has connected to the camera
         self._failure = ""
         self._ended = False
+        self.number = -1  # in messages; -1 before a worker reads it
         self._lost: _Loss | None = None  # the end of the last process, until the next one delivers a frame
 
     def status(self) -> CameraStatus:
@@ -123,8 +137,14 @@ class RemoteCamera:
         if self._lost is not None and status.grabbed:
             self._lost = None
 
+    def retire(self) -> None:
+        """Record that no worker must read the camera. Its slot can have a different camera next."""
+        self.is_retired = self._ended = True
+
     def ended(self, failure: str) -> None:
         """Record that the source has ended. `failure` is empty if it has not failed."""
+        if self.is_retired:
+            return
         self._failure, self._ended = failure, True
         self.slot.end()
 
@@ -179,17 +199,23 @@ class _Link:
     """The connection to one capture worker. It implements `vision.runtime.worker_process.WorkerHandler`."""
 
     def __init__(
-        self,
-        cameras: Mapping[int, RemoteCamera],
-        setup: CaptureSetup,
-        detector: Detector,
-        count: int,
-        arrivals: select.epoll,
+        self, setup: CaptureSetup, detector: Detector, count: int, arrivals: select.epoll, changed: threading.Condition
     ) -> None:
-        """Create the link. `count` is the number of buffers of each camera; `arrivals` reports frames to read."""
+        """Create the link, without cameras.
+
+        Args:
+            setup: what all workers have in common.
+            detector: the owner of the frame buffers.
+            count: number of buffers of each camera.
+            arrivals: reports frames to read.
+            changed: the condition of all slots.
+        """
+        self.cameras: dict[int, RemoteCamera] = {}
+        self._requests: deque[frame_messages.Open | frame_messages.Close] = deque()  # not sent yet
+        self._last_number = -1  # of all cameras so far
+        self._changed = changed
         self.broken = ""  # why the worker must be killed; empty if it works
         self.frames: Connection | None = None  # None while no process runs
-        self._cameras = cameras
         self._setup = setup
         self._detector = detector
         self._count = count
@@ -202,7 +228,8 @@ class _Link:
     def started(self, worker: Worker) -> None:
         self.broken = ""
         self._returns.clear()
-        cameras = {number: captured for number, each in self._cameras.items() if (captured := each.next_process())}
+        self._requests.clear()
+        cameras = {number: captured for number, each in self.cameras.items() if (captured := each.next_process())}
         frames, other = Connection.pair()
         with other:
             worker.send(replace(self._setup, cameras=cameras).encode(), [other.fileno()])
@@ -214,6 +241,8 @@ class _Link:
             content = frame_messages.decode_from_worker(message.data)
             if isinstance(content, Configure):
                 self._configure(worker, content)
+            elif isinstance(content, ClosedCamera):
+                self.cameras.pop(content.camera, None)
             else:
                 self._store(content)
         except _BAD_MESSAGE as error:
@@ -221,12 +250,12 @@ class _Link:
 
     def _store(self, statuses: Statuses) -> None:
         for number, status, blocked_in in statuses.cameras:
-            self._cameras[number].received(status, blocked_in, statuses.at_ns)
+            self.cameras[number].received(status, blocked_in, statuses.at_ns)
 
     def _configure(self, worker: Worker, request: Configure) -> None:
         number, generation = request.camera, request.generation
         layout = (request.height_px, request.width_px, request.pixel_format)
-        camera = self._cameras[number]
+        camera = self.cameras[number]
         camera.connected()
         camera.slot.abandon(DropReason.EPOCH)  # before the allocation, because there may be too little memory for both
         buffers: list[FrameBuffer] = []
@@ -268,11 +297,33 @@ class _Link:
                 pass
             self.frames = None
             frames.close()
-        for camera in self._cameras.values():
+        for camera in self.cameras.values():
             if reason:
                 camera.lost(f"capture worker {reason}", worker.due_ns)
             else:
                 camera.slot.abandon(DropReason.STOPPED)
+        self.cameras = {number: camera for number, camera in self.cameras.items() if not camera.is_retired}
+
+    def open_camera(self, camera: RemoteCamera) -> None:
+        """Make the worker read one more camera."""
+        self.cameras[camera.number] = camera
+        self._last_number = camera.number
+        captured = camera.next_process()
+        assert captured is not None
+        self._requests.append(frame_messages.Open(camera.number, pickle.dumps(captured)))
+
+    def close_camera(self, camera: RemoteCamera, worker: Worker) -> None:
+        """Make the worker read a camera no longer. The camera stays in `cameras` until the worker confirms this."""
+        camera.retire()
+        if worker.pid is None:
+            self.cameras.pop(camera.number, None)
+        else:
+            self._requests.append(frame_messages.Close(camera.number))
+
+    def send_requests(self, worker: Worker) -> None:
+        """Send requests. If the worker has no room, keep them for the next call."""
+        while self._requests and worker.send(frame_messages.encode(self._requests[0])):
+            self._requests.popleft()
 
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
@@ -293,7 +344,7 @@ class _Link:
             return len(messages) == limit
 
     def _apply(self, messages: Sequence[bytes]) -> None:
-        with next(iter(self._cameras.values())).slot.changed:
+        with self._changed:
             try:
                 for message in messages:
                     self._apply_one(message)
@@ -304,19 +355,34 @@ class _Link:
         kind = message[:1]
         if kind == COMMIT:
             number, generation, buffer, frame = frame_messages.decode_commit(message)
-            self._cameras[number].slot.receive(generation, buffer, frame)
+            if (camera := self._camera(number)) is not None:
+                camera.slot.receive(generation, buffer, frame)
         elif kind == END:
             number, failure = frame_messages.decode_end(message)
-            self._cameras[number].ended(failure)
+            if (camera := self._camera(number)) is not None:
+                camera.ended(failure)
         elif kind in (DROP, FLUSH):
             number, reason, frames = frame_messages.decode_drop(message)
-            slot = self._cameras[number].slot
+            if (camera := self._camera(number)) is None:
+                return
+            slot = camera.slot
             if kind == FLUSH:
                 slot.flush(reason)
             for _ in range(frames):
                 slot.drop(reason)
         else:
             raise ValueError(f"unknown kind {kind!r}")
+
+    def _camera(self, number: int) -> RemoteCamera | None:
+        """Return a camera; None if its slot must not change, because the camera was retired.
+
+        Raises:
+            KeyError: the worker has never read such a camera.
+        """
+        camera = self.cameras.get(number)
+        if number > self._last_number:
+            raise KeyError(number)
+        return None if camera is None or camera.is_retired else camera
 
     def return_buffers(self) -> None:
         """Send the buffers that were given back. If the worker has no room, keep them for the next call."""
@@ -338,6 +404,7 @@ class CaptureProcesses:
         *,
         workers: int,
         leases: int,
+        changed: threading.Condition,
         packets: Sequence[str] = (),
     ) -> None:
         """Create the workers. `poll` starts them.
@@ -345,24 +412,42 @@ class CaptureProcesses:
         Args:
             cameras: all cameras. The cameras are assigned to the workers in turn.
             setup: what all workers have in common. Its `cameras` are ignored.
+            detector: the owner of the frame buffers.
             workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.
+            changed: the condition of all slots.
             packets: address of the packet socket of each worker; empty if no packets are passed on.
         """
-        self.cameras = list(cameras)
+        self._numbers = itertools.count()
         self._workers = Workers()
         self._links: list[tuple[Worker, _Link]] = []
         self._stopped = threading.Event()
         self._arrivals = select.epoll()
         count = leases + EXTRA_BUFFERS + BUFFERS_ON_THE_WAY
         for index in range(min(workers, len(cameras))):
-            group = {number: cameras[number] for number in range(index, len(cameras), workers)}
             own = replace(setup, packets=packets[index]) if packets else setup
-            link = _Link(group, own, detector, count, self._arrivals)
-            limit = min(_MEMORY_BYTES * (1 + len(group)), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
-            name = f"capture worker {index + 1}"
-            spec = WorkerSpec(name, ENTRY, hang_s=setup.hang_s, memory_limit_bytes=limit)
+            link = _Link(own, detector, count, self._arrivals, changed)
+            spec = WorkerSpec(f"capture worker {index + 1}", ENTRY, hang_s=setup.hang_s)
             self._links.append((self._workers.add(spec, link), link))
+        for camera in cameras:
+            self.open_camera(camera)
+
+    def open_camera(self, camera: RemoteCamera) -> None:
+        """Read a camera in the worker that has the fewest cameras."""
+        camera.number = next(self._numbers)
+        worker, link = min(self._links, key=lambda pair: len(pair[1].cameras))
+        link.open_camera(camera)
+        _limit_memory(worker, len(link.cameras))
+
+    def close_camera(self, camera: RemoteCamera) -> None:
+        """Read a camera no longer. `reads` returns False once its worker has confirmed this."""
+        for worker, link in self._links:
+            if camera.number in link.cameras:
+                link.close_camera(camera, worker)
+
+    def reads(self, camera: RemoteCamera) -> bool:
+        """Return True if a worker may still read a camera."""
+        return any(camera.number in link.cameras for _, link in self._links)
 
     def poll(self, timeout_s: float) -> None:
         """Start and check the workers, and answer their requests, for up to `timeout_s` seconds.
@@ -375,6 +460,7 @@ class CaptureProcesses:
         for worker, link in self._links:
             if link.broken:
                 self._workers.kill(worker, link.broken)
+            link.send_requests(worker)
         self._workers.poll(timeout_s)
 
     def receive_frames(self) -> None:
@@ -392,3 +478,9 @@ class CaptureProcesses:
         """Stop the workers, and receive their last frames. Kill those that still run after `timeout_s` seconds."""
         self._workers.stop(timeout_s)
         self._stopped.set()
+
+
+def _limit_memory(worker: Worker, cameras: int) -> None:
+    """Set the limit of the memory of a worker that reads this number of cameras."""
+    limit = min(_MEMORY_BYTES * (1 + cameras), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
+    worker.spec = replace(worker.spec, memory_limit_bytes=limit)

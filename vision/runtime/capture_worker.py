@@ -29,10 +29,21 @@ from vision.errors import Closed, OutOfMemory, SourceError
 from vision.messaging.packets import PacketSocket
 from vision.runtime import frame_messages
 from vision.runtime.camera_threads import CameraThreads
-from vision.runtime.frame_messages import COMMIT, DROP, END, FLUSH, Configure, Configured, Statuses
+from vision.runtime.frame_messages import (
+    COMMIT,
+    DROP,
+    END,
+    FLUSH,
+    Close,
+    ClosedCamera,
+    Configure,
+    Configured,
+    Open,
+    Statuses,
+)
 from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.shared_frames import map_shared
-from vision.runtime.worker_channel import Connection, WorkerChannel
+from vision.runtime.worker_channel import Connection, Message, WorkerChannel
 from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat, frame_shape
 
 log = logging.getLogger(__name__)
@@ -42,6 +53,9 @@ ENTRY: Final = f"{__name__}:run"
 _STATUS_S: Final = 0.25  # interval of the messages with the states of the cameras
 _SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
+CLOSE_S: Final = 2.0
+"""Time in seconds in which the thread of a removed camera must end. Later, it counts as abandoned."""
+
 _SEND_S: Final = 0.25
 _COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all cameras
 
@@ -94,7 +108,8 @@ class FrameConnection(Connection):
             try:
                 while (message := self.receive_short()) is not None:
                     for number, generation, buffer in frame_messages.decode_returns(message):
-                        self.sinks[number].returned(generation, buffer)
+                        if (sink := self.sinks.get(number)) is not None:
+                            sink.returned(generation, buffer)
             except EOFError:  # the thread of the entry ends the worker
                 time.sleep(_COLLECT_S)
 
@@ -296,33 +311,52 @@ class _CaptureWorker:
     def __init__(self, channel: WorkerChannel, frames: FrameConnection, setup: CaptureSetup) -> None:
         self._channel = channel
         self._failure: BaseException | None = None
-        self._sinks = frames.sinks
+        self._frames = frames
+        self._setup = setup
         self._supervisors: dict[int, CameraSupervisor] = {}
-        opening = setup.open_source or open_source
+        # The id of each camera that is being closed, and the time at which its thread is abandoned.
+        self._closing: dict[int, tuple[str, float]] = {}
         self._packets = None if setup.packets is None else PacketSocket(setup.packets)
-        for number, camera in setup.cameras.items():
-            config, formats = camera.config, setup.pixel_formats
-            failure = partial(self._failure_of, number)
-            sink = RemoteSink(number, channel, frames, lossless=camera.lossless, failure=failure)
-            factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
-            if self._packets is not None and camera.recorded:
-                factory = partial(factory, tap=PacketTap(config.id, self._packets))
-            policy = supervisor_policy(config)
-            self._sinks[number] = sink
-            self._supervisors[number] = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch)
-        by_id = {each.camera_id: each for each in self._supervisors.values()}
-        sinks = {self._supervisors[number].camera_id: sink for number, sink in self._sinks.items()}
-        self._threads = CameraThreads(by_id, sinks, self._guard)
+        self._threads = CameraThreads({}, {}, self._guard)
         self._watchdog = Watchdog(self._fail_hung)
-        for part in self._threads.parts(setup.hang_s):
+
+    def _open_camera(self, number: int, camera: CapturedCamera) -> None:
+        config, setup = camera.config, self._setup
+        failure = partial(self._failure_of, number)
+        sink = RemoteSink(number, self._channel, self._frames, lossless=camera.lossless, failure=failure)
+        opening, formats = setup.open_source or open_source, setup.pixel_formats
+        factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
+        if self._packets is not None and camera.recorded:
+            factory = partial(factory, tap=PacketTap(config.id, self._packets))
+        policy = supervisor_policy(config)
+        supervisor = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch)
+        self._frames.sinks[number], self._supervisors[number] = sink, supervisor
+        self._threads.add(config.id, supervisor, sink)
+        for part in self._threads.parts_of(config.id, setup.hang_s):
             self._watchdog.watch(part)
+
+    def _close_camera(self, number: int) -> None:
+        supervisor = self._supervisors.pop(number)
+        self._watchdog.forget(f"camera-{supervisor.camera_id}")
+        supervisor.retire()
+        self._frames.sinks[number].close()
+        self._closing[number] = supervisor.camera_id, time.monotonic() + CLOSE_S
+
+    def _confirm_closed(self) -> None:
+        for number, (camera_id, deadline) in list(self._closing.items()):
+            if self._threads.is_running(camera_id) and time.monotonic() < deadline:
+                continue
+            if self._channel.send(frame_messages.encode(ClosedCamera(number))):
+                self._threads.remove(camera_id)
+                del self._frames.sinks[number], self._closing[number]
 
     def _failure_of(self, number: int) -> str:
         return self._supervisors[number].failure
 
     def run(self) -> None:
         """Run until the main process stops the worker. Raise the failure of a camera's thread."""
-        self._threads.start()
+        for number, camera in self._setup.cameras.items():
+            self._open_camera(number, camera)
         self._channel.ready()
         gc.collect()
         gc.freeze()  # garbage collections, during which all threads stop, skip the objects created so far
@@ -351,16 +385,28 @@ class _CaptureWorker:
         while self._failure is None:
             message = self._channel.receive(max(0.0, next_status - time.monotonic()))
             if message is not None:
-                reply = frame_messages.decode_configured(message.data)
-                self._sinks[reply.camera].configured(reply, message.fds)
+                self._handle(message)
+            self._confirm_closed()
             if time.monotonic() >= next_status:
                 next_status = time.monotonic() + _STATUS_S
                 self._report()
                 self._watchdog.check()
         raise self._failure
 
+    def _handle(self, message: Message) -> None:
+        request = frame_messages.decode_to_worker(message.data)
+        if isinstance(request, Open):
+            self._open_camera(request.camera, pickle.loads(request.captured))
+        elif isinstance(request, Close):
+            self._close_camera(request.camera)
+        elif (sink := self._frames.sinks.get(request.camera)) is not None:
+            sink.configured(request, message.fds)
+        else:  # the camera was closed after it had requested buffers
+            for fd in message.fds:
+                os.close(fd)
+
     def _report(self) -> None:
-        for sink in self._sinks.values():
+        for sink in list(self._frames.sinks.values()):
             sink.send_drops()
         states = [(number, each.status(), each.blocked_in()) for number, each in self._supervisors.items()]
         self._channel.send(frame_messages.encode(Statuses(time.monotonic_ns(), states)))
@@ -368,7 +414,7 @@ class _CaptureWorker:
     def _stop(self) -> None:
         for supervisor in self._supervisors.values():
             supervisor.stop()
-        for sink in self._sinks.values():
+        for sink in self._frames.sinks.values():
             sink.close()
         for name in self._threads.join(time.monotonic() + _JOIN_S):
             log.warning("%s did not end within %.1f s", name, _JOIN_S)

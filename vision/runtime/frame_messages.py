@@ -1,8 +1,9 @@
 """Messages between a capture worker and the main process.
 
 Frames have their own connection, so that they never wait for other messages. Their messages have a fixed format. The
-number of a camera is its position in the list of all cameras. The buffers of one camera belong to a generation, whose
-number increases each time that the worker requests new buffers or forgets the present ones.
+number of a camera is unique in the program: a camera that is opened again has a new number. The buffers of one camera
+belong to a generation, whose number increases each time that the worker requests new buffers or forgets the present
+ones.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ COMMIT, DROP, FLUSH, END, RETURN = b"A", b"D", b"X", b"E", b"B"
 """Kinds of messages. The kind is the first byte, which the functions `encode_*` leave out, and `decode_*` expect.
 `RETURN` goes to the worker, and the others to the main process."""
 
-_COMMIT: Final = struct.Struct("<HIHIqqqBB")
-_DROP: Final = struct.Struct("<HBI")
-_RETURN: Final = struct.Struct("<HIH")
-_CAMERA: Final = struct.Struct("<H")
+_COMMIT: Final = struct.Struct("<IIHIqqqBB")
+_DROP: Final = struct.Struct("<IBI")
+_RETURN: Final = struct.Struct("<IIH")
+_CAMERA: Final = struct.Struct("<I")
 
 _REASONS: Final = tuple(DropReason)
 _CLOCKS: Final[tuple[ClockSource, ...]] = get_args(ClockSource)
@@ -116,8 +117,28 @@ class Configured(msgspec.Struct, tag=True, array_like=True):
     error: str = ""  # why there are no buffers; empty if there are
 
 
-FromWorker: TypeAlias = Configure | Statuses
+class Open(msgspec.Struct, tag=True, array_like=True):
+    """Request to a worker to read one more camera."""
+
+    camera: int
+    captured: bytes  # a pickled `vision.runtime.capture_worker.CapturedCamera`
+
+
+class Close(msgspec.Struct, tag=True, array_like=True):
+    """Request to a worker to read a camera no longer. The worker answers with `ClosedCamera`."""
+
+    camera: int
+
+
+class ClosedCamera(msgspec.Struct, tag=True, array_like=True):
+    """Report of a worker that nothing reads a camera any longer, or that its thread hangs and was abandoned."""
+
+    camera: int
+
+
+FromWorker: TypeAlias = Configure | Statuses | ClosedCamera
+ToWorker: TypeAlias = Configured | Open | Close
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_from_worker: Final = msgspec.msgpack.Decoder(FromWorker).decode
-decode_configured: Final = msgspec.msgpack.Decoder(Configured).decode
+decode_to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode

@@ -84,6 +84,10 @@ class Watchdog:
         """Observe a part from now on."""
         self._parts.append((part, ProgressMonitor(self._clock())))
 
+    def forget(self, name: str) -> None:
+        """No longer observe the parts with this name."""
+        self._parts = [entry for entry in self._parts if entry[0].name != name]
+
     def check(self, *, end_s: float | None = None) -> bool:
         """Check the parts, and repair those that hang. Return False at the first part that cannot be repaired.
 

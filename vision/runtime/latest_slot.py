@@ -178,6 +178,24 @@ class LatestSlot:
         self._replace_buffers(None, ())
         self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)])
 
+    def reopen(self, allocate: Allocate, *, max_fps: float | None, max_frame_age_s: float | None) -> None:
+        """Prepare for a new writer. Drop the waiting frame and the buffers, and continue the counters.
+
+        The arguments have the same meaning as those of the constructor.
+        """
+        self._replace_buffers(None, ())
+        self.adjust(max_fps=max_fps, max_frame_age_s=max_frame_age_s)
+        with self.changed:
+            self._allocate, self._ended = allocate, False
+
+    def adjust(self, *, max_fps: float | None, max_frame_age_s: float | None) -> None:
+        """Change the limits of the rate and the age of frames."""
+        with self.changed:
+            self._max_frame_age_ns = None if self._lossless or max_frame_age_s is None else int(max_frame_age_s * 1e9)
+            self._rate.interval_ns = 0 if self._lossless or max_fps is None else int(1e9 / max_fps)
+            self._rate.due_ns = 0
+            self.changed.notify_all()
+
     def forget_buffers(self) -> None:
         """Make the next `configure` allocate new buffers, because a call that hangs may write to the present ones."""
         self._replace_buffers(None, ())
@@ -275,6 +293,12 @@ class LatestSlot:
     def interval_s(self) -> float:
         """Minimum time in seconds between two frames that the reader takes; 0 means no limit."""
         return self._rate.interval_ns / 1e9
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no frame waits, is leased, or has an unfinished result."""
+        with self.changed:
+            return self._waiting is None and not self._leased and not self._counts.unfinished
 
     @property
     def has_frame(self) -> bool:

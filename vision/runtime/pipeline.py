@@ -16,13 +16,13 @@ from vision.runtime.builder import (
     Build,
     OpenStages,
     RunOptions,
-    build_capture,
     find_model,
     open_configured_detector,
     open_recording_publisher,
     open_video,
     prepare_language,
 )
+from vision.runtime.camera_factory import CameraFactory, build_capture
 from vision.runtime.capture_processes import RemoteCamera
 from vision.runtime.process_count import process_count
 from vision.runtime.recording import open_recording
@@ -70,7 +70,8 @@ class Pipeline:
         if isinstance(publisher, Publisher) and not options.offline and options.open_source is None:
             packets = open_recording(config, publisher, options.capture_workers, resources)
             options = replace(options, packets=packets)
-        cameras, capture = build_capture(config, options, detector, stages)
+        factory = CameraFactory.of(options, detector, stages)
+        cameras, capture = build_capture(config, factory)
         if count > 1 and reads_pixels:
             if any(isinstance(camera.supervisor, RemoteCamera) and camera.supervisor.on_gpu for camera in cameras):
                 log.info("one process handles all results, because a stage reads pixels that are only on the GPU")
@@ -83,6 +84,7 @@ class Pipeline:
         return Runtime(
             cameras=cameras,
             capture=capture,
+            factory=factory,
             detector=detector,
             stages=stages,
             sinks=[publisher, *self.sinks],

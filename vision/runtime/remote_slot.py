@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from vision.runtime.frame_messages import CommittedFrame, frame_meta
-from vision.runtime.latest_slot import Clock, LatestSlot, Lease
+from vision.runtime.latest_slot import Allocate, Clock, LatestSlot, Lease
 from vision.types import DropReason, Frame, FrameBuffer, PixelFormat
 
 GiveBack = Callable[[int, int], None]
@@ -65,6 +65,10 @@ class RemoteSlot(LatestSlot):
         self._replace_buffers(layout, buffers)
         with self.changed:
             self._generation, self._give_back = generation, give_back
+
+    def reopen(self, allocate: Allocate, *, max_fps: float | None, max_frame_age_s: float | None) -> None:
+        self.abandon(DropReason.EPOCH)
+        super().reopen(allocate, max_fps=max_fps, max_frame_age_s=max_frame_age_s)
 
     def abandon(self, reason: DropReason) -> None:
         """Drop the waiting frames and the buffers. Leased frames stay valid until they are released."""

@@ -1,7 +1,7 @@
 """Messages between the main process and a result worker, in MessagePack.
 
-To the worker: one `Begin`, then lists of encoded results. To the main process: one `Answer` per list, and `Totals`
-after an answer, at most once per second, and at the end.
+To the worker: one `Begin`, then lists of encoded results, and each new configuration. To the main process: one `Answer`
+per list, and `Totals` after an answer, at most once per second, after each new configuration, and at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from vision.config import AppConfig
 from vision.messaging import codec
 from vision.messaging.schema import EventMessage, ObjectMessage
 from vision.runtime.shared_frames import map_file
-from vision.runtime.worker_channel import Message
 from vision.state.counters import CounterRow
 from vision.types import (
     ClockSource,
@@ -55,6 +54,7 @@ class WorkerSetup:
     class_names: tuple[str, ...]
     records: bool  # if True, answers contain the detections messages
     inquiries: str = ""  # address of the process that asks the language model; empty if there is none
+    number: int = 0  # of the configuration, which increases with each change while the program runs
 
     def encode(self) -> bytes:
         """Return the setup as bytes, for `pickle.loads`."""
@@ -64,6 +64,7 @@ class WorkerSetup:
 class Begin(msgspec.Struct, array_like=True):
     """The first message to a worker process: where an earlier process ended."""
 
+    cameras: Mapping[str, int]  # number of each of the worker's cameras in messages
     sequences: Mapping[str, int]  # last number of the detections messages of each camera
     last_ids: Mapping[str, int]  # upper limits of the track ids of each camera
     counters: Sequence[CounterRow]
@@ -84,7 +85,7 @@ class _Shapes(msgspec.Struct, array_like=True, gc=False):
 
 
 class _EncodedResult(msgspec.Struct, array_like=True, gc=False):
-    camera: int  # index of the camera in the configuration
+    camera: int  # number of the camera
     index: int
     epoch: int
     captured_ns: int
@@ -106,9 +107,22 @@ class _EncodedResult(msgspec.Struct, array_like=True, gc=False):
     pixels: tuple[int, int, PixelFormat] | None  # number of the file, offset in it, and format; None without the frame
 
 
-class _Results(msgspec.Struct, array_like=True, gc=False):
+class Results(msgspec.Struct, array_like=True, gc=False, tag="results"):
+    """Results of different cameras."""
+
     files: list[tuple[int, int]]  # number and size of each file whose descriptor comes with the message
     results: list[_EncodedResult]
+
+
+class NewConfig(msgspec.Struct, array_like=True, tag="config"):
+    """A new configuration. The worker answers with `Totals` once its stages use it."""
+
+    number: int  # of the configuration
+    config: bytes  # a pickled `AppConfig`
+    secrets: Mapping[str, str]  # as in `WorkerSetup`
+    begin: Begin  # about the new cameras of the worker
+    removed: Sequence[str]
+    last_id: int  # upper limit of all track ids so far; 0 if no camera is new in the program
 
 
 Outcome: TypeAlias = tuple[int, int]
@@ -119,7 +133,7 @@ class Answer(msgspec.Struct, array_like=True, tag="answer"):
     """The answer of a worker to one message. `outcomes` are in the order of the results in the message."""
 
     outcomes: list[Outcome]
-    counts: dict[int, Counts]  # changed counts, by index of the camera
+    counts: dict[int, Counts]  # changed counts, by number of the camera
     events: list[EventMessage]  # not numbered yet
     counters: list[CounterRow]  # changed counters
     records: list[bytes]  # detections messages in JSON
@@ -131,15 +145,16 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
 
     counters: dict[str, int]
     last_ids: dict[str, int]
+    config: int  # number of the configuration in use
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=codec.plain)  # a custom stage can put NumPy values into an event
-_results = msgspec.msgpack.Decoder(_Results)
+_work = msgspec.msgpack.Decoder(Results | NewConfig)
 _begin = msgspec.msgpack.Decoder(Begin)
 _replies = msgspec.msgpack.Decoder(Answer | Totals)
 
 
-def encode(message: Begin | Answer | Totals) -> bytes:
+def encode(message: Begin | NewConfig | Answer | Totals) -> bytes:
     """Encode a message."""
     return _encoder.encode(message)
 
@@ -187,7 +202,9 @@ def _place(shared: tuple[SharedMemory, int], pixel_format: PixelFormat) -> tuple
 
 def join_results(encoded: Sequence[bytes], files: Sequence[SharedMemory] = ()) -> bytes:
     """Return the message that contains encoded results. Send it with the descriptors of `files`, in this order."""
-    return _encoder.encode(([(file.number, file.nbytes) for file in files], [msgspec.Raw(each) for each in encoded]))
+    return _encoder.encode(
+        ("results", [(file.number, file.nbytes) for file in files], [msgspec.Raw(each) for each in encoded])
+    )
 
 
 class FrameFiles:
@@ -216,19 +233,29 @@ class FrameFiles:
         return Frame.wrap(meta, pixels, pixel_format)
 
 
+def decode_work(data: bytes) -> Results | NewConfig:
+    """Decode a message to a worker, after the first. Raise `msgspec.MsgspecError` if it has a different form."""
+    work: Results | NewConfig = _work.decode(data)
+    return work
+
+
 def decode_results(
-    message: Message, camera_ids: Sequence[str], files: FrameFiles
+    content: Results, fds: Sequence[int], camera_ids: Mapping[int, str], files: FrameFiles
 ) -> list[tuple[Result, Frame | None, int | None]]:
     """Return each result in a message, its frame, and the time after which it is too old.
 
     The frame is None if the message does not contain its place. A time of None means that the result is never too old.
 
+    Args:
+        content: the message.
+        fds: its file descriptors.
+        camera_ids: the cameras by number.
+        files: the files with frames.
+
     Raises:
-        msgspec.MsgspecError: the message has a different form.
         MemoryError: a file with frames cannot be mapped.
     """
-    content = _results.decode(message.data)
-    for (number, nbytes), fd in zip(content.files, message.fds, strict=True):
+    for (number, nbytes), fd in zip(content.files, fds, strict=True):
         files.open(number, nbytes, fd)
     decoded = []
     for each in content.results:

@@ -7,20 +7,28 @@ cameras start a new epoch.
 
 from __future__ import annotations
 
+import itertools
+import pickle
+import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
-from vision.errors import VisionError
+from vision.config import AppConfig
+from vision.errors import VisionError, registered_secrets
 from vision.messaging.publisher import Publisher, RecordsResults
+from vision.runtime.camera_sequence import SKIPPED_IDS, CameraSequence, WorkerConfig, WorkerTotals
+from vision.runtime.event_desk import EventDesk
 from vision.runtime.inference_loop import InferredFrame
 from vision.runtime.latest_slot import Clock, finish_together, hand_over
 from vision.runtime.result_messages import (
     Answer,
     Begin,
+    NewConfig,
     WorkerSetup,
     decode_reply,
     encode,
@@ -31,9 +39,8 @@ from vision.runtime.stage_runner import Observe, ResultMetrics
 from vision.runtime.worker_channel import Message
 from vision.runtime.worker_process import Worker, Workers, WorkerSpec
 from vision.stages.stage import Sink
-from vision.state.counters import CameraCounters, CounterRow
-from vision.state.database import StateDatabase, counter_statement
-from vision.types import DropReason, FrameMeta, Result, SharedMemory
+from vision.state.database import StateDatabase
+from vision.types import DropReason, Result, SharedMemory
 
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
@@ -45,111 +52,6 @@ _POLL_S: Final = 0.05  # longest time until the results thread notices that the 
 _START_S: Final = 60.0
 _STOP_S: Final = 1.0
 _FILES_AT_ONCE: Final = 8  # in one message, which can contain only a few descriptors
-_SKIPPED_IDS: Final = 10_000
-"""Number of track ids of each camera that are left out after the end of a worker, which reports its ids only once per
-second."""
-
-
-class _Memory:
-    """A `vision.state.counters.CounterStore` that stores nothing. `CameraCounters` keeps the counters in memory."""
-
-    def load_counters(self, _camera_id: str) -> list[CounterRow]:
-        return []
-
-    def store_counters(self, _rows: Sequence[CounterRow]) -> bool:
-        return True
-
-
-class EventDesk:
-    """Receives events and counters of the workers, and publishes the events after storing both in one transaction."""
-
-    def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
-        self._publisher = publisher
-        self._state = state
-        self._counters: dict[str, CameraCounters] = {}
-
-    def rows(self, camera_ids: Sequence[str]) -> list[CounterRow]:
-        """Return all counters of cameras."""
-        return [
-            (camera_id, name, key, value)
-            for camera_id in camera_ids
-            for (name, key), value in self._of(camera_id).counts().items()
-        ]
-
-    def take(self, answer: Answer) -> None:
-        """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""
-        for camera_id, name, key, value in answer.counters:
-            self._of(camera_id).set(name, key, value)
-        changed = [row for counters in self._counters.values() for row in counters.changed()]
-        if answer.events:
-            also = [counter_statement(changed)] if changed else []
-            if self._publisher.publish_events(answer.events, also):
-                for counters in self._counters.values():
-                    counters.written()
-        elif changed:
-            for counters in self._counters.values():
-                counters.flush()
-        self._publisher.publish_objects(answer.objects)
-
-    def _of(self, camera_id: str) -> CameraCounters:
-        if camera_id not in self._counters:
-            self._counters[camera_id] = CameraCounters(self._state or _Memory(), camera_id)
-        return self._counters[camera_id]
-
-
-class _Sequence:
-    """The message numbers, track ids, and epochs of one camera, which continue when its worker is replaced."""
-
-    def __init__(self) -> None:
-        self.seq = 0  # highest number that the worker has given to a detections message, or may have given
-        self.last_id = 0  # highest track id, or an upper limit of it
-        self.epochs = 0  # number of epochs that the ends of workers have added
-        self.unreported: Counter[str] = Counter()  # drops that no message has reported yet, by reason
-        self.carried: Counter[str] = Counter()  # drops that the next result must report
-        self._first: tuple[int, int] | None = None  # epoch of the camera and index of the first frame after an end
-        self._is_new = False
-
-    def shifted(self, meta: FrameMeta) -> FrameMeta:
-        """Return the description of a frame with the added epochs. `index` starts at 0 after the end of a worker."""
-        if not self.epochs:
-            return meta
-        if self._is_new:
-            self._first, self._is_new = (meta.epoch, meta.index), False
-        if self._first is None or self._first[0] != meta.epoch:
-            return replace(meta, epoch=meta.epoch + self.epochs)
-        return replace(meta, epoch=meta.epoch + self.epochs, index=meta.index - self._first[1])
-
-    def lost(self, drops: Mapping[str, int], unanswered: int) -> None:
-        """Start a new epoch after the end of a worker.
-
-        Args:
-            drops: number of drops that are not reported yet, by reason, because of the results that the worker had.
-            unanswered: number of results that were sent to the worker, and that it did not answer.
-        """
-        self.seq += unanswered
-        self.last_id += _SKIPPED_IDS * (self.last_id > 0)
-        self.carried = self.unreported + Counter(drops)
-        self.unreported = Counter()
-        self.epochs += 1
-        self._is_new = True
-
-
-class _Totals:
-    """Counters of the stages of a worker, summed over its processes."""
-
-    def __init__(self) -> None:
-        self.counters: Counter[str] = Counter()
-        self._last: dict[str, int] = {}  # of the current process
-
-    def update(self, counters: dict[str, int]) -> None:
-        """Store the counters of the current process."""
-        self.counters.update(counters)
-        self.counters.subtract(self._last)
-        self._last = counters
-
-    def process_ended(self) -> None:
-        """Keep the counters of the process. Its successor starts at 0."""
-        self._last = {}
 
 
 class _Link:
@@ -161,7 +63,7 @@ class _Link:
 
     def __init__(
         self,
-        cameras: Mapping[str, int],
+        cameras: dict[str, int],
         metrics: ResultMetrics,
         desk: EventDesk,
         recorder: RecordsResults | None,
@@ -171,18 +73,19 @@ class _Link:
         """Create the link.
 
         Args:
-            cameras: index of each of the worker's cameras.
+            cameras: number of each of the worker's cameras in messages.
             metrics: counters of published results.
             desk: receiver of events and counters.
             recorder: recorder of detections; None if they are not recorded.
             with_frames: if True, a stage of the worker reads pixels, so the worker gets the frames.
         """
         self.worker: Worker | None = None
-        self.totals = _Totals()
-        self.sequences = {camera_id: _Sequence() for camera_id in cameras}
+        self.totals = WorkerTotals()
+        self.sequences = {camera_id: CameraSequence() for camera_id in cameras}
         self.is_lost = False
         self.answered = 0
-        self._cameras = cameras
+        self.config = WorkerConfig()
+        self.cameras = cameras
         self._metrics = metrics
         self._desk = desk
         self._recorder = recorder
@@ -212,9 +115,46 @@ class _Link:
         finish_together([frame.lease for frame in frames], [DropReason.WORKER] * len(frames))
 
     def flush(self) -> None:
-        """Send results for which the worker had no room."""
+        """Send results and a configuration for which the worker had no room."""
         with self._lock:
             self._send()
+        unsent = self.config.unsent
+        if unsent is not None and self.worker is not None and self.worker.send(unsent):
+            self.config.unsent = None
+
+    def add(self, camera_id: str, number: int, sequence: CameraSequence) -> None:
+        """Assign one more camera to the worker. `reconfigure` informs the worker."""
+        self.cameras[camera_id], self.sequences[camera_id] = number, sequence
+
+    def remove(self, camera_id: str) -> CameraSequence:
+        """Forget a camera without unfinished results. Return its numbers, for the case that it is added again."""
+        del self.cameras[camera_id]
+        return self.sequences.pop(camera_id)
+
+    def reconfigure(self, setup: WorkerSetup, added: Sequence[str], removed: Sequence[str], last_id: int) -> None:
+        """Give the worker a new configuration. `config.used` is its number once the worker uses it.
+
+        Args:
+            setup: the setup with the new configuration, which is also that of later processes.
+            added: cameras that were added to the worker.
+            removed: cameras that were removed from it.
+            last_id: upper limit of the track ids so far; 0 if the program has no new camera.
+        """
+        assert self.worker is not None
+        self.worker.spec = replace(self.worker.spec, setup=setup.encode())
+        begin = self._begin(added)
+        config = pickle.dumps(setup.config)
+        self.config.unsent = encode(NewConfig(setup.number, config, setup.secrets, begin, removed, last_id))
+        self.config.newest = setup.number
+        if not self._runs:
+            self.config.unsent, self.config.used = None, setup.number  # the next process starts with it
+        self.flush()
+
+    def _begin(self, camera_ids: Sequence[str]) -> Begin:
+        sequences = {camera_id: self.sequences[camera_id].seq for camera_id in camera_ids}
+        last_ids = {camera_id: self.sequences[camera_id].last_id for camera_id in camera_ids}
+        cameras = {camera_id: self.cameras[camera_id] for camera_id in camera_ids}
+        return Begin(cameras, sequences, last_ids, self._desk.rows(camera_ids))
 
     def discard(self, reason: DropReason) -> None:
         """Drop all results that the worker has not answered."""
@@ -235,7 +175,7 @@ class _Link:
             sequence.carried = Counter()
         changed: Result = replace(result, **changes) if changes else result  # type: ignore[arg-type]
         buffer = None if self._files is None else frame.lease.frame.buffer
-        return encode_result(changed, self._cameras[camera_id], frame.expires_ns, buffer)
+        return encode_result(changed, self.cameras[camera_id], frame.expires_ns, buffer)
 
     def _send(self) -> None:
         if not self._unsent or self.worker is None or not self._runs:
@@ -267,9 +207,8 @@ class _Link:
     # --- methods of a `WorkerHandler` ---------------------------------------------------------------------------------
 
     def started(self, worker: Worker) -> None:
-        sequences = {camera_id: sequence.seq for camera_id, sequence in self.sequences.items()}
-        last_ids = {camera_id: sequence.last_id for camera_id, sequence in self.sequences.items()}
-        worker.send(encode(Begin(sequences, last_ids, self._desk.rows(list(self._cameras)))))
+        worker.send(encode(self._begin(list(self.cameras))))
+        self.config.unsent, self.config.used = None, self.config.newest
         with self._lock:
             self.worker, self._runs = worker, True
 
@@ -281,6 +220,7 @@ class _Link:
             self.flush()
             return
         self.totals.update(reply.counters)
+        self.config.used = reply.config
         for camera_id, last_id in reply.last_ids.items():
             if camera_id in self.sequences:
                 self.sequences[camera_id].last_id = last_id
@@ -302,7 +242,7 @@ class _Link:
                 sequence.unreported[DropReason.STALE.value] += 1
             reasons.append(None if published_ns else DropReason.STALE)
         finish_together([frame.lease for frame in frames], reasons)
-        for camera_id, number in self._cameras.items() if answer.counts else ():
+        for camera_id, number in self.cameras.items() if answer.counts else ():
             if number in answer.counts:
                 self._metrics.cameras[camera_id].counts = answer.counts[number]
         if self._recorder is not None:
@@ -360,6 +300,10 @@ class ResultProcesses:
             with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
+        self._setup = setup
+        self._numbers = itertools.count(len(camera_ids))
+        self._former: dict[str, CameraSequence] = {}  # of removed cameras
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.metrics = ResultMetrics(camera_ids, clock, observe)
         self.sinks: list[Sink] = [publisher]
         self._publisher = publisher
@@ -370,12 +314,12 @@ class ResultProcesses:
         self._link_of: dict[str, _Link] = {}
         self._ending = threading.Event()
         self._aborted = False
-        desk, hang_s = EventDesk(publisher, state), _HANG_PART * setup.config.hang_s
+        self._desk, hang_s = EventDesk(publisher, state), _HANG_PART * setup.config.hang_s
         for first in range(min(count, len(camera_ids))):
             group = {camera_ids[number]: number for number in range(first, len(camera_ids), count)}
-            link = _Link(group, self.metrics, desk, recorder, with_frames=with_frames)
+            link = _Link(group, self.metrics, self._desk, recorder, with_frames=with_frames)
             spec = WorkerSpec(f"result worker {first + 1}", ENTRY, setup.encode(), hang_s, _MEMORY_BYTES)
-            self._workers.add(spec, link)
+            link.worker = self._workers.add(spec, link)
             self._links.append(link)
             self._link_of |= dict.fromkeys(group, link)
         self._workers.poll(0.0)
@@ -415,7 +359,38 @@ class ResultProcesses:
 
     def new_epochs(self, camera_id: str) -> int:
         """Return the number of epochs of a camera that started because its worker ended."""
-        return self._link_of[camera_id].sequences[camera_id].epochs
+        link = self._link_of.get(camera_id)
+        return 0 if link is None else link.sequences[camera_id].epochs
+
+    def reconfigure(self, config: AppConfig, added: Sequence[str]) -> Callable[[], bool]:
+        """Let the stages use a new configuration. Return a function that checks if all of them do.
+
+        The results thread does this, because only it uses the workers. A new camera is assigned to the worker that has
+        the fewest cameras. Cameras that `config` does not contain must have no unfinished results.
+        """
+        self._setup = setup = replace(
+            self._setup, config=config, secrets=registered_secrets(), number=self._setup.number + 1
+        )
+        self._changes.put(partial(self._reconfigure, setup, added))
+        return lambda: all(link.config.used == setup.number for link in self._links)
+
+    def _reconfigure(self, setup: WorkerSetup, added: Sequence[str]) -> None:
+        sequences = [sequence for link in self._links for sequence in link.sequences.values()]
+        last_id = max(sequence.last_id for sequence in [*sequences, *self._former.values()]) + SKIPPED_IDS
+        kept = {camera.id for camera in setup.config.cameras}
+        removed = {link: [camera_id for camera_id in link.cameras if camera_id not in kept] for link in self._links}
+        for link, camera_ids in removed.items():
+            for camera_id in camera_ids:
+                self._former[camera_id] = link.remove(camera_id)
+                self._desk.forget(camera_id)
+                del self._link_of[camera_id]
+        for camera_id in added:
+            link = min(self._links, key=lambda each: len(each.cameras))
+            link.add(camera_id, next(self._numbers), self._former.pop(camera_id, CameraSequence()))
+            self._link_of[camera_id] = link
+        for link in self._links:
+            own = [camera_id for camera_id in added if camera_id in link.cameras]
+            link.reconfigure(setup, own, removed[link], last_id if added else 0)
 
     def put(self, batch: list[InferredFrame]) -> None:
         """Send a batch to the workers. Release its leases, unless a stage reads pixels. After `abort`, drop it."""
@@ -448,6 +423,8 @@ class ResultProcesses:
         try:
             while not self._ending.is_set() or (not self._aborted and any(link.unfinished for link in self._links)):
                 self._workers.poll(_POLL_S)
+                while not self._changes.empty():
+                    self._changes.get()()
                 for link in self._links:
                     link.flush()
                     self._check(link)

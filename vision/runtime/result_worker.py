@@ -11,12 +11,13 @@ import logging
 import pickle
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
 import zmq
 
+from vision.config import AppConfig
 from vision.errors import Closed, register_secret
 from vision.messaging import codec
 from vision.messaging.proxy import FIRST_SUBSCRIPTION, connect
@@ -27,16 +28,18 @@ from vision.runtime.result_messages import (
     Answer,
     Begin,
     FrameFiles,
+    NewConfig,
     Totals,
     WorkerSetup,
     decode_begin,
     decode_results,
+    decode_work,
     encode,
 )
 from vision.runtime.stage_runner import StageRunner
 from vision.runtime.worker_channel import Message, WorkerChannel
 from vision.stages.analytics import TrackStage
-from vision.stages.stage import Report
+from vision.stages.stage import Reconfigurable, Report
 from vision.state.counters import CameraCounters, CounterRow
 from vision.types import Counts, Result
 
@@ -52,14 +55,23 @@ class HandedOverCounters:
 
     def __init__(self, rows: Sequence[CounterRow]) -> None:
         self.changed: list[CounterRow] = []
-        self._rows = rows
+        self.rows = list(rows)
+        self._opened: dict[str, CameraCounters] = {}
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera."""
-        return CameraCounters(self, camera_id)
+        """Return the counters of a camera, always the same object."""
+        if camera_id not in self._opened:
+            self._opened[camera_id] = CameraCounters(self, camera_id)
+        return self._opened[camera_id]
+
+    def begin(self, camera_ids: Iterable[str], rows: Sequence[CounterRow]) -> None:
+        """Take over the counters of cameras."""
+        for camera_id in camera_ids:
+            self._opened.pop(camera_id, None)
+        self.rows = [row for row in self.rows if row[0] not in camera_ids] + list(rows)
 
     def load_counters(self, camera_id: str) -> list[CounterRow]:
-        return [row for row in self._rows if row[0] == camera_id]
+        return [row for row in self.rows if row[0] == camera_id]
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
         self.changed += rows
@@ -99,12 +111,12 @@ class _Socket:
 class _Outbox:
     """Sink that publishes detections, and collects everything else for the main process."""
 
-    def __init__(self, detections: DetectionsPublisher, camera_ids: Sequence[str]) -> None:
+    def __init__(self, detections: DetectionsPublisher, cameras: Mapping[str, int]) -> None:
         self.events: list[EventMessage] = []
         self.objects: list[ObjectMessage] = []
         self.counts: dict[int, Counts] = {}
         self._detections = detections
-        self._cameras = {camera_id: number for number, camera_id in enumerate(camera_ids)}
+        self.cameras = dict(cameras)
         self._last_counts: dict[str, Counts] = {}
 
     def publish(self, result: Result) -> None:
@@ -115,7 +127,7 @@ class _Outbox:
         self.objects += [codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left]
         camera, counts = result.meta.camera_id, result.counts
         if counts is not None and counts is not self._last_counts.get(camera):
-            self._last_counts[camera] = self.counts[self._cameras[camera]] = counts
+            self._last_counts[camera] = self.counts[self.cameras[camera]] = counts
 
     def report(self, report: Report) -> None:
         """Do nothing. The main process publishes reports."""
@@ -137,26 +149,34 @@ class _ResultWorker:
     def __init__(
         self,
         channel: WorkerChannel,
-        camera_ids: Sequence[str],
         runner: StageRunner,
         *,
         outbox: _Outbox,
         records: _Records,
         counters: HandedOverCounters,
+        numbering: codec.Numbering,
+        config: int,
     ) -> None:
+        """Create the worker. `config` is the number of the configuration."""
         self._channel = channel
-        self._camera_ids = camera_ids
+        self._camera_ids = {number: camera_id for camera_id, number in outbox.cameras.items()}
         self._runner = runner
         self._outbox = outbox
         self._records = records
         self._counters = counters
+        self._numbering = numbering
+        self._config = config
         self._totals_ns = 0
         self._files = FrameFiles()
 
     def handle(self, message: Message) -> None:
-        """Process the results in a message, and answer the message. Send the totals if a second has passed."""
+        """Process a message, and answer it. Also send the totals if a second has passed."""
+        content = decode_work(message.data)
+        if isinstance(content, NewConfig):
+            self._reconfigure(content)
+            return
         outcomes = []
-        batch = decode_results(message, self._camera_ids, self._files)
+        batch = decode_results(content, message.fds, self._camera_ids, self._files)
         begun = self._runner.begin([(result, expires_ns) for result, _, expires_ns in batch])
         for started, (_, frame, expires_ns) in zip(begun, batch, strict=True):
             done = None if started is None else self._runner.run_stages(started, frame, expires_ns)
@@ -172,13 +192,33 @@ class _ResultWorker:
             self._totals_ns = time.monotonic_ns() + _TOTALS_NS
             self.send_totals()
 
+    def _reconfigure(self, new: NewConfig) -> None:
+        config: AppConfig = pickle.loads(new.config)
+        for secret, shown in new.secrets.items():
+            register_secret(secret, shown=shown)
+        for camera_id in new.removed:
+            self._camera_ids.pop(self._outbox.cameras.pop(camera_id), None)
+        self._outbox.cameras |= new.begin.cameras
+        self._camera_ids |= {number: camera_id for camera_id, number in new.begin.cameras.items()}
+        self._counters.begin(new.begin.cameras, new.begin.counters)
+        for camera_id, seq in new.begin.sequences.items():
+            self._numbering.continue_after(f"detections/{camera_id}", seq)
+        for stage in self._runner.stages:
+            part: object = stage
+            if isinstance(part, TrackStage) and new.last_id:
+                part.continue_after(dict.fromkeys(part.last_ids(), new.last_id))
+            if isinstance(part, Reconfigurable):
+                part.reconfigure(config)
+        self._config = new.number
+        self.send_totals()
+
     def send_totals(self) -> None:
         """Send the counters of the stages, and the highest track ids."""
         last_ids: dict[str, int] = {}
         for stage in self._runner.stages:
             if isinstance(stage, TrackStage):
                 last_ids |= stage.last_ids()
-        self._send(encode(Totals(self._runner.counters(), last_ids)))
+        self._send(encode(Totals(self._runner.counters(), last_ids, self._config)))
 
     def _send(self, data: bytes) -> None:
         while not self._channel.send(data, timeout_s=_SEND_S):
@@ -229,7 +269,7 @@ def _open(
         counters=counters,
         result_workers=True,
         inquiries=setup.inquiries,
-        group=tuple(begin.sequences),
+        group=tuple(begin.cameras),
     )
     logging.disable(logging.INFO)  # the main process opened the same stages, and logged the same lines
     stages = open_stages(config, options, resources)
@@ -251,8 +291,16 @@ def _open(
         masks=config.publish.masks,
         recorder=records if setup.records else None,
     )
-    camera_ids = [camera.id for camera in config.cameras]
-    outbox = _Outbox(detections, camera_ids)
+    outbox = _Outbox(detections, begin.cameras)
     runner = StageRunner(stages, [outbox], time.monotonic_ns)
     socket.wait_for_subscriptions()
-    return _ResultWorker(channel, camera_ids, runner, outbox=outbox, records=records, counters=counters), socket
+    worker = _ResultWorker(
+        channel,
+        runner,
+        outbox=outbox,
+        records=records,
+        counters=counters,
+        numbering=numbering,
+        config=setup.number,
+    )
+    return worker, socket

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from vision.config import AppConfig
 from vision.metrics import span
 from vision.runtime.inference_loop import InferredFrame
 from vision.runtime.latest_slot import Clock, finish_together, hand_over
 from vision.runtime.stage_runner import Observe, ResultMetrics, StageRunner
-from vision.stages.stage import Sink, Stage
+from vision.stages.stage import Reconfigurable, Sink, Stage
 from vision.types import DropReason, Result
 
 _MAX_TOGETHER: Final = 32
@@ -38,6 +40,7 @@ class ResultHandler:
         self._runner = StageRunner(stages, sinks, clock)
         self.sinks = self._runner.sinks
         self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()
+        self._changes: queue.SimpleQueue[tuple[AppConfig, threading.Event]] = queue.SimpleQueue()
         self._aborted = False
         self._handled = 0  # number of results, with those that were too old
         self._busy = False
@@ -68,6 +71,13 @@ class ResultHandler:
         """Number of handled results, including those that were too old."""
         return self._handled
 
+    def reconfigure(self, config: AppConfig, _added: Sequence[str]) -> Callable[[], bool]:
+        """Let the stages use a new configuration from the next result on. Return a function that checks if they do."""
+        done = threading.Event()
+        self._changes.put((config, done))
+        self._queue.put([])  # wakes the results thread
+        return done.is_set
+
     def put(self, batch: list[InferredFrame]) -> None:
         """Queue a batch. If no stage reads pixels, release its leases first. After `abort`, discard the batch."""
         hand_over([inferred.lease for inferred in batch], keep=self._runner.reads_pixels)
@@ -91,9 +101,19 @@ class ResultHandler:
         Exceptions of stages and sinks are raised unchanged.
         """
         while (batch := self._next_batch()) is not None and not self._aborted:
-            self._handle_batch(batch)
+            while not self._changes.empty():
+                self._reconfigure(*self._changes.get())
+            if batch:
+                self._handle_batch(batch)
         if batch is not None:
             self._finish(batch, [DropReason.STOPPED] * len(batch))
+
+    def _reconfigure(self, config: AppConfig, done: threading.Event) -> None:
+        for stage in self._runner.stages:
+            part: object = stage
+            if isinstance(part, Reconfigurable):
+                part.reconfigure(config)
+        done.set()
 
     def _next_batch(self) -> list[InferredFrame] | None:
         """Wait for a batch, and join it with queued batches until it has `_MAX_TOGETHER` frames. None means the end."""

@@ -18,40 +18,43 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vision.capture.camera_status import CameraStatus
 from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
-from vision.messaging.schema import CameraReport, NodeReport
+from vision.messaging.schema import REMOVED, CameraReport, NodeReport
 from vision.messaging.times import rfc3339
 from vision.runtime.batcher import Batcher
+from vision.runtime.camera_set import Camera, CameraSet, StepQueue
 from vision.runtime.camera_threads import MAX_ABANDONED, CameraThreads
-from vision.runtime.capture_processes import CaptureProcesses, RemoteCamera
+from vision.runtime.capture_processes import CaptureProcesses
 from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
-from vision.runtime.latest_slot import MAX_UNFINISHED, Clock, LatestSlot
+from vision.runtime.latest_slot import Clock
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.results import ResultHandler
 from vision.runtime.stage_runner import Observe
-from vision.runtime.status import Instant, camera_status, detector_status, percentiles, resident_bytes, summary
+from vision.runtime.status import Instant, camera_status, detector_status, percentiles, removed, resident_bytes, summary
 from vision.stages.stage import HasCounters, HasProgress, Report, Sink, Stage
 from vision.state.service_manager import notify
 from vision.version import version
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from vision.runtime.camera_factory import CameraFactory
 
-FRAMES_HELD_BY_STAGES: Final = MAX_UNFINISHED
-"""Number of frames per camera that the results thread may hold, in addition to the frames that the detector holds."""
+log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.05
 """Maximum time until the main thread notices that the program must stop."""
+
+_STEP_S: Final = 0.005
+"""Time between two steps of a change of the configuration."""
 
 _LONG_HANGS: Final = 1.5
 """Multiple of `hang_s` after which the watchdog reports parts that wait for others. The inference loop itself reports a
@@ -59,14 +62,6 @@ batch that takes longer than `hang_s`, but cannot while it is stuck inside a cal
 
 _STUCK_HINT: Final = "the stacks of the threads in the log show the call that hangs"
 _CAMERA_HINT: Final = "reconnect the camera, or set a different `reader`; `dmesg` can show why its driver hangs"
-
-
-@dataclass(frozen=True, slots=True)
-class Camera:
-    """One camera: a supervisor, which reads frames, and a slot, to which the supervisor writes the frames."""
-
-    slot: LatestSlot
-    supervisor: CameraSupervisor | RemoteCamera
 
 
 class Runtime:
@@ -78,6 +73,7 @@ class Runtime:
         cameras: Sequence[Camera],
         detector: Detector,
         capture: CaptureProcesses | None = None,
+        factory: CameraFactory | None = None,
         stages: Sequence[Stage] = (),
         sinks: Sequence[Sink] = (),
         workers: ResultProcesses | None = None,
@@ -92,6 +88,7 @@ class Runtime:
 
         Args:
             capture: the workers that read the cameras. None means that each camera has a thread.
+            factory: creates cameras while the program runs. None means that the cameras cannot change.
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             observe: see `ResultMetrics`. Not used if workers run the stages.
@@ -100,30 +97,31 @@ class Runtime:
             hang_s: duration of a batch, a call, or the handling of a result, in seconds, above which it counts as
                 hanging.
         """
+        self.steps = StepQueue()
+        self.last_report: Report | None = None
         self._detector = detector
-        self._capture = capture
         self._model = model
-        self._cameras = {camera.slot.camera_id: camera for camera in cameras}
         self._status_interval_s = status_interval_s
         self._stop_timeout_s = stop_timeout_s
         self._clock = clock
         self._hang_s = hang_s
         self._failure: BaseException | None = None
         self._ended = threading.Event()  # a thread failed, or everything was published
-        slots = [camera.slot for camera in cameras]
-        self._results = workers or ResultHandler(stages, sinks, list(self._cameras), clock, observe)
-        batcher = Batcher(slots, detector.spec.max_batch, clock=clock)
-        self._loop = InferenceLoop(detector, batcher, self._results.put, clock, hang_s)
+        slots = {camera.slot.camera_id: camera.slot for camera in cameras}
+        self.results = workers or ResultHandler(stages, sinks, list(slots), clock, observe)
+        batcher = Batcher(list(slots.values()), detector.spec.max_batch, clock=clock)
+        self._loop = InferenceLoop(detector, batcher, self.results.put, clock, hang_s)
         self._started_ns = clock()
-        own = {name: each.supervisor for name, each in self._cameras.items()}
+        own = {camera.slot.camera_id: camera.supervisor for camera in cameras}
         supervisors = {name: each for name, each in own.items() if isinstance(each, CameraSupervisor)}
-        self._threads = CameraThreads(supervisors, {slot.camera_id: slot for slot in slots}, self._guard)
+        threads = CameraThreads(supervisors, {name: slots[name] for name in supervisors}, self._guard)
+        self.cameras = CameraSet(cameras, batcher, threads, capture, factory)
         self._beat: int | None = None  # changes while the main thread works
 
     def add_stage(self, stage: Stage) -> None:
         """Append a stage. Call this before `run`, and only if no workers run the stages."""
-        assert isinstance(self._results, ResultHandler)
-        self._results.add_stage(stage)
+        assert isinstance(self.results, ResultHandler)
+        self.results.add_stage(stage)
 
     def run(
         self,
@@ -157,7 +155,7 @@ class Runtime:
         report = self._report(on_report)
         failures = [
             f"camera {name}: {reason}"
-            for name, camera in self._cameras.items()
+            for name, camera in self.cameras.cameras.items()
             if (reason := camera.supervisor.failure)
         ]
         if failures and not stop.is_set():
@@ -169,30 +167,24 @@ class Runtime:
     def _start(self) -> list[threading.Thread]:
         self._started_ns = self._clock()
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
-        if self._capture is not None:
-            jobs.append(("frames", self._capture.receive_frames))
+        if self.cameras.capture is not None:
+            jobs.append(("frames", self.cameras.capture.receive_frames))
         # Daemon threads, because a stage or the library of the detector can hang in a call.
         threads = [threading.Thread(target=self._guard, args=job, name=job[0], daemon=True) for job in jobs]
         for thread in threads:
             thread.start()
-        self._threads.start()
+        self.cameras.threads.start()
         return threads
 
     def _watchdog(self) -> Watchdog:
         """Return a watchdog for all parts. The limit of a part that waits for another part is longer."""
-        watchdog, results, long_s = Watchdog(self._fail_hung), self._results, _LONG_HANGS * self._hang_s
-        slots = [camera.slot for camera in self._cameras.values()]
-        slowest_s = max((slot.interval_s for slot in slots), default=0.0)
+        watchdog, results, long_s = Watchdog(self._fail_hung), self.results, _LONG_HANGS * self._hang_s
+        self.cameras.observe(watchdog, self._hang_s)
         parts = [
-            *self._threads.parts(self._hang_s),
             Part("results", results.progress, self._hang_s),
             Part("inference", lambda: None if self._loop.ended else self._loop.progress_ns, long_s),
             Part("main", lambda: self._beat, long_s),
-            Part(
-                "frames",
-                lambda: results.handled if any(slot.has_frame for slot in slots) else None,
-                _LONG_HANGS * (long_s + slowest_s),
-            ),
+            self.chain(),
         ]
         own_threads: list[object] = [*results.parts]
         for owner in own_threads:
@@ -201,6 +193,16 @@ class Runtime:
         for part in parts:
             watchdog.watch(part)
         return watchdog
+
+    def chain(self) -> Part:
+        """Return the whole chain as a part for the watchdog: if a frame waits, results must go out."""
+        batcher, results = self.cameras.batcher, self.results
+        slowest_s = max((slot.interval_s for slot in batcher.slots), default=0.0)
+
+        def progress() -> int | None:
+            return results.handled if any(slot.has_frame for slot in batcher.slots) else None
+
+        return Part("frames", progress, _LONG_HANGS * (_LONG_HANGS * self._hang_s + slowest_s))
 
     def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
         end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
@@ -213,10 +215,12 @@ class Runtime:
                 self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
             self._beat = now_ns
-            if self._capture is None:
-                self._ended.wait(_POLL_S)
+            self.steps.advance()
+            wait_s = _STEP_S if self.steps.busy else _POLL_S
+            if self.cameras.capture is None:
+                self._ended.wait(wait_s)
             else:
-                self._capture.poll(_POLL_S)
+                self.cameras.capture.poll(wait_s)
 
     def _fail_hung(self, part: Part, still_s: float) -> None:
         """Make `run` fail because a part hangs."""
@@ -232,26 +236,28 @@ class Runtime:
             self._fail(DeviceError(error, hint=_STUCK_HINT, code="stuck"))
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
-        for camera in self._cameras.values():
+        self.steps.close()
+        self.cameras.batcher.is_changing = False
+        for camera in self.cameras.cameras.values():
             camera.supervisor.stop()
-        for camera in self._cameras.values():
+        for camera in self.cameras.cameras.values():
             camera.slot.close()
         self._beat = None
         deadline = time.monotonic() + self._stop_timeout_s
-        if self._capture is not None:
-            self._capture.stop(self._stop_timeout_s)
+        if self.cameras.capture is not None:
+            self.cameras.capture.stop(self._stop_timeout_s)
         # The camera threads come last, so that a camera that hangs in its library does not use up the time of others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         late = [thread.name for thread in threads if thread.is_alive()]
-        for name in late + self._threads.join(deadline):
+        for name in late + self.cameras.threads.join(deadline):
             log.warning("%s did not end within %.1f s", name, self._stop_timeout_s)
-        self._results.release_queued()
+        self.results.release_queued()
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
-        self._results.abort()
+        self.results.abort()
         self._ended.set()
 
     # --- the other threads --------------------------------------------------------------------------------------------
@@ -267,22 +273,22 @@ class Runtime:
         try:
             self._loop.run()
         finally:
-            self._results.end()
+            self.results.end()
 
     def _handle_results(self) -> None:
-        self._results.run()
+        self.results.run()
         self._ended.set()
 
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
         """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
-        results, now = self._results, Instant(time.monotonic_ns(), time.time_ns())
+        results, now = self.results, Instant(time.monotonic_ns(), time.time_ns())
         # The published frames are read first, because frames that are published later can be missing in `slots`.
         published = {camera_id: metrics.published for camera_id, metrics in results.metrics.cameras.items()}
-        slots = {camera_id: camera.slot.counts() for camera_id, camera in self._cameras.items()}
-        cameras, counts = [], {}
-        for camera_id, camera in self._cameras.items():
+        slots = {camera_id: camera.slot.counts() for camera_id, camera in self.cameras.cameras.items()}
+        cameras, counts = self.cameras.take_departed(), {}
+        for camera_id, camera in self.cameras.cameras.items():
             metrics = results.metrics.cameras[camera_id]
             status, slot = self._status(camera), slots[camera_id]
             cameras.append(camera_status(camera_id, status, slot, metrics, now, published=published[camera_id]))
@@ -295,6 +301,7 @@ class Runtime:
         report = Report(self._node_report(cameras, unfinished, now), tuple(cameras), counts)
         for sink in results.sinks:
             sink.report(report)
+        self.last_report = report
         notify(f"STATUS={summary(report)}")
         if on_report is not None:
             self._beat = None  # a terminal can stop the output for as long as it likes
@@ -302,10 +309,11 @@ class Runtime:
         return report
 
     def _node_report(self, cameras: Sequence[CameraReport], unfinished: int, now: Instant) -> NodeReport:
-        results = self._results
-        dropped: Counter[str] = Counter()
+        results = self.results
+        dropped = self.cameras.dropped.copy()
         for camera in cameras:
-            dropped.update(camera.dropped)
+            if camera.state != REMOVED:
+                dropped.update(camera.dropped)
         return NodeReport(
             at=rfc3339(now.utc_ns),
             at_monotonic_ns=now.monotonic_ns,
@@ -327,18 +335,26 @@ class Runtime:
             detector=detector_status(self._detector),
         )
 
+    def remove_camera(self, camera_id: str) -> None:
+        """Forget a camera that was retired for good. The next report contains its last state."""
+        now, camera = Instant(time.monotonic_ns(), time.time_ns()), self.cameras.cameras[camera_id]
+        metrics = self.results.metrics.cameras.pop(camera_id)
+        status, published = self._status(camera), metrics.published
+        last = camera_status(camera_id, status, camera.slot.counts(), metrics, now, published=published)
+        self.cameras.remove(camera_id, removed(last))
+
     def _status(self, camera: Camera) -> CameraStatus:
         status = camera.supervisor.status()
-        return replace(status, epoch=status.epoch + self._results.new_epochs(camera.slot.camera_id))
+        return replace(status, epoch=status.epoch + self.results.new_epochs(camera.slot.camera_id))
 
     def _counters(self) -> dict[str, int]:
         counters = {
-            "detector.truncated_candidates": self._results.metrics.truncated_candidates,
-            "cameras.abandoned_threads": self._threads.abandoned,
+            "detector.truncated_candidates": self.results.metrics.truncated_candidates,
+            "cameras.abandoned_threads": self.cameras.threads.abandoned,
         }
         if isinstance(self._detector, HasCounters):
             counters.update(self._detector.counters())
-        return counters | self._results.counters()
+        return counters | self.results.counters()
 
 
 def _progress_of(owner: HasProgress, name: str) -> object:

@@ -139,9 +139,16 @@ class ResultMetrics:
     def __init__(self, camera_ids: Sequence[str], clock: Clock, observe: Observe | None = None) -> None:
         """Create the counters. `observe` is called for each published result, wherever the stages run."""
         self._observe = observe
-        self.cameras = {camera_id: CameraMetrics(LatencyHistogram(), Rate(clock)) for camera_id in camera_ids}
+        self._clock = clock
+        self.cameras: dict[str, CameraMetrics] = {}
+        for camera_id in camera_ids:
+            self.add(camera_id)
         self.latency = {name: LatencyHistogram() for name in ("queue", "detect", "results")}
         self.truncated_candidates = 0
+
+    def add(self, camera_id: str) -> None:
+        """Create the counters of one more camera."""
+        self.cameras[camera_id] = CameraMetrics(LatencyHistogram(), Rate(self._clock))
 
     def published(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
         """Count a result that was published at `published_ns`."""

@@ -9,10 +9,13 @@ import functools
 import os
 from dataclasses import dataclass
 
+import msgspec
+
 from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import redact
 from vision.messaging.schema import (
+    REMOVED,
     CameraReport,
     DetectorStatus,
     LatencyPercentiles,
@@ -77,6 +80,11 @@ def camera_status(
         decoder=status.decoder or None,
         clock=status.clock,
     )
+
+
+def removed(last: CameraReport) -> CameraReport:
+    """Return the last report of a camera that was removed from the configuration."""
+    return msgspec.structs.replace(last, state=REMOVED, state_for_s=0.0, fps=0.0, published_fps=0.0, objects=0)
 
 
 def detector_status(detector: Detector) -> DetectorStatus:

@@ -71,7 +71,7 @@ class _Object:
             self.crossings.append((event.name, str(event.data.get("direction", "")), event.at_ns))
         elif event.kind == "zone_entered":
             self.visits.append((event.name, event.at_ns, None))
-        elif event.kind == "zone_left" and event.data.get("how") == "crossed":
+        elif event.kind == "zone_left" and event.data.get("how") in ("crossed", "changed"):
             for index in range(len(self.visits) - 1, -1, -1):
                 name, entered_ns, left_ns = self.visits[index]
                 if name == event.name and left_ns is None:
@@ -101,6 +101,12 @@ class ObjectStage:
         """Create the stage. An object has left if it was not detected for `forget_s` seconds, or its epoch ended."""
         self._forget_ns = int(forget_s * 1e9)
         self._cameras: dict[str, _Camera] = {}
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use a new duration after which objects have left, and forget the objects of removed cameras."""
+        self._forget_ns = int(config.track.lost_s * 1e9)
+        cameras = {camera.id for camera in config.cameras}
+        self._cameras = {camera_id: each for camera_id, each in self._cameras.items() if camera_id in cameras}
 
     def __call__(self, result: Result) -> Result:
         return self.process(result, None)

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.config import CascadeConfig
+from vision.config import AppConfig, CascadeConfig
 from vision.detect.reference.classifier import Box
 from vision.errors import DeviceError
 from vision.types import Attribute, Frame, FrameMeta, Result, Tracks
@@ -132,6 +132,11 @@ class CascadeStage:
     def wait_until_read(self) -> None:
         """Wait until no frame that was passed to `with_frame` is being read."""
         self._worker.classifier.wait_until_read()
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Forget the objects of removed cameras."""
+        cameras = {camera.id for camera in config.cameras}
+        self._cameras = {camera_id: each for camera_id, each in self._cameras.items() if camera_id in cameras}
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of classified and skipped crops since the start, and of crops that wait."""

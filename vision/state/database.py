@@ -102,7 +102,7 @@ class StateDatabase:
         self._write_lock = threading.Lock()
         self.defers_counters = False
         self._failing = self._closed = False
-        self._counters: list[CameraCounters] = []
+        self._counters: dict[str, CameraCounters] = {}
         self._pending: dict[tuple[str, str, str], int] = {}  # counters that wait for the events that changed them
         with contextlib.ExitStack() as opened:
             try:
@@ -134,10 +134,10 @@ class StateDatabase:
             self._opened = opened.pop_all()
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera, with their stored values."""
-        counters = CameraCounters(self, camera_id)
-        self._counters.append(counters)
-        return counters
+        """Return the counters of a camera, with their stored values. Later calls return the same object."""
+        if camera_id not in self._counters:
+            self._counters[camera_id] = CameraCounters(self, camera_id)
+        return self._counters[camera_id]
 
     def close(self) -> None:
         """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent.
@@ -147,7 +147,7 @@ class StateDatabase:
         """
         if self._closed:
             return
-        for counters in self._counters:
+        for counters in self._counters.values():
             counters.flush()
         with contextlib.suppress(sqlite3.Error, OSError):
             last: list[Statement] = [("UPDATE session SET clean = 1, newest = ?", [(self.events.newest,)])]

@@ -27,7 +27,8 @@ CLASS = "green"
 LINE = {"name": "middle", "points": [[160, 0], [160, 240]], "anchor": "center"}
 
 COUNT = """
-from vision.runtime.builder import build_cameras, open_configured_detector, open_publisher
+from vision.runtime.builder import open_configured_detector, open_publisher
+from vision.runtime.camera_factory import build_cameras
 from vision.runtime.runtime import Runtime
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.analytics import TrackStage

@@ -16,7 +16,8 @@ from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import Closed, ConfigError, SourceError
 from vision.evaluation.passes import Findings, boxes_of_class, run_pipeline, select_camera, survey
 from vision.pipelines import load_pipeline
-from vision.runtime.builder import RunOptions, build_cameras, open_configured_detector, open_publisher
+from vision.runtime.builder import RunOptions, open_configured_detector, open_publisher
+from vision.runtime.camera_factory import build_cameras
 from vision.runtime.runtime import Runtime
 from vision.types import Detections, Result, Tracks
 

@@ -25,9 +25,11 @@ from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import OutOfMemory, SourceError
 from vision.runtime import capture_processes
-from vision.runtime.builder import RunOptions, build_capture
+from vision.runtime.builder import RunOptions
+from vision.runtime.camera_factory import CameraFactory, build_capture
+from vision.runtime.camera_set import Camera
 from vision.runtime.capture_processes import CaptureProcesses
-from vision.runtime.runtime import Camera, Runtime
+from vision.runtime.runtime import Runtime
 from vision.stages.stage import Report
 from vision.types import DropReason, FrameBuffer, PixelFormat, Result
 
@@ -95,7 +97,7 @@ def site(
     sink, detector = Collector(), detector or FakeDetector()
     opening = open_faulty if faulty else None
     options = RunOptions(threading.Event(), offline=offline, capture_workers=workers, open_source=opening)
-    cameras, capture = build_capture(config, options, detector)
+    cameras, capture = build_capture(config, CameraFactory.of(options, detector))
     runtime = Runtime(cameras=cameras, capture=capture, detector=detector, sinks=[sink], status_interval_s=0.1)
     return Site(runtime, {camera.slot.camera_id: camera for camera in cameras}, sink, capture)
 

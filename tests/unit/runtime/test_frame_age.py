@@ -17,10 +17,10 @@ from tests.unit.runtime.test_runtime import Collector, make_runtime
 from vision.detect.fake import FakeDetector
 from vision.errors import DeviceError
 from vision.runtime.batcher import Batcher, SubmitScheduler
+from vision.runtime.camera_set import FRAMES_HELD_BY_STAGES
 from vision.runtime.inference_loop import InferenceLoop, InferredFrame
 from vision.runtime.latest_slot import MAX_UNFINISHED, LatestSlot, Lease, finish_together, hand_over
 from vision.runtime.results import ResultHandler
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES
 from vision.stages.stage import Stage
 from vision.types import Detections, DropReason, Frame, Result, Timing
 

@@ -207,7 +207,7 @@ def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = Fal
     with ExitStack() as resources:
         options = RunOptions(stop, offline=offline, state=None if offline else open_state(config, resources))
         runtime: Runtime = load_pipeline(config.pipeline)(config, options, resources)
-        (publisher,) = runtime._results.sinks
+        (publisher,) = runtime.results.sinks
         assert isinstance(publisher, Publisher)
         with Subscription(publisher.address, kinds=kinds, silence_s=60) as subscription:
             wait_until(lambda: publisher.socket.joins >= len(kinds), "the subscription has arrived")
@@ -343,7 +343,8 @@ def test_pipelines_of_the_documentation_run(tmp_path: Path, capsys: pytest.Captu
 
 
 OWN_BUILD = """
-from vision.runtime.builder import build_cameras, open_configured_detector, open_publisher
+from vision.runtime.builder import open_configured_detector, open_publisher
+from vision.runtime.camera_factory import build_cameras
 from vision.runtime.runtime import Runtime
 
 

@@ -14,8 +14,10 @@ from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import DeviceError
-from vision.runtime.builder import RunOptions, build_cameras
-from vision.runtime.runtime import FRAMES_HELD_BY_STAGES, Camera, Runtime
+from vision.runtime.builder import RunOptions
+from vision.runtime.camera_factory import build_cameras
+from vision.runtime.camera_set import FRAMES_HELD_BY_STAGES, Camera
+from vision.runtime.runtime import Runtime
 from vision.stages.stage import Stage
 from vision.types import DropReason, Frame, Result
 
@@ -147,7 +149,7 @@ def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
     detector = detectors.get(culprit, FakeDetector(batches_in_flight=3, max_batch=1))
     runtime, _, cameras = runtime_of(["synthetic:160x120@200?format=bgr"] * 3, [looker], detector)
     if culprit == "sink":
-        runtime._results.sinks.append(FailingSink())
+        runtime.results.sinks.append(FailingSink())
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)
     assert [leased(camera) for camera in cameras] == [0, 0, 0]

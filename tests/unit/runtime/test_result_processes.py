@@ -100,7 +100,7 @@ def running(
         runtime = load_pipeline(config.pipeline)(config, options, resources)
         program = Running(runtime, stop)
         subscription = resources.enter_context(Subscription(config.publish.bind, kinds=KINDS, queue=1_000_000))
-        wait_until(lambda: runtime._results.sinks[0].socket.joins >= len(KINDS), "the subscriber joins")  # type: ignore[attr-defined]
+        wait_until(lambda: runtime.results.sinks[0].socket.joins >= len(KINDS), "the subscriber joins")  # type: ignore[attr-defined]
         time.sleep(0.1)  # until the workers have received the subscriptions
 
         def run() -> None:
@@ -157,7 +157,7 @@ def test_offline_messages_equal_those_of_one_process(tmp_path: Path) -> None:
         record = tmp_path / f"{processes}.jsonl"
         with running(config, offline=True, record=record) as program:
             wait_until(lambda program=program: finished(program), "the end")  # type: ignore[misc]
-            assert isinstance(program.runtime._results, ResultProcesses) == (processes == 2)
+            assert isinstance(program.runtime.results, ResultProcesses) == (processes == 2)
         assert program.failure is None
         messages.append(comparable(program))
         records.append(Counter(msgspec.json.decode(line)["camera"] for line in record.read_bytes().splitlines()))
@@ -325,7 +325,7 @@ def test_snapshots_of_workers_equal_those_of_one_process(tmp_path: Path) -> None
         )
         with running(config, offline=True) as program:
             wait_until(lambda program=program: finished(program), "the end")  # type: ignore[misc]
-            assert isinstance(program.runtime._results, ResultProcesses) == (processes == 2)
+            assert isinstance(program.runtime.results, ResultProcesses) == (processes == 2)
         assert program.failure is None
         events = program.of(EventMessage)
         assert events

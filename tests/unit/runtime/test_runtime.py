@@ -22,10 +22,11 @@ from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import CameraConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import EXIT_RUNTIME, DeviceError, SourceError
+from vision.runtime.camera_set import Camera
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.inference_loop import InferenceLoop
 from vision.runtime.latest_slot import MAX_UNFINISHED, LatestSlot, SlotCounts
-from vision.runtime.runtime import Camera, Runtime
+from vision.runtime.runtime import Runtime
 from vision.stages.analytics import TrackStage
 from vision.stages.stage import Report, Stage
 from vision.types import Detections, DropReason, Frame, Result
@@ -195,7 +196,7 @@ def test_first_failure_stops_all_threads_and_is_raised(culprit: str) -> None:
         ["synthetic:160x120@100"] * 2, detector, stages=(broken,) if culprit == "stage" else ()
     )
     if culprit == "sink":
-        runtime._results.sinks.append(BrokenSink())
+        runtime.results.sinks.append(BrokenSink())
     before = threading.active_count()
     with pytest.raises(DeviceError):
         runtime.run(threading.Event(), for_s=20)
@@ -232,7 +233,7 @@ def test_report_counts_no_frame_that_is_published_while_it_is_made(monkeypatch: 
 
     def publish_after_count() -> SlotCounts:
         counts = count()
-        runtime._results.metrics.cameras["camera-0"].published += 1
+        runtime.results.metrics.cameras["camera-0"].published += 1
         return counts
 
     monkeypatch.setattr(cameras[0].slot, "counts", publish_after_count)

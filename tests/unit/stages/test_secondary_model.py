@@ -393,7 +393,7 @@ def test_every_rectangle_gets_its_colour_as_attribute(tmp_path: Path, pixel_form
         report = runtime.run(threading.Event())
     pairs: list[tuple[str, str]] = []
     objects = 0
-    for camera in runtime._cameras.values():
+    for camera in runtime.cameras.cameras.values():
         results = sink.results[camera.slot.camera_id]
         assert len(results) == 60
         for result in results:
@@ -432,7 +432,7 @@ def test_live_run_with_too_many_objects_skips_some(tmp_path: Path) -> None:
         report = runtime.run(threading.Event(), for_s=3)
     assert report.node.counters["cascade.looked"] > 20
     assert report.node.counters["cascade.skipped"] > 20
-    for camera in runtime._cameras.values():
+    for camera in runtime.cameras.cameras.values():
         results = sink.results[camera.slot.camera_id]
         assert results
         check_accounts(camera, results)
@@ -447,7 +447,7 @@ def test_failing_model_ends_the_run_and_releases_every_lease(tmp_path: Path) -> 
     ):
         runtime.run(threading.Event(), for_s=20)
     assert "paint" in str(caught.value)
-    assert [leased(camera) for camera in runtime._cameras.values()] == [0, 0]
+    assert [leased(camera) for camera in runtime.cameras.cameras.values()] == [0, 0]
 
 
 def test_check_opens_the_second_model(tmp_path: Path) -> None:

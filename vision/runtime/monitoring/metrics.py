@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,11 +11,13 @@ from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from vision.client import Item
 from vision.messaging.gap_recovery import Gap
 from vision.messaging.schema import (
+    REMOVED,
     CameraStatusMessage,
     DetectionsMessage,
     EventMessage,
@@ -47,6 +50,7 @@ class ProgramState:
             registry=self.registry,
         )
         self._events = Counter("vision_events", "Events.", ["camera", "kind"], registry=self.registry)
+        self._kinds: dict[str, set[str]] = {}  # of the events of each camera
         self._lost = Counter(
             "vision_monitor_lost_messages",
             "Messages that did not reach the process which computes these metrics.",
@@ -65,14 +69,29 @@ class ProgramState:
                     self._stages.labels(item.camera, stage).observe(duration_ms / 1e3)
         elif isinstance(item, EventMessage) and item.amends is None:
             self._events.labels(item.camera, item.kind).inc()
+            self._kinds.setdefault(item.camera, set()).add(item.kind)
         elif isinstance(item, Gap):
             self._lost.inc(item.lost)
         elif isinstance(item, CameraStatusMessage | NodeStatusMessage):
+            if isinstance(item, CameraStatusMessage) and item.state == REMOVED:
+                self._forget(item.camera)
+                return
             with self._lock:
                 if isinstance(item, NodeStatusMessage):
                     self._node, self._node_at_s = item, self._clock()
                 else:
                     self._cameras[item.camera] = item
+
+    def _forget(self, camera: str) -> None:
+        """Remove all metrics of a camera."""
+        with self._lock:
+            self._cameras.pop(camera, None)
+        labels: list[tuple[MetricWrapperBase, tuple[str, ...]]] = [(self._objects, (camera,))]
+        labels += [(self._stages, (camera, stage)) for stage in _STAGES]
+        labels += [(self._events, (camera, kind)) for kind in self._kinds.pop(camera, ())]
+        for metric, values in labels:
+            with contextlib.suppress(KeyError):  # the camera has published nothing
+                metric.remove(*values)
 
     def status(self) -> tuple[NodeStatusMessage | None, dict[str, CameraStatusMessage], float]:
         """Return the last status of the program and of each camera, and the age of the program's status in seconds.

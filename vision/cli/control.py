@@ -1,0 +1,152 @@
+"""The commands `vision status`, `reload`, and `cameras`, which send requests to a running program on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+
+from vision.cli.options import CONFIG_HELP, Json, given, table_console
+from vision.cli.session import command
+from vision.cli.status_view import render_status
+from vision.config import resolve_config
+from vision.config.changes import read_camera
+from vision.errors import EXIT_OK
+from vision.messaging.control_protocol import (
+    AddCameraRequest,
+    ChangedReply,
+    ReloadRequest,
+    RemoveCameraRequest,
+    Request,
+    StatusReply,
+    StatusRequest,
+    ask,
+    find_socket,
+)
+from vision.stages.stage import Report
+
+RunningConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="CONFIG", help=f"Configuration of the program. {CONFIG_HELP} Default: the only program."
+    ),
+]
+Socket = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Control socket of the program, instead of `--config`.")
+]
+
+
+def _ask(request: Request, config: str | None, socket: Path | None) -> StatusReply | ChangedReply:
+    if config is not None and socket is not None:
+        raise typer.BadParameter("expected either --config or --socket, got both")
+    return ask(socket or find_socket(None if config is None else resolve_config(config)), request)
+
+
+@command()
+def status(
+    context: typer.Context,
+    config: RunningConfig = None,
+    socket: Socket = None,
+    json: Json = False,
+) -> int:
+    """Show the status of a program that runs on this machine.
+
+    The exit code is 0 if the program runs, and 75 if it does not.
+
+    Examples:
+      vision status
+      vision status --config camera.yaml --json
+    """
+    reply = _ask(StatusRequest(), config, socket)
+    assert isinstance(reply, StatusReply)
+    if json:
+        print(msgspec.json.encode(reply).decode())
+        return EXIT_OK
+    console, node = table_console(), reply.node
+    up = sum(camera.state == "streaming" for camera in reply.cameras)
+    console.print(f"vision {node.version}: {up} of {len(reply.cameras)} cameras up", highlight=False)
+    console.print(f"{node.model} on {node.backend}, {node.rates['published']:.1f} frames/s", highlight=False)
+    console.print(render_status(Report(node, tuple(reply.cameras), {}), console.width))
+    for camera in reply.cameras:
+        if camera.state != "streaming" and camera.error_code:
+            hint = f"; {camera.hint}" if camera.hint else ""
+            console.print(f"{camera.camera}: code {camera.error_code}{hint}", highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+@command()
+def reload(
+    context: typer.Context,
+    config: RunningConfig = None,
+    socket: Socket = None,
+    json: Json = False,
+) -> int:
+    """Make a running program read its configuration again.
+
+    Cameras, lines, zones, rules, and thresholds change while the program runs. If the file is invalid, or if another
+    key has changed, nothing changes, and the exit code is 78.
+
+    Examples:
+      vision reload
+      vision reload --config /etc/vision/shop.yaml
+    """
+    _print_changes(_ask(ReloadRequest(), config, socket), json=json)
+    return EXIT_OK
+
+
+@command()
+def cameras(
+    context: typer.Context,
+    action: Annotated[Literal["add", "remove"], typer.Argument(help="What to do.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE.yaml | ID]",
+            help="add: file with the keys of one camera. remove: id of the camera.",
+            show_default=False,
+        ),
+    ] = None,
+    camera_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="add: id of the camera.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="SOURCE", help="add: address of the camera.")] = None,
+    config: RunningConfig = None,
+    socket: Socket = None,
+    json: Json = False,
+) -> int:
+    """Add a camera to a running program, or remove one.
+
+    The change lasts until the program reloads its configuration, or starts again. It is not written to a file.
+
+    Examples:
+      vision cameras add --id gate --source rtsp://192.0.2.4/stream1
+      vision cameras add gate.yaml
+      vision cameras remove gate
+    """
+    if action == "remove":
+        if name is None or camera_id is not None or source is not None:
+            raise typer.BadParameter("expected `vision cameras remove ID`")
+        reply = _ask(RemoveCameraRequest(id=name), config, socket)
+    else:
+        reply = _ask(AddCameraRequest(camera=_camera(name, camera_id, source)), config, socket)
+    _print_changes(reply, json=json)
+    return EXIT_OK
+
+
+def _camera(file: str | None, camera_id: str | None, source: str | None) -> dict[str, Any]:
+    if file is None and (camera_id is None or source is None):
+        raise typer.BadParameter("expected a file, or --id and --source")
+    camera = {} if file is None else read_camera(Path(file))
+    return {**camera, **given(id=camera_id, source=source)}
+
+
+def _print_changes(reply: StatusReply | ChangedReply, *, json: bool) -> None:
+    assert isinstance(reply, ChangedReply)
+    if json:
+        print(msgspec.json.encode(reply).decode())
+        return
+    for kind in reply.__struct_fields__:
+        for name in getattr(reply, kind):
+            print(f"{kind if kind != 'stages' else 'changed'}: {name}")
+    if not any(getattr(reply, kind) for kind in reply.__struct_fields__):
+        print("nothing has changed")

@@ -1,0 +1,179 @@
+"""`CameraFactory`, which creates the cameras of a program: at its start, and while it runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
+from vision.capture.supervisor import CameraSupervisor
+from vision.config import AppConfig, CameraConfig
+from vision.detect.detector import Detector, ReadsDevice
+from vision.runtime.builder import RunOptions
+from vision.runtime.camera_set import FRAMES_HELD_BY_STAGES, Camera
+from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
+from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
+from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
+from vision.runtime.remote_slot import RemoteSlot
+from vision.stages.stage import PixelStage, Stage
+from vision.types import PixelFormat, frame_shape
+
+log = logging.getLogger(__name__)
+
+_ASSUMED_HW: Final = (1080, 1920)  # frame size assumed for a camera that has not answered yet
+
+
+@dataclass(frozen=True, slots=True)
+class CameraFactory:
+    """Creates cameras whose slots share one condition.
+
+    If workers read the cameras (`RunOptions.capture_workers`), the supervisor of a camera is a `RemoteCamera`.
+    """
+
+    options: RunOptions
+    detector: Detector
+    leases: int  # maximum number of frames of a camera that are leased at the same time
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @classmethod
+    def of(cls, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> CameraFactory:
+        """Return the factory for these stages. If a stage or the video reads pixels, slots get more buffers."""
+        reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
+        leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
+        return cls(options, detector, leases)
+
+    def create(self, config: CameraConfig, *, first_epoch: int = 0) -> Camera:
+        """Create a camera. Nothing is opened yet."""
+        lossless = self.options.offline and supervisor_policy(config).finite
+        slot: LatestSlot
+        if self.options.capture_workers:
+            slot = RemoteSlot(
+                config.id,
+                leases=self.leases,
+                lossless=lossless,
+                max_fps=config.max_fps,
+                max_frame_age_s=config.max_frame_age_s,
+                changed=self.changed,
+            )
+        else:
+            slot = LatestSlot(
+                config.id,
+                self._allocator(config),
+                leases=self.leases,
+                lossless=lossless,
+                max_fps=config.max_fps,
+                max_frame_age_s=config.max_frame_age_s,
+                changed=self.changed,
+            )
+        return self._camera(config, slot, first_epoch)
+
+    def reopen(self, config: CameraConfig, slot: LatestSlot, *, first_epoch: int) -> Camera:
+        """Create a camera that continues to use a slot. The previous camera must no longer write to it."""
+        slot.reopen(self._allocator(config), max_fps=config.max_fps, max_frame_age_s=config.max_frame_age_s)
+        return self._camera(config, slot, first_epoch)
+
+    def _camera(self, config: CameraConfig, slot: LatestSlot, first_epoch: int) -> Camera:
+        options, formats = self.options, self.detector.spec.pixel_formats
+        policy = supervisor_policy(config)
+        if options.offline:
+            config = config.model_copy(update={"loop": False})  # otherwise the run never ends
+        nvdec = self._chooses_nvdec(config)
+        if isinstance(slot, RemoteSlot):
+            captured = CapturedCamera(config, nvdec, slot.lossless, first_epoch, recorded=self._is_recorded(config))
+            return Camera(slot, RemoteCamera(captured, slot, on_gpu=self._fills_gpu_memory(config)))
+        factory = partial(
+            options.open_source or open_source, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec
+        )
+        if options.packets is not None and (tap := options.packets.tap(config.id)) is not None:
+            factory = partial(factory, tap=tap)
+        return Camera(slot, CameraSupervisor(config.id, factory, slot, policy, first_epoch=first_epoch))
+
+    def _chooses_nvdec(self, config: CameraConfig) -> bool:
+        return isinstance(self.detector, ReadsDevice) and chooses_nvdec(config, recorded=self._is_recorded(config))
+
+    def _is_recorded(self, config: CameraConfig) -> bool:
+        return self.options.packets is not None and config.id in self.options.packets.cameras
+
+    def _allocator(self, config: CameraConfig) -> Allocate:
+        """Return the allocator of frame buffers, in GPU memory or in host memory."""
+        detector = self.detector
+        if self._fills_gpu_memory(config) and isinstance(detector, ReadsDevice):
+            return detector.device_buffer
+        return detector.frame_buffer
+
+    def _fills_gpu_memory(self, config: CameraConfig) -> bool:
+        """Return True if the GPU decodes a camera, and the detector reads GPU memory. Log if only the first is true."""
+        if not self._chooses_nvdec(config) and config.reader != "nvdec":
+            return False
+        if isinstance(self.detector, ReadsDevice):
+            return True
+        text = "camera %s: frames are decoded on the GPU and copied to the host, because %s does not read GPU memory"
+        log.warning(text, config.id, self.detector.spec.name)
+        return False
+
+    @property
+    def buffers(self) -> int:
+        """Number of frame buffers of a camera."""
+        return self.leases + EXTRA_BUFFERS + (BUFFERS_ON_THE_WAY if self.options.capture_workers else 0)
+
+    def frame_bytes(self, cameras: Sequence[CameraConfig]) -> int:
+        """Return the size of the frame buffers of cameras in bytes. Unknown frames count as 1920x1080."""
+        return self.buffers * _frame_bytes(cameras, self.detector.spec.pixel_formats[0])
+
+
+def build_cameras(
+    config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
+) -> list[Camera]:
+    """Create the cameras as `build_capture` does, but read all of them in this process."""
+    factory = CameraFactory.of(replace(options, capture_workers=0), detector, stages)
+    return build_capture(config, factory)[0]
+
+
+def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camera], CaptureProcesses | None]:
+    """Create a slot and a supervisor for each camera.
+
+    Also return the workers that read the cameras; None if `RunOptions.capture_workers` is 0.
+    """
+    options, detector = factory.options, factory.detector
+    options.check_stop()
+    if isinstance(detector, ReadsDevice):
+        log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], factory.buffers))
+    cameras = [factory.create(camera) for camera in config.cameras]
+    if not options.capture_workers:
+        return cameras, None
+    remote = [camera.supervisor for camera in cameras if isinstance(camera.supervisor, RemoteCamera)]
+    setup = CaptureSetup({}, detector.spec.pixel_formats, options.offline, config.hang_s, options.open_source)
+    capture = CaptureProcesses(
+        remote,
+        setup,
+        detector,
+        workers=options.capture_workers,
+        leases=factory.leases,
+        changed=factory.changed,
+        packets=() if options.packets is None else options.packets.addresses,
+    )
+    return cameras, capture
+
+
+def _frame_bytes(cameras: Sequence[CameraConfig], pixel_format: PixelFormat) -> int:
+    """Return the size of one frame of each camera in bytes."""
+    height_px, width_px = _ASSUMED_HW
+    sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
+    return sum(math.prod(size) for size in sizes)
+
+
+def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
+    """Return a text that states how much memory frame buffers need. Unknown frame sizes are assumed to be 1920x1080."""
+    height_px, width_px = _ASSUMED_HW
+    mib = buffers * _frame_bytes(cameras, pixel_format) / 2**20
+    unknown = sum(camera.height is None or camera.width is None for camera in cameras)
+    assumed = f"; {unknown} of them assumed to be {width_px}x{height_px}" if unknown else ""
+    return (
+        f"frames: {buffers} buffers for each of {len(cameras)} cameras need {mib:.1f} MiB of page-locked memory, and "
+        f"the same amount on a GPU that has its own memory ({pixel_format}{assumed})"
+    )

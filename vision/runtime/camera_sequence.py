@@ -1,0 +1,78 @@
+"""Numbers, counters, and configurations that continue when a result worker is replaced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vision.types import FrameMeta
+
+SKIPPED_IDS: Final = 10_000
+"""Number of track ids of each camera that are left out after the end of a worker, which reports its ids only once per
+second."""
+
+
+class CameraSequence:
+    """The message numbers, track ids, and epochs of one camera, which continue when its worker is replaced."""
+
+    def __init__(self) -> None:
+        self.seq = 0  # highest number that the worker has given to a detections message, or may have given
+        self.last_id = 0  # highest track id, or an upper limit of it
+        self.epochs = 0  # number of epochs that the ends of workers have added
+        self.unreported: Counter[str] = Counter()  # drops that no message has reported yet, by reason
+        self.carried: Counter[str] = Counter()  # drops that the next result must report
+        self._first: tuple[int, int] | None = None  # epoch of the camera and index of the first frame after an end
+        self._is_new = False
+
+    def shifted(self, meta: FrameMeta) -> FrameMeta:
+        """Return the description of a frame with the added epochs. `index` starts at 0 after the end of a worker."""
+        if not self.epochs:
+            return meta
+        if self._is_new:
+            self._first, self._is_new = (meta.epoch, meta.index), False
+        if self._first is None or self._first[0] != meta.epoch:
+            return replace(meta, epoch=meta.epoch + self.epochs)
+        return replace(meta, epoch=meta.epoch + self.epochs, index=meta.index - self._first[1])
+
+    def lost(self, drops: Mapping[str, int], unanswered: int) -> None:
+        """Start a new epoch after the end of a worker.
+
+        Args:
+            drops: number of drops that are not reported yet, by reason, because of the results that the worker had.
+            unanswered: number of results that were sent to the worker, and that it did not answer.
+        """
+        self.seq += unanswered
+        self.last_id += SKIPPED_IDS * (self.last_id > 0)
+        self.carried = self.unreported + Counter(drops)
+        self.unreported = Counter()
+        self.epochs += 1
+        self._is_new = True
+
+
+class WorkerTotals:
+    """Counters of the stages of a worker, summed over its processes."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._last: dict[str, int] = {}  # of the current process
+
+    def update(self, counters: dict[str, int]) -> None:
+        """Store the counters of the current process."""
+        self.counters.update(counters)
+        self.counters.subtract(self._last)
+        self._last = counters
+
+    def process_ended(self) -> None:
+        """Keep the counters of the process. Its successor starts at 0."""
+        self._last = {}
+
+
+@dataclass(slots=True)
+class WorkerConfig:
+    """The configuration of a result worker."""
+
+    used: int = 0  # number of the configuration that the stages of the worker use
+    newest: int = 0  # number of the newest configuration
+    unsent: bytes | None = None  # message with the newest configuration; None if it was sent

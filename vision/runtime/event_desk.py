@@ -1,0 +1,61 @@
+"""`EventDesk`, which stores and publishes what the result workers hand over to the main process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vision.messaging.publisher import Publisher
+from vision.runtime.result_messages import Answer
+from vision.state.counters import CameraCounters, CounterRow
+from vision.state.database import StateDatabase, counter_statement
+
+
+class _Memory:
+    """A `vision.state.counters.CounterStore` that stores nothing. `CameraCounters` keeps the counters in memory."""
+
+    def load_counters(self, _camera_id: str) -> list[CounterRow]:
+        return []
+
+    def store_counters(self, _rows: Sequence[CounterRow]) -> bool:
+        return True
+
+
+class EventDesk:
+    """Receives events and counters of the workers, and publishes the events after storing both in one transaction."""
+
+    def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
+        self._publisher = publisher
+        self._state = state
+        self._counters: dict[str, CameraCounters] = {}
+
+    def rows(self, camera_ids: Sequence[str]) -> list[CounterRow]:
+        """Return all counters of cameras."""
+        return [
+            (camera_id, name, key, value)
+            for camera_id in camera_ids
+            for (name, key), value in self._of(camera_id).counts().items()
+        ]
+
+    def forget(self, camera_id: str) -> None:
+        """Forget a removed camera. The database keeps its counters."""
+        self._counters.pop(camera_id, None)
+
+    def take(self, answer: Answer) -> None:
+        """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""
+        for camera_id, name, key, value in answer.counters:
+            self._of(camera_id).set(name, key, value)
+        changed = [row for counters in self._counters.values() for row in counters.changed()]
+        if answer.events:
+            also = [counter_statement(changed)] if changed else []
+            if self._publisher.publish_events(answer.events, also):
+                for counters in self._counters.values():
+                    counters.written()
+        elif changed:
+            for counters in self._counters.values():
+                counters.flush()
+        self._publisher.publish_objects(answer.objects)
+
+    def _of(self, camera_id: str) -> CameraCounters:
+        if camera_id not in self._counters:
+            self._counters[camera_id] = CameraCounters(self._state or _Memory(), camera_id)
+        return self._counters[camera_id]

@@ -1,0 +1,201 @@
+"""`Reloader`, which handles the requests of the control socket: it checks a new configuration, and applies it.
+
+Everything that can be refused is checked before anything changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from vision.capture.open import require_library
+from vision.config import AppConfig, CameraConfig, check_classes
+from vision.config.changes import (
+    Plan,
+    compare,
+    required_score,
+    restart_error,
+    with_analytics,
+    with_camera,
+    without_camera,
+)
+from vision.detect.detector import ReportsMemory
+from vision.detect.open import published_class_names
+from vision.errors import ConfigError, Unavailable, VisionError
+from vision.messaging.control_protocol import (
+    AddCameraRequest,
+    ChangedReply,
+    ReloadRequest,
+    RemoveCameraRequest,
+    Reply,
+    Request,
+    SetAnalyticsRequest,
+    StatusReply,
+    StatusRequest,
+    own_folder,
+    socket_name,
+)
+from vision.messaging.control_server import ControlServer, remove_unused_sockets
+from vision.messaging.schema import REMOVED
+from vision.runtime.builder import find_model
+from vision.runtime.camera_factory import CameraFactory
+from vision.runtime.live_change import change_running
+from vision.runtime.runtime import Runtime
+from vision.stages.analytics import open_accuracy
+from vision.state.private_files import make_private_folder
+from vision.state.service_manager import notify
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTORS_PER_CAMERA: Final = 8
+
+
+class Reloader:
+    """Handles requests for one running program. One thread at a time calls `handle`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: AppConfig,
+        read: Callable[[], AppConfig],
+        path: Path,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Create the handler.
+
+        Args:
+            runtime: the program, which need not run yet.
+            config: its configuration.
+            read: reads the configuration again.
+            path: file of the configuration.
+            environ: values of ``${NAME}`` in the password of an added camera.
+        """
+        self._runtime = runtime
+        self._config = config
+        self._read = read
+        self.path = path
+        self._environ = environ
+        self._detector_score = required_score(config)
+
+    def handle(self, request: Request) -> Reply:
+        """Handle a request. Return once it is done.
+
+        Raises:
+            VisionError: the request was refused, and nothing was changed.
+        """
+        if isinstance(request, StatusRequest):
+            return self._status()
+        with _reported_to_service_manager():
+            if isinstance(request, ReloadRequest):
+                return self._apply(self._read(), self.path)
+            if isinstance(request, AddCameraRequest):
+                return self._apply(with_camera(self._config, request.camera, self._environ))
+            if isinstance(request, RemoveCameraRequest):
+                return self._apply(without_camera(self._config, request.id))
+            assert isinstance(request, SetAnalyticsRequest)
+            return self._apply(with_analytics(self._config, request.camera, request.analytics))
+
+    def _status(self) -> StatusReply:
+        report = self._runtime.last_report
+        if report is None:
+            raise Unavailable("the program is starting", code="starting")
+        return StatusReply(node=report.node, cameras=[each for each in report.cameras if each.state != REMOVED])
+
+    def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
+        """Check a configuration, and apply it. `path` is its file, for errors with lines; None if it has no file."""
+        factory = self._factory()
+        plan = compare(self._config, config, self._detector_score)
+        if plan.restart:
+            raise restart_error(plan, path)
+        check_classes(config, published_class_names(find_model(config.model)[1], config.detect), path)
+        open_accuracy(config.analytics)
+        opened = [camera for camera in config.cameras if camera.id in (*plan.added, *plan.reopened)]
+        for camera in opened if factory.options.open_source is None else ():
+            require_library(camera)
+        check_room(factory, [camera for camera in opened if camera.id in plan.added])
+        if not plan.is_empty:
+            self._runtime.steps.submit(change_running(self._runtime, factory, config, plan)).result()
+        self._config = config
+        log.info("%s", _summary(plan))
+        return ChangedReply(
+            added=list(plan.added),
+            removed=list(plan.removed),
+            reopened=list(plan.reopened),
+            adjusted=list(plan.adjusted),
+            stages=list(plan.stages),
+        )
+
+    def _factory(self) -> CameraFactory:
+        factory = self._runtime.cameras.factory
+        reason = "its pipeline does not come from `pipeline`"
+        if factory is not None:
+            reason = (
+                "--offline" if factory.options.offline else "--video or --show" if factory.options.has_video else ""
+            )
+        if factory is None or reason:
+            text = f"this program cannot change while it runs: {reason}"
+            raise ConfigError(text, hint="restart the program instead", code="not-changeable")
+        return factory
+
+
+def open_control(reloader: Reloader, resources: ExitStack) -> ControlServer | None:
+    """Open the control socket. If this is not possible, log the reason, and return None."""
+    path = own_folder() / socket_name(reloader.path)
+    try:
+        make_private_folder(path.parent)
+        remove_unused_sockets(path.parent)
+        return resources.enter_context(ControlServer(path, reloader.handle))
+    except VisionError as error:
+        log.warning("`vision status` and `vision reload` do not work: %s", error.args[0])
+        return None
+
+
+@contextmanager
+def _reported_to_service_manager() -> Iterator[None]:
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        yield
+    finally:
+        notify("READY=1")
+
+
+def check_room(factory: CameraFactory, added: list[CameraConfig]) -> None:
+    """Check that memory and file descriptors suffice for more cameras.
+
+    Raises:
+        Unavailable: they do not suffice at present.
+    """
+    needed, free = factory.frame_bytes(added), psutil.virtual_memory().available
+    if added and isinstance(factory.detector, ReportsMemory):
+        from vision.gpu.cuda import memory_info
+
+        free = min(free, memory_info()[0])
+    if needed > free:
+        text = f"the frames of {len(added)} more cameras need {needed >> 20} MiB of memory, but only {free >> 20} MiB"
+        raise Unavailable(f"{text} are free", hint="set a smaller `width` and `height`", code="no-room")
+    descriptors = len(os.listdir("/proc/self/fd")) + _DESCRIPTORS_PER_CAMERA * len(added)  # noqa: PTH208 - only names
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if added and descriptors > limit:
+        text = f"{len(added)} more cameras need about {descriptors} open files, but the limit is {limit}"
+        raise Unavailable(text, hint="raise the limit: `LimitNOFILE=` in the unit, or `ulimit -n`", code="no-room")
+
+
+def _summary(plan: Plan) -> str:
+    """Return the log line about a plan that was applied."""
+    parts = {
+        "added": plan.added,
+        "removed": plan.removed,
+        "opened again": plan.reopened,
+        "adjusted": plan.adjusted,
+        "changed": plan.stages,
+    }
+    texts = [f"{name} {', '.join(values)}" for name, values in parts.items() if values]
+    return f"configuration reloaded: {'; '.join(texts) or 'nothing has changed'}"
