@@ -1,9 +1,11 @@
 """Accuracy of the shipped model in int8 and with 2:4 sparsity, on a labeled video.
 
     python -m tests.perf.optimization VIDEO GT.txt
+    python -m tests.perf.optimization VIDEO GT.txt MODELOPT_PYTHON
 
 All changes use only the first 100 frames of the video. The whole video is evaluated with ONNX Runtime. The result is
-written to `results/MACHINE/optimization.json`.
+written to `results/MACHINE/optimization.json`. The second command measures only NVIDIA ModelOpt, in the environment of
+the given interpreter, and writes `modelopt.json`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from vision.config import CameraConfig, ModelSpec
 from vision.optimize.accuracy import Judge, Labels
 from vision.optimize.calibration import Calibration
 from vision.optimize.frames import Frames, collected
+from vision.optimize.modelopt import ModelOpt
 from vision.optimize.onnx_graph import Graph, open_graph
 from vision.optimize.quantize import quantize
 from vision.optimize.repair import LeastSquares
@@ -32,11 +35,13 @@ from vision.optimize.sensitivity import layers_without, rank_layers
 from vision.optimize.sparse import REPAIR_FRAMES
 from vision.optimize.sparsity import sparsify, verify
 from vision.optimize.task import Progresses
-from vision.optimize.thresholds import ALGORITHMS
+from vision.optimize.thresholds import ALGORITHMS, Algorithm
 from vision.runtime.builder import find_model
 
 FRAMES = 100
 KEPT = (0, 4)
+MODELOPT_ALGORITHMS: tuple[Algorithm, ...] = ("minmax", "entropy")
+TITLE = "AP@0.5 of persons on a labeled video, in int8, with frames from its first 100 only"
 
 
 def first_frames(video: str, spec: ModelSpec, folder: Path) -> Frames:
@@ -85,21 +90,43 @@ def with_sparsity(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, f
     return found
 
 
-def main(video: str, truth: str) -> None:
-    """Measure everything, and write the result."""
+def with_modelopt(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, python: Path) -> Mapping[str, Any]:
+    """Return the AP of each algorithm of ModelOpt, with all layers that it selects in int8."""
+    found: dict[str, Any] = {}
+    for algorithm in MODELOPT_ALGORITHMS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, began = Path(temporary), time.monotonic()
+            contents = ModelOpt(python).quantize(
+                graph, spec, frames, algorithm=algorithm, kept=[], folder=folder, stop=threading.Event()
+            )
+            seconds = time.monotonic() - began
+            ap = judge.measure_contents(contents, folder, algorithm).value
+        found[algorithm] = {"seconds": round(seconds, 1), "ap50": ap}
+        print(algorithm, found[algorithm], flush=True)
+    return found
+
+
+def main(video: str, truth: str, modelopt: str = "") -> None:
+    """Measure everything, or only ModelOpt if its interpreter is given. Write the result."""
     folder, spec = find_model("nanodet-g-416")
     path = folder / spec.file
     with tempfile.TemporaryDirectory() as temporary:
         frames = first_frames(video, spec, Path(temporary))
         judge = Judge(path, spec, None, Labels(video, Path(truth)), Progresses(threading.Event()))
         graph = open_graph(path)
+        if modelopt:
+            measured = {
+                "float32_ap50": judge.parent,
+                "modelopt": with_modelopt(judge, graph, spec, frames, Path(modelopt)),
+            }
+            print(save(result("modelopt", measured, f"{TITLE}, with NVIDIA ModelOpt")))
+            return
         measured = {
             "float32_ap50": judge.parent,
             "sparsity": with_sparsity(judge, graph, spec, frames, Path(temporary)),
             "int8": in_int8(judge, graph, spec, frames, Path(temporary)),
         }
-    title = "AP@0.5 of persons on a labeled video, in int8 and with 2:4 sparsity, with frames from its first 100 only"
-    print(save(result("optimization", measured, title)))
+    print(save(result("optimization", measured, f"{TITLE}, and with 2:4 sparsity")))
 
 
 if __name__ == "__main__":

@@ -172,6 +172,12 @@ def _calibrate(model: bytes, spec: ModelSpec, calibrator: Any, first: Batch, end
     monitor = make_monitor(LogListener(f"{spec.name} calibration"), ended)
     config.progress_monitor = monitor
     inputs = inputs_of(network)
+    if any(tensor.is_shape_tensor for tensor in inputs):
+        raise ModelError(
+            f"{spec.name} has an input whose values determine shapes, which TensorRT does not calibrate here",
+            hint="calibrate with ONNX Runtime, the default",
+            code="shape-inputs",
+        )
     profile = None
     if any(min(tensor.shape, default=0) < 0 for tensor in inputs):  # TensorRT accepts no profile for fixed shapes
         shapes = {name: Range(array.shape, array.shape, array.shape) for name, array in first.items()}
