@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "cameras": "Add a camera to a running program, or remove one.",
     "eval": "Measure accuracy on a labeled video or on simulated scenes.",
     "whatif": "Judge archived tracks again with different lines, zones, and rules.",
+    "replay": "Publish archived results again, to test subscribers with a real incident.",
     "doctor": "Diagnose the environment and suggest fixes.",
     "models": "List and check models, or add a model.",
     "schema": "Print the JSON Schema of camera.yaml or model.yaml, for editors.",

@@ -54,12 +54,23 @@ ArchiveFolder = Annotated[
 def whatif(
     context: typer.Context,
     config: ConfigName,
-    since: Since,
+    since: Annotated[
+        int | None,
+        typer.Option(
+            parser=argument_parser(parse_moment), metavar="TIME", help="Start: a duration ago, such as 7d, or a time."
+        ),
+    ] = None,
     until: Until = None,
     camera: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Camera to judge. Can be repeated. [default: all]")
     ] = None,
     archive: ArchiveFolder = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare two configurations on a video, without an archive.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="OLD.yaml", help="With --video: the configuration to compare with.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all differences to FILE, as JSON.")] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write all differences to FILE.html, with drawings.")
@@ -72,15 +83,43 @@ def whatif(
     Examples:
       vision whatif new.yaml --since 7d
       vision whatif new.yaml --since 2026-11-28T06:00 --until 2026-11-28T20:00 --camera gate
+      vision whatif new-model.yaml --video monday.mp4 --against camera.yaml
       vision whatif new.yaml --since 7d --json difference.json --page difference.html
     """
-    from vision.evaluation.whatif.run import Request, run
-
-    until_us = time.time_ns() // 1000 if until is None else until
-    if since >= until_us:
-        raise typer.BadParameter("expected a start before the end", param_hint="--since")
     try:
+        if video is not None:
+            from vision.evaluation.whatif.video import VideoRequest, run_on_video
+
+            name = _check_video_options(context, against, camera or [])
+            return run_on_video(
+                VideoRequest(config, name, video, next(iter(camera or ()), None), json, page), context.obj.stop
+            )
+        from vision.evaluation.whatif.run import Request, run
+
+        since, until_us = _check_range(since, until)
         request = Request(config, since, until_us, tuple(camera or ()), archive, json, page)
         return run(request, context.obj.stop)
     except Closed:  # an incomplete difference is no result
         return 128 + signal.SIGINT
+
+
+def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
+    """Return the start and the end of the range. Raise `typer.BadParameter` if the start is missing or too late."""
+    until_us = time.time_ns() // 1000 if until is None else until
+    if since is None:
+        raise typer.BadParameter("expected a start, such as --since 7d, or --video", param_hint="--since")
+    if since >= until_us:
+        raise typer.BadParameter("expected a start before the end", param_hint="--since")
+    return since, until_us
+
+
+def _check_video_options(context: typer.Context, against: str | None, cameras: list[str]) -> str:
+    """Return the configuration to compare with. Raise `typer.BadParameter` if the options do not fit `--video`."""
+    for name in ("since", "until", "archive"):
+        if context.params.get(name) is not None:
+            raise typer.BadParameter("expected no value with --video", param_hint=f"--{name}")
+    if against is None:
+        raise typer.BadParameter("expected the configuration to compare with", param_hint="--against")
+    if len(cameras) > 1:
+        raise typer.BadParameter("expected one camera with --video", param_hint="--camera")
+    return against

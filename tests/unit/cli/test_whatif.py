@@ -7,13 +7,16 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import pytest
 import typer
 import yaml
 
 from tests.archive_simulation import record, site
+from vision.capture.frame_reader import read_frames
 from vision.cli.main import main
 from vision.cli.whatif import parse_moment
+from vision.config import CameraConfig
 from vision.errors import EXIT_CONFIG
 
 SINCE, UNTIL = "2023-11-14T00:00:00Z", "2023-11-16T00:00:00Z"
@@ -93,6 +96,7 @@ def test_unchanged_configuration_has_no_difference(folder: Path) -> None:
         (["--until", "yesterday"], 2),
         (["--since", "2030-01-01"], 2),
         (["--json", "/nonexistent/out.json"], EXIT_CONFIG),
+        (["--video", "clip.mp4"], 2),
     ],
 )
 def test_wrong_arguments_are_refused(folder: Path, arguments: list[str], code: int) -> None:
@@ -122,3 +126,31 @@ def test_times_with_and_without_a_zone() -> None:
         from vision.cli.options import parse_duration
 
         parse_duration("soon")
+
+
+def test_two_configurations_on_one_video(tmp_path: Path) -> None:
+    folder = tmp_path / "video"
+    folder.mkdir()
+    synthetic = CameraConfig(id="gate", source="synthetic:320x240@10?objects=4&frames=80")
+    for number, frame in enumerate(read_frames(synthetic, offline=True)):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), frame.pixels)
+    line = {"name": "door", "points": [[0.5, 0], [0.5, 1]], "anchor": "center"}
+    zone = {"name": "area", "polygon": [[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]], "anchor": "center"}
+    config = {
+        "detect": {"backend": "fake"},
+        "track": {"low_score": 0.1, "high_score": 0.2, "new_score": 0.2},
+        "cameras": [{"id": "gate", "source": str(folder), "fps": 10}],
+        "analytics": {"gate": {"units": "fraction", "lines": [line], "zones": [zone]}},
+    }
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(config))
+    config["analytics"]["gate"]["lines"] = []  # type: ignore[index]
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "out.json"
+    options = ["--video", str(folder), "--against", str(tmp_path / "old.yaml")]
+    assert main(["whatif", str(tmp_path / "new.yaml"), *options, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    gate = found["cameras"]["gate"]
+    assert gate["frames"] == 80 and gate["same"] > 0
+    assert found["changes"] and {each["change"] for each in found["changes"]} == {"lost"}
+    assert {each["before"]["kind"] for each in found["changes"]} == {"line_crossed"}
+    assert gate["same"] + gate["lost"] == gate["published"]

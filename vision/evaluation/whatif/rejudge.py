@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
-from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent, ArchivedFrame
+from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.rules import RuleStage
 from vision.state.counters import CameraCounters, CounterRow
@@ -117,21 +117,23 @@ def rejudge(
             found.counts, found.frame_size_px = result.counts, (meta.width_px, meta.height_px)
             track_ids = [event.track_id for event in result.events]
             track_ids += wanted.get((instance, meta.epoch, meta.index), ())
-            found.boxes.update(_boxes(archived, track_ids))
+            found.boxes.update(boxes_of_tracks(archived.result, instance, track_ids))
             for event in result.events:
                 at_us = (meta.captured_utc_ns + event.at_ns - meta.captured_ns) // 1000
                 found.events.append(ArchivedEvent(event, instance, meta.epoch, meta.index, at_us))
     return found
 
 
-def _boxes(archived: ArchivedFrame, track_ids: Sequence[int | None]) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
+def boxes_of_tracks(
+    result: Result, instance: str, track_ids: Sequence[int | None]
+) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
     """Yield the keys of `Judgment.boxes`, and the boxes, of these tracks in a frame."""
-    tracks, meta = archived.result.objects, archived.result.meta
+    tracks, meta = result.objects, result.meta
     if not track_ids or not isinstance(tracks, Tracks):
         return
     for track_id, box in zip(tracks.track_ids.tolist(), tracks.boxes_xyxy.tolist(), strict=True):
         if track_id in track_ids:
-            yield (archived.instance, meta.epoch, meta.index, track_id), tuple(box)
+            yield (instance, meta.epoch, meta.index, track_id), tuple(box)
 
 
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:

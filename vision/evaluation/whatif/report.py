@@ -24,6 +24,8 @@ from vision.version import version
 
 SCHEMA: Final = "vision.whatif/1"
 _SHOWN_ROWS: Final = 40
+_FILE_WIDTH: Final = 150  # columns of a table that is written to a file
+_LONGEST_VIDEO_US: Final = 24 * 3_600_000_000
 _COLORS: Final = {"gained": "#1a7f37", "lost": "#cf222e", "moved": "#0969da", "changed": "#9a6700"}
 _STYLE: Final = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1f2328 }
@@ -62,9 +64,28 @@ class WhatIf:
 
 
 def time_text(at_us: int) -> str:
-    """Return a time in UTC, to the millisecond."""
+    """Return a time in UTC, to the millisecond. For a position in a video, leave out the date."""
     moment = datetime.fromtimestamp(at_us // 1_000_000, timezone.utc)
-    return f"{moment:%Y-%m-%d %H:%M:%S}.{at_us % 1_000_000 // 1000:03d}"
+    form = "%H:%M:%S" if at_us < _LONGEST_VIDEO_US else "%Y-%m-%d %H:%M:%S"
+    return f"{moment:{form}}.{at_us % 1_000_000 // 1000:03d}"
+
+
+def publish_report(report: WhatIf, console: Console, json_file: Path | None, page_file: Path | None) -> None:
+    """Print a report, and write the requested files. Raise `ConfigError` or `Unavailable` if a file is not writable."""
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    print_report(report, console)
+    if json_file is not None:
+        _write(json.dumps(as_json(report), indent=2) + "\n", json_file, "--json")
+    if page_file is not None:
+        _write(page(report), page_file, "--page")
+
+
+def _write(text: str, path: Path, option: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise from_os_error(f"{option}: cannot write {path}", error) from error
 
 
 # --- table ------------------------------------------------------------------------------------------------------------
@@ -179,19 +200,6 @@ def _event(archived: ArchivedEvent | None) -> dict[str, Any] | None:
         "track_id": event.track_id,
         "data": event.data,
     }
-
-
-def write_report(text: str, path: Path, option: str) -> None:
-    """Write a file. Raise `ConfigError` or `Unavailable` if this fails; the message contains the name of the option."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise from_os_error(f"{option}: cannot write {path}", error) from error
-
-
-def json_text(report: WhatIf) -> str:
-    """Return the report as JSON text."""
-    return json.dumps(as_json(report), indent=2) + "\n"
 
 
 # --- page -------------------------------------------------------------------------------------------------------------

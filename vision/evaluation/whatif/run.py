@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 
@@ -21,12 +20,10 @@ from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.whatif.difference import compare
 from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, rejudge
-from vision.evaluation.whatif.report import CameraReport, WhatIf, json_text, page, print_report, write_report
+from vision.evaluation.whatif.report import CameraReport, WhatIf, publish_report
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
 from vision.runtime.builder import find_model
-
-_FILE_WIDTH: Final = 150  # columns of a table that is written to a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +52,27 @@ def run(request: Request, stop: threading.Event) -> int:
     config = load_config(path, os.environ)
     names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names, path)
-    folder = request.archive or (None if config.archive is None else Path(config.archive.folder))
+    archive = open_archive(request.archive, config)
+    cameras = select_cameras(request.cameras, config, archive)
+    work = partial(_judge_camera, request, config, archive, names)
+    reports = _judge_all(work, cameras, stop)
+    report = WhatIf(request.config, request.since_us, request.until_us, tuple(reports))
+    publish_report(report, Console(), request.json, request.page)
+    return EXIT_OK
+
+
+def open_archive(folder: Path | None, config: AppConfig) -> Archive:
+    """Return the archive in `folder`, or in that of the configuration if `folder` is None.
+
+    Raises:
+        ConfigError: neither is set, or the folder contains no archive.
+    """
+    if folder is None and config.archive is not None:
+        folder = Path(config.archive.folder)
     if folder is None:
         hint = "add the section `archive` to the configuration, or name the folder with --archive"
         raise ConfigError("expected the folder of the archive", hint=hint, code="no-archive")
-    archive = Archive(folder)
-    cameras = select_cameras(request.cameras, config, archive)
-    work = partial(_judge_camera, request, config, folder, names)
-    reports = _judge_all(work, cameras, stop)
-    report = WhatIf(request.config, request.since_us, request.until_us, tuple(reports))
-    console = Console()
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    print_report(report, console)
-    if request.json is not None:
-        write_report(json_text(report), request.json, "--json")
-    if request.page is not None:
-        write_report(page(report), request.page, "--page")
-    return EXIT_OK
+    return Archive(folder)
 
 
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
@@ -120,9 +120,9 @@ def _counted(report: CameraReport, progress: Callable[[int], None], number: int)
 
 
 def _judge_camera(
-    request: Request, config: AppConfig, folder: Path, class_names: Sequence[str], camera: str
+    request: Request, config: AppConfig, archive: Archive, class_names: Sequence[str], camera: str
 ) -> CameraReport:
-    archive, limits = Archive(folder), (request.since_us, request.until_us)
+    limits = request.since_us, request.until_us
     _check_class_ids(archive.class_names(camera, request.since_us - WARM_UP_US, request.until_us), class_names, camera)
     published = archive.events(camera, *limits)
     judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, published=published)

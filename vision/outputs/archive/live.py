@@ -62,6 +62,7 @@ class LiveDatabase:
         for position, each in enumerate(tracks):
             x1, y1, x2, y2 = (round(STEPS_PER_PX * value) for value in each.box)
             previous: Sequence[int | None] = (None,) * 4
+            is_due = self._is_score_due(message.camera, each, captured_us)
             if each.previous_box is not None:
                 left, top, right, bottom = (round(STEPS_PER_PX * value) for value in each.previous_box)
                 previous = left, top, right - left, bottom - top
@@ -72,12 +73,12 @@ class LiveDatabase:
                     each.track_id,
                     each.class_name,
                     each.class_id,
-                    round(100 * each.score) if self._is_score_due(message.camera, each, captured_us) else None,
+                    round(100 * each.score) if is_due else None,
                     x1,
                     y1,
                     x2 - x1,
                     y2 - y1,
-                    None if each.previous_box is None else each.age_ms,
+                    each.age_ms if is_due else None,
                     None if each.hidden_px is None else round(STEPS_PER_PX * each.hidden_px),
                     *previous,
                     position,

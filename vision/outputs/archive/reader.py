@@ -246,7 +246,7 @@ def _frames_of(
     at_us = frames["captured_at"].cast(pa.int64()).to_numpy()
     captured_ns = (at_us + columns["clock_shift_us"]) * 1000 + columns["captured_rest_ns"]
     instances, clocks = frames["instance"].to_pylist(), frames["clock"].to_pylist()
-    objects = _Objects(tracks)
+    objects = _Objects(tracks, columns["frame_id"], captured_ns)
     bounds = zip(*objects.bounds(columns["frame_id"]), strict=True)
     values = (columns["frame"], columns["epoch"], captured_ns, at_us, sizes["frame_width"], sizes["frame_height"])
     lists = [value.tolist() for value in values]
@@ -265,9 +265,14 @@ def _numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
 class _Objects:
     """The tracks of many frames, in the order in which the analytics received them."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, frame_ids: NDArray[np.int64], captured_ns: NDArray[np.int64]) -> None:
+        """Convert the rows of `table`. Their frames have the ascending ids `frame_ids` (F,) and the times (F,)."""
         values = _numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
-        values["score_percent"] = _last_scores(table["score_percent"])
+        stored = _nearest_stored(table["score_percent"], values["track_id"])
+        values["score_percent"] = _numbers_or_zero(table["score_percent"])[stored]
+        ages_ms = _numbers_or_zero(table["age_ms"])[stored]
+        captured_ms = captured_ns[frame_ids.searchsorted(values["frame_id"])] / 1e6
+        values["age_ms"] = np.maximum(ages_ms + np.rint(captured_ms - captured_ms[stored]).astype(np.int64), 0)
         order = np.lexsort((values["track_id"], values["frame_id"]))
         frame_id = values["frame_id"][order]
         starts = np.flatnonzero(np.diff(frame_id, prepend=-1))
@@ -279,10 +284,10 @@ class _Objects:
         self._scores = (values["score_percent"] / 100.0).astype(np.float32)
         self._class_ids = values["class_id"].astype(np.int32)
         self._track_ids = values["track_id"]
-        self._hidden = _pixels(table["hidden"].fill_null(0).cast(pa.int64()).to_numpy()[order])
-        self._ages = table["age_ms"].fill_null(0).cast(pa.int64()).to_numpy()[order]
+        self._hidden = _pixels(_numbers_or_zero(table["hidden"])[order])
+        self._ages = values["age_ms"]
         previous = [table[f"previous_{name}"] for name in "xywh"]
-        self._previous = _boxes(*(column.fill_null(0).cast(pa.int64()).to_numpy()[order] for column in previous))
+        self._previous = _boxes(*(_numbers_or_zero(column)[order] for column in previous))
         self._previous[previous[0].is_null().to_numpy()[order]] = np.nan
         self._has_hidden = np.append(0, (self._hidden > 0).cumsum()).tolist()
         self._has_previous = np.append(0, (~np.isnan(self._previous[:, 0])).cumsum()).tolist()
@@ -306,10 +311,24 @@ class _Objects:
         )
 
 
-def _last_scores(scores: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the last stored score of each track. The first row of a track has a score."""
-    filled: NDArray[np.int64] = pc.fill_null_forward(scores).fill_null(0).cast(pa.int64()).to_numpy()
-    return filled
+def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return for each row the last row of its track that has a value, otherwise the next one, otherwise row 0.
+
+    The rows are in the order of tracks, then frames.
+    """
+    number = len(track_ids)
+    rows = np.arange(number)
+    has_value = ~column.is_null().to_numpy()
+    last = np.maximum.accumulate(np.where(has_value, rows, -1))
+    following = np.minimum.accumulate(np.where(has_value, rows, number)[::-1])[::-1]
+    is_last = (last >= 0) & (track_ids[last] == track_ids)
+    is_next = (following < number) & (track_ids[np.minimum(following, number - 1)] == track_ids)
+    return np.where(is_last, last, np.where(is_next, following, 0))
+
+
+def _numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = column.fill_null(0).cast(pa.int64()).to_numpy()
+    return numbers
 
 
 def _boxes(

@@ -1,0 +1,130 @@
+"""Implementation of `vision replay`: archived tracks pass through the analytics again, and are published again."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from vision.config import AppConfig, check_classes, load_config, resolve_config
+from vision.detect.open import published_class_names
+from vision.errors import EXIT_OK, ConfigError
+from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, initial_counts
+from vision.evaluation.whatif.run import open_archive, select_cameras
+from vision.messaging import codec
+from vision.messaging.curve import KeyFolder
+from vision.messaging.publisher import Publisher
+from vision.outputs.archive.process import require_pyarrow
+from vision.outputs.archive.reader import Archive
+from vision.runtime.builder import find_model
+from vision.types import Counts, Result, Timing
+
+_JOIN_S: Final = 1.0  # time that subscribers have to connect before the first message
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRequest:
+    """Arguments of `vision replay`."""
+
+    config: str
+    since_us: int  # microseconds since 1970 (UTC)
+    until_us: int
+    cameras: tuple[str, ...] = ()  # empty means all cameras of the configuration and the archive
+    archive: Path | None = None  # None means the folder in the configuration
+    speed: float = 1.0  # 0 means as fast as possible
+    bind: str | None = None  # None means `publish.bind`
+
+
+def run_replay(request: ReplayRequest, stop: threading.Event) -> int:
+    """Publish the archived results of a time range again. Return the exit code.
+
+    Raises:
+        ConfigError: the configuration or an argument is invalid, there is no archive, or the range has no frames.
+        ModelError: the model is missing, or its model.yaml is invalid.
+        Unavailable: the address is in use.
+    """
+    require_pyarrow("vision replay")
+    path = resolve_config(request.config)
+    config = load_config(path, os.environ)
+    names = published_class_names(find_model(config.model)[1], config.detect)
+    check_classes(config, names, path)
+    archive = open_archive(request.archive, config)
+    cameras = select_cameras(request.cameras, config, archive)
+    limits = request.since_us, request.until_us
+    streams = [replayed(archive, Judge(config, camera, names), camera, *limits) for camera in cameras]
+    number = 0
+    with ExitStack() as resources:
+        publisher = resources.enter_context(_publisher(config, names, request.bind))
+        pacer, last = _Pacer(request.speed, stop), dict[str, Counts]()
+        for result in heapq.merge(*streams, key=lambda each: each.meta.captured_utc_ns):
+            if not number:
+                stop.wait(_JOIN_S)
+            if not pacer.wait(result.meta.captured_utc_ns):
+                break
+            _publish(publisher, result, last)
+            number += 1
+    if not number and not stop.is_set():
+        raise ConfigError("the archive has no frames in this time", code="no-frames")
+    return EXIT_OK
+
+
+def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> Iterator[Result]:
+    """Yield the results of a camera as the live stages returned them. Judge up to `WARM_UP_US` before them, too."""
+    instance, stages = "", judge.stages()
+    initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
+    for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
+        if archived.instance != instance:
+            instance = archived.instance
+            stages = judge.stages(initial.get(instance))
+        result = stages(archived.result)
+        if result.meta.captured_utc_ns >= since_us * 1000:
+            captured_ns = result.meta.captured_ns
+            yield replace(result, timing=Timing(captured_ns, captured_ns, captured_ns))
+
+
+def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
+    """Publish a result, and the counts of its camera if they differ from the last ones."""
+    publisher.publish(result)
+    meta, counts = result.meta, result.counts
+    if counts is not None and last.get(meta.camera_id) is not counts:
+        last[meta.camera_id] = counts
+        publisher.publish_status(codec.counts(meta.camera_id, counts, meta.captured_ns, meta.captured_utc_ns))
+
+
+def _publisher(config: AppConfig, class_names: Sequence[str], bind: str | None) -> Publisher:
+    publish = config.publish
+    return Publisher(
+        bind or publish.bind,
+        node=config.node or socket.gethostname(),
+        class_names=class_names,
+        encoding=publish.encoding,
+        queue=publish.queue,
+        max_subscribers=publish.max_subscribers,
+        keys=None if publish.curve is None else KeyFolder(Path(publish.curve)),
+    )
+
+
+class _Pacer:
+    """Waits until each frame is due."""
+
+    def __init__(self, speed: float, stop: threading.Event) -> None:
+        self._speed = speed
+        self._stop = stop
+        self._first_ns: int | None = None
+        self._began_ns = 0
+
+    def wait(self, captured_ns: int) -> bool:
+        """Wait until a frame is due. Return False if the replay was stopped."""
+        if self._first_ns is None:
+            self._first_ns, self._began_ns = captured_ns, time.monotonic_ns()
+        if not self._speed:
+            return not self._stop.is_set()
+        due_ns = self._began_ns + round((captured_ns - self._first_ns) / self._speed)
+        return not self._stop.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
