@@ -227,6 +227,9 @@ def _ratio(value: float | None, digits: int) -> str:
     return _UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
+_OWNERS: Final = {"GPU": " of the GPU", "CPU and GPU": ", shared by CPU and GPU", "CPU": ""}
+
+
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the rates and latencies of each camera, the load of each part, the verdict, and how many cameras fit."""
     table = _table(("camera", "frames"), ("requested", "published", "dropped", "p50 ms", "p99 ms"))
@@ -237,7 +240,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     memory = f"memory {plan.rss_mib:.0f} MiB" + (f", GPU {plan.device_mib:.0f} MiB" if plan.device_mib else "")
     _print_plain(console, f"detector: {plan.detector}; {memory}; {plan.objects_per_frame:.1f} objects per frame")
     if plan.memory is not None:
-        left = f"{plan.memory.free_mib:.0f} of {plan.memory.total_mib:.0f} MiB of the {plan.memory.owner}"
+        left = f"{plan.memory.free_mib:.0f} of {plan.memory.total_mib:.0f} MiB{_OWNERS[plan.memory.owner]}"
         _print_plain(console, f"memory left for a language model: {left}")
     if plan.language is not None and plan.language.durations.count:
         times = plan.language.durations
