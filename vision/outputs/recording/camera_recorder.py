@@ -80,13 +80,13 @@ class Recording:
             if until_ns is not None and packet.header.arrived_ns > until_ns:
                 break
             self._end_before(packet)
-            if self._segment is None and packet.header.key and not ends and self._is_too_early(packet, packets[-1]):
+            if self._segment is None and packet.key and not ends and self._is_too_early(packet, packets[-1]):
                 break
             self._position = packet.position + 1
             self._missing += packet.lost_before
             if self._segment is not None:
                 self._append(self._segment, packet)
-            elif packet.header.key:
+            elif packet.key:
                 self._start(packet, packets[index:])
             else:
                 self._missing += 1
@@ -103,7 +103,7 @@ class Recording:
         segment = self._segment
         if segment is None:
             return
-        is_long = packet.header.key and packet.header.arrived_ns - segment.first_ns >= self._file_ns
+        is_long = packet.key and packet.header.arrived_ns - segment.first_ns >= self._file_ns
         if is_long or (packet.header.connection, packet.parameters) != (segment.connection, segment.parameters):
             self.finish()
 
@@ -112,7 +112,7 @@ class Recording:
         if times is None:
             return
         try:
-            segment.opened.file.write(packet.data, pts=times[0], dts=times[1], key=packet.header.key)
+            segment.opened.file.write(packet.data, pts=times[0], dts=times[1], key=packet.key)
         except OSError:
             self._missing += 1
             self._segment = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ NAME: Final = re.compile(
     r"-(?P<number>\d+)\.mp4"
 )
 """Names of recorded files. `number` is 1 for the first file of a recording."""
+
+_BOX_HEADER_BYTES: Final = 8
 
 Fault: TypeAlias = Literal["unfinished", "missing", "unlisted", "unreadable", "size"]
 """Kinds of differences.
@@ -53,6 +56,23 @@ def file_name(camera: str, utc_ns: int, kind: Kind, number: int) -> str:
     seconds, ns = divmod(utc_ns, 1_000_000_000)
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
     return f"{camera}/{camera}-{moment}.{ns // 1_000_000:03d}Z-{kind}-{number}.mp4"
+
+
+def cut_torn_end(path: Path) -> None:
+    """Remove an incomplete fragment from the end of a file, because some players report it as an error."""
+    size, at, complete = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        while at + _BOX_HEADER_BYTES <= size:
+            file.seek(at)
+            header = file.read(_BOX_HEADER_BYTES)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if length < _BOX_HEADER_BYTES or at + length > size:  # FFmpeg writes no box of 4 GB in a fragment
+                break
+            at += length
+            if kind != b"moof":  # a fragment consists of `moof` and `mdat`
+                complete = at
+    if 0 < complete < size:
+        os.truncate(path, complete)
 
 
 def measure(path: Path) -> Measured | None:
@@ -112,6 +132,8 @@ def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -
     for difference in sorted(differences, key=lambda each: each.name):
         path = folder / difference.name
         file = listed.get(difference.name)
+        if path.is_file():
+            cut_torn_end(path)
         measured = measure(path) if path.is_file() else None
         if measured is None:
             path.unlink(missing_ok=True)

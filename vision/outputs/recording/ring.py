@@ -11,6 +11,8 @@ from itertools import islice
 from vision.messaging.packets import CodedPacket, PacketHeader
 from vision.outputs.recording.stream_format import StreamFormat
 
+_START_NS = 10_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class KeptPacket:
@@ -19,12 +21,16 @@ class KeptPacket:
     position: int  # 0, 1, 2, ... over all connections
     header: PacketHeader
     data: bytes  # Annex B
+    key: bool  # True if a file can start with this packet
     parameters: bytes  # parameter sets of the latest key frame (Annex B)
     lost_before: int  # packets that were lost since the previous packet in the ring
 
 
 class PacketRing:
     """The latest packets of one camera, at most `max_bytes` and about `max_s` seconds. The first is a key frame.
+
+    Some H.264 streams contain key frames with which some players cannot start. Such a key frame counts only if there
+    was no other one for 10 s.
 
     Old packets are removed together with all packets up to the next key frame, because they cannot be decoded without
     their key frame. After a lost packet, packets are left out until the next key frame. One thread calls `add`; any
@@ -43,6 +49,7 @@ class PacketRing:
         self._lost = 0
         self._last: PacketHeader | None = None  # of the last packet, also if it was left out
         self._format: StreamFormat | None = None
+        self._start_ns: int | None = None  # arrival of the last key frame with which all players start
         self._parameters = b""
 
     def add(self, packet: CodedPacket) -> None:
@@ -50,26 +57,36 @@ class PacketRing:
         header, data = packet.header, packet.data
         with self._lock:
             self._note_losses(header)
-            if self._waits_for_key and not header.key:
+            if header.key:
+                self._format = StreamFormat(header)
+            if self._format is not None:
+                data = self._format.to_annexb(data)
+            key = header.key and self._is_start(header, data)
+            if self._waits_for_key and not key:
                 self._lost += not self._starts
                 return
             self._waits_for_key = self._starts = False
-            if header.key:
-                self._format = StreamFormat(header)
-            assert self._format is not None
-            data = self._format.to_annexb(data)
-            if header.key:
+            if key and self._format is not None:
                 self._parameters = self._format.parameters(data)
-            self._packets.append(KeptPacket(self._next, header, data, self._parameters, self._lost))
+            self._packets.append(KeptPacket(self._next, header, data, key, self._parameters, self._lost))
             self._next += 1
             self._lost = 0
             self._nbytes += len(data)
             self._remove_old()
 
+    def _is_start(self, header: PacketHeader, data: bytes) -> bool:
+        """Return True if a file can start with a key frame."""
+        assert self._format is not None
+        if self._format.is_start(data):
+            self._start_ns = header.arrived_ns
+            return True
+        return self._start_ns is None or header.arrived_ns - self._start_ns > _START_NS
+
     def _note_losses(self, header: PacketHeader) -> None:
         last, self._last = self._last, header
         if last is None or last.connection != header.connection:
             self._waits_for_key, self._starts, self._lost = True, True, 0
+            self._format = self._start_ns = None
         elif header.seq != last.seq + 1:
             self._waits_for_key = True
             self._lost += max(0, header.seq - last.seq - 1)
@@ -79,7 +96,7 @@ class PacketRing:
         while self._nbytes > self._max_bytes or packets[-1].header.arrived_ns - packets[0].header.arrived_ns > (
             self._max_ns
         ):
-            second = next((n for n, packet in enumerate(islice(packets, 1, None), 1) if packet.header.key), None)
+            second = next((n for n, packet in enumerate(islice(packets, 1, None), 1) if packet.key), None)
             if second is None and self._nbytes <= self._max_bytes:
                 return
             for _ in range(len(packets) if second is None else second):
@@ -94,7 +111,7 @@ class PacketRing:
         If there is none, return the position of the first packet.
         """
         with self._lock:
-            keys = [packet for packet in self._packets if packet.header.key]
+            keys = [packet for packet in self._packets if packet.key]
             before = [packet.position for packet in keys if packet.header.arrived_ns <= at_ns]
             if before:
                 return before[-1]

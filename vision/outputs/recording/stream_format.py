@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from vision.capture.nvdec.annexb import parameter_sets
 from vision.messaging.packets import PacketHeader
 
 _START_CODE: Final = b"\x00\x00\x00\x01"
+_UNIT: Final = re.compile(b"\x00\x00\x01(.)", re.DOTALL)
+_STARTS: Final = {"h264": (5,), "hevc": range(16, 22)}
+"""Types of units with which players can start: Rec. ITU-T H.264 and H.265, table 7-1."""
 _CONFIGURATION_VERSION: Final = 1  # first byte of the records of ISO/IEC 14496-15, which store units after their length
 
 
@@ -32,6 +36,11 @@ class StreamFormat:
             units.append(data[at : at + length])
             at += length
         return b"".join(_START_CODE + unit for unit in units)
+
+    def is_start(self, key_frame: bytes) -> bool:
+        """Return True if all players can start with a key frame in Annex B."""
+        units = (match[1][0] for match in _UNIT.finditer(key_frame))
+        return any((unit & 31 if self._codec == "h264" else unit >> 1 & 63) in _STARTS[self._codec] for unit in units)
 
     def parameters(self, key_frame: bytes) -> bytes:
         """Return the parameter sets of a key frame in Annex B, or else those of the connection; empty if unknown."""

@@ -33,7 +33,9 @@ class Coded:
 
 
 @cache
-def coded(codec: str = "h264", *, b_frames: int = 0, width: int = 128, frames: int = 60) -> tuple[Coded, ...]:
+def coded(
+    codec: str = "h264", *, b_frames: int = 0, width: int = 128, frames: int = 60, open_gop: bool = False
+) -> tuple[Coded, ...]:
     """Encode frames whose brightness shows their number, up to 63, with a key frame every 10 frames."""
     context = av.CodecContext.create({"h264": "libx264", "hevc": "libx265"}[codec], "w")
     assert isinstance(context, VideoCodecContext)
@@ -41,7 +43,10 @@ def coded(codec: str = "h264", *, b_frames: int = 0, width: int = 128, frames: i
     context.time_base, context.framerate = Fraction(1, FPS), Fraction(FPS)
     shared = f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes={b_frames}"
     options = {
-        "h264": {"preset": "ultrafast", "x264-params": f"{shared}:b-adapt=0:open-gop=0:sliced-threads=0:threads=1"},
+        "h264": {
+            "preset": "ultrafast",
+            "x264-params": f"{shared}:b-adapt=0:open-gop={int(open_gop)}:sliced-threads=0:threads=1",
+        },
         "hevc": {"preset": "ultrafast", "x265-params": f"{shared}:log-level=none:repeat-headers=1:pools=1"},
     }
     context.options = options[codec]

@@ -83,6 +83,16 @@ def test_clip_starts_with_a_key_frame_before_the_event_and_ends_after_it(
     assert recording.files[0].frames == len(video.numbers)
 
 
+def test_key_frame_that_later_frames_refer_across_starts_a_clip_only_if_there_is_no_other(
+    tmp_path: Path, index: RecordingIndex
+) -> None:
+    """The encoder sends one key frame that separates the frames, and then only others."""
+    made = desk(tmp_path, index)
+    made.play(packets(coded(b_frames=2, open_gop=True, frames=200)), [5.0, 15.5])
+    made.wait(10)
+    assert [video.numbers[0] for video in made.videos()] == [0, 140 % 64]
+
+
 def test_overlapping_events_extend_a_clip_and_later_events_start_a_new_one(
     tmp_path: Path, index: RecordingIndex
 ) -> None:

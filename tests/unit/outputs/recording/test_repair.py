@@ -88,6 +88,8 @@ def test_shortened_file_keeps_what_can_be_read(recorded: Desk) -> None:
     repaired(recorded)
     kept = recorded.index.files()[1]
     assert 20 <= kept.frames < file.frames
+    assert kept.nbytes < file.nbytes // 2  # without the incomplete fragment
+    assert len(decoded(path).times_s) == kept.frames
     assert kept.end_utc_ns < file.end_utc_ns
 
 
