@@ -9,7 +9,7 @@ from vision.config.fields import ClassNames, ConfigSection
 
 
 class CameraPrivacy(ConfigSection):
-    """What is hidden in the images and videos of one camera."""
+    """Areas and classes of objects that are hidden in the images and videos of one camera."""
 
     units: Units = "pixels"
     """Unit of all points: pixels of the source frame, or fractions or percent of its width and height."""
