@@ -123,6 +123,21 @@ def test_message_that_cannot_be_stored_leaves_the_position(tmp_path: Path) -> No
         assert keys(queue.first(9)) == [1, 3]
 
 
+@pytest.mark.parametrize("offset", [0, 5000])
+def test_damaged_file_is_renamed_and_replaced(tmp_path: Path, offset: int) -> None:
+    with closing(spool(tmp_path)) as queue:
+        queue.add([message(number, size=1000) for number in range(50)], Position("j1", 50))
+    path = tmp_path / "spool.sqlite"
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 4000] = b"\xaa" * 4000
+    path.write_bytes(content)
+    with closing(spool(tmp_path)) as queue:
+        assert (queue.count, queue.position()) == (0, None)
+        queue.add([message(1)], Position("j1", 51))
+        assert keys(queue.first(9)) == [1]
+    assert (tmp_path / "spool.sqlite.damaged").read_bytes() == content
+
+
 def test_other_users_cannot_read_the_spool(tmp_path: Path) -> None:
     folder = tmp_path / "sinks"
     with closing(spool(folder)):

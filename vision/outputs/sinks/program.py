@@ -28,6 +28,8 @@ from vision.outputs.sinks.selection import Selection
 from vision.outputs.sinks.sender import Sender
 from vision.outputs.sinks.spool import Position, Spool
 
+log = logging.getLogger(__name__)
+
 _BATCH: Final = 500  # maximum number of items whose messages are stored in one transaction
 _WAIT_S: Final = 0.2
 _STATUS_S: Final = 1.0
@@ -54,12 +56,19 @@ class Reader:
     """Subscribes to the program, and stores the messages of the sink in the spool."""
 
     def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
-        """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`."""
+        """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`.
+
+        If the spool has no position yet, store the one in `options`.
+        """
+        position = spool.position()
+        if position is None and options["position"]:
+            position = Position(*options["position"])
+            spool.add([], position)
         self.selection = Selection(
             options["messages"],
             options["cameras"],
             options["interval_s"],
-            position=spool.position() or (Position(*options["position"]) if options["position"] else None),
+            position=position,
             sequences=spool.sequences(),
         )
         self._options = options
@@ -130,8 +139,12 @@ def _discovery(options: Mapping[str, Any], settings: SinkSettings) -> Callable[[
 async def serve(options: Mapping[str, Any]) -> None:
     """Receive and deliver messages until standard input closes."""
     settings = SinkSettings.of(options)
-    spool = Spool(Path(options["spool"]), max_bytes=options["spool_bytes"], max_age_s=options["spool_age_s"])
-    reader, sender = Reader(options, spool, settings), Sender(spool, settings)
+    try:
+        spool = Spool(Path(options["spool"]), max_bytes=options["spool_bytes"], max_age_s=options["spool_age_s"])
+        reader, sender = Reader(options, spool, settings), Sender(spool, settings)
+    except (OSError, sqlite3.Error) as error:
+        log.error("sink %s: messages cannot be stored in %s: %s", settings.name, options["spool"], error)
+        os._exit(1)  # the program starts this process again
     loop = asyncio.get_running_loop()
 
     def read() -> None:

@@ -7,6 +7,7 @@ seconds. The position is then that of the remaining messages, and the later even
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import Final, NamedTuple
 
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
 from vision.state.private_files import open_restricted
+
+log = logging.getLogger(__name__)
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -52,19 +55,18 @@ class Spool:
     def __init__(
         self, path: Path, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open or create the file. Raise `sqlite3.Error` or `OSError` if this fails."""
+        """Open or create the file. If it is damaged, rename it to ``*.damaged``, and start with an empty one.
+
+        Raises:
+            sqlite3.Error, OSError: the file cannot be opened or created.
+        """
         self.lost = 0
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
         self._lock = threading.Lock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(path, "ab", opener=open_restricted):
-            pass
-        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.executescript(_TABLES)
+        self._database = _open(path)
         ((self.count, self.nbytes, last_s),) = self._database.execute(
             "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(at_s), 0) FROM messages"
         )
@@ -169,6 +171,36 @@ class Spool:
         if lost:
             self._database.execute("DELETE FROM messages WHERE number <= ?", (last,))
         return lost
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _open_undamaged(path)
+    except sqlite3.OperationalError:  # for example, the disk is full
+        raise
+    except sqlite3.DatabaseError as error:
+        log.warning("%s is damaged (%s): its messages are not sent, and it is renamed", path, error)
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _open_undamaged(path)
+
+
+def _open_undamaged(path: Path) -> sqlite3.Connection:
+    with open(path, "ab", opener=open_restricted):
+        pass
+    database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        ((found,),) = database.execute("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+        database.executescript(_TABLES)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 @dataclass(slots=True)
