@@ -130,15 +130,17 @@ def send(pid: int, number: signal.Signals) -> None:
 
 def _processes(pid: int) -> Iterator[tuple[int, str]]:
     """Yield the id and the name of each process that the program started, also of those that these have started."""
-    try:
-        children = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return
-    for child in children:
-        with contextlib.suppress(psutil.Error):
-            command = child.cmdline()
-            if child.status() != psutil.STATUS_ZOMBIE and command[:1] == [sys.executable]:
-                yield child.pid, _name(command)
+    commands: dict[int, list[str]] = {}
+    with contextlib.suppress(psutil.Error):
+        program = psutil.Process(pid)
+        commands[pid] = program.cmdline()
+        for child in program.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                commands[child.pid] = command = child.cmdline()
+                # A process with the command line of its parent is a fork that is about to run a different program.
+                is_fork = command == commands.get(child.ppid())
+                if child.status() != psutil.STATUS_ZOMBIE and command[:1] == [sys.executable] and not is_fork:
+                    yield child.pid, _name(command)
 
 
 def _name(command: list[str]) -> str:
