@@ -142,6 +142,14 @@ def test_dropped_and_lost_messages_are_accounted_for() -> None:
     assert check_frames(record).result == "held"
 
 
+def test_frame_that_a_killed_worker_published_can_count_as_dropped() -> None:
+    record = good()
+    record.statuses = [seen._replace(published=seen.published - 1, dropped=1) for seen in record.statuses]
+    assert check_frames(record).result == "broken"
+    record.faults.append(injected("worker-kill", 60, 60, number=2))
+    assert check_frames(record).result == "held"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
