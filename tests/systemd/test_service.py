@@ -200,3 +200,28 @@ def test_full_disk_at_the_start_does_not_stop_the_service_for_good(container: Co
     container.wait_for(unit, "ActiveState", "active")
     container.run("systemctl", "kill", "--signal=TERM", unit)
     container.wait_for(unit, "ActiveState", "inactive")
+
+
+def test_reload_applies_a_valid_file_and_reports_an_invalid_one(container: Container) -> None:
+    unit = add_service(container, "changed", CONFIG)
+    container.run("systemctl", "start", unit)
+    container.wait_for(unit, "StatusText", "1 of 1 cameras up, ")
+    pid = main_pid(container, unit)
+    second = ', {id: b, source: "synthetic:320x240@20?objects=6&seed=2"}]'
+    container.write(
+        "/etc/vision/changed.yaml", CONFIG.replace("shop", "changed").replace("}]\ndetect", f"}}{second}\ndetect")
+    )
+    container.run("systemctl", "reload", unit)
+    container.wait_for(unit, "StatusText", "2 of 2 cameras up, ")
+    container.write("/etc/vision/changed.yaml", CONFIG.replace("shop", "changed").replace("lines:", "lanes:"))
+    assert container.run("systemctl", "reload", unit, check=False).returncode != 0
+    assert "/etc/vision/changed.yaml:8:" in container.journal(unit)
+    container.run("systemctl", "kill", "--signal=HUP", "--kill-who=main", unit)
+    deadline_s = time.monotonic() + 60
+    while "was not reloaded" not in container.journal(unit):
+        assert time.monotonic() < deadline_s, container.journal(unit)
+        time.sleep(0.2)
+    assert container.properties(unit, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+    assert main_pid(container, unit) == pid
+    container.wait_for(unit, "StatusText", "2 of 2 cameras up, ")
+    container.run("systemctl", "stop", unit)
