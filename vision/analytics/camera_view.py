@@ -32,13 +32,13 @@ Similarity: TypeAlias = NDArray[np.float64]
 """Matrix (2, 3) that maps points of the reference view to the present view, both in images of `WIDTH_PX` columns."""
 
 WIDTH_PX: Final = 480
-INTERVAL_S: Final = 2.0
+INTERVAL_S: Final = 2.5
 """Time between two images of a camera."""
 
 _MOVED: Final = 0.003  # shift of a corner, in widths of the image, from which the view has changed
 _LEAST_KNOWN: Final = 9  # points that agree with the present view
-_LEAST_NEW: Final = 10  # points that agree with a new view, and their least part of all points
-_LEAST_PART: Final = 0.06
+_LEAST_NEW: Final = 14  # points that agree with a new view, and their least part of all points
+_LEAST_PART: Final = 0.1
 _LEAST_MATCHES: Final = 8  # matches of features that justify step 1
 _LEAST_SPREAD: Final = 0.25  # extent of the points that agree, in widths and heights of the image
 _LARGEST_SHIFT: Final = 0.3  # of a corner; a camera that moved farther needs new lines and zones
@@ -112,8 +112,8 @@ class ViewTracker:
     Attributes:
         view: similarity from the reference view to the present view, for points in images of `WIDTH_PX` columns.
         state: ``learning`` until the first appearance is stored; ``aligned`` if `view` is confirmed; ``unsure`` if the
-            last image did not confirm it; ``moved`` or ``covered`` if that lasted `_UNSEEN_S`; ``dark`` if the images
-            have lost their contrast slowly, as at night.
+            last image did not confirm it; ``moved`` or ``covered`` if that lasted `_UNSEEN_S`; ``dark`` if nothing can
+            be seen, for example at night, when successive images differ by noise.
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
@@ -127,6 +127,7 @@ class ViewTracker:
         self._fitted_s: float | None = None
         self._contrast: float | None = None
         self._sudden = False
+        self._unfit: Appearance | None = None  # the last image, if it did not fit
 
     def update(self, image: ViewImage, now_s: float) -> None:
         """Compare an image, which was captured at `now_s`, with the appearances."""
@@ -144,7 +145,7 @@ class ViewTracker:
         if fit is None:
             self._candidate = None
             self._recent.clear()
-            self._miss(image.contrast, now_s)
+            self._miss(image, now_s)
             return
         if distance(fit.view, self.view, image.pixels.shape) <= _MOVED:
             self._confirm(image, fit, now_s)
@@ -170,7 +171,7 @@ class ViewTracker:
                 self.state = "aligned"
 
     def _confirm(self, image: ViewImage, fit: _Fit, now_s: float) -> None:
-        self._candidate, self._fitted_s, self._sudden = None, now_s, False
+        self._candidate, self._fitted_s, self._sudden, self._unfit = None, now_s, False, None
         self.state = "aligned"
         self._recent.append(image.pixels)
         part, best = fit.points / fit.of, self.appearances[0]
@@ -195,16 +196,21 @@ class ViewTracker:
             self._sudden = True
         self._contrast = contrast
 
-    def _miss(self, contrast: float, now_s: float) -> None:
-        """Decide why an image does not fit."""
+    def _miss(self, image: ViewImage, now_s: float) -> None:
+        """Decide why an image does not fit. The camera was moved only if the image fits the image before it."""
         assert self._fitted_s is not None
-        flat = contrast < _FLAT
+        flat, before = image.contrast < _FLAT, self._unfit
+        self._unfit = None if flat else Appearance.of(image.pixels, np.eye(2, 3))
         if flat and not self._sudden:
             self.state, self._fitted_s = "dark", now_s
-        elif now_s - self._fitted_s >= _UNSEEN_S:
-            self.state = "covered" if flat or self._sudden else "moved"
-        elif self.state == "aligned":
-            self.state = "unsure"
+        elif now_s - self._fitted_s < _UNSEEN_S:
+            self.state = "unsure" if self.state == "aligned" else self.state
+        elif flat:
+            self.state = "covered"
+        elif before is not None and _is_steady(before, image.pixels):
+            self.state = "moved"
+        elif self.state not in ("moved", "covered"):
+            self.state = "dark"
 
     def _fit(self, pixels: Image) -> _Fit | None:
         """Return the view of an image; None if no appearance fits. The appearance that fits becomes the first."""
@@ -284,6 +290,12 @@ def compose(outer: Similarity, inner: Similarity) -> Similarity:
 def _inverse(view: Similarity) -> Similarity:
     inverse = np.linalg.inv(view[:, :2])
     return np.column_stack([inverse, -inverse @ view[:, 2]])
+
+
+def _is_steady(before: Appearance, pixels: Image) -> bool:
+    """Return True if an image shows the same scene as the image before it."""
+    fit = _track(before, pixels, np.eye(2, 3))
+    return fit is not None and _is_sure(fit) and distance(fit.view, np.eye(2, 3), pixels.shape) <= _MOVED
 
 
 def _is_small(view: Similarity, shape: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """`CameraViewStage` keeps lines and zones in place if a camera is moved, and holds the counts while it cannot.
 
-A thread of the stage compares a frame of each camera with the stored background every two seconds
+A thread of the stage compares a frame of each camera with the stored background every 2.5 seconds
 (`vision.analytics.camera_view`). If the camera has moved a little, the analytics continue with lines and zones at their
 new positions. If the scene cannot be found, nothing is counted until it is found again.
 """
