@@ -35,7 +35,7 @@ def clips(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List the recorded clips and continuous recordings, with their files and events.
+    """List the recorded clips and continuous recordings.
 
     Examples:
       vision clips camera.yaml
