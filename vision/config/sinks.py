@@ -44,7 +44,7 @@ class SinkAddress:
 
     protocol: Protocol
     tls: bool
-    hosts: tuple[tuple[str, int], ...]  # host and port; one of them, except for Kafka
+    hosts: tuple[tuple[str, int], ...]  # pairs of host and port; only Kafka can have several
     path: str  # path and query of a webhook, or the number of a Redis database
 
     @property

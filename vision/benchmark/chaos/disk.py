@@ -17,10 +17,10 @@ _COMPILE_S: Final = 60
 
 
 class Disk:
-    """Controls the disk below one folder, in the processes that are started with `environment`."""
+    """Controls how writing below one folder behaves, in the processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
-        """Compile the library into the folder `work`. The disk works until `full` or `slow` is set.
+        """Compile the library into the folder `work`. The disk works normally until `set_full` or `set_slow` is called.
 
         Raises:
             OSError: there is no C compiler, or the library cannot be written.
@@ -43,17 +43,17 @@ class Disk:
         self._full = self._slow = False
 
     def set_full(self, full: bool) -> None:
-        """Let all writes below the folder fail with ENOSPC, or work again."""
+        """Let all writes below the folder fail with ENOSPC, or succeed again."""
         self._full = full
         self._write()
 
     def set_slow(self, slow: bool) -> None:
-        """Let fsync and fdatasync take 2 s longer, or work again."""
+        """Let fsync and fdatasync take 2 s longer, or their normal time again."""
         self._slow = slow
         self._write()
 
     def close(self) -> None:
-        """Repair the disk. Idempotent."""
+        """End both faults of the disk. Idempotent."""
         if not self._control.closed:
             self._full = self._slow = False
             self._write()

@@ -17,7 +17,7 @@ from vision.capture.zoo.rtp import enlarged_clip_of
 from vision.capture.zoo.scenes import Scene
 from vision.capture.zoo.zoo import Zoo, running_zoo
 
-_DAMAGED: Final = 0.05  # part of the packets
+_DAMAGED: Final = 0.05  # fraction of the packets
 _JITTER_S: Final = 0.4
 _JUMP_S: Final = 3600
 

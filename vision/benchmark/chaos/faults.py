@@ -53,7 +53,7 @@ class Injector:
         self._active: list[tuple[Injected, End]] = []
 
     def start(self, fault: Fault) -> Injected:
-        """Start a fault. If this is not possible, record why."""
+        """Start and record a fault. If this is not possible, record the reason in `left_out`."""
         injected = Injected(fault, "" if fault.camera is None else self._record.cameras[fault.camera])
         injected.started_ns = time.monotonic_ns()
         self._record.faults.append(injected)
@@ -67,14 +67,14 @@ class Injector:
         return injected
 
     def end_due(self) -> None:
-        """End the faults whose time is over."""
+        """End the faults whose time is over. Raise `OSError` if a camera cannot get its port back."""
         for entry in tuple(self._active):
             injected, _ = entry
             if self._is_over(injected):
                 self._end(entry)
 
     def end_all(self) -> None:
-        """End all faults. Idempotent."""
+        """End all faults. Ignore errors of the operating system. Idempotent."""
         for entry in tuple(self._active):
             with contextlib.suppress(OSError):
                 self._end(entry)
@@ -131,7 +131,7 @@ class Injector:
         pid, injected.target = self._choose(
             {self._running_pid(): "main", **self._program.children}, injected.fault.choice
         )
-        # If this process is killed, nothing else would end the fault.
+        # If `vision chaos` itself is killed, only this guard ends the fault.
         guard = subprocess.Popen(
             ["sh", "-c", f"sleep {injected.fault.duration_s + _GUARD_S}; kill -CONT {pid}"],
             stderr=subprocess.DEVNULL,

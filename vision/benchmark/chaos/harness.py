@@ -44,7 +44,7 @@ def hang_file(folder: Path) -> Path:
 
 
 def write_pipeline(folder: Path, name: str) -> Path:
-    """Write and return a pipeline file that runs the pipeline `name` with the faults that `folder` controls."""
+    """Write a pipeline file that runs the pipeline `name` with the faults that `folder` controls. Return its path."""
     path = folder / "pipeline.py"
     path.write_text(
         "from vision.benchmark.chaos.harness import disturbed\n\n"
@@ -87,7 +87,7 @@ class SourceThatHangs:
 
 
 def _open_detector(folder: Path, stop: threading.Event, model: Path, spec: ModelSpec, config: DetectConfig) -> Detector:
-    """Return a detector whose `wait` does not return while a file exists."""
+    """Return a detector whose `wait` does not return while the file of `hang_file` exists."""
     detector = open_detector(model, spec, config, stop=stop)
     detector.wait = _hanging(detector.wait, hang_file(folder))  # type: ignore[method-assign]
     return detector

@@ -15,9 +15,9 @@ from vision.benchmark.chaos.verdict import Verdict, judge
 from vision.errors import EXIT_TEMPORARY
 
 _IN_FLIGHT: Final = 16  # frames of one camera that can be between capture and publication
-_RESULT_S: Final = 0.5  # longest time for the stages and the socket
+_RESULT_S: Final = 0.5  # maximum time for the stages and the socket
 _AFTER_STOP_NS: Final = 1_000_000_000
-_EXPLAINED_NS: Final = 5_000_000_000  # after a fault, in which a process can end because of it
+_EXPLAINED_NS: Final = 5_000_000_000  # time after a fault in which a process can still end because of it
 _WARM_UP_NS: Final = 20_000_000_000
 _LONG_ENOUGH_NS: Final = 60_000_000_000  # of a process after its warm-up
 _MEMORY_GROWTH, _MEMORY_BYTES = 1.1, 16 * 2**20
@@ -61,7 +61,7 @@ def check_frames(record: Record) -> Verdict:
 
 
 def _missing_frames(frames: Sequence[FrameSeen]) -> Iterator[str]:
-    """Yield a problem for each number that is neither published nor counted as dropped before the next message."""
+    """Yield a problem for each message whose count of dropped frames is not the number of frames missing before it."""
     for (_, camera), group in _by_camera(frames):
         for before, after in pairwise(sorted(group, key=lambda seen: seen.seq)):
             if after.seq != before.seq + 1 or after.epoch != before.epoch:
@@ -87,7 +87,7 @@ def _unbalanced(statuses: Sequence[StatusSeen]) -> Iterator[str]:
 
 
 def _unbalanced_at_end(record: Record) -> Iterator[str]:
-    """Yield a problem for each camera whose last status, after an orderly stop, has frames that are not counted."""
+    """Yield a problem for each camera whose last status after an orderly stop does not account for all frames."""
     last = {seen.camera: seen for seen in record.statuses}
     received = {(seen.instance, seen.camera): seen.seq for seen in record.frames}
     kills = sum(each.fault.kind in _KILLS_WORKERS and not each.left_out for each in record.faults)
@@ -129,7 +129,7 @@ def check_events(record: Record) -> Verdict:
 
 
 def _wrong_counters(record: Record, *, exact: bool) -> Iterator[str]:
-    """Yield a problem for each counter that is lower than its stored events or, if `exact`, different from them."""
+    """Yield a problem for each counter that is lower than its stored events or, if `exact`, not equal to them."""
     assert record.stored is not None
     for crossing, events in record.stored.crossings.items():
         counter = record.stored.counters.get(crossing, 0)
@@ -157,7 +157,7 @@ def check_ages(record: Record) -> Verdict:
 
 
 def check_resources(record: Record) -> Verdict:
-    """Check that the memory, threads, and descriptors of each process do not grow."""
+    """Check that the memory, threads, and descriptors of each process grow at most by their limits."""
     problems: list[str] = []
     judged: list[str] = []
     by_pid = groupby(sorted(record.samples, key=lambda sample: sample.pid), key=lambda sample: sample.pid)
@@ -172,7 +172,7 @@ def check_resources(record: Record) -> Verdict:
 
 
 def _growth(samples: Sequence[Sample]) -> Iterator[str]:
-    """Yield a problem for each resource whose median in the second half is higher than in the first half."""
+    """Yield a problem for each resource whose median grows by more than its limit from the first half to the second."""
     half = len(samples) // 2
     limits: list[tuple[str, Callable[[Sample], int], float, float]] = [
         ("bytes of memory", lambda sample: sample.memory_bytes, _MEMORY_GROWTH, _MEMORY_BYTES),

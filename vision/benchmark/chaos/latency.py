@@ -1,4 +1,4 @@
-"""Check that a fault of one camera does not delay the others."""
+"""Check that a fault of a camera, a subscriber, or the disk does not delay the other cameras."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector
 
 
 def check_latency(record: Record) -> Verdict:
-    """Compare the p99 of the latency without faults, and that of the other cameras during faults.
+    """Compare the p99 of the latency of the other cameras during faults with the p99 without faults.
 
     The two groups alternate through the whole run, so that other programs on the machine disturb both. Faults of
     processes are left out, because they affect all cameras.
@@ -38,7 +38,10 @@ def check_latency(record: Record) -> Verdict:
 
 
 def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the latencies in ms of the frames without any fault, and of cameras that no active fault affects."""
+    """Return two groups of latencies in ms: without faults, and of the other cameras during faults.
+
+    Times in which a fault of a process is active are in neither group.
+    """
     received_ns = np.array([seen.received_ns for seen in record.frames], np.int64)
     total_ms = np.array([seen.total_ms for seen in record.frames], np.float64)
     cameras = np.array([seen.camera for seen in record.frames])

@@ -1,4 +1,4 @@
-"""A subscriber that records everything that the program publishes."""
+"""A subscriber that records the published messages that the checks need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NS_PER_S: Final = 1e9
 
 
 class Observer:
-    """Records the messages of one publisher in a thread, over all restarts of the publisher."""
+    """Records the messages of a publisher in a thread. Restarts of the publisher do not end the recording."""
 
     def __init__(self, address: str, replay: str, record: Record) -> None:
         self._record = record

@@ -27,7 +27,7 @@ class Program:
     """Starts the program, and records its ends and the ends of its processes. One thread uses it."""
 
     def __init__(self, config: Path, log: Path, environment: Mapping[str, str], record: Record) -> None:
-        """Start nothing yet. `log` receives the output of the program."""
+        """Prepare the program. `poll` starts it. `log` receives its output."""
         self._command = [sys.executable, "-m", "vision", "--log-level", "info", "run", str(config)]
         self._log = log
         self._environment = {**os.environ, **environment}
@@ -89,7 +89,7 @@ class Program:
             self._process.kill()
 
     def stop(self) -> None:
-        """Stop the program in order, and record its end. Kill it if it does not end."""
+        """Stop the program with SIGTERM, and record its end. Kill it if it does not end within 20 s."""
         process = self._process
         if process is None:
             return
@@ -129,7 +129,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def _processes(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield the id and the name of each process that the program started, also of those that these have started."""
+    """Yield the id and the name of each Python process that the program, or a process below it, has started."""
     commands: dict[int, list[str]] = {}
     with contextlib.suppress(psutil.Error):
         program = psutil.Process(pid)

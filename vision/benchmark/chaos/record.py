@@ -33,7 +33,7 @@ class StatusSeen(NamedTuple):
     camera: str
     instance: str
     state: str
-    since_ns: int  # time since when the camera is in this state
+    since_ns: int  # time at which the camera entered this state
     retry_ns: int | None  # time of the next attempt to connect
     grabbed: int
     published: int
@@ -81,7 +81,7 @@ class Injected:
     """A fault of the schedule that was started or left out."""
 
     fault: Fault
-    target: str  # the camera or process that it affected
+    target: str  # the camera or process that it affected; empty if there is none
     left_out: str = ""  # why it was not started
     started_ns: int = 0
     ended_ns: int = 0
@@ -109,7 +109,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Record:
-    """Everything that a run has observed."""
+    """The observations of a run."""
 
     cameras: tuple[str, ...]
     max_age_s: dict[str, float]  # `max_frame_age_s` by camera

@@ -2,11 +2,11 @@
 
 A camera must be back within 2 s after the end of the fault. The time in which the program cannot do better is added:
 
-* the rest of the back-off in which the camera was when the fault ended
+* the rest of the back-off that the camera is in when the fault ends, or that it starts within a second
 * twice the time of the first start of the program, if the fault ended a process, because the cameras and other faults
   compete with the new process
 
-If another fault of the same camera begins before the camera is back, the time starts again at the end of that fault.
+If another fault that affects the camera begins within the allowed time, the time starts again at its end.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
 
 
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
-    """Return for each fault, by its number, the time at which its last camera was back."""
+    """Return the time at which the last camera was back, or else had to be, by the number of the fault."""
     back: dict[int, int] = {}
     for each in recoveries:
         number, took_s = each.fault.fault.number, each.allowed_s if each.took_s is None else each.took_s
@@ -89,7 +89,7 @@ def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
 
 
 def _deadline_ns(each: Injected, others: Sequence[Injected], statuses: Sequence[StatusSeen], start_s: float) -> int:
-    """Return the time by which a camera must be back after a fault, with all faults that begin before that."""
+    """Return the time by which a camera must be back after a fault and after all faults that begin before that time."""
     deadline_ns = _own_deadline_ns(each, statuses, start_s)
     for other in sorted(others, key=lambda other: other.started_ns):
         if other.started_ns <= deadline_ns:
@@ -108,7 +108,7 @@ def _own_deadline_ns(each: Injected, statuses: Sequence[StatusSeen], start_s: fl
 
 
 def _slow_hangs(record: Record) -> list[str]:
-    """Return a problem for each detector that hung without the end of the program."""
+    """Return a problem for each hang of the detector that did not end the program in time."""
     limit_s = _HANG_FACTOR * HANG_S + _HANG_END_S
     return [
         f"{each.fault}: the program did not end within {limit_s:.0f} s"

@@ -71,7 +71,7 @@ def _left_out(record: Record) -> Mapping[str, Mapping[str, int]]:
 
 
 def as_json(record: Record, verdicts: Sequence[Verdict], **arguments: Any) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. `arguments` are those that repeat the run."""
+    """Return the report as data that JSON can represent. `arguments` are the options that repeat the run."""
     recoveries = measure_recoveries(record)
     quiet_ms, others_ms = split_latencies(record)
     return {
@@ -110,7 +110,7 @@ def _percentiles(values_ms: Any) -> dict[str, float] | None:
 
 
 def _slowest(number: int, recoveries: Sequence[Recovery]) -> float | None:
-    """Return the time in s until the last camera was back after a fault; None if one never was, or if none counts."""
+    """Return the time in s until the last camera was back after a fault; None if this is not known."""
     taken = [each.took_s for each in recoveries if each.fault.fault.number == number]
     known = [took_s for took_s in taken if took_s is not None]
     return round(max(known), 2) if known and len(known) == len(taken) else None

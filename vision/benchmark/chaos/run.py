@@ -30,7 +30,7 @@ _TICK_S: Final = 0.05
 _SAMPLE_S: Final = 2.0
 _START_S: Final = 180.0  # longest first start, in which an engine may be built
 _RECOVER_S: Final = 60.0  # longest wait for the cameras after the last fault
-_SETTLED_S: Final = 3.0  # for which all cameras deliver frames at the end
+_SETTLED_S: Final = 3.0  # time at the end in which the cameras deliver frames without faults
 _DELIVERED_S: Final = 10.0  # longest wait for the last events
 _LINES: Final = 15  # of the log, in an error
 
@@ -58,7 +58,7 @@ class Run:
         self._sample_at_s = 0.0
 
     def wait_for_cameras(self, stop: threading.Event) -> None:
-        """Wait until every camera has delivered a frame, and record how long this took.
+        """Start the program, wait until every camera has delivered a frame, and record how long this took.
 
         Raises:
             VisionError: this takes too long, or the program ends.
@@ -88,7 +88,7 @@ class Run:
             self._tick(stop)
 
     def finish(self) -> None:
-        """Stop the program, and wait for its last messages."""
+        """Stop the program, and wait up to 10 s for its last events."""
         self._program.poll()
         self._program.stop()
         deadline_s, newest = time.monotonic() + _DELIVERED_S, -1
@@ -116,7 +116,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of a run: private files, and the files of the program, whose disk can fail."""
+    """The folders of a run: `work` for its private files, `data` for the files of the program, whose disk can fail."""
 
     work: Path
     data: Path
@@ -146,6 +146,7 @@ def run(plan: Plan, folders: Folders, stop: threading.Event, on_fault: OnFault) 
 
     Raises:
         VisionError: the program did not start.
+        OSError: a camera or the program cannot be started, or a camera cannot get its port back.
         Closed: `stop` was set before all cameras delivered frames.
     """
     record = Record(

@@ -32,10 +32,13 @@ HANG_S: Final = 6.0
 """`hang_s` of the program during a run."""
 
 ROUND_S: Final = 24.0
-"""Duration of a round: a time without faults, then faults at random times."""
+"""Minimum duration of a round: a time in which no fault starts, then faults at random times.
 
-_QUIET: Final = 1 / 3  # part of a round in which no fault starts
-_STARTS: Final = 1 / 4  # part of a round in which faults start
+A run that is shorter consists of one shorter round.
+"""
+
+_QUIET: Final = 1 / 3  # first part of a round, in which no fault starts
+_STARTS: Final = 1 / 4  # next part of a round, in which faults start
 _FAULTS: Final = 3  # per round
 
 
@@ -80,7 +83,7 @@ class Fault:
     number: int  # from 1
     at_s: float  # after the start of the schedule
     kind: Kind
-    camera: int | None  # index of the camera; None if the fault is not one of a camera
+    camera: int | None  # index of the camera; None if the fault does not belong to a camera
     duration_s: float  # 0 if the fault ends by itself
     choice: float  # from 0 to 1; selects the process of a fault that affects one of several
 
@@ -94,8 +97,9 @@ class Fault:
 def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]) -> tuple[Fault, ...]:
     """Return the faults of a run in the order of their start. Equal arguments give equal schedules.
 
-    A run consists of rounds of 24 s with three faults each. A run that is shorter has one round, with shorter faults.
-    Each kind occurs once before any kind is repeated, and no camera has two faults in one round.
+    A run consists of equal rounds of at least 24 s with three faults each. A run that is shorter has one round, with
+    shorter faults. Each kind is chosen once before any kind is repeated. No camera has two faults in one round; if a
+    round has no camera left for a fault, the fault is omitted.
     """
     choose = random.Random(f"{seed} {seconds} {cameras} {' '.join(kinds)}")
     rounds = max(1, int(seconds // ROUND_S))
@@ -121,7 +125,7 @@ def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]
 
 
 def _shuffled(kinds: Sequence[Kind], choose: random.Random, *, once: bool) -> list[Kind]:
-    """Return each kind once, or as often as its weight, in random order."""
+    """Return the kinds in random order: each once if `once` is True, otherwise as often as its weight."""
     queue = [kind for kind in kinds for _ in range(1 if once else KINDS[kind].weight)]
     choose.shuffle(queue)
     return queue

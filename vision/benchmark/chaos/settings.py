@@ -27,7 +27,10 @@ _KEPT: Final = (
     "processes",
     "stop_timeout_s",
 )
-"""Sections of the user's configuration. All others name sockets, folders, and services outside the run."""
+"""Sections that are copied from the user's configuration.
+
+The others name sockets, folders, and services outside the run.
+"""
 
 _CAMERA_KEYS: Final = (
     "id",

@@ -1,4 +1,4 @@
-"""Reads the state database of a program that has ended."""
+"""Read the state database of a program that has ended."""
 
 from __future__ import annotations
 

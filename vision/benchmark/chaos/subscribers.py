@@ -18,7 +18,7 @@ _ROUND_S: Final = 0.2
 
 
 class StoppedSubscriber:
-    """A subscriber to everything that never reads, as a program that is suspended."""
+    """A subscriber to everything that never reads, like a suspended program."""
 
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
@@ -34,7 +34,7 @@ class StoppedSubscriber:
 
 
 class Flood:
-    """A thread that opens and closes many connections until `close`."""
+    """A thread that opens and closes many connections until `close` is called."""
 
     def __init__(self, address: str) -> None:
         self._address = address

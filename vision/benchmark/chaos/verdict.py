@@ -20,7 +20,7 @@ class Verdict:
 
 
 def judge(name: str, problems: Iterable[str], text: str, *, is_judged: bool = True) -> Verdict:
-    """Return the verdict: broken if there are problems, otherwise held, or not judged if there was nothing to check."""
+    """Return the verdict: broken if there are problems, otherwise held if `is_judged` is True, otherwise not judged."""
     found = tuple(problems)
     result: Result = "broken" if found else "held" if is_judged else "not judged"
     return Verdict(name, result, text, found)

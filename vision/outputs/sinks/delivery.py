@@ -12,13 +12,14 @@ from vision.config.fields import VERIFY
 from vision.config.sinks import SinkAddress, parse_sink_address
 
 TIMEOUT_S: Final = 10.0
-"""Time in seconds for a connection, a delivery, and a check."""
+"""Timeout in seconds of a connection, a delivery, or a check."""
 
 MAX_PAYLOAD_BYTES: Final = 900_000
-"""Maximum size of a message. NATS and Kafka refuse messages of more than about 1 MB by default."""
+"""Maximum size of a message in bytes. NATS and Kafka refuse messages of more than about 1 MB by default."""
 
 MAX_BATCH_BYTES: Final = 4_000_000
-"""Maximum size of the messages that are stored or delivered together, so that a process needs little memory."""
+"""Size in bytes at which messages that are stored or delivered together are split, so that a process needs little
+memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Outgoing:
 
     @property
     def kind(self) -> str:
-        """The first part of the topic."""
+        """The first part of the topic, such as ``events``."""
         return self.topic.partition("/")[0]
 
     @property
@@ -77,7 +78,7 @@ class SinkSettings:
 
 
 class DeliveryError(Exception):
-    """The far side refused or did not confirm a delivery, which is tried again."""
+    """The far side refused or did not confirm a delivery. The delivery is tried again."""
 
 
 class Connection(Protocol):
@@ -86,20 +87,20 @@ class Connection(Protocol):
     batch: int
     """Maximum number of messages in one call of `send`."""
     answers_checks: bool
-    """True if `check` asks the far side."""
+    """True if `check` fails when the far side does not answer. False if `check` does nothing."""
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
         """Deliver messages in order. Return when the far side has confirmed all of them.
 
         Returns:
-            For each message, why the far side never accepts it; an empty text if it was delivered.
+            For each message, the reason why the far side never accepts it; an empty text if it was delivered.
 
         Raises:
             Exception: the messages were not confirmed. All of them are sent again.
         """
 
     async def check(self) -> None:
-        """Raise an exception if the far side does not answer."""
+        """Raise an exception if the far side does not answer. If `answers_checks` is False, do nothing."""
 
 
 Connect: TypeAlias = Callable[[SinkSettings], AbstractAsyncContextManager[Connection]]

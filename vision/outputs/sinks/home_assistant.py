@@ -19,18 +19,18 @@ _EVENT_TYPES: Final = ["line_crossed", "zone_entered", "zone_left", "crowded", "
 
 
 class Discovery:
-    """Creates the discovery messages for what appears in the messages of the program. It is not thread-safe."""
+    """Creates discovery messages for the cameras, lines, and zones in the program's messages. It is not thread-safe."""
 
     def __init__(self, settings: SinkSettings, kinds: Collection[str]) -> None:
-        """Create the announcer. Only kinds of messages that are also sent, `kinds`, get entities."""
+        """Create the announcer. Only the kinds of messages in `kinds`, which the sink also sends, get entities."""
         self._kinds = frozenset(kinds)
         self._node = settings.node
         self._prefix = "/".join(settings.prefix)
         self._availability = availability_topic(settings)
-        self._announced: dict[str, frozenset[str]] = {}  # topics of the entities of each topic
+        self._announced: dict[str, frozenset[str]] = {}  # discovery topics by topic of the message
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Yield messages that announce new entities, and messages that remove those of deleted lines and zones."""
+        """Yield messages that announce new entities, and messages that remove entities of deleted lines and zones."""
         if isinstance(item, CameraStatusMessage) and "status" in self._kinds:
             entities = dict(self._of_camera(item.camera))
         elif isinstance(item, CountsMessage) and "counts" in self._kinds:

@@ -17,7 +17,7 @@ _NEVER_ACCEPTED: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.IN
 
 
 class KafkaConnection:
-    """A producer of a Kafka cluster. Kafka stores the messages of a camera in order, without repetitions."""
+    """A producer of a Kafka cluster. While it exists, Kafka stores the messages of a camera in order, each once."""
 
     batch = 100
     answers_checks = True
@@ -30,7 +30,7 @@ class KafkaConnection:
         """Deliver messages. Return when all replicas in sync have stored them.
 
         Raises:
-            DeliveryError: a message was not confirmed in time.
+            DeliveryError: a message was not confirmed, because of a timeout or an error that can end.
         """
         return await asyncio.to_thread(self._send, messages)
 
@@ -64,7 +64,7 @@ class KafkaConnection:
         return refused
 
     def discard(self) -> None:
-        """Discard the messages that were not confirmed, because they are sent again over a new connection."""
+        """Discard the messages that were not confirmed. The sender sends them again over a new connection."""
         self._producer.purge()
         self._producer.flush(0)
 

@@ -1,4 +1,4 @@
-"""Delivery to NATS JetStream, which stores each message once, because repetitions have the same id."""
+"""Delivery to NATS JetStream, which ignores repetitions of a message for some time, because they have the same id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
 
 _MAX_STREAM_BYTES: Final = 1_000_000_000
 _REPETITION_S: Final = 120.0
-"""Time for which a stream that the program creates recognizes repetitions."""
+"""Time in seconds for which a stream that the program creates recognizes repetitions."""
 
 
 class NatsConnection:
@@ -33,7 +33,10 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages one after another, because a cluster that elects a leader can confirm only later ones."""
+        """Deliver messages one after another.
+
+        If they were sent together while a cluster elects a leader, it could confirm a message but not an earlier one.
+        """
         return [await self._publish(message) for message in messages]
 
     async def check(self) -> None:

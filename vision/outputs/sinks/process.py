@@ -50,8 +50,8 @@ def open_sinks(
     """Start a process for each configured sink, and register it with `resources`.
 
     Args:
-        publisher: the publisher of the messages. Its status contains that of the sinks.
-        events: log of the events. A new sink gets the events after its newest.
+        publisher: the publisher of the messages. Its status then contains the status of the sinks.
+        events: log of the events. A new sink starts after the newest event in the log.
         keys: the publisher's keys for CURVE; None if messages are not encrypted.
 
     Raises:

@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 _BATCH: Final = 500  # maximum number of items whose messages are stored in one transaction
 _WAIT_S: Final = 0.2
 _STATUS_S: Final = 1.0
-_DRAIN_S: Final = 0.3  # time at the end to receive the last messages, and to deliver them
-_QUEUE: Final = 2000  # messages that wait for the thread
+_DRAIN_S: Final = 0.3  # time at the end to receive the last messages, and again to deliver them
+_QUEUE: Final = 2000  # maximum number of messages that wait for the thread
 
 
 def write_line(content: Mapping[str, object]) -> None:
-    """Send a line to the main process."""
+    """Send a line to the main process. Do nothing if that process has ended."""
     with contextlib.suppress(OSError):  # the main process has ended
         sys.stdout.write(f"{json.dumps(content)}\n")
         sys.stdout.flush()
@@ -81,6 +81,7 @@ class Reader:
 
         Raises:
             sqlite3.Error: a message cannot be stored.
+            VisionError, OSError: the messages of the program cannot be received.
         """
         options, position = self._options, self.selection.position
         keys = KeyPair(*options["keys"]) if options["keys"] else None
@@ -102,7 +103,7 @@ class Reader:
                     until_s = time.monotonic() + _DRAIN_S
 
     def stop(self) -> None:
-        """Make `run` return once it has stored the messages that have arrived."""
+        """Make `run` return after 0.3 s, in which it stores the last messages."""
         self._stop.set()
 
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:
@@ -137,7 +138,7 @@ def _discovery(options: Mapping[str, Any], settings: SinkSettings) -> Callable[[
 
 
 async def serve(options: Mapping[str, Any]) -> None:
-    """Receive and deliver messages until standard input closes."""
+    """Receive and deliver messages until standard input closes. Then end the process."""
     settings = SinkSettings.of(options)
     try:
         spool = Spool(Path(options["spool"]), max_bytes=options["spool_bytes"], max_age_s=options["spool_age_s"])

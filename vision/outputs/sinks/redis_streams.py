@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
 
 _MAX_LENGTH: Final = 100_000
-"""Number of messages from which Redis deletes the oldest messages of a stream."""
+"""Approximate number of messages of a stream beyond which Redis deletes the oldest ones."""
 
 
 class RedisConnection:
@@ -27,7 +27,7 @@ class RedisConnection:
         self._prefix = ":".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Add all messages to their streams, or none of them."""
+        """Add messages to their streams in one transaction."""
         async with self._client.pipeline(transaction=True) as pipeline:
             for message in messages:
                 entry: dict[str | bytes, str | bytes] = {

@@ -21,13 +21,13 @@ _MESSAGES: Final = (
 class Selection:
     """Turns the items of a subscription into messages for one sink. It is not thread-safe.
 
-    Events and summaries of objects are all sent. Of the other kinds, each topic sends its newest message at most once
-    per interval, and a camera whose state changed sends its status at once.
+    All events and all summaries of objects are sent. Of the other kinds, each topic sends its newest message at most
+    once per interval, and a camera whose state changed sends its status at once.
 
     Attributes:
-        lost: number of messages that did not arrive from the program, or are too large.
-        position: the last event; None before the first.
-        sequences: for each topic of objects, the instance of the publisher and the last number.
+        lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
+        position: the event after which the sink continues; None before the first event.
+        sequences: for each topic of objects, the instance of the publisher and the last sequence number.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Selection:
         self._states: dict[str, str] = {}  # last sent state of each camera
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Yield the messages to send now."""
+        """Take an item of the subscription. Yield the messages to send now."""
         if isinstance(item, Gap):
-            self.lost += item.lost if item.topic == EVENTS else 0  # `sequences` shows the others
+            self.lost += item.lost if item.topic == EVENTS else 0  # for objects, `_count_missing` counts them
         elif isinstance(item, NewJournal):
             self.position = Position(item.new, 0)
         elif isinstance(item, EventMessage):

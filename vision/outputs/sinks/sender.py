@@ -21,8 +21,8 @@ _CHECK_S: Final = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 _MAX_ATTEMPTS: Final = 4
-"""Number of attempts after which a message is given up, if the far side answers checks but never confirms the message.
-It is too large for the broker, for example."""
+"""Number of attempts to send a message alone. After these, the message is given up if the far side answers checks but
+never confirms the message, for example because it is too large for the broker."""
 
 
 class Sender:
@@ -33,7 +33,7 @@ class Sender:
         stop: event to set to end `run`.
         connected: whether the last call to the far side succeeded.
         sent: number of delivered messages.
-        refused: number of messages that the far side never accepts.
+        refused: number of messages that the far side never accepts, or that were given up.
         last_error: the last error, without secrets; empty if there was none.
     """
 
@@ -55,7 +55,7 @@ class Sender:
         self._one_by_one = False  # after an error, until a message is delivered
 
     async def run(self) -> None:
-        """Deliver messages. The pause after an error is doubled up to 15 s."""
+        """Deliver messages until `stop` is set. The pause is doubled with each error in a row, up to 15 s."""
         while not self.stop.is_set():
             try:
                 async with self._connect(self._settings) as connection:
@@ -86,7 +86,7 @@ class Sender:
             self._succeeded()
 
     async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
-        """Send messages. Return, for each of them, why it is given up; an empty text if it was delivered."""
+        """Send messages. Return the reason why each of them is given up; an empty text if it was delivered."""
         if self._one_by_one:
             await connection.check()
             self._succeeded()

@@ -1,8 +1,8 @@
 """`Spool` stores the messages of one sink on disk until they are delivered, and the position in the events.
 
 A message and the position after it are stored in one transaction. Therefore, a process that is killed neither misses an
-event nor stores it twice. SQLite forces the log to disk only at checkpoints, so a power failure can lose the last
-seconds. The position is then that of the remaining messages, and the later events are requested again.
+event nor stores it twice. SQLite forces the log to disk only at checkpoints, so a power failure can lose the
+newest transactions. The position is then that of the remaining messages, and the later events are requested again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OVERHEAD_BYTES: Final = 100  # of a row
 
 
 class Position(NamedTuple):
-    """The last event that is in the spool or was delivered."""
+    """The event after which the sink continues."""
 
     journal: str
     number: int
@@ -79,7 +79,7 @@ class Spool:
         return None if row is None else Position(*row)
 
     def sequences(self) -> dict[str, tuple[str, int]]:
-        """Return the stored instance of the publisher and the last number of each topic."""
+        """Return the stored instance of the publisher and the last sequence number, by topic."""
         with self._lock:
             rows = self._database.execute("SELECT topic, instance, seq FROM sequences").fetchall()
         return {topic: (instance, seq) for topic, instance, seq in rows}
@@ -90,9 +90,10 @@ class Spool:
         position: Position | None = None,
         sequences: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
-        """Store messages, and the position and sequence numbers after them. Delete the oldest beyond the limits.
+        """Store messages, and the position and sequence numbers after them. Apply the limits.
 
-        A message about a state replaces the waiting message of the same topic.
+        A message about a state replaces the waiting message of the same topic. Beyond the limits, the oldest messages
+        are deleted.
 
         Raises:
             sqlite3.Error: the messages cannot be stored, for example because the disk is full.
@@ -134,12 +135,12 @@ class Spool:
         return messages
 
     def remove(self, messages: Sequence[Outgoing]) -> None:
-        """Delete messages of `first`."""
+        """Delete messages that `first` returned."""
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             for message in messages:
                 deleted = self._database.execute("DELETE FROM messages WHERE number = ?", (message.number,)).rowcount
-                self.count -= deleted  # 0 if a newer message has replaced it
+                self.count -= deleted  # 0 if it was replaced, or deleted because of the limits
                 self.nbytes -= deleted * _size(message)
             self._database.execute("COMMIT")
 
@@ -160,7 +161,7 @@ class Spool:
         size.count, size.nbytes = size.count + 1, size.nbytes + _size(message)
 
     def _delete_oldest(self, since_s: float, size: _Size) -> int:
-        """Delete the oldest messages beyond the limits, and those before `since_s`. Return their number."""
+        """Delete messages from before `since_s`, and the oldest beyond the size limit. Return the number of both."""
         lost = last = 0
         with closing(self._database.execute("SELECT number, bytes, at_s FROM messages ORDER BY number")) as rows:
             for number, nbytes, at_s in rows:

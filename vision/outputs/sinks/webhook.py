@@ -16,7 +16,7 @@ from vision.outputs.sinks.delivery import TIMEOUT_S, DeliveryError, Outgoing, Si
 from vision.version import version
 
 _NEVER_ACCEPTED: Final = frozenset({400, 413, 415, 422})
-"""Status codes with which a server refuses one message. All other errors can end, so the message is sent again."""
+"""Status codes with which a server refuses one message. Other errors can be temporary, so the message is sent again."""
 
 _MAX_RESPONSE_BYTES: Final = 65_536
 
@@ -41,10 +41,11 @@ class WebhookConnection:
         self._clock = clock
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Send a request with each message. Never follow a redirect.
+        """Send each message in a request of its own. Never follow a redirect.
 
         Raises:
-            DeliveryError: the server answers with a status code that it can change later.
+            DeliveryError: the server answers with a redirect, or with an error that can be temporary.
+            httpx.HTTPError: the request fails.
         """
         return [await self._post(message) for message in messages]
 
@@ -79,7 +80,7 @@ class WebhookConnection:
 async def connect_webhook(
     settings: SinkSettings, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[WebhookConnection]:
-    """Create a client. It connects with the first request. `clock` returns the time of signatures."""
+    """Create a client. It connects with the first request. `clock` returns the time in seconds since 1970."""
     verify = settings.tls_context()
     client = httpx.AsyncClient(
         verify=True if verify is None else verify,
