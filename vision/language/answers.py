@@ -1,4 +1,4 @@
-"""Functions that read the responses of a server, which can contain anything."""
+"""Functions that read the responses of a server. A response can contain anything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Completion:
     """The part of a response that the program uses."""
 
     text: str
-    cut_short: bool  # the answer has reached the maximum number of tokens
+    cut_short: bool  # the server ended the answer at the maximum number of tokens
     model: str | None
     tokens: int | None
     first_tokens: Sequence[tuple[str, float]]  # the most probable first tokens, and their logarithmic probabilities
@@ -60,13 +60,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected form of an answer: a JSON Schema, one of several words, or, without both, any text."""
+    """The expected form of an answer: JSON that matches `schema`, one of `choices`, or, without both, any text."""
 
     schema: Mapping[str, Any] | None = None
     choices: tuple[str, ...] = ()
 
     def parse(self, completion: Completion) -> tuple[Any, float | None]:
-        """Return the parsed answer, and the probability of the chosen word; None if it is not known.
+        """Return the parsed answer, and the probability of the chosen word.
+
+        The probability is None if there are no `choices`, or if it is not known.
 
         Raises:
             InvalidAnswer: the answer does not have the expected form.
@@ -105,7 +107,7 @@ def decode(body: bytes) -> Completion:
 
 
 def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
-    """Return the most probable first tokens; an empty list if the server reports none, or in a different form."""
+    """Return the most probable first tokens; an empty list if there are none, or if they have a different form."""
     try:
         return [(str(each["token"]), float(each["logprob"])) for each in logprobs["content"][0]["top_logprobs"]]
     except (TypeError, KeyError, IndexError, ValueError):
@@ -144,6 +146,6 @@ def _normalized(text: str) -> str:
 
 
 def _weight(choice: str, first_tokens: Sequence[tuple[str, float]]) -> float:
-    """Return the probability that an answer starts like `choice`."""
+    """Return the total probability of the first tokens with which `choice` starts."""
     tokens = [(_normalized(token), logprob) for token, logprob in first_tokens]
     return math.fsum(math.exp(min(p, 0.0)) for token, p in tokens if token and _normalized(choice).startswith(token))

@@ -35,7 +35,7 @@ _LOG_S: Final = 60.0  # time between two log lines about the same kind of error
 _BROKEN: Final = ("too-long", "not-http", "rubbish")
 """Codes of invalid answers that are signs of a server that does not work."""
 _PASSABLE: Final = ("images-refused", "image-too-large", "refused")
-"""Codes of refusals that concern one question."""
+"""Codes of refusals that concern only one question, and are no sign of a server that does not work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class _Waiting:
 
 
 class Asker:
-    """Asks the server about questions, in several threads. Its methods do not block on the server."""
+    """Asks the server questions, in several threads. Only `ask_next`, which the threads call, waits for the server."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Asker:
         ledger: Ledger | None = None,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        """Create the parts. `report` receives each outcome and log line, and is called by several threads."""
+        """Start no threads yet. `report` receives outcomes, statements, and log lines. Several threads call it."""
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
         self._server = ChatServer(config)
@@ -70,7 +70,7 @@ class Asker:
         self._counters: Counter[str] = Counter(requests=0)
         self._logged: dict[str, float] = {}  # time of the last log line about each code
         self._true_until: dict[tuple[str, str], float] = {}
-        """Time in seconds until which a statement counts as true, by entry and camera."""
+        """Monotonic time in seconds until which a statement counts as true, by entry and camera."""
 
     def start(self, on_failure: Callable[[], None]) -> None:
         """Start the threads. A thread that fails calls `on_failure`."""
@@ -86,7 +86,10 @@ class Asker:
             threading.Thread(target=run, name=f"ask-{number}", daemon=True).start()
 
     def add(self, question: Question, images: Sequence[bytes]) -> None:
-        """Queue a question, or report immediately that it gets no answer."""
+        """Queue a question, or report immediately that it gets no answer.
+
+        Ignore a question about a statement that counts as true.
+        """
         waiting = _Waiting(question, images, time.monotonic())
         if self._is_true(question):
             return
@@ -99,7 +102,7 @@ class Asker:
                 self._fail(displaced, "queue-full")
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server, and report the outcome."""
+        """Wait for a question, ask the server unless the question has expired or the server fails, and report the outcome."""
         waiting = self._queue.take()
         assert waiting is not None
         if self._is_true(waiting.question):
@@ -113,7 +116,7 @@ class Asker:
             self._ask(waiting, left_s)
 
     def totals(self) -> Totals:
-        """Return the counters and the measurements since the last call."""
+        """Return the counters since the start, the current state, and the latencies since the last call."""
         latency = self._latency.snapshot(reset=True)
         gauges = {
             "queue": len(self._queue),
@@ -182,11 +185,11 @@ class Asker:
             self._report(Outcome(id=question.id, purpose=question.purpose, verdict=verdict))
 
     def _is_true(self, question: Question) -> bool:
-        """Return True if a question is about a statement that was true, and is not checked again yet."""
+        """Return True if a question is about a statement that was true, and that is not to be checked again yet."""
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
-        """Report a statement that is true, and stop to watch it for a time."""
+        """Report a statement if it is true. Then do not check it for `again_after_s`; None means until the next start."""
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):
                 return

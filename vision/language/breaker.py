@@ -15,8 +15,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 class CircuitBreaker:
     """Counts the failures of a server. After three in a row it opens, and then admits one question per pause.
 
-    The pauses double up to a minute, and their length is random, so that several programs do not probe a server
-    together. The first success closes the breaker. The methods can be called by several threads.
+    The pauses double up to a minute. Each is multiplied by a random factor from 0.5 to 1.5, so that several programs do
+    not probe a server at the same time. The first success closes the breaker. The methods can be called by several
+    threads.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class CircuitBreaker:
         return self._failures >= _FAILURES
 
     def admits(self) -> bool:
-        """Return True if the server can be asked now. If the breaker is open, the question is the next probe."""
+        """Return True if the server can be asked now. If the breaker is open, True permits one probe."""
         with self._lock:
             if not self.is_open:
                 return True
@@ -61,11 +62,11 @@ class CircuitBreaker:
                 self._schedule()
 
     def opened_after(self, moment_s: float) -> bool:
-        """Return True if the breaker is open, and was closed at `moment_s`."""
+        """Return True if the breaker is open, and opened after `moment_s`."""
         with self._lock:
             return self.is_open and self._opened_s > moment_s
 
     def _schedule(self) -> None:
-        """Schedule the next probe, which is due even if the present one gets no answer."""
+        """Schedule the next probe, which is due even if the current one gets no answer."""
         self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._probe_s = self._clock() + self._pause_s * (0.5 + self._random_part())

@@ -1,7 +1,7 @@
 """`ChatServer` asks a language model, on any server that has the API of OpenAI's chat completions.
 
-Every request is limited in time and in bytes, whatever the server does: it can accept no connection, send no answer,
-send a byte per second, or never stop sending.
+Every request is limited in time and in bytes, even if the server accepts no connection, sends no answer, sends one byte
+per second, or never stops sending.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Answer:
 
     text: str
     parsed: Any  # with a schema: the decoded answer; with choices: the chosen word; otherwise the text
-    confidence: float | None  # probability of the chosen word among the choices; None if the server does not report it
+    confidence: float | None  # probability of the chosen word among the choices; None if there are none, or if unknown
     model: str
     tokens: int | None  # number of generated tokens; None if the server does not report it
     latency_ms: float
@@ -50,7 +50,7 @@ class ChatServer:
         """Connect to nothing yet. `clock` returns seconds."""
         self._config = config
         self._url = config.url.rstrip("/")
-        self._headers = {"Accept-Encoding": "identity"}  # a small compressed answer can be very long
+        self._headers = {"Accept-Encoding": "identity"}  # a small compressed answer can expand to a very long one
         if config.api_key is not None:
             self._headers["Authorization"] = f"Bearer {config.api_key}"
         self._tls = ssl.create_default_context() if self._url.startswith("https:") else False
@@ -77,21 +77,23 @@ class ChatServer:
             prompt: the question.
             images: JPEG files to which the prompt refers.
             schema: JSON Schema of the answer; None means that the answer is plain text.
-            choices: words, one of which is the answer. Only valid without a schema.
+            choices: words, one of which is the answer. A schema takes precedence.
             max_tokens: maximum length of the answer. Choices have their own limit.
-            deadline_s: maximum time in seconds; the configured timeout if it is lower or `deadline_s` is None.
+            deadline_s: maximum time in seconds. The configured timeout applies if it is lower, or if this is None.
 
         Raises:
-            ServerRefusal: the server refuses the key, the model, the images, or another part of the request.
+            ServerRefusal: the server refuses the key, the model, the images, or a different part of the request, or the
+                request is too large.
             ServerFailure: the server cannot be reached, is too slow or busy, or reports an internal error.
-            InvalidAnswer: the answer is too long, unreadable, or does not match the schema or the choices.
+            InvalidAnswer: the response is too long, is unreadable, contains no answer, or its answer does not match the
+                schema or the choices.
         """
         expected = answers.Expected(schema, tuple(choices))
         options = _options_for(expected, max_tokens)
         return self._within(deadline_s, self._complete(prompt, images, expected, options))
 
     def _within(self, deadline_s: float | None, request: Coroutine[Any, Any, _T]) -> _T:
-        """Run a request in an event loop of its own, because only then each wait ends at the deadline."""
+        """Run a request in an event loop of its own, so that every wait of the request ends at the deadline."""
         limit_s = self._config.timeout_s if deadline_s is None else min(deadline_s, self._config.timeout_s)
         loop = asyncio.new_event_loop()
         try:
@@ -138,7 +140,7 @@ class ChatServer:
         return Answer(completion.text, parsed, confidence, name, completion.tokens, latency_ms)
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> bytes:
-        """Send one request, and return the body of the response. Raise an error unless the status is 200."""
+        """Send one request, and return the body of the response. Raise `LanguageError` unless the status is 200."""
         url, headers = self._url + path, dict(self._headers)
         if content is not None:
             headers["Content-Type"] = "application/json"
@@ -158,7 +160,7 @@ class ChatServer:
 
 
 def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
-    """Return the content of a message. Without images it is a text, because some servers accept only texts."""
+    """Return the content of a message. Without images, it is a string, because some servers accept only strings."""
     if not images:
         return prompt
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]

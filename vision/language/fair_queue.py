@@ -10,10 +10,10 @@ _T = TypeVar("_T")
 
 
 class FairQueue(Generic[_T]):
-    """A queue with limits, from which the cameras are served in turn, and the newest entry of a camera first.
+    """A queue with limits. It serves the cameras in turn, and the newest entry of each camera first.
 
-    Beyond a limit, the camera with the most entries loses its oldest one, so a busy camera displaces only itself. The
-    methods can be called by several threads.
+    Beyond a limit, the camera with the most entries loses its oldest one, so a busy camera cannot displace the entries
+    of a quiet one. The methods can be called by several threads.
     """
 
     def __init__(self, *, most: int, most_bytes: int) -> None:
@@ -28,7 +28,7 @@ class FairQueue(Generic[_T]):
         return self._count
 
     def put(self, camera: str, entry: _T, nbytes: int) -> list[_T]:
-        """Add an entry of `nbytes` bytes. Return the entries that lost their place."""
+        """Add an entry of `nbytes` bytes. Return the entries that were displaced, which can include the new one."""
         with self._changed:
             self._waiting.setdefault(camera, deque()).append((entry, nbytes))
             self._count += 1
@@ -41,7 +41,7 @@ class FairQueue(Generic[_T]):
             return displaced
 
     def take(self, timeout_s: float | None = None) -> _T | None:
-        """Wait for an entry, and remove it. Return None if there is none after `timeout_s`; None means no limit."""
+        """Wait for an entry, remove it, and return it; None if none arrives in `timeout_s`. None means no timeout."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
                 return None

@@ -1,7 +1,7 @@
-"""`HeldEvents` decides when an event is published that a language model is asked about. It has no threads or sockets.
+"""`HeldEvents` decides when to publish the events about which a language model is asked. It has no threads or sockets.
 
 An event whose entry of `verify:` has `wait_s` is held until its verdict, or until that time has passed. Every other
-event is published immediately, and again when there is an answer.
+event is published immediately, and again if an answer arrives.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HeldEvents:
             return [each for event in events for each in self._admitted(event)]
 
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Take note of the numbers of published events. Return amendments for the answers that have arrived already."""
+        """Store published events with their numbers. Return amendments for the answers that have arrived already."""
         with self._lock:
             amendments = []
             for event in events:
@@ -80,7 +80,7 @@ class HeldEvents:
             return []
 
     def expired(self) -> list[EventMessage]:
-        """Return the events to publish because they have waited for too long."""
+        """Return the events to publish because their `wait_s` has passed."""
         with self._lock:
             now_s = self._clock()
             return [
@@ -91,12 +91,12 @@ class HeldEvents:
             ]
 
     def release(self) -> list[EventMessage]:
-        """Stop holding events. Return the held events to publish."""
+        """Stop holding all events that are held now. Return those to publish."""
         with self._lock:
             return [each for held in list(self._held.values()) for each in self._released(held, None)]
 
     def next_s(self) -> float | None:
-        """Return the time at which the next event has waited for too long; None if no event waits."""
+        """Return the time in seconds at which the next `wait_s` ends; None if no event waits."""
         with self._lock:
             return min((held.until_s for held in self._held.values()), default=None)
 
@@ -137,7 +137,7 @@ class HeldEvents:
         return [event]
 
     def _released(self, held: _Held, outcome: Outcome | None) -> list[EventMessage]:
-        """Return the events to publish when `held` stops to wait. Without a verdict, `on_timeout` decides."""
+        """Return the events to publish when `held` stops waiting. Without a verdict, `on_timeout` decides."""
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:
             del self._holder[state]

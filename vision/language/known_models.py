@@ -21,7 +21,7 @@ _BITS: Final[Mapping[Precision, float]] = {
 }
 
 CONTEXT_TOKENS: Final = 4096
-"""Tokens of the prompt, the images, and the answer of one request for which memory is reserved."""
+"""Number of tokens for which memory is reserved per request. The prompt, the images, and the answer share them."""
 
 _RUNTIME_MIB: Final = 1024.0  # assumed: CUDA context, code, activations, and memory of the image encoder
 _MIB: Final = 2**20
@@ -35,12 +35,12 @@ class KnownModel:
     linear: int  # parameters of the linear layers, which are quantized
     vocabulary: int  # parameters of the token embedding and the output layer, which only llama.cpp quantizes
     encoder: int  # parameters of the image encoder, which stays in 16 bits
-    cache_bytes: int  # KV cache of one token: 2 * layers * heads for keys and values * 128 * 2 bytes
+    cache_bytes: int  # KV cache of one token: layers * KV heads * 128 values * 2 (key and value) * 2 bytes
     checkpoints: Mapping[Precision, str]  # published checkpoints by precision
     draft: str | None = None  # EAGLE-3 draft model for the checkpoint in fp16
 
     def need_mib(self, precision: Precision, parallel: int = 1) -> float:
-        """Return the estimated memory for a server that answers `parallel` requests at the same time."""
+        """Return the estimated memory in MiB of a server that answers `parallel` requests at the same time."""
         bits = self.linear * _BITS[precision] + self.encoder * 16
         bits += self.vocabulary * (_BITS[precision] if precision == "q4_k_m" else 16)
         cache = self.cache_bytes * CONTEXT_TOKENS * parallel

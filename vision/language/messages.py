@@ -1,6 +1,6 @@
 """Messages between the program and the process that asks the language model, and the choice of events.
 
-The program sends inquiries over a socket, each with its images. The process prints its lines, in JSON.
+The program sends questions over a socket, each with its images. The process prints its messages as lines of JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STATEMENT: Final = "statement"
 """Kind of the events that report that a statement of `describe:` is true."""
 
 LARGEST_IMAGE_BYTES: Final = 4 << 20
-MOST_TEXT: Final = 4000  # characters of a description
+MOST_TEXT: Final = 4000  # maximum number of characters of a description
 
 _C = TypeVar("_C", bound=Inquiry)
 
@@ -43,7 +43,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
-    """The end of a question: a verdict, a description, or an error."""
+    """The outcome of a question: a verdict, a description, or an error."""
 
     id: str
     purpose: Purpose
@@ -66,7 +66,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, tag="totals"):
-    """Counters of the process since its start, and measurements of the present."""
+    """Counters of the process since its start, and current measurements."""
 
     counters: Mapping[str, int]
     gauges: Mapping[str, int]

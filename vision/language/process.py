@@ -38,7 +38,7 @@ _STOP_S: Final = 2.0
 
 
 class PublishesLate(Protocol):
-    """A publisher of events that the gate has held back."""
+    """A publisher that can publish events which the gate has held."""
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
         """Send events without passing the gate."""
@@ -89,7 +89,7 @@ class LanguageProcess:
         self._thread.start()
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish now. The others are published with their verdict, or when their time is up.
+        """Return the events to publish now. The others wait for their verdict, or until their time is up.
 
         Raise the exception of the thread if it has failed.
         """
@@ -98,7 +98,7 @@ class LanguageProcess:
         return self._held.admit(events)
 
     def sent(self, events: Sequence[EventMessage]) -> None:
-        """Take note of the sequence numbers of published events."""
+        """Store published events with their numbers. Publish the amendments for answers that have arrived already."""
         amendments = self._held.sent(events)
         if amendments:
             self._todo.put(amendments)
@@ -119,7 +119,7 @@ class LanguageProcess:
             self._thread.join(_STOP_S)
 
     def _read(self, text: str) -> None:
-        """Process a line of the process. The thread that supervises the process calls this method."""
+        """Handle a line that the process printed. The thread that supervises the process calls this method."""
         self._heard_s = time.monotonic()
         try:
             line = decode_line(text)

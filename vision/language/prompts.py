@@ -9,12 +9,12 @@ import msgspec
 from vision.config.language import DescribeConfig, VerifyConfig
 from vision.language.messages import Question
 
-TRUE, FALSE = "yes", "no"  # the answers to whether a statement is true
+TRUE, FALSE = "yes", "no"  # the possible answers to the question whether a statement is true
 _MOST_FACTS: Final = 4000  # characters
 
 
 def prompt_of(entry: VerifyConfig | DescribeConfig, question: Question) -> str:
-    """Return the prompt: the text of the configuration, the facts of the event, and the form of the answer."""
+    """Return the prompt: the request, the known facts, what the images show, and the form of the answer."""
     parts = [_request(entry), _facts(question), _images(question)]
     answers = answers_of(entry)
     if answers and is_json(entry):
@@ -33,7 +33,7 @@ def answers_of(entry: VerifyConfig | DescribeConfig) -> tuple[str, ...]:
 
 
 def is_json(entry: VerifyConfig | DescribeConfig) -> bool:
-    """Return True if the answer and its confidence are requested as JSON."""
+    """Return True if an entry with possible answers requests an answer and its confidence as JSON."""
     return not isinstance(entry, VerifyConfig) or entry.format == "json"
 
 

@@ -46,7 +46,7 @@ class Host:
     platform: Platform
     capability: int
     total_mib: float  # of the memory in which models run
-    left_mib: float  # free while `vision` runs
+    left_mib: float  # available to a server
 
     def precisions(self, server: ServerName) -> tuple[Precision, ...]:
         """Return the formats of weights that the server can use on this machine, fastest first."""
@@ -71,15 +71,16 @@ class Recipe:
 
 
 def recipes(host: Host, *, parallel: int = 1, model: str | None = None) -> list[Recipe]:
-    """Return a recipe for each server of the machine, each with the largest model that fits.
+    """Return the recipes for each server of the machine; none for a server if no model fits.
 
-    Quantized checkpoints are preferred, because a Jetson reads all weights for each token. Models that a user must
-    quantize are only chosen if no published checkpoint fits.
+    Published quantized checkpoints are preferred, because a Jetson reads all weights for each token. Models that a user
+    must quantize are chosen only if no published checkpoint fits. Of equally preferred checkpoints, that of the largest
+    model is chosen.
 
     Args:
         host: the machine.
         parallel: number of requests that the server answers at the same time.
-        model: name of the model to use; None means the largest that fits.
+        model: name of the model to use; None means any model.
     """
     candidates = [known for known in reversed(KNOWN_MODELS) if model in (None, known.name)]
     found = []
@@ -112,7 +113,7 @@ def _largest_fitting(
 
 
 def _effort(known: KnownModel, precision: Precision) -> int:
-    """Return 0 for a published quantized checkpoint, 1 for one in 16 bits, and 2 if the user must quantize it."""
+    """Return 0 for a published quantized checkpoint, 1 for one in 16 bits, 2 if the user must quantize the model."""
     return 2 if precision not in known.checkpoints else int(precision == "fp16")
 
 
@@ -163,7 +164,7 @@ def _edge_llm(checkpoint: str | None, known: KnownModel, parallel: int, *extra: 
 
 
 def _speculative(host: Host, server: ServerName, known: KnownModel, parallel: int) -> Iterator[Recipe]:
-    """Yield the recipe with speculative decoding, if the model has a draft and its checkpoint in fp16 fits."""
+    """Yield a recipe with speculative decoding for Edge-LLM, if the model has a draft model and fits in fp16."""
     if server != "edge-llm" or known.draft is None or not fits(host, known, "fp16", parallel):
         return
     need = known.need_mib("fp16", parallel)

@@ -1,4 +1,4 @@
-"""Errors for responses that are not successful. The text of a server decides where its status is ambiguous."""
+"""Errors for responses that are not successful. If the status is ambiguous, the text of the response decides."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def of_status(url: str, status: int, body: bytes) -> LanguageError:
 
 
 def _code(status: int, said: str) -> str:
-    """Return the code of the error for a status, and for what the server says about it."""
+    """Return the code of the error for a status and the text of the server."""
     if status in _CODES:
         return _CODES[status]
     if _TOO_LONG.search(said):
