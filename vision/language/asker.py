@@ -102,7 +102,7 @@ class Asker:
                 self._fail(displaced, "queue-full")
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server unless the question has expired or the server fails, and report the outcome."""
+        """Wait for a question, ask the server unless an answer is not needed or not expected, and report the outcome."""
         waiting = self._queue.take()
         assert waiting is not None
         if self._is_true(waiting.question):
@@ -189,7 +189,7 @@ class Asker:
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
-        """Report a statement if it is true. Then do not check it for `again_after_s`; None means until the next start."""
+        """Report a statement if it is true, and do not check it for `again_after_s`; until the next start if None."""
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):
                 return

@@ -19,7 +19,7 @@ _OLDER: Final = "ledger-older.jsonl"
 
 
 class Ledger:
-    """Two files of JSON lines in one folder. When the newer one has half of the maximum size, it replaces the older one."""
+    """Two files of JSON lines in one folder. When the newer has half of the maximum size, it replaces the older."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         """Create the folder and the file.
