@@ -19,7 +19,7 @@ CODECS: Final = ("h264", "hevc")
 
 
 class PacketTap:
-    """Passes the packets of one camera on, before they are decoded. The thread that reads the camera calls `offer`.
+    """Passes on the packets of one camera before they are decoded. The thread that reads the camera calls all methods.
 
     A packet is copied only if a receiver requests the packets of this camera.
     """
@@ -29,7 +29,7 @@ class PacketTap:
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection; None if the codec cannot be passed on, which is logged."""
+        """Return the tap of a new connection; if the codec cannot be passed on, log this, and return None."""
         codec = stream.codec_context.name
         if codec not in CODECS:
             self.refused(codec)

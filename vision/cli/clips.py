@@ -96,8 +96,8 @@ def verify(
 ) -> int:
     """Read all recorded files, and compare them with the index.
 
-    While `vision run` records, the command ignores the files that it writes at present. `--repair` needs a stopped
-    program, because the running program changes the index.
+    While `vision run` records, the command ignores the files that are being written. Stop `vision run` before you use
+    `--repair`, because the running program changes the index.
 
     Exit codes: 0 if everything fits or was repaired, 1 if there are differences, 75 if `--repair` is used while the
     program is running.

@@ -93,8 +93,8 @@ def check(
 ) -> int:
     """Check that a server has a language model that sees images, and measure how fast it answers.
 
-    The questions are about a frame with people and an empty image. Exit codes: 1 if an answer is invalid or wrong, 75
-    if the server cannot be reached or is too slow, and 78 if it refuses the key, the model, or images.
+    The questions are about frames with people and about empty images. Exit codes: 1 if an answer is invalid or wrong,
+    75 if the server cannot be reached or is too slow, and 78 if it refuses the key, the model, or images.
 
     Examples:
       vision llm check
@@ -163,7 +163,7 @@ def show_recipes(
 ) -> int:
     """Print the commands that start a server for language models on this machine.
 
-    The commands fit in the memory that `vision` leaves free. Exit code 1 means that no model fits.
+    With --plan, each server fits in the memory that `vision` leaves free. Exit code 1 means that no model fits.
 
     Examples:
       vision plan camera.yaml --json plan.json && vision llm recipes --plan plan.json

@@ -31,7 +31,10 @@ _KEYS_OF_REQUESTS: Final = ("messages", "model", "n", "stream")
 
 
 def check_server_url(url: str) -> str:
-    """Return `url` if it is an HTTP URL without an account, a query, or a fragment; else, raise `InvalidValue`."""
+    """Return `url` if it is an HTTP or HTTPS base URL; else, raise `InvalidValue`.
+
+    An account, a query, a fragment, and the path of an endpoint are not allowed.
+    """
     if UNPRINTABLE.search(url) or " " in url:
         raise InvalidValue("server-url", _URL_FORMS)
     try:
@@ -58,7 +61,7 @@ def check_extra_body(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `answers` if they are different words; else, raise `InvalidValue`."""
+    """Return `answers` if they are different, and each consists of words; else, raise `InvalidValue`."""
     unique_names(answers)
     if any(len(answer) > _LONGEST_ANSWER or not re.fullmatch(r"\w+( \w+)*", answer) for answer in answers):
         raise InvalidValue("answers", f"answers of letters and digits, with at most {_LONGEST_ANSWER} characters")

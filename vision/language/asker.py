@@ -102,7 +102,7 @@ class Asker:
                 self._fail(displaced, "queue-full")
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server unless an answer is not needed or not expected, and report the outcome."""
+        """Wait for a question, ask the server unless an answer is useless or unlikely, and report the outcome."""
         waiting = self._queue.take()
         assert waiting is not None
         if self._is_true(waiting.question):

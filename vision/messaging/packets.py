@@ -23,16 +23,16 @@ _RECONNECT_MAX_MS: Final = 500
 
 
 class PacketHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The properties of one coded frame, in the order in which the decoder needs the frames."""
+    """The properties of one coded frame. Frames arrive in the order in which the decoder needs them."""
 
     connection: int  # identifies the connection to the camera; later connections have larger numbers
     seq: int  # 0, 1, 2, ... in each connection; a missing number means a lost packet
     codec: str  # FFmpeg's name, such as h264
     key: bool
-    pts_ns: int | None  # presentation time in the stream; None if the stream has no times
+    pts_ns: int | None  # presentation time in the stream; None if the stream does not contain it
     arrived_ns: int  # monotonic
     arrived_utc_ns: int
-    extradata: bytes = b""  # parameters of the decoder, only in key frames; empty if the frames contain them
+    extradata: bytes = b""  # parameters for the decoder, only with key frames; empty if the stream has none
 
 
 class CodedPacket(msgspec.Struct, frozen=True, gc=False):
@@ -102,7 +102,7 @@ class PacketReceiver:
     """Receives the packets of some cameras. Not thread-safe."""
 
     def __init__(self, addresses: Sequence[str], cameras: Collection[str]) -> None:
-        """Connect to all packet sockets, also to those that do not exist yet."""
+        """Connect to all packet sockets, even if they do not exist yet, and request the packets of `cameras`."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
@@ -127,4 +127,4 @@ class PacketReceiver:
 
 
 def _topic(camera_id: str) -> bytes:
-    return camera_id.encode() + b"\0"  # ZeroMQ compares prefixes, and the id of a camera can be part of another id
+    return camera_id.encode() + b"\0"  # ZeroMQ compares prefixes, and an id can be the start of a different id

@@ -18,7 +18,7 @@ from vision.outputs.recording.store import OpenFile, RecordingStore
 log = logging.getLogger(__name__)
 
 _LATE_NS: Final = 1_000_000_000
-"""Extra length of a clip, because a frame is received up to this time after its capture, to which events refer."""
+"""Extra length of a clip. Events refer to the capture of a frame, which can arrive up to this time later."""
 _RETRY_NS: Final = 2_000_000_000  # pause after a failure of the disk
 
 
@@ -53,7 +53,7 @@ class Recording:
         """
         self.number = store.add_recording(camera, kind)
         self.files = 0
-        self.lost = 0  # packets that are missing in the files
+        self.lost = 0  # packets that are missing from the files
         self._store = store
         self._ring = ring
         self._camera = camera
@@ -67,10 +67,11 @@ class Recording:
     def write(self, until_ns: int | None, *, ends: bool = False) -> None:
         """Write the packets that have arrived, up to `until_ns` (monotonic). None means that there is no end.
 
-        The first file of a connection is started only after the packets of 4 s have arrived, unless `ends`.
+        The first file of a connection starts only after the packets of 4 s have arrived, unless `ends`, or unless a new
+        connection has started.
 
         Raises:
-            OSError: the disk is full or fails. The present file has ended, and the remaining packets can be written
+            OSError: the disk is full or fails. The current file has ended, and the remaining packets can be written
                 later.
         """
         packets, removed = self._ring.read(self._position)
@@ -99,7 +100,7 @@ class Recording:
         return newest.header.arrived_ns - first.header.arrived_ns < MIN_SPAN_NS
 
     def _end_before(self, packet: KeptPacket) -> None:
-        """Complete the present file if a packet does not belong to it."""
+        """Complete the current file if a packet does not belong to it."""
         segment = self._segment
         if segment is None:
             return
@@ -146,7 +147,7 @@ class Recording:
         self._append(self._segment, packet)
 
     def finish(self) -> None:
-        """Complete the present file, if any. Raise `OSError` if this fails."""
+        """Complete the current file, if any. Raise `OSError` if this fails."""
         segment, self._segment = self._segment, None
         if segment is not None:
             self._store.complete(segment.opened)
@@ -178,11 +179,11 @@ class CameraRecorder:
 
     @property
     def lost(self) -> int:
-        """Number of packets that are missing in the files."""
+        """Number of packets that are missing from the files."""
         return self._lost + sum(each.lost for each in (self._clip, self._continuous) if each is not None)
 
     def trigger(self, trigger: Trigger) -> None:
-        """Start a clip of an event, or extend the present clip."""
+        """Start a clip of an event, or extend the current clip."""
         with_pre_ns = trigger.at_ns - round(self._config.pre_s * 1e9)
         end_ns = trigger.at_ns + round(self._config.post_s * 1e9) + _LATE_NS
         try:
@@ -198,7 +199,7 @@ class CameraRecorder:
             self._failed(error)
 
     def _continues(self, with_pre_ns: int, end_ns: int) -> bool:
-        """Return True if the present clip can be extended to include another event."""
+        """Return True if the current clip can be extended to include a further event."""
         return (
             with_pre_ns <= self._clip_end_ns
             and end_ns - self._clip_start_ns <= self._config.max_clip_s * 1e9 + _LATE_NS

@@ -56,7 +56,7 @@ class RecordedFile:
     end_utc_ns: int  # of its last frame
     nbytes: int
     frames: int
-    lost: int  # packets that are missing in the file
+    lost: int  # packets that are missing from the file
     state: Literal["writing", "complete"] = "complete"
 
 
@@ -93,10 +93,10 @@ class RecordingIndex:
         """Open the index in `folder`, the `state_dir`. Create it if it is missing, unless `read_only`.
 
         Raises:
-            DamagedIndex: the file is not a valid database.
+            DamagedIndex: the database is damaged.
             ConfigError: the database was written by a newer version of the program.
-            FileNotFoundError: it does not exist, and `read_only` is True.
-            OSError, sqlite3.OperationalError: it cannot be opened.
+            FileNotFoundError: `read_only` is True, and the index does not exist or is just being created.
+            OSError, sqlite3.OperationalError: the index cannot be opened.
         """
         self.path = folder / FILE
         if not read_only:
@@ -227,7 +227,7 @@ class RecordingIndex:
         return int(self._connection.execute(sql).fetchone()[0])
 
     def recordings(self, camera: str | None = None, since_utc_ns: int = 0) -> list[Recording]:
-        """Return the recordings that end after a time, oldest first; those of all cameras if `camera` is None."""
+        """Return the recordings that end at or after a time, oldest first; those of all cameras if `camera` is None."""
         found = self._connection.execute(
             "SELECT recordings.id, camera, kind FROM recordings JOIN files ON files.recording = recordings.id"
             " WHERE (? IS NULL OR camera = ?) GROUP BY recordings.id HAVING max(end_utc_ns) >= ?"
@@ -250,7 +250,7 @@ _FILE_COLUMNS: Final = "recording, name, start_utc_ns, end_utc_ns, bytes, frames
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged index, so that a new one can be created. Return its new path."""
+    """Rename a damaged index, so that a new one can be created. Return the new path of the damaged one."""
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for suffix in ("-wal", "-shm"):
         (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
@@ -263,7 +263,8 @@ def open_for_reading(folder: Path) -> RecordingIndex:
     """Open the index for a command.
 
     Raises:
-        ConfigError: there is no index, it is damaged, or it cannot be read.
+        ConfigError: there is no index, it is damaged, or this user cannot read it.
+        Unavailable: the index cannot be read at present.
     """
     try:
         return RecordingIndex(folder, read_only=True)

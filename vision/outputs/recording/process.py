@@ -51,7 +51,7 @@ class RecordingProcess:
             log.log(content["level"], "%s", content["text"])
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the process. They start at 0 when the process is started again."""
+        """Return the counters of the process, which start at 0 when it is started again, and the number of restarts."""
         return self._counters | {"recording.restarts": self._process.restarts}
 
     def close(self) -> None:

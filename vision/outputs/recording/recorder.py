@@ -39,7 +39,7 @@ LOCK: Final = "recordings.lock"
 """Name of the lock file in `state_dir`, which the process holds."""
 
 _LOCK_S: Final = 60.0
-_RING_S: Final = 15.0  # in addition to the time before an event, for packets that wait for the disk
+_RING_S: Final = 15.0  # added to `pre_s`, for packets that wait for the disk
 _WRITE_S: Final = 0.2  # time between two calls that write packets
 _REPORT_S: Final = 1.0
 _NOT_SHOWN: Final = ("camera_lost", "camera_frozen", "camera_back", "counters_reset")
@@ -71,7 +71,7 @@ class RecorderOptions:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> RecorderOptions:
-        """Return the options of which `as_json` returned the form `options`."""
+        """Return the options that `as_json` converted to `options`."""
         keys = KeyPair(*options["keys"]) if options["keys"] else None
         config = RecordingConfig.model_validate(options["config"])
         state_dir = Path(options["state_dir"])
@@ -94,7 +94,7 @@ def open_or_replace(state_dir: Path) -> RecordingIndex:
 
 
 class Recorder:
-    """Records the packets that it receives. `add_event` and `receive` can be called from different threads."""
+    """Records the packets that it receives. `receive`, `add_event`, and `write` can run in different threads."""
 
     def __init__(self, options: RecorderOptions, index: RecordingIndex) -> None:
         config = options.config
@@ -119,7 +119,7 @@ class Recorder:
                 self._rings[packet.camera].add(packet)
 
     def add_event(self, event: EventMessage) -> None:
-        """Start or extend a clip, if the configuration chooses this event."""
+        """Queue an event that starts or extends a clip, if the configuration chooses it."""
         chosen = event.kind in self._kinds if self._kinds is not None else event.kind not in _NOT_SHOWN
         if not self._takes_events or event.camera not in self._cameras or not chosen or event.amends is not None:
             return

@@ -27,11 +27,11 @@ _BOX_HEADER_BYTES: Final = 8
 Fault: TypeAlias = Literal["unfinished", "missing", "unlisted", "unreadable", "size"]
 """Kinds of differences.
 
-* unfinished: the program was killed while it wrote the file.
-* missing: the file was deleted by a different program.
+* unfinished: the file was not completed, for example because the program was killed.
+* missing: the file does not exist, for example because a different program deleted it.
 * unlisted: the index does not contain the file.
-* unreadable: the file contains no video that can be read.
-* size: the size of the file is not that in the index.
+* unreadable: some or all frames of the file cannot be read.
+* size: the size of the file differs from that in the index.
 """
 
 
@@ -76,7 +76,7 @@ def cut_torn_end(path: Path) -> None:
 
 
 def measure(path: Path) -> Measured | None:
-    """Read all packets of a file. Return the readable part; None if there is none."""
+    """Read all packets of a file. Return the frames and the duration of the readable part; None if there is none."""
     frames, first, last = 0, None, 0
     with suppress(av.FFmpegError, ValueError, IndexError), av.open(str(path)) as container:
         video = container.streams.video[0]
@@ -116,7 +116,7 @@ def _faults_of_listed(
 
 
 def _unlisted(index: RecordingIndex, folder: Path) -> Iterator[Difference]:
-    """Yield the recorded files that are not listed. Ignore files with other names."""
+    """Yield the recorded files that are not listed. Ignore files whose names do not match `NAME`."""
     paths = [path for path in sorted(folder.glob("*/*.mp4")) if NAME.fullmatch(path.name)]
     listed = {file.name for file in index.files()}  # after the folder, because files are listed before they exist
     for path in paths:
@@ -153,10 +153,10 @@ class _Adopt:
 
     def __init__(self, index: RecordingIndex) -> None:
         self._index = index
-        self._last: dict[tuple[str, str], tuple[int, int]] = {}  # number of the file, and of its recording
+        self._last: dict[tuple[str, str], tuple[int, int]] = {}  # numbers of the file and its recording
 
     def __call__(self, name: str, path: Path, measured: Measured) -> None:
-        """Add a file. Its number shows whether it continues the recording of the previous file."""
+        """Add a file. The number in its name shows whether the file continues the recording of the previous one."""
         parts = NAME.fullmatch(path.name)
         assert parts is not None
         kind: Kind = "clip" if parts["kind"] == "clip" else "continuous"

@@ -29,8 +29,8 @@ class KeptPacket:
 class PacketRing:
     """The latest packets of one camera, at most `max_bytes` and about `max_s` seconds. The first is a key frame.
 
-    Some H.264 streams contain key frames with which some players cannot start. Such a key frame counts only if there
-    was no other one for 10 s.
+    Some H.264 streams contain key frames with which some players cannot start. Such a key frame counts only if no key
+    frame with which all players can start arrived in the last 10 s.
 
     Old packets are removed together with all packets up to the next key frame, because they cannot be decoded without
     their key frame. After a lost packet, packets are left out until the next key frame. One thread calls `add`; any
@@ -47,9 +47,9 @@ class PacketRing:
         self._waits_for_key = True
         self._starts = True  # no key frame of this connection has arrived, so no packet before it counts as lost
         self._lost = 0
-        self._last: PacketHeader | None = None  # of the last packet, also if it was left out
+        self._last: PacketHeader | None = None  # header of the last packet, even if that was left out
         self._format: StreamFormat | None = None
-        self._start_ns: int | None = None  # arrival of the last key frame with which all players start
+        self._start_ns: int | None = None  # arrival of the last key frame with which all players can start
         self._parameters = b""
 
     def add(self, packet: CodedPacket) -> None:
@@ -75,7 +75,7 @@ class PacketRing:
             self._remove_old()
 
     def _is_start(self, header: PacketHeader, data: bytes) -> bool:
-        """Return True if a file can start with a key frame."""
+        """Return True if a file can start with this key frame."""
         assert self._format is not None
         if self._format.is_start(data):
             self._start_ns = header.arrived_ns
@@ -108,7 +108,7 @@ class PacketRing:
     def start(self, at_ns: int) -> int:
         """Return the position of the last key frame that arrived at or before `at_ns` (monotonic).
 
-        If there is none, return the position of the first packet.
+        If there is none, return the position of the first packet; that of the next packet if the ring is empty.
         """
         with self._lock:
             keys = [packet for packet in self._packets if packet.key]
@@ -118,7 +118,7 @@ class PacketRing:
             return keys[0].position if keys else self._next
 
     def read(self, position: int) -> tuple[Sequence[KeptPacket], int]:
-        """Return the packets from `position` on, and how many packets from there on were removed already."""
+        """Return the packets from `position` on, and the number of those that were removed already and are missing."""
         with self._lock:
             first = self._packets[0].position if self._packets else self._next
             skip = max(0, position - first)

@@ -68,7 +68,7 @@ class SegmentFile:
         return self.path.stat().st_size
 
     def abandon(self) -> None:
-        """Close the file after a failure, without completing it."""
+        """Close the file after a failure. Ignore further errors."""
         with suppress(OSError, av.FFmpegError):
             self._container.close()
 
@@ -84,7 +84,7 @@ def _os_errors() -> Iterator[None]:
 
 @contextmanager
 def _template(codec: str, data: bytes) -> Iterator[VideoStream]:
-    """Yield a stream with the parameters that FFmpeg finds in a key frame."""
+    """Yield a stream with the parameters that FFmpeg finds in a key frame. Raise `ValueError` if it finds none."""
     try:
         container = av.open(io.BytesIO(data), format=codec)
     except av.FFmpegError as error:

@@ -1,7 +1,8 @@
 """`Pace` and `SegmentTimes`, which compute the times of the packets in a file.
 
-Containers need a decoding time for each packet, which RTP does not transmit, and which never decreases. The times of a
-stream can be missing, can jump, or can pass at a wrong rate. The arrival times show this, and replace missing times.
+Containers need a decoding time for each packet. Decoding times must increase, and RTP does not transmit them. The
+presentation times of a stream can be missing, can jump, or can pass at a wrong rate. The arrival times show this, and
+replace missing times.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _DEFAULT_INTERVAL_NS: Final = 40_000_000
 _JUMP_NS: Final = 2_000_000_000  # change of the difference between presentation and arrival times
 _RATES: Final = (0.7, 1.4)  # of plausible presentation times, relative to arrival times, which vary
 _PARTS: Final = 4
-_MAX_VARIATION: Final = 2.0  # of the arrival times of the parts
+_MAX_VARIATION: Final = 2.0  # maximum ratio between the durations in which two parts arrive
 _MIN_RATE: Final = 0.1  # a camera with a lower rate repeats its times
 _MAX_DEPTH: Final = 16  # frames, as in H.264 and H.265
 
@@ -42,7 +43,7 @@ class Pace:
     def of(cls, packets: Sequence[PacketHeader]) -> Pace:
         """Return the pace of packets that follow each other.
 
-        FFmpeg does not know the time of the first frame of some streams, so single times can be missing.
+        FFmpeg does not know the time of the first frame of some streams, so individual times can be missing.
         """
         times = [header.pts_ns for header in packets if header.pts_ns is not None]
         interval_ns = _interval_ns(times)
@@ -58,7 +59,7 @@ def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
     """Return the rate of the presentation times relative to the arrival times; 1 if it is plausible.
 
     Packets also arrive at a wrong rate if the machine or the network is overloaded. Therefore, the rate of the
-    presentation times counts as wrong only if it is the same in all parts of the packets.
+    presentation times counts as wrong only if all parts of the packets arrive at a similar rate.
     """
     if packets[-1].arrived_ns - packets[0].arrived_ns < MIN_SPAN_NS // 2:
         return 1.0
@@ -95,8 +96,8 @@ class SegmentTimes:
     def next(self, header: PacketHeader) -> tuple[int, int] | None:
         """Return the presentation and decoding time of the next packet.
 
-        Return None for a packet after the first key frame that is displayed before it, because it cannot be decoded
-        without earlier packets.
+        Return None for a packet that follows the first key frame but is displayed before that frame, because such a
+        packet cannot be decoded without earlier packets.
         """
         arrived_ns = header.arrived_ns - self._first_ns
         if not self.pace.has_times:
@@ -134,9 +135,10 @@ def _ticks(ns: int) -> int:
 
 
 def _reorder_depth(times: Sequence[int], interval_ns: int) -> int:
-    """Return by how many frames the decoder must be ahead: the most frames before a frame that are displayed later.
+    """Return the number of frames by which the decoder must be ahead.
 
-    A larger difference than that of the most frames that a codec allows is a jump.
+    This is the maximum number of frames that precede a frame in the stream but are displayed after it. A difference of
+    more than 16 frames, which no codec allows, is a jump and does not count.
     """
     latest: list[int] = []
     depth = 0
@@ -148,6 +150,6 @@ def _reorder_depth(times: Sequence[int], interval_ns: int) -> int:
 
 
 def _interval_ns(times: Sequence[int]) -> int:
-    """Return the median time between two frames that are displayed one after the other."""
+    """Return the median time between two frames that are displayed one after the other; 40 ms if it is unknown."""
     steps = sorted(later - earlier for earlier, later in pairwise(sorted(times)))
     return steps[len(steps) // 2] if steps else _DEFAULT_INTERVAL_NS

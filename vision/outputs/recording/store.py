@@ -69,7 +69,7 @@ class RecordingStore:
             self._index.remove_if_empty(recording)
 
     def create(self, recording: int, camera: str, kind: Kind, number: int, key: KeptPacket) -> OpenFile:
-        """Create a file of a recording, which starts with the packet `key`. `number` is 1 for the first file.
+        """Create a file of a recording. It starts with the packet `key`. `number` is 1 for the first file.
 
         Raises:
             ValueError: FFmpeg does not understand the key frame.
@@ -106,7 +106,7 @@ class RecordingStore:
         self.written += 1
 
     def clean(self, *, now: bool = False) -> None:
-        """Delete the oldest files that exceed a limit. Check the limits every 2 s, or in each call if `now`."""
+        """Delete the oldest files that exceed a limit. Check the limits at most every 2 s, or in this call if `now`."""
         if not now and time.monotonic() - self._cleaned_s < _CLEAN_S:
             return
         self._cleaned_s = time.monotonic()

@@ -11,8 +11,8 @@ from vision.messaging.packets import PacketHeader
 _START_CODE: Final = b"\x00\x00\x00\x01"
 _UNIT: Final = re.compile(b"\x00\x00\x01(.)", re.DOTALL)
 _STARTS: Final = {"h264": (5,), "hevc": range(16, 22)}
-"""Types of units with which players can start: Rec. ITU-T H.264 and H.265, table 7-1."""
-_CONFIGURATION_VERSION: Final = 1  # first byte of the records of ISO/IEC 14496-15, which store units after their length
+"""Types of units with which all players can start: Rec. ITU-T H.264 and H.265, table 7-1."""
+_CONFIGURATION_VERSION: Final = 1  # first byte of an avcC or hvcC record (ISO/IEC 14496-15)
 
 
 class StreamFormat:
@@ -21,7 +21,7 @@ class StreamFormat:
     def __init__(self, header: PacketHeader) -> None:
         self._codec = header.codec
         self._extradata = header.extradata
-        self._length_bytes = 0  # 0 means Annex B
+        self._length_bytes = 0  # size of the length before each unit; 0 means Annex B
         if header.extradata[:1] == bytes([_CONFIGURATION_VERSION]):
             self._length_bytes, self._extradata = _parse_record(header.codec, header.extradata)
 
@@ -38,7 +38,7 @@ class StreamFormat:
         return b"".join(_START_CODE + unit for unit in units)
 
     def is_start(self, key_frame: bytes) -> bool:
-        """Return True if all players can start with a key frame in Annex B."""
+        """Return True if all players can start with this key frame, which is in Annex B."""
         units = (match[1][0] for match in _UNIT.finditer(key_frame))
         return any((unit & 31 if self._codec == "h264" else unit >> 1 & 63) in _STARTS[self._codec] for unit in units)
 
@@ -49,7 +49,7 @@ class StreamFormat:
 
 
 def _parse_record(codec: str, record: bytes) -> tuple[int, bytes]:
-    """Return the size of the lengths in bytes, and the parameter sets in Annex B, of an avcC or hvcC record."""
+    """Return the size in bytes of the lengths, and the parameter sets in Annex B, from an avcC or hvcC record."""
     try:
         return _parse_avcc(record) if codec == "h264" else _parse_hvcc(record)
     except IndexError:  # the record is truncated
@@ -58,7 +58,7 @@ def _parse_record(codec: str, record: bytes) -> tuple[int, bytes]:
 
 def _parse_avcc(record: bytes) -> tuple[int, bytes]:
     sets, at = b"", 5
-    for mask in (0x1F, 0xFF):  # first the sets of sequences, then those of frames
+    for mask in (0x1F, 0xFF):  # first the SPS units, then the PPS units
         count, at = record[at] & mask, at + 1
         for _ in range(count):
             unit, at = _unit(record, at)
@@ -77,7 +77,7 @@ def _parse_hvcc(record: bytes) -> tuple[int, bytes]:
 
 
 def _unit(record: bytes, at: int) -> tuple[bytes, int]:
-    """Return the unit at a position, and the position after it."""
+    """Return the unit at a position, and the position after it. Raise `IndexError` if the record is truncated."""
     end = at + 2 + int.from_bytes(record[at : at + 2], "big")
     if end > len(record):
         raise IndexError
