@@ -29,7 +29,7 @@ class PacketTap:
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection; if the codec cannot be passed on, log this, and return None."""
+        """Return the tap of a new connection. If the codec cannot be passed on, log a warning, and return None."""
         codec = stream.codec_context.name
         if codec not in CODECS:
             self.refused(codec)

@@ -38,7 +38,7 @@ _STOP_S: Final = 2.0
 
 
 class PublishesLate(Protocol):
-    """A publisher that can publish events which the gate has held."""
+    """A publisher that can also publish the events that the gate has held."""
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
         """Send events without passing the gate."""
