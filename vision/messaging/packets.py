@@ -1,8 +1,8 @@
 """Sockets that pass coded video from the processes that read cameras to processes of the same user on this machine.
 
-Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` objects can connect, and
-request the packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too slow lose packets, which
-the numbers in `PacketHeader.seq` show. The sender never waits.
+Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` objects can connect, and request
+the packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too slow lose packets,
+which the numbers in `PacketHeader.seq` show. The sender never waits.
 """
 
 from __future__ import annotations
