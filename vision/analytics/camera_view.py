@@ -3,7 +3,7 @@
 The background of the scene is stored as one or more appearances (day, night, snow), each with points that are easy to
 find again. Every image is compared with the appearances, the last one that fitted first:
 
-1. The points are searched near their expected positions with the pyramidal Lucas-Kanade method (Bouguet, 2001), forth
+1. The points are searched near their expected positions with the pyramidal Lucas-Kanade method (Bouguet, 2001), forward
    and back, and RANSAC (Fischler and Bolles, 1981) fits a similarity: a shift, a rotation, and a zoom.
 2. If too few points agree, matches of ORB features (Rublee et al., 2011) give a first estimate for step 1.
 
@@ -33,21 +33,21 @@ Similarity: TypeAlias = NDArray[np.float64]
 
 WIDTH_PX: Final = 480
 INTERVAL_S: Final = 2.5
-"""Time between two images of a camera."""
+"""Minimum time in seconds between two images of a camera."""
 
-_MOVED: Final = 0.003  # shift of a corner, in widths of the image, from which the view has changed
-_LEAST_KNOWN: Final = 9  # points that agree with the present view
-_LEAST_NEW: Final = 14  # points that agree with a new view, and their least part of all points
+_MOVED: Final = 0.003  # shift of a corner, in widths of the image, above which the view has changed
+_LEAST_KNOWN: Final = 9  # minimum number of points that agree with the present view
+_LEAST_NEW: Final = 14  # minimum number of points that agree with a new view, and their minimum part of all points
 _LEAST_PART: Final = 0.1
-_LEAST_MATCHES: Final = 8  # matches of features that justify step 1
-_LEAST_SPREAD: Final = 0.25  # extent of the points that agree, in widths and heights of the image
+_LEAST_MATCHES: Final = 8  # minimum number of matches of features that justify step 1
+_LEAST_SPREAD: Final = 0.25  # minimum extent of the points that agree, in widths and heights of the image
 _LARGEST_SHIFT: Final = 0.3  # of a corner; a camera that moved farther needs new lines and zones
 _AGREE_PX: Final = 1.2
-_BACK_PX: Final = 0.7  # largest distance of a point from its place after the search forth and back
+_BACK_PX: Final = 0.7  # largest distance of a point from its place after the search forward and back
 _POINTS: Final = 200
 _APPEARANCES: Final = 8
 _FRAMES: Final = 5  # the median of these images shows no moving objects
-_FADED: Final = 0.4  # part of the usual points from which a new appearance is stored
+_FADED: Final = 0.4  # part of the usual points below which a new appearance is stored
 _UNSEEN_S: Final = 7.0  # time without a fit after which the camera counts as moved or covered
 _FLAT: Final = 1.5  # mean contrast in gray levels below which an image shows nothing
 _SUDDEN: Final = 4.0  # factor by which the contrast falls between two images of a camera that is covered
@@ -75,12 +75,12 @@ class Appearance:
     pixels: Image
     view: Similarity
     points: Points32  # (N, 1, 2)
-    usual: float = 1.0  # part of the points that are found at first
+    usual: float = 1.0  # largest part of the points that agreed; 1 before the first fit
     _features: tuple[Points32, NDArray[np.uint8]] | None = None
 
     @classmethod
     def of(cls, pixels: Image, view: Similarity) -> Appearance:
-        """Select the points of an image."""
+        """Return an appearance with the points of an image that are easy to find again."""
         import cv2
 
         points: Any = cv2.goodFeaturesToTrack(pixels, _POINTS, 0.02, 10, blockSize=5)
@@ -94,7 +94,7 @@ class Appearance:
 
 
 def view_image(gray: Image) -> ViewImage:
-    """Scale an image (H, W) of any size, and normalize it: subtract the local mean, and divide by the deviation."""
+    """Scale an image (H, W) of any size, and normalize it by its local mean and deviation."""
     import cv2
 
     height = max(16, round(gray.shape[0] * WIDTH_PX / gray.shape[1]))
@@ -183,7 +183,7 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Store an appearance in front. The oldest is never removed, because it defines the reference view."""
+        """Store an appearance in front. Never remove the one nearest to the reference view, which it defines."""
         self.appearances.insert(0, added)
         self.changes += 1
         if len(self.appearances) > _APPEARANCES:
@@ -197,7 +197,7 @@ class ViewTracker:
         self._contrast = contrast
 
     def _miss(self, image: ViewImage, now_s: float) -> None:
-        """Decide why an image does not fit. The camera was moved only if the image fits the image before it."""
+        """Set the state after an image that does not fit. It is ``moved`` only if the image fits the one before it."""
         assert self._fitted_s is not None
         flat, before = image.contrast < _FLAT, self._unfit
         self._unfit = None if flat else Appearance.of(image.pixels, np.eye(2, 3))
@@ -243,7 +243,7 @@ class ViewTracker:
 
 
 def distance(a: Similarity, b: Similarity, shape: tuple[int, ...]) -> float:
-    """Return the largest distance of a corner of the image under two similarities, in widths of the image."""
+    """Return the largest distance between the places of a corner under two similarities, in widths of the image."""
     height, width = shape[:2]
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
     return float(np.linalg.norm(corners @ (a - b).T, axis=1).max()) / width
@@ -307,7 +307,10 @@ def _is_sure(fit: _Fit) -> bool:
 
 
 def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | None:
-    """Search the points of an appearance in an image. `guess` is the expected view of the image."""
+    """Search the points of an appearance in an image. `guess` is the expected view of the image.
+
+    Return the fit; None if too few points agree, or if they are too close together.
+    """
     import cv2
 
     from_appearance = compose(guess, _inverse(appearance.view))
@@ -337,7 +340,11 @@ def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | N
 def _forth_and_back(
     first: Image, second: Image, points: Points32, expected: Points32
 ) -> tuple[Points32, NDArray[np.bool_], Points32, NDArray[np.bool_]]:
-    """Search points of the first image in the second, and the results in the first again."""
+    """Search points of the first image in the second, and the results in the first again.
+
+    Returns:
+        For each of the two searches, the positions (N, 1, 2), and a mask (N,) of the points that were found.
+    """
     import cv2
 
     settings: dict[str, Any] = {

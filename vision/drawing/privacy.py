@@ -83,7 +83,7 @@ class PrivacyFilter:
 
 
 def hide_without_objects(sections: Mapping[str, CameraPrivacy]) -> Hide | None:
-    """Return the function that hides what `sections` names in images whose objects are unknown; None if it is empty."""
+    """Return the function that applies `sections` to images whose objects are unknown; None if `sections` is empty."""
     return PrivacyFilter(sections).hide_without_objects if sections else None
 
 

@@ -1,6 +1,6 @@
-"""`CameraViewStage` keeps lines and zones in place if a camera is moved, and holds the counts while it cannot.
+"""`CameraViewStage` keeps lines and zones in place if a camera is moved, and holds the counts while this is impossible.
 
-A thread of the stage compares a frame of each camera with the stored background every 2.5 seconds
+A thread of the stage compares a frame of each camera with the stored backgrounds every 2.5 seconds
 (`vision.analytics.camera_view`). If the camera has moved a little, the analytics continue with lines and zones at their
 new positions. If the scene cannot be found, nothing is counted until it is found again.
 """
@@ -48,7 +48,10 @@ class FollowsView(Protocol):
     """The analytics stage."""
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`, and count nothing if `hold` is True."""
+        """Move the lines and zones of a camera by `view`, and count nothing while `hold` is True.
+
+        If `view` is None, return them to their configured positions.
+        """
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ class CameraViewStage:
         """Start the thread.
 
         Args:
-            sections: configuration of each camera that has lines or zones, by camera id.
+            sections: the section `analytics` by camera id. Cameras without `realign: true` are ignored.
             folder: folder for the backgrounds of the cameras. If None, they are learned again after each start.
 
         Raises:
@@ -99,11 +102,15 @@ class CameraViewStage:
         self._cameras = cameras
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use new lines and zones. Those that have changed refer to the present view of their camera."""
+        """Use new lines and zones. If those of a camera have changed, all of them refer to its present view."""
         self._configure(config.analytics)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Give the frame to the thread if one is due. Return the result with an event if the view has changed."""
+        """Give the frame to the thread if one is due. Return the result with events if the view has changed.
+
+        Raises:
+            VisionError: the thread has failed.
+        """
         self._worker.check()
         camera = self._cameras.get(result.meta.camera_id)
         if camera is None:
@@ -122,7 +129,7 @@ class CameraViewStage:
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
-        """Return how often lines and zones were moved, and how many cameras are held at present."""
+        """Return how often lines and zones were moved, and how many cameras count nothing at present."""
         held = sum(camera.seen[0] in _HELD for camera in self._cameras.values())
         return {"views.realigned": self._realigned, "views.held": held}
 
@@ -182,7 +189,7 @@ class CameraViewStage:
 
 
 def luma(frame: Frame) -> Image:
-    """Return the brightness of the pixels (H, W). The green channel is close enough to it."""
+    """Return the brightness of the pixels (H, W). If the pixels are in color, this is the green channel."""
     pixels = frame.pixels
     if frame.pixel_format in ("nv12", "i420"):
         return pixels[: frame.meta.height_px]
@@ -218,7 +225,7 @@ def loaded(contents: bytes, key: str) -> ViewTracker:
     """Return the tracker that `saved` wrote; a new one if the lines and zones have been changed since.
 
     Raises:
-        ValueError: the file is too large, or not of this program.
+        ValueError: the file is too large, or was not written by `saved`.
         KeyError: a part of the file is missing.
     """
     if len(contents) > _MOST_BYTES:

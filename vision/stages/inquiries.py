@@ -47,8 +47,8 @@ class _Open:
     purpose: Purpose
     event: Event | None  # None for a statement, which is about a camera
     id: str
-    meta: FrameMeta  # the frame of the event
-    expires_ns: int
+    meta: FrameMeta  # the frame of the event, or of the check of the statement
+    expires_ns: int  # on the monotonic clock
     next_ns: int  # capture time from which the next image is taken
     images: list[bytes] = field(default_factory=list)
     offsets_ms: list[int] = field(default_factory=list)
@@ -86,7 +86,10 @@ class InquiryStage:
         self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Start questions about the events of a result, and copy the frame if a question needs it."""
+        """Start questions about the events of a result, and copy the frame if a question needs it.
+
+        Return the result. Its events have an id if there is a question about them.
+        """
         camera_id, now_ns = result.meta.camera_id, result.meta.captured_ns
         result = self._with_new_questions(result)
         self._start_watches(result.meta)

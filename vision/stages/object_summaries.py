@@ -29,7 +29,7 @@ _MAX_WAITING: Final = 10_000
 _CANDIDATES: Final = 3  # objects that are examined for one snapshot
 _GROWTH: Final = 1.25  # factor by which a new snapshot must be better than the last one
 _UNCLEAR: Final = 0.25  # value of an object that is cut off or hidden, relative to one that is not
-_MAX_OVERLAP: Final = 0.3  # part of a box that others may cover while the object counts as clear
+_MAX_OVERLAP: Final = 0.3  # part of a box that another box can cover while the object counts as clear
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ class ObjectStage:
 
     @staticmethod
     def _look(camera: _Camera, result: Result, tracks: Tracks, *, everything: bool) -> None:
-        """Update all objects, or only add the new ones."""
+        """Add the new objects. If `everything` is True, update the known ones too."""
         now_ns = result.meta.captured_ns
         for track_id, box, score, class_id, age_ms in _rows(tracks):
             known = camera.objects.get(track_id)
@@ -224,7 +224,7 @@ class ObjectSnapshotStage(ObjectStage):
         return self.process(result, frame)
 
     def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
-        """Take a snapshot of the object whose snapshot improves most, if one improves enough."""
+        """Take a snapshot of the object whose snapshot improves most, if it improves enough."""
         if not len(tracks):
             return
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
@@ -246,7 +246,7 @@ class ObjectSnapshotStage(ObjectStage):
 
 
 def open_objects(config: AppConfig) -> list[ObjectStage]:
-    """Create the stage that summarizes the objects which left. Return an empty list if `objects` is not configured.
+    """Create the stage that summarizes the objects that left. Return an empty list if `objects` is not configured.
 
     Raises:
         ConfigError: snapshots are configured, but OpenCV cannot be imported.
@@ -280,7 +280,10 @@ def _rows(tracks: Tracks) -> Sequence[tuple[int, Box, float, int, int]]:
 
 
 def _is_covered(tracks: Tracks, row: int) -> bool:
-    """Return True if another box that ends lower in the frame, so is probably nearer, covers a part of the object."""
+    """Return True if another object covers more than 30 % of this one.
+
+    Only boxes that end lower in the frame count, because their objects are probably nearer.
+    """
     boxes = tracks.boxes_xyxy.astype(np.float64)
     x1, y1, x2, y2 = boxes[row]
     wide = np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1)
