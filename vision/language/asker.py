@@ -102,7 +102,10 @@ class Asker:
                 self._fail(displaced, "queue-full")
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server unless an answer is useless or unlikely, and report the outcome."""
+        """Wait for a question, ask the server, and report the outcome.
+
+        Do not ask if the question has expired, or if the breaker has opened since the question arrived.
+        """
         waiting = self._queue.take()
         assert waiting is not None
         if self._is_true(waiting.question):
@@ -189,7 +192,10 @@ class Asker:
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
-        """Report a statement if it is true, and do not check it for `again_after_s`; until the next start if None."""
+        """Report a statement if it is true, and suspend its checks.
+
+        They resume after `again_after_s`; None means at the next start of the process.
+        """
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):
                 return

@@ -79,14 +79,14 @@ class ChatServer:
             schema: JSON Schema of the answer; None means that the answer is plain text.
             choices: words, one of which is the answer. A schema takes precedence.
             max_tokens: maximum length of the answer. Choices have their own limit.
-            deadline_s: maximum time in seconds. The configured timeout applies if it is lower, or if this is None.
+            deadline_s: maximum time in seconds, if it is lower than the configured timeout. None means that timeout.
 
         Raises:
             ServerRefusal: the server refuses the key, the model, the images, or a different part of the request, or the
                 request is too large.
             ServerFailure: the server cannot be reached, is too slow or busy, or reports an internal error.
-            InvalidAnswer: the response is too long, is unreadable, contains no answer, or its answer does not match the
-                schema or the choices.
+            InvalidAnswer: the response is too long or unreadable, or has no answer that matches the schema or the
+                choices.
         """
         expected = answers.Expected(schema, tuple(choices))
         options = _options_for(expected, max_tokens)

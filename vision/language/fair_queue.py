@@ -41,7 +41,10 @@ class FairQueue(Generic[_T]):
             return displaced
 
     def take(self, timeout_s: float | None = None) -> _T | None:
-        """Wait for an entry, remove it, and return it; None if none arrives in `timeout_s`. None means no timeout."""
+        """Wait for an entry, remove it, and return it; None if none arrives in time.
+
+        `timeout_s` is the maximum time to wait in seconds; None means no limit.
+        """
         with self._changed:
             if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
                 return None

@@ -67,8 +67,8 @@ class Recording:
     def write(self, until_ns: int | None, *, ends: bool = False) -> None:
         """Write the packets that have arrived, up to `until_ns` (monotonic). None means that there is no end.
 
-        The first file of a connection starts only after the packets of 4 s have arrived, unless `ends`, or unless a new
-        connection has started.
+        The first file of a connection starts only after the packets of 4 s have arrived, unless `ends` is True or a
+        newer connection has started.
 
         Raises:
             OSError: the disk is full or fails. The current file has ended, and the remaining packets can be written

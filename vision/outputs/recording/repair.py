@@ -76,7 +76,7 @@ def cut_torn_end(path: Path) -> None:
 
 
 def measure(path: Path) -> Measured | None:
-    """Read all packets of a file. Return the frames and the duration of the readable part; None if there is none."""
+    """Read all packets of a file. Return the measurements of the readable part; None if there is none."""
     frames, first, last = 0, None, 0
     with suppress(av.FFmpegError, ValueError, IndexError), av.open(str(path)) as container:
         video = container.streams.video[0]

@@ -69,7 +69,7 @@ class RecordingStore:
             self._index.remove_if_empty(recording)
 
     def create(self, recording: int, camera: str, kind: Kind, number: int, key: KeptPacket) -> OpenFile:
-        """Create a file of a recording. It starts with the packet `key`. `number` is 1 for the first file.
+        """Create a file of a recording. The file starts with the packet `key`. `number` is 1 for the first file.
 
         Raises:
             ValueError: FFmpeg does not understand the key frame.
