@@ -21,13 +21,13 @@ _MODEL = Path("/proc/device-tree/model")
 
 
 def find_host(plan: Path | None) -> Host:
-    """Return the description of this machine, with the free memory that a plan measured.
+    """Return the platform, the GPU, and the memory of this machine. If `plan` is not None, the memory is from the plan.
 
     Args:
-        plan: file of `vision plan --json`; None means the memory that is free now.
+        plan: file of `vision plan --json`; None means that the memory is measured now.
 
     Raises:
-        ConfigError: the file is not a plan of `vision plan`, or contains no measurement of the memory.
+        ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
     """
     memory = model_memory() if plan is None else read_memory(plan)
     if TEGRA_RELEASE.exists():
@@ -55,7 +55,7 @@ def _model_name() -> str:
 
 
 def _capability() -> int:
-    """Return the compute capability of the first GPU, such as 90 for 9.0; 0 without a GPU."""
+    """Return the compute capability of the first GPU, such as 90 for 9.0; 0 if there is no GPU."""
     with suppress(nvml.NVMLError):
         nvml.nvmlInit()
         try:

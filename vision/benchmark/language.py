@@ -61,7 +61,7 @@ class LanguageCheck:
     words: Answers  # one word
     json: Answers  # JSON that follows a schema
     reports_confidence: bool  # whether the server reports the probabilities of words
-    tokens_per_s: float | None  # of a long answer, after its first token; None if the server does not count tokens
+    tokens_per_s: float | None  # of a long answer, after its first token; None if it could not be measured
     notes: tuple[str, ...]
 
     @property
@@ -129,7 +129,7 @@ class Sample(NamedTuple):
 
 
 def sample_images(count: int, max_px: int) -> Iterator[Sample]:
-    """Yield `count` images: in turn, a frame with people, and an empty image of the same size.
+    """Yield `count` images: alternately a frame with people and an empty image of the same size.
 
     All images differ, because a server can reuse what it computed for the same image before. The longer side has at
     most `max_px` pixels.
@@ -182,9 +182,10 @@ def _word(answer: Answer) -> str:
 
 
 def _generation_rate(server: ChatServer, images: Iterator[Sample]) -> float | None:
-    """Return the tokens per second after the first token, from a short and a long answer.
+    """Request a short and a long answer. Return the tokens per second after the first token.
 
-    Return None if the server does not count tokens, or if the long answer is not longer than the short one.
+    Return None if a request fails, if the server does not count tokens, or if the long answer has no more tokens or
+    takes no longer than the short one.
     """
     try:
         short, long = (server.complete(_DESCRIBE, [next(images).jpeg], max_tokens=most) for most in (1, _TEXT_TOKENS))

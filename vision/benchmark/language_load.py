@@ -1,4 +1,4 @@
-"""Load of a language model on the same machine during a plan, because it uses the same GPU, CPU, and memory."""
+"""Load on a language model during a plan, if the model shares the GPU, the CPU, and the memory with the pipeline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LanguageRun:
 
 
 class LanguageLoad:
-    """Threads that ask a server without pause, so that it is always busy."""
+    """Threads that keep a server busy: each asks the next question at once, or 1 s after a failure."""
 
     def __init__(self, config: LanguageServer) -> None:
         self._config = config
@@ -54,7 +54,7 @@ class LanguageLoad:
             thread.start()
 
     def close(self) -> None:
-        """Stop asking. Do not wait for a server that does not answer. Idempotent."""
+        """Stop asking. Wait at most 1 s for each thread, because the server may not answer. Idempotent."""
         self._stop.set()
         for thread in self._threads:
             thread.join(_STOP_S)
@@ -81,7 +81,7 @@ class LanguageLoad:
 
 @contextmanager
 def language_load(config: LanguageServer | None) -> Iterator[LanguageLoad | None]:
-    """Keep a server busy for a `with` block, if it runs on this machine; otherwise, do nothing, and yield None."""
+    """Keep a server busy during a `with` block. If it does not run on this machine, do nothing, and yield None."""
     if config is None or not is_local(config.url):
         yield None
         return
@@ -94,7 +94,7 @@ def language_load(config: LanguageServer | None) -> Iterator[LanguageLoad | None
 
 
 def is_local(url: str) -> bool:
-    """Return True if the host in a URL is a name or an address of this machine."""
+    """Return True if the host in a URL is `localhost` or an address of this machine."""
     host = urlsplit(url).hostname or ""
     with suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:

@@ -19,7 +19,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """The memory in which models run, at one moment, including what other programs use."""
+    """The size of the memory in which models run, and how much of it no program used at one moment."""
 
     owner: Literal["GPU", "CPU and GPU", "CPU"]
     total_mib: float

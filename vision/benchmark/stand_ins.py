@@ -67,9 +67,12 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
 
 
 def probe_cameras(config: AppConfig) -> list[StandIn]:
-    """Open every camera once to find out its frame size and rate. The stand-ins do not have clips yet.
+    """Open every camera once to find out its frame size and rate. Return stand-ins without clips.
+
+    If a live camera does not answer, its size and rate are assumed, and the note of its stand-in contains them.
 
     Raises:
+        ConfigError: the library that a camera needs is missing.
         SourceError: a file or a synthetic camera cannot be opened.
     """
     with ThreadPoolExecutor(_PROBES) as pool:

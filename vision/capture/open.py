@@ -41,7 +41,7 @@ def open_source(
     If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
     `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
     that it supports, into buffers in GPU or host memory (see `chooses_nvdec`). `tap`, if given, receives the packets of
-    a network camera. The camera is then read with FFmpeg, unless `reader: gstreamer` requires GStreamer.
+    a network camera, which `reader: auto` then reads with FFmpeg. With `reader: gstreamer`, `tap` receives nothing.
 
     Raises:
         ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.

@@ -200,8 +200,9 @@ def open_second_model(
 
     Raises:
         Closed: `stop` was set while an engine was built.
-        ModelError: the file is missing, damaged, or not the model that the spec describes.
-        DeviceMissing: the configured back-end is not available, or OpenCV is not installed.
+        ConfigError: OpenCV, which the back-end for the CPU needs, is not installed.
+        ModelError: the file is missing, damaged, or not the model that the spec describes, or no engine can be built.
+        DeviceMissing: the configured back-end is not available.
         DeviceError: the device failed.
         Unavailable: the cache of engines cannot be used at present.
     """
@@ -233,8 +234,9 @@ def open_classifier(
     """Open the second model in `folder` on the CPU. `threads` threads compute each batch of at most `max_batch` crops.
 
     Raises:
+        ConfigError: OpenCV is not installed.
         ModelError: the file is missing, damaged, or not the model that the spec describes.
-        DeviceMissing: ONNX Runtime or OpenCV is not installed.
+        DeviceMissing: ONNX Runtime is not installed.
     """
     path = checked_model_file(folder, spec)
     require_cv2("cascade")

@@ -189,6 +189,7 @@ def resolve_classifier(cascade: CascadeConfig, folder: Path, spec: ClassifierSpe
     """Return the build plan of a second model. A fixed batch size of its ONNX file replaces `cascade.max_batch`.
 
     Raises:
+        DeviceMissing: TensorRT is missing.
         ModelError: the file is missing, damaged, or not an ONNX file.
         Unavailable: the file cannot be read at present.
     """

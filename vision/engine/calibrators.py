@@ -58,7 +58,7 @@ class Calibrator:
     """
 
     def __init__(self, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> None:
-        """Create the calibrator. It sets `ended` when the builder does not need it any longer."""
+        """Create the calibrator. It sets `ended` when the rest of the build is not needed."""
         self.table: bytes | None = None  # the scales, as TensorRT writes them
         self.error: BaseException | None = None
         self._batches = batches
@@ -70,7 +70,7 @@ class Calibrator:
         return 1
 
     def get_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Return the device addresses of the inputs `names` of the next batch; None if there is none."""
+        """Return the device addresses of the inputs `names` of the next batch; None at the end, or after an error."""
         try:
             batch = next(self._batches, None)
             if batch is None:
@@ -87,13 +87,13 @@ class Calibrator:
         return None
 
     def write_calibration_cache(self, cache: Any) -> None:
-        """Keep the scales. The rest of the build is not needed."""
+        """Keep the scales, and set `ended`, because the rest of the build is not needed."""
         self.table = bytes(cache)
         self._ended.set()
 
 
 def make_calibrator(kind: CalibratorKind, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> Any:
-    """Return a calibrator of TensorRT that also is a `Calibrator`."""
+    """Return a calibrator of TensorRT that is also a `Calibrator`."""
     base: Any = getattr(trt, _CLASSES[kind])
 
     class TensorRtCalibrator(Calibrator, base):
@@ -211,7 +211,7 @@ def scales_in(table: bytes) -> dict[str, float]:
 
 
 def thresholds_in(scales: Mapping[str, float], names: Sequence[str], label: str) -> dict[str, float]:
-    """Return the largest absolute value to represent for each tensor of `names`.
+    """Return the largest absolute value that int8 represents with the scale of each tensor of `names`.
 
     Raises:
         ModelError: TensorRT found no scale for a tensor of the model `label`.

@@ -51,11 +51,12 @@ _registered: list[object] = []
 
 
 def load_plugins(folder: Path, spec: AnySpec) -> None:
-    """Load the plugin libraries of a model that are not loaded for it yet. `folder` contains the libraries.
+    """Check the plugin libraries of a model, and load those that are not loaded yet. `folder` contains the libraries.
 
     Raises:
-        ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or contains
-            no plugins; or the installed library does not support plugins.
+        DeviceMissing: TensorRT is missing.
+        ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or adds no
+            plugins; or the installed library does not support plugins.
         Untrusted: other users can write to model.yaml, to its folder, or to a folder above it.
     """
     for plugin in spec.plugin_libraries:

@@ -136,7 +136,7 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
 
 
 def _with_track_boxes(objects: Sequence[DetectedObject], tracks: Tracks) -> list[DetectedObject]:
-    """Add the hidden part and the previous box of each object that has them."""
+    """Add `hidden_px` and `previous_box` to the objects that have them."""
     number = len(objects)
     hidden = np.zeros(number) if tracks.hidden_px is None else tracks.hidden_px.astype(np.float64).round(1)
     previous = np.full((number, 4), nan) if tracks.previous_xyxy is None else tracks.previous_xyxy.astype(np.float64)

@@ -129,7 +129,7 @@ class KeyFolder:
         return read_key(self.folder / SERVER_KEY, client=False)
 
     def internal_client(self) -> KeyPair:
-        """Create keys for a helper process of this program, and allow them to connect. The keys are not stored.
+        """Create keys with which a helper process of this program can connect. The keys are not stored.
 
         Raise the errors of `server_key`.
         """

@@ -117,7 +117,7 @@ class EventGate(Protocol):
     """Decides when events are published. Its methods must not block."""
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish now. The gate publishes the others later, or not at all."""
+        """Return the events to publish now. The others are published later, or not at all."""
 
     def sent(self, events: Sequence[EventMessage]) -> None:
         """Take note of the sequence numbers of events that have been sent."""
@@ -143,7 +143,7 @@ class EventPublisher:
         self._lock = threading.Lock()  # results and reports of the status come from different threads
 
     def publish_admitted(self, events: Sequence[EventMessage], also: Sequence[Statement]) -> bool:
-        """Store and send the events that the gate admits now, as `publish` does."""
+        """Store and send the events that the gate admits now. See `publish` for the rest."""
         return self.publish(events if self._gate is None else self._gate.admit(events), also)
 
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:

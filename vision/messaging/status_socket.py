@@ -82,7 +82,7 @@ class StatusSocket:
         self.send(topic, payload)
 
     def forget(self, topic: str) -> None:
-        """No longer send the last status of a topic to new subscribers."""
+        """Stop sending the last status of a topic to new subscribers."""
         self._last_status.pop(topic, None)
 
     def close(self) -> None:

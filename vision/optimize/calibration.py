@@ -102,14 +102,15 @@ class Calibration:
         return self._histograms is not None or self._cached(algorithm) is not None
 
     def thresholds(self, algorithm: Algorithm, progress: Progress) -> Mapping[str, float]:
-        """Return the largest absolute value to represent, for each tensor. Run the model on all frames if necessary.
+        """Return the largest absolute value that int8 represents, by tensor. If necessary, run the model on all frames.
 
         Raises:
+            Closed: `progress` raised it.
             ConfigError: ONNX Runtime is not installed, or TensorRT does not have the algorithm.
-            ModelError: the model cannot be run, or computes values that are not finite.
+            ModelError: the model cannot be run or calibrated, or computes values that are not finite.
             DeviceMissing: TensorRT or a GPU is missing, and the route is ``tensorrt``.
             DeviceError: the GPU fails, and the route is ``tensorrt``.
-            Unavailable: the cache cannot be created or read at present.
+            Unavailable: the cache cannot be read at present.
         """
         cached = self._cached(algorithm)
         if cached is not None:
@@ -129,7 +130,7 @@ class Calibration:
         return found
 
     def _label(self, algorithm: Algorithm) -> str:
-        """Return the name of the algorithm, and of TensorRT if that runs the model."""
+        """Return the name of the algorithm, after the name of the route if TensorRT runs the model."""
         return algorithm if self._route == "onnxruntime" else f"{self._route}-{algorithm}"
 
     def _path(self, algorithm: Algorithm) -> Path:

@@ -43,10 +43,10 @@ class Int8Options:
     """Python interpreter of the environment that contains ModelOpt."""
 
     def require(self) -> None:
-        """Check that the route exists on this machine, before frames are read.
+        """Check that the route is available on this machine, before frames are read.
 
         Raises:
-            ConfigError: ModelOpt is missing, or the route lacks an algorithm.
+            ConfigError: ModelOpt or its interpreter is missing, or the route lacks an algorithm.
             ModelError: the installed TensorRT has no calibrators.
             DeviceMissing: TensorRT or a GPU is missing.
         """

@@ -30,12 +30,12 @@ _FIND: Final = "import importlib.util, sys; sys.exit(importlib.util.find_spec('m
 
 @dataclass(frozen=True, slots=True)
 class ModelOpt:
-    """The installation of ModelOpt: the Python interpreter of its environment."""
+    """An installation of ModelOpt, specified by the Python interpreter of its environment."""
 
     python: Path
 
     def require(self, algorithms: Sequence[Algorithm]) -> None:
-        """Check that ModelOpt is installed, and has the algorithms.
+        """Check that ModelOpt is installed, and supports the algorithms.
 
         Raises:
             ConfigError: the interpreter cannot be run, its environment lacks ModelOpt, or ModelOpt lacks an algorithm.
@@ -69,7 +69,7 @@ class ModelOpt:
         folder: Path,
         stop: threading.Event,
     ) -> bytes:
-        """Return the quantized model as the contents of an ONNX file.
+        """Quantize a model with all frames. Return the contents of the ONNX file.
 
         Args:
             kept: names of the layers that stay in float.
@@ -77,8 +77,9 @@ class ModelOpt:
 
         Raises:
             Closed: `stop` was set.
-            ConfigError: the folder cannot be written.
+            ConfigError: the folder cannot be written, or ONNX Runtime is not installed.
             ModelError: ModelOpt cannot quantize the model.
+            Unavailable: the folder cannot be written at present, for example because the disk is full.
         """
         source, target, data = folder / "source.onnx", folder / "target.onnx", folder / "frames.npz"
         contents = graph.serialized()
@@ -99,7 +100,7 @@ class ModelOpt:
 
 
 def arguments(source: Path, target: Path, data: Path, algorithm: Algorithm, kept: Sequence[str]) -> list[str]:
-    """Return the arguments of the interpreter that quantizes the file `source` with the inputs in `data`."""
+    """Return the arguments with which the interpreter quantizes the file `source`. `data` contains the inputs."""
     given = {
         "onnx_path": source,
         "output_path": target,

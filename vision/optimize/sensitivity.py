@@ -81,7 +81,7 @@ def numbers_to_try(layers: int) -> list[int]:
 
 
 def plot_trade_off(points: Sequence[tuple[int, Accuracy]], layers: int, path: Path) -> None:
-    """Plot the accuracy against the number of layers that are kept in float, to the file `path`.
+    """Plot the accuracy against the number of layers that are kept in float. Write the plot to the file `path`.
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.

@@ -39,12 +39,12 @@ class Disturbance:
     """Faults that a program switches on and off while a camera streams."""
 
     frozen: bool = False  # the last key frame is repeated
-    stalled: bool = False  # no frame is sent, and no request is answered until the end
+    stalled: bool = False  # no frame is sent, and no request is answered until the stall ends
     enlarged: bool = False  # the frames are larger
     loss: float = 0.0  # part of the RTP packets that is not sent
     corruption: float = 0.0  # part of the RTP packets in which bytes are changed
     jitter_s: float = 0.0  # longest time by which a frame is late
-    jump_s: int = 0  # by which the RTP time and the camera's clock are ahead
+    jump_s: int = 0  # seconds by which the RTP time and the camera's clock are ahead
 
 
 def is_lost(position: int) -> bool:
@@ -91,7 +91,10 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Write a response after `delay_s`, 0.3 s later if the connection is slow, and not before a stall ends."""
+        """Wait until the stall of the camera ends, if any, then wait `delay_s`, and write a response.
+
+        If the connection is slow, wait 0.3 s longer.
+        """
         while self._disturbance.stalled:
             await asyncio.sleep(_STALL_POLL_S)
         late_s = _ANSWER_LATE_S if self._fault == "slow" else 0.0

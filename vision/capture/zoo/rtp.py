@@ -90,7 +90,7 @@ class RtpSender:
             place += 1
 
     def _frame(self, place: int) -> tuple[Clip, CodedFrame, int]:
-        """Return the clip and the frame to send, and the place of the frame in display order."""
+        """Return the clip and the frame to send, and the position of the frame in the display order of the clip."""
         stream, disturbance = self._stream, self._disturbance
         turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
         if place % GOP == 0:  # only a key frame can change the size

@@ -39,7 +39,7 @@ def draw_scene(scene: Scene, size: Size, count: int) -> Iterator[av.VideoFrame]:
 
 
 def _numbers(size: Size, count: int) -> Iterator[av.VideoFrame]:
-    """Yield the number above a moving texture, with noise so that each frame needs several packets."""
+    """Yield frames that show their number on a moving texture, with noise so that each frame needs several packets."""
     width_px, height_px = size
     random = np.random.default_rng(1)
     texture = random.integers(64, 192, (height_px // 8, width_px // 8), np.uint8).repeat(8, 0).repeat(8, 1)

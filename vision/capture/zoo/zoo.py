@@ -71,7 +71,10 @@ class Zoo:
             self._cameras.append(camera)
 
     def call(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine of a camera on the event loop, and wait for its end. Raise its exceptions."""
+        """Run a coroutine of a camera on the event loop, and wait for its end. Raise its exceptions.
+
+        Raise `TimeoutError` if the coroutine does not end within 5 s.
+        """
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_STOP_S)
 
     def stop_camera(self, camera: Camera) -> None:

@@ -132,7 +132,10 @@ class JpegEncoder:
         return self._encoded(image)
 
     def encode_part(self, frame: Frame, box_xyxy: tuple[float, float, float, float]) -> bytes:
-        """Encode the part of a frame within a box, which can extend beyond the frame. Return the contents of a file."""
+        """Encode the part of a frame in a box, which can extend beyond the frame. Return the contents of a JPEG file.
+
+        Raise `ValueError` if OpenCV cannot encode the part.
+        """
         x1, y1, x2, y2 = box_xyxy
         left, top = min(max(0, int(x1)), frame.meta.width_px - 1), min(max(0, int(y1)), frame.meta.height_px - 1)
         right = max(left + 1, min(frame.meta.width_px, math.ceil(x2)))

@@ -48,7 +48,7 @@ _FLOATS: Final = ("float32", "float16")
 
 @dataclass(frozen=True, slots=True)
 class GpuCrop:
-    """GPU memory of one crop as a tensor, and the event at which the kernel has written it."""
+    """GPU memory of one crop as a tensor, and the event that occurs when the kernel has written the crop."""
 
     address: int
     written: Event
@@ -91,7 +91,7 @@ def build_classifier(
     cascade: CascadeConfig,
     resources: contextlib.ExitStack,
 ) -> TensorRTClassifier:
-    """Build a classifier from an open engine, and run each batch size once. It becomes the owner of all `resources`.
+    """Build a classifier from an open engine, and run each batch size once. The classifier owns all `resources`.
 
     Raises:
         ModelError: the inputs or outputs of the engine, or its scores, do not fit the spec.
@@ -111,7 +111,7 @@ def build_classifier(
 
 
 class _Network:
-    """The engine with its stream, contexts, and memory."""
+    """The stream, the contexts, and the memory with which the engine runs."""
 
     def __init__(self, engine: Engine, spec: ClassifierSpec, max_batch: int, resources: contextlib.ExitStack) -> None:
         self.input, output = _checked_tensors(engine, spec)
@@ -154,7 +154,7 @@ class _Network:
         return context
 
     def _release(self) -> None:
-        """Free the contexts, before the engine, and the memory for scores."""
+        """Free the contexts, which must be freed before the engine, and drop the array of scores."""
         self.contexts.clear()
         self._scores = np.empty(0)
 

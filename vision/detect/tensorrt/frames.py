@@ -1,7 +1,7 @@
 """Preparation of the frames of a batch for the letterbox kernel: descriptions, and copies to GPU memory if necessary.
 
 For a frame in a buffer of the detector (`vision.gpu.memory`), the host writes a description of 112 bytes and starts one
-asynchronous copy of the pixels over the bus. The pixels are not copied if the GPU reads them in place
+asynchronous copy of the pixels to GPU memory. The pixels are not copied if the GPU reads them in place
 (`vision.detect.tensorrt.reading`), or if the frame was decoded on the GPU.
 """
 

@@ -414,7 +414,7 @@ class FrameLayout:
 
 
 def frame_planes(frame: FrameLayout, address: int) -> NDArray[np.void]:
-    """Return a `FRAME` structure with the planes, size, and color encoding of a frame at a device address."""
+    """Return a `FRAME` structure with the planes, size, format, and color encoding of a frame at a device address."""
     width_px, height_px, pixel_format = frame.width_px, frame.height_px, frame.pixel_format
     row = np.zeros((), FRAME)
     pitch = frame.pitch_bytes or width_px * {"bgr": 3, "bgrx": 4}.get(pixel_format, 1)

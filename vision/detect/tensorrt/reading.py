@@ -1,7 +1,7 @@
 """Choice of how a GPU that shares its memory with the CPU reads frames: in place, or after a copy.
 
-The letterbox kernel reads a pixel up to four times. Page-locked memory, which the CPU writes, is not in the GPU's cache
-on some Jetsons, so that a copy to GPU memory first can be faster. This depends on the module, so it is measured.
+The letterbox kernel reads a pixel up to four times. On some Jetsons, the cache of the GPU does not contain page-locked
+memory. There, a copy to GPU memory can be faster. This depends on the Jetson module, so it is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def reads_in_place(
     """Return True if the letterbox kernel should read page-locked frames in place, False if they should be copied.
 
     A GPU with its own memory always needs a copy. For other GPUs, measure both ways with a frame of 1920x1080 that the
-    CPU has just written, and compare the shortest times.
+    CPU has just written, and compare the shortest times. Because a copy needs additional memory, it must be clearly
+    faster.
 
     Args:
         tensor_bytes: size of the network's input for one frame, in bytes.

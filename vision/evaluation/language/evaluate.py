@@ -27,8 +27,9 @@ def evaluate_prompts(
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: the configuration, the labels, or a prompt is invalid, or a package is missing.
-        LanguageError: the server cannot be reached, or refuses the key or the model.
+        ConfigError: the configuration, the labels, an image, or a prompt is invalid, or a package is missing.
+        LanguageError: the server cannot be reached, refuses the key or the model, or does not return its models.
+        Unavailable: a file cannot be read at present.
     """
     require_cv2("vision llm eval")
     from vision.evaluation.language.judge import Prompt, judge  # needs OpenCV
@@ -54,7 +55,7 @@ def evaluate_prompts(
 
 
 def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[VerifyConfig, tuple[LabeledEvent, ...]]]:
-    """Return the events that each entry of `verify:` chooses. Raise `ConfigError` if an entry chooses none."""
+    """Return each entry of `verify:` that chooses events, with its events. Raise `ConfigError` if no entry does."""
     found: dict[str, list[LabeledEvent]] = {entry.name: [] for entry in config.verify}
     for event in events:
         entry = chosen(config.verify, camera=event.camera, kind=event.kind, name=event.name, data=event.data)
@@ -67,7 +68,12 @@ def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[V
 
 
 def _read_prompt(path: Path) -> str:
-    """Read the text of a prompt. Raise `ConfigError` if the file is empty or too long, or cannot be read."""
+    """Read the text of a prompt.
+
+    Raises:
+        ConfigError: the file is empty, too long, or not UTF-8, or cannot be read.
+        Unavailable: the file cannot be read at present.
+    """
     try:
         text = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:

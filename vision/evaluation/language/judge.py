@@ -39,11 +39,11 @@ class Prompt:
 def judge(
     server: ChatServer, limits: LanguageServer, prompt: Prompt, progress: Callable[[int], None], stop: threading.Event
 ) -> Judgments:
-    """Ask the server about every event of a prompt. Return its judgments, in the order of the events.
+    """Ask the server about every event of a prompt. Return the judgments, in the order of the events.
 
     Args:
         server: the client of the server.
-        limits: `parallel`, and `max_image_px`.
+        limits: the section `language`, of which only `parallel` and `max_image_px` are used.
         prompt: the prompt and its events.
         progress: receives the number of events that are done. The thread of the caller calls it.
         stop: ends the evaluation when it is set.
@@ -127,7 +127,7 @@ def _question(entry: VerifyConfig, event: LabeledEvent, images: int, *, cropped:
 
 
 def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, float, float, float] | None:
-    """Return the box around the object of the event, with its margin; None if whole images are sent."""
+    """Return the box of the object of the event, enlarged by `margin`; None if whole images are sent."""
     if not entry.crop or event.box is None:
         return None
     x1, y1, x2, y2 = event.box
@@ -136,7 +136,7 @@ def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, f
 
 
 def _jpeg(encoder: JpegEncoder, path: Path, box: tuple[float, float, float, float] | None) -> bytes:
-    """Encode an image, or the part of it in a box, as a running program does. Raise `ConfigError` if it is no image."""
+    """Encode an image, or the part of it in a box, as a running program does. Raise `ConfigError` if this fails."""
     with suppress(OSError, cv2.error):
         decoded: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         if decoded is not None:

@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a number of events, with the limits of the 95 % confidence interval of its share."""
+    """The number of events in a part of `total` events, as a share with its 95 % confidence interval."""
 
     count: int
     total: int
@@ -45,7 +45,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval of Wilson's score, which is also valid for shares near 0 and 1."""
+        """The Wilson score interval, which is also valid for shares near 0 and 1; 0 to 1 if there are no events."""
         if not self.total:
             return 0.0, 1.0
         square = _Z * _Z / self.total
@@ -65,12 +65,12 @@ class Judgments:
 
     @property
     def removed(self) -> Share:
-        """False alarms that the answers remove."""
+        """Share of the false alarms that are not published, including those without an answer."""
         return _share(judgment.keeps for judgment in self.judgments if not judgment.is_true)
 
     @property
     def lost(self) -> Share:
-        """True events that the answers remove."""
+        """Share of the true events that are not published, including those without an answer."""
         return _share(judgment.keeps for judgment in self.judgments if judgment.is_true)
 
     @property
@@ -79,7 +79,7 @@ class Judgments:
         return dict(Counter(judgment.error for judgment in self.judgments if judgment.error))
 
     def curve(self) -> tuple[Point, ...]:
-        """Return a point for each threshold at which a number changes, from no removed event to all removed events.
+        """Return a point for each of these thresholds, in ascending order: 0, the probabilities, and infinity.
 
         An event without an answer has the same effect at each threshold.
         """
@@ -93,7 +93,7 @@ class Judgments:
         return tuple(points)
 
     def best(self, most_lost: float) -> Point:
-        """Return the point that removes most false alarms while the share of lost true events is at most `most_lost`.
+        """Return the point that removes the most false alarms, and at most the share `most_lost` of the true events.
 
         If no point is within the limit, because events without an answer are lost, return the first point.
         """
@@ -102,7 +102,7 @@ class Judgments:
         return max(allowed, key=lambda point: (point.removed, -point.lost), default=curve[0])
 
     def latencies_ms(self) -> Sequence[float]:
-        """Return the latencies of the answers, in ascending order."""
+        """Return the latencies of the answers in milliseconds, in ascending order."""
         return sorted(judgment.latency_ms for judgment in self.judgments if judgment.latency_ms is not None)
 
 

@@ -52,8 +52,8 @@ def read_labels(path: Path) -> list[LabeledEvent]:
     """Read a file of labeled events. Paths of images are relative to the file.
 
     Raises:
-        ConfigError: the file cannot be read, or has no events, only true events, only false alarms, or invalid lines.
-            The error lists every invalid line.
+        ConfigError: the file cannot be read, is too large, or has no events, only true events, only false alarms, or
+            invalid lines. `faults` of the error lists every invalid line.
         Unavailable: the file cannot be read at present.
     """
     try:
@@ -84,7 +84,7 @@ def read_labels(path: Path) -> list[LabeledEvent]:
 
 
 def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
-    """Return the event on a line. Raise `ValueError` if the line is not a labeled event."""
+    """Return the event on a line. Raise `ValueError` if it is invalid, or if an image does not exist."""
     try:
         label = msgspec.json.decode(line, type=_Label)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -99,7 +99,7 @@ def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
 
 
 def _image_names(label: _Label) -> list[str]:
-    """Return the names of the images. Raise `ValueError` if there are none."""
+    """Return the file names of the images. Raise `ValueError` if there are none."""
     names = label.frames if label.frames is not None else [label.snapshot] if label.snapshot is not None else []
     if not names:
         raise ValueError("expected `frames`, a list of image files, or `snapshot`")
