@@ -28,7 +28,7 @@ class Change:
 
     @property
     def shown(self) -> ArchivedEvent:
-        """The new event, or the lost event."""
+        """The new event; the lost event if there is no new event."""
         found = self.before if self.after is None else self.after
         assert found is not None
         return found
@@ -39,8 +39,8 @@ class Difference:
     """The differences of one camera, oldest first."""
 
     changes: tuple[Change, ...]
-    same: int  # number of events without a difference, except in their running totals
-    equal: bool  # True if all events are equal, including their order and their totals
+    same: int  # number of events that have no difference, except in their running totals
+    equal: bool  # True if all events are equal, including their order, totals, and snapshots
 
     def numbers(self) -> Mapping[Kind, int]:
         """Return the number of differences of each kind."""
@@ -53,14 +53,15 @@ def compare(
 ) -> Difference:
     """Compare two lists of events of one camera.
 
-    An event is the same if its kind, name, object, direction, phase, and frame are the same. If only its data differ,
-    it has changed. If such an event exists within 10 s, it has moved. Running totals are not compared.
+    Two events are the same event if their kind, name, object, phase, direction, time, and, for rules, their underlying
+    kind of event are equal. If other data differ, the event has changed. If only the time differs, by at most
+    `MOVED_US`, the event has moved. Running totals are not compared.
 
     Args:
         camera: name of the camera.
         before: the published events.
         after: the new events.
-        same_tracks: if True, both lists have the same track ids. Otherwise, objects are not compared.
+        same_tracks: if True, both lists have the same track ids. Otherwise, objects and data are not compared.
     """
     changes, same = [], 0
     pairs, lost, gained = _paired(before, after, lambda event: (_about(event, same_tracks), event.at_us))
@@ -102,7 +103,7 @@ def _paired(
 def _nearest(
     lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
 ) -> tuple[_Pairs, list[ArchivedEvent], list[ArchivedEvent]]:
-    """Pair events about the same at different times, nearest first. Return the pairs, and the rest of each list."""
+    """Pair the candidates, those nearest in time first. Return the pairs, and the rest of each list."""
     candidates = sorted(_candidates(lost, gained, same_tracks))
     used_before: set[int] = set()
     used_after: set[int] = set()
@@ -119,7 +120,10 @@ def _nearest(
 def _candidates(
     lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield the time between two events about the same, and their numbers. Both lists are in the order of time."""
+    """Yield pairs of events that differ in time by at most `MOVED_US`: the difference in µs, and their list indexes.
+
+    All that `_about` returns is equal for both events. Both lists are in the order of time.
+    """
     of_kind: dict[Hashable, list[int]] = {}
     for number, event in enumerate(gained):
         of_kind.setdefault(_about(event, same_tracks), []).append(number)

@@ -36,7 +36,7 @@ class Judgment:
     """Boxes x1, y1, x2, y2 in pixels of objects that have an event, by instance, epoch, frame, and track id."""
     counts: Counts | None = None
     frame_size_px: tuple[int, int] | None = None
-    frames: int = 0  # number of judged frames, with those before the range
+    frames: int = 0  # number of judged frames, including those before the range
 
 
 class Judge:
@@ -51,7 +51,7 @@ class Judge:
         }
 
     def stages(self, earlier: Counts | None = None) -> Callable[[Result], Result]:
-        """Return the stages of a start of the program. The counters continue after `earlier`, or start at 0."""
+        """Return the stages for one start of the program. The counters continue after `earlier`; None means from 0."""
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
         analytics = AnalyticsStage(self._sections, self._class_names, forget_s=forget_s, state=state)
@@ -94,9 +94,9 @@ def rejudge(
         archive: the archive.
         judge: the configuration.
         camera: name of the camera.
-        since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, without a result.
+        since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, but are not in the result.
         until_us: end of the range.
-        published: events whose boxes are needed too.
+        published: events for whose objects `Judgment.boxes` is needed too.
         progress: function that receives the number of judged frames.
     """
     found, stages, instance = Judgment(), judge.stages(), ""
@@ -127,7 +127,7 @@ def rejudge(
 def boxes_of_tracks(
     result: Result, instance: str, track_ids: Sequence[int | None]
 ) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
-    """Yield the keys of `Judgment.boxes`, and the boxes, of these tracks in a frame."""
+    """Yield the key in `Judgment.boxes` and the box of each of these tracks that the frame contains."""
     tracks, meta = result.objects, result.meta
     if not track_ids or not isinstance(tracks, Tracks):
         return
@@ -137,10 +137,10 @@ def boxes_of_tracks(
 
 
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:
-    """Return the counts at the first archived frame of each start of the program, by instance.
+    """Return the counts before the first frame of each start of the program in a time range, by instance.
 
-    Without `state_dir`, the counts are 0 at the start. The first archived counts contain the events until then, which
-    are subtracted. The totals of a line come from its first event, which is exact.
+    The first archived counts include the events until then, so these are subtracted. The totals of a line come from
+    its first event instead, which contains exact totals.
     """
     events = archive.events(camera, since_us, until_us)
     first: dict[str, ArchivedCounts] = {}

@@ -36,7 +36,7 @@ class ReplayRequest:
     config: str
     since_us: int  # microseconds since 1970 (UTC)
     until_us: int
-    cameras: tuple[str, ...] = ()  # empty means all cameras of the configuration and the archive
+    cameras: tuple[str, ...] = ()  # empty means all cameras that both the configuration and the archive have
     archive: Path | None = None  # None means the folder in the configuration
     speed: float = 1.0  # 0 means as fast as possible
     bind: str | None = None  # None means `publish.bind`
@@ -46,7 +46,8 @@ def run_replay(request: ReplayRequest, stop: threading.Event) -> int:
     """Publish the archived results of a time range again. Return the exit code.
 
     Raises:
-        ConfigError: the configuration or an argument is invalid, there is no archive, or the range has no frames.
+        ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or the range
+            has no frames.
         ModelError: the model is missing, or its model.yaml is invalid.
         Unavailable: the address is in use.
     """
@@ -76,7 +77,10 @@ def run_replay(request: ReplayRequest, stop: threading.Event) -> int:
 
 
 def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> Iterator[Result]:
-    """Yield the results of a camera as the live stages returned them. Judge up to `WARM_UP_US` before them, too."""
+    """Yield the results of a camera with the events and counts of `judge`.
+
+    Frames up to `WARM_UP_US` before `since_us` are judged too, but are not in the results.
+    """
     instance, stages = "", judge.stages()
     initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
     for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
@@ -90,7 +94,7 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 
 
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
-    """Publish a result, and the counts of its camera if they differ from the last ones."""
+    """Publish a result, and the counts of its camera if they have changed."""
     publisher.publish(result)
     meta, counts = result.meta, result.counts
     if counts is not None and last.get(meta.camera_id) is not counts:

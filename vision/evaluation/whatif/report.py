@@ -262,7 +262,7 @@ def _drawing(camera: CameraReport) -> Iterator[str]:
 
 
 def _feet(event: ArchivedEvent, boxes: Mapping[tuple[str, int, int, int], Box]) -> tuple[float, float] | None:
-    """Return the center of the lower side of the object's box; None if the object is not in the frame."""
+    """Return the center of the lower side of the object's box; None if there is no object, or its box is not known."""
     track_id = event.event.track_id
     box = None if track_id is None else boxes.get((event.instance, event.epoch, event.frame, track_id))
     return None if box is None else ((box[0] + box[2]) / 2, box[3])

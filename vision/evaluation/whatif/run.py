@@ -33,7 +33,7 @@ class Request:
     config: str
     since_us: int  # microseconds since 1970 (UTC)
     until_us: int
-    cameras: tuple[str, ...] = ()  # empty means all cameras of the configuration and the archive
+    cameras: tuple[str, ...] = ()  # empty means all cameras that both the configuration and the archive have
     archive: Path | None = None  # None means the folder in the configuration
     json: Path | None = None
     page: Path | None = None
@@ -44,8 +44,10 @@ def run(request: Request, stop: threading.Event) -> int:
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: the configuration or an argument is invalid, or there is no archive.
+        ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or a file
+            cannot be written.
         ModelError: the model is missing, or its model.yaml is invalid.
+        Unavailable: a file cannot be written at present, for example because the disk is full.
     """
     require_pyarrow("vision whatif")
     path = resolve_config(request.config)
@@ -76,7 +78,7 @@ def open_archive(folder: Path | None, config: AppConfig) -> Archive:
 
 
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
-    """Return the cameras to judge: those in `wanted`, or all that the configuration and the archive contain.
+    """Return the cameras to judge: those in `wanted`; if empty, all that both the configuration and the archive have.
 
     Raises:
         ConfigError: the archive or the configuration lacks a wanted camera, or they have no camera in common.
@@ -98,7 +100,7 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
 def _judge_all(
     work: Callable[[str], CameraReport], cameras: Sequence[str], stop: threading.Event
 ) -> list[CameraReport]:
-    """Judge each camera, in as many processes as there are cores."""
+    """Judge each camera, in parallel if there are several cameras and several cores."""
     workers = min(len(cameras), len(os.sched_getaffinity(0)))
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
         if workers == 1:

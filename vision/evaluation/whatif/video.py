@@ -42,9 +42,10 @@ def run_on_video(request: VideoRequest, stop: threading.Event) -> int:
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: a configuration or an argument is invalid.
+        ConfigError: a configuration or an argument is invalid, or a file cannot be written.
         ModelError: a model is missing, or its model.yaml is invalid.
         SourceError: the video cannot be read to its end.
+        Unavailable: a file cannot be written at present, for example because the disk is full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
     before, after = (_judge(config, stop) for config in (old, new))
@@ -63,7 +64,7 @@ def run_on_video(request: VideoRequest, stop: threading.Event) -> int:
 
 
 def _configuration(name: str, request: VideoRequest) -> AppConfig:
-    """Return a configuration with only the camera, whose source is the video."""
+    """Return a configuration with only the requested camera, whose source is the video."""
     config = load_config(resolve_config(name), os.environ)
     cameras = tuple(
         camera.model_copy(update={"source": str(request.video.absolute()), "reader": "auto", "loop": False})
@@ -75,7 +76,7 @@ def _configuration(name: str, request: VideoRequest) -> AppConfig:
 
 
 def _judge(config: AppConfig, stop: threading.Event) -> Judgment:
-    """Run the pipeline on the video. Return the events, whose times are positions in the video."""
+    """Run the pipeline on the video. Return its events, whose times are positions in the video, and its counts."""
     with show_progress(config.model, None, stop) as progress, ExitStack() as resources:
         sink = _Sink(progress)
         build = load_pipeline(config.pipeline)
@@ -85,7 +86,7 @@ def _judge(config: AppConfig, stop: threading.Event) -> Judgment:
 
 
 class _Sink:
-    """Sink that collects the events and the boxes of their objects."""
+    """Sink that collects the events, the boxes of their objects, and the last counts."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         self.judgment = Judgment()

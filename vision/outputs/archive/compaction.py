@@ -38,7 +38,7 @@ from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked, sync_folder
 
 LATE_US: Final = 120_000_000
-"""Time after the end of an hour or a day when its rows are moved, because messages can be late."""
+"""Delay between the end of an hour or a day and the move of its rows, because messages can be late."""
 
 _TIME_COLUMN: Final[Mapping[Table, str]] = {
     "frames": "captured_at",
@@ -86,7 +86,7 @@ def _move_hours(connection: sqlite3.Connection, folder: Path, now_us: int) -> No
 
 
 def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_us: int) -> None:
-    """Write the rows of one camera and hour to files, then delete them."""
+    """Write the rows of one camera and hour to files, then delete these rows from the database."""
     written: list[Path] = []
     limits = (camera, start_us, start_us + HOUR_US)
     for table in SCHEMAS:
@@ -106,7 +106,7 @@ def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_
 
 
 def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
-    """Give the files whose rows were deleted their names."""
+    """Give each file its name if its rows were deleted from the database."""
     for (name,) in connection.execute("SELECT path FROM moves").fetchall():
         _give_name(folder / name)
     with connection:
@@ -114,7 +114,7 @@ def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
-    """Return the rows of one camera in a time range, in the form of the files."""
+    """Return the rows of one camera from `start_us` to before `end_us`, with the columns and the order of the files."""
     names = [f'"{name}"' for name in live_columns(table)[1:]]
     if table == "tracks":
         columns = ", ".join(f"t.{name}" for name in names)
@@ -133,7 +133,7 @@ def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_u
 
 
 def _in_track_order(values: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Sort rows by track and frame. Replace the position in the frame by its difference from the order of track ids."""
+    """Sort rows by track and frame. Replace the position in the frame with `order_shift` (docs/archive.md)."""
     frame_ids, track_ids, positions = (np.array(values[at], np.int64) for at in (0, 1, -1))
     by_frame = np.lexsort((track_ids, frame_ids))
     starts = np.flatnonzero(np.diff(frame_ids[by_frame], prepend=-1))
@@ -160,7 +160,7 @@ def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:
 
 
 def _join_days(folder: Path, now_us: int) -> None:
-    """Join the parts of each day that ended before `now_us` to one file."""
+    """Join the parts of each day that ended before `now_us` into one file."""
     days: dict[tuple[Table, str, str], list[ArchiveFile]] = {}
     for file in archive_files(folder):
         if file.start_us + DAY_US <= now_us:
@@ -187,10 +187,10 @@ def _delete_parts(file: ArchiveFile) -> None:
 def write_parquet(
     path: Path, table: Table, groups: Sequence[pa.Table], *, is_final: bool, parts: Sequence[str] = ()
 ) -> None:
-    """Write a file with one row group per table of `groups`, and force it to disk. `_give_name` gives it its name.
+    """Write a file with one row group per table of `groups`, and force it to disk. `_give_name` then gives it its name.
 
     Args:
-        path: path of the file, which is still called ``*.tmp``. Its folder is created if it is missing.
+        path: final path of the file, which is called ``*.tmp`` until then. Its folder is created if it is missing.
         table: name of the table.
         groups: rows of each row group.
         is_final: see `parquet_options`.
@@ -210,7 +210,7 @@ def write_parquet(
 
 
 def _give_name(path: Path) -> None:
-    """Give a complete file its name. Do nothing if it has its name already."""
+    """Rename a complete file from ``*.tmp`` to its name. Do nothing if it has its name already."""
     with suppress(FileNotFoundError):
         path.with_suffix(".tmp").rename(path)
     sync_folder(path.parent)
@@ -222,8 +222,8 @@ def _give_name(path: Path) -> None:
 def delete_old(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
     """Delete days that are older than `keep_days`. Then delete the oldest days while the files need too much space.
 
-    Space is too much if the files have more than `max_mb`, or if the free space of the disk is below its reserve
-    (`FreeSpace`). Hours of the current day are not deleted.
+    The files need too much space if they are larger than `max_mb` in total, or if the free space of the disk is below
+    its reserve (`FreeSpace`). Files of the current day are not deleted.
     """
     files, disk = archive_files(folder), FreeSpace(folder)
     sizes = {file.path: file.path.stat().st_size for file in files}
@@ -238,7 +238,7 @@ def delete_old(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> Non
 
 
 def main() -> None:
-    """Compact the archive that the first argument describes, as JSON."""
+    """Compact the archive that the last argument describes, as JSON."""
     os.nice(10)
     options = json.loads(sys.argv[-1])
     limits = {"keep_days": options["keep_days"], "max_mb": options["max_mb"]}

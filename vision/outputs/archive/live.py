@@ -115,7 +115,7 @@ class LiveDatabase:
         self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
 
     def add_counts(self, message: CountsMessage) -> None:
-        """Add the counts of each line and zone that has changed since the last message of its camera."""
+        """Add the counts of each line and zone, unless they are the same as before in the same start of the program."""
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
         totals: tuple[int | None, ...]
         shapes: dict[str, LineCounts | ZoneCounts] = {**message.lines, **message.zones}
@@ -172,7 +172,7 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def live_columns(table: Table) -> list[str]:
-    """Return the columns of a table in SQLite. `position` is the position of a track in its frame."""
+    """Return the columns of a table in SQLite. `position` of a track in its frame takes the place of `order_shift`."""
     columns = ["position" if name == "order_shift" else name for name in COLUMNS[table]]
     return ["camera", *columns]
 

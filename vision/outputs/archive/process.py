@@ -26,7 +26,7 @@ _PROGRAM: Final = (
 
 
 def require_pyarrow(key: str) -> None:
-    """Raise `ConfigError` if pyarrow is not installed. `key` is what needs it."""
+    """Raise `ConfigError` if pyarrow is not installed. `key` is the name of the section or command that needs it."""
     if importlib.util.find_spec("pyarrow") is None:
         text = f"{key}: the package pyarrow is missing"
         raise ConfigError(text, hint=pip_hint("vision-streams[archive]"), code="package-missing")

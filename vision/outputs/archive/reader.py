@@ -30,7 +30,7 @@ _ATTEMPTS: Final = 5
 class ArchivedFrame:
     """A frame of the archive. `result` contains its tracks, as they reached the analytics."""
 
-    instance: str  # start of the program that published the frame
+    instance: str  # identifies the start of the program that published the frame
     result: Result
 
 
@@ -47,7 +47,7 @@ class ArchivedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedCounts:
-    """The last counts of each line and zone of a camera at one time."""
+    """The last known counts of each line and zone of a camera at one time."""
 
     instance: str
     at_us: int
@@ -65,7 +65,7 @@ class ArchivedGap:
 
 
 class Archive:
-    """An archive, read as it is at the time of each call. All times are microseconds since 1970 (UTC)."""
+    """An archive, read as it is at the time of each call. Time ranges are in microseconds since 1970 (UTC)."""
 
     def __init__(self, folder: Path) -> None:
         """Open the archive. Raise `ConfigError` if the folder contains no archive."""
@@ -88,7 +88,10 @@ class Archive:
             yield from _frames_of(camera, frames, tracks, since_us, until_us)
 
     def class_names(self, camera: str, since_us: int, until_us: int) -> dict[int, str]:
-        """Return the name of each class that the tracks in a time range have, by class id."""
+        """Return the name of each class of the tracks in a time range, by class id.
+
+        Classes that occur only at other times of the same days can be included.
+        """
         names: dict[int, str] = {}
         for _, tracks in self._chunks(camera, since_us, until_us, ["class", "class_id"]):
             pairs = tracks.select(["class", "class_id"]).group_by(["class", "class_id"]).aggregate([]).to_pylist()
@@ -96,7 +99,7 @@ class Archive:
         return names
 
     def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
-        """Return the events of a camera in a time range, in the order of their publication."""
+        """Return the events of a camera in a time range, oldest first."""
         return [
             ArchivedEvent(
                 event=Event(
@@ -152,7 +155,10 @@ class Archive:
     def _chunks(
         self, camera: str, since_us: int, until_us: int, columns: Sequence[str] = ()
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Yield the frames and the tracks of about one hour each. `columns` of the tracks; all columns if empty."""
+        """Yield the frames and the tracks of about one hour each, including rows outside the range in the same files.
+
+        `columns` selects columns of the tracks, in addition to `frame_id`. If it is empty, all columns are read.
+        """
         wanted = None if not columns else [*columns, "frame_id"]
         for frames, tracks in self._pairs(camera, since_us, until_us):
             for group in frames.groups():
@@ -167,7 +173,7 @@ class Archive:
         return [(part, tracks.get(part.name, _Part(part.name, "tracks", None, None))) for part in frames]
 
     def _parts(self, table: Table, camera: str, since_us: int, until_us: int) -> list[_Part]:
-        """Return the files of a table that can contain a time range, oldest first, and then the live rows."""
+        """Return the files of a table that can contain rows of a time range, oldest first, and then the live rows."""
         for _ in range(_ATTEMPTS):
             files = [
                 file
@@ -213,7 +219,7 @@ class _Part:
         return range(1 if self._file is None else self._file.num_row_groups)
 
     def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of one row group, or all rows."""
+        """Return the rows of one row group; all rows if `group` is None."""
         if self._file is None:
             rows = SCHEMAS[self._table].empty_table() if self._rows is None else self._rows
             return rows if columns is None else rows.select(columns)
@@ -222,7 +228,7 @@ class _Part:
         return self._file.read_row_group(group, columns).replace_schema_metadata(None)
 
     def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
-        """Return the rows whose `frame_id` is from `first` to `last`."""
+        """Return the rows whose `frame_id` is from `first` to `last`, inclusive."""
         found = []
         for group in self.groups():
             if self._file is not None:
@@ -266,7 +272,10 @@ class _Objects:
     """The tracks of many frames, in the order in which the analytics received them."""
 
     def __init__(self, table: pa.Table, frame_ids: NDArray[np.int64], captured_ns: NDArray[np.int64]) -> None:
-        """Convert the rows of `table`. Their frames have the ascending ids `frame_ids` (F,) and the times (F,)."""
+        """Convert the rows of `table`.
+
+        `frame_ids` (F,) are the ids of the frames, in ascending order, and `captured_ns` (F,) their capture times.
+        """
         values = _numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
         stored = _nearest_stored(table["score_percent"], values["track_id"])
         values["score_percent"] = _numbers_or_zero(table["score_percent"])[stored]
@@ -293,12 +302,12 @@ class _Objects:
         self._has_previous = np.append(0, (~np.isnan(self._previous[:, 0])).cumsum()).tolist()
 
     def bounds(self, frame_ids: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-        """Return the first and the end row of each frame."""
+        """Return the index of the first row of each frame, and the index after its last row."""
         first, end = self._frame_id.searchsorted(frame_ids), self._frame_id.searchsorted(frame_ids, "right")
         return first.tolist(), end.tolist()
 
     def tracks(self, first: int, end: int) -> Tracks:
-        """Return the tracks of one frame, given by its rows."""
+        """Return the tracks of one frame, whose rows are from `first` to before `end`."""
         hidden, previous = self._has_hidden, self._has_previous
         return Tracks(
             self._boxes[first:end],
@@ -312,8 +321,9 @@ class _Objects:
 
 
 def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return for each row the last row of its track that has a value, otherwise the next one, otherwise row 0.
+    """Return, for each row, the index of the row of its track whose value applies to it.
 
+    This is the last row with a value, up to the row itself; otherwise the next one; otherwise row 0.
     The rows are in the order of tracks, then frames.
     """
     number = len(track_ids)
@@ -334,7 +344,7 @@ def _numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def _boxes(
     x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the corners (N, 4) in pixels of boxes in steps, as the tracker rounds them."""
+    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, as the tracker rounds them."""
     return _pixels(np.stack([x, y, x + width, y + height], axis=1))
 
 

@@ -1,6 +1,6 @@
 """The process that writes the archive. It subscribes to the program like any other subscriber.
 
-A slow disk delays only this process. If it delays it so long that messages are lost, the archive contains a gap.
+A slow disk delays only this process. If messages are lost because of the delay, the archive contains a gap.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked
 
 COMMIT_S: Final = 2.0
-"""Interval of commits. A power failure loses at most the messages of this time."""
+"""Interval of commits. A power failure loses at most the messages of this time, and of the time of one commit."""
 
 ALL_CAMERAS: Final = "_all"
-"""Stands for the camera of a gap in the events of all cameras. No camera can have this name."""
+"""Camera of a gap in the events of all cameras. No camera can have this name."""
 
 _COMPACT_S: Final = 60.0
 _QUEUE: Final = 100_000  # messages that can wait while a commit waits for the disk
@@ -46,7 +46,7 @@ main()
 
 
 class ArchiveWriter:
-    """Adds the items of a subscription to the live database, and commits them every 2 s."""
+    """Adds the items of a subscription to the live database, and commits them."""
 
     def __init__(self, folder: Path) -> None:
         self._live = LiveDatabase(folder)
@@ -62,7 +62,7 @@ class ArchiveWriter:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest stored event; None if there is none."""
+        """Journal and number of the newest event that was added; None if no event had a number."""
         return self._live.last_event
 
     def add(self, item: Item) -> None:
@@ -86,7 +86,7 @@ class ArchiveWriter:
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def commit(self) -> None:
-        """Write all added rows. If the disk is full or fails, discard them, and add a gap with the next rows."""
+        """Write all added rows. If the disk is full or fails, discard these rows, and add a gap to the next commit."""
         pending, self._pending = self._pending, {}
         for camera, (first, last) in self._lost.items():
             self._live.add_gap(camera, self._at_us, self._instance, "disk", missing=(first, last))
@@ -114,7 +114,7 @@ class ArchiveWriter:
 
 
 def write(options: Mapping[str, Any]) -> None:
-    """Write the archive until standard input closes, or until the program ends.
+    """Write the archive until standard input closes, which also happens if the program ends.
 
     `vision.outputs.archive.process.ArchiveProcess` creates the `options`.
     """
@@ -154,7 +154,7 @@ def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float
 
 
 class Compaction:
-    """Starts the compaction in a process of its own once per minute, because it takes minutes per camera and day."""
+    """Starts the compaction at most once per minute, in a process of its own, because it can take minutes."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._command: Sequence[str] = [
@@ -165,7 +165,7 @@ class Compaction:
         self._due_s = time.monotonic()
 
     def start_if_due(self) -> None:
-        """Start the process, unless it runs or ran less than a minute ago."""
+        """Start the process, unless it is running, or was started less than a minute ago."""
         if self._process is not None and self._process.poll() is None:
             return
         if self._process is not None and self._process.returncode:
