@@ -42,8 +42,8 @@ class HelperProcess:
             arguments: arguments of the Python interpreter.
             options: options of the program.
             fds: descriptors that the program inherits.
-            on_line: function that receives the output of the program.
-            stop_s: time in seconds in which the process ends after its standard input was closed.
+            on_line: function that receives each line that the program prints.
+            stop_s: time in seconds after which `close` kills the process, if it has not ended by then.
         """
         self.restarts = 0
         self._name = name

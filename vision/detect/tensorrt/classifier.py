@@ -48,7 +48,7 @@ _FLOATS: Final = ("float32", "float16")
 
 @dataclass(frozen=True, slots=True)
 class GpuCrop:
-    """GPU memory of one crop as a tensor, and the event that occurs when the kernel has written the crop."""
+    """GPU memory of one crop as a tensor, and the event that the GPU reaches when the crop is written."""
 
     address: int
     written: Event
@@ -244,7 +244,7 @@ class TensorRTClassifier:
         self._cut.record(self._cuts)
 
     def is_reading(self) -> bool:
-        """Return True if a kernel of `crop` may still read a frame."""
+        """Return True if a kernel of `crop` may still read a frame. Raise `DeviceError` if the GPU fails."""
         return not self._cut.reached()
 
     def wait_until_read(self) -> None:

@@ -14,6 +14,7 @@ def register_plugins(spec: ModelSpec) -> None:
     """Register the plugins of this package in TensorRT's registry if the model needs plugins.
 
     Raises:
+        DeviceMissing: TensorRT is missing.
         ModelError: the model needs plugins, but the library is TensorRT-RTX, which does not support them.
     """
     if not spec.plugins:
