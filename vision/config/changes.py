@@ -49,7 +49,8 @@ class Plan:
 def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
     """Return what must change so that the program works as `new` requires.
 
-    `detector_score` is the threshold with which the detector was opened. A lower threshold needs a restart.
+    `detector_score` is the threshold with which the detector was opened. If `new` requires lower scores, it needs a
+    restart.
     """
     before, after = _cameras(running), _cameras(new)
     common = [camera for camera in after if camera in before]
@@ -108,7 +109,7 @@ def _is_live(section: str, key: str, new: AppConfig, detector_score: float) -> b
 
 
 def required_score(config: AppConfig) -> float:
-    """Return the lowest score that the detector must report. A tracker also needs objects with lower scores."""
+    """Return the lowest score that the detector must report. A tracker also needs objects below the threshold."""
     score = config.detect.score_threshold
     return score if config.pipeline == "detect" else min(score, config.track.low_score)
 
@@ -133,10 +134,10 @@ def restart_error(plan: Plan, path: Path | None) -> ConfigError:
 
 
 def read_camera(path: Path) -> dict[str, Any]:
-    """Return the keys of one camera from a file, with whole paths. ``${NAME}`` stays as it is.
+    """Return the keys of one camera from a file. Make its paths absolute, and keep ``${NAME}`` as it is.
 
     Raises:
-        ConfigError: the file cannot be read, or is not YAML.
+        ConfigError: the file cannot be read, or is not valid YAML with keys and values.
     """
     document = read_document(path)
     if document.faults:
@@ -158,7 +159,7 @@ def with_camera(config: AppConfig, camera: Mapping[str, Any], environ: Mapping[s
     """Return `config` with one more camera, given by its keys as in camera.yaml. ``${NAME}`` comes from `environ`.
 
     Raises:
-        ConfigError: a key is invalid, or conflicts with the rest of the configuration.
+        ConfigError: a key is invalid or conflicts with the rest of the configuration, or a path is not absolute.
     """
     added = validated_part(CameraConfig, json.dumps(camera, ensure_ascii=False), "camera", environ)
     address, tls = added.address, added.tls

@@ -151,7 +151,7 @@ def socket_name(config: Path) -> str:
 
 
 def own_folder() -> Path:
-    """Return the folder for the sockets of this user: the runtime folder of the service, of the user, or in /tmp."""
+    """Return the folder for the sockets of this user: the runtime folder of the service or the user, or one in /tmp."""
     if service := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(service.split(":")[0])
     if user := os.environ.get("XDG_RUNTIME_DIR"):
@@ -164,7 +164,7 @@ def _temporary_folder() -> Path:
 
 
 def _folders() -> Iterator[Path]:
-    """Yield the folders that can contain control sockets. A folder in /tmp must belong to this user."""
+    """Yield folders for control sockets: `own_folder`, that of the service, and one in /tmp if this user owns it."""
     yield from dict.fromkeys([own_folder(), _SERVICE_FOLDER])
     folder = _temporary_folder()
     try:
@@ -176,11 +176,11 @@ def _folders() -> Iterator[Path]:
 
 
 def find_socket(config: Path | None) -> Path:
-    """Return the control socket of the program that runs a configuration; if it is None, of the only program.
+    """Return the control socket of the program that runs `config`. None means the only running program.
 
     Raises:
-        Unavailable: no program with this configuration runs, or no program at all.
-        ConfigError: several programs run.
+        Unavailable: no such program is running.
+        ConfigError: several such programs are running.
     """
     pattern = f"*{SUFFIX}" if config is None else socket_name(config)
     found = {path.resolve(): path for folder in _folders() for path in sorted(folder.glob(pattern)) if _answers(path)}
@@ -195,7 +195,10 @@ def find_socket(config: Path | None) -> Path:
 
 
 def _answers(path: Path) -> bool:
-    """Return True if a program listens on a socket. A program that was killed leaves its socket."""
+    """Return True if a program listens on a socket, or if this user cannot connect to it.
+
+    A program that was killed leaves its socket behind.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
@@ -214,7 +217,8 @@ def ask(path: Path, request: Request, *, timeout_s: float = _ANSWER_S) -> Status
     """Send a request to a running program. Return its reply.
 
     Raises:
-        Unavailable: no program listens on the socket, or it does not reply within `timeout_s` seconds.
+        Unavailable: no program listens on the socket, the program does not reply within `timeout_s` seconds, or it
+            closes the connection.
         ConfigError: this user cannot use the socket.
         RefusedRequest: the program has refused the request.
         MessageError: the reply is not valid, for example because the program has a different version.

@@ -100,13 +100,13 @@ class ControlServer:
         self._thread.start()
 
     def request_reload(self) -> None:
-        """Reload the configuration soon. Errors are logged. Any thread can call this method."""
+        """Make the thread of the server reload the configuration soon. Errors are logged. Any thread can call this."""
         self._reloads.set()
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """End the thread, and remove the socket. A request in progress must be answered first. Idempotent."""
+        """End the thread, and remove the socket. Wait at most 5 s for a request in progress. Idempotent."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -231,7 +231,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def remove_unused_sockets(folder: Path) -> None:
-    """Remove the control sockets that killed programs left in a folder at least a minute ago."""
+    """Remove the control sockets that killed programs left in a folder, if they are more than a minute old."""
     for path in folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, VisionError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:

@@ -32,21 +32,21 @@ class Batcher:
         self._max_batch = max_batch
         self._clock = clock
         self.is_changing = False
-        """True while slots are added and removed. Until then, the batcher does not count as finished."""
+        """True while slots are added and removed. Until it is False again, the batcher does not count as finished."""
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
-        """All slots. The list itself never changes, so any thread can iterate over it."""
+        """All slots. `add` and `remove` replace the list and never change it, so any thread can iterate over it."""
         return self._slots
 
     def add(self, slot: LatestSlot) -> None:
-        """Take frames of one more slot."""
+        """Take frames from one more slot."""
         with self._changed:
             self._slots = [*self._slots, slot]
             self._changed.notify_all()
 
     def remove(self, slot: LatestSlot) -> None:
-        """Take no more frames of a slot."""
+        """Take no more frames from a slot."""
         with self._changed:
             self._slots = [each for each in self._slots if each is not slot]
 

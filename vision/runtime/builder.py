@@ -133,7 +133,7 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
 
 
 def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
-    """Return the folder and the specification of the second model. Raise `ModelError` if there is none."""
+    """Return the folder and the specification of the second model. Raise `ModelError` if it is missing or invalid."""
     folder = folder_of_model(cascade.model, shipped_models())
     return folder, load_classifier_spec(folder)
 
@@ -153,9 +153,9 @@ def open_recording_publisher(
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    Also start the HTTP server, the archive, and the sinks, if configured, and `language`, which publishes events with
-    their verdicts, if it is not None. An offline run, which stores no events, has no sinks. If `proxy` is True, other
-    processes can publish through the publisher.
+    Also start the HTTP server, the archive, and the sinks, if they are configured, and `language`, unless it is None.
+    `language` publishes events with their verdicts. An offline run has no archive and, because it stores no
+    events, no sinks. If `proxy` is True, other processes can publish through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -284,9 +284,9 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:
-    """Prepare the process that asks the language model. Return None if it is not asked anything.
+    """Prepare the process that asks the language model. Return None if the run does not ask the model.
 
-    An offline run does not ask it, because its results must be repeatable.
+    An offline run does not ask the model, because the results of the run must be repeatable.
     """
     if config.language is None or not (config.verify or config.describe) or options.sink is not None:
         return None

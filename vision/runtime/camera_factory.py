@@ -122,7 +122,7 @@ class CameraFactory:
         return self.leases + EXTRA_BUFFERS + (BUFFERS_ON_THE_WAY if self.options.capture_workers else 0)
 
     def frame_bytes(self, cameras: Sequence[CameraConfig]) -> int:
-        """Return the size of the frame buffers of cameras in bytes. Unknown frames count as 1920x1080."""
+        """Return the size of the frame buffers of cameras in bytes. Unknown frame sizes count as 1920x1080."""
         return self.buffers * _frame_bytes(cameras, self.detector.spec.pixel_formats[0])
 
 

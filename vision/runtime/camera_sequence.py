@@ -27,7 +27,7 @@ class CameraSequence:
         self._is_new = False
 
     def shifted(self, meta: FrameMeta) -> FrameMeta:
-        """Return the description of a frame with the added epochs. `index` starts at 0 after the end of a worker."""
+        """Return the description of a frame with the added epochs. After a worker has ended, `index` restarts at 0."""
         if not self.epochs:
             return meta
         if self._is_new:
@@ -40,8 +40,8 @@ class CameraSequence:
         """Start a new epoch after the end of a worker.
 
         Args:
-            drops: number of drops that are not reported yet, by reason, because of the results that the worker had.
-            unanswered: number of results that were sent to the worker, and that it did not answer.
+            drops: number of drops by reason: the lost results, and the drops that these would have reported.
+            unanswered: number of results that were sent to the worker, but that it did not answer.
         """
         self.seq += unanswered
         self.last_id += SKIPPED_IDS * (self.last_id > 0)

@@ -79,7 +79,7 @@ class CameraSet:
         return last + 1
 
     def add(self, camera: Camera) -> None:
-        """Start to read a camera, which is new or was retired."""
+        """Start reading a camera, which is new or was retired."""
         camera_id = camera.slot.camera_id
         known = camera_id in self.cameras
         self.cameras[camera_id] = camera
@@ -95,7 +95,7 @@ class CameraSet:
             self.batcher.add(camera.slot)
 
     def retire(self, camera_id: str, *, for_good: bool) -> None:
-        """Stop to read a camera. If `for_good` is True, also drop its waiting frame, and take no more frames."""
+        """Stop reading a camera. If `for_good` is True, also drop its waiting frame, and accept no more frames."""
         camera = self.cameras[camera_id]
         if self._watchdog is not None:
             self._watchdog.forget(f"camera-{camera_id}")
@@ -108,7 +108,7 @@ class CameraSet:
             camera.slot.close()
 
     def is_read(self, camera_id: str) -> bool:
-        """Return True if something still reads a camera that `retire` was called for."""
+        """Return True if a thread or a worker may still read a camera for which `retire` was called."""
         supervisor = self.cameras[camera_id].supervisor
         if isinstance(supervisor, RemoteCamera):
             return self.capture is not None and self.capture.reads(supervisor)
@@ -120,7 +120,7 @@ class CameraSet:
             self.threads.remove(camera_id)
 
     def remove(self, camera_id: str, last: CameraReport) -> None:
-        """Forget a camera that was retired for good, and report it once more, with `last`."""
+        """Forget a camera that was retired for good. `last` is its last report, which is added to `departed`."""
         self._epochs[camera_id] = self.cameras[camera_id].supervisor.status().epoch
         self.batcher.remove(self.cameras.pop(camera_id).slot)
         self.departed.append(last)
@@ -133,9 +133,9 @@ class CameraSet:
 
 
 class StepQueue:
-    """Functions that other threads pass to the main thread, and that it runs step by step, one after the other.
+    """Iterators that other threads pass to the main thread, which runs them one after the other.
 
-    A function is an iterator: the main thread does other work between two of its steps.
+    Each item of an iterator is a step. The main thread does other work between two steps.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class StepQueue:
         self._closed = False
 
     def submit(self, steps: Iterator[None]) -> Future[None]:
-        """Queue an iterator. The result is done when it is exhausted, or fails with its exception."""
+        """Queue an iterator. Return a future, which is done when the iterator is exhausted or raises an exception."""
         future: Future[None] = Future()
         self._waiting.put((steps, future))
         if self._closed:
@@ -157,7 +157,7 @@ class StepQueue:
         return self._present is not None or not self._waiting.empty()
 
     def advance(self) -> None:
-        """Run one step. Pass on the exception of a step, after the result has received it."""
+        """Run one step, if any remains. If it raises an exception, let its future fail, and raise the exception."""
         if self._present is None:
             if self._waiting.empty():
                 return
@@ -174,7 +174,7 @@ class StepQueue:
             raise
 
     def close(self) -> None:
-        """Let all results that are not done raise `Closed`. Idempotent."""
+        """Let all futures that are not done fail with `Closed`. Idempotent."""
         self._closed = True
         ended = [] if self._present is None else [self._present]
         self._present = None

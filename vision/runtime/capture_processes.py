@@ -138,7 +138,7 @@ class RemoteCamera:
             self._lost = None
 
     def retire(self) -> None:
-        """Record that no worker must read the camera. Its slot can have a different camera next."""
+        """Record that no worker must read the camera. A different camera can then use its slot."""
         self.is_retired = self._ended = True
 
     def ended(self, failure: str) -> None:
@@ -207,7 +207,7 @@ class _Link:
             setup: what all workers have in common.
             detector: the owner of the frame buffers.
             count: number of buffers of each camera.
-            arrivals: reports frames to read.
+            arrivals: object that reports which connections have frames to read.
             changed: the condition of all slots.
         """
         self.cameras: dict[int, RemoteCamera] = {}
@@ -313,7 +313,7 @@ class _Link:
         self._requests.append(frame_messages.Open(camera.number, pickle.dumps(captured)))
 
     def close_camera(self, camera: RemoteCamera, worker: Worker) -> None:
-        """Make the worker read a camera no longer. The camera stays in `cameras` until the worker confirms this."""
+        """Make the worker stop reading a camera. The camera stays in `cameras` until a running worker confirms this."""
         camera.retire()
         if worker.pid is None:
             self.cameras.pop(camera.number, None)
@@ -377,7 +377,7 @@ class _Link:
         """Return a camera; None if its slot must not change, because the camera was retired.
 
         Raises:
-            KeyError: the worker has never read such a camera.
+            KeyError: the number is higher than that of any camera that the worker was assigned.
         """
         camera = self.cameras.get(number)
         if number > self._last_number:
@@ -440,7 +440,7 @@ class CaptureProcesses:
         _limit_memory(worker, len(link.cameras))
 
     def close_camera(self, camera: RemoteCamera) -> None:
-        """Read a camera no longer. `reads` returns False once its worker has confirmed this."""
+        """Stop reading a camera. `reads` returns False once its worker has confirmed this."""
         for worker, link in self._links:
             if camera.number in link.cameras:
                 link.close_camera(camera, worker)
@@ -481,6 +481,6 @@ class CaptureProcesses:
 
 
 def _limit_memory(worker: Worker, cameras: int) -> None:
-    """Set the limit of the memory of a worker that reads this number of cameras."""
+    """Set the memory limit of a worker that reads this number of cameras."""
     limit = min(_MEMORY_BYTES * (1 + cameras), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
     worker.spec = replace(worker.spec, memory_limit_bytes=limit)

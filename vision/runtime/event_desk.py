@@ -29,7 +29,7 @@ class EventDesk:
         self._counters: dict[str, CameraCounters] = {}
 
     def rows(self, camera_ids: Sequence[str]) -> list[CounterRow]:
-        """Return all counters of cameras."""
+        """Return all counters of these cameras."""
         return [
             (camera_id, name, key, value)
             for camera_id in camera_ids

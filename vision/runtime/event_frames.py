@@ -19,7 +19,7 @@ from vision.version import require_cv2
 def open_snapshots(
     config: AppConfig, options: RunOptions, resources: ExitStack, analytics: AnalyticsStage | None = None
 ) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events. `analytics` is the stage whose lines and zones are drawn.
+    """Open the stage that saves frames of events. `analytics` is the stage whose present lines and zones are drawn.
 
     Return an empty list if `snapshots` is not configured, or if `options.sink` is set.
     """

@@ -125,13 +125,13 @@ class Open(msgspec.Struct, tag=True, array_like=True):
 
 
 class Close(msgspec.Struct, tag=True, array_like=True):
-    """Request to a worker to read a camera no longer. The worker answers with `ClosedCamera`."""
+    """Request to a worker to stop reading a camera. The worker answers with `ClosedCamera`."""
 
     camera: int
 
 
 class ClosedCamera(msgspec.Struct, tag=True, array_like=True):
-    """Report of a worker that nothing reads a camera any longer, or that its thread hangs and was abandoned."""
+    """Report of a worker that no thread reads a camera now, or that the thread hangs and was abandoned."""
 
     camera: int
 

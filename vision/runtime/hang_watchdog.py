@@ -85,7 +85,7 @@ class Watchdog:
         self._parts.append((part, ProgressMonitor(self._clock())))
 
     def forget(self, name: str) -> None:
-        """No longer observe the parts with this name."""
+        """Stop observing the parts with this name."""
         self._parts = [entry for entry in self._parts if entry[0].name != name]
 
     def check(self, *, end_s: float | None = None) -> bool:

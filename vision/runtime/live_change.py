@@ -5,7 +5,8 @@ are not touched. The steps are in this order:
 
 1. Cameras that were removed, or must connect again, are no longer read. The results of removed cameras are finished.
 2. The stages use the new configuration.
-3. New cameras start, and cameras with a changed source connect again, with a new epoch.
+3. New cameras start, and the cameras of step 1 that were not removed connect again, with a new epoch.
+4. The other cameras use their new limits, and the sinks use the new configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, plan: Plan) -> Iterator[None]:
     """Apply the configuration `config`, which differs from the present one as `plan` describes.
 
-    The caller must have checked that the plan needs no restart. Pass the result to `Runtime.steps`.
+    The caller must have checked that the plan needs no restart. Pass the result to `Runtime.steps.submit`.
     """
     cameras, results, configs = runtime.cameras, runtime.results, {camera.id: camera for camera in config.cameras}
     batcher = cameras.batcher
@@ -57,7 +58,7 @@ def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, 
 
 
 def _retire(runtime: Runtime, plan: Plan) -> Iterator[None]:
-    """Stop to read the cameras that are removed or opened again, and forget those that are removed."""
+    """Stop reading the cameras that are removed or opened again, and forget those that are removed."""
     cameras, retired = runtime.cameras, (*plan.removed, *plan.reopened)
     for camera_id in retired:
         cameras.retire(camera_id, for_good=camera_id in plan.removed)

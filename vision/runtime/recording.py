@@ -1,4 +1,4 @@
-"""`open_recording`, which starts the process that records cameras, and the socket that passes their packets to it."""
+"""`open_recording`, which starts the process that records cameras, and prepares how packets are passed to it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Reloader:
         Args:
             runtime: the program, which need not run yet.
             config: its configuration.
-            read: reads the configuration again.
+            read: function that reads the configuration again.
             path: file of the configuration.
             environ: values of ``${NAME}`` in the password of an added camera.
         """
@@ -86,7 +86,7 @@ class Reloader:
         self._detector_score = required_score(config)
 
     def handle(self, request: Request) -> Reply:
-        """Handle a request. Return once it is done.
+        """Handle a request. Return the reply once the request is done.
 
         Raises:
             VisionError: the request was refused, and nothing was changed.

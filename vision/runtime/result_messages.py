@@ -1,7 +1,8 @@
 """Messages between the main process and a result worker, in MessagePack.
 
-To the worker: one `Begin`, then lists of encoded results, and each new configuration. To the main process: one `Answer`
-per list, and `Totals` after an answer, at most once per second, after each new configuration, and at the end.
+The main process sends one `Begin`, and then lists of encoded results (`Results`) and new configurations (`NewConfig`).
+The worker sends one `Answer` per list. It sends `Totals` after an answer, but at most once per second, and also after
+each new configuration and at the end.
 """
 
 from __future__ import annotations

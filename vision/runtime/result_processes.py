@@ -127,7 +127,7 @@ class _Link:
         self.cameras[camera_id], self.sequences[camera_id] = number, sequence
 
     def remove(self, camera_id: str) -> CameraSequence:
-        """Forget a camera without unfinished results. Return its numbers, for the case that it is added again."""
+        """Forget a camera without unfinished results. Return its numbers, in case the camera is added again."""
         del self.cameras[camera_id]
         return self.sequences.pop(camera_id)
 
@@ -135,7 +135,7 @@ class _Link:
         """Give the worker a new configuration. `config.used` is its number once the worker uses it.
 
         Args:
-            setup: the setup with the new configuration, which is also that of later processes.
+            setup: the setup with the new configuration. Later processes of the worker also start with it.
             added: cameras that were added to the worker.
             removed: cameras that were removed from it.
             last_id: upper limit of the track ids so far; 0 if the program has no new camera.

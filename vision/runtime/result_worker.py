@@ -59,13 +59,13 @@ class HandedOverCounters:
         self._opened: dict[str, CameraCounters] = {}
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera, always the same object."""
+        """Return the counters of a camera. The object stays the same until `begin` is called for the camera."""
         if camera_id not in self._opened:
             self._opened[camera_id] = CameraCounters(self, camera_id)
         return self._opened[camera_id]
 
     def begin(self, camera_ids: Iterable[str], rows: Sequence[CounterRow]) -> None:
-        """Take over the counters of cameras."""
+        """Replace the counters of cameras with `rows`."""
         for camera_id in camera_ids:
             self._opened.pop(camera_id, None)
         self.rows = [row for row in self.rows if row[0] not in camera_ids] + list(rows)

@@ -72,7 +72,7 @@ class ResultHandler:
         return self._handled
 
     def reconfigure(self, config: AppConfig, _added: Sequence[str]) -> Callable[[], bool]:
-        """Let the stages use a new configuration from the next result on. Return a function that checks if they do."""
+        """Let the stages use a new configuration from the next batch on. Return a function that checks if they do."""
         done = threading.Event()
         self._changes.put((config, done))
         self._queue.put([])  # wakes the results thread
