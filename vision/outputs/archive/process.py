@@ -36,7 +36,7 @@ class ArchiveProcess:
     """A process that subscribes to the program, and writes the archive."""
 
     def __init__(self, config: ArchiveConfig, address: str, *, replay: bool, keys: KeyPair | None = None) -> None:
-        """Create the folder and start the process.
+        """Create the folder, start the process, and wait up to 20 s until it is ready.
 
         Args:
             config: the section `archive` of the configuration. Its folder must be an absolute path.

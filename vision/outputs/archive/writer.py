@@ -133,7 +133,7 @@ def write(options: Mapping[str, Any]) -> None:
         )
         compaction = Compaction(options)
         with subscription:
-            _receive(subscription, writer, 0.3)  # until the connection is made
+            _receive(subscription, writer, 0.3)  # gives the connection time to be made
             _tell("ready")
             while not stop.is_set():
                 end_s = time.monotonic() + COMMIT_S
