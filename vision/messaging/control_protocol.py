@@ -99,7 +99,7 @@ class FaultEntry(Struct, frozen=True, kw_only=True):
 
 
 class ErrorReply(_Reply, frozen=True, kw_only=True, tag="error"):
-    """A report that nothing was changed, and why."""
+    """A report that a request was refused or failed, and why."""
 
     message: str
     hint: str
@@ -220,7 +220,7 @@ def ask(path: Path, request: Request, *, timeout_s: float = _ANSWER_S) -> Status
         Unavailable: no program listens on the socket, the program does not reply within `timeout_s` seconds, or it
             closes the connection.
         ConfigError: this user cannot use the socket.
-        RefusedRequest: the program has refused the request.
+        RefusedRequest: the program has refused the request, or has failed to handle it.
         MessageError: the reply is not valid, for example because the program has a different version.
     """
     try:
@@ -262,7 +262,7 @@ def _receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
 
 
 class RefusedRequest(VisionError):
-    """The program has refused a request, and has changed nothing."""
+    """The program has refused a request, or an error has occurred while it handled the request."""
 
     def __init__(self, reply: ErrorReply) -> None:
         super().__init__(reply.message, hint=reply.hint, code=reply.code)

@@ -51,7 +51,10 @@ class Judge:
         }
 
     def stages(self, earlier: Counts | None = None) -> Callable[[Result], Result]:
-        """Return the stages for one start of the program. The counters continue after `earlier`; None means from 0."""
+        """Return the stages for one start of the program, as one function.
+
+        The counters continue after `earlier`. If it is None, they start at 0.
+        """
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
         analytics = AnalyticsStage(self._sections, self._class_names, forget_s=forget_s, state=state)

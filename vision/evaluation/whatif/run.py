@@ -78,7 +78,7 @@ def open_archive(folder: Path | None, config: AppConfig) -> Archive:
 
 
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
-    """Return the cameras to judge: those in `wanted`; if empty, all that both the configuration and the archive have.
+    """Return the cameras to judge: `wanted`, or, if it is empty, all that both the configuration and the archive have.
 
     Raises:
         ConfigError: the archive or the configuration lacks a wanted camera, or they have no camera in common.

@@ -102,7 +102,7 @@ _DELTAS: Final = {"captured_at", "at_utc", "at_monotonic_ns", "number"}  # colum
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
     """Return the options of `pyarrow.parquet.ParquetWriter`. Final files are small; others are written quickly.
 
-    Brotli models the context of each byte, so it needs 10 % less space for boxes than zstd at any level.
+    Brotli predicts each byte from its neighbors, so it needs less space for boxes than zstd.
     """
     encodings = {
         name: "DELTA_BINARY_PACKED" if name in _DELTAS else "BYTE_STREAM_SPLIT"
@@ -143,7 +143,7 @@ def day_of(at_us: int) -> str:
 
 
 def camera_folder(archive: Path, table: Table, camera: str) -> Path:
-    """Return the folder of a table of one camera. Readers of Parquet take the camera from its name."""
+    """Return the folder of a table of one camera. Readers of Parquet take the column `camera` from its name."""
     return archive / table / f"camera={camera}"
 
 
