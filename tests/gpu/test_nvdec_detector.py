@@ -214,7 +214,7 @@ def test_cpu_detector_gets_host_copies(short_clip: Path, caplog: pytest.LogCaptu
         return open_detector(folder, spec, settings.model_copy(update={"backend": "onnxruntime"}))
 
     results = run(short_clip, "nvdec", open_detector=on_cpu)
-    ((_, detector),) = log_args(caplog, "vision.runtime.builder")
+    ((_, detector),) = log_args(caplog, "vision.runtime.camera_factory")
     assert detector == "onnxruntime cpu fp32"
     assert len(results) == FRAMES
     assert sum(len(result.objects) for result in results) >= 2 * len(results)

@@ -141,7 +141,7 @@ CONSTRAINTS = {
     "multiple_of": "multiple_of",
 }
 LENGTHS = {"min_length": "too_short", "max_length": "too_long"}
-NO_ERRORS = {"definitions", "definition-ref", "default", "nullable", "model-field", "tagged-union", "union"}
+NO_ERRORS = {"definitions", "definition-ref", "default", "nullable", "model-field", "tagged-union", "union", "any"}
 
 
 def errors_of(schema: Mapping[str, Any]) -> set[str]:

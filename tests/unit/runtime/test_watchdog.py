@@ -203,9 +203,9 @@ def test_slow_stage_does_not_end_the_run() -> None:
 @pytest.mark.integration
 def test_camera_that_hangs_gets_a_new_thread(caplog: pytest.LogCaptureFixture) -> None:
     runtime, sink, cameras = make_runtime(
-        [f"{SOURCE}?hang=20:2", SOURCE], FakeDetector(), hang_s=0.6, read_timeout_s=0.3
+        [f"{SOURCE}?hang=20:5", SOURCE], FakeDetector(), hang_s=2.0, read_timeout_s=0.3
     )
-    runtime.run(threading.Event(), for_s=4)
+    runtime.run(threading.Event(), for_s=7)
     abandoned = max(report.node.counters["cameras.abandoned_threads"] for report in sink.reports)
     assert abandoned >= 1
     epochs = {result.meta.epoch for result in sink.results["camera-0"]}

@@ -28,6 +28,8 @@ vision camera-zoo --fault cut                     # every 10 s, all connections 
 vision camera-zoo --list                          # the list, without serving
 ```
 
+[`vision chaos`](chaos.md) uses such cameras to check that the program survives faults.
+
 Each frame shows its number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads the
 number. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the
 command `openssl`, which creates their certificate.
