@@ -165,14 +165,19 @@ def _temporary_folder() -> Path:
 
 def _folders() -> Iterator[Path]:
     """Yield folders for control sockets: `own_folder`, that of the service, and one in /tmp if this user owns it."""
-    yield from dict.fromkeys([own_folder(), _SERVICE_FOLDER])
-    folder = _temporary_folder()
+    temporary = _temporary_folder()
+    for folder in dict.fromkeys([own_folder(), _SERVICE_FOLDER, temporary]):
+        if folder != temporary or _is_own(folder):
+            yield folder
+
+
+def _is_own(folder: Path) -> bool:
+    """Return True if `folder` is a folder of this user, and not a link."""
     try:
         status = folder.lstat()
     except OSError:
-        return
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-        yield folder
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def find_socket(config: Path | None) -> Path:

@@ -39,6 +39,12 @@ CONFIG_CASES: list[tuple[str, str, FaultKey]] = [
     ("missing", LINE.replace(", %s", ""), (4, "analytics.a.lines[0].points", "missing")),
     ("missing", LINE % "points: [[1, 2]]", (4, "analytics.a.lines[0].points", "missing")),
     ("missing", LINE % "points: [[1, 2], []]", (4, "analytics.a.lines[0].points[1]", "missing")),
+    (
+        "string_too_long",
+        GOOD
+        + f"pipeline: count\nlanguage: {{url: 'http://h', model: m}}\nverify: [{{name: v, prompt: {'x' * 10_001}}}]",
+        (5, "verify[0].prompt", "string-too-long"),
+    ),
     ("extra_forbidden", GOOD + "pipline: count", (3, "pipline", "unknown-key")),
     ("extra_forbidden", GOOD + "max_batch: 4", (3, "max_batch", "unknown-key")),
     ("extra_forbidden", GOOD + "publish: {zzz: 4}", (3, "publish.zzz", "unknown-key")),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from vision.outputs.archive.reader import ArchivedEvent
+from vision.types import Event
 
 Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
 
@@ -40,7 +41,7 @@ class Difference:
 
     changes: tuple[Change, ...]
     same: int  # number of events that have no difference, except in their running totals
-    equal: bool  # True if all events are equal, including their order, totals, and snapshots
+    equal: bool  # True if all events are equal, including their order and totals
 
     def numbers(self) -> Mapping[Kind, int]:
         """Return the number of differences of each kind."""
@@ -75,8 +76,13 @@ def compare(
     changes += [Change(camera, "lost", old, None) for old in lost]
     changes += [Change(camera, "gained", None, new) for new in gained]
     changes.sort(key=lambda change: change.shown.at_us)
-    equal = not changes and [each.event for each in before] == [each.event for each in after]
+    equal = not changes and [*map(_judged, before)] == [*map(_judged, after)]
     return Difference(tuple(changes), same, equal)
+
+
+def _judged(archived: ArchivedEvent) -> Event:
+    """Return the event without what only a live run adds: the path of a snapshot, and the id of a question."""
+    return replace(archived.event, snapshot="", id="")
 
 
 _Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
