@@ -136,7 +136,7 @@ def test_slow_disk_delays_neither_results_nor_the_stop(tmp_path: Path, shim: Pat
     with Subscription(f"ipc://{folder}/out", kinds=("detections", "events"), silence_s=60) as subscription:
         program = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"LD_PRELOAD": str(shim)})
         try:
-            times, events = receive(subscription, 8)
+            times, events = receive(subscription, 5)
             program.send_signal(signal.SIGTERM)
             stopping_s = time.monotonic()
             assert program.wait(30) == 0
