@@ -113,8 +113,10 @@ def test_scores_equal_those_of_onnxruntime(tmp_path: Path, device: Any, pixel_fo
 def test_each_number_of_crops_is_classified(tmp_path: Path, device: Any, precision: str) -> None:
     with closing(opened(tmp_path, save(tmp_path), max_batch=6, precision=precision)) as classifier:
         crops = classifier.allocate(6)
-        for level, crop in enumerate(crops):
-            pixels = np.full((HEIGHT, WIDTH, 3), 40 * level, np.uint8)
+        frames = [
+            np.full((HEIGHT, WIDTH, 3), 40 * level, np.uint8) for level in range(6)
+        ]  # until the GPU has read them
+        for pixels, crop in zip(frames, crops, strict=True):
             classifier.crop(frame_in(FrameBuffer.wrap(pixels, "bgr")), (0, 0, 50, 50), crop)
         for count in (1, 2, 3, 5, 6):
             scores = classifier.classify(crops[:count])

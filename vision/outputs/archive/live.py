@@ -41,7 +41,7 @@ class LiveDatabase:
     def __init__(self, folder: Path) -> None:
         """Open or create the database. Raise `sqlite3.Error` if it cannot be opened, or is damaged."""
         self._connection = connect(folder)
-        self._connection.executescript(";".join(_create_statements()))
+        self._connection.executescript(";".join(["BEGIN IMMEDIATE", *_create_statements(), "COMMIT"]))
         self._frame_ids = dict(self._connection.execute("SELECT camera, last FROM frame_ids").fetchall())
         self._rows: dict[Table, list[Row]] = {table: [] for table in COLUMNS}
         self._last_counts: dict[tuple[str, str], object] = {}  # by camera and name of the line or zone

@@ -191,6 +191,8 @@ class Archive:
             return SCHEMAS[table].empty_table()
         try:
             with closing(connect(self._folder)) as connection:
+                if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is None:
+                    return SCHEMAS[table].empty_table()  # the writer has just created the file
                 return read_live(connection, table, camera, since_us, until_us)
         except sqlite3.Error as error:
             raise ConfigError(f"{self._folder / LIVE_NAME}: {error}", code="archive-unreadable") from error
