@@ -1,6 +1,6 @@
 """Measure how reliably and how fast `vision.analytics.camera_view` finds a camera that was moved.
 
-    python -m tests.perf.camera_view [--displacements 500] [--days 8] [--seed 0] [--images FOLDER] [--json FILE]
+    python -m tests.perf.camera_view [--displacements 500] [--days 8] [--seed 0] [--images FOLDER] [--save]
 
 The scenes are photos: the frame is a part of each, so that a displaced frame shows what lies beside it. Light, shadows,
 noise, rain, and crowds are drawn on the frames. No object and no light of the tests was used to choose constants.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -22,8 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.perf.__main__ import result
+from tests.perf.results import save
 from vision.analytics.camera_view import INTERVAL_S, WIDTH_PX, Similarity, ViewTracker, distance, view_image
 
+TITLE = "Cameras that were moved, and days without a movement"
 WIDTH, HEIGHT = 960, 540
 ALLOWED = 0.005  # largest error of a corner, in widths of the frame
 IMAGES_ALLOWED = 4  # within 10 s
@@ -177,7 +179,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, default=PHOTOS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--save", action="store_true", help="write the result to the folder of results")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     scenes, rng = [Scene(path) for path in photos(options.images)], np.random.default_rng(options.seed)
@@ -194,21 +196,19 @@ def main() -> None:
         days += states
         cpu_s += times
         alarms[scene.name] += states["moved"] + states["covered"] + states["shifted"]
-    result: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), "opencv": cv2.__version__, "numpy": np.__version__},
+    measured: dict[str, Any] = {
         "seed": options.seed,
         "scenes": len(scenes),
         "displacements": dict(outcomes),
-        "failed": {name: number for name, number in failed.items() if number},
+        "not_realigned": [f"{name}: {number}" for name, number in failed.items() if number],
         "images_of_days": dict(days),
-        "false_alarms": {name: number for name, number in alarms.items() if number},
+        "false_alarms": [f"{name}: {number}" for name, number in alarms.items() if number],
         "cpu_ms": {"mean": round(1e3 * float(np.mean(cpu_s or [0])), 2), "max": round(1e3 * max(cpu_s or [0]), 2)},
         "core_percent": round(100 * float(np.mean(cpu_s or [0])) / INTERVAL_S, 3),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
+    print(json.dumps(measured, indent=2))
+    if options.save:
+        print(save(result("camera_view", measured, TITLE)))
 
 
 if __name__ == "__main__":
