@@ -142,8 +142,8 @@ class Runtime:
             BaseException: a thread, `on_report`, or the `report` of a sink failed. The first exception is raised
                 unchanged.
         """
-        threads = self._start()
         with self._watchdog().running(self._hang_s, end_process=end_process):
+            threads = self._start()  # later than the watchdog, because the first frame can hang already
             try:
                 notify("READY=1", "STATUS=started")
                 self._watch(stop, for_s, on_report)

@@ -303,15 +303,19 @@ def test_time_without_observation_does_not_count_as_stuck() -> None:
     assert still.look(8, now_ns + 3601 * 1000 * MS) == 0
 
 
+# The watchdog is slow to start, as on a busy machine, so a frame would arrive before the watchdog works.
 KEEPS_THE_GIL = """
-import ctypes, threading
+import ctypes, threading, time
 from tests.unit.runtime.test_runtime import make_runtime
 from vision.detect.fake import FakeDetector
+from vision.runtime.hang_watchdog import Watchdog
 
 class KeepsTheGil(FakeDetector):
     def submit(self, slot, frames):
         ctypes.PyDLL(None).sleep(600)
 
+watch = Watchdog.watch
+Watchdog.watch = lambda *arguments: (time.sleep(0.2), watch(*arguments))
 runtime, _, _ = make_runtime(["synthetic:160x120@50"], KeepsTheGil(), hang_s=1.0)
 runtime.run(threading.Event(), end_process=True)
 """
