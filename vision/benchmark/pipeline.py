@@ -21,7 +21,7 @@ import psutil
 from vision.benchmark.conditions import CpuMeter, CpuUse
 from vision.benchmark.loops import WAIT_S, Durations, relative_error
 from vision.benchmark.memory import ModelMemory, model_memory
-from vision.capture.source import Source
+from vision.capture.open import NamedOpener
 from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.pipelines import load_pipeline
@@ -138,7 +138,7 @@ def run_deployment(
     open_detector: Callable[..., Detector],
     *,
     publish: bool = False,
-    open_source: Callable[..., Source] | None = None,
+    open_source: NamedOpener | None = None,
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
 

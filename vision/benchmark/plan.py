@@ -17,7 +17,7 @@ from vision.benchmark.language_load import LanguageRun, language_load
 from vision.benchmark.loops import Durations
 from vision.benchmark.memory import ModelMemory
 from vision.benchmark.pipeline import DeploymentRun, run_deployment
-from vision.benchmark.stand_ins import PhasedSources, StandIn, repeated, stand_ins
+from vision.benchmark.stand_ins import StandIn, phased_sources, repeated, stand_ins
 from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
@@ -159,7 +159,7 @@ class _Runs:
     def run(self, count: int, seconds: float) -> DeploymentRun:
         self._progress(f"{count} camera{'s' * (count != 1)} for {seconds:g} s")
         gc.collect()  # the frame buffers of the last run are in reference cycles
-        config, sources = repeated(self._config, self._cameras, count), PhasedSources(self._cameras)
+        config, sources = repeated(self._config, self._cameras, count), phased_sources(self._cameras)
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:

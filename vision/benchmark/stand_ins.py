@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from typing import Any, Final
 import av
 
 from vision.benchmark.frames import load_frames, shipped_clip
-from vision.capture.open import chooses_nvdec, open_source
+from vision.capture.open import NamedOpener, chooses_nvdec, open_source
 from vision.capture.source import Source
 from vision.config import AppConfig, CameraConfig
 from vision.config.source_address import RECORDED, File, Folder
@@ -95,21 +95,21 @@ def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppCo
     return config.model_copy(update={"cameras": tuple(configs), "analytics": analytics})
 
 
-class PhasedSources:
-    """An `open_source` function that starts clips at different times, like independent cameras.
+def phased_sources(cameras: Sequence[StandIn]) -> NamedOpener:
+    """Return an opener that starts clips at different times, like independent cameras.
 
     Otherwise, the frames of all clips would arrive at the same times.
     """
+    periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
+    return NamedOpener(f"{__name__}:_open_phased", {"periods": periods})
 
-    def __init__(self, cameras: Sequence[StandIn]) -> None:
-        self._periods = {camera.config.source: 1 / camera.fps for camera in cameras if camera.phase}
 
-    def __call__(self, config: CameraConfig, **options: Any) -> Source:
-        """Open the source. If it is a clip, first wait for a part of a frame interval, different for each camera."""
-        if config.source in self._periods:
-            phase = zlib.crc32(config.id.encode()) / 2**32  # every process computes the same
-            time.sleep(phase * self._periods[config.source])
-        return open_source(config, **options)
+def _open_phased(config: CameraConfig, *, periods: Mapping[str, float], **options: Any) -> Source:
+    """Open a source. If it is a clip, first wait for a part of a frame interval, different for each camera."""
+    if config.source in periods:
+        phase = zlib.crc32(config.id.encode()) / 2**32  # every process computes the same
+        time.sleep(phase * periods[config.source])
+    return open_source(config, **options)
 
 
 def _probe(camera: CameraConfig) -> StandIn:

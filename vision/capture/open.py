@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from vision.capture.pacing import FramePacer
 from vision.capture.source import Source, holds_images
@@ -26,6 +30,19 @@ log = logging.getLogger(__name__)
 _MIN_INTERVALS = 3  # frame intervals that pass before a read of a slow camera times out
 _CLOSE_S = 10.0  # longest time of a call beyond the open timeout, such as for closing a pipeline
 _MIN_PYAV = 12  # must agree with pyproject.toml
+
+
+class NamedOpener(msgspec.Struct, frozen=True):
+    """A function that replaces `open_source`. Every process of a program imports it by its name."""
+
+    name: str  # as ``package.module:function``
+    arguments: Mapping[str, Any] = {}  # more keyword arguments of the function, which MessagePack can represent
+
+    def __call__(self, camera: CameraConfig, **options: Any) -> Source:
+        """Call the function as `open_source` is called, with additional keyword arguments."""
+        module, _, name = self.name.partition(":")
+        source: Source = getattr(importlib.import_module(module), name)(camera, **self.arguments, **options)
+        return source
 
 
 def open_source(

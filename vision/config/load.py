@@ -39,8 +39,14 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
     `environ` contains the values of ``${NAME}``.
     """
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     config = _validate_config(read_document(path, environ))
-    return _resolve_paths(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - resolve() would follow links
+    try:
+        str(whole).encode()
+    except UnicodeEncodeError:  # relative paths in the file become parts of messages, which are in UTF-8
+        text = f"expected a file whose path is valid UTF-8, got {os.fsencode(whole)!r}"
+        raise ConfigError(text, hint="rename the file or its folder", code="path-encoding") from None
+    return _resolve_paths(config, whole.parent)
 
 
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vision.capture.source import Source
+from vision.capture.open import NamedOpener
 from vision.config import (
     AppConfig,
     CascadeConfig,
@@ -72,7 +72,7 @@ class RunOptions:
     sink: Sink | None = None  # receives the results instead of the socket
     observe: Observe | None = None  # called for each published result
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
-    open_source: Callable[..., Source] | None = None  # replaces vision.capture.open
+    open_source: NamedOpener | None = None  # replaces vision.capture.open
     result_workers: bool = False  # True if processes other than the main process run the stages
     packets: Packets | None = None  # how cameras pass their packets on; None means that they do not
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process

@@ -17,7 +17,7 @@ from vision.detect.detector import Detector, ReadsDevice
 from vision.runtime.builder import RunOptions
 from vision.runtime.camera_set import FRAMES_HELD_BY_STAGES, Camera
 from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesses, RemoteCamera
-from vision.runtime.capture_worker import CapturedCamera, CaptureSetup
+from vision.runtime.frame_messages import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.remote_slot import RemoteSlot
 from vision.stages.stage import PixelStage, Stage

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import os
-import pickle
 import select
 import struct
 import threading
@@ -23,13 +22,15 @@ from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, SharesFrames
 from vision.errors import OutOfMemory
 from vision.runtime import frame_messages
-from vision.runtime.capture_worker import ENTRY, CapturedCamera, CaptureSetup
+from vision.runtime.capture_worker import ENTRY
 from vision.runtime.frame_messages import (
     COMMIT,
     DROP,
     END,
     FLUSH,
     RETURN,
+    CapturedCamera,
+    CaptureSetup,
     ClosedCamera,
     Configure,
     Configured,
@@ -159,7 +160,7 @@ class RemoteCamera:
         if self._camera.lossless:
             self.ended(f"its {reason}")  # a new process would read the file from the start
         epoch = max(self.slot.epoch, self._status.epoch) + 1
-        self._camera = replace(self._camera, epoch=epoch)
+        self._camera = msgspec.structs.replace(self._camera, epoch=epoch)
         self._connections += self._present_connections()
         self._connected = False
         self._status = replace(self._status, epoch=epoch, grabbed=0, reconnects=0, width_px=0, height_px=0)
@@ -232,7 +233,8 @@ class _Link:
         cameras = {number: captured for number, each in self.cameras.items() if (captured := each.next_process())}
         frames, other = Connection.pair()
         with other:
-            worker.send(replace(self._setup, cameras=cameras).encode(), [other.fileno()])
+            setup = msgspec.structs.replace(self._setup, cameras=cameras)
+            worker.send(frame_messages.encode(setup), [other.fileno()])
         self.frames = frames
         self._arrivals.register(frames, select.EPOLLIN)
 
@@ -310,7 +312,7 @@ class _Link:
         self._last_number = camera.number
         captured = camera.next_process()
         assert captured is not None
-        self._requests.append(frame_messages.Open(camera.number, pickle.dumps(captured)))
+        self._requests.append(frame_messages.Open(camera.number, captured))
 
     def close_camera(self, camera: RemoteCamera, worker: Worker) -> None:
         """Make the worker stop reading a camera. The camera stays in `cameras` until a running worker confirms this."""
@@ -425,7 +427,7 @@ class CaptureProcesses:
         self._arrivals = select.epoll()
         count = leases + EXTRA_BUFFERS + BUFFERS_ON_THE_WAY
         for index in range(min(workers, len(cameras))):
-            own = replace(setup, packets=packets[index]) if packets else setup
+            own = msgspec.structs.replace(setup, packets=packets[index]) if packets else setup
             link = _Link(own, detector, count, self._arrivals, changed)
             spec = WorkerSpec(f"capture worker {index + 1}", ENTRY, hang_s=setup.hang_s)
             self._links.append((self._workers.add(spec, link), link))

@@ -9,22 +9,18 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import pickle
 import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from vision.capture.open import open_source, supervisor_policy
 from vision.capture.packet_tap import PacketTap
-from vision.capture.source import Source
 from vision.capture.supervisor import CameraSupervisor
-from vision.config import CameraConfig
 from vision.errors import Closed, OutOfMemory, SourceError
 from vision.messaging.packets import PacketSocket
 from vision.runtime import frame_messages
@@ -34,6 +30,8 @@ from vision.runtime.frame_messages import (
     DROP,
     END,
     FLUSH,
+    CapturedCamera,
+    CaptureSetup,
     Close,
     ClosedCamera,
     Configure,
@@ -58,35 +56,6 @@ CLOSE_S: Final = 2.0
 
 _SEND_S: Final = 0.25
 _COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all cameras
-
-OpenSource = Callable[..., Source]
-
-
-@dataclass(frozen=True, slots=True)
-class CapturedCamera:
-    """One camera of a worker."""
-
-    config: CameraConfig
-    nvdec: bool  # see `vision.capture.open.open_source`
-    lossless: bool
-    epoch: int  # of its first connection
-    recorded: bool = False  # True if its packets are passed on
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureSetup:
-    """The configuration of a capture worker. It contains passwords, so it is sent only in a message."""
-
-    cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
-    pixel_formats: tuple[PixelFormat, ...]
-    offline: bool
-    hang_s: float  # time in seconds after which a call to a source, or the worker, counts as hanging
-    open_source: OpenSource | None = None  # replaces `vision.capture.open.open_source`
-    packets: str | None = None  # address of the packet socket; None means that no packets are passed on
-
-    def encode(self) -> bytes:
-        """Return the setup as bytes. The function or class of `open_source` must be importable by its name."""
-        return pickle.dumps(self)
 
 
 class FrameConnection(Connection):
@@ -302,7 +271,7 @@ def run(channel: WorkerChannel, _setup: bytes) -> None:
     message = channel.receive(_SETUP_S)
     if message is not None:
         with socket.socket(fileno=message.fds[0]) as end:
-            _CaptureWorker(channel, FrameConnection(end), pickle.loads(message.data)).run()
+            _CaptureWorker(channel, FrameConnection(end), frame_messages.decode_setup(message.data)).run()
 
 
 class _CaptureWorker:
@@ -324,7 +293,7 @@ class _CaptureWorker:
         config, setup = camera.config, self._setup
         failure = partial(self._failure_of, number)
         sink = RemoteSink(number, self._channel, self._frames, lossless=camera.lossless, failure=failure)
-        opening, formats = setup.open_source or open_source, setup.pixel_formats
+        opening, formats = setup.opener or open_source, setup.pixel_formats
         factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
         if self._packets is not None and camera.recorded:
             factory = partial(factory, tap=PacketTap(config.id, self._packets))
@@ -396,7 +365,7 @@ class _CaptureWorker:
     def _handle(self, message: Message) -> None:
         request = frame_messages.decode_to_worker(message.data)
         if isinstance(request, Open):
-            self._open_camera(request.camera, pickle.loads(request.captured))
+            self._open_camera(request.camera, request.captured)
         elif isinstance(request, Close):
             self._close_camera(request.camera)
         elif (sink := self._frames.sinks.get(request.camera)) is not None:

@@ -9,12 +9,15 @@ ones.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, get_args
 
 import msgspec
 
 from vision.capture.camera_status import CameraStatus
+from vision.capture.open import NamedOpener
+from vision.config import CameraConfig
+from vision.config.transfer import plain_section, section_of
 from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEncoding
 
 # --- messages on the connection for frames ----------------------------------------------------------------------------
@@ -90,6 +93,27 @@ def decode_returns(data: bytes) -> list[tuple[int, int, int]]:
 # --- other messages ---------------------------------------------------------------------------------------------------
 
 
+class CapturedCamera(msgspec.Struct, array_like=True, frozen=True):
+    """One camera of a worker."""
+
+    config: CameraConfig
+    nvdec: bool  # see `vision.capture.open.open_source`
+    lossless: bool
+    epoch: int  # of its first connection
+    recorded: bool = False  # True if its packets are passed on
+
+
+class CaptureSetup(msgspec.Struct, array_like=True, frozen=True):
+    """The configuration of a capture worker. It contains passwords, so it is sent only in a message."""
+
+    cameras: Mapping[int, CapturedCamera]  # by the number of the camera in messages
+    pixel_formats: tuple[PixelFormat, ...]
+    offline: bool
+    hang_s: float  # time in seconds after which a call to a source, or the worker, counts as hanging
+    opener: NamedOpener | None = None  # replaces `vision.capture.open.open_source`
+    packets: str | None = None  # address of the packet socket; None means that no packets are passed on
+
+
 class Configure(msgspec.Struct, tag=True, array_like=True):
     """Request of a worker for the buffers of one camera."""
 
@@ -121,7 +145,7 @@ class Open(msgspec.Struct, tag=True, array_like=True):
     """Request to a worker to read one more camera."""
 
     camera: int
-    captured: bytes  # a pickled `vision.runtime.capture_worker.CapturedCamera`
+    captured: CapturedCamera
 
 
 class Close(msgspec.Struct, tag=True, array_like=True):
@@ -139,6 +163,7 @@ class ClosedCamera(msgspec.Struct, tag=True, array_like=True):
 FromWorker: TypeAlias = Configure | Statuses | ClosedCamera
 ToWorker: TypeAlias = Configured | Open | Close
 
-encode: Final = msgspec.msgpack.Encoder().encode
+encode: Final = msgspec.msgpack.Encoder(enc_hook=plain_section).encode
 decode_from_worker: Final = msgspec.msgpack.Decoder(FromWorker).decode
-decode_to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_worker: Final = msgspec.msgpack.Decoder(ToWorker, dec_hook=section_of).decode
+decode_setup: Final = msgspec.msgpack.Decoder(CaptureSetup, dec_hook=section_of).decode

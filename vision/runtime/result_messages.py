@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -19,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import AppConfig
+from vision.config.fields import ConfigSection
+from vision.config.transfer import plain_section, section_of
 from vision.messaging import codec
 from vision.messaging.schema import EventMessage, ObjectMessage
 from vision.runtime.shared_frames import map_file
@@ -41,8 +41,7 @@ from vision.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSetup:
+class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
     """The configuration that all result workers share. It contains passwords, so it is sent only in a message."""
 
     pipeline: str  # name or path of the pipeline
@@ -58,8 +57,8 @@ class WorkerSetup:
     number: int = 0  # of the configuration, which increases with each change while the program runs
 
     def encode(self) -> bytes:
-        """Return the setup as bytes, for `pickle.loads`."""
-        return pickle.dumps(self)
+        """Return the setup as bytes, for `decode_setup`."""
+        return _encoder.encode(self)
 
 
 class Begin(msgspec.Struct, array_like=True):
@@ -119,7 +118,7 @@ class NewConfig(msgspec.Struct, array_like=True, tag="config"):
     """A new configuration. The worker answers with `Totals` once its stages use it."""
 
     number: int  # of the configuration
-    config: bytes  # a pickled `AppConfig`
+    config: AppConfig
     secrets: Mapping[str, str]  # as in `WorkerSetup`
     begin: Begin  # about the new cameras of the worker
     removed: Sequence[str]
@@ -149,8 +148,14 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
     config: int  # number of the configuration in use
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=codec.plain)  # a custom stage can put NumPy values into an event
-_work = msgspec.msgpack.Decoder(Results | NewConfig)
+def _plain(value: object) -> object:
+    """Return a value that MessagePack has no type for as data. A custom stage can put NumPy values into an event."""
+    return plain_section(value) if isinstance(value, ConfigSection) else codec.plain(value)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_setup = msgspec.msgpack.Decoder(WorkerSetup, dec_hook=section_of)
+_work = msgspec.msgpack.Decoder(Results | NewConfig, dec_hook=section_of)
 _begin = msgspec.msgpack.Decoder(Begin)
 _replies = msgspec.msgpack.Decoder(Answer | Totals)
 
@@ -232,6 +237,11 @@ class FrameFiles:
         shape = frame_shape(meta.height_px, meta.width_px, pixel_format)
         pixels = self._files[number][offset : offset + math.prod(shape)].reshape(shape)
         return Frame.wrap(meta, pixels, pixel_format)
+
+
+def decode_setup(data: bytes) -> WorkerSetup:
+    """Return the setup that `WorkerSetup.encode` converted to bytes."""
+    return _setup.decode(data)
 
 
 def decode_work(data: bytes) -> Results | NewConfig:

@@ -8,7 +8,6 @@ cameras start a new epoch.
 from __future__ import annotations
 
 import itertools
-import pickle
 import queue
 import threading
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from vision.config import AppConfig
 from vision.errors import VisionError, registered_secrets
@@ -143,8 +144,8 @@ class _Link:
         assert self.worker is not None
         self.worker.spec = replace(self.worker.spec, setup=setup.encode())
         begin = self._begin(added)
-        config = pickle.dumps(setup.config)
-        self.config.unsent = encode(NewConfig(setup.number, config, setup.secrets, begin, removed, last_id))
+        new = NewConfig(setup.number, setup.config, setup.secrets, begin, removed, last_id)
+        self.config.unsent = encode(new)
         self.config.newest = setup.number
         if not self._runs:
             self.config.unsent, self.config.used = None, setup.number  # the next process starts with it
@@ -368,7 +369,7 @@ class ResultProcesses:
         The results thread does this, because only it uses the workers. A new camera is assigned to the worker that has
         the fewest cameras. Cameras that `config` does not contain must have no unfinished results.
         """
-        self._setup = setup = replace(
+        self._setup = setup = msgspec.structs.replace(
             self._setup, config=config, secrets=registered_secrets(), number=self._setup.number + 1
         )
         self._changes.put(partial(self._reconfigure, setup, added))

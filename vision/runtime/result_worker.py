@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Final
 
 import zmq
 
-from vision.config import AppConfig
 from vision.errors import Closed, register_secret
 from vision.messaging import codec
 from vision.messaging.proxy import FIRST_SUBSCRIPTION, connect
@@ -33,6 +31,7 @@ from vision.runtime.result_messages import (
     WorkerSetup,
     decode_begin,
     decode_results,
+    decode_setup,
     decode_work,
     encode,
 )
@@ -193,7 +192,6 @@ class _ResultWorker:
             self.send_totals()
 
     def _reconfigure(self, new: NewConfig) -> None:
-        config: AppConfig = pickle.loads(new.config)
         for secret, shown in new.secrets.items():
             register_secret(secret, shown=shown)
         for camera_id in new.removed:
@@ -208,7 +206,7 @@ class _ResultWorker:
             if isinstance(part, TrackStage) and new.last_id:
                 part.continue_after(dict.fromkeys(part.last_ids(), new.last_id))
             if isinstance(part, Reconfigurable):
-                part.reconfigure(config)
+                part.reconfigure(new.config)
         self._config = new.number
         self.send_totals()
 
@@ -232,7 +230,7 @@ def run(channel: WorkerChannel, data: bytes, load_stages: Callable[[str], OpenSt
         Closed: the main process asks the worker to stop, or has ended.
         VisionError: the stages cannot be opened.
     """
-    setup: WorkerSetup = pickle.loads(data)
+    setup = decode_setup(data)
     for secret, shown in setup.secrets.items():
         register_secret(secret, shown=shown)
     begin = _first_message(channel)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vision.benchmark.chaos.harness import SourceThatHangs, stuck_file
+from vision.benchmark.chaos.harness import source_that_hangs, stuck_file
 from vision.benchmark.chaos.settings import demo, of_user, write_config
 from vision.benchmark.stand_ins import StandIn
 from vision.config import AppConfig, CameraConfig, load_config, load_config_text
@@ -77,7 +77,7 @@ def test_demo_counts_on_every_camera() -> None:
 def test_call_hangs_while_the_file_exists(tmp_path: Path) -> None:
     camera = CameraConfig.model_validate({"id": "a", "source": "synthetic:64x48@50"})
     grabbed: list[object] = []
-    with closing(SourceThatHangs(tmp_path)(camera, offline=True, pixel_formats=("bgr",))) as source:
+    with closing(source_that_hangs(tmp_path)(camera, offline=True, pixel_formats=("bgr",))) as source:
         source.open()
         assert source.grab(1.0) is not None
         stuck_file(tmp_path, "a").touch()

@@ -14,7 +14,7 @@ from vision.benchmark.conditions import CpuUse
 from vision.benchmark.loops import Durations
 from vision.benchmark.pipeline import DeploymentRun, in_flight, run_deployment
 from vision.benchmark.plan import Capacity, busiest_part, find_capacity, make_plan, measure_loads, verdict
-from vision.benchmark.stand_ins import PhasedSources, encode_clip, repeated, stand_ins
+from vision.benchmark.stand_ins import encode_clip, phased_sources, repeated, stand_ins
 from vision.benchmark.tables import print_plan
 from vision.capture.open import open_source
 from vision.config import AppConfig, CameraConfig
@@ -99,7 +99,7 @@ def test_sources_with_a_phase_open_at_different_times(tmp_path: Path, monkeypatc
     monkeypatch.setattr("vision.benchmark.stand_ins.time.sleep", waits.append)
     config = deployment("synthetic:64x48@20", "synthetic:64x48@20?seed=1")
     first, second = stand_ins(config, 1.0, tmp_path)
-    opener = PhasedSources([replace(first, phase=True), second])
+    opener = phased_sources([replace(first, phase=True), second])
     for number in range(3):
         opener(first.config.model_copy(update={"id": f"copy{number}"}), offline=False, pixel_formats=("bgr",))
     opener(second.config, offline=False, pixel_formats=("bgr",))

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from tests.messages.processes import wait_until
-from tests.unit.runtime.capture_sources import FRAMES, open_faulty
+from tests.unit.runtime.capture_sources import FRAMES
 from tests.unit.runtime.test_runtime import Collector, check_accounts
 from tests.unit.runtime.worker_children import worker_children
+from vision.capture.open import NamedOpener
 from vision.config import AppConfig
 from vision.detect.fake import FakeDetector
 from vision.errors import OutOfMemory, SourceError
@@ -95,7 +96,7 @@ def site(
         }
     )
     sink, detector = Collector(), detector or FakeDetector()
-    opening = open_faulty if faulty else None
+    opening = NamedOpener("tests.unit.runtime.capture_sources:open_faulty") if faulty else None
     options = RunOptions(threading.Event(), offline=offline, capture_workers=workers, open_source=opening)
     cameras, capture = build_capture(config, CameraFactory.of(options, detector))
     runtime = Runtime(cameras=cameras, capture=capture, detector=detector, sinks=[sink], status_interval_s=0.1)

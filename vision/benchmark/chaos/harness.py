@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-from vision.capture.open import open_source
+from vision.capture.open import NamedOpener, open_source
 from vision.capture.source import Source
 from vision.config import AppConfig, CameraConfig, DetectConfig, ModelSpec
 from vision.detect.detector import Detector
@@ -65,7 +65,7 @@ def disturbed(name: str, folder: str, parent: int) -> Build:
         control = Path(folder)
         options = replace(
             options,
-            open_source=SourceThatHangs(control),
+            open_source=source_that_hangs(control),
             open_detector=functools.partial(_open_detector, control, options.stop),
         )
         return load_pipeline(name)(config.model_copy(update={"pipeline": name}), options, resources)
@@ -73,17 +73,15 @@ def disturbed(name: str, folder: str, parent: int) -> Build:
     return build
 
 
-@dataclass(frozen=True, slots=True)
-class SourceThatHangs:
-    """An `open_source` function. A capture worker receives a copy of it."""
+def source_that_hangs(folder: Path) -> NamedOpener:
+    """Return an opener of sources whose `grab` does not return while the file of the camera in `folder` exists."""
+    return NamedOpener(f"{__name__}:_open_source", {"folder": str(folder)})
 
-    folder: Path
 
-    def __call__(self, config: CameraConfig, **options: Any) -> Source:
-        """Return a source whose `grab` does not return while the file of the camera exists."""
-        source = open_source(config, **options)
-        source.grab = _hanging(source.grab, stuck_file(self.folder, config.id))  # type: ignore[method-assign]
-        return source
+def _open_source(config: CameraConfig, *, folder: str, **options: Any) -> Source:
+    source = open_source(config, **options)
+    source.grab = _hanging(source.grab, stuck_file(Path(folder), config.id))  # type: ignore[method-assign]
+    return source
 
 
 def _open_detector(folder: Path, stop: threading.Event, model: Path, spec: ModelSpec, config: DetectConfig) -> Detector:
