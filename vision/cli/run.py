@@ -69,7 +69,8 @@ def run(
         app_config = read()
         build = load_pipeline(app_config.pipeline)
         state = None if offline else open_state(app_config, opened)
-        return build(app_config, replace(options, state=state), opened), app_config
+        started = replace(options, state=state, config_file=resolve_config(config))
+        return build(app_config, started, opened), app_config
 
     with ExitStack() as resources:
         runtime, app_config = open_patiently(open_parts, resources, options.stop)

@@ -103,10 +103,11 @@ def config_conflicts(config: Section, references: References = References()) -> 
     yield from sinks_conflicts(config)
     yield from _repeated("name", list(_sections(config, "sinks")), references)
     yield from (conflict.below("publish") for conflict in publish_conflicts(_mapping(config, "publish")))
-    http = _mapping(config, "http")
-    if isinstance(http.get("bind"), str) and not _is_local(f"tcp://{http['bind']}") and http.get("token") is None:
-        message = "expected `token` too, because other machines can reach this address"
-        yield Conflict(("http", "bind"), "insecure-address", message)
+    for name in ("http", "page"):
+        server = _mapping(config, name)
+        if isinstance(server.get("bind"), str) and not _is_local(f"tcp://{server['bind']}") and not server.get("token"):
+            message = "expected `token` too, because other machines can reach this address"
+            yield Conflict((name, "bind"), "insecure-address", message)
 
 
 def pipeline_name(config: Section) -> object:

@@ -155,7 +155,7 @@ def _written_passwords(document: Document) -> list[Fault]:
         if address is not None and _LITERAL_PASSWORD.search(address.written):
             keys.append("address")
         faults += [document.fault(("sinks", index, key), "written-password", _FROM_ENVIRONMENT_ONLY) for key in keys]
-    for loc, word in ((("http", "token"), "token"), (("language", "api_key"), "key")):
+    for loc, word in ((("http", "token"), "token"), (("page", "token"), "token"), (("language", "api_key"), "key")):
         secret = document.node(loc)
         if secret is not None and secret.value is not None and not _FROM_ENVIRONMENT.fullmatch(secret.written):
             message = _FROM_ENVIRONMENT_ONLY.replace("password", word)

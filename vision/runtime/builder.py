@@ -33,6 +33,7 @@ from vision.config import (
 )
 from vision.config.archive import ArchiveConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
+from vision.config.page import PageConfig
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, open_second_model, published_class_names
@@ -44,6 +45,7 @@ from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
 from vision.outputs.archive.process import ArchiveProcess
+from vision.outputs.page.process import PageProcess, page_settings
 from vision.outputs.sinks.process import open_sinks
 from vision.runtime.model_trust import warn_if_replaceable
 from vision.runtime.monitoring.process import open_monitoring
@@ -79,6 +81,7 @@ class RunOptions:
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
     inquiries: str = ""  # address of the process that asks the language model; empty if there is none
+    config_file: Path | None = None  # file of the configuration; None if the configuration was built in Python
     group: tuple[str, ...] = ()  # the cameras of a result worker; empty if this process handles all results
 
     @property
@@ -153,9 +156,9 @@ def open_recording_publisher(
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    Also start the HTTP server, the archive, and the sinks, if they are configured, and `language`, unless it is None.
-    `language` publishes events with their verdicts. An offline run has no archive and, because it stores no
-    events, no sinks. If `proxy` is True, other processes can publish through the publisher.
+    Also start the HTTP server, the page, the archive, and the sinks, if they are configured, and `language`, unless it
+    is None. `language` publishes events with their verdicts. An offline run has no archive, no page, and, because it
+    stores no events, no sinks. If `proxy` is True, other processes can publish through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -193,6 +196,8 @@ def open_recording_publisher(
         open_sinks(config, publisher, options.state.events, keys, resources)
     if config.archive is not None:
         _open_archive(config.archive, options, publisher, keys, resources)
+    if config.page is not None:
+        _open_page(config, config.page, options, publisher, keys=keys, resources=resources)
     return publisher, recorder
 
 
@@ -206,6 +211,26 @@ def _open_archive(
     client = None if keys is None else keys.internal_client()
     replay = publisher.replay_address is not None
     resources.enter_context(ArchiveProcess(config, publisher.internal_address, replay=replay, keys=client))
+
+
+def _open_page(
+    config: AppConfig,
+    page: PageConfig,
+    options: RunOptions,
+    publisher: Publisher,
+    *,
+    keys: KeyFolder | None,
+    resources: ExitStack,
+) -> None:
+    """Start the process that serves the page. An offline run has no page, because it ends when its files end."""
+    if options.offline:
+        log.info("the page is not served, because the run is offline")
+        return
+    client = None if keys is None else keys.internal_client()
+    address = publisher.internal_address
+    settings = page_settings(config, page, address, keys=client, config_file=options.config_file)
+    process = resources.enter_context(PageProcess(page.bind, settings))
+    publisher.add_counters(process.counters)
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:

@@ -27,7 +27,12 @@ from vision.config.source_address import Rtsp
 from vision.config.yaml_reader import read_document
 from vision.errors import ConfigError, ModelError
 
-SECRETS = {"CAMERA_PASSWORD": "a/b", "GATE_PASSWORD": "d", "METRICS_TOKEN": "0123456789abcdef"} | {
+SECRETS = {
+    "CAMERA_PASSWORD": "a/b",
+    "GATE_PASSWORD": "d",
+    "METRICS_TOKEN": "0123456789abcdef",
+    "PAGE_TOKEN": "0123456789abcdef",
+} | {
     "BROKER_PASSWORD": "e",
     "WEBHOOK_SECRET": "0123456789abcdef",
     "LANGUAGE_KEY": "f",

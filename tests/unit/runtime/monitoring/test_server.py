@@ -20,10 +20,11 @@ from starlette.types import ASGIApp
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, node_status, result
 from vision.client import Gap
 from vision.messaging import codec
+from vision.messaging.http_server import http_server
 from vision.messaging.schema import CameraStatusMessage, NodeStatusMessage, SinkStatus
 from vision.runtime.monitoring.gpu import GpuSampler
 from vision.runtime.monitoring.metrics import ProgramState
-from vision.runtime.monitoring.server import Endpoints, http_server
+from vision.runtime.monitoring.server import CONNECTIONS, Endpoints
 from vision.types import Event
 
 TOKEN = "0123456789abcdef"
@@ -247,7 +248,9 @@ def test_answers_contain_no_address_of_a_camera() -> None:
 @pytest.fixture
 def port() -> Iterator[int]:
     """Run a real server, and return its port."""
-    server = http_server(Endpoints(state_of("streaming"), token=None, interval_s=1.0).app(), request_s=2.0)
+    server = http_server(
+        Endpoints(state_of("streaming"), token=None, interval_s=1.0).app(), connections=CONNECTIONS, request_s=2.0
+    )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,0 +1,131 @@
+"""HTTP server of the processes that answer browsers and monitoring systems. It limits connections, heads, and times."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_HEAD_BYTES: Final = 16_384
+_REQUEST_S: Final = 10.0
+_MESSAGE_BYTES: Final = 65_536  # of a web socket's client
+_SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the response that were sent
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds headers to each response, unless the response already contains them."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
+        """Add `headers`. Their names must be in lower case."""
+        self._app = app
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                present = {name.lower() for name, _ in message["headers"]}
+                added = [header for header in self._headers if header[0] not in present]
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+            scope[_SENT] = scope.get(_SENT, 0) + 1
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class HttpServer(uvicorn.Server):
+    """A server that also closes each HTTP connection without progress for `request_s` seconds.
+
+    Progress is the start of a request, and each part of a response that was sent. Web sockets have no such limit.
+    """
+
+    def __init__(self, config: uvicorn.Config, request_s: float) -> None:
+        super().__init__(config)
+        self._request_s = request_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        since: dict[H11Protocol, tuple[tuple[object, int], float]] = {}
+        while True:
+            await asyncio.sleep(self._request_s / 10)
+            now_s = time.monotonic()
+            # The cycle of a connection is its present request, or its last one.
+            since = {
+                each: found if (found := since.get(each)) and found[0] == progress else (progress, now_s)
+                for each in self.server_state.connections
+                if isinstance(each, H11Protocol)
+                for progress in [_progress(each)]
+            }
+            for connection, (_, began_s) in since.items():
+                if now_s - began_s > self._request_s:
+                    connection.transport.abort()
+
+
+def _progress(connection: H11Protocol) -> tuple[object, int]:
+    cycle = connection.cycle
+    return cycle, 0 if cycle is None else cycle.scope.get(_SENT, 0)  # type: ignore[return-value]
+
+
+def http_server(
+    app: ASGIApp, *, connections: int, request_s: float = _REQUEST_S, web_sockets: bool = False
+) -> HttpServer:
+    """Return the server of an application.
+
+    Args:
+        app: the ASGI application.
+        connections: maximum number of connections at the same time.
+        request_s: time in seconds for each request, and for each part of its response (`HttpServer`).
+        web_sockets: accept web sockets. This needs the package websockets.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="off",
+        ws="websockets-sansio" if web_sockets else "none",
+        ws_max_size=_MESSAGE_BYTES,
+        http="h11",
+        loop="asyncio",
+        limit_concurrency=connections,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        proxy_headers=False,
+    )
+    return HttpServer(config, request_s)
+
+
+def serve_until_input_closes(server: HttpServer, listener: socket.socket, follow: Callable[[], None]) -> None:
+    """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
+
+    Also end the process if one of them ends or fails. `vision.messaging.helper_process` then starts it again.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
+        signal.signal(number, signal.SIG_IGN)
+    for work in (follow, lambda: server.run(sockets=[listener])):
+        threading.Thread(target=_run_to_end, args=(work,), daemon=True).start()
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _run_to_end(work: Callable[[], Any]) -> None:
+    with contextlib.suppress(Exception):
+        work()
+    os._exit(1)

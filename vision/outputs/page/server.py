@@ -1,0 +1,97 @@
+"""The program of the process that serves the page.
+
+It subscribes to the program like any other subscriber, so browsers cannot delay the program. It does not know the
+addresses and the passwords of the cameras.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from vision.messaging.http_server import SecurityHeaders, http_server, serve_until_input_closes
+from vision.outputs.page.access import AccessRules
+from vision.outputs.page.assets import Assets
+from vision.outputs.page.settings import PageSettings
+from vision.outputs.page.state import PageState, encode, follow
+
+_CONNECTIONS: Final = 256
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "media-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Page:
+    """The page itself, and the state of the program."""
+
+    def __init__(self, settings: PageSettings, state: PageState, assets: Assets) -> None:
+        self._settings = settings
+        self._state = state
+        self._assets = assets
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the paths of the page."""
+        return [
+            Route("/", self.index),
+            Route("/static/{version}/{name:path}", self.static),
+            Route("/api/state", self.state),
+        ]
+
+    async def index(self, _request: Request) -> Response:
+        """Respond with the page."""
+        return self._assets.page("index.html")
+
+    async def login_form(self, _request: Request) -> Response:
+        """Respond with the form for the login."""
+        return self._assets.page("login.html")
+
+    async def static(self, request: Request) -> Response:
+        """Respond with a file of the page."""
+        return self._assets.file(request.path_params["version"], request.path_params["name"])
+
+    async def state(self, _request: Request) -> Response:
+        """Respond with the state of the program and of all cameras."""
+        content = {**self._state.snapshot(), "assets": self._assets.version, "edit": self._settings.edit}
+        return Response(encode(content), media_type="application/json")
+
+
+def application(settings: PageSettings, state: PageState) -> ASGIApp:
+    """Return the ASGI application."""
+    page = Page(settings, state, Assets())
+    app = Starlette(routes=page.routes())
+    login = Starlette(routes=[Route("/", page.login_form)])
+    return SecurityHeaders(AccessRules(app, login, token=settings.token, hosts=settings.hosts), _HEADERS)
+
+
+def serve(options: Mapping[str, Any]) -> None:
+    """Serve the page until standard input closes. Then end the process.
+
+    `vision.outputs.page.process.PageProcess` creates the `options`.
+    """
+    settings = msgspec.convert(options["settings"], PageSettings)
+    state = PageState(settings.interval_s)
+    server = http_server(application(settings, state), connections=_CONNECTIONS, web_sockets=True)
+    listener = socket.socket(fileno=options["listener"])
+    serve_until_input_closes(server, listener, partial(follow, state, settings))
+
+
+def main() -> None:
+    """Run the process. The first line of standard input contains the options as JSON."""
+    serve(json.loads(sys.stdin.readline()))

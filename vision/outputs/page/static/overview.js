@@ -1,0 +1,88 @@
+// The overview: one tile per camera.
+import { el, link, number, setText } from "./dom.js";
+import { mountLive } from "./live_mount.js";
+
+const STATES = {
+  streaming: "streaming",
+  connecting: "connecting",
+  frozen: "frozen",
+  "backing-off": "no connection",
+  ended: "ended",
+};
+
+export const stateText = (camera) => STATES[camera.state] ?? camera.state;
+
+// Return why a camera does not deliver frames, and what to do about it.
+export function reason(camera) {
+  const retry = camera.next_retry_in_s === undefined ? "" : `Next attempt in ${number(camera.next_retry_in_s)} s.`;
+  return [camera.last_error, camera.hint, retry].filter(Boolean).join(" – ");
+}
+
+export const dropped = (camera) => Object.values(camera.dropped).reduce((sum, count) => sum + count, 0);
+
+export function dropText(camera) {
+  const reasons = Object.entries(camera.dropped).filter(([, count]) => count > 0);
+  return reasons.map(([why, count]) => `${why} ${number(count)}`).join(", ") || "none";
+}
+
+class Tile {
+  constructor(id) {
+    this.id = id;
+    this.view = el("div", { class: "view" });
+    this.badge = el("span", { class: "badge" });
+    this.reason = el("p", { class: "reason" });
+    this.values = {};
+    const figures = el("dl", { class: "figures" });
+    for (const [key, title] of [["fps", "frames/s"], ["p50", "p50 ms"], ["p99", "p99 ms"], ["objects", "objects"], ["dropped", "dropped"]]) {
+      this.values[key] = el("dd");
+      figures.append(el("div", {}, el("dt", {}, title), this.values[key]));
+    }
+    this.element = el(
+      "article",
+      { class: "tile" },
+      el("a", { class: "picture", href: link("camera", id), "aria-label": `Open ${id}` }, this.view),
+      el("header", {}, el("h2", {}, id), this.badge),
+      this.reason,
+      figures,
+    );
+    this.close = mountLive(this.view, id);
+  }
+
+  update(camera) {
+    this.element.dataset.state = camera.state;
+    setText(this.badge, stateText(camera));
+    setText(this.reason, reason(camera));
+    setText(this.values.fps, number(camera.published_fps, 1));
+    setText(this.values.p50, number(camera.latency_ms?.p50, 0));
+    setText(this.values.p99, number(camera.latency_ms?.p99, 0));
+    setText(this.values.objects, number(camera.objects));
+    setText(this.values.dropped, number(dropped(camera)));
+    this.values.dropped.title = dropText(camera);
+  }
+}
+
+export function open(main, _parameter, store) {
+  const grid = el("section", { class: "grid", "aria-label": "Cameras" });
+  const tiles = new Map();
+  main.append(el("h1", { class: "hidden" }, "Cameras"), grid);
+  const stop = store.listen((state) => {
+    if (state === null) return;
+    for (const [id, tile] of tiles) {
+      if (state.cameras.some((camera) => camera.camera === id)) continue;
+      tile.close();
+      tile.element.remove();
+      tiles.delete(id);
+    }
+    for (const camera of state.cameras) {
+      if (!tiles.has(camera.camera)) {
+        tiles.set(camera.camera, new Tile(camera.camera));
+        grid.append(tiles.get(camera.camera).element);
+      }
+      tiles.get(camera.camera).update(camera);
+    }
+  });
+  return () => {
+    stop();
+    for (const tile of tiles.values()) tile.close();
+  };
+}
