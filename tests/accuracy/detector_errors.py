@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from tests.accuracy.average_precision import overlaps
-from tests.accuracy.following import Floats, read_arguments
+from tests.accuracy.following import Floats, argument_parser, read
 from vision.evaluation.simulation.detector_errors import PARTS
 from vision.evaluation.simulation.truth import unhidden
 
@@ -118,7 +118,7 @@ def time_constant_s(matched: Matched, whole: np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def main() -> int:
-    truth, found, frames, rate = read_arguments("tests.accuracy.detector_errors")
+    truth, found, frames, rate = read(argument_parser("tests.accuracy.detector_errors").parse_args())
     measured = measure(match(truth, found, frames), len(frames), rate)
     sys.stdout.write(json.dumps(measured, indent=2) + "\n")
     return 0

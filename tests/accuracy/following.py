@@ -117,20 +117,24 @@ def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
     return {name: float(summary[name]) for name in names}
 
 
-def read_arguments(program: str) -> tuple[Floats, Floats, range, float]:
-    """Arguments of the command line: labels, results, frames to evaluate, frames/s."""
+def argument_parser(program: str) -> argparse.ArgumentParser:
+    """Return a parser for the arguments that `read` needs."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take every n-th frame only")
     parser.add_argument("--rate", type=float, default=10.0, help="frames of the clip per second")
-    arguments = parser.parse_args()
+    return parser
+
+
+def read(arguments: argparse.Namespace) -> tuple[Floats, Floats, range, float]:
+    """Return labels, detections, the frames to evaluate, and frames/s."""
     truth = np.loadtxt(os.environ["VISION_PETS_GT"], delimiter=",")
     found = np.array(list(mot_rows(arguments.recording)), np.float64)
     return truth, found, range(1, int(truth[:, 0].max()) + 1, arguments.every), arguments.rate
 
 
 def main() -> int:
-    truth, found, frames, rate = read_arguments("tests.accuracy.following")
+    truth, found, frames, rate = read(argument_parser("tests.accuracy.following").parse_args())
     followed = follow(found, frames, rate)
     results: dict[str, Any] = {"lines": line_errors(truth, followed, rate)}
     try:

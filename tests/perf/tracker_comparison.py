@@ -1,6 +1,6 @@
 """Accuracy of tracking and counting in simulated scenes, compared with the trackers of the package `trackers`.
 
-    python -m tests.perf.tracker_comparison [--fps 2,5,10,15,30] [--detector good,poor] [--scene NAME,NAME]
+    python -m tests.perf.tracker_comparison [--fps 2,5,10,15,30] [--detector good,poor] [--scene NAME,NAME] [--seeds 1]
 
 All trackers receive the same detections with their capture times, and the tracks of each pass through the same
 analytics. The other trackers have their default parameters, except that the scores of strong detections and of new
@@ -158,19 +158,21 @@ def main() -> int:
     parser.add_argument("--fps", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--detector", default="good")
     parser.add_argument("--scene", default=",".join(SCENES))
+    parser.add_argument("--seeds", type=int, default=1, help="number of scenes of each type (default: 1)")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     detectors, scenes = arguments.detector.split(","), arguments.scene.split(",")
     figures: dict[str, Any] = {}
     everything: dict[tuple[str, str], list[SceneScores]] = {}
     for name, rate in product(scenes, map(float, arguments.fps.split(","))):
-        prepared = prepare(name, 0, rate)
+        prepared = [prepare(name, seed, rate) for seed in range(arguments.seeds)]
         for detector in detectors:
-            scores = compare(prepared, detector)
-            case = {tracker: values([one]) for tracker, one in scores.items()}
+            compared = [compare(one, detector) for one in prepared]
+            scores = {tracker: [run[tracker] for run in compared] for tracker in compared[0]}
+            case = {tracker: values(ones) for tracker, ones in scores.items()}
             figures.setdefault(detector, {}).setdefault(name, {})[f"{rate:g}_frames_per_s"] = case
-            for tracker, one in scores.items():
-                everything.setdefault((detector, tracker), []).append(one)
+            for tracker, ones in scores.items():
+                everything.setdefault((detector, tracker), []).extend(ones)
             wrong = ", ".join(f"{tracker} {one['wrong_crossings']}" for tracker, one in case.items())
             console.print(f"{detector}, {name}, {rate:g} frames/s: wrong crossings: {wrong}", highlight=False)
     _print_totals(everything, Console())
