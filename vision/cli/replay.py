@@ -39,10 +39,11 @@ def replay(
       vision replay camera.yaml --since 2026-11-28T17:30 --until 2026-11-28T17:40 --bind tcp://127.0.0.1:5557
       vision replay camera.yaml --since 1h --camera gate --speed 10 --bind tcp://127.0.0.1:5557
     """
-    from vision.evaluation.whatif.replay import ReplayRequest, run_replay
+    from vision.evaluation.whatif.replay import run_replay
+    from vision.evaluation.whatif.run import Selection
 
     until_us = time.time_ns() // 1000 if until is None else until
     if since >= until_us:
         raise typer.BadParameter("expected a start before the end", param_hint="--since")
-    request = ReplayRequest(config, since, until_us, tuple(camera or ()), archive, speed, bind)
-    return run_replay(request, context.obj.stop)
+    selection = Selection(config, since, until_us, tuple(camera or ()), archive)
+    return run_replay(selection, context.obj.stop, speed=speed, bind=bind)

@@ -87,18 +87,19 @@ def whatif(
       vision whatif new.yaml --since 7d --json difference.json --page difference.html
     """
     try:
+        from vision.evaluation.whatif.report import Files
+
+        files = Files(json, page)
         if video is not None:
             from vision.evaluation.whatif.video import VideoRequest, run_on_video
 
             name = _check_video_options(context, against, camera or [])
-            return run_on_video(
-                VideoRequest(config, name, video, next(iter(camera or ()), None), json, page), context.obj.stop
-            )
-        from vision.evaluation.whatif.run import Request, run
+            request = VideoRequest(config, name, video, next(iter(camera or ()), None))
+            return run_on_video(request, files, context.obj.stop)
+        from vision.evaluation.whatif.run import Selection, run
 
         since, until_us = _check_range(since, until)
-        request = Request(config, since, until_us, tuple(camera or ()), archive, json, page)
-        return run(request, context.obj.stop)
+        return run(Selection(config, since, until_us, tuple(camera or ()), archive), files, context.obj.stop)
     except Closed:  # an incomplete difference is no result
         return 128 + signal.SIGINT
 

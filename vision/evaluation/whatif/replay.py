@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import heapq
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vision.config import AppConfig, check_classes, load_config, resolve_config
-from vision.detect.open import published_class_names
+from vision.config import AppConfig
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, initial_counts
-from vision.evaluation.whatif.run import open_archive, select_cameras
+from vision.evaluation.whatif.run import Selection, select
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.publisher import Publisher
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
-from vision.runtime.builder import find_model
 from vision.types import Counts, Result, Timing
 
 _JOIN_S: Final = 1.0  # time that subscribers have to connect before the first message
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayRequest:
-    """Arguments of `vision replay`."""
-
-    config: str
-    since_us: int  # microseconds since 1970 (UTC)
-    until_us: int
-    cameras: tuple[str, ...] = ()  # empty means all cameras that both the configuration and the archive have
-    archive: Path | None = None  # None means the folder in the configuration
-    speed: float = 1.0  # 0 means as fast as possible
-    bind: str | None = None  # None means `publish.bind`
-
-
-def run_replay(request: ReplayRequest, stop: threading.Event) -> int:
+def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.0, bind: str | None = None) -> int:
     """Publish the archived results of a time range again. Return the exit code.
+
+    Args:
+        selection: the configuration and the range.
+        stop: set to end the replay.
+        speed: 1 is real time, and 0 is as fast as possible.
+        bind: address to publish at. If None, it is `publish.bind` in the configuration.
 
     Raises:
         ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or the range
@@ -52,18 +42,14 @@ def run_replay(request: ReplayRequest, stop: threading.Event) -> int:
         Unavailable: the address is in use.
     """
     require_pyarrow("vision replay")
-    path = resolve_config(request.config)
-    config = load_config(path, os.environ)
-    names = published_class_names(find_model(config.model)[1], config.detect)
-    check_classes(config, names, path)
-    archive = open_archive(request.archive, config)
-    cameras = select_cameras(request.cameras, config, archive)
-    limits = request.since_us, request.until_us
-    streams = [replayed(archive, Judge(config, camera, names), camera, *limits) for camera in cameras]
+    selected = select(selection)
+    config, names, archive = selected.config, selected.class_names, selected.archive
+    limits = selection.since_us, selection.until_us
+    streams = [replayed(archive, Judge(config, camera, names), camera, *limits) for camera in selected.cameras]
     number = 0
     with ExitStack() as resources:
-        publisher = resources.enter_context(_publisher(config, names, request.bind))
-        pacer, last = _Pacer(request.speed, stop), dict[str, Counts]()
+        publisher = resources.enter_context(_publisher(config, names, bind))
+        pacer, last = _Pacer(speed, stop), dict[str, Counts]()
         for result in heapq.merge(*streams, key=lambda each: each.meta.captured_utc_ns):
             if not number:
                 stop.wait(_JOIN_S)

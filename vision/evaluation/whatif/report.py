@@ -70,15 +70,23 @@ def time_text(at_us: int) -> str:
     return f"{moment:{form}}.{at_us % 1_000_000 // 1000:03d}"
 
 
-def publish_report(report: WhatIf, console: Console, json_file: Path | None, page_file: Path | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files to write. None means that a file is not requested."""
+
+    json: Path | None = None
+    page: Path | None = None
+
+
+def publish_report(report: WhatIf, console: Console, files: Files) -> None:
     """Print a report, and write the requested files. Raise `ConfigError` or `Unavailable` if a file is not writable."""
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     print_report(report, console)
-    if json_file is not None:
-        _write(json.dumps(as_json(report), indent=2) + "\n", json_file, "--json")
-    if page_file is not None:
-        _write(page(report), page_file, "--page")
+    if files.json is not None:
+        _write(json.dumps(as_json(report), indent=2) + "\n", files.json, "--json")
+    if files.page is not None:
+        _write(page(report), files.page, "--page")
 
 
 def _write(text: str, path: Path, option: str) -> None:

@@ -20,26 +20,49 @@ from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.whatif.difference import compare
 from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, rejudge
-from vision.evaluation.whatif.report import CameraReport, WhatIf, publish_report
+from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
 from vision.runtime.builder import find_model
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Arguments of `vision whatif`."""
+class Selection:
+    """A configuration, and the part of an archive to which it is applied."""
 
     config: str
     since_us: int  # microseconds since 1970 (UTC)
     until_us: int
     cameras: tuple[str, ...] = ()  # empty means all cameras that both the configuration and the archive have
     archive: Path | None = None  # None means the folder in the configuration
-    json: Path | None = None
-    page: Path | None = None
 
 
-def run(request: Request, stop: threading.Event) -> int:
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What a `Selection` refers to, checked."""
+
+    config: AppConfig
+    class_names: Sequence[str]
+    archive: Archive
+    cameras: Sequence[str]
+
+
+def select(selection: Selection) -> Selected:
+    """Read the configuration, and open the archive.
+
+    Raises:
+        ConfigError: the configuration is invalid, it or the archive lacks a camera, or there is no archive.
+        ModelError: the model is missing, or its model.yaml is invalid.
+    """
+    path = resolve_config(selection.config)
+    config = load_config(path, os.environ)
+    names = published_class_names(find_model(config.model)[1], config.detect)
+    check_classes(config, names, path)
+    archive = open_archive(selection.archive, config)
+    return Selected(config, names, archive, select_cameras(selection.cameras, config, archive))
+
+
+def run(selection: Selection, files: Files, stop: threading.Event) -> int:
     """Judge the archived tracks again, print the difference, and write the requested files. Return the exit code.
 
     Raises:
@@ -50,16 +73,10 @@ def run(request: Request, stop: threading.Event) -> int:
         Unavailable: a file cannot be written at present, for example because the disk is full.
     """
     require_pyarrow("vision whatif")
-    path = resolve_config(request.config)
-    config = load_config(path, os.environ)
-    names = published_class_names(find_model(config.model)[1], config.detect)
-    check_classes(config, names, path)
-    archive = open_archive(request.archive, config)
-    cameras = select_cameras(request.cameras, config, archive)
-    work = partial(_judge_camera, request, config, archive, names)
-    reports = _judge_all(work, cameras, stop)
-    report = WhatIf(request.config, request.since_us, request.until_us, tuple(reports))
-    publish_report(report, Console(), request.json, request.page)
+    selected = select(selection)
+    limits = selection.since_us, selection.until_us
+    reports = _judge_all(partial(_judge_camera, selected, *limits), selected.cameras, stop)
+    publish_report(WhatIf(selection.config, *limits, tuple(reports)), Console(), files)
     return EXIT_OK
 
 
@@ -121,11 +138,10 @@ def _counted(report: CameraReport, progress: Callable[[int], None], number: int)
     return report
 
 
-def _judge_camera(
-    request: Request, config: AppConfig, archive: Archive, class_names: Sequence[str], camera: str
-) -> CameraReport:
-    limits = request.since_us, request.until_us
-    _check_class_ids(archive.class_names(camera, request.since_us - WARM_UP_US, request.until_us), class_names, camera)
+def _judge_camera(selected: Selected, since_us: int, until_us: int, camera: str) -> CameraReport:
+    config, class_names, archive = selected.config, selected.class_names, selected.archive
+    limits = since_us, until_us
+    _check_class_ids(archive.class_names(camera, since_us - WARM_UP_US, until_us), class_names, camera)
     published = archive.events(camera, *limits)
     judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, published=published)
     return CameraReport(

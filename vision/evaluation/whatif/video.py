@@ -17,7 +17,7 @@ from vision.evaluation.passes import select_camera
 from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.whatif.difference import compare
 from vision.evaluation.whatif.rejudge import Judgment, boxes_of_tracks
-from vision.evaluation.whatif.report import CameraReport, WhatIf, publish_report
+from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.reader import ArchivedEvent
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
@@ -33,11 +33,9 @@ class VideoRequest:
     against: str  # the configuration to compare with
     video: Path  # a video file, or a folder of images
     camera: str | None  # None if each configuration has only one camera
-    json: Path | None = None
-    page: Path | None = None
 
 
-def run_on_video(request: VideoRequest, stop: threading.Event) -> int:
+def run_on_video(request: VideoRequest, files: Files, stop: threading.Event) -> int:
     """Run both pipelines on the video, print the difference, and write the requested files. Return the exit code.
 
     Raises:
@@ -59,7 +57,7 @@ def run_on_video(request: VideoRequest, stop: threading.Event) -> int:
         gaps=(),
     )
     until_us = max((event.at_us for event in (*before.events, *after.events)), default=0)
-    publish_report(WhatIf(request.config, 0, until_us, (report,)), Console(), request.json, request.page)
+    publish_report(WhatIf(request.config, 0, until_us, (report,)), Console(), files)
     return EXIT_OK
 
 

@@ -48,11 +48,24 @@ class LiveDatabase:
         self._scored_us: dict[tuple[str, int | None], int] = {}  # when a score was stored, by camera and track
         found: tuple[str, int] | None = self._connection.execute("SELECT journal, number FROM last_event").fetchone()
         self._last_event = found
+        rows = self._connection.execute("SELECT topic, instance, seq FROM last_messages")
+        self._last_seq: dict[str, tuple[str, int]] = {topic: (instance, seq) for topic, instance, seq in rows}
+        self._received = False  # whether `_last_seq` has changed since the last commit
 
     @property
     def last_event(self) -> tuple[str, int] | None:
         """Journal and number of the newest event that was added; None if no event had a number."""
         return self._last_event
+
+    def expected_seq(self, topic: str, instance: str) -> int:
+        """Return the number that the next message of a topic has if none is missing; 1 if the program was started."""
+        stored_instance, seq = self._last_seq.get(topic, ("", 0))
+        return seq + 1 if stored_instance == instance else 1
+
+    def received(self, topic: str, instance: str, seq: int) -> None:
+        """Store the number of the newest message of a topic, with the next commit."""
+        self._last_seq[topic] = instance, seq
+        self._received = True
 
     def add_detections(self, message: DetectionsMessage) -> None:
         """Add a frame and its tracks. Objects without a track are left out."""
@@ -144,7 +157,7 @@ class LiveDatabase:
         """
         waiting, self._rows = self._rows, {table: [] for table in COLUMNS}
         number = sum(map(len, waiting.values()))
-        if not number:
+        if not (number or self._received):
             return 0
         with self._connection as connection:
             for table, rows in waiting.items():
@@ -153,9 +166,12 @@ class LiveDatabase:
                     connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
             statement = "INSERT INTO frame_ids VALUES (?, ?) ON CONFLICT (camera) DO UPDATE SET last = excluded.last"
             connection.executemany(statement, self._frame_ids.items())
+            statement = "INSERT OR REPLACE INTO last_messages VALUES (?, ?, ?)"
+            connection.executemany(statement, [(topic, *stored) for topic, stored in self._last_seq.items()])
             connection.execute("DELETE FROM last_event")
             if self._last_event is not None:
                 connection.execute("INSERT INTO last_event VALUES (?, ?)", self._last_event)
+        self._received = False
         return number
 
     def close(self) -> None:
@@ -187,6 +203,7 @@ def _create_statements() -> Iterator[str]:
         else:
             yield f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(parts)})"
     yield "CREATE TABLE IF NOT EXISTS last_event (journal TEXT, number INTEGER)"
+    yield "CREATE TABLE IF NOT EXISTS last_messages (topic TEXT PRIMARY KEY, instance TEXT, seq INTEGER)"
     yield "CREATE TABLE IF NOT EXISTS frame_ids (camera TEXT PRIMARY KEY, last INTEGER)"
 
 

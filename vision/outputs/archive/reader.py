@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -99,8 +99,8 @@ class Archive:
         return names
 
     def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
-        """Return the events of a camera in a time range, oldest first."""
-        return [
+        """Return the events of a camera in a time range, in the order of their publication."""
+        found = [
             ArchivedEvent(
                 event=Event(
                     row["kind"],
@@ -118,6 +118,9 @@ class Archive:
             )
             for row in self._rows("events", camera, since_us, until_us)
         ]
+        # Times can go back within one start of the program, but epochs and numbers of frames cannot.
+        starts = {each.instance: number for number, each in reversed([*enumerate(found)])}
+        return sorted(found, key=lambda each: (starts[each.instance], each.epoch, each.frame))
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
         """Return the counts of a camera in a time range, oldest first."""
@@ -157,15 +160,26 @@ class Archive:
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Yield the frames and the tracks of about one hour each, including rows outside the range in the same files.
 
+        The frames are in the order of their publication, and the tracks in the order of tracks, then frames.
         `columns` selects columns of the tracks, in addition to `frame_id`. If it is empty, all columns are read.
         """
         wanted = None if not columns else [*columns, "frame_id"]
-        for frames, tracks in self._pairs(camera, since_us, until_us):
-            for group in frames.groups():
-                part = frames.read(group)
-                if part.num_rows:
-                    ids = pc.min_max(part["frame_id"]).as_py()
-                    yield part, tracks.between(ids["min"], ids["max"], wanted)
+        groups = [
+            _Group(*limits, frames, tracks, number)
+            for frames, tracks in self._pairs(camera, since_us, until_us)
+            for number in frames.groups()
+            if (limits := frames.limits(number)) is not None
+        ]
+        for together in _overlapping(groups):
+            frames = pa.concat_tables([each.frames.read(each.number) for each in together])
+            limits = together[0].first, max(each.last for each in together)
+            parts = {id(each.tracks): each.tracks for each in together}
+            tracks = pa.concat_tables([part.between(*limits, wanted) for part in parts.values()])
+            if len(together) > 1:
+                frames = frames.sort_by("frame_id")
+                if wanted is None:
+                    tracks = tracks.sort_by([("track_id", "ascending"), ("frame_id", "ascending")])
+            yield frames, tracks
 
     def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[_Part, _Part]]:
         frames = self._parts("frames", camera, since_us, until_us)
@@ -220,6 +234,15 @@ class _Part:
         """Return the numbers of the row groups."""
         return range(1 if self._file is None else self._file.num_row_groups)
 
+    def limits(self, group: int) -> tuple[int, int] | None:
+        """Return the lowest and the highest `frame_id` of a row group; None if the group is empty."""
+        if self._file is not None:
+            found = self._file.metadata.row_group(group).column(0).statistics
+            if found is not None and found.has_min_max:
+                return found.min, found.max
+        ids = pc.min_max(self.read(group, ["frame_id"])["frame_id"]).as_py()
+        return None if ids["min"] is None else (ids["min"], ids["max"])
+
     def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of one row group; all rows if `group` is None."""
         if self._file is None:
@@ -233,14 +256,37 @@ class _Part:
         """Return the rows whose `frame_id` is from `first` to `last`, inclusive."""
         found = []
         for group in self.groups():
-            if self._file is not None:
-                limits = self._file.metadata.row_group(group).column(0).statistics
-                if limits is not None and limits.has_min_max and (limits.min > last or limits.max < first):
-                    continue
-            found.append(self.read(group, columns))
+            limits = self.limits(group)
+            if limits is not None and limits[0] <= last and limits[1] >= first:
+                found.append(self.read(group, columns))
         frame_id = pc.field("frame_id")
         tables = pa.concat_tables(found) if found else self.read(None, columns).slice(0, 0)
         return tables.filter((frame_id >= first) & (frame_id <= last))
+
+
+class _Group(NamedTuple):
+    """A row group of `frames`, and the part that contains its tracks."""
+
+    first: int  # lowest `frame_id`
+    last: int  # highest `frame_id`
+    frames: _Part
+    tracks: _Part
+    number: int
+
+
+def _overlapping(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
+    """Yield the groups in the order of their frames, those together whose ranges overlap.
+
+    Ranges overlap if the clock of the machine was set back, because a file contains one hour of this clock.
+    """
+    together: list[_Group] = []
+    for group in sorted(groups, key=lambda each: each[:2]):
+        if together and group.first > max(each.last for each in together):
+            yield together
+            together = []
+        together.append(group)
+    if together:
+        yield together
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ class ArchiveFile:
     camera: str
     day: str  # YYYY-MM-DD in UTC
     is_final: bool  # contains the whole day
+    part: tuple[int, int] = (0, 0)  # hour of the day, and number of the part of this hour; (0, 0) for a whole day
 
     @property
     def start_us(self) -> int:
@@ -134,7 +135,7 @@ class ArchiveFile:
         return int(datetime.fromisoformat(self.day).replace(tzinfo=timezone.utc).timestamp()) * 1_000_000
 
 
-_NAME_OF_FILE: Final = re.compile(r"(?P<day>\d{4}-\d\d-\d\d)(?P<part>T\d\d(-\d+)?)?\.parquet")
+_NAME_OF_FILE: Final = re.compile(r"(?P<day>\d{4}-\d\d-\d\d)(T(?P<hour>\d\d)(-(?P<number>\d+))?)?\.parquet")
 
 
 def day_of(at_us: int) -> str:
@@ -148,11 +149,13 @@ def camera_folder(archive: Path, table: Table, camera: str) -> Path:
 
 
 def archive_files(archive: Path, table: Table | None = None, camera: str | None = None) -> list[ArchiveFile]:
-    """Return the files of an archive, sorted by day. None means all tables, or all cameras."""
+    """Return the files of an archive, sorted by day and part. None means all tables, or all cameras."""
     files = []
     for path in archive.glob(f"{table or '*'}/camera={camera or '*'}/*.parquet"):
         found, name = _NAME_OF_FILE.fullmatch(path.name), path.parent.parent.name
         if found is not None and name in COLUMNS:
-            of_camera = path.parent.name.partition("=")[2]
-            files.append(ArchiveFile(path, name, of_camera, found["day"], found["part"] is None))  # type: ignore[arg-type]
-    return sorted(files, key=lambda file: (file.day, file.path.name))
+            of_camera, part = path.parent.name.partition("=")[2], (0, 0)
+            if found["hour"] is not None:
+                part = int(found["hour"]), int(found["number"] or 1)
+            files.append(ArchiveFile(path, name, of_camera, found["day"], found["hour"] is None, part))  # type: ignore[arg-type]
+    return sorted(files, key=lambda file: (file.day, file.part, file.path))

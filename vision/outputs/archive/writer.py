@@ -48,7 +48,12 @@ main()
 class ArchiveWriter:
     """Adds the items of a subscription to the live database, and commits them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, recovers_events: bool = False) -> None:
+        """Open the live database in `folder`.
+
+        `recovers_events` is True if the subscription requests missed events, and reports those that it cannot get.
+        """
+        self._recovers_events = recovers_events
         self._live = LiveDatabase(folder)
         self._disk = FreeSpace(folder)
         self._instance = ""
@@ -56,7 +61,7 @@ class ArchiveWriter:
         self._failing = False
         self._lost: dict[str, tuple[int, int]] = {}  # numbers of the first and last frame that a full disk lost
         self._pending: dict[str, tuple[int, int]] = {}  # numbers of the frames since the last commit
-        self._known: set[tuple[str, str]] = set()  # cameras and instances that have a frame
+        self._known: set[tuple[str, str]] = set()  # topics and instances that have a message
         # The first connection to a publisher delivers all events that it stores, also those before the archive.
         self._events_from_us = time.time_ns() // 1000 if self._live.last_event is None else 0
 
@@ -69,21 +74,35 @@ class ArchiveWriter:
         """Add a message or a report of lost messages."""
         if isinstance(item, DetectionsMessage):
             self._instance, self._at_us = item.instance, utc_ns(item.captured_at) // 1000
+            self._number("detections", item)
             self._live.add_detections(item)
-            if (item.camera, item.instance) not in self._known:
-                self._known.add((item.camera, item.instance))
-                if item.seq > 1:  # the archive started, or started again, while the program was running
-                    self._live.add_gap(item.camera, self._at_us, item.instance, "detections", missing=(1, item.seq - 1))
             self._pending[item.camera] = self._pending.get(item.camera, (item.seq, 0))[0], item.seq
         elif isinstance(item, EventMessage):
+            if not self._recovers_events:
+                self._number("events", item)
             if item.number is None or utc_ns(item.at) // 1000 >= self._events_from_us:
                 self._live.add_event(item)
         elif isinstance(item, CountsMessage):
+            self._number("counts", item)
             self._live.add_counts(item)
         elif isinstance(item, Gap):
             kind, _, camera = item.topic.partition("/")
             numbers = item.expected_seq, item.got_seq - 1
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
+
+    def _number(self, kind: str, message: DetectionsMessage | EventMessage | CountsMessage) -> None:
+        """Store the number of a message. Add a gap if messages are missing before the first one of this process.
+
+        The subscription reports the messages that are missing later.
+        """
+        topic = f"{kind}/{message.camera}"
+        if (topic, message.instance) not in self._known:
+            self._known.add((topic, message.instance))
+            expected, at_us = self._live.expected_seq(topic, message.instance), _at_us(message)
+            if message.seq > expected:
+                missing = expected, message.seq - 1
+                self._live.add_gap(message.camera, at_us, message.instance, kind, missing=missing)
+        self._live.received(topic, message.instance, message.seq)
 
     def commit(self) -> None:
         """Write all added rows. If the disk is full or fails, discard these rows, and add a gap to the next commit."""
@@ -113,6 +132,10 @@ class ArchiveWriter:
         self._live.close()
 
 
+def _at_us(message: DetectionsMessage | EventMessage | CountsMessage) -> int:
+    return utc_ns(message.captured_at if isinstance(message, DetectionsMessage) else message.at) // 1000
+
+
 def write(options: Mapping[str, Any]) -> None:
     """Write the archive until standard input closes, which also happens if the program ends.
 
@@ -120,7 +143,10 @@ def write(options: Mapping[str, Any]) -> None:
     """
     folder, stop = Path(options["folder"]), threading.Event()
     threading.Thread(target=_wait_for_end, args=(stop,), daemon=True).start()
-    with locked(folder / "writer.lock", timeout_s=_LOCK_S), closing(ArchiveWriter(folder)) as writer:
+    with (
+        locked(folder / "writer.lock", timeout_s=_LOCK_S),
+        closing(ArchiveWriter(folder, recovers_events=options["replay"])) as writer,
+    ):
         since = (writer.last_event or 0) if options["replay"] else None
         keys = KeyPair(*options["keys"]) if options["keys"] else None
         subscription = Subscription(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
 from vision.config.rules import RuleConfig
+from vision.messaging import codec
+from vision.messaging.schema import AnyMessage
 from vision.outputs.archive import compaction
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.tables import DAY_US, HOUR_US, archive_files
-from vision.types import Result, Tracks
+from vision.outputs.archive.writer import ArchiveWriter
+from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
 FROM_US, UNTIL_US = 0, 1 << 61
 START_US = START_UTC_NS // 1000
@@ -140,6 +144,78 @@ def test_full_disk_is_a_gap(waiting: Site, tmp_path: Path, monkeypatch: pytest.M
     archive = Archive(tmp_path)
     assert [(gap.kind, gap.messages) for gap in archive.gaps("gate", FROM_US, UNTIL_US)] == [("disk", 500)]
     assert len(list(archive.frames("gate", FROM_US, UNTIL_US))) == 100
+
+
+def test_late_parts_of_an_hour_are_read_in_their_order(waiting: Site, tmp_path: Path) -> None:
+    results = list(live_results(waiting, islice(detections_of(waiting), 360)))
+    for part in range(12):
+        recorder = Recorder(tmp_path, instance=f"start-{part}")
+        for result in results[30 * part : 30 * part + 30]:
+            recorder.add(result)
+        recorder.close()
+        compact(tmp_path, START_US + HOUR_US + compaction.LATE_US, keep_days=10, max_mb=100)
+    assert [file.part[1] for file in archive_files(tmp_path, "tracks")] == list(range(1, 13))
+    assert_equals(Archive(tmp_path), results)
+    compact(tmp_path, START_US + DAY_US + compaction.LATE_US, keep_days=10, max_mb=100)
+    assert_equals(Archive(tmp_path), results)
+
+
+def test_frames_are_in_the_order_of_publication_if_the_clock_was_set_back(waiting: Site, tmp_path: Path) -> None:
+    recorder, results = Recorder(tmp_path), []
+    shifts_us = (0, HOUR_US, 0, HOUR_US // 2, HOUR_US)  # the hours of the clock are then mixed
+    for number, result in enumerate(live_results(waiting, islice(detections_of(waiting), 500))):
+        shift_ns = 1000 * shifts_us[number // 100]
+        meta = replace(result.meta, captured_utc_ns=result.meta.captured_utc_ns + shift_ns)
+        results.append(replace(result, meta=meta))
+        recorder.add(results[-1])
+    recorder.close()
+    assert any(result.events for result in results)
+    assert_equals(Archive(tmp_path), results)
+    for now_us in (2 * HOUR_US, DAY_US):
+        compact(tmp_path, START_US + now_us + compaction.LATE_US, keep_days=10, max_mb=100)
+        assert_equals(Archive(tmp_path), results)
+    assert len(archive_files(tmp_path, "frames")) == 1
+
+
+def messages(seqs: list[int], kind: str, instance: str) -> list[AnyMessage]:
+    """Return messages of a camera with these numbers."""
+    found: list[AnyMessage] = []
+    for seq in seqs:
+        numbering, topic = codec.Numbering("node", instance), f"{kind}/gate"
+        numbering.continue_after(topic, seq - 1)
+        header = numbering.header(topic)
+        result = Result(FrameMeta("gate", seq, 0, 1, START_UTC_NS, 640, 480), Detections.empty(), Timing(1, 1, 1))
+        if kind == "counts":
+            found.append(codec.status(header, codec.counts("gate", Counts({}, {}, {}), 1, START_UTC_NS)))
+        elif kind == "events":
+            found.append(codec.event(header, Event("line_crossed", "door", "gate", 1, 1), result))
+        else:
+            found.append(codec.detections(header, result, (), 1))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["detections", "events", "counts"])
+def test_gap_of_a_restarted_process_contains_only_what_no_process_stored(kind: str, tmp_path: Path) -> None:
+    for seqs, instance in (([3, 4, 5], "first"), ([6, 7], "first"), ([11], "first"), ([1], "second"), ([4], "second")):
+        writer = ArchiveWriter(tmp_path)
+        for message in messages(seqs, kind, instance):
+            writer.add(message)
+        writer.close()
+    crashed = ArchiveWriter(tmp_path)
+    crashed.add(messages([5], kind, "second")[0])  # not committed
+    writer = ArchiveWriter(tmp_path)
+    writer.add(messages([6], kind, "second")[0])
+    writer.close()
+    gaps = [(gap.kind, gap.messages) for gap in Archive(tmp_path).gaps("gate", FROM_US, UNTIL_US)]
+    assert gaps == [(kind, 2), (kind, 3), (kind, 2), (kind, 1)]
+
+
+def test_requested_events_leave_no_gap(tmp_path: Path) -> None:
+    writer = ArchiveWriter(tmp_path, recovers_events=True)
+    for message in messages([3, 9], "events", "first"):
+        writer.add(message)
+    writer.close()
+    assert Archive(tmp_path).gaps("gate", FROM_US, UNTIL_US) == []
 
 
 def test_live_database_is_readable_without_this_package(waiting: Site, tmp_path: Path) -> None:
