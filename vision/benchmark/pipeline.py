@@ -97,6 +97,7 @@ class DeploymentRun:
     rate_error: float | None = None  # relative standard error of `published_per_s`
     device_bytes: int | None = None  # GPU memory of the detector; None without a GPU
     memory: ModelMemory | None = None  # when least of it was free; None if the run was too short to measure it
+    used_bytes: int = 0  # most memory of all processes together; 0 if the run was too short to measure it
 
     @property
     def published_per_s(self) -> float:
@@ -171,7 +172,7 @@ def run_deployment(
         last = runtime.run(stop, for_s=start_s + seconds, on_report=window.observe)
     run = _summary(counted, [camera.id for camera in config.cameras], *window.ends())
     device_bytes = last.node.detector.device_bytes if last.node.detector else None
-    return replace(run, device_bytes=device_bytes, memory=window.memory)
+    return replace(run, device_bytes=device_bytes, memory=window.memory, used_bytes=window.used_bytes)
 
 
 class NonClosingDetector:
@@ -228,6 +229,7 @@ class _Window:
         self._meter: CpuMeter | None = None
         self._ends: list[_End] = []
         self.memory: ModelMemory | None = None  # when least of it was free
+        self.used_bytes = 0  # most memory of all processes together
 
     def observe(self, report: Report) -> None:
         now_ns = time.monotonic_ns()
@@ -238,6 +240,7 @@ class _Window:
         grabbed = {camera.camera: camera.grabbed for camera in report.cameras}
         dropped = {camera.camera: Counter(camera.dropped) for camera in report.cameras}
         self._ends.append(_End(now_ns, grabbed, dropped, self._meter.read(), _thread_times()))
+        self.used_bytes = max(self.used_bytes, sum(report.node.memory_bytes.values()))
         memory = model_memory()
         if self.memory is None or memory.free_mib < self.memory.free_mib:
             self.memory = memory

@@ -21,7 +21,6 @@ from vision.benchmark.stand_ins import StandIn, phased_sources, repeated, stand_
 from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
-from vision.runtime.status import resident_bytes
 
 Part: TypeAlias = Literal[
     "detector", "camera thread", "capture worker", "results thread", "result worker", "inference thread", "CPU"
@@ -101,7 +100,7 @@ class Plan:
     cpu_cores: float
     cpu_cores_others: float
     cores: int
-    rss_mib: float
+    rss_mib: float  # most memory of all processes together
     device_mib: float | None  # GPU memory of the process; None without a GPU
     memory: ModelMemory | None  # during the run, when least of it was free; None if the run was too short
     language: LanguageRun | None  # of all runs; None without a language model on this machine
@@ -200,7 +199,7 @@ def _plan(
         cpu_cores=run.cpu.own,
         cpu_cores_others=run.cpu.others,
         cores=cores,
-        rss_mib=resident_bytes() / 2**20,
+        rss_mib=run.used_bytes / 2**20,
         device_mib=None if run.device_bytes is None else run.device_bytes / 2**20,
         memory=run.memory,
         language=language,

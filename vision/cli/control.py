@@ -10,7 +10,7 @@ import typer
 
 from vision.cli.options import CONFIG_HELP, Json, given, table_console
 from vision.cli.session import command
-from vision.cli.status_view import render_status
+from vision.cli.status_view import describe_memory, render_status
 from vision.config import resolve_config
 from vision.config.changes import read_camera
 from vision.errors import EXIT_OK
@@ -68,6 +68,8 @@ def status(
     up = sum(camera.state == "streaming" for camera in reply.cameras)
     console.print(f"vision {node.version}: {up} of {len(reply.cameras)} cameras up", highlight=False)
     console.print(f"{node.model} on {node.backend}, {node.rates['published']:.1f} frames/s", highlight=False)
+    if node.memory_bytes:
+        console.print(f"memory: {describe_memory(node)}", highlight=False, soft_wrap=True)
     console.print(render_status(Report(node, tuple(reply.cameras), {}), console.width))
     for camera in reply.cameras:
         if camera.state != "streaming" and camera.error_code:

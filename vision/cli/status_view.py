@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vision.cli.console import LiveDisplay
-from vision.messaging.schema import CameraReport, CountsReport, LatencyPercentiles
+from vision.messaging.schema import CameraReport, CountsReport, LatencyPercentiles, NodeReport
 from vision.stages.stage import Report
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,17 @@ def format_counts(counts: CountsReport | None) -> str:
         return ""
     lines = [f"{name} {line.in_} in {line.out} out" for name, line in counts.lines.items()]
     return ", ".join([*lines, *(f"{name} {zone.occupancy}" for name, zone in counts.zones.items())])
+
+
+def total_memory(node: NodeReport) -> str:
+    """Return the memory of the program as text, such as ``312 MiB``."""
+    return f"{sum(node.memory_bytes.values()) / 2**20:.0f} MiB"
+
+
+def describe_memory(node: NodeReport) -> str:
+    """Return the memory of the program and of each process, such as ``312 MiB (main 231 MiB, http 81 MiB)``."""
+    parts = (f"{name} {used / 2**20:.0f} MiB" for name, used in node.memory_bytes.items())
+    return f"{total_memory(node)} ({', '.join(parts)})"
 
 
 def _format_drops(camera: CameraReport) -> str:

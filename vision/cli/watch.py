@@ -23,7 +23,14 @@ from rich.text import Text
 from vision.cli.console import LiveDisplay
 from vision.cli.options import ForTime
 from vision.cli.session import command
-from vision.cli.status_view import camera_table, describe_outage, format_counts, narrow_counts, outage_text
+from vision.cli.status_view import (
+    camera_table,
+    describe_outage,
+    format_counts,
+    narrow_counts,
+    outage_text,
+    total_memory,
+)
 from vision.client import (
     CameraStatusMessage,
     CountsMessage,
@@ -149,7 +156,8 @@ class Board:
 def _describe_node(status: NodeStatusMessage) -> str:
     graphs_off = status.detector.graphs_off if status.detector is not None else None
     graphs = f", no CUDA graphs: {graphs_off}" if graphs_off else ""
-    return f"{status.node}: {status.model} on {status.backend}, up {status.uptime_s:.0f} s{graphs}"
+    memory = f", {total_memory(status)}" if status.memory_bytes else ""
+    return f"{status.node}: {status.model} on {status.backend}, up {status.uptime_s:.0f} s{memory}{graphs}"
 
 
 def _describe_event(event: EventMessage) -> str:

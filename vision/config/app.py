@@ -325,7 +325,7 @@ class AppConfig(ConfigSection):
     """Number of worker processes that read the cameras, and of those that process results; 1: everything in one
     process; auto: depends on the frame rates and the CPU cores."""
     stop_timeout_s: Minute = 1.5
-    """Timeout in seconds for an orderly stop."""
+    """Timeout in seconds for an orderly stop; a capture worker that closes many cameras has more time."""
     hang_s: float = Field(default=30.0, ge=1, le=600)
     """Seconds without progress after which a camera's thread or a capture worker is replaced, or the program ends if
     another part hangs."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from vision.messaging.own_processes import OWN_PROCESSES
+
 log = logging.getLogger(__name__)
 
 _STOP_S: Final = 1.0
@@ -88,6 +90,7 @@ class HelperProcess:
         process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=self._fds
         )
+        OWN_PROCESSES.add(self._name, process.pid)
         assert process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already
             process.stdin.write(f"{self._options}\n")
@@ -102,6 +105,7 @@ class HelperProcess:
             for line in process.stdout:
                 self._on_line(line)
             code = process.wait()
+            OWN_PROCESSES.remove(process.pid)
             process.stdout.close()
             _close_input(process)
             if self._closed.is_set():

@@ -441,7 +441,8 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
     latency_ms: Annotated[dict[str, LatencyPercentiles], doc("latency of each stage since the last status message")]
     dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
     queues: Annotated[dict[str, int], doc("waiting frames, by queue")]
-    rss_bytes: Annotated[int, doc("resident memory of the process")]
+    rss_bytes: Annotated[int, doc("resident memory of the main process")]
+    memory_bytes: Annotated[dict[str, int], doc("memory by process; shared memory is divided among its users")] = {}
     counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = {}
     detector: Annotated[DetectorStatus | None, doc("status of the detector")] = None
 

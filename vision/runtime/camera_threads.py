@@ -21,6 +21,8 @@ MAX_ABANDONED: Final = 16
 """Maximum number of abandoned threads, because each keeps its memory and its descriptors. If one more thread hangs, the
 process ends."""
 
+_CLOSING_S: Final = 0.5  # longest time in which a library closes one camera, while others wait for it
+_LOOK_S: Final = 0.05
 _LEFT_S: Final = 120.0
 """Time in seconds after which a library thread of a closed camera counts as abandoned. A slow look-up of a host name
 ends earlier."""
@@ -86,9 +88,18 @@ class CameraThreads:
         return len(self._abandoned) + threads_left_running(_LEFT_S)
 
     def join(self, deadline_s: float) -> list[str]:
-        """Wait for the threads until `deadline_s` (`time.monotonic`). Return names and calls of those still running."""
-        for thread in self._running.values():
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+        """Wait for the threads until `deadline_s` (`time.monotonic`), and longer while they end one after the other.
+
+        After the deadline, stop waiting once no thread has ended for 0.5 s. Return the names and the calls of the
+        threads that are still running.
+        """
+        waiting = list(self._running.values())
+        while waiting and (left_s := deadline_s - time.monotonic()) > 0:
+            waiting[0].join(min(left_s, _LOOK_S))
+            running = [thread for thread in waiting if thread.is_alive()]
+            if len(running) < len(waiting):
+                deadline_s = max(deadline_s, time.monotonic() + _CLOSING_S)
+            waiting = running
         return [
             f"camera-{camera_id} {self.supervisors[camera_id].blocked_in()}".strip()
             for camera_id, thread in self._running.items()

@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _SILENT_S: Final = 2.0  # time without a message after which the cameras of a worker count as frozen
 _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
+_CLOSING_S: Final = 0.25  # time in which a library closes one camera
+_LONGEST_STOP_S: Final = 14.0  # shorter than the time in which a service must stop
 _MESSAGES_AT_ONCE: Final = 64
 _MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
 _MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
@@ -477,8 +479,13 @@ class CaptureProcesses:
                 link.return_buffers()
 
     def stop(self, timeout_s: float) -> None:
-        """Stop the workers, and receive their last frames. Kill those that still run after `timeout_s` seconds."""
-        self._workers.stop(timeout_s)
+        """Stop the workers, and receive their last frames.
+
+        Kill those that still run after `timeout_s` seconds and a further 0.25 s for each camera of a worker, because
+        some libraries close one camera after the other. The sum is at most 14 s, unless `timeout_s` is longer.
+        """
+        most = max(len(link.cameras) for _, link in self._links)
+        self._workers.stop(max(timeout_s, min(timeout_s + _CLOSING_S * most, _LONGEST_STOP_S)))
         self._stopped.set()
 
 

@@ -28,6 +28,7 @@ from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError, SourceError
 from vision.messaging import codec
+from vision.messaging.own_processes import OWN_PROCESSES
 from vision.messaging.schema import REMOVED, CameraReport, NodeReport
 from vision.messaging.times import rfc3339
 from vision.runtime.batcher import Batcher
@@ -52,6 +53,9 @@ log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.05
 """Maximum time until the main thread notices that the program must stop."""
+
+_FRAMES_S: Final = 0.5
+"""Time in which the thread `frames` ends."""
 
 _STEP_S: Final = 0.005
 """Time between two steps of a change of the configuration."""
@@ -246,6 +250,7 @@ class Runtime:
         deadline = time.monotonic() + self._stop_timeout_s
         if self.cameras.capture is not None:
             self.cameras.capture.stop(self._stop_timeout_s)
+            deadline = max(deadline, time.monotonic() + _FRAMES_S)  # the thread `frames` ends after the workers
         # The camera threads come last, so that a camera that hangs in its library does not use up the time of others.
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -331,6 +336,7 @@ class Runtime:
             dropped=dict(dropped),
             queues={"results": unfinished},
             rss_bytes=resident_bytes(),
+            memory_bytes=OWN_PROCESSES.memory_bytes(),
             counters=self._counters(),
             detector=detector_status(self._detector),
         )

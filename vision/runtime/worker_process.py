@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 from vision.capture.liveness import Backoff
 from vision.errors import VisionError
+from vision.messaging.own_processes import OWN_PROCESSES
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.worker_channel import (
     APPLICATION,
@@ -226,6 +227,7 @@ class Workers:
             log.error("%s cannot be started: %s; it is tried again in %.1f s", worker.spec.name, error, delay_s)
             return
         worker._process = _Process(process, connection, now_ns, ProgressMonitor(now_ns))
+        OWN_PROCESSES.add(worker.spec.name, process.pid)
         self._selector.register(connection, selectors.EVENT_READ, worker)
         setup = Setup(version(), logging.getLogger().getEffectiveLevel(), worker.spec.setup)
         connection.send(SETUP, setup.encode())
@@ -270,6 +272,7 @@ class Workers:
         if code is None:  # it closed its connection, but continues to run
             process.process.kill()
             self._killed.append(process.process)
+        OWN_PROCESSES.remove(process.process.pid)
         self._selector.unregister(process.connection)
         process.connection.close()
         worker._process = None

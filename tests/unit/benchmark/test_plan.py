@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.unit.runtime.worker_children import worker_children
 from vision.benchmark.conditions import CpuUse
 from vision.benchmark.loops import Durations
 from vision.benchmark.pipeline import DeploymentRun, in_flight, run_deployment
@@ -221,6 +222,34 @@ def test_plan_with_a_slow_detector_does_not_fit(monkeypatch: pytest.MonkeyPatch)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "superseded" in text
     assert plan.verdict in " ".join(text.split())
+
+
+@pytest.mark.integration
+def test_plan_with_worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vision.benchmark.plan._SEARCH_LIMIT", 0.1)  # one more run, with copies of the cameras
+    line = {"name": "middle", "points": [[640, 0], [640, 720]]}
+    missing = {"id": "usb", "source": "/dev/video99", "width": 64, "height": 48, "fps": 10}  # becomes a clip
+    cameras = [missing, {"id": "drawn", "source": "synthetic:1280x720@20?objects=2"}]
+    config = AppConfig.model_validate(
+        {
+            "pipeline": "count",
+            "processes": 2,
+            "detect": {"backend": "fake"},
+            "cameras": cameras,
+            "analytics": {"drawn": {"lines": [line]}},
+        }
+    )
+    steps: list[str] = []
+    plan = make_plan(config, seconds=2.0, progress=steps.append)
+    loads = {load.part: load.share for load in plan.loads}
+    assert loads.keys() >= {"capture worker", "result worker"}
+    assert "camera thread" not in loads
+    assert loads["capture worker"] > 0
+    assert loads["result worker"] > 0
+    assert plan.published_fps + sum(plan.dropped_fps.values()) > 0
+    assert plan.rss_mib > 150  # five processes, each of which needs 30 MiB or more
+    assert len(steps) == 3
+    assert not worker_children()
 
 
 @pytest.mark.integration

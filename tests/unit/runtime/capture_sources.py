@@ -1,8 +1,9 @@
-"""Sources for capture workers that crash, hang, leak, or do not return. The id of a camera says which."""
+"""Sources for capture workers that crash, hang, leak, do not return, or close slowly. The id of a camera says which."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ FRAMES = 10
 """Number of frames before the fault."""
 
 
+_library = threading.Lock()  # of a library that closes one camera after the other
 _stuck: list[bool] = []  # contains an item once a source of this process is stuck
 
 
@@ -62,6 +64,9 @@ class Faulty:
         self._source.interrupt()
 
     def close(self) -> None:
+        if self._kind == "slow":
+            with _library:
+                time.sleep(0.2)
         self._source.close()
 
 

@@ -143,12 +143,22 @@ def test_offline_results_equal_those_of_one_process() -> None:
     assert all(boxes for name in formats for _, _, boxes, _ in runs[1][name])
 
 
+def test_worker_that_closes_many_cameras_is_not_killed(caplog: pytest.LogCaptureFixture) -> None:
+    run = site({f"slow-{n}": "synthetic:64x48@5" for n in range(24)}, workers=1, faulty=True)
+    run.start()
+    wait_until(lambda: all(run.results(name) for name in run.cameras), "a frame of each camera")
+    run.finish()
+    run.check()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_slow_detector_drops_old_frames() -> None:
     detector = FakeDetector(max_batch=1, service_ns=40_000_000)
     run = site({f"c{n}": "synthetic:160x120@50" for n in range(4)}, detector=detector)
-    run.run(for_s=3)
-    for name, camera in run.cameras.items():
-        assert len(run.results(name)) >= 3
+    run.start()
+    wait_until(lambda: all(len(run.results(name)) >= 3 for name in run.cameras), "three results of each camera")
+    run.finish()
+    for camera in run.cameras.values():
         assert camera.slot.counts().dropped[DropReason.SUPERSEDED] > 3
     run.check()
 

@@ -169,7 +169,9 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     info = {(node.node, node.version, node.backend, node.model): 1.0}
     yield _labeled("vision_info", "The program.", ["node", "version", "backend", "model"], info)
     yield _gauge("vision_uptime_seconds", "Seconds since the start of the program.", node.uptime_s)
-    yield _gauge("vision_resident_bytes", "Resident memory of the program.", node.rss_bytes)
+    yield _gauge("vision_resident_bytes", "Resident memory of the main process.", node.rss_bytes)
+    memory = {(name,): float(used) for name, used in node.memory_bytes.items()}
+    yield _labeled("vision_memory_bytes", "Memory, by process.", ["process"], memory)
     queues = {(name,): float(frames) for name, frames in node.queues.items()}
     yield _labeled("vision_queue_frames", "Frames that wait, by queue.", ["queue"], queues)
     ports = {(name,): node.counters.get(f"{name}.connected") for name in ("publish", "replay")}

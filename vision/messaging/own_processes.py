@@ -1,0 +1,90 @@
+"""The processes that the program has started, and the memory that they and the main process use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+MAIN: Final = "main"
+"""Name of the main process in `OwnProcesses.memory_bytes`."""
+
+_INTERVAL_NS: Final = 1_000_000_000
+_PAUSE: Final = 100  # a pause is this many times as long as the measurement before it
+
+
+class OwnProcesses:
+    """The running processes of the program, and their memory.
+
+    Any thread can call `add` and `remove`. One thread calls `memory_bytes`.
+    """
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Start with the main process. `clock` returns nanoseconds."""
+        self._clock = clock
+        self._names: dict[int, str] = {}  # of the other processes, by process id
+        self._due_ns = clock()
+        self._last: dict[int, tuple[str, int]] = {}  # name and bytes of each process in the last measurement
+
+    def add(self, name: str, pid: int) -> None:
+        """Add a process that was started. Several processes can have the same name."""
+        self._names[pid] = name
+
+    def remove(self, pid: int) -> None:
+        """Remove a process that has ended, because its id can be used again."""
+        self._names.pop(pid, None)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the memory of the processes in bytes, by name. It includes the processes that they have started.
+
+        The memory is measured at most once per second, and in at most 1 % of the time. Between two measurements, the
+        result does not change.
+        """
+        begin_ns = self._clock()
+        if begin_ns >= self._due_ns:
+            self._measure()
+            end_ns = self._clock()
+            self._due_ns = end_ns + max(_INTERVAL_NS, _PAUSE * (end_ns - begin_ns))
+        total: Counter[str] = Counter()
+        for name, used in self._last.values():
+            total[name] += used
+        return dict(total)
+
+    def _measure(self) -> None:
+        before, self._last = self._last, {os.getpid(): (MAIN, _memory_bytes(os.getpid()) or 0)}
+        for pid, name in list(self._names.items()):
+            used = _memory_bytes(pid)
+            if used is None:  # it has just ended, or this process has too many open files
+                self._last[pid] = before.get(pid, (name, 0))
+            else:
+                self._last[pid] = name, used + sum(_memory_bytes(child) or 0 for child in _children(pid))
+
+
+OWN_PROCESSES: Final = OwnProcesses()
+"""The processes that this process has started."""
+
+
+def _memory_bytes(pid: int) -> int | None:
+    """Return the memory of a process in bytes; None if it cannot be read.
+
+    If N processes share a page, each has a part of 1/N of it. If the kernel does not report this number, return the
+    resident memory, which contains shared pages as a whole.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that the first thread of a process started; none if the kernel does not report them."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+    return []
