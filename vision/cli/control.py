@@ -1,24 +1,21 @@
-"""The commands `vision status`, `reload`, and `cameras`, which send requests to a running program on this machine."""
+"""The commands `vision status` and `reload`, which send requests to a running program on this machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import msgspec
 import typer
 
-from vision.cli.options import CONFIG_HELP, Json, given, table_console
+from vision.cli.options import CONFIG_HELP, Json, table_console
 from vision.cli.session import command
 from vision.cli.status_view import describe_memory, render_status
 from vision.config import resolve_config
-from vision.config.changes import read_camera
 from vision.errors import EXIT_OK
 from vision.messaging.control_protocol import (
-    AddCameraRequest,
     ChangedReply,
     ReloadRequest,
-    RemoveCameraRequest,
     Request,
     StatusReply,
     StatusRequest,
@@ -38,7 +35,8 @@ Socket = Annotated[
 ]
 
 
-def _ask(request: Request, config: str | None, socket: Path | None) -> StatusReply | ChangedReply:
+def ask_program(request: Request, config: str | None, socket: Path | None) -> StatusReply | ChangedReply:
+    """Send a request to the program that the options `--config` and `--socket` choose, and return its reply."""
     if config is not None and socket is not None:
         raise typer.BadParameter("expected either --config or --socket, got both")
     return ask(socket or find_socket(None if config is None else resolve_config(config)), request)
@@ -59,7 +57,7 @@ def status(
       vision status
       vision status --config camera.yaml --json
     """
-    reply = _ask(StatusRequest(), config, socket)
+    reply = ask_program(StatusRequest(), config, socket)
     assert isinstance(reply, StatusReply)
     if json:
         print(msgspec.json.encode(reply).decode())
@@ -94,55 +92,12 @@ def reload(
       vision reload
       vision reload --config /etc/vision/shop.yaml
     """
-    _print_changes(_ask(ReloadRequest(), config, socket), json=json)
+    print_changes(ask_program(ReloadRequest(), config, socket), json=json)
     return EXIT_OK
 
 
-@command()
-def cameras(
-    context: typer.Context,
-    action: Annotated[Literal["add", "remove"], typer.Argument(help="What to do.")],
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[FILE.yaml | ID]",
-            help="add: file with the keys of one camera. remove: id of the camera.",
-            show_default=False,
-        ),
-    ] = None,
-    camera_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="add: id of the camera.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="SOURCE", help="add: address of the camera.")] = None,
-    config: RunningConfig = None,
-    socket: Socket = None,
-    json: Json = False,
-) -> int:
-    """Add a camera to a running program, or remove one.
-
-    The change lasts until the program reloads its configuration, or starts again. It is not written to a file.
-
-    Examples:
-      vision cameras add --id gate --source rtsp://192.0.2.4/stream1
-      vision cameras add gate.yaml
-      vision cameras remove gate
-    """
-    if action == "remove":
-        if name is None or camera_id is not None or source is not None:
-            raise typer.BadParameter("expected `vision cameras remove ID`")
-        reply = _ask(RemoveCameraRequest(id=name), config, socket)
-    else:
-        reply = _ask(AddCameraRequest(camera=_camera(name, camera_id, source)), config, socket)
-    _print_changes(reply, json=json)
-    return EXIT_OK
-
-
-def _camera(file: str | None, camera_id: str | None, source: str | None) -> dict[str, Any]:
-    if file is None and (camera_id is None or source is None):
-        raise typer.BadParameter("expected a file, or --id and --source")
-    camera = {} if file is None else read_camera(Path(file))
-    return {**camera, **given(id=camera_id, source=source)}
-
-
-def _print_changes(reply: StatusReply | ChangedReply, *, json: bool) -> None:
+def print_changes(reply: StatusReply | ChangedReply, *, json: bool) -> None:
+    """Print what has changed in a running program."""
     assert isinstance(reply, ChangedReply)
     if json:
         print(msgspec.json.encode(reply).decode())

@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "watch": "Show the results of a running `vision run`.",
     "status": "Show the status of a program that runs on this machine.",
     "reload": "Make a running program read its configuration again.",
-    "cameras": "Add a camera to a running program, or remove one.",
+    "cameras": "Find ONVIF cameras, and add or remove cameras of a running program.",
     "eval": "Measure accuracy on a labeled video or on simulated scenes.",
     "whatif": "Judge archived tracks again with different lines, zones, and rules.",
     "replay": "Publish archived results again, to test subscribers with a real incident.",
@@ -56,7 +56,6 @@ _PLACES: Final = {
     "camera-zoo": ("camera_zoo", "camera_zoo"),
     "status": ("control", "status"),
     "reload": ("control", "reload"),
-    "cameras": ("control", "cameras"),
     "install-service": ("service", "install_service"),
     "uninstall-service": ("service", "uninstall_service"),
 }

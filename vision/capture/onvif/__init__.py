@@ -1,0 +1,1 @@
+"""Search for ONVIF cameras, and the addresses of their streams."""
