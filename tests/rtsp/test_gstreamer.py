@@ -9,6 +9,8 @@ import time
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +31,12 @@ from tests.rtsp.stage import (
     wait_until,
 )
 from vision.capture.gstreamer.bindings import CLASSES, installed, library, mapped
+from vision.capture.gstreamer.packets import DecodedFrames, PacketMonitor
 from vision.capture.gstreamer.pipeline import Element, decode_chain, host_caps
 from vision.capture.gstreamer.source import GStreamerSource, Player, available
+from vision.capture.source import SkippedFrames
 from vision.errors import SourceError
-from vision.types import PixelFormat, YuvEncoding
+from vision.types import DropReason, PixelFormat, YuvEncoding
 
 GOP = 20
 
@@ -120,6 +124,50 @@ def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tu
         source.close()
 
 
+def test_frames_with_equal_or_earlier_times_are_counted_in_order() -> None:
+    """The times go back after frame 4, and the decoder repeats the last time. It never outputs frames 8 and 9."""
+    gst, skipped = library().Gst, SkippedFrames()
+    decoded = DecodedFrames(skipped)
+    monitor = PacketMonitor(decoded.skip)
+    monitor.started(time.monotonic_ns())
+
+    def buffer(pts: int, *, key: bool = True) -> Any:
+        made = gst.Buffer.new()
+        made.pts = pts
+        if not key:
+            made.set_flags(gst.BufferFlags.DELTA_UNIT)
+        return made
+
+    def code(pts: int, *, key: bool = True) -> Any:
+        pad = gst.Pad.new(None, gst.PadDirection.SRC)
+        return monitor.on_coded_frame(pad, SimpleNamespace(get_buffer=lambda: buffer(pts, key=key)))
+
+    def decode(pts: int) -> None:
+        decoded.put(monitor.on_decoded_frame(gst.Sample.new(buffer(pts), None, None, None)))
+
+    def counted() -> int:
+        return sum(skipped.take().values())
+
+    code(5, key=False)  # dropped before the decoder, because it is not a key frame
+    code(10)
+    decode(10)
+    for pts in (20, 30, 40, 15, 16, 17):
+        code(pts)
+        decode(max(pts, 40))
+    assert counted() == 0  # the frame before the first is counted with it
+    first = decoded.get(0.0)
+    assert first is not None and first.sample.get_buffer().pts == 40
+    assert counted() == 1 + 5
+    assert decoded.get(0.0) is not None
+    for pts in (18, 19, 50):
+        code(pts)
+    decode(50)
+    last = decoded.get(0.0)
+    assert last is not None and last.sample.get_buffer().pts == 50
+    assert skipped.take() == {DropReason.CORRUPT: 2}
+    assert decoded.get(0.0) is None
+
+
 @pytest.mark.parametrize(("width", "expected"), [(320, "I420"), (321, "BGR")])
 def test_frames_with_odd_sides_are_converted(width: int, expected: str) -> None:
     gst = library().Gst
@@ -146,9 +194,8 @@ class FilePlayer(Player):
     path: Path
 
     def start(self) -> None:
-        _, *decoding, sink = decode_chain("H264", ("i420",), installed)
-        lossless_sink = Element(sink.factory, {**sink.properties, "drop": False})
-        self._add_chain([Element("filesrc", {"location": str(self.path)}), *decoding, lossless_sink])
+        _, *decoding = decode_chain("H264", ("i420",), installed)
+        self._add_chain([Element("filesrc", {"location": str(self.path)}), *decoding])
         self._pipeline.set_state(library().Gst.State.PLAYING)
 
 
@@ -162,6 +209,7 @@ class Recorded(GStreamerSource):
     def _new_player(self) -> Player:
         player = FilePlayer(self._camera, self._pixel_formats, self._interrupted, self.skipped)
         player.path = self._path
+        player._decoded = DecodedFrames(self.skipped, most=1000)
         return player
 
 

@@ -125,3 +125,11 @@ def test_announcements_are_repeated_only_after_changes() -> None:
         "door-in/config": True,
         "door-out/config": True,
     }
+
+
+def test_removed_camera_is_no_longer_announced() -> None:
+    discovery, source = Discovery(settings("mqtt://h"), ALL), Source()
+    added = content([message for item in (source.status("streaming"), counts()) for message in discovery.add(item)])
+    assert len(added) == 6
+    assert content(list(discovery.add(source.status("removed")))) == dict.fromkeys(added)
+    assert len(list(discovery.add(counts()))) == 3  # the camera was added again

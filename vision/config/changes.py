@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vision.config.analytics import CameraAnalytics
 from vision.config.app import AppConfig, CameraConfig
 from vision.config.checks import config_conflicts
 from vision.config.document import Document, faulty
 from vision.config.fields import ACCEPT_ANY, VERIFY
+from vision.config.language import Inquiry
 from vision.config.load import validated_part
+from vision.config.recording import RecordingConfig, recorded_cameras
+from vision.config.sinks import SinkConfig
 from vision.config.source_address import File, Folder, parse_source
 from vision.config.wording import Loc, dotted
 from vision.config.yaml_reader import read_document
@@ -27,6 +30,9 @@ _WITHOUT_REOPENING: Final = ("max_fps", "max_frame_age_s", "report_after_s")
 """Keys of a camera that can change while it is connected."""
 
 _NEEDS_RESTART: Final = "restart-needed"
+
+_Choosing = TypeVar("_Choosing", RecordingConfig, SinkConfig, Inquiry)
+"""A section that applies to the cameras in its list `cameras`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +61,17 @@ def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
     before, after = _cameras(running), _cameras(new)
     common = [camera for camera in after if camera in before]
     changed = {camera: _differing(before[camera], after[camera]) for camera in common}
+    removed = tuple(camera for camera in before if camera not in after)
+    # A camera that is recorded is read differently.
+    recording = {*recorded_cameras(running.recording, common)} ^ {*recorded_cameras(new.recording, common)}
+    reopened = [camera for camera in common if camera in recording or not changed[camera] <= set(_WITHOUT_REOPENING)]
     return Plan(
         added=tuple(camera for camera in after if camera not in before),
-        removed=tuple(camera for camera in before if camera not in after),
-        reopened=tuple(camera for camera in common if not changed[camera] <= set(_WITHOUT_REOPENING)),
-        adjusted=tuple(camera for camera in common if changed[camera] and changed[camera] <= set(_WITHOUT_REOPENING)),
+        removed=removed,
+        reopened=tuple(reopened),
+        adjusted=tuple(camera for camera in common if changed[camera] and camera not in reopened),
         stages=tuple(_stage_keys(running, new)),
-        restart=tuple(_restart_keys(running, new, detector_score)),
+        restart=tuple(_restart_keys(_unmentioned(running, removed), _unmentioned(new, removed), detector_score)),
     )
 
 
@@ -102,6 +112,8 @@ def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> 
 
 def _is_live(section: str, key: str, new: AppConfig, detector_score: float) -> bool:
     """Return True if a key of a section can change while the program runs."""
+    if section == "recording":
+        return key == "cameras"
     if section == "track":
         return key != "class_groups" and required_score(new) >= detector_score
     has_filter = not new.pipeline.endswith(".py")  # the stages of a file are unknown
@@ -174,7 +186,7 @@ def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
     """Return `config` without a camera, its lines and zones, and the rules that apply to no other camera.
 
     Raises:
-        ConfigError: there is no such camera, or it is the only one.
+        ConfigError: there is no such camera, it is the only one, or the rest of the configuration needs it.
     """
     if camera_id not in _cameras(config):
         known = ", ".join(camera.id for camera in config.cameras)
@@ -190,7 +202,29 @@ def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
         if rule.condition.name in names and cameras != ():
             rules.append(rule.model_copy(update={"cameras": cameras}) if cameras != rule.cameras else rule)
     cameras_left = tuple(camera for camera in config.cameras if camera.id != camera_id)
-    return _checked(config, cameras=cameras_left, analytics=analytics, rules=tuple(rules))
+    unmentioned = _unmentioned(config, (camera_id,))
+    return _checked(unmentioned, cameras=cameras_left, analytics=analytics, rules=tuple(rules))
+
+
+def _unmentioned(config: AppConfig, camera_ids: Collection[str]) -> AppConfig:
+    """Return `config` without these cameras in the lists of cameras of outputs, and in `privacy`."""
+    changes: dict[str, object] = {
+        key: tuple(_without(section, camera_ids) for section in getattr(config, key))
+        for key in ("sinks", "verify", "describe")
+        if getattr(config, key)
+    }
+    if config.recording is not None:
+        changes["recording"] = _without(config.recording, camera_ids)
+    if config.privacy:
+        changes["privacy"] = {name: part for name, part in config.privacy.items() if name not in camera_ids}
+    return config.model_copy(update=changes)
+
+
+def _without(section: _Choosing, camera_ids: Collection[str]) -> _Choosing:
+    if section.cameras is None or not set(section.cameras) & set(camera_ids):
+        return section
+    cameras = tuple(name for name in section.cameras if name not in camera_ids)
+    return section.model_copy(update={"cameras": cameras})
 
 
 def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -24,7 +25,8 @@ class HelperProcess:
     """A Python program that runs until its standard input closes. A thread starts it again if it ends earlier.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
-    to all users. The thread passes each line that the program prints to `on_line`.
+    to all users. Each further line contains new options (see `update`). The thread passes each line that the program
+    prints to `on_line`.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class HelperProcess:
         self._on_line = on_line
         self._stop_s = stop_s
         self._closed = threading.Event()
-        self._lock = threading.Lock()  # between `close` and the start of a new process
+        self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
 
@@ -63,6 +65,28 @@ class HelperProcess:
         """Start the process, and the thread that supervises it."""
         self._process = self._start_process()
         self._thread.start()
+
+    def update(self, options: Mapping[str, object]) -> None:
+        """Pass new options to the process without waiting, and to each process that is started later.
+
+        If the process does not read its input, kill it. The thread then starts a new process.
+        """
+        with self._lock:
+            self._options = json.dumps(options)
+            process = self._process
+            if process is None or self._closed.is_set():
+                return
+            line = f"{self._options}\n".encode()
+            assert process.stdin is not None
+            try:
+                is_written = os.write(process.stdin.fileno(), line) == len(line)
+            except BlockingIOError:
+                is_written = False
+            except (OSError, ValueError):  # it has ended
+                return
+            if not is_written:
+                log.warning("the process %s does not read its input, and is started again", self._name)
+                process.kill()
 
     def kill(self) -> None:
         """Kill the process. The thread starts a new process after a pause."""
@@ -95,6 +119,7 @@ class HelperProcess:
         with contextlib.suppress(OSError):  # it has ended already
             process.stdin.write(f"{self._options}\n")
             process.stdin.flush()
+        os.set_blocking(process.stdin.fileno(), False)  # so that `update` never waits
         return process
 
     def _supervise(self) -> None:

@@ -108,10 +108,18 @@ class PacketReceiver:
         self._socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        for camera in cameras:
-            self._socket.subscribe(_topic(camera))
+        self._cameras: frozenset[str] = frozenset()
+        self.request(cameras)
         for address in addresses:
             self._socket.connect(address)
+
+    def request(self, cameras: Collection[str]) -> None:
+        """Request the packets of `cameras`, and no longer those of other cameras."""
+        before, self._cameras = self._cameras, frozenset(cameras)
+        for camera in self._cameras - before:
+            self._socket.subscribe(_topic(camera))
+        for camera in before - self._cameras:
+            self._socket.unsubscribe(_topic(camera))
 
     def receive(self, timeout_s: float) -> CodedPacket | None:
         """Return the next packet; None if none arrives within `timeout_s` seconds."""

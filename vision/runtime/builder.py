@@ -138,7 +138,10 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
 def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
     """Return the folder and the specification of the second model. Raise `ModelError` if it is missing or invalid."""
     folder = folder_of_model(cascade.model, shipped_models())
-    return folder, load_classifier_spec(folder)
+    spec = load_classifier_spec(folder)
+    if folder.parent != shipped_models():
+        warn_if_replaceable(folder, folder / spec.file)
+    return folder, spec
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:

@@ -4,7 +4,7 @@ No step waits, so the main thread continues to check workers and to publish the 
 are not touched. The steps are in this order:
 
 1. Cameras that were removed, or must connect again, are no longer read. The results of removed cameras are finished.
-2. The stages use the new configuration.
+2. The stages and the process that records cameras use the new configuration.
 3. New cameras start, and the cameras of step 1 that were not removed connect again, with a new epoch.
 4. The other cameras use their new limits, and the sinks use the new configuration.
 """
@@ -36,6 +36,8 @@ def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, 
     try:
         epochs = {camera_id: cameras.next_epoch(camera_id) for camera_id in (*plan.added, *plan.reopened)}
         yield from _retire(runtime, plan)
+        if factory.options.packets is not None:
+            factory.options.packets.reconfigure(config)
         uses_config = results.reconfigure(config, plan.added)
         while not uses_config():
             yield

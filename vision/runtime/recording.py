@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vision.capture.packet_tap import PacketTap
 from vision.config import AppConfig
@@ -13,14 +14,25 @@ from vision.messaging.curve import KeyFolder
 from vision.messaging.packets import PacketSocket, packet_address_prefix, packet_addresses
 from vision.messaging.publisher import Publisher
 
+if TYPE_CHECKING:
+    from vision.outputs.recording.process import RecordingProcess
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Packets:
-    """The cameras whose packets are passed on, and the sockets for this."""
+    """The cameras whose packets are passed on, the sockets for this, and the process that records the packets."""
 
     cameras: frozenset[str]
     addresses: tuple[str, ...]  # one for each process that reads cameras
     socket: PacketSocket | None  # None if capture workers read the cameras
+    process: RecordingProcess
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Record the cameras of a new configuration, and no others."""
+        cameras = _recorded(config)
+        if frozenset(cameras) != self.cameras:
+            self.cameras = frozenset(cameras)
+            self.process.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
         """Return the tap of a camera that this process reads; None if its packets are not passed on."""
@@ -43,7 +55,7 @@ def open_recording(config: AppConfig, publisher: Publisher, workers: int, resour
     from vision.outputs.recording.process import RecordingProcess
     from vision.outputs.recording.recorder import RecorderOptions
 
-    cameras = recorded_cameras(config.recording, [camera.id for camera in config.cameras])
+    cameras = _recorded(config)
     addresses = packet_addresses(packet_address_prefix(), workers or 1)
     socket = None if workers else resources.enter_context(closing(PacketSocket(addresses[0])))
     options = RecorderOptions(
@@ -56,4 +68,8 @@ def open_recording(config: AppConfig, publisher: Publisher, workers: int, resour
     )
     process = resources.enter_context(closing(RecordingProcess(options)))
     publisher.add_counters(process.counters)
-    return Packets(frozenset(cameras), tuple(addresses), socket)
+    return Packets(frozenset(cameras), tuple(addresses), socket, process)
+
+
+def _recorded(config: AppConfig) -> list[str]:
+    return recorded_cameras(config.recording, [camera.id for camera in config.cameras])

@@ -27,6 +27,7 @@ from vision.config.changes import (
     with_camera,
     without_camera,
 )
+from vision.config.model_file import checked_model_file
 from vision.detect.detector import ReportsMemory
 from vision.detect.open import published_class_names
 from vision.errors import ConfigError, Unavailable, VisionError
@@ -45,7 +46,7 @@ from vision.messaging.control_protocol import (
 )
 from vision.messaging.control_server import ControlServer, remove_unused_sockets
 from vision.messaging.schema import REMOVED
-from vision.runtime.builder import find_model
+from vision.runtime.builder import find_model, find_second_model
 from vision.runtime.camera_factory import CameraFactory
 from vision.runtime.live_change import change_running
 from vision.runtime.runtime import Runtime
@@ -115,7 +116,7 @@ class Reloader:
         plan = compare(self._config, config, self._detector_score)
         if plan.restart:
             raise restart_error(plan, path)
-        check_classes(config, published_class_names(find_model(config.model)[1], config.detect), path)
+        check_models(config, path)
         open_accuracy(config.analytics)
         opened = [camera for camera in config.cameras if camera.id in (*plan.added, *plan.reopened)]
         for camera in opened if factory.options.open_source is None else ():
@@ -165,6 +166,21 @@ def _reported_to_service_manager() -> Iterator[None]:
         yield
     finally:
         notify("READY=1")
+
+
+def check_models(config: AppConfig, path: Path | None) -> None:
+    """Check the folders of the models, because a process that is replaced reads them again. `path` is as in `_apply`.
+
+    Raises:
+        ConfigError: the configuration names a class that the model does not have.
+        ModelError: a folder or file is missing, damaged, or not the model that its model.yaml describes.
+    """
+    folder, spec = find_model(config.model)
+    check_classes(config, published_class_names(spec, config.detect), path)
+    if config.detect.backend != "fake":
+        checked_model_file(folder, spec)
+    if config.cascade is not None:
+        checked_model_file(*find_second_model(config.cascade))
 
 
 def check_room(factory: CameraFactory, added: list[CameraConfig]) -> None:

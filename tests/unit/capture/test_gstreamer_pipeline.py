@@ -132,10 +132,10 @@ def test_planar_frames_have_even_sides() -> None:
     assert pipeline.host_caps(("i420", "bgr")) == Serialized(f"video/x-raw,format=I420,{EVEN};video/x-raw,format=BGR")
 
 
-def test_sink_keeps_the_newest_frames() -> None:
+def test_sink_reports_each_frame_at_once() -> None:
     sink = pipeline.decode_chain("H264", ("bgr",), LAPTOP)[-1]
     settings = {name: value for name, value in sink.properties.items() if name != "caps"}
-    assert settings == {"max-buffers": 2, "drop": True, "sync": False, "enable-last-sample": False}
+    assert settings == {"emit-signals": True, "sync": False, "enable-last-sample": False}
 
 
 @pytest.mark.parametrize(

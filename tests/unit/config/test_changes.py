@@ -71,12 +71,64 @@ def test_plan_names_what_differs(tmp_path: Path, new: dict[str, Any], expected: 
     assert compare(running, written(tmp_path, new), required_score(running)) == expected
 
 
+RECORDED = {"state_dir": "state", "recording": {"folder": "clips", "cameras": ["gate"]}}
+QUESTION = {"name": "real", "prompt": "Is it a person?", "cameras": ["gate", "hall"]}
+MENTION_CAMERAS: dict[str, Any] = {
+    "recording": {"folder": "clips", "cameras": ["gate", "hall"]},
+    "sinks": [{"name": "broker", "address": "mqtt://127.0.0.1", "cameras": ["gate", "hall"]}],
+    "verify": [QUESTION],
+    "describe": [QUESTION | {"name": "scene"}],
+    "privacy": {"porch": {"masks": [[[0, 0], [9, 0], [9, 9]]]}},
+}
+HALL = {"id": "hall", "source": "rtsp://192.0.2.1/c"}
+PORCH = {"id": "porch", "source": "csi:0"}
+MENTIONED = {
+    **BASE,
+    "pipeline": "count",
+    "cameras": [GATE, HALL, PORCH],
+    "state_dir": "state",
+    "language": {"url": "http://127.0.0.1:1/v1"},
+    **MENTION_CAMERAS,
+}
+
+
+@pytest.mark.parametrize(
+    ("recording", "expected"),
+    [
+        ({"cameras": ["gate", "hall"]}, Plan(reopened=("hall",))),
+        ({"cameras": ["hall"]}, Plan(reopened=("gate", "hall"))),
+        ({"cameras": ["gate"], "pre_s": 1}, Plan(restart=(("recording", "pre_s"),))),
+        (None, Plan(reopened=("gate",), restart=(("recording",),))),
+    ],
+)
+def test_cameras_that_are_recorded_can_change(tmp_path: Path, recording: Any, expected: Plan) -> None:
+    cameras = {"cameras": [GATE, HALL]}
+    running = written(tmp_path, {**BASE, **RECORDED, **cameras})
+    new = {**BASE, **RECORDED, **cameras, "recording": recording and {"folder": "clips", **recording}}
+    assert compare(running, written(tmp_path, new), 0.0) == expected
+
+
+@pytest.mark.parametrize("key", MENTION_CAMERAS)
+def test_sections_that_mention_cameras_need_a_restart(tmp_path: Path, key: str) -> None:
+    without = {name: value for name, value in MENTIONED.items() if name != key}
+    plan = compare(written(tmp_path, MENTIONED), written(tmp_path, without), 0.0)
+    assert {loc[0] for loc in plan.restart} == {key}
+
+
+@pytest.mark.parametrize("camera", ["hall", "porch"])
+def test_removed_camera_is_no_longer_mentioned(tmp_path: Path, camera: str) -> None:
+    running = written(tmp_path, MENTIONED)
+    left = without_camera(running, camera)
+    assert camera not in str(left)
+    assert compare(running, left, 0.0) == Plan(removed=(camera,))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_key_is_live_or_needs_a_restart() -> None:
     """A section that a later version adds must not be ignored."""
     running = AppConfig.model_validate(BASE)
     for key in AppConfig.model_fields:
-        if key not in ("cameras", "analytics", "rules", "track", "detect"):
+        if key not in ("cameras", "analytics", "rules", "track", "detect", *MENTION_CAMERAS):
             plan = compare(running, running.model_copy(update={key: "different"}), 0.0)
             assert plan.restart == ((key,),), key
 

@@ -1,4 +1,4 @@
-"""A model that other users can replace causes a warning."""
+"""A model that other users can replace causes a warning, also if it is the second model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.log_records import log_args
-from vision.config import shipped_models
-from vision.runtime.builder import find_model
+from tests.unit.detect.test_classifier import save
+from vision.config import CascadeConfig, shipped_models
+from vision.runtime.builder import find_model, find_second_model
 
 NAME = "nanodet-g-416"
 
@@ -36,3 +37,12 @@ def test_replaceable_model_causes_one_warning(
     for _ in range(2):
         assert find_model(str(folder))[0] == folder
     assert len(log_args(caplog, "vision.runtime.model_trust")) == warnings
+
+
+def test_replaceable_second_model_causes_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "second"
+    save(folder)
+    folder.chmod(0o777)
+    for _ in range(2):
+        assert find_second_model(CascadeConfig(model=str(folder)))[0] == folder
+    assert len(log_args(caplog, "vision.runtime.model_trust")) == 1

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.messages.processes import Program, wait_until
+from tests.unit.detect.test_classifier import save
 from vision.cli.main import main
 from vision.client import Item, Subscription
 from vision.messaging.control_protocol import (
@@ -298,3 +299,21 @@ def test_signal_reloads_even_during_the_start(folder: Path) -> None:
         started.send(signal.SIGTERM)
         assert started.wait(DEADLINE_S) == 0
     assert main(["status", "--config", str(site.path)]) == 75
+
+
+def test_missing_or_damaged_second_model_is_refused(folder: Path) -> None:
+    save(folder / "second")
+    site = Site(folder, processes=1, cameras=1)
+    site.write(cascade={"model": f"{folder}/second"})
+    (file,) = (folder / "second").glob("*.onnx")
+    content = file.read_bytes()
+    with running(site):
+        file.write_bytes(content[:-100])
+        with pytest.raises(RefusedRequest) as damaged:
+            site.change()
+        shutil.rmtree(folder / "second")
+        with pytest.raises(RefusedRequest) as missing:
+            site.change()
+        assert {caught.value.exit_code for caught in (damaged, missing)} == {78}
+        save(folder / "second")
+        assert site.change() == {}

@@ -41,6 +41,7 @@ CLASSES = (
     "ElementFactory",
     "Event",
     "EventType",
+    "FlowReturn",
     "Message",
     "MessageType",
     "Pad",

@@ -1,16 +1,20 @@
-"""Monitoring of an RTSP stream before the decoder: lost packets, backlog, and arrival and capture times.
+"""Monitoring of a stream before and after the decoder: lost packets, backlog, and arrival and capture times.
 
 GStreamer's threads call the ``on_`` methods; the camera's thread calls the others.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from vision.capture.clock import utc_minus_running_time
 from vision.capture.gstreamer.bindings import library
+from vision.capture.gstreamer.pipeline import SINK_FRAMES
 from vision.capture.packet_info import KeyFrameGate, PacketInfo, Timeline
 from vision.capture.planes import Orientation
 from vision.capture.sei import HEAD_BYTES, display_orientation
@@ -24,18 +28,73 @@ _KEY_REQUEST_NS = 1_000_000_000  # minimum between two requests, because cameras
 _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong time
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedFrame:
+    """A decoded frame, the properties that the decoder does not pass on, and how many frames are missing before it."""
+
+    sample: Any  # a GstSample
+    packet: PacketInfo
+    missing: Counter[DropReason]
+
+
+class DecodedFrames:
+    """A queue of the newest decoded frames. If it is full, a new frame replaces the oldest.
+
+    GStreamer's ``appsink`` can do this too, but does not report what it discards. The times of frames cannot show it,
+    because a decoder can change them, and several frames can have equal times.
+
+    Missing frames are counted when `get` returns the next frame, or nothing. Therefore, they are counted in order.
+    """
+
+    def __init__(self, skipped: SkippedFrames, most: int = SINK_FRAMES) -> None:
+        """Create an empty queue for `most` frames. `skipped` counts the frames that are missing."""
+        self._skipped = skipped
+        self._most = most
+        self._changed = threading.Condition()
+        self._frames: deque[DecodedFrame] = deque()
+        self._missing: Counter[DropReason] = Counter()  # after the newest frame
+
+    def skip(self, reason: DropReason) -> None:
+        """Record a missing frame."""
+        with self._changed:
+            self._missing[reason] += 1
+
+    def put(self, frame: DecodedFrame) -> None:
+        """Add a frame. One of GStreamer's threads calls this method."""
+        with self._changed:
+            frame.missing.update(self._missing)
+            self._missing.clear()
+            self._frames.append(frame)
+            if len(self._frames) > self._most:
+                discarded = self._frames.popleft()
+                missing = self._frames[0].missing
+                missing.update(discarded.missing)
+                missing[DropReason.SUPERSEDED] += 1
+            self._changed.notify()
+
+    def get(self, timeout_s: float) -> DecodedFrame | None:
+        """Remove and return the oldest frame; None if there is none within `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames, timeout_s)
+            frame = self._frames.popleft() if self._frames else None
+            missing = self._missing if frame is None else frame.missing
+            for reason, frames in missing.items():
+                self._skipped.add(reason, frames)
+            missing.clear()
+        return frame
+
+
 class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
-    def __init__(self, skipped: SkippedFrames) -> None:
-        """Create the monitor. `skipped` counts the frames that do not reach the program."""
-        self._skipped = skipped
+    def __init__(self, skip: Callable[[DropReason], None]) -> None:
+        """Create the monitor. It calls `skip` for each frame that it does not pass to the decoder."""
+        self._skip = skip
         self._base_ns = 0
         self._gate = KeyFrameGate()
         self._timeline = Timeline()
         self._key_requested_ns = 0
-        self._decoded: deque[int] = deque()  # times of the frames that entered the appsink and were not pulled
-        self._changed_times = 0  # pulled frames whose time the decoder changed
+        self._changed_times = 0  # decoded frames whose time the decoder changed
         self._was_damaged = False  # whether the last frame with a known time counts as damaged
         self._utc_offset_ns: int | None = None  # UTC minus running time, from the camera's sender reports
         self.coded_frames = 0
@@ -46,44 +105,23 @@ class PacketMonitor:
         """Record the monotonic time, in ns, at which the pipeline's running time is 0."""
         self._base_ns = base_ns
 
-    def info(self, pts_ns: int | None) -> PacketInfo:
-        """Return the arrival time, capture time, and damage of a decoded frame. Count the frames lost before it.
-
-        `pts_ns` is the presentation time of the frame; None if it has none.
-        """
-        dropped = self._dropped_by_sink(pts_ns)
+    def on_decoded_frame(self, sample: Any) -> DecodedFrame:
+        """Return a decoded frame with its arrival time, capture time, and damage. Call this method for every frame."""
+        pts = int(sample.get_buffer().pts)
+        pts_ns = None if pts == NO_TIME else pts
         packet, passed_over = self._timeline.take_through(pts_ns)
-        self._count_undecoded(len(set(passed_over) - dropped))
         if packet is not None:
+            # Frames that the decoder discarded, except frames that it output with a changed time.
+            undecoded = max(0, len(passed_over) - self._changed_times)
             self._was_damaged = packet.corrupt
             self._changed_times = 0  # the entries of earlier frames are gone
-            return packet
+            return DecodedFrame(sample, packet, Counter({DropReason.CORRUPT: undecoded}))
         self._changed_times += 1
         now_ns = time.monotonic_ns()  # the camera sends raw frames, or the decoder changed the presentation time
         arrived_ns = now_ns if pts_ns is None else self._arrived_ns(pts_ns, now_ns)
         # The gate is ahead of the decoder: it can already have passed the key frame that ends the damage.
-        return PacketInfo(arrived_ns, None, self._gate.damaged or self._was_damaged)
-
-    def _dropped_by_sink(self, pts_ns: int | None) -> set[int]:
-        """Count the frames that the appsink dropped before the frame at `pts_ns`. Return their presentation times."""
-        dropped = set()
-        wanted = NO_TIME if pts_ns is None else pts_ns
-        while self._decoded and (entered := self._decoded.popleft()) != wanted:
-            dropped.add(entered)
-            self._skipped.add(DropReason.SUPERSEDED)
-        return dropped
-
-    def _count_undecoded(self, frames: int) -> None:
-        """Count frames that the decoder discarded, except frames that were pulled with a changed time."""
-        changed = min(frames, self._changed_times)
-        self._changed_times -= changed
-        if frames > changed:
-            self._skipped.add(DropReason.CORRUPT, frames - changed)
-
-    def on_decoded_frame(self, _pad: Any, probe: Any) -> Any:
-        """Record a frame that enters the appsink, which drops frames without a report."""
-        self._decoded.append(int(probe.get_buffer().pts))
-        return library().Gst.PadProbeReturn.OK
+        damaged = self._gate.damaged or self._was_damaged
+        return DecodedFrame(sample, PacketInfo(arrived_ns, None, damaged), Counter())
 
     def replaced(self) -> None:
         """Record that a different sender continues the stream. Frames may be missing at the change."""
@@ -132,7 +170,7 @@ class PacketMonitor:
         if not passed or self._gate.damaged:
             self._request_key_frame(pad, now_ns)
         if not passed:
-            self._skipped.add(DropReason.STALE if self._gate.started else DropReason.CORRUPT)
+            self._skip(DropReason.STALE if self._gate.started else DropReason.CORRUPT)
             return gst.PadProbeReturn.DROP
         offset_ns = self._utc_offset_ns
         utc_ns = None if offset_ns is None or buffer.pts == NO_TIME else buffer.pts + offset_ns

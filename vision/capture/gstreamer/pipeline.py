@@ -29,10 +29,10 @@ LATENCY_MS = 200
 """Time for which the jitter buffer waits for a missing packet. Packets in order do not wait."""
 
 SINK_FRAMES = 2
-"""Maximum number of decoded frames that the appsink holds. When another frame arrives, the oldest is dropped."""
+"""Maximum number of decoded frames that wait for the camera's thread. When another arrives, the oldest is dropped."""
 
 CONVERTER_FRAMES = SINK_FRAMES + 4
-"""Number of frames in the memory of ``nvvidconv``. The appsink holds `SINK_FRAMES`, and this program up to two. With
+"""Number of frames in the memory of ``nvvidconv``. `SINK_FRAMES` of them wait, and this program uses up to two. With
 its default of four, the converter would wait for a frame to be returned."""
 
 USB_DEFAULT = (640, 480)
@@ -188,10 +188,8 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 
 
 def appsink(caps: Serialized) -> Element:
-    """Return the sink, which keeps the newest two frames, and provides them as soon as they are decoded."""
-    return Element(
-        "appsink", {"caps": caps, "max-buffers": SINK_FRAMES, "drop": True, "sync": False, "enable-last-sample": False}
-    )
+    """Return the sink, which reports each frame with the signal ``new-sample`` as soon as the frame is decoded."""
+    return Element("appsink", {"caps": caps, "emit-signals": True, "sync": False, "enable-last-sample": False})
 
 
 def host_caps(formats: Sequence[PixelFormat]) -> Serialized:

@@ -22,7 +22,7 @@ from vision.capture.clock import CaptureClock
 from vision.capture.diagnosis import explain_open
 from vision.capture.gstreamer import errors, pipeline
 from vision.capture.gstreamer.bindings import copy_sample, describe, installed, library, tls_database
-from vision.capture.gstreamer.packets import NO_TIME, PacketMonitor
+from vision.capture.gstreamer.packets import NO_TIME, DecodedFrame, DecodedFrames, PacketMonitor
 from vision.capture.planes import UPRIGHT, has_shape, split_planes
 from vision.capture.source import Grab, SkippedFrames, StreamInfo, not_open
 from vision.config import CameraConfig
@@ -65,7 +65,7 @@ class GStreamerSource:
         self._interrupted = threading.Event()
         self._capture_clock = CaptureClock(camera.id, round(camera.max_frame_age_s * 1e9))
         self._player: Player | None = None
-        self._waiting: list[_Sample] = []  # the frame that `open` waited for
+        self._waiting: list[tuple[DecodedFrame, StreamInfo]] = []  # the frame that `open` waited for
         self._sample: _Sample | None = None  # the last grabbed frame
         self._orientation = UPRIGHT  # of the frames of this connection
 
@@ -81,22 +81,22 @@ class GStreamerSource:
         player = self._player = self._new_player()
         try:
             player.start()
-            sample = player.pull(self._camera.open_timeout_s)
-            if sample is None:
+            frame = player.pull(self._camera.open_timeout_s)
+            if frame is None:
                 raise errors.no_frame(
                     self._camera,
                     interrupted=self._interrupted.is_set(),
                     connected=player.linked.is_set(),
                     coded_frames=player.packets.coded_frames,
                 )
-            info = describe(sample, player.decoder)
+            info = describe(frame.sample, player.decoder)
         except SourceError as error:
             self.close()
             raise self._diagnosed(error) from None  # a cause would keep the pipeline alive
         except BaseException:
             self.close()
             raise
-        self._waiting.append((sample, info))
+        self._waiting.append((frame, info))
         self._orientation = player.packets.orientation or UPRIGHT
         height_px, width_px = self._orientation.shown_size(info.height_px, info.width_px)
         return replace(info, height_px=height_px, width_px=width_px)
@@ -117,14 +117,14 @@ class GStreamerSource:
         if player is None:
             raise not_open(self._camera.source, "grab")
         if self._waiting:
-            sample, info = self._waiting.pop()
+            frame, info = self._waiting.pop()
         else:
-            sample = player.pull(timeout_s)
-            if sample is None:
+            pulled = player.pull(timeout_s)
+            if pulled is None:
                 return None
-            info = describe(sample, player.decoder)
-        self._sample = sample, info
-        return self._stamp(player, sample.get_buffer(), info)
+            frame, info = pulled, describe(pulled.sample, player.decoder)
+        self._sample = frame.sample, info
+        return self._stamp(frame, info)
 
     def retrieve(self, out: FrameBuffer) -> None:
         if self._sample is None:
@@ -170,9 +170,9 @@ class GStreamerSource:
         if getattr(self, "_player", None) is not None:
             warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, stacklevel=2)
 
-    def _stamp(self, player: Player, buffer: Any, info: StreamInfo) -> Grab:
+    def _stamp(self, frame: DecodedFrame, info: StreamInfo) -> Grab:
+        buffer, packet = frame.sample.get_buffer(), frame.packet
         pts_ns = None if buffer.pts == NO_TIME else int(buffer.pts)
-        packet = player.packets.info(pts_ns)
         corrupt = packet.corrupt or buffer.has_flags(library().Gst.BufferFlags.CORRUPTED)
         return self._capture_clock.stamp(
             packet.arrived_ns, packet.ntp_utc_ns, pts_ns=pts_ns, corrupt=corrupt, yuv=info.yuv
@@ -203,12 +203,12 @@ class Player:
         """
         self._camera = camera
         self._pixel_formats = pixel_formats
-        self.packets = PacketMonitor(skipped)
         self._interrupted = interrupted
         self._error = functools.partial(errors.source_error, camera)
         self._pipeline = library().Gst.Pipeline.new(None)
         self._bus = self._pipeline.get_bus()
-        self._sink: Any = None
+        self._decoded = DecodedFrames(skipped)
+        self.packets = PacketMonitor(self._decoded.skip)
         self._entry: Any = None  # the sink pad of the depayloader
         self._undo: list[Callable[[], None]] = []
         self._selected = False
@@ -245,20 +245,20 @@ class Player:
             undo()
         self._undo.clear()
 
-    def pull(self, timeout_s: float) -> Any:
-        """Return the next decoded sample; None if `timeout_s` passed or the source was interrupted.
+    def pull(self, timeout_s: float) -> DecodedFrame | None:
+        """Return the next decoded frame; None if `timeout_s` passed or the source was interrupted.
 
         Raises:
             SourceError: the pipeline failed or ended.
         """
         deadline = time.monotonic() + timeout_s
         while not self._interrupted.is_set():
-            self._check()
-            slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
-            if self.linked.wait(0.0 if self._sink is not None else slice_s):
-                sample = self._sink.try_pull_sample(round(slice_s * 1e9))
-                if sample is not None:
-                    return sample
+            frame = self._decoded.get(0.0)
+            if frame is None:  # an error or the end comes after the frames that wait
+                self._check()
+                frame = self._decoded.get(min(_SLICE_S, max(0.0, deadline - time.monotonic())))
+            if frame is not None:
+                return frame
             if time.monotonic() >= deadline:
                 self._check()
                 return None
@@ -325,8 +325,7 @@ class Player:
                 raise self._error(f"cannot link {left.get_name()} to {right.get_name()}")
         factories = [element.factory for element in chain]
         self.decoder = next((name for name in factories if name.startswith(("avdec", "nv", "jpegdec"))), factories[0])
-        self._sink = made[-1]
-        self._probe(self._sink.get_static_pad("sink"), library().Gst.PadProbeType.BUFFER, self.packets.on_decoded_frame)
+        self._connect(made[-1], "new-sample", self._on_sample)
         for element in reversed(made):
             element.sync_state_with_parent()
         self.linked.set()
@@ -341,6 +340,12 @@ class Player:
         self._undo.append(functools.partial(pad.remove_probe, probe))
 
     # Called by GStreamer's threads
+
+    def _on_sample(self, sink: Any) -> Any:
+        sample = sink.pull_sample()
+        if sample is not None:
+            self._decoded.put(self.packets.on_decoded_frame(sample))
+        return library().Gst.FlowReturn.OK
 
     def _on_manager(self, _source: Any, manager: Any) -> None:
         manager.set_property("do-lost", True)

@@ -7,6 +7,8 @@ import logging
 import os
 import sqlite3
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,7 @@ class RecordingProcess:
             Unavailable: a folder cannot be used at present, for example because the disk is full.
             OSError: the process cannot be started.
         """
+        self._options = options
         self._counters: dict[str, int] = {}
         _check_folder(Path(options.config.folder))
         _check_index(options.state_dir)
@@ -42,6 +45,11 @@ class RecordingProcess:
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
         self._process = HelperProcess("recorder", program, options.as_json(), on_line=self._take, stop_s=_STOP_S)
         self._process.start()
+
+    def follow(self, cameras: Sequence[str]) -> None:
+        """Record these cameras from now on, and no others."""
+        self._options = replace(self._options, cameras=list(cameras))
+        self._process.update(self._options.as_json())
 
     def _take(self, line: str) -> None:
         content: dict[str, Any] = json.loads(line)

@@ -15,8 +15,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,20 +105,36 @@ class Recorder:
         self._takes_events = config.has_clips
         self._store = RecordingStore(config, index)
         self._events: queue.SimpleQueue[tuple[str, Trigger]] = queue.SimpleQueue()
-        self._rings = {
-            camera: PacketRing(config.ring_mb * 1_000_000, config.pre_s + _RING_S) for camera in options.cameras
-        }
+        self._config = config
+        # `follow` replaces the two dictionaries, and never changes them, because other threads use them.
+        self._rings: Mapping[str, PacketRing] = {}
+        self._cameras: Mapping[str, CameraRecorder] = {}
+        self._removed: queue.SimpleQueue[CameraRecorder] = queue.SimpleQueue()
+        self._ended = Counter(lost=0, failures=0)  # of cameras that are no longer recorded, and of the store
+        self.follow(options.cameras)
+
+    def follow(self, cameras: Collection[str]) -> None:
+        """Record `cameras` from now on, and no others. Files of other cameras are completed by the next `step`."""
+        config, before = self._config, self._cameras
+        new_ring = partial(PacketRing, config.ring_mb * 1_000_000, config.pre_s + _RING_S)
+        self._rings = {camera: self._rings.get(camera) or new_ring() for camera in cameras}
         self._cameras = {
-            camera: CameraRecorder(camera, config, self._store, ring) for camera, ring in self._rings.items()
+            camera: before.get(camera) or CameraRecorder(camera, config, self._store, ring)
+            for camera, ring in self._rings.items()
         }
-        self._store_failures = 0
+        for camera in before.keys() - self._cameras.keys():
+            self._removed.put(before[camera])
 
     def receive(self, receiver: PacketReceiver) -> None:
         """Store packets in the rings until `stopping` is set."""
+        rings = self._rings
         while not self.stopping.is_set():
             packet = receiver.receive(_WRITE_S)
-            if packet is not None:
-                self._rings[packet.camera].add(packet)
+            if packet is not None and packet.camera in rings:
+                rings[packet.camera].add(packet)
+            if rings is not self._rings:
+                rings = self._rings
+                receiver.request(rings)
 
     def add_event(self, event: EventMessage) -> None:
         """Queue an event that starts or extends a clip, if the configuration chooses it."""
@@ -137,6 +155,7 @@ class Recorder:
                 reported_s = time.monotonic()
                 report(self.counters())
         self._take_events()
+        self._close_removed()
         for camera in self._cameras.values():
             camera.close()
         report(self.counters())
@@ -146,16 +165,25 @@ class Recorder:
         self._take_events()
         for camera in self._cameras.values():
             camera.write()
+        self._close_removed()
         try:
             self._store.clean()
         except OSError:
-            self._store_failures += 1
+            self._ended["failures"] += 1
+
+    def _close_removed(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                camera = self._removed.get_nowait()
+                camera.close()
+                self._ended.update(lost=camera.lost, failures=camera.failures)
 
     def _take_events(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                camera, trigger = self._events.get_nowait()
-                self._cameras[camera].trigger(trigger)
+                name, trigger = self._events.get_nowait()
+                if (camera := self._cameras.get(name)) is not None:
+                    camera.trigger(trigger)
 
     def counters(self) -> dict[str, int]:
         """Return the counters of all cameras."""
@@ -163,8 +191,8 @@ class Recorder:
         return {
             "recording.files": self._store.written,
             "recording.deleted": self._store.deleted,
-            "recording.lost_packets": sum(camera.lost for camera in cameras),
-            "recording.failures": sum(camera.failures for camera in cameras) + self._store_failures,
+            "recording.lost_packets": sum(camera.lost for camera in cameras) + self._ended["lost"],
+            "recording.failures": sum(camera.failures for camera in cameras) + self._ended["failures"],
         }
 
 
@@ -182,7 +210,7 @@ def _print(line: object) -> None:
 
 
 def _follow(recorder: Recorder, options: RecorderOptions) -> None:
-    subscription = Subscription(options.events, options.cameras, ["events"], key=options.keys, silence_s=1e6)
+    subscription = Subscription(options.events, None, ["events"], key=options.keys, silence_s=1e6)
     with contextlib.suppress(Exception), subscription:
         for item in subscription.items():
             if isinstance(item, EventMessage):
@@ -201,7 +229,7 @@ def run(options: RecorderOptions) -> None:
         receiver = PacketReceiver(options.packets, options.cameras)
         threading.Thread(target=_exit_on_failure, args=(recorder.receive, receiver), daemon=True).start()
         threading.Thread(target=_follow, args=(recorder, options), daemon=True).start()
-        threading.Thread(target=_stop_at_end_of_input, args=(recorder,), daemon=True).start()
+        threading.Thread(target=_read_input, args=(recorder,), daemon=True).start()
         recorder.write(lambda counters: _print({"counters": counters}))
 
 
@@ -214,13 +242,15 @@ def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketRec
         os._exit(1)
 
 
-def _stop_at_end_of_input(recorder: Recorder) -> None:
-    sys.stdin.read()
+def _read_input(recorder: Recorder) -> None:
+    """Record the cameras of each line of standard input, until it closes."""
+    for line in sys.stdin:
+        recorder.follow(RecorderOptions.parse(json.loads(line)).cameras)
     recorder.stopping.set()
 
 
 def main() -> None:
-    """Run the process. The first line of standard input contains the options as JSON."""
+    """Run the process. Each line of standard input contains the options as JSON. Later ones can change the cameras."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends this process
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_LinesHandler()])

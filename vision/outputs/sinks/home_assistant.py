@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from vision.client import CountsMessage, Item
-from vision.messaging.schema import CameraStatusMessage
+from vision.messaging.schema import REMOVED, CameraStatusMessage
 from vision.outputs.sinks.delivery import Outgoing, SinkSettings
 from vision.outputs.sinks.mqtt import availability_topic
 from vision.version import version
@@ -30,7 +30,13 @@ class Discovery:
         self._announced: dict[str, frozenset[str]] = {}  # discovery topics by topic of the message
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Yield messages that announce new entities, and messages that remove entities of deleted lines and zones."""
+        """Yield messages that announce new entities, and messages that remove those of deleted cameras and shapes."""
+        if isinstance(item, CameraStatusMessage) and item.state == REMOVED:
+            removed = {topic for topic, _ in self._of_camera(item.camera)} if "status" in self._kinds else set()
+            removed |= self._announced.pop(item.topic, frozenset())
+            removed |= self._announced.pop(f"counts/{item.camera}", frozenset())
+            yield from (_message(topic, b"") for topic in sorted(removed))
+            return
         if isinstance(item, CameraStatusMessage) and "status" in self._kinds:
             entities = dict(self._of_camera(item.camera))
         elif isinstance(item, CountsMessage) and "counts" in self._kinds:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -30,6 +31,15 @@ from vision.cli.main import main
 from vision.config import CameraConfig
 from vision.drawing.test_pattern import FAKE_COLORS
 from vision.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUNTIME, EXIT_TEMPORARY
+from vision.messaging.control_protocol import (
+    AddCameraRequest,
+    ChangedReply,
+    ReloadRequest,
+    RemoveCameraRequest,
+    Request,
+    ask,
+    find_socket,
+)
 from vision.outputs.recording.index import RecordedFile, RecordingIndex
 
 pytestmark = pytest.mark.integration
@@ -162,6 +172,44 @@ def test_killed_recorder_is_replaced_and_its_files_are_completed(tmp_path: Path,
             wait_until(lambda: len(list(tmp_path.glob("recordings/c0/*.mp4"))) == 2, "a second file", WAIT_S)
             assert recorder_of(program).pid != killed.pid
     assert len(complete_files(tmp_path)) == 2
+    assert vision("verify", config).code == EXIT_OK
+
+
+@contextmanager
+def control_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use a folder with a short path for control sockets, because the path of a socket is limited."""
+    with TemporaryDirectory(prefix="vr-", dir="/tmp") as path:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", path)
+        yield
+
+
+def test_recorder_follows_the_cameras(tmp_path: Path, vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload chooses a camera and changes it, and requests add and remove cameras."""
+
+    def change(request: Request) -> dict[str, list[str]]:
+        reply = ask(find_socket(config), request)
+        assert isinstance(reply, ChangedReply)
+        return {kind: names for kind in reply.__struct_fields__ if (names := getattr(reply, kind))}
+
+    def files(name: str) -> list[Path]:
+        return list(tmp_path.glob(f"recordings/{name}/*.mp4"))
+
+    with control_folder(monkeypatch), crossing_camera() as one, crossing_camera() as two:
+        recording: dict[str, Any] = {"folder": "recordings", "mode": "continuous", "cameras": ["c0"]}
+        config = write_config(tmp_path, [one, one], processes=2, recording=recording, analytics={})
+        content = json.loads(config.read_text())
+        with running(config):
+            wait_until(lambda: bool(files("c0")), "a file", WAIT_S)
+            assert not files("c1")
+            del content["recording"]["cameras"]
+            content["cameras"][1]["source"] = two
+            config.write_text(json.dumps(content))
+            assert change(ReloadRequest()) == {"reopened": ["c1"]}
+            assert change(AddCameraRequest(camera=content["cameras"][0] | {"id": "c2"})) == {"added": ["c2"]}
+            wait_until(lambda: bool(files("c1") and files("c2")), "files of new cameras", WAIT_S)
+            assert change(RemoveCameraRequest(id="c0")) == {"removed": ["c0"]}
+            wait_until(lambda: any(file.name.startswith("c0/") for file in complete_files(tmp_path)), "end", WAIT_S)
+            assert len(files("c0")) == 1
     assert vision("verify", config).code == EXIT_OK
 
 
