@@ -13,7 +13,7 @@ def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, op
     opened.expected_errors = "404"  # live.js
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
     assert page.locator(".tile h2").all_text_contents() == ["north", "south"]
-    page.click(".tile a.picture >> nth=0")
+    page.click(".tile a.view-link >> nth=0")
     page.wait_for_selector("dl.details dd")
     assert page.locator("h1").text_content() == "north"
     assert page.url.endswith("#/camera/north")

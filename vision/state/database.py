@@ -292,6 +292,15 @@ class StateDatabase:
         log.error(self.notice)
 
 
+def open_for_reading(folder: Path) -> sqlite3.Connection:
+    """Return a connection to the database of a running program, which only reads. The caller closes it soon.
+
+    Raises:
+        sqlite3.Error: there is no database, or it cannot be read.
+    """
+    return sqlite3.connect(f"{(folder / _FILE).absolute().as_uri()}?mode=ro", uri=True)
+
+
 def counter_statement(rows: Sequence[CounterRow]) -> Statement:
     """Return the statement that stores counters."""
     return "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [(*row, counter_checksum(*row)) for row in rows]

@@ -74,13 +74,21 @@ class Archive:
             raise ConfigError(f"{folder} contains no archive", hint=hint, code="no-archive")
         self._folder = folder
 
-    def cameras(self) -> list[str]:
-        """Return the names of all cameras that have frames."""
-        names = {file.camera for file in archive_files(self._folder, "frames")}
+    def cameras(self, table: Table = "frames") -> list[str]:
+        """Return the names of all cameras that have rows in a table."""
+        names = {file.camera for file in archive_files(self._folder, table)}
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:
-                names |= {name for (name,) in connection.execute("SELECT DISTINCT camera FROM frames")}
+                names |= {name for (name,) in connection.execute(f"SELECT DISTINCT camera FROM {table}")}
         return sorted(names)
+
+    def oldest_event_us(self) -> int | None:
+        """Return a time before which there are no events, at most a day before the first event; None without events."""
+        times = [file.start_us for file in archive_files(self._folder, "events")]
+        if (self._folder / LIVE_NAME).exists():
+            with closing(connect(self._folder)) as connection:
+                times += [at for (at,) in connection.execute("SELECT min(at_utc) FROM events") if at is not None]
+        return min(times, default=None)
 
     def frames(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedFrame]:
         """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
@@ -116,7 +124,7 @@ class Archive:
                 frame=row["frame"],
                 at_us=row["at_utc"],
             )
-            for row in self._rows("events", camera, since_us, until_us)
+            for row in self.rows("events", camera, since_us, until_us)
         ]
         # Times can go back within one start of the program, but epochs and numbers of frames cannot.
         starts = {each.instance: number for number, each in reversed([*enumerate(found)])}
@@ -125,7 +133,7 @@ class Archive:
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
         """Return the counts of a camera in a time range, oldest first."""
         found: list[ArchivedCounts] = []
-        for row in self._rows("counts", camera, since_us, until_us):
+        for row in self.rows("counts", camera, since_us, until_us):
             key = row["instance"], row["at_utc"], row["at_monotonic_ns"]
             if not found or key != (found[-1].instance, found[-1].at_us, found[-1].at_ns):
                 known = found[-1].counts if found and found[-1].instance == row["instance"] else Counts({}, {}, {})
@@ -143,12 +151,13 @@ class Archive:
 
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
         """Return the gaps of a camera in a time range, oldest first."""
-        rows = self._rows("gaps", camera, since_us, until_us)
+        rows = self.rows("gaps", camera, since_us, until_us)
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
     # --- rows of files and of the live database -----------------------------------------------------------------------
 
-    def _rows(self, table: Table, camera: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
+    def rows(self, table: Table, camera: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
+        """Return the rows of events, counts, or gaps of a camera in a time range, oldest first."""
         at = pc.field("at_utc")
         found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
         found = found.set_column(found.schema.get_field_index("at_utc"), "at_utc", found["at_utc"].cast(pa.int64()))

@@ -21,7 +21,7 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
@@ -70,6 +70,9 @@ class Refusal:
     text: str
 
 
+_TOO_LONG: Final = Refusal(413, "too-long", f"expected a body of at most {MAX_BODY_BYTES} bytes")
+
+
 class AccessRules:
     """ASGI middleware that refuses requests which break the rules of this module, and handles the login."""
 
@@ -101,7 +104,7 @@ class AccessRules:
             return
         limited = _LimitedBody(receive)
         if refusal is not None:
-            app: ASGIApp = JSONResponse({"code": refusal.code, "error": refusal.text}, refusal.status)
+            app: ASGIApp = _refused(refusal)
         elif scope["path"] == "/login" and scope["method"] == "POST":
             app = await self._login(Request(scope, limited.receive))
         else:
@@ -117,7 +120,7 @@ class AccessRules:
             return Refusal(403, "other-site", "the request comes from a different website")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and len(length) < 16) or int(length) > MAX_BODY_BYTES:
-            return Refusal(413, "too-long", f"expected a body of at most {MAX_BODY_BYTES} bytes")
+            return _TOO_LONG
         if not is_page and not self._is_open(connection.scope["path"]) and not self._is_logged_in(connection):
             return Refusal(401, "login-needed", "expected the token or a cookie: log in at the start page")
         return None
@@ -153,7 +156,11 @@ class AccessRules:
 
     async def _login(self, request: Request) -> Response:
         """Answer to the form with a cookie if it contains the token, otherwise with the form again."""
-        given = parse_qs((await request.body()).decode(errors="replace")).get("token", [""])[0].strip()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return _refused(_TOO_LONG)
+        given = parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
         if self._sessions is None or not self._sessions.accepts_token(given):
             return RedirectResponse("/?login=failed", 303)
         response = RedirectResponse("/", 303)
@@ -179,6 +186,10 @@ class _LimitedBody:
         message = await self._receive()
         self._nbytes += len(message.get("body", b""))
         return {"type": "http.disconnect"} if self._nbytes > MAX_BODY_BYTES else message
+
+
+def _refused(refusal: Refusal) -> Response:
+    return JSONResponse({"code": refusal.code, "error": refusal.text}, refusal.status)
 
 
 def _name_of(place: str) -> str:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +22,14 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from vision.messaging.http_server import SecurityHeaders, http_server, serve_until_input_closes
+from vision.outputs.hardware import GpuSampler, disks, memory, temperatures
 from vision.outputs.page.access import AccessRules
 from vision.outputs.page.assets import Assets
+from vision.outputs.page.event_routes import EventRoutes
+from vision.outputs.page.events import EventReader
+from vision.outputs.page.history import LiveHistory
+from vision.outputs.page.history_routes import HistoryRoutes
+from vision.outputs.page.media import Media
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import PageState, encode, follow
 
@@ -39,9 +46,10 @@ _HEADERS: Final = {
 
 
 class Page:
-    """The page itself, and the state of the program."""
+    """The page itself, the state of the program, and that of the machine."""
 
     def __init__(self, settings: PageSettings, state: PageState, assets: Assets) -> None:
+        self._gpus: GpuSampler | None = None  # opened when somebody looks
         self._settings = settings
         self._state = state
         self._assets = assets
@@ -52,6 +60,7 @@ class Page:
             Route("/", self.index),
             Route("/static/{version}/{name:path}", self.static),
             Route("/api/state", self.state),
+            Route("/api/machine", self.machine),
         ]
 
     async def index(self, _request: Request) -> Response:
@@ -71,11 +80,28 @@ class Page:
         content = {**self._state.snapshot(), "assets": self._assets.version, "edit": self._settings.edit}
         return Response(encode(content), media_type="application/json")
 
+    def machine(self, _request: Request) -> Response:
+        """Respond with the state of the GPUs, the memory, and the disks. Starlette calls this in a thread."""
+        if self._gpus is None:
+            self._gpus = GpuSampler()
+        names = ("state_dir", "recordings", "snapshots", "archive")
+        folders = [(name, Path(folder)) for name in names if (folder := getattr(self._settings, name)) is not None]
+        content = {
+            "gpus": self._gpus.read(),
+            "temperatures": temperatures(),
+            "memory": memory(),
+            "disks": disks([*folders, ("system", Path("/"))]),
+        }
+        return Response(encode(content), media_type="application/json")
+
 
 def application(settings: PageSettings, state: PageState) -> ASGIApp:
     """Return the ASGI application."""
     page = Page(settings, state, Assets())
-    app = Starlette(routes=page.routes())
+    media = Media(settings)
+    routes = [*page.routes(), *media.routes(), *EventRoutes(EventReader(settings, state), media).routes()]
+    routes += HistoryRoutes(settings, state.history).routes()
+    app = Starlette(routes=routes)
     login = Starlette(routes=[Route("/", page.login_form)])
     return SecurityHeaders(AccessRules(app, login, token=settings.token, hosts=settings.hosts), _HEADERS)
 
@@ -86,7 +112,7 @@ def serve(options: Mapping[str, Any]) -> None:
     `vision.outputs.page.process.PageProcess` creates the `options`.
     """
     settings = msgspec.convert(options["settings"], PageSettings)
-    state = PageState(settings.interval_s)
+    state = PageState(settings.interval_s, LiveHistory() if settings.archive is None else None)
     server = http_server(application(settings, state), connections=_CONNECTIONS, web_sockets=True)
     listener = socket.socket(fileno=options["listener"])
     serve_until_input_closes(server, listener, partial(follow, state, settings))

@@ -18,6 +18,7 @@ from vision.messaging.schema import (
     EventMessage,
     NodeStatusMessage,
 )
+from vision.outputs.page.history import LiveHistory
 from vision.outputs.page.settings import PageSettings
 
 KEPT_EVENTS: Final = 1000
@@ -28,8 +29,17 @@ _SHORTEST_SILENCE_S: Final = 10.0
 class PageState:
     """The newest status and counts of each camera, the status of the program, and the newest events. Thread-safe."""
 
-    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create an empty state. `interval_s` is the time between two status messages."""
+    def __init__(
+        self, interval_s: float, history: LiveHistory | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Create an empty state.
+
+        Args:
+            interval_s: time between two status messages.
+            history: receives all counts; None if nothing keeps them.
+            clock: function that returns the monotonic time in seconds.
+        """
+        self.history = history
         self._silence_s = max(_SHORTEST_SILENCE_S, _SILENT_STATUSES * interval_s)
         self._clock = clock
         self._lock = threading.Lock()
@@ -38,6 +48,7 @@ class PageState:
         self._cameras: dict[str, CameraStatusMessage] = {}
         self._counts: dict[str, CountsMessage] = {}
         self._events: deque[EventMessage] = deque(maxlen=KEPT_EVENTS)
+        self._amendments: dict[tuple[str, str, int], EventMessage] = {}
         self._event_count = 0
 
     def add(self, item: Item) -> None:
@@ -52,14 +63,30 @@ class PageState:
                     self._counts.pop(item.camera, None)
             elif isinstance(item, CountsMessage):
                 self._counts[item.camera] = item
+                if self.history is not None:
+                    self.history.add(item)
             elif isinstance(item, EventMessage):
-                self._events.append(item)
-                self._event_count += 1
+                self._add_event(item)
+
+    def _add_event(self, event: EventMessage) -> None:
+        self._event_count += 1
+        if event.amends is None:
+            self._events.append(event)
+            return
+        key = event.instance, event.camera, event.amends
+        self._amendments[key] = event
+        if len(self._amendments) > KEPT_EVENTS:
+            del self._amendments[next(iter(self._amendments))]
 
     def events(self) -> list[EventMessage]:
-        """Return the newest events, oldest first."""
+        """Return the newest events, oldest first, with the answers of a language model that arrived later."""
         with self._lock:
-            return list(self._events)
+            return [self._amendments.get((each.instance, each.camera, each.seq), each) for each in self._events]
+
+    def amendments(self) -> dict[tuple[str, str, int], EventMessage]:
+        """Return the newest amended events, by instance, camera, and number in the topic of the original event."""
+        with self._lock:
+            return dict(self._amendments)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the overview shows, for JSON."""

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,13 +22,13 @@ from vision.messaging.schema import (
     EventMessage,
     NodeStatusMessage,
 )
-from vision.runtime.monitoring.gpu import GpuSampler
+from vision.outputs.hardware import GpuSampler, temperatures
+from vision.runtime.monitoring.gpu import gpu_metrics
 
 STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
 
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
-_THERMAL: Final = Path("/sys/class/thermal")
 
 
 class ProgramState:
@@ -116,7 +115,7 @@ class _StatusCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Yield the metrics. `prometheus_client` calls this method for each request."""
         node, cameras, age_s = self._state.status()
-        yield from self._gpus.metrics()
+        yield from gpu_metrics(self._gpus.read())
         yield from _temperatures()
         if node is None:
             return
@@ -206,10 +205,6 @@ def _sink_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
 def _temperatures() -> Iterator[GaugeMetricFamily]:
     """Yield the temperatures that the kernel measures, such as those of the zones of a Jetson."""
     family = GaugeMetricFamily("vision_temperature_celsius", "Temperature of a thermal zone.", labels=["zone"])
-    for zone in sorted(_THERMAL.glob("thermal_zone*")):
-        try:
-            name, value = (zone / "type").read_text().strip(), int((zone / "temp").read_text()) / 1000
-        except (OSError, ValueError):  # a zone without a sensor
-            continue
-        family.add_metric([f"{zone.name.removeprefix('thermal_zone')}-{name}"], value)
+    for zone, value in temperatures().items():
+        family.add_metric([zone], value)
     yield family

@@ -22,7 +22,8 @@ from vision.client import Gap
 from vision.messaging import codec
 from vision.messaging.http_server import http_server
 from vision.messaging.schema import CameraStatusMessage, NodeStatusMessage, SinkStatus
-from vision.runtime.monitoring.gpu import GpuSampler
+from vision.outputs.hardware import GpuSampler
+from vision.runtime.monitoring.gpu import gpu_metrics
 from vision.runtime.monitoring.metrics import ProgramState
 from vision.runtime.monitoring.server import CONNECTIONS, Endpoints
 from vision.types import Event
@@ -173,7 +174,7 @@ def test_gpu_metrics_leave_out_what_the_gpu_does_not_support() -> None:
     )
     found = {
         (sample.name, *sample.labels.values()): sample.value
-        for family in GpuSampler(nvml).metrics()
+        for family in gpu_metrics(GpuSampler(nvml).read())
         for sample in family.samples
     }
     assert found == {

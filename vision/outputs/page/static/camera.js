@@ -1,10 +1,12 @@
 // One camera: a large live view, its state, and its counts.
 import { el, link, number, setText } from "./dom.js";
+import { EventList } from "./event_list.js";
 import { mountLive } from "./live_mount.js";
 import { dropText, reason, stateText } from "./overview.js";
 
 export function open(main, id, store) {
   const view = el("div", { class: "view large" });
+  const place = el("section", { "aria-label": "Events" });
   const badge = el("span", { class: "badge" });
   const why = el("p", { class: "reason" });
   const table = el("dl", { class: "details" });
@@ -12,7 +14,11 @@ export function open(main, id, store) {
   main.append(
     el("header", { class: "title" }, el("a", { class: "back", href: "#/" }, "Cameras"), el("h1", {}, id), badge, edit),
     el("div", { class: "camera" }, view, el("aside", {}, why, table)),
+    el("h2", { class: "section" }, "Events"),
+    place,
   );
+  const events = new EventList(place, { camera: id }, false);
+  let seen = null;
   const values = new Map();
   const show = (key, text) => {
     if (!values.has(key)) {
@@ -22,6 +28,10 @@ export function open(main, id, store) {
     setText(values.get(key), text);
   };
   const stop = store.listen((state) => {
+    if (state !== null && seen !== state.events) {
+      events.refresh();
+      seen = state.events;
+    }
     const camera = store.camera(id);
     if (camera === null) {
       setText(badge, state === null ? "" : "unknown camera");

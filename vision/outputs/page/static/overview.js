@@ -1,5 +1,6 @@
 // The overview: one tile per camera.
 import { el, link, number, setText } from "./dom.js";
+import { openHealth } from "./health.js";
 import { mountLive } from "./live_mount.js";
 
 const STATES = {
@@ -40,7 +41,7 @@ class Tile {
     this.element = el(
       "article",
       { class: "tile" },
-      el("a", { class: "picture", href: link("camera", id), "aria-label": `Open ${id}` }, this.view),
+      el("a", { class: "view-link", href: link("camera", id), "aria-label": `Open ${id}` }, this.view),
       el("header", {}, el("h2", {}, id), this.badge),
       this.reason,
       figures,
@@ -64,7 +65,9 @@ class Tile {
 export function open(main, _parameter, store) {
   const grid = el("section", { class: "grid", "aria-label": "Cameras" });
   const tiles = new Map();
-  main.append(el("h1", { class: "hidden" }, "Cameras"), grid);
+  const health = el("section", { "aria-label": "Program" });
+  main.append(el("h1", { class: "hidden" }, "Cameras"), health, grid);
+  const closeHealth = openHealth(health, store);
   const stop = store.listen((state) => {
     if (state === null) return;
     for (const [id, tile] of tiles) {
@@ -83,6 +86,7 @@ export function open(main, _parameter, store) {
   });
   return () => {
     stop();
+    closeHealth();
     for (const tile of tiles.values()) tile.close();
   };
 }

@@ -1,0 +1,59 @@
+"""The path `/api/events`, which lists events."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from vision.errors import ConfigError
+from vision.messaging.times import utc_ns
+from vision.outputs.page.events import EventFilter, EventReader, parse_cursor
+from vision.outputs.page.media import Media
+from vision.outputs.page.state import encode
+
+
+class EventRoutes:
+    """Lists events, with the addresses of their snapshots and videos."""
+
+    def __init__(self, reader: EventReader, media: Media) -> None:
+        self._reader = reader
+        self._media = media
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the paths."""
+        return [Route("/api/events", self.events)]
+
+    def events(self, request: Request) -> Response:
+        """Respond with the next events. Starlette calls this in a thread, because it reads files."""
+        query = request.query_params
+        try:
+            chosen = EventFilter(
+                camera=query.get("camera", ""),
+                kind=query.get("kind", ""),
+                since_us=_time(query.get("since", "")),
+                until_us=_time(query.get("until", "")),
+            )
+            cursor = parse_cursor(query.get("cursor", ""))
+        except ValueError as error:
+            return JSONResponse({"code": "query", "error": f"cannot understand {error}"}, 400)
+        try:
+            page = self._reader.page(chosen, cursor, _PAGE)
+        except ConfigError as error:
+            return JSONResponse({"code": error.code, "error": str(error)}, 503)
+        events, problem = self._media.described(page.events)
+        content = {
+            "events": events,
+            "next": None if page.next is None else str(page.next),
+            "source": page.source,
+            "problem": problem,
+        }
+        return Response(encode(content), media_type="application/json")
+
+
+_PAGE = 50
+
+
+def _time(text: str) -> int | None:
+    """Return a time of RFC 3339 in microseconds since 1970; None for an empty text. Raise `ValueError` if invalid."""
+    return utc_ns(text) // 1000 if text else None

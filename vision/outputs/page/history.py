@@ -1,0 +1,181 @@
+"""Counts over hours and days, for the plots of the page: from the archive, or from what this process has received.
+
+The time is divided into equal buckets. Each bucket has the increase of each count in this time, and the maximum of the
+occupancy. If a count decreases, it was reset, and continues from 0.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from vision.messaging.schema import CountsMessage
+from vision.messaging.times import utc_ns
+
+LIVE_STEP_S: Final = 300
+KEPT_S: Final = 24 * 3600
+"""Length of a bucket, and of the whole time, that this process keeps in memory."""
+
+
+class Sample(NamedTuple):
+    """The totals of a line or a zone at one time."""
+
+    at_s: float  # seconds since 1970 (UTC)
+    name: str
+    first: int  # `in` of a line, or `entered` of a zone
+    second: int  # `out` of a line, or `left` of a zone
+    occupancy: int | None  # None for a line
+
+
+class Series(msgspec.Struct):
+    """The history of one line or zone. The lists have one value per bucket."""
+
+    name: str
+    kind: str  # "line" or "zone"
+    first: list[int]
+    second: list[int]
+    occupancy: list[int]  # empty for a line
+
+
+class History(msgspec.Struct):
+    """The history of one camera."""
+
+    source: str  # "archive" or "memory"
+    since_s: float  # start of the data, seconds since 1970
+    step_s: int
+    times: list[int]  # starts of the buckets, seconds since 1970
+    series: list[Series]
+
+
+@dataclass(slots=True)
+class _Bucket:
+    first: int = 0
+    second: int = 0
+    occupancy: int = 0
+
+
+@dataclass(slots=True)
+class _Counts:
+    """The buckets of one line or zone."""
+
+    is_zone: bool
+    last: Sample
+    buckets: dict[int, _Bucket] = field(default_factory=dict)  # by number: the start in seconds, divided by the step
+
+    def add(self, sample: Sample, number: int) -> None:
+        bucket = self.buckets.setdefault(number, _Bucket())
+        bucket.first += _increase(self.last.first, sample.first)
+        bucket.second += _increase(self.last.second, sample.second)
+        bucket.occupancy = max(bucket.occupancy, sample.occupancy or 0)
+        self.last = sample
+
+
+def _increase(before: int, after: int) -> int:
+    return after - before if after >= before else after
+
+
+class CountBuckets:
+    """Divides the samples of one camera into buckets of `step_s` seconds. `offset_s` shifts the start of a bucket."""
+
+    def __init__(self, step_s: int, offset_s: int = 0) -> None:
+        self._step_s = step_s
+        self._offset_s = offset_s
+        self._counts: dict[str, _Counts] = {}
+
+    def add(self, sample: Sample) -> None:
+        """Add a sample. The samples of a line or a zone must be in the order of time. The first has no increase."""
+        number = self._number(sample.at_s)
+        counts = self._counts.get(sample.name)
+        is_zone = sample.occupancy is not None
+        if counts is None or counts.is_zone != is_zone:
+            counts = self._counts[sample.name] = _Counts(is_zone, sample)
+        counts.add(sample, number)
+
+    def forget_before(self, at_s: float) -> None:
+        """Remove the buckets that end before a time."""
+        oldest = self._number(at_s)
+        for counts in self._counts.values():
+            for number in [each for each in counts.buckets if each < oldest]:
+                del counts.buckets[number]
+
+    def history(self, source: str, since_s: float, until_s: float) -> History:
+        """Return the buckets from `since_s` to `until_s`."""
+        numbers = range(self._number(since_s), self._number(until_s) + 1)
+        empty = _Bucket()
+        series = []
+        for name, counts in sorted(self._counts.items()):
+            buckets = [counts.buckets.get(number, empty) for number in numbers]
+            series.append(
+                Series(
+                    name=name,
+                    kind="zone" if counts.is_zone else "line",
+                    first=[bucket.first for bucket in buckets],
+                    second=[bucket.second for bucket in buckets],
+                    occupancy=[bucket.occupancy for bucket in buckets] if counts.is_zone else [],
+                )
+            )
+        times = [number * self._step_s - self._offset_s for number in numbers]
+        return History(source, since_s, self._step_s, times, series)
+
+    def _number(self, at_s: float) -> int:
+        return math.floor((at_s + self._offset_s) / self._step_s)
+
+
+class LiveHistory:
+    """The counts of the last day that this process has received. One thread adds messages; any thread can read."""
+
+    def __init__(self) -> None:
+        self.since_s = time.time()
+        self._cameras: dict[str, CountBuckets] = {}
+        self._forgot_s = 0.0
+
+    def add(self, message: CountsMessage) -> None:
+        """Add the counts of a camera."""
+        buckets = self._cameras.setdefault(message.camera, CountBuckets(LIVE_STEP_S))
+        at_s = utc_ns(message.at) / 1e9
+        for name, line in message.lines.items():
+            buckets.add(Sample(at_s, name, line.in_, line.out, None))
+        for name, zone in message.zones.items():
+            buckets.add(Sample(at_s, name, zone.entered, zone.left, zone.occupancy))
+        if at_s - self._forgot_s > LIVE_STEP_S:
+            self._forgot_s = at_s
+            for each in self._cameras.values():
+                each.forget_before(at_s - KEPT_S)
+
+    def history(self, camera: str, since_s: float, until_s: float) -> History:
+        """Return the history of a camera since the process started, or since `since_s` if that is later."""
+        since_s = max(since_s, self.since_s, until_s - KEPT_S)
+        buckets = self._cameras.get(camera) or CountBuckets(LIVE_STEP_S)
+        return buckets.history("memory", since_s, until_s)
+
+
+def history_of(samples: Iterable[Sample], *, step_s: int, offset_s: int, since_s: float, until_s: float) -> History:
+    """Return the history of archived samples. Samples before `since_s` are the basis of the first increases."""
+    buckets = CountBuckets(step_s, offset_s)
+    for sample in samples:
+        buckets.add(sample)
+    return buckets.history("archive", since_s, until_s)
+
+
+def archived_samples(folder: Path, camera: str, since_s: float, until_s: float) -> Iterable[Sample]:
+    """Yield the samples of a camera from an archive, oldest first. This needs pyarrow.
+
+    Raises:
+        ConfigError: there is no archive, or it cannot be read.
+    """
+    from vision.outputs.archive.reader import Archive
+
+    archive = Archive(folder)
+    for row in archive.rows("counts", camera, int(since_s * 1e6), int(until_s * 1e6)):
+        if row["total_in"] is not None:
+            yield Sample(row["at_utc"] / 1e6, row["name"], row["total_in"], row["total_out"], None)
+        else:
+            yield Sample(
+                row["at_utc"] / 1e6, row["name"], row["total_entered"], row["total_left"], row["occupancy"] or 0
+            )
