@@ -34,6 +34,7 @@ _PROGRAM: Final = (
 _PACKAGES: Final = ("httpx", "jsonschema")
 _SILENT_S: Final = 30.0  # time without a line after which the process counts as hanging
 _POLL_S: Final = 1.0
+_MOST_WAITING: Final = 4096  # answers and amendments that wait for the thread
 _STOP_S: Final = 2.0
 
 
@@ -68,7 +69,8 @@ class LanguageProcess:
         self._held = HeldEvents(config.verify)
         self._totals, self._earlier = Totals(counters={}, gauges={}), Counter[str]()
         self._heard_s = time.monotonic()
-        self._todo: queue.SimpleQueue[list[EventMessage] | Outcome | Statement | None] = queue.SimpleQueue()
+        self._todo: queue.Queue[list[EventMessage] | Outcome | Statement | None] = queue.Queue(_MOST_WAITING)
+        self._discarded = 0
         self._publisher: PublishesLate | None = None
         self._error: Exception | None = None
         options = {
@@ -101,21 +103,23 @@ class LanguageProcess:
         """Store published events with their numbers. Publish the amendments for answers that have arrived already."""
         amendments = self._held.sent(events)
         if amendments:
-            self._todo.put(amendments)
+            self._add(amendments)
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the process and of the held events, by name."""
         totals = self._totals
         counters = self._earlier + Counter(totals.counters)
         own = {f"events.{name}": count for name, count in self._held.counters.items()}
-        own |= {"events.waiting": self._held.waiting(), "restarts": self._process.restarts}
+        own |= {"events.waiting": self._held.waiting(), "events.discarded": self._discarded}
+        own["restarts"] = self._process.restarts
         return {f"language.{name}": int(value) for name, value in {**counters, **totals.gauges, **own}.items()}
 
     def close(self) -> None:
         """End the process, and publish the events that still wait, as if their time was up. Idempotent."""
         self._process.close()
         if self._thread.is_alive():
-            self._todo.put(None)
+            with contextlib.suppress(queue.Full):  # the thread hangs in the publisher
+                self._todo.put(None, timeout=_STOP_S)
             self._thread.join(_STOP_S)
 
     def _read(self, text: str) -> None:
@@ -132,7 +136,14 @@ class LanguageProcess:
         elif isinstance(line, LogLine):
             log.log(logging.WARNING if line.is_problem else logging.INFO, "language: %s", line.text)
         else:
-            self._todo.put(line)
+            self._add(line)
+
+    def _add(self, todo: list[EventMessage] | Outcome | Statement) -> None:
+        """Pass something to the thread. If the thread publishes too slowly, discard it, and count it."""
+        try:
+            self._todo.put_nowait(todo)
+        except queue.Full:
+            self._discarded += 1
 
     def _publish(self) -> None:
         """Publish events until `close`. The thread calls this method."""

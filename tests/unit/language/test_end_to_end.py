@@ -18,6 +18,7 @@ import pytest
 
 from tests.chat_server import MODEL, ChatHttpServer, Handler, chat_server, completion, json_answer
 from tests.messages.processes import wait_until
+from tests.unit.language.test_process import undocumented
 from tests.unit.runtime.test_result_processes import RULE, Running, running, site
 from vision.config import AppConfig
 from vision.messaging.schema import EventMessage
@@ -75,6 +76,7 @@ def test_a_verdict_amends_its_event(tmp_path: Path, processes: int) -> None:
             wait_until(is_counted(program, "answers.real.yes"), "the counter", 60)
             requests = list(server.requests)
     assert program.failure is None
+    assert undocumented(counters(program)) == []
     known = {event.id: event for event in first_messages(program)}
     for amendment in amendments(program):
         assert amendment.id is not None
