@@ -16,6 +16,7 @@ from vision.errors import EXIT_OK
 from vision.messaging.control_protocol import (
     ChangedReply,
     ReloadRequest,
+    Reply,
     Request,
     StatusReply,
     StatusRequest,
@@ -35,7 +36,7 @@ Socket = Annotated[
 ]
 
 
-def ask_program(request: Request, config: str | None, socket: Path | None) -> StatusReply | ChangedReply:
+def ask_program(request: Request, config: str | None, socket: Path | None) -> Reply:
     """Send a request to the program that the options `--config` and `--socket` choose, and return its reply."""
     if config is not None and socket is not None:
         raise typer.BadParameter("expected either --config or --socket, got both")
@@ -96,7 +97,7 @@ def reload(
     return EXIT_OK
 
 
-def print_changes(reply: StatusReply | ChangedReply, *, json: bool) -> None:
+def print_changes(reply: Reply, *, json: bool) -> None:
     """Print what has changed in a running program."""
     assert isinstance(reply, ChangedReply)
     if json:

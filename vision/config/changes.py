@@ -182,15 +182,20 @@ def with_camera(config: AppConfig, camera: Mapping[str, Any], environ: Mapping[s
     return _checked(config, cameras=(*config.cameras, added))
 
 
+def require_camera(config: AppConfig, camera_id: str) -> None:
+    """Raise `ConfigError` if the configuration has no camera with this id."""
+    if camera_id not in (camera.id for camera in config.cameras):
+        known = ", ".join(camera.id for camera in config.cameras)
+        raise ConfigError(f"expected the id of a camera ({known}), got {camera_id!r}", code="unknown-camera")
+
+
 def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
     """Return `config` without a camera, its lines and zones, and the rules that apply to no other camera.
 
     Raises:
         ConfigError: there is no such camera, it is the only one, or the rest of the configuration needs it.
     """
-    if camera_id not in _cameras(config):
-        known = ", ".join(camera.id for camera in config.cameras)
-        raise ConfigError(f"expected the id of a camera ({known}), got {camera_id!r}", code="unknown-camera")
+    require_camera(config, camera_id)
     if len(config.cameras) == 1:
         raise ConfigError(f"{camera_id} is the only camera", hint="stop the program instead", code="last-camera")
     analytics = {name: section for name, section in config.analytics.items() if name != camera_id}

@@ -223,8 +223,8 @@ def _resolve_source(camera: CameraConfig, folder: Path) -> CameraConfig:
 # --- classes of the model ---------------------------------------------------------------------------------------------
 
 
-def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | None = None) -> None:
-    """Check that the model has all classes that a configuration names. Errors show the lines of the file `path`.
+def check_classes(config: AppConfig, class_names: Sequence[str], source: Path | Document | None = None) -> None:
+    """Check that the model has all classes that a configuration names. Errors show the lines of `source`.
 
     Raises:
         ConfigError: a name is unknown. The error lists every unknown name, and suggests a similar valid name.
@@ -239,7 +239,7 @@ def check_classes(config: AppConfig, class_names: Sequence[str], path: Path | No
     if not unknown:
         return
     try:
-        document = read_document(path) if path is not None else None
+        document = read_document(source) if isinstance(source, Path) else source
     except ConfigError:  # the file has changed since it was loaded
         document = None
     if document is not None:

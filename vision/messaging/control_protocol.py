@@ -54,17 +54,27 @@ class RemoveCameraRequest(_Request, frozen=True, kw_only=True, tag="remove-camer
     id: str
 
 
+class GetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="get-analytics"):
+    """A request for the lines and zones of a camera."""
+
+    camera: str
+
+
 class SetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="set-analytics"):
     """A request to replace the lines and zones of a camera. None removes them.
 
-    `analytics` has the keys of a section under `analytics` in camera.yaml.
+    `analytics` has the keys of a section under `analytics` in camera.yaml. If `version` is not None, the request is
+    refused unless the present lines and zones have this version.
     """
 
     camera: str
     analytics: dict[str, Any] | None
+    version: str | None = None
 
 
-Request: TypeAlias = StatusRequest | ReloadRequest | AddCameraRequest | RemoveCameraRequest | SetAnalyticsRequest
+Request: TypeAlias = (
+    StatusRequest | ReloadRequest | AddCameraRequest | RemoveCameraRequest | GetAnalyticsRequest | SetAnalyticsRequest
+)
 
 
 class _Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
@@ -76,6 +86,13 @@ class StatusReply(_Reply, frozen=True, kw_only=True, tag="status"):
 
     node: NodeReport
     cameras: list[CameraReport]
+
+
+class AnalyticsReply(_Reply, frozen=True, kw_only=True, tag="analytics"):
+    """The lines and zones of a camera, with the keys of camera.yaml. `version` differs whenever they differ."""
+
+    analytics: dict[str, Any] | None
+    version: str
 
 
 class ChangedReply(_Reply, frozen=True, kw_only=True, tag="changed"):
@@ -108,7 +125,7 @@ class ErrorReply(_Reply, frozen=True, kw_only=True, tag="error"):
     faults: list[FaultEntry] = []
 
 
-Reply: TypeAlias = StatusReply | ChangedReply | ErrorReply
+Reply: TypeAlias = StatusReply | AnalyticsReply | ChangedReply | ErrorReply
 
 _encoder: Final = msgspec.json.Encoder()
 _requests: Final = msgspec.json.Decoder(Request)
@@ -218,7 +235,7 @@ def _answers(path: Path) -> bool:
 # --- client -----------------------------------------------------------------------------------------------------------
 
 
-def ask(path: Path, request: Request, *, timeout_s: float = _ANSWER_S) -> StatusReply | ChangedReply:
+def ask(path: Path, request: Request, *, timeout_s: float = _ANSWER_S) -> StatusReply | AnalyticsReply | ChangedReply:
     """Send a request to a running program. Return its reply.
 
     Raises:

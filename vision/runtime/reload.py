@@ -5,6 +5,8 @@ Everything that can be refused is checked before anything changes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import resource
@@ -21,6 +23,7 @@ from vision.config import AppConfig, CameraConfig, check_classes
 from vision.config.changes import (
     Plan,
     compare,
+    require_camera,
     required_score,
     restart_error,
     with_analytics,
@@ -33,7 +36,9 @@ from vision.detect.open import published_class_names
 from vision.errors import ConfigError, Unavailable, VisionError
 from vision.messaging.control_protocol import (
     AddCameraRequest,
+    AnalyticsReply,
     ChangedReply,
+    GetAnalyticsRequest,
     ReloadRequest,
     RemoveCameraRequest,
     Reply,
@@ -94,6 +99,8 @@ class Reloader:
         """
         if isinstance(request, StatusRequest):
             return self._status()
+        if isinstance(request, GetAnalyticsRequest):
+            return self._analytics(request.camera)
         with _reported_to_service_manager():
             if isinstance(request, ReloadRequest):
                 return self._apply(self._read(), self.path)
@@ -102,6 +109,9 @@ class Reloader:
             if isinstance(request, RemoveCameraRequest):
                 return self._apply(without_camera(self._config, request.id))
             assert isinstance(request, SetAnalyticsRequest)
+            if request.version not in (None, self._analytics(request.camera).version):
+                text = f"the lines and zones of {request.camera} have changed since they were read"
+                raise ConfigError(text, hint="read them again", code="changed-meanwhile")
             return self._apply(with_analytics(self._config, request.camera, request.analytics))
 
     def _status(self) -> StatusReply:
@@ -109,6 +119,13 @@ class Reloader:
         if report is None:
             raise Unavailable("the program is starting", code="starting")
         return StatusReply(node=report.node, cameras=[each for each in report.cameras if each.state != REMOVED])
+
+    def _analytics(self, camera_id: str) -> AnalyticsReply:
+        require_camera(self._config, camera_id)
+        section = self._config.analytics.get(camera_id)
+        content = None if section is None else section.model_dump(mode="json", exclude_unset=True)
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        return AnalyticsReply(analytics=content, version=digest.hexdigest())
 
     def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
         """Check a configuration, and apply it. `path` is its file, for errors with lines; None if it has no file."""

@@ -160,12 +160,19 @@ def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW)
 
 
-def write_whole(path: Path, contents: bytes) -> None:
-    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if it cannot be written."""
+def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = None) -> None:
+    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if it cannot be written.
+
+    The file gets the mode and, if possible, the owner of `like`. If `like` is None, only this user can access the file.
+    """
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:  # only this user can access a file from `mkstemp`
+                if like is not None:
+                    with contextlib.suppress(PermissionError):
+                        os.fchown(descriptor, like.st_uid, like.st_gid)
+                    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
                 file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())

@@ -24,10 +24,13 @@ from vision.cli.main import main
 from vision.client import Item, Subscription
 from vision.messaging.control_protocol import (
     AddCameraRequest,
+    AnalyticsReply,
     ChangedReply,
+    GetAnalyticsRequest,
     RefusedRequest,
     ReloadRequest,
     RemoveCameraRequest,
+    Reply,
     Request,
     SetAnalyticsRequest,
     StatusReply,
@@ -92,7 +95,7 @@ class Site:
         self.wait_frames("abcd")
         self.items.clear()
 
-    def ask(self, request: Request) -> StatusReply | ChangedReply:
+    def ask(self, request: Request) -> Reply:
         return ask(find_socket(self.path), request)
 
     def change(self, request: Request = RELOAD) -> dict[str, list[str]]:
@@ -222,6 +225,28 @@ def test_cameras_can_be_added_and_removed(site: Site) -> None:
     assert site.change() == {"removed": ["new"]}  # the file does not contain it
     for name in "abcd":
         check_unbroken(site.frames(name))
+
+
+def test_lines_that_have_changed_since_they_were_read_are_not_replaced(site: Site) -> None:
+    def read() -> AnalyticsReply:
+        reply = site.ask(GetAnalyticsRequest(camera="a"))
+        assert isinstance(reply, AnalyticsReply)
+        return reply
+
+    first = read()
+    assert first.analytics == SECTION
+    moved = {**SECTION, "lines": [{**DOOR, "points": [[0.4, 0], [0.4, 1]]}]}
+    change = SetAnalyticsRequest(camera="a", analytics=moved, version=first.version)
+    assert site.change(change) == {"stages": ["analytics.a"]}
+    assert read().analytics == moved and read().version != first.version
+    with pytest.raises(RefusedRequest) as caught:
+        site.ask(change)
+    assert caught.value.code == "changed-meanwhile"
+    with pytest.raises(RefusedRequest) as caught:
+        site.ask(GetAnalyticsRequest(camera="nowhere"))
+    assert caught.value.code == "unknown-camera"
+    assert site.change(SetAnalyticsRequest(camera="a", analytics=SECTION)) == {"stages": ["analytics.a"]}
+    assert read().version == first.version
 
 
 def test_what_cannot_change_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -172,6 +173,7 @@ def as_json(report: WhatIf) -> dict[str, Any]:
                     {"at": rfc3339(gap.at_us * 1000), "kind": gap.kind, "messages": gap.messages} for gap in camera.gaps
                 ],
                 "counts": _counts(camera.judgment),
+                "tallies": _tallies(camera.judgment),
             }
             for camera in report.cameras
         },
@@ -192,6 +194,15 @@ def _counts(judgment: Judgment) -> dict[str, Any] | None:
     if counts is None:
         return None
     return {"lines": counts.lines, "zones": counts.zones, "occupancy": counts.occupancy}
+
+
+def _tallies(judgment: Judgment) -> list[dict[str, Any]]:
+    """Return the number of new events of each kind, name, and direction. `direction` is None if events have none."""
+    found = Counter((each.event.kind, each.event.name, each.event.data.get("direction")) for each in judgment.events)
+    return [
+        {"kind": kind, "name": name, "direction": direction, "events": count}
+        for (kind, name, direction), count in sorted(found.items(), key=lambda entry: tuple(map(str, entry[0])))
+    ]
 
 
 def _event(archived: ArchivedEvent | None) -> dict[str, Any] | None:

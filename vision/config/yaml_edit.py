@@ -1,0 +1,260 @@
+"""`with_value` changes one value in the text of a YAML file, and keeps comments, order, and spelling of the rest.
+
+PyYAML gives the place of each value, and only the text of values that differ is replaced. The result is parsed again: a
+text that cannot be changed exactly, for example because a value is an alias, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import yaml
+
+from vision.config.wording import dotted
+from vision.config.yaml_reader import parse_document
+from vision.errors import ConfigError
+
+_PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NOT_TEXT: Final = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # also for readers of YAML 1.1
+_ONLY_KEY: Final = re.compile(r" *[A-Za-z_]\w*: *")
+_INDENT: Final = 2
+
+
+def with_value(text: str, loc: Sequence[str], value: Any) -> str:
+    """Return `text`, the text of a YAML file, with `value` at the place `loc`. Missing parents are added.
+
+    Raises:
+        ConfigError: the text is not a valid file, or the place cannot be changed without a change elsewhere.
+    """
+    document = parse_document(text, "")
+    if document.faults:
+        raise document.error(document.faults)
+    before = document.plain()
+    wanted = _replaced(before, loc, value)
+    changed = text
+    if before != wanted:
+        try:
+            changed = _Edits(text).changed(before, wanted)
+            succeeded = parse_document(changed, "").plain() == wanted
+        except (ConfigError, yaml.YAMLError):
+            succeeded = False
+        if not succeeded:
+            text = f"{dotted(tuple(loc))} cannot be changed automatically, for example because it uses an alias (*)"
+            raise ConfigError(text, hint="change it with an editor of text", code="not-editable")
+    return changed
+
+
+def as_yaml(value: Mapping[str, Any]) -> str:
+    """Return keys and values as the text of a YAML file."""
+    return "\n".join(_lines(_frozen(value), 0)) + "\n"
+
+
+def _frozen(value: Any) -> Any:
+    """Return a copy with tuples instead of lists, as `Document.plain` returns it."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(each) for key, each in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _replaced(content: Any, loc: Sequence[str], value: Any) -> Any:
+    if not loc:
+        return _frozen(value)
+    below = content if isinstance(content, dict) else {}
+    return {**below, loc[0]: _replaced(below.get(loc[0]), loc[1:], value)}
+
+
+class _Edits:
+    """Replacements in a text, from which the new text is built."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._newline = "\r\n" if "\r\n" in text else "\n"
+        self._edits: list[tuple[int, int, str]] = []  # start, end, and replacement
+
+    def changed(self, before: Any, wanted: Any) -> str:
+        """Return the text with the differences between two contents. The text contains the first."""
+        root = yaml.compose(self._text, Loader=yaml.SafeLoader)
+        assert root is not None
+        self._change(root, before, wanted)
+        parts, copied = [], 0
+        for start, end, replacement in sorted(self._edits, key=lambda edit: edit[0]):
+            parts += [self._text[copied:start], replacement.replace("\n", self._newline)]
+            copied = end
+        return "".join(parts) + self._text[copied:]
+
+    def _change(self, node: yaml.Node, before: Any, wanted: Any) -> None:
+        if before == wanted:
+            return
+        if isinstance(node, yaml.MappingNode) and isinstance(wanted, dict) and self._change_keys(node, before, wanted):
+            return
+        if isinstance(node, yaml.SequenceNode) and isinstance(wanted, tuple):
+            pairs = _pairs(before, wanted)
+            if pairs is not None and self._change_entries(node, before, wanted, pairs):
+                return
+        self._replace(node, wanted)
+
+    def _change_keys(self, node: yaml.MappingNode, before: dict[str, Any], wanted: dict[str, Any]) -> bool:
+        """Change the keys of a mapping that differ. Return False if the whole mapping must be replaced."""
+        nodes = {key.value: (key, value) for key, value in node.value}
+        removed, added = [key for key in before if key not in wanted], [key for key in wanted if key not in nodes]
+        is_flow = bool(node.flow_style)
+        if any(key not in nodes for key in removed) or not wanted or not nodes or (is_flow and removed):
+            return False
+        if any(not self._is_first(nodes[key][0].start_mark) for key in removed):
+            return False
+        for key, value in wanted.items():
+            if key in nodes:
+                self._change(nodes[key][1], before.get(key), value)
+        for key in removed:
+            self._remove_lines(nodes[key][0].start_mark, self._end(nodes[key][1], nodes[key][0]))
+        if added and is_flow:
+            end = node.end_mark.index - 1
+            self._edits.append((end, end, "".join(f", {key}: {_flow(wanted[key])}" for key in added)))
+        elif added:
+            key, value = node.value[-1]
+            indent = node.value[0][0].start_mark.column
+            lines = _lines({each: wanted[each] for each in added}, indent)
+            self._insert_lines(self._end(value, key), lines)
+        return True
+
+    def _change_entries(
+        self, node: yaml.SequenceNode, before: tuple[Any, ...], wanted: tuple[Any, ...], pairs: dict[int, int]
+    ) -> bool:
+        """Change the entries of a list that differ. Return False if the whole list must be replaced.
+
+        `pairs` contains the index of each new entry that is also in the list, and its present index.
+        """
+        if not pairs or (node.flow_style and not len(pairs) == len(before) == len(wanted)):
+            return False
+        kept = set(pairs.values())
+        starts = [self._text.rfind("-", 0, entry.start_mark.index) for entry in node.value]
+        if not node.flow_style and any(self._line_start(start) + node.start_mark.column != start for start in starts):
+            return False
+        for new, old in pairs.items():
+            self._change(node.value[old], before[old], wanted[new])
+        for index, entry in enumerate(node.value):
+            if index not in kept:
+                self._remove_lines(node.start_mark, self._end(entry, None), starts[index])
+        added = [_frozen(value) for index, value in enumerate(wanted) if index not in pairs]
+        lines = [" " * node.start_mark.column + "- " + _flow(value) for value in added]
+        if lines:
+            self._insert_lines(self._end(node.value[-1], None), lines)
+        return True
+
+    def _replace(self, node: yaml.Node, value: Any) -> None:
+        start, end = node.start_mark.index, self._end(node, None)
+        column = node.start_mark.column
+        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
+        if is_block:
+            end = self._line_end(end)  # a comment there is about the last value
+        if is_block and _is_block_value(value):
+            lines = _lines(value, column) if isinstance(value, dict) else _entries(value, column)
+            self._edits.append((start, end, "\n".join(lines).lstrip()))
+            return
+        if is_block:
+            start = len(self._text[:start].rstrip())  # behind the colon, because a list can be as far left as its key
+        before = self._text[self._line_start(start) : start]
+        if _is_block_value(value) and isinstance(value, dict) and not node.value and _ONLY_KEY.fullmatch(before):
+            indent = len(before) - len(before.lstrip()) + _INDENT
+            colon = self._line_start(start) + len(before.rstrip())
+            self._edits.append((colon, end, "\n" + "\n".join(_lines(value, indent))))
+            return
+        separator = " " if start and self._text[start - 1] in ":-" else ""
+        self._edits.append((start, end, separator + _flow(value)))
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    def _end(self, node: yaml.Node, key: yaml.Node | None) -> int:
+        """Return the index behind the last character of a value. An alias ends where its key ends."""
+        if key is not None and node.start_mark.index < key.end_mark.index:
+            return int(key.end_mark.index)
+        if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
+            last_key, last = node.value[-1]
+            return self._end(last, last_key)
+        if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
+            return self._end(node.value[-1], None)
+        written = self._text[node.start_mark.index : node.end_mark.index]
+        return int(node.start_mark.index) + len(written.rstrip())
+
+    def _line_start(self, index: int) -> int:
+        return self._text.rfind("\n", 0, index) + 1
+
+    def _line_end(self, index: int) -> int:
+        end = self._text.find("\n", index)
+        end = len(self._text) if end < 0 else end
+        return end - 1 if self._text[end - 1 : end] == "\r" and end > index else end
+
+    def _is_first(self, mark: yaml.Mark) -> bool:
+        """Return True if there are only spaces before a place in its line."""
+        return not self._text[self._line_start(mark.index) : mark.index].strip()
+
+    def _remove_lines(self, mark: yaml.Mark, end: int, start: int | None = None) -> None:
+        first = self._line_start(mark.index if start is None else start)
+        last = self._line_end(end)
+        if first == 0:
+            self._edits.append((0, min(last + len(self._newline), len(self._text)), ""))
+        else:
+            self._edits.append((self._line_end(first - len(self._newline)), last, ""))
+
+    def _insert_lines(self, end: int, lines: Sequence[str]) -> None:
+        place = self._line_end(end)
+        self._edits.append((place, place, "".join(f"\n{line}" for line in lines)))
+
+
+def _pairs(before: Any, wanted: Sequence[Any]) -> dict[int, int] | None:
+    """Return the present index of each entry of `wanted` that is also in `before`; None if the lists have no names.
+
+    Entries with the same name are the same entry. If both lists have the same length, an entry with a new name replaces
+    the entry at its place.
+    """
+    if not isinstance(before, tuple) or not all(isinstance(each, dict) for each in (*before, *wanted)):
+        return None
+    old, new = [each.get("name") for each in before], [each.get("name") for each in wanted]
+    if len(set(map(str, old))) < len(old) or len(set(map(str, new))) < len(new):
+        return None
+    if len(old) == len(new) and all(a == b or (a not in new and b not in old) for a, b in zip(old, new, strict=True)):
+        return {index: index for index in range(len(new))}
+    pairs = {index: old.index(name) for index, name in enumerate(new) if name in old}
+    in_order = sorted(pairs.values()) == list(pairs.values()) and [*pairs] == list(range(len(pairs)))
+    return pairs if in_order else None
+
+
+# --- text of values ---------------------------------------------------------------------------------------------------
+
+
+def _is_block_value(value: Any) -> bool:
+    """Return True if a value is written in several lines: keys with values below them, or a list of those."""
+    if isinstance(value, dict):
+        return any(isinstance(each, dict | tuple) for each in value.values())
+    return isinstance(value, tuple) and any(isinstance(each, dict) for each in value)
+
+
+def _lines(content: dict[str, Any], indent: int) -> list[str]:
+    lines = []
+    for key, value in content.items():
+        start = " " * indent + f"{_flow(key)}:"
+        if not _is_block_value(value):
+            lines.append(f"{start} {_flow(value)}")
+        elif isinstance(value, dict):
+            lines += [start, *_lines(value, indent + _INDENT)]
+        else:
+            lines += [start, *_entries(value, indent + _INDENT)]
+    return lines
+
+
+def _entries(entries: tuple[Any, ...], indent: int) -> list[str]:
+    return [" " * indent + "- " + _flow(entry) for entry in entries]
+
+
+def _flow(value: Any) -> str:
+    """Return a value in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _NOT_TEXT:
+        return value
+    return json.dumps(value)

@@ -1,0 +1,255 @@
+"""HTTP side of the editor of lines, zones, ground points, and masks.
+
+================================== ====================================================================================
+path                               response
+================================== ====================================================================================
+GET  /api/editor/CAMERA            the present lines, zones, ground points, and masks, and what the editor can do
+GET  /api/editor/CAMERA/picture    a present picture of the camera, JPEG, without what is hidden for privacy
+POST /api/editor/CAMERA/check      the faults of a draft, each with its key and its line, and the draft as YAML
+POST /api/editor/CAMERA/estimate   how the events of the last hour would differ with a draft
+POST /api/editor/CAMERA/apply      apply a draft to the running program, and save it in the configuration file
+================================== ====================================================================================
+
+A draft is validated together with the rest of the file, as `vision check` does. The running program validates it again.
+A draft that is based on earlier lines and zones, or on an earlier file, is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from vision.config import load_config
+from vision.errors import ConfigError, Fault, Unavailable, VisionError
+from vision.messaging.control_protocol import (
+    AnalyticsReply,
+    ChangedReply,
+    GetAnalyticsRequest,
+    RefusedRequest,
+    SetAnalyticsRequest,
+    ask,
+    own_folder,
+    socket_name,
+)
+from vision.outputs.page.editor_draft import (
+    Checked,
+    DraftFile,
+    DraftToApply,
+    decode_draft,
+    decode_draft_to_apply,
+    drawn_of,
+    masks_of,
+    revision,
+    section,
+    with_drawn,
+    yaml_of,
+)
+from vision.outputs.page.editor_estimate import Estimator
+
+log = logging.getLogger(__name__)
+
+Picture: TypeAlias = Callable[[str], Awaitable[bytes]]
+"""Function that returns a present picture of a camera as a JPEG file. It raises `VisionError` if there is none."""
+
+MAX_BODY_BYTES: Final = 256 * 1024
+_STATUS: Final = {
+    "unknown-camera": 404,
+    "changed-meanwhile": 409,
+    "file-changed": 409,
+    "masks-not-saved": 409,
+    "read-only": 403,
+    "not-json": 415,
+    "too-large": 413,
+    "estimate-busy": 429,
+}
+_Decoded = TypeVar("_Decoded")
+
+
+def routes(path: Path, class_names: Sequence[str], *, can_change: bool, picture: Picture) -> list[Route]:
+    """Return the routes of the editor.
+
+    Args:
+        path: the configuration file of the running program.
+        class_names: the published classes of its model.
+        can_change: False if drafts can be checked, but not applied.
+        picture: function that returns a picture of a camera.
+    """
+    editor = Editor(DraftFile(path, class_names), can_change=can_change, picture=picture)
+    return [
+        Route("/api/editor/{camera}", answering(editor.show)),
+        Route("/api/editor/{camera}/picture", answering(editor.show_picture)),
+        Route("/api/editor/{camera}/check", answering(editor.check), methods=["POST"]),
+        Route("/api/editor/{camera}/estimate", answering(editor.estimate), methods=["POST"]),
+        Route("/api/editor/{camera}/apply", answering(editor.apply), methods=["POST"]),
+    ]
+
+
+class Editor:
+    """Answers the requests of the editor. All methods run in one event loop."""
+
+    def __init__(self, file: DraftFile, *, can_change: bool, picture: Picture) -> None:
+        self._file = file
+        self._can_change = can_change
+        self._picture = picture
+        self._socket = own_folder() / socket_name(file.path)
+        self._estimator = Estimator()
+        self._applying = asyncio.Lock()
+
+    async def show(self, request: Request) -> Response:
+        """Respond with the lines, zones, ground points, and masks of a camera."""
+        return JSONResponse(await asyncio.to_thread(self._state, _camera(request)))
+
+    async def show_picture(self, request: Request) -> Response:
+        """Respond with a picture of a camera."""
+        return Response(await self._picture(_camera(request)), media_type="image/jpeg")
+
+    async def check(self, request: Request) -> Response:
+        """Respond with the faults of a draft, and the draft as YAML."""
+        camera, draft = _camera(request), await _draft(request, decode_draft)
+        document = await asyncio.to_thread(self._file.read)
+        checked = await asyncio.to_thread(self._file.check, document, camera, draft)
+        return JSONResponse({"faults": _as_json(checked.faults), "yaml": yaml_of(document, camera, draft)})
+
+    async def estimate(self, request: Request) -> Response:
+        """Respond with the difference that a draft makes to the events of the last hour."""
+        camera, draft = _camera(request), await _draft(request, decode_draft)
+        document = await asyncio.to_thread(self._file.read)
+        checked = await asyncio.to_thread(self._file.check, document, camera, draft)
+        config = _without_faults(checked)
+        running = await asyncio.to_thread(load_config, self._file.path, self._file.environ)
+
+        async def is_wanted() -> bool:
+            return not await request.is_disconnected()
+
+        return JSONResponse(await self._estimator.estimate(running, config, camera, is_wanted))
+
+    async def apply(self, request: Request) -> Response:
+        """Apply a draft, and respond with what was changed and whether it was saved."""
+        if not self._can_change:
+            hint = "set `page.edit: true`, or copy the YAML of the draft"
+            raise ConfigError("this page cannot change the program", hint=hint, code="read-only")
+        camera, draft = _camera(request), await _draft(request, decode_draft_to_apply)
+        async with self._applying:
+            return JSONResponse(await asyncio.to_thread(self._apply, camera, draft))
+
+    # --- in other threads ---------------------------------------------------------------------------------------------
+
+    def _state(self, camera: str) -> dict[str, Any]:
+        running = self._running(camera)
+        state: dict[str, Any] = {
+            "camera": camera,
+            "version": running.version,
+            **drawn_of(running.analytics),
+            "can_change": self._can_change,
+        }
+        try:
+            document = self._file.read()
+        except ConfigError as error:
+            return state | {"privacy": masks_of(None), "revision": "", "unsaved": "unreadable", "message": str(error)}
+        in_file = drawn_of(section(document, "analytics", camera))
+        return state | {
+            "privacy": masks_of(section(document, "privacy", camera)),
+            "revision": revision(document),
+            "unsaved": self._file.unsaved(document, camera),
+            "differs_from_file": in_file != drawn_of(running.analytics),
+            "has_archive": document.root.child("archive") is not None,
+        }
+
+    def _running(self, camera: str) -> AnalyticsReply:
+        reply = ask(self._socket, GetAnalyticsRequest(camera=camera))
+        assert isinstance(reply, AnalyticsReply)
+        return reply
+
+    def _apply(self, camera: str, draft: DraftToApply) -> dict[str, Any]:
+        document = self._file.read()
+        if revision(document) != draft.revision:
+            text = f"{self._file.path} has changed since it was read"
+            raise ConfigError(text, hint="open the editor again", code="file-changed")
+        unsaved = self._file.unsaved(document, camera)
+        masks = masks_of(section(document, "privacy", camera))
+        has_new_masks = msgspec.to_builtins(draft.privacy)["masks"] != masks["masks"]
+        if has_new_masks and unsaved:
+            text, hint = "masks need a restart, and the file cannot be saved", "copy the YAML into the file"
+            raise ConfigError(text, hint=hint, code="masks-not-saved")
+        checked = self._file.check(document, camera, draft)
+        _without_faults(checked)
+        content = with_drawn(self._running(camera).analytics, draft)
+        request = SetAnalyticsRequest(camera=camera, analytics=content, version=draft.version)
+        reply = ask(self._socket, request)
+        assert isinstance(reply, ChangedReply)
+        message = ""
+        if not unsaved and checked.text != document.text:
+            try:
+                self._file.write(checked.text)
+            except (OSError, VisionError) as error:
+                unsaved, message = "not-writable", str(error)
+                log.warning("the draft was applied, but not saved: %s", error)
+        needs_restart = has_new_masks and not unsaved
+        return {"changed": reply.stages, "unsaved": unsaved, "message": message, "needs_restart": needs_restart}
+
+
+# --- requests and responses -------------------------------------------------------------------------------------------
+
+
+def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that answers with JSON if `endpoint` raises a `VisionError`."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except VisionError as error:
+            status = _STATUS.get(error.code, 503 if error.exit_code == Unavailable.exit_code else 422)
+            return JSONResponse(_error(error), status)
+
+    return answer
+
+
+def _error(error: VisionError) -> dict[str, Any]:
+    faults: Any = _as_json(error.faults)
+    if isinstance(error, RefusedRequest):
+        faults = msgspec.to_builtins(error.reply.faults)
+    return {"code": error.code, "error": error.args[0], "hint": error.hint, "faults": faults}
+
+
+def _as_json(faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    return [asdict(fault) for fault in faults]
+
+
+def _without_faults(checked: Checked) -> Any:
+    """Return the configuration of a draft. Raise `ConfigError` if the draft has faults."""
+    if checked.config is None:
+        raise ConfigError("the draft has errors", code="draft-invalid", faults=checked.faults)
+    return checked.config
+
+
+def _camera(request: Request) -> str:
+    return str(request.path_params["camera"])
+
+
+async def _draft(request: Request, decode: Callable[[bytes], _Decoded]) -> _Decoded:
+    """Return the draft in the body of a request.
+
+    Raises:
+        ConfigError: the body is too large, or is not a draft.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ConfigError("expected a draft as application/json", code="not-json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            text = f"expected a draft of at most {MAX_BODY_BYTES} bytes"
+            raise ConfigError(text, hint="use fewer points", code="too-large")
+    try:
+        return decode(bytes(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"expected a draft: {error}", code="draft-invalid") from error

@@ -1,0 +1,157 @@
+"""`Estimator`, which computes what the last hour would have counted, with `vision whatif` in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from vision.config import AppConfig
+from vision.errors import ConfigError, Unavailable
+
+RANGE_S: Final = 3600
+LIMIT_S: Final = 60
+_WAIT_S: Final = 2.0  # for an estimate that a browser no longer wants to end
+_POLL_S: Final = 0.2
+
+# In isolated mode, no file in the current folder can replace a module. The process has the lowest priority.
+_PROGRAM: Final = (
+    "import json, os, resource, sys; sys.path[:] = json.loads(sys.argv.pop(1)); os.nice(19); "
+    f"resource.setrlimit(resource.RLIMIT_CPU, ({LIMIT_S}, {LIMIT_S})); from vision.cli.main import entry; entry()"
+)
+
+
+class Estimator:
+    """Starts one `vision whatif` at a time."""
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
+        self._lock = asyncio.Lock()
+
+    async def estimate(
+        self, running: AppConfig, draft: AppConfig, camera: str, is_wanted: Callable[[], Awaitable[bool]]
+    ) -> dict[str, Any]:
+        """Return how the events of the last hour would differ with a draft.
+
+        Args:
+            running: the configuration of the file, with absolute paths.
+            draft: the configuration with the draft.
+            camera: the camera to judge.
+            is_wanted: function that returns False if nobody waits for the result any longer.
+
+        Raises:
+            ConfigError: there is no archive, or `vision whatif` has failed.
+            Unavailable: a different estimate is running, or this one needs more than the time limit.
+        """
+        if running.archive is None:
+            hint = "add the section `archive` to the configuration, and restart the program"
+            raise ConfigError("the program keeps no archive of the last hour", hint=hint, code="no-archive")
+        try:
+            await asyncio.wait_for(self._lock.acquire(), _WAIT_S)
+        except asyncio.TimeoutError:
+            hint = "try again when it has ended"
+            raise Unavailable("a different estimate is running", hint=hint, code="estimate-busy") from None
+        try:
+            with tempfile.TemporaryDirectory(prefix="vision-estimate-") as folder:
+                return await self._run(Path(folder), _reduced(running, draft), camera, is_wanted)
+        finally:
+            self._lock.release()
+
+    async def _run(
+        self, folder: Path, content: dict[str, Any], camera: str, is_wanted: Callable[[], Awaitable[bool]]
+    ) -> dict[str, Any]:
+        config, found = folder / "draft.yaml", folder / "difference.json"
+        config.write_text(json.dumps(content))
+        until = datetime.fromtimestamp(time.time(), timezone.utc)
+        since = datetime.fromtimestamp(until.timestamp() - RANGE_S, timezone.utc)
+        arguments = ["whatif", config, "--since", since.isoformat(), "--until", until.isoformat()]
+        command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path)]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            *map(str, [*arguments, "--camera", camera, "--json", found]),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            errors = await self._end(process, is_wanted)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if process.returncode != 0 or not found.exists():
+            text = errors.decode(errors="replace").strip() or f"`vision whatif` ended with {process.returncode}"
+            raise ConfigError(text, code="estimate-failed")
+        return _summary(json.loads(found.read_text()), camera)
+
+    async def _end(self, process: asyncio.subprocess.Process, is_wanted: Callable[[], Awaitable[bool]]) -> bytes:
+        """Wait for the end of the process. Return its standard error."""
+        ended = asyncio.create_task(process.communicate())
+        deadline_s = time.monotonic() + self._limit_s
+        while not ended.done():
+            await asyncio.wait([ended], timeout=_POLL_S)
+            if not ended.done() and (time.monotonic() > deadline_s or not await is_wanted()):
+                ended.cancel()
+                text = f"the estimate needs more than {self._limit_s:g} s"
+                hint = "use `vision whatif` on the command line, which has no limit"
+                raise Unavailable(text, hint=hint, code="estimate-limit")
+        _, errors = ended.result()
+        return errors
+
+
+def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
+    """Return the parts of the draft on which events depend. They contain no address and no password of a camera."""
+    content = draft.model_dump(mode="json", exclude_unset=True)
+    kept: dict[str, Any] = {
+        key: content[key] for key in ("pipeline", "detect", "track", "analytics", "rules") if key in content
+    }
+    for section in kept.get("analytics", {}).values():
+        section.pop("accuracy", None)  # intervals of totals, which are not in events
+    assert running.archive is not None
+    return {
+        **kept,
+        "model": running.model,
+        "cameras": [{"id": camera.id, "source": "synthetic:"} for camera in draft.cameras],
+        "archive": {"folder": running.archive.folder},
+    }
+
+
+def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
+    """Return the numbers of events, in total and for each kind, name, and direction."""
+    total = report["cameras"][camera]
+    now = Counter({_key(event): event["events"] for event in total["tallies"]})
+    published = Counter(now)
+    for change in report["changes"]:
+        if change["before"] is None:
+            published[_row(change["after"])] -= 1
+        if change["after"] is None:
+            published[_row(change["before"])] += 1
+    rows = [
+        {"kind": kind, "name": name, "direction": direction, "published": published[key], "now": now[key]}
+        for key in sorted({*now, *published})
+        for kind, name, direction in [key]
+    ]
+    keys = ("published", "now", "same", "gained", "lost", "moved", "changed", "equal", "frames")
+    return {
+        "since": report["since"],
+        "until": report["until"],
+        **{key: total[key] for key in keys},
+        "lost_frames": sum(gap["messages"] for gap in total["gaps"] if gap["kind"] in ("detections", "disk")),
+        "rows": rows,
+    }
+
+
+def _key(tally: dict[str, Any]) -> tuple[str, str, str]:
+    return tally["kind"], tally["name"], tally["direction"] or ""
+
+
+def _row(event: dict[str, Any]) -> tuple[str, str, str]:
+    return event["kind"], event["name"], event["data"].get("direction") or ""
