@@ -231,7 +231,9 @@ def _open_page(
         return
     client = None if keys is None else keys.internal_client()
     address = publisher.internal_address
-    settings = page_settings(config, page, address, keys=client, config_file=options.config_file)
+    settings = page_settings(
+        config, page, address, class_names=_class_names(config), keys=client, config_file=options.config_file
+    )
     process = resources.enter_context(PageProcess(page.bind, settings))
     publisher.add_counters(process.counters)
 

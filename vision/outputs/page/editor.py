@@ -4,7 +4,6 @@
 path                               response
 ================================== ====================================================================================
 GET  /api/editor/CAMERA            the present lines, zones, ground points, and masks, and what the editor can do
-GET  /api/editor/CAMERA/picture    a present picture of the camera, JPEG, without what is hidden for privacy
 POST /api/editor/CAMERA/check      the faults of a draft, each with its key and its line, and the draft as YAML
 POST /api/editor/CAMERA/estimate   how the events of the last hour would differ with a draft
 POST /api/editor/CAMERA/apply      apply a draft to the running program, and save it in the configuration file
@@ -21,12 +20,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from vision.config import load_config
 from vision.errors import ConfigError, Fault, Unavailable, VisionError
@@ -54,11 +53,9 @@ from vision.outputs.page.editor_draft import (
     yaml_of,
 )
 from vision.outputs.page.editor_estimate import Estimator
+from vision.outputs.page.settings import PageSettings
 
 log = logging.getLogger(__name__)
-
-Picture: TypeAlias = Callable[[str], Awaitable[bytes]]
-"""Function that returns a present picture of a camera as a JPEG file. It raises `VisionError` if there is none."""
 
 MAX_BODY_BYTES: Final = 256 * 1024
 _STATUS: Final = {
@@ -74,19 +71,13 @@ _STATUS: Final = {
 _Decoded = TypeVar("_Decoded")
 
 
-def routes(path: Path, class_names: Sequence[str], *, can_change: bool, picture: Picture) -> list[Route]:
-    """Return the routes of the editor.
-
-    Args:
-        path: the configuration file of the running program.
-        class_names: the published classes of its model.
-        can_change: False if drafts can be checked, but not applied.
-        picture: function that returns a picture of a camera.
-    """
-    editor = Editor(DraftFile(path, class_names), can_change=can_change, picture=picture)
+def routes(settings: PageSettings) -> list[BaseRoute]:
+    """Return the routes of the editor. There are none if the program has no configuration file."""
+    if settings.config_file is None:
+        return []
+    editor = Editor(DraftFile(Path(settings.config_file), settings.class_names), can_change=settings.edit)
     return [
         Route("/api/editor/{camera}", answering(editor.show)),
-        Route("/api/editor/{camera}/picture", answering(editor.show_picture)),
         Route("/api/editor/{camera}/check", answering(editor.check), methods=["POST"]),
         Route("/api/editor/{camera}/estimate", answering(editor.estimate), methods=["POST"]),
         Route("/api/editor/{camera}/apply", answering(editor.apply), methods=["POST"]),
@@ -96,10 +87,9 @@ def routes(path: Path, class_names: Sequence[str], *, can_change: bool, picture:
 class Editor:
     """Answers the requests of the editor. All methods run in one event loop."""
 
-    def __init__(self, file: DraftFile, *, can_change: bool, picture: Picture) -> None:
+    def __init__(self, file: DraftFile, *, can_change: bool) -> None:
         self._file = file
         self._can_change = can_change
-        self._picture = picture
         self._socket = own_folder() / socket_name(file.path)
         self._estimator = Estimator()
         self._applying = asyncio.Lock()
@@ -107,10 +97,6 @@ class Editor:
     async def show(self, request: Request) -> Response:
         """Respond with the lines, zones, ground points, and masks of a camera."""
         return JSONResponse(await asyncio.to_thread(self._state, _camera(request)))
-
-    async def show_picture(self, request: Request) -> Response:
-        """Respond with a picture of a camera."""
-        return Response(await self._picture(_camera(request)), media_type="image/jpeg")
 
     async def check(self, request: Request) -> Response:
         """Respond with the faults of a draft, and the draft as YAML."""

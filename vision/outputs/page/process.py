@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,13 @@ _PACKAGES: Final = ("starlette", "uvicorn", "websockets")
 
 
 def page_settings(
-    config: AppConfig, page: PageConfig, address: str, *, keys: KeyPair | None = None, config_file: Path | None = None
+    config: AppConfig,
+    page: PageConfig,
+    address: str,
+    *,
+    class_names: Sequence[str] = (),
+    keys: KeyPair | None = None,
+    config_file: Path | None = None,
 ) -> PageSettings:
     """Return the settings of the page of a program.
 
@@ -38,6 +45,7 @@ def page_settings(
         config: the whole configuration.
         page: its section `page`.
         address: address to subscribe to.
+        class_names: the published classes of the model.
         keys: keys for CURVE; None if messages are not encrypted.
         config_file: file of the configuration; None if the configuration was built in Python.
     """
@@ -48,6 +56,7 @@ def page_settings(
         token=page.token,
         hosts=page.hosts,
         edit=page.edit,
+        class_names=tuple(class_names),
         config_file=None if config_file is None else str(config_file.absolute()),
         state_dir=config.state_dir,
         recordings=None if config.recording is None else config.recording.folder,

@@ -1,7 +1,7 @@
 """The program of the process that serves the page.
 
-It subscribes to the program like any other subscriber, so browsers cannot delay the program. It does not know the
-addresses and the passwords of the cameras.
+It subscribes to the program like any other subscriber, so browsers cannot delay the program. It sends no address and no
+password of a camera to a browser.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from vision.messaging.http_server import SecurityHeaders, http_server, serve_until_input_closes
 from vision.outputs.hardware import GpuSampler, disks, memory, temperatures
+from vision.outputs.page import editor
 from vision.outputs.page.access import AccessRules
 from vision.outputs.page.assets import Assets
 from vision.outputs.page.event_routes import EventRoutes
@@ -61,6 +62,7 @@ class Page:
             Route("/static/{version}/{name:path}", self.static),
             Route("/api/state", self.state),
             Route("/api/machine", self.machine),
+            *editor.routes(self._settings),
         ]
 
     async def index(self, _request: Request) -> Response:

@@ -19,6 +19,7 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     hosts: tuple[str, ...] = ()
     edit: bool = True
+    class_names: tuple[str, ...] = ()  # published classes of the model
     config_file: str | None = None  # None if the configuration was built in Python
     state_dir: str | None = None
     recordings: str | None = None  # folder of the recordings
