@@ -158,7 +158,7 @@ def opened(site: Site, open_page: OpenInBrowser, **options: Any) -> Page:
 
 
 def drag(page: Page, *places: tuple[float, float]) -> None:
-    """Press the mouse at the first place of the picture, given as a part of its size, and release it at the last."""
+    """Press the mouse at the first place of the drawing, given as a part of its size, and release it at the last."""
     box = page.locator(".editor-view").bounding_box()
     assert box is not None
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]

@@ -30,7 +30,7 @@ class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person has drawn for one camera, with the keys of `analytics` and `privacy` in camera.yaml."""
+    """The shapes that a person has drawn for one camera, with the keys of `analytics` and `privacy` in camera.yaml."""
 
     units: str
     lines: list[dict[str, Any]]
