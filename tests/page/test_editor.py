@@ -350,7 +350,8 @@ def test_draft_with_faults_is_refused_with_keys_and_lines(site: Site) -> None:
     assert [(fault["key"], fault["code"]) for fault in answer["faults"]] == [
         ("analytics.gate.lines[1].classes[0]", "unknown-class")
     ]
-    for broken in ({}, {"units": 1}, [], {**draft, "more": 1}, {**draft, "lines": "x"}):
+    invalid: list[object] = [{}, {"units": 1}, [], {**draft, "more": 1}, {**draft, "lines": "x"}]
+    for broken in invalid:
         assert site.call("gate/check", broken)[0] == 422
     assert site.call("gate/apply", to_apply(state, lines=draft["lines"]))[1]["code"] == "draft-invalid"
     assert site.call("gate/check", draft | {"lines": [{"name": "x" * 300_000}]})[0] == 413
