@@ -58,13 +58,14 @@ def open_source(
     If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
     `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
     that it supports, into buffers in GPU or host memory (see `chooses_nvdec`). `tap`, if given, receives the packets of
-    a network camera, which `reader: auto` then reads with FFmpeg. With `reader: gstreamer`, `tap` receives nothing.
+    network cameras and files that FFmpeg reads. If the camera is recorded, `reader: auto` chooses FFmpeg.
 
     Raises:
         ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
         SourceError: the synthetic address is invalid, or the reader does not support the source, the detector's pixel
             formats, or this machine.
     """
+    recorded = tap is not None and tap.recorded
     match camera.address:
         case Synthetic(text):
             return _open_synthetic(camera, text, pixel_formats, offline=offline)
@@ -77,7 +78,7 @@ def open_source(
             return _open_images(camera, path, pixel_formats, offline=offline)
         case (Rtsp() | Http() | File()) as address if nvdec or _uses_nvdec(camera, pixel_formats):
             return _open_with_pyav(camera, address, pixel_formats, tap, offline=offline, nvdec=True)
-        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address, recorded=tap is not None):
+        case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address, recorded=recorded):
             from vision.capture.gstreamer.source import GStreamerSource
 
             return GStreamerSource(camera, pixel_formats)
@@ -166,7 +167,7 @@ def _open_with_pyav(
     if path is not None:
         from vision.capture.ffmpeg.file import VideoFile
 
-        return VideoFile(path, formats, open_decoder, FramePacer(offline=offline), loop=camera.loop)
+        return VideoFile(path, formats, open_decoder, FramePacer(offline=offline), loop=camera.loop, tap=tap)
     from vision.capture.ffmpeg.source import FFmpegSource
 
     return FFmpegSource(camera, formats, open_decoder, tap)

@@ -1,4 +1,4 @@
-"""`PacketTap`, through which other processes receive the coded frames of a camera, for example to record them."""
+"""`PacketTap`, through which other processes receive the coded frames of a camera, to record them or to show them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from vision.messaging.packets import PacketHeader, PacketSocket
+from vision.messaging.packets import FrameTime, PacketHeader, PacketSocket
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -21,15 +21,17 @@ CODECS: Final = ("h264", "hevc")
 class PacketTap:
     """Passes on the packets of one camera before they are decoded. The thread that reads the camera calls all methods.
 
-    A packet is copied only if a receiver requests the packets of this camera.
+    A packet is copied only if a receiver requests the packets of this camera. If `recorded`, the camera must be opened
+    with a library that passes packets on.
     """
 
-    def __init__(self, camera_id: str, socket: PacketSocket) -> None:
+    def __init__(self, camera_id: str, socket: PacketSocket, *, recorded: bool = True) -> None:
+        self.recorded = recorded
         self._camera_id = camera_id
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection. If the codec cannot be passed on, log a warning, and return None."""
+        """Return the tap of a new connection; None if the codec cannot be passed on. If recorded, log a warning."""
         codec = stream.codec_context.name
         if codec not in CODECS:
             self.refused(codec)
@@ -37,13 +39,15 @@ class PacketTap:
         return ConnectionTap(self._camera_id, self._socket, stream)
 
     def refused(self, codec: str) -> None:
-        """Log that the camera's codec cannot be passed on."""
+        """If the camera is recorded, log that its codec cannot be passed on."""
+        if not self.recorded:
+            return
         text = "camera %s: not recorded, because its codec is %s; set it to H.264 or H.265"
         log.warning(text, self._camera_id, codec)
 
 
 class ConnectionTap:
-    """Numbers and sends the packets of one connection."""
+    """Numbers and sends the packets of one connection. Different threads can call `offer` and `captured`."""
 
     def __init__(self, camera_id: str, socket: PacketSocket, stream: VideoStream) -> None:
         self._camera_id = camera_id
@@ -69,3 +73,11 @@ class ConnectionTap:
             self._extradata if packet.is_keyframe else b"",
         )
         self._socket.send(self._camera_id, header, memoryview(packet))
+
+    def captured(self, pts_ns: int | None, captured_ns: int) -> None:
+        """Send the capture time of a decoded frame, if a receiver requests the packets of this camera.
+
+        `pts_ns` is the presentation time of the frame; None if the stream does not contain it.
+        """
+        if pts_ns is not None:
+            self._socket.send_time(FrameTime(self._camera_id, self._connection, pts_ns, captured_ns))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vision.capture.camera_status import Failure, StatusTracker
+from vision.capture.frame_tap import FrameTap
 from vision.capture.liveness import Backoff, FrozenFrameDetector
 from vision.capture.source import FrameSink, Grab, Source
 from vision.errors import DeviceError, OutOfMemory, SizeChanged, SourceError, redact
@@ -111,6 +112,7 @@ class CameraParts:
     backoff: Backoff
     stopping: threading.Event
     clock: Callable[[], int]
+    frame_tap: FrameTap | None = None
 
 
 class Session:
@@ -202,7 +204,10 @@ class Session:
         if self._camera.frozen_frames.frozen:
             sink.drop(DropReason.STALE)
         else:
-            sink.commit(self._meta(grab))
+            meta = self._meta(grab)
+            if self._camera.frame_tap is not None:
+                self._camera.frame_tap.offer(buffer, meta)
+            sink.commit(meta)
             self._camera.status.delivered()
         if reason:
             raise SourceError(

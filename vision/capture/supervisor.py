@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vision.capture.camera_status import CameraStatus, Failure, StatusTracker
+from vision.capture.frame_tap import FrameTap
 from vision.capture.liveness import Backoff, FrozenFrameDetector
 from vision.capture.session import CameraParts, Session, SourceCalls
 from vision.capture.source import FrameSink, Source
@@ -62,14 +63,15 @@ class CameraSupervisor:
         policy: SupervisorPolicy | None = None,
         *,
         first_epoch: int = 0,
+        frame_tap: FrameTap | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[float], object] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
         """Create the supervisor.
 
-        The first connection has the epoch `first_epoch`. `wait` sleeps for a number of seconds, or until `stop` is
-        called. `jitter` randomizes the time between attempts.
+        The first connection has the epoch `first_epoch`. `frame_tap`, if given, receives each frame. `wait` sleeps for
+        a number of seconds, or until `stop` is called. `jitter` randomizes the time between attempts.
         """
         self.camera_id = camera_id
         self._factory = factory
@@ -89,6 +91,7 @@ class CameraSupervisor:
             Backoff(policy.first_retry_s, policy.longest_retry_s, random=jitter or random.Random()),
             self._stopping,
             clock,
+            frame_tap,
         )
 
     # Methods for any thread

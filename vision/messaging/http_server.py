@@ -101,6 +101,7 @@ def http_server(
         lifespan="off",
         ws="websockets-sansio" if web_sockets else "none",
         ws_max_size=_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # video is compressed already
         http="h11",
         loop="asyncio",
         limit_concurrency=connections,

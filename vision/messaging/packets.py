@@ -1,8 +1,8 @@
-"""Sockets that pass coded video from the processes that read cameras to processes of the same user on this machine.
+"""Sockets that pass video from the processes that read cameras to processes of the same user on this machine.
 
-Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` objects can connect, and request
-the packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too slow lose packets,
-which the numbers in `PacketHeader.seq` show. The sender never waits.
+Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` and `LiveReceiver` objects can
+connect, and request the packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too
+slow lose packets, which the numbers in `PacketHeader.seq` show. The sender never waits.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import os
 import secrets
 import threading
+from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import zmq
@@ -20,6 +21,11 @@ import zmq
 _WAITING_PACKETS: Final = 1000  # in the sender, and again in the receiver
 _RECONNECT_MS: Final = 50
 _RECONNECT_MAX_MS: Final = 500
+_WAITING_REQUESTS: Final = 64  # requests for images in one process
+_TIMES: Final = b"\0times\0"
+_IMAGES: Final = b"\0images\0"
+_SUBSCRIBE, _UNSUBSCRIBE, _REQUEST = b"\1", b"\0", b"\2"
+"""First bytes of a receiver's messages. ZeroMQ defines the first two, and passes on messages that start otherwise."""
 
 
 class PacketHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -43,8 +49,38 @@ class CodedPacket(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The packet of a decoded frame, and the capture time, which identifies the frame in messages."""
+
+    camera: str
+    connection: int  # of the packet, as in `PacketHeader`
+    pts_ns: int
+    captured_ns: int  # monotonic
+
+
+class ImageRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request for a frame of a camera as a JPEG, at most `max_width_px` wide."""
+
+    camera: str
+    captured_ns: int  # identifies the frame
+    max_width_px: int
+
+
+class Image(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A frame as a JPEG."""
+
+    camera: str
+    captured_ns: int
+    jpeg: bytes
+
+
+LiveItem: TypeAlias = CodedPacket | FrameTime | Image
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(PacketHeader).decode
+_decode_time = msgspec.msgpack.Decoder(FrameTime).decode
+_decode_image = msgspec.msgpack.Decoder(Image).decode
+_decode_request = msgspec.msgpack.Decoder(ImageRequest).decode
 
 
 def packet_addresses(prefix: str, processes: int) -> list[str]:
@@ -64,6 +100,7 @@ class PacketSocket:
         """Bind the socket. Raise `zmq.ZMQError` if the address cannot be bound."""
         self._lock = threading.Lock()
         self._wanted: set[bytes] = set()
+        self._requests: deque[ImageRequest] = deque(maxlen=_WAITING_REQUESTS)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.SNDHWM, _WAITING_PACKETS)
@@ -78,19 +115,55 @@ class PacketSocket:
     def is_wanted(self, camera_id: str) -> bool:
         """Return True if a receiver requests the packets of this camera. False after `close`."""
         with self._lock:
-            if self._context.closed:
-                return False
-            while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                message = bytes(self._socket.recv())
-                change = self._wanted.add if message[0] else self._wanted.discard
-                change(message[1:])
+            self._read()
             return _topic(camera_id) in self._wanted
+
+    def wants_images(self, camera_id: str) -> bool:
+        """Return True if a receiver may request images of this camera. False after `close`."""
+        with self._lock:
+            self._read()
+            return _IMAGES + _topic(camera_id) in self._wanted
+
+    def requests(self) -> list[ImageRequest]:
+        """Return the requests for images that have arrived since the last call, oldest first."""
+        with self._lock:
+            self._read()
+            requests = list(self._requests)
+            self._requests.clear()
+        return requests
+
+    def _read(self) -> None:
+        if self._context.closed:
+            self._wanted.clear()
+            return
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            message = bytes(self._socket.recv())
+            kind, content = message[:1], message[1:]
+            if kind == _SUBSCRIBE:
+                self._wanted.add(content)
+            elif kind == _UNSUBSCRIBE:
+                self._wanted.discard(content)
+            elif kind == _REQUEST:
+                self._requests.append(_decode_request(content))
 
     def send(self, camera_id: str, header: PacketHeader, data: Any) -> None:
         """Send a packet without waiting. `data` is any bytes-like object, and is copied. Do nothing after `close`."""
+        self._send(_topic(camera_id), _encode(header), data)
+
+    def send_time(self, time: FrameTime) -> None:
+        """Send the capture time of a frame to the receivers that request its packets. Do nothing after `close`."""
+        topic = _TIMES + _topic(time.camera)
+        if topic in self._wanted:
+            self._send(topic, _encode(time))
+
+    def send_image(self, image: Image) -> None:
+        """Send an image without waiting. Do nothing after `close`."""
+        self._send(_IMAGES + _topic(image.camera), _encode(image))
+
+    def _send(self, *parts: Any) -> None:
         with self._lock:
             if not self._context.closed:
-                self._socket.send_multipart([_topic(camera_id), _encode(header), data])
+                self._socket.send_multipart(parts)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -132,6 +205,49 @@ class PacketReceiver:
         """Disconnect. Idempotent."""
         with contextlib.suppress(zmq.ZMQError):
             self._context.destroy(linger=0)
+
+
+class LiveReceiver:
+    """Receives packets with their capture times, and images of cameras, which can change. Not thread-safe."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        """Connect to all packet sockets, even if they do not exist yet. Request nothing."""
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.XSUB)  # for `zmq.Poller`
+        self.socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        for address in addresses:
+            self.socket.connect(address)
+
+    def want_packets(self, camera_id: str, *, wanted: bool) -> None:
+        """Start or stop receiving the packets of a camera."""
+        for topic in (_TIMES + _topic(camera_id), _topic(camera_id)):  # no packet may arrive without its time
+            self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + topic)
+
+    def want_images(self, camera_id: str, *, wanted: bool) -> None:
+        """Make the camera's process keep the latest frames for `request`, or no longer keep them."""
+        self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + _IMAGES + _topic(camera_id))
+
+    def request(self, request: ImageRequest) -> None:
+        """Request an image. None arrives if the frame is no longer in memory."""
+        self.socket.send(_REQUEST + _encode(request))
+
+    def receive(self) -> LiveItem | None:
+        """Return the next packet, time, or image without waiting; None if there is none."""
+        try:
+            topic, *parts = self.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        if topic.startswith(_TIMES):
+            return _decode_time(parts[0])
+        if topic.startswith(_IMAGES):
+            return _decode_image(parts[0])
+        return CodedPacket(topic[:-1].decode(), _decode(parts[0]), parts[1])
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        self._context.destroy(linger=0)
 
 
 def _topic(camera_id: str) -> bytes:

@@ -76,6 +76,7 @@ class RunOptions:
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: NamedOpener | None = None  # replaces vision.capture.open
     result_workers: bool = False  # True if processes other than the main process run the stages
+    packet_addresses: tuple[str, ...] = ()  # where other processes receive packets; empty if none does
     packets: Packets | None = None  # how cameras pass their packets on; None means that they do not
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
@@ -232,7 +233,13 @@ def _open_page(
     client = None if keys is None else keys.internal_client()
     address = publisher.internal_address
     settings = page_settings(
-        config, page, address, class_names=_class_names(config), keys=client, config_file=options.config_file
+        config,
+        page,
+        address,
+        class_names=_class_names(config),
+        packets=options.packet_addresses,
+        keys=client,
+        config_file=options.config_file,
     )
     process = resources.enter_context(PageProcess(page.bind, settings))
     publisher.add_counters(process.counters)

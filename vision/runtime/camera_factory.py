@@ -89,15 +89,18 @@ class CameraFactory:
         factory = partial(
             options.open_source or open_source, config, offline=options.offline, pixel_formats=formats, nvdec=nvdec
         )
+        frame_tap = None
         if options.packets is not None and (tap := options.packets.tap(config.id)) is not None:
             factory = partial(factory, tap=tap)
-        return Camera(slot, CameraSupervisor(config.id, factory, slot, policy, first_epoch=first_epoch))
+            frame_tap = options.packets.frame_tap(config.id)
+        supervisor = CameraSupervisor(config.id, factory, slot, policy, first_epoch=first_epoch, frame_tap=frame_tap)
+        return Camera(slot, supervisor)
 
     def _chooses_nvdec(self, config: CameraConfig) -> bool:
         return isinstance(self.detector, ReadsDevice) and chooses_nvdec(config, recorded=self._is_recorded(config))
 
     def _is_recorded(self, config: CameraConfig) -> bool:
-        return self.options.packets is not None and config.id in self.options.packets.cameras
+        return self.options.packets is not None and config.id in self.options.packets.recorded
 
     def _allocator(self, config: CameraConfig) -> Allocate:
         """Return the allocator of frame buffers, in GPU memory or in host memory."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from vision.capture.frame_tap import FrameTaps
 from vision.capture.open import open_source, supervisor_policy
 from vision.capture.packet_tap import PacketTap
 from vision.capture.supervisor import CameraSupervisor
@@ -286,6 +287,7 @@ class _CaptureWorker:
         # The id of each camera that is being closed, and the time at which its thread is abandoned.
         self._closing: dict[int, tuple[str, float]] = {}
         self._packets = None if setup.packets is None else PacketSocket(setup.packets)
+        self._frame_taps = None if self._packets is None else FrameTaps(self._packets)
         self._threads = CameraThreads({}, {}, self._guard)
         self._watchdog = Watchdog(self._fail_hung)
 
@@ -295,10 +297,11 @@ class _CaptureWorker:
         sink = RemoteSink(number, self._channel, self._frames, lossless=camera.lossless, failure=failure)
         opening, formats = setup.opener or open_source, setup.pixel_formats
         factory = partial(opening, config, offline=setup.offline, pixel_formats=formats, nvdec=camera.nvdec)
-        if self._packets is not None and camera.recorded:
-            factory = partial(factory, tap=PacketTap(config.id, self._packets))
+        if self._packets is not None:
+            factory = partial(factory, tap=PacketTap(config.id, self._packets, recorded=camera.recorded))
         policy = supervisor_policy(config)
-        supervisor = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch)
+        frame_tap = None if self._frame_taps is None else self._frame_taps.tap(config.id)
+        supervisor = CameraSupervisor(config.id, factory, sink, policy, first_epoch=camera.epoch, frame_tap=frame_tap)
         self._frames.sinks[number], self._supervisors[number] = sink, supervisor
         self._threads.add(config.id, supervisor, sink)
         for part in self._threads.parts_of(config.id, setup.hang_s):
@@ -387,6 +390,8 @@ class _CaptureWorker:
             sink.close()
         for name in self._threads.join(time.monotonic() + _JOIN_S):
             log.warning("%s did not end within %.1f s", name, _JOIN_S)
+        if self._frame_taps is not None:
+            self._frame_taps.close()
         if self._packets is not None:
             self._packets.close()
         self._report()

@@ -100,7 +100,7 @@ class CapturedCamera(msgspec.Struct, array_like=True, frozen=True):
     nvdec: bool  # see `vision.capture.open.open_source`
     lossless: bool
     epoch: int  # of its first connection
-    recorded: bool = False  # True if its packets are passed on
+    recorded: bool = False  # True if its packets are recorded
 
 
 class CaptureSetup(msgspec.Struct, array_like=True, frozen=True):

@@ -25,7 +25,7 @@ from vision.runtime.builder import (
 from vision.runtime.camera_factory import CameraFactory, build_capture
 from vision.runtime.capture_processes import RemoteCamera
 from vision.runtime.process_count import process_count
-from vision.runtime.recording import open_recording
+from vision.runtime.recording import open_packets, open_recording, plan_packets
 from vision.runtime.result_messages import WorkerSetup
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import Runtime
@@ -52,6 +52,7 @@ class Pipeline:
             require_library(camera)
         count = self._workers(config, options)
         language = prepare_language(config, options)
+        options = _with_packet_addresses(config, options)
         options = options if language is None else replace(options, inquiries=language.address)
         stages_closed = resources.enter_context(ExitStack())
         stages = self.open_stages(config, replace(options, result_workers=count > 1), stages_closed)
@@ -67,8 +68,9 @@ class Pipeline:
         scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
         detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
         options = _with_capture_workers(config, options)
-        if isinstance(publisher, Publisher) and not options.offline and options.open_source is None:
-            packets = open_recording(config, publisher, options.capture_workers, resources)
+        packets = open_packets(config, options.packet_addresses, options.capture_workers, resources)
+        if packets is not None and isinstance(publisher, Publisher):
+            open_recording(config, publisher, packets, resources)
             options = replace(options, packets=packets)
         factory = CameraFactory.of(options, detector, stages)
         cameras, capture = build_capture(config, factory)
@@ -138,6 +140,13 @@ class Pipeline:
             observe=options.observe,
             with_frames=with_frames,
         )
+
+
+def _with_packet_addresses(config: AppConfig, options: RunOptions) -> RunOptions:
+    """Return options with the addresses at which other processes receive packets, if any process needs packets."""
+    if options.offline or options.open_source is not None or options.sink is not None:
+        return options
+    return replace(options, packet_addresses=plan_packets(config, options.capture_workers or process_count(config)))
 
 
 def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:

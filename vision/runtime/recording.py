@@ -1,4 +1,4 @@
-"""`open_recording`, which starts the process that records cameras, and prepares how packets are passed to it."""
+"""How cameras pass packets and frames to other processes, and `open_recording`, which starts the recorder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision.capture.frame_tap import FrameTap, FrameTaps
 from vision.capture.packet_tap import PacketTap
 from vision.config import AppConfig
 from vision.config.recording import recorded_cameras
@@ -20,55 +21,76 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Packets:
-    """The cameras whose packets are passed on, the sockets for this, and the process that records the packets."""
+    """The sockets through which cameras pass packets and frames to other processes."""
 
-    cameras: frozenset[str]
+    recorded: frozenset[str]  # cameras whose packets are recorded
     addresses: tuple[str, ...]  # one for each process that reads cameras
     socket: PacketSocket | None  # None if capture workers read the cameras
-    process: RecordingProcess
+    frame_taps: FrameTaps | None  # None if `socket` is None
+    recorder: RecordingProcess | None = None
 
     def reconfigure(self, config: AppConfig) -> None:
         """Record the cameras of a new configuration, and no others."""
         cameras = _recorded(config)
-        if frozenset(cameras) != self.cameras:
-            self.cameras = frozenset(cameras)
-            self.process.follow(cameras)
+        if self.recorder is not None and frozenset(cameras) != self.recorded:
+            self.recorded = frozenset(cameras)
+            self.recorder.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
-        """Return the tap of a camera that this process reads; None if its packets are not passed on."""
-        if self.socket is None or camera_id not in self.cameras:
+        """Return the tap of a camera that this process reads; None if capture workers read the cameras."""
+        if self.socket is None:
             return None
-        return PacketTap(camera_id, self.socket)
+        return PacketTap(camera_id, self.socket, recorded=camera_id in self.recorded)
+
+    def frame_tap(self, camera_id: str) -> FrameTap | None:
+        """Return the tap for frames of a camera that this process reads; None if capture workers read the cameras."""
+        return None if self.frame_taps is None else self.frame_taps.tap(camera_id)
 
 
-def open_recording(config: AppConfig, publisher: Publisher, workers: int, resources: ExitStack) -> Packets | None:
-    """Start the process that records cameras. Return how cameras pass packets to it; None if nothing is recorded.
+def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
+    """Return addresses for the packets of `processes` processes; empty if no other process needs packets."""
+    if config.recording is None and config.page is None:
+        return ()
+    return tuple(packet_addresses(packet_address_prefix(), processes))
+
+
+def open_packets(config: AppConfig, addresses: tuple[str, ...], workers: int, resources: ExitStack) -> Packets | None:
+    """Open the sockets for packets at addresses from `plan_packets`. Return None if there are no addresses.
 
     `workers` is the number of capture workers; 0 means that this process reads the cameras.
+    """
+    if not addresses:
+        return None
+    recorded = frozenset(_recorded(config))
+    if workers:
+        return Packets(recorded, addresses[:workers], None, None)
+    socket = resources.enter_context(closing(PacketSocket(addresses[0])))
+    return Packets(recorded, addresses[:1], socket, resources.enter_context(closing(FrameTaps(socket))))
+
+
+def open_recording(config: AppConfig, publisher: Publisher, packets: Packets, resources: ExitStack) -> None:
+    """Start the process that records cameras, if recording is configured.
 
     Raises:
         ConfigError: the folder of the recordings or `state_dir` is not writable.
         Unavailable: a folder cannot be used at present, for example because the disk is full.
     """
     if config.recording is None or config.state_dir is None:
-        return None
+        return
     from vision.outputs.recording.process import RecordingProcess
     from vision.outputs.recording.recorder import RecorderOptions
 
-    cameras = _recorded(config)
-    addresses = packet_addresses(packet_address_prefix(), workers or 1)
-    socket = None if workers else resources.enter_context(closing(PacketSocket(addresses[0])))
     options = RecorderOptions(
         config.recording,
         Path(config.state_dir),
-        cameras,
-        addresses,
+        _recorded(config),
+        list(packets.addresses),
         publisher.internal_address,
         None if config.publish.curve is None else KeyFolder(Path(config.publish.curve)).internal_client(),
     )
     process = resources.enter_context(closing(RecordingProcess(options)))
     publisher.add_counters(process.counters)
-    return Packets(frozenset(cameras), tuple(addresses), socket, process)
+    packets.recorder = process
 
 
 def _recorded(config: AppConfig) -> list[str]:

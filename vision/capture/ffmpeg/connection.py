@@ -129,7 +129,7 @@ class ContainerConnection:
         self._name = name
         self._container = container
         self.stream = stream
-        self._tap = None if tap is None else tap.connected(stream)
+        self.tap = None if tap is None else tap.connected(stream)
         names = container.format.name.split(",")
         self._is_file = container.duration is not None or (is_file and "hls" not in names)
         one_by_one = has_no_times(container) or not _ONE_BY_ONE.isdisjoint(names)
@@ -153,8 +153,8 @@ class ContainerConnection:
             if pace is not None:
                 pace.wait(packet)
             frames += 1
-            if self._tap is not None:
-                self._tap.offer(packet, time_ns(packet))
+            if self.tap is not None:
+                self.tap.offer(packet, time_ns(packet))
             yield packet, packet.is_keyframe
         if self._is_file:
             raise EndOfStream(f"{self._name}: ended after {frames} frames")
@@ -180,6 +180,7 @@ class ImageConnection:
         context = CodecContext.create("mjpeg", "r")
         assert isinstance(context, VideoCodecContext)
         self.stream = JpegStream(context)
+        self.tap = None
         self.fps = jpegs.fps
         self.packets = jpegs.packets
         self.close = jpegs.close

@@ -15,9 +15,10 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vision.capture.diagnosis import named
-from vision.capture.ffmpeg.bindings import best_video, frame_rate, open_container
+from vision.capture.ffmpeg.bindings import best_video, frame_rate, open_container, time_ns
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.pacing import FramePacer, PacedSource
+from vision.capture.packet_tap import ConnectionTap, PacketTap
 from vision.capture.regular_file import require_file
 from vision.capture.source import Grab, SkippedFrames, StreamInfo
 from vision.errors import EndOfStream, SourceError
@@ -37,6 +38,7 @@ class _Frame:
     decoded: DecodedFrame
     decoder: PacketDecoder
     info: StreamInfo
+    tap: ConnectionTap | None
 
 
 class VideoFile(PacedSource[_Frame]):
@@ -55,13 +57,19 @@ class VideoFile(PacedSource[_Frame]):
         pacer: FramePacer | None = None,
         *,
         loop: bool = False,
+        tap: PacketTap | None = None,
     ) -> None:
-        """Create the source. `open_decoder` opens the decoder of each pass. If `loop`, restart the file at its end."""
+        """Create the source.
+
+        `open_decoder` opens the decoder of each pass. If `loop`, restart the file at its end. `tap`, if given, receives
+        the packets, with a new connection for each pass.
+        """
         super().__init__(path, pacer)
         self._path = path
         self._pixel_formats = pixel_formats
         self._open_decoder = open_decoder
         self._loop = loop
+        self._tap = tap
         self._passes = self._read_passes()
         self._close()
 
@@ -83,6 +91,8 @@ class VideoFile(PacedSource[_Frame]):
         return self._timeline.count(frame.decoded.pts_ns), frame
 
     def _mark(self, grab: Grab, frame: _Frame) -> Grab:
+        if frame.tap is not None:
+            frame.tap.captured(frame.decoded.pts_ns, grab.captured_ns)
         return replace(grab, yuv=frame.decoded.yuv)
 
     def _write(self, frame: _Frame, out: FrameBuffer) -> None:
@@ -92,7 +102,7 @@ class VideoFile(PacedSource[_Frame]):
         """Yield the frames of all passes, in the pixel format of the first pass, because the caller expects it."""
         pixel_formats = self._pixel_formats
         while True:
-            with closing(_Pass(self._path, self._open_decoder, pixel_formats)) as current:
+            with closing(_Pass(self._path, self._open_decoder, pixel_formats, self._tap)) as current:
                 self._timeline.begin_pass(current.fps)
                 for frame in current.read(self.skipped):
                     pixel_formats = (frame.info.pixel_format,)
@@ -172,7 +182,9 @@ class _PassCounts:
 class _Pass:
     """One pass over the file, from start to end."""
 
-    def __init__(self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...]) -> None:
+    def __init__(
+        self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...], tap: PacketTap | None
+    ) -> None:
         self._path = path
         self._container = self._open_container()
         try:
@@ -182,6 +194,7 @@ class _Pass:
             self._container.close()
             raise named(self._path, error) from error
         self.fps = frame_rate(self._container, self._stream)
+        self._tap = None if tap is None else tap.connected(self._stream)
         self._counts = _PassCounts()
         self._read_error = ""
 
@@ -212,7 +225,7 @@ class _Pass:
                 assert info is not None
                 counts.frames += 1
                 counts.distorted += decoded.corrupt
-                yield _Frame(decoded, self.decoder, info)
+                yield _Frame(decoded, self.decoder, info, self._tap)
         skipped.add(DropReason.CORRUPT, counts.lost)
 
     def close(self) -> None:
@@ -239,6 +252,8 @@ class _Pass:
         try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet
+                if self._tap is not None and not last:
+                    self._tap.offer(packet, time_ns(packet))
                 yield packet
                 if last:
                     return

@@ -109,13 +109,16 @@ class FFmpegSource:
         if frame is None:
             return None
         self._frame = frame
-        return self._capture_clock.stamp(
+        grab = self._capture_clock.stamp(
             frame.packet.arrived_ns,
             frame.packet.ntp_utc_ns,
             pts_ns=frame.decoded.pts_ns,
             corrupt=frame.packet.corrupt,
             yuv=frame.decoded.yuv,
         )
+        if self._stream is not None and self._stream.tap is not None:
+            self._stream.tap.captured(grab.pts_ns, grab.captured_ns)
+        return grab
 
     def retrieve(self, out: FrameBuffer) -> None:
         if self._frame is None or self._stream is None:
@@ -168,6 +171,7 @@ class _Stream:
         skipped: SkippedFrames,
     ) -> None:
         self.decoder = decoder
+        self.tap = connection.tap
         self._name = name
         self._skipped = skipped
         self._gate = KeyFrameGate()

@@ -19,6 +19,7 @@ from vision.messaging.curve import KeyPair
 from vision.messaging.exposed_port import listen
 from vision.messaging.helper_process import HelperProcess
 from vision.messaging.sockets import bind_error
+from vision.outputs.page.live_scene import LiveSettings
 from vision.outputs.page.settings import PageSettings
 from vision.version import install_hint
 
@@ -36,6 +37,7 @@ def page_settings(
     address: str,
     *,
     class_names: Sequence[str] = (),
+    packets: tuple[str, ...] = (),
     keys: KeyPair | None = None,
     config_file: Path | None = None,
 ) -> PageSettings:
@@ -46,6 +48,7 @@ def page_settings(
         page: its section `page`.
         address: address to subscribe to.
         class_names: the published classes of the model.
+        packets: addresses at which the cameras pass their packets on.
         keys: keys for CURVE; None if messages are not encrypted.
         config_file: file of the configuration; None if the configuration was built in Python.
     """
@@ -62,6 +65,7 @@ def page_settings(
         recordings=None if config.recording is None else config.recording.folder,
         snapshots=None if config.snapshots is None else config.snapshots.folder,
         archive=None if config.archive is None else config.archive.folder,
+        live=LiveSettings.of(config, packets),
     )
 
 

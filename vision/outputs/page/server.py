@@ -23,13 +23,14 @@ from starlette.types import ASGIApp
 
 from vision.messaging.http_server import SecurityHeaders, http_server, serve_until_input_closes
 from vision.outputs.hardware import GpuSampler, disks, memory, temperatures
-from vision.outputs.page import editor
+from vision.outputs.page import editor, live
 from vision.outputs.page.access import AccessRules
 from vision.outputs.page.assets import Assets
 from vision.outputs.page.event_routes import EventRoutes
 from vision.outputs.page.events import EventReader
 from vision.outputs.page.history import LiveHistory
 from vision.outputs.page.history_routes import HistoryRoutes
+from vision.outputs.page.live_hub import LiveHub
 from vision.outputs.page.media import Media
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import PageState, encode, follow
@@ -97,13 +98,13 @@ class Page:
         return Response(encode(content), media_type="application/json")
 
 
-def application(settings: PageSettings, state: PageState) -> ASGIApp:
+def application(settings: PageSettings, state: PageState, hub: LiveHub) -> ASGIApp:
     """Return the ASGI application."""
     page = Page(settings, state, Assets())
     media = Media(settings)
     routes = [*page.routes(), *media.routes(), *EventRoutes(EventReader(settings, state), media).routes()]
     routes += HistoryRoutes(settings, state.history).routes()
-    app = Starlette(routes=routes)
+    app = Starlette(routes=[*routes, *live.routes(hub)])
     login = Starlette(routes=[Route("/", page.login_form)])
     return SecurityHeaders(AccessRules(app, login, token=settings.token, hosts=settings.hosts), _HEADERS)
 
@@ -115,7 +116,8 @@ def serve(options: Mapping[str, Any]) -> None:
     """
     settings = msgspec.convert(options["settings"], PageSettings)
     state = PageState(settings.interval_s, LiveHistory() if settings.archive is None else None)
-    server = http_server(application(settings, state), connections=_CONNECTIONS, web_sockets=True)
+    hub = LiveHub(settings.live, settings.address, settings.key_pair)
+    server = http_server(application(settings, state, hub), connections=_CONNECTIONS, web_sockets=True)
     listener = socket.socket(fileno=options["listener"])
     serve_until_input_closes(server, listener, partial(follow, state, settings))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vision.messaging.curve import KeyPair
+from vision.outputs.page.live_scene import LiveSettings
 
 
 class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,7 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
     recordings: str | None = None  # folder of the recordings
     snapshots: str | None = None  # folder of the snapshots
     archive: str | None = None  # folder of the archive
+    live: LiveSettings = LiveSettings()
 
     @property
     def key_pair(self) -> KeyPair | None:

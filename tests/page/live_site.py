@@ -1,0 +1,257 @@
+"""A site with one camera of the zoo, the live view, and a browser, for tests of the live view.
+
+The camera paints a number into each frame. Its result is published as a track with this number, so that a test can
+compare the pixels in the browser with the overlay of the same frame.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+import zmq
+from playwright.sync_api import Page
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from vision.capture.frame_tap import FrameTaps
+from vision.capture.open import open_source
+from vision.capture.packet_tap import PacketTap
+from vision.capture.supervisor import CameraSupervisor, SupervisorPolicy
+from vision.capture.zoo.barcode import read_number
+from vision.config import CameraConfig
+from vision.messaging import codec
+from vision.messaging.packets import PacketSocket, packet_address_prefix
+from vision.messaging.schema import AnyMessage, CameraStatusMessage, DetectedObject, DetectionsMessage, StageTimes
+from vision.outputs.page import live
+from vision.outputs.page.live_hub import LiveHub
+from vision.outputs.page.live_scene import LiveSettings
+from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
+
+STATIC: Final = Path(live.__file__).parent / "static"
+_HEADER: Final = {"node": "test", "instance": "1", "boot": "", "seq": 1}
+_TIMES: Final = StageTimes(wait=0, submit=0, infer=0, publish=0, total=0)
+
+PAGE: Final = """<!doctype html><link rel="icon" href="data:,">
+<style>body { display: flex; flex-wrap: wrap } .tile { width: 300px; height: 240px } canvas { width: 100% }</style>"""
+
+READER: Final = """
+async (cameras) => {
+  const { LiveView } = await import("/static/live.js");
+  window.shown = [];
+  window.views = cameras.map((camera) => {
+    const tile = document.createElement("div");
+    tile.className = "tile";
+    document.body.append(tile);
+    const view = new LiveView(tile, camera);
+    tile.addEventListener("visionframe", ({ detail }) => {
+      const canvas = tile.querySelector("canvas");
+      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height / 4);
+      let code = 0;
+      for (let bit = 0; bit < 16; bit += 1) {
+        const y = Math.floor((canvas.height * (2 * (bit >> 3) + 1)) / 16);
+        const x = Math.floor((canvas.width * (2 * (bit & 7) + 1)) / 16);
+        code = code * 2 + (pixels.data[4 * (y * pixels.width + x)] > 128);
+      }
+      const number = code >> 4;
+      const intact = ((number ^ (number >> 4) ^ (number >> 8) ^ 10) & 15) === (code & 15);
+      window.shown.push({
+        camera, at: performance.now(), number: intact ? number : null,
+        result: detail && detail.objects[0]?.track_id, width: detail?.width, stream: view.frames.stream,
+      });
+    });
+    view.start();
+    return view;
+  });
+}
+"""
+"""Shows cameras, and appends the number in the pixels and the number of the result of each frame to `window.shown`."""
+
+
+class Publisher:
+    """Publishes messages, and delays those of detections as a detector would."""
+
+    def __init__(self, delay_s: float) -> None:
+        self.address = f"ipc://@test-live-{id(self)}-{time.monotonic_ns()}"
+        self._delay_s = delay_s
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.bind(self.address)
+        self._waiting: list[tuple[float, AnyMessage]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def publish(self, message: AnyMessage) -> None:
+        with self._changed:
+            self._waiting.append((time.monotonic() + self._delay_s, message))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                due_s, message = self._waiting.pop(0)
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            self._socket.send_multipart([message.topic.encode(), codec.encode(message)])
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+
+class Sink:
+    """A `FrameSink` that publishes the number in the pixels of each frame, except of every `skip`-th frame."""
+
+    def __init__(self, publisher: Publisher, skip: int) -> None:
+        self.published = 0
+        self._publisher = publisher
+        self._skip = skip
+        self._format: PixelFormat = "bgr"
+        self._buffer = FrameBuffer.allocate(2, 2, "bgr")
+
+    def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
+        self._buffer = FrameBuffer.allocate(height_px, width_px, pixel_format)
+        self._format = pixel_format
+
+    def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
+        return self._buffer
+
+    def commit(self, meta: FrameMeta) -> None:
+        pixels = self._buffer.require_host()
+        number = read_number(pixels[: meta.height_px] if self._format in ("i420", "nv12") else pixels[..., 1])
+        self.published += 1
+        if number is None or (self._skip and self.published % self._skip == 0):
+            return
+        self._publisher.publish(message_of(meta, number))
+
+    def drop(self, reason: DropReason) -> None:
+        pass
+
+    def flush(self, reason: DropReason) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def message_of(meta: FrameMeta, number: int) -> DetectionsMessage:
+    """Return a message about a frame, whose only object has the track id `number`."""
+    box = (meta.width_px * 0.4, meta.height_px * 0.5, meta.width_px * 0.6, meta.height_px * 0.9)
+    detected = DetectedObject(track_id=number, class_name="person", class_id=0, score=0.9, box=box)
+    return DetectionsMessage(
+        **_HEADER,  # type: ignore[arg-type]
+        camera=meta.camera_id,
+        epoch=meta.epoch,
+        frame=meta.index,
+        captured_at="2026-01-01T00:00:00.000000Z",
+        captured_monotonic_ns=meta.captured_ns,
+        clock=meta.clock,
+        timing_ms=_TIMES,
+        dropped_before={},
+        width=meta.width_px,
+        height=meta.height_px,
+        objects=[detected],
+    )
+
+
+class Site:
+    """The parts of the program that the live view needs, in this process."""
+
+    def __init__(self, stack: ExitStack, *, delay_s: float = 0.03, settings: dict[str, Any] | None = None) -> None:
+        """Open the parts. `delay_s` is the time that the detector takes."""
+        self._stack = stack
+        address = packet_address_prefix()
+        self.publisher = stack.enter_context(closing(Publisher(delay_s)))
+        self._packets = stack.enter_context(closing(PacketSocket(address)))
+        self._taps = stack.enter_context(closing(FrameTaps(self._packets)))
+        self.hub = LiveHub(LiveSettings(packets=(address,), **(settings or {})), self.publisher.address)
+        stack.callback(self.hub.close)
+        self.url = stack.enter_context(_serving(self.hub))
+
+    def add_camera(self, camera: CameraConfig, *, skip: int = 0, tapped: bool = True) -> Sink:
+        """Read a camera in a thread. Without `tapped`, its packets are not passed on, as those of a USB camera."""
+        sink = Sink(self.publisher, skip)
+        tap = PacketTap(camera.id, self._packets, recorded=False) if tapped else None
+        factory = partial(open_source, camera, offline=False, pixel_formats=("i420", "bgr"), tap=tap)
+        policy = SupervisorPolicy(camera.read_timeout_s, None, first_retry_s=0.1, longest_retry_s=0.3)
+        supervisor = CameraSupervisor(camera.id, factory, sink, policy, frame_tap=self._taps.tap(camera.id))
+        thread = threading.Thread(target=supervisor.run, daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            supervisor.stop()
+            thread.join()
+
+        self._stack.callback(stop)
+        return sink
+
+    def report(self, camera: str, state: str, error: str = "") -> None:
+        """Publish the state of a camera."""
+        message = CameraStatusMessage(
+            **_HEADER,  # type: ignore[arg-type]
+            camera=camera,
+            at="2026-01-01T00:00:00.000000Z",
+            at_monotonic_ns=1,
+            state=state,
+            state_for_s=1,
+            epoch=0,
+            reconnects=0,
+            grabbed=0,
+            published=0,
+            dropped={},
+            fps=0,
+            published_fps=0,
+            objects=0,
+            last_error=error or None,
+        )
+        self.publisher.publish(message)
+
+
+@contextmanager
+def _serving(hub: LiveHub) -> Iterator[str]:
+    async def index(_request: object) -> HTMLResponse:
+        return HTMLResponse(PAGE)
+
+    app = Starlette(routes=[Route("/", index), Mount("/static", StaticFiles(directory=STATIC)), *live.routes(hub)])
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, log_level="error", lifespan="off", ws="websockets-sansio", ws_per_message_deflate=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join()
+        listener.close()
+
+
+def show(page: Page, url: str, cameras: list[str]) -> None:
+    """Open the page, and show cameras."""
+    page.goto(url)
+    page.evaluate(READER, cameras)
+
+
+def shown(page: Page) -> list[dict[str, Any]]:
+    """Return the frames that the page has shown."""
+    frames: list[dict[str, Any]] = page.evaluate("window.shown")
+    return frames

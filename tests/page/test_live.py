@@ -1,0 +1,113 @@
+"""The live view in a browser: the numbers in the pixels of each shown frame equal the number in its overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.page.harness import until
+from tests.page.live_site import Sink, Site, show, shown
+from vision.capture.zoo.camera import Camera
+from vision.capture.zoo.persona import Fault, RtspStream
+from vision.capture.zoo.zoo import PERSONAS, Zoo, running_zoo
+from vision.config import CameraConfig
+
+pytestmark = pytest.mark.integration
+
+FAST: Final = 25.0
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Iterator[Zoo]:
+    with running_zoo() as started:
+        yield started
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(stack)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    yield page
+    page.close()
+
+
+def add(
+    site: Site, zoo: Zoo, name: str, *, fault: Fault = "none", as_id: str = "", skip: int = 0, tapped: bool = True
+) -> tuple[Camera, Sink]:
+    """Add the camera of a persona, at 25 frames/s, to the site."""
+    persona = next(each for each in PERSONAS if each.name == name)
+    assert isinstance(persona.stream, RtspStream)
+    camera = Camera(replace(persona, stream=replace(persona.stream, fps=FAST)), fault, fault_after_s=2, repeats=True)
+    zoo.start([camera])
+    keys = {"source": camera.address, "reader": "ffmpeg", "open_timeout_s": 30, "read_timeout_s": 10}
+    config = CameraConfig.model_validate({"id": as_id or name, **keys})
+    return camera, site.add_camera(config, skip=skip, tapped=tapped)
+
+
+def frames_of(page: Page, camera: str) -> list[dict[str, Any]]:
+    return [frame for frame in shown(page) if frame["camera"] == camera]
+
+
+def wrong(page: Page) -> list[dict[str, Any]]:
+    """Return the frames that were shown with the overlay of a different frame, or damaged."""
+    return [each for each in shown(page) if each["result"] is not None and each["number"] != each["result"]]
+
+
+def test_each_frame_is_shown_with_its_own_overlay(site: Site, zoo: Zoo, page: Page) -> None:
+    for name in ("plain", "b-frames", "resize", "sprop-only"):
+        add(site, zoo, name)
+    add(site, zoo, "plain", as_id="skipping", skip=3)
+    cameras = ["plain", "b-frames", "resize", "sprop-only", "skipping"]
+    show(page, site.url, cameras)
+    until(lambda: all(len(frames_of(page, camera)) > 60 for camera in cameras), "too few frames")
+    assert wrong(page) == []
+    assert all(frame["stream"] > 0 for camera in cameras for frame in frames_of(page, camera)[-20:])
+    assert {frame["width"] for frame in frames_of(page, "resize")} == {160, 240}
+
+
+def test_frames_after_faults_are_shown_with_their_own_overlay(site: Site, zoo: Zoo, page: Page) -> None:
+    cut, _ = add(site, zoo, "plain", fault="cut", as_id="cut")
+    add(site, zoo, "plain", fault="loss", as_id="loss")
+    add(site, zoo, "b-frames", fault="loss", as_id="b-loss")
+    cameras = ["cut", "loss", "b-loss"]
+    show(page, site.url, cameras)
+    until(lambda: len(cut.playbacks) > 1 and frames_of(page, "cut")[-1]["stream"] > 1, "no new connection")
+    until(lambda: all(len(frames_of(page, camera)) > 30 for camera in cameras), "too few frames")
+    assert wrong(page) == []
+
+
+def test_images_replace_packets_that_a_browser_cannot_decode_or_match(site: Site, zoo: Zoo, page: Page) -> None:
+    add(site, zoo, "mjpeg")
+    add(site, zoo, "time-stopped")
+    add(site, zoo, "plain", as_id="untapped", tapped=False)
+    cameras = ["mjpeg", "time-stopped", "untapped"]
+    show(page, site.url, cameras)
+    until(lambda: all(len(frames_of(page, camera)) > 10 for camera in cameras), "too few frames")
+    assert wrong(page) == []
+    assert {frame["stream"] for frame in frames_of(page, "mjpeg") + frames_of(page, "untapped")} == {0}
+
+
+def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:
+    show(page, site.url, ["gate"])
+    note = page.locator(".live-note")
+    assert note.is_visible()
+    until(
+        lambda: site.report("gate", "backing-off", "no route to host") or "no route" in note.inner_text(), "no reason"
+    )
+
+    def says(text: str, state: str, error: str = "") -> bool:
+        site.report("gate", state, error)
+        return text in note.inner_text() if text else not note.is_visible()
+
+    until(lambda: says("no route", "backing-off", "no route to host"), "no reason")
+    until(lambda: says("", "streaming"), "the reason stays")

@@ -1,0 +1,259 @@
+"""`CameraFeed`, which joins the packets, results, and images of one camera, and chooses what each viewer receives.
+
+A viewer that decodes the camera's codec receives packets from a key frame on. Until then, after a lost packet, and if
+the viewer or the camera does not permit packets, it receives images: frames with results, as JPEGs.
+
+A message names its frame by the capture time. `FrameTime` contains the packet of each capture time, so a result is
+matched with its packet exactly, never with the nearest one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from vision.messaging.packets import CodedPacket, FrameTime, Image, ImageRequest
+from vision.messaging.schema import CameraStatusMessage, CountsMessage, DetectionsMessage
+from vision.outputs.page.live_format import WebFormat, record, result_of
+
+IMAGE_INTERVAL_NS: Final = 100_000_000
+_IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # the frame was no longer in memory, or its process ended
+_SILENCE_NS: Final = 3_000_000_000  # without packets although there are results
+_KNOWN_FRAMES: Final = 256
+_MAX_WIDTH_PX: Final = 1280
+_ANY_WIDTH_PX: Final = 16384
+
+
+class Receiver(Protocol):
+    """A receiver of records, such as `Viewer`."""
+
+    def push(self, record: bytes) -> bool:
+        """Queue a record. Return False if the record is lost."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """One viewer of the camera."""
+
+    viewer: Receiver
+    codecs: Collection[str]  # that the viewer decodes, by FFmpeg's names
+    waits: bool = True  # for a key frame
+
+    def push(self, text: bytes) -> None:
+        """Send a record to the viewer. If it is lost, the viewer needs a new key frame."""
+        if not self.viewer.push(text):
+            self.waits = True
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The packets of one connection."""
+
+    number: int
+    connection: int
+    codec: str
+    web: WebFormat | None = None  # None before the first key frame
+    next_seq: int = 0
+    time_us: int = 0  # of the last packet
+    recent_us: dict[int, None] = field(default_factory=dict)
+    has_unique_times: bool = True
+
+    def time_of(self, pts_ns: int | None) -> int:
+        """Return the time of the next packet in µs. Note whether the times identify the frames."""
+        self.time_us = self.time_us + 1 if pts_ns is None else pts_ns // 1000
+        if pts_ns is not None and self.time_us in self.recent_us:
+            self.has_unique_times = False
+        self.recent_us[self.time_us] = None
+        if len(self.recent_us) > _KNOWN_FRAMES:
+            del self.recent_us[next(iter(self.recent_us))]
+        return self.time_us
+
+
+class _ImageRequests:
+    """The requests for images of one camera: one at a time, and at most ten per second."""
+
+    def __init__(self, request: Callable[[ImageRequest], None], max_width_px: int) -> None:
+        self._request = request
+        self._max_width_px = max_width_px
+        self._asked: DetectionsMessage | None = None  # the result whose image was requested
+        self._asked_ns = 0
+
+    def add(self, message: DetectionsMessage, now_ns: int) -> None:
+        """Request the image of a result, if it is due."""
+        pause_ns = IMAGE_INTERVAL_NS if self._asked is None else _IMAGE_TIMEOUT_NS
+        if now_ns - self._asked_ns >= pause_ns:
+            self._asked, self._asked_ns = message, now_ns
+            self._request(ImageRequest(message.camera, message.captured_monotonic_ns, self._max_width_px))
+
+    def result_of(self, image: Image) -> DetectionsMessage | None:
+        """Return the result of the requested image; None if a different image was requested, or none."""
+        asked = self._asked
+        return asked if asked is not None and asked.captured_monotonic_ns == image.captured_ns else None
+
+    def done(self) -> None:
+        """Permit the next request."""
+        self._asked = None
+
+
+class CameraFeed:
+    """The live view of one camera. One thread calls all methods."""
+
+    def __init__(
+        self,
+        camera_id: str,
+        *,
+        request: Callable[[ImageRequest], None],
+        scene: Callable[[], dict[str, Any]],
+        is_private: bool,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Create the feed.
+
+        Args:
+            camera_id: id of the camera.
+            request: function that requests an image.
+            scene: function that returns the lines, zones, and masks of the camera.
+            is_private: if True, images have the size of the frame, because parts of them are hidden before they are
+                sent. `packet` must not be called.
+            clock: function that returns the monotonic time in ns.
+        """
+        self.camera_id = camera_id
+        self.is_private = is_private
+        self.has_packets = self.has_images = False  # what is received at present
+        self.watches: list[Watch] = []
+        self._images = _ImageRequests(request, _ANY_WIDTH_PX if is_private else _MAX_WIDTH_PX)
+        self._scene = scene
+        self._clock = clock
+        self._stream: _Stream | None = None
+        self._streams = 0
+        self._packet_ns = 0  # arrival of the last packet
+        self._frames: dict[int, tuple[int, int]] = {}  # stream and time of a frame by its capture time
+        self._early: dict[int, DetectionsMessage] = {}  # results whose `FrameTime` has not arrived
+        self._texts: dict[str, bytes] = {}  # the last state and counts
+
+    @property
+    def wants_packets(self) -> bool:
+        """True if a viewer can decode packets, and they may be shown."""
+        return not self.is_private and any(watch.codecs for watch in self.watches)
+
+    @property
+    def wants_images(self) -> bool:
+        """True if a viewer waits for a key frame, or cannot decode the packets."""
+        return any(watch.waits for watch in self.watches)
+
+    def add(self, viewer: Receiver, codecs: Collection[str]) -> None:
+        """Add a viewer, or make it start again with a key frame. `codecs` are those that it decodes."""
+        self.remove(viewer)
+        watch = Watch(viewer, codecs)
+        self.watches.append(watch)
+        watch.push(record({"kind": "scene", "camera": self.camera_id, **self._scene()}))
+        for text in self._texts.values():
+            watch.push(text)
+
+    def remove(self, viewer: Receiver) -> None:
+        """Remove a viewer, if it was added."""
+        self.watches = [watch for watch in self.watches if watch.viewer is not viewer]
+
+    def packet(self, packet: CodedPacket) -> None:
+        """Send a packet to the viewers that decode it, each from a key frame on."""
+        assert not self.is_private
+        header, self._packet_ns = packet.header, self._clock()
+        stream = self._stream_of(packet)
+        if header.seq != stream.next_seq:
+            self._restart()
+        stream.next_seq = header.seq + 1
+        if header.key:
+            stream.web = WebFormat(header)
+        time_us = stream.time_of(header.pts_ns)
+        if stream.web is None or not stream.has_unique_times:
+            self._restart()
+            return
+        data = stream.web.convert(packet.data)
+        start = stream.web.start(data) if header.key else None
+        fields = {"kind": "packet", "camera": self.camera_id, "stream": stream.number, "time": time_us}
+        if start is not None:
+            codec, data = start
+            text = record({**fields, "key": True, "codec": codec}, data)
+        else:
+            text = record({**fields, "key": False}, data)
+        for watch in self.watches:
+            if header.codec in watch.codecs and (start is not None or not watch.waits):
+                watch.waits = False
+                watch.push(text)
+
+    def _stream_of(self, packet: CodedPacket) -> _Stream:
+        header, stream = packet.header, self._stream
+        if stream is None or stream.connection != header.connection:
+            self._restart()
+            self._streams += 1
+            stream = self._stream = _Stream(self._streams, header.connection, header.codec, next_seq=header.seq)
+        return stream
+
+    def _restart(self) -> None:
+        """Make every viewer wait for a key frame."""
+        for watch in self.watches:
+            watch.waits = True
+
+    def frame_time(self, frame: FrameTime) -> None:
+        """Note the packet of a capture time. If the result has arrived already, send it."""
+        stream = self._stream
+        if stream is None or stream.connection != frame.connection:
+            return
+        self._frames[frame.captured_ns] = stream.number, frame.pts_ns // 1000
+        if len(self._frames) > _KNOWN_FRAMES:
+            del self._frames[next(iter(self._frames))]
+        early = self._early.pop(frame.captured_ns, None)
+        if early is not None:
+            self._send_result(early)
+
+    def detections(self, message: DetectionsMessage) -> None:
+        """Send a result to the viewers that received its packet. If others wait for an image, request one."""
+        if self._clock() - self._packet_ns > _SILENCE_NS:
+            self._restart()
+        if any(not watch.waits for watch in self.watches):
+            self._send_result(message)
+        if self.wants_images:
+            self._images.add(message, self._clock())
+
+    def _send_result(self, message: DetectionsMessage) -> None:
+        frame = self._frames.pop(message.captured_monotonic_ns, None)
+        if frame is None:
+            self._early[message.captured_monotonic_ns] = message
+            if len(self._early) > _KNOWN_FRAMES:
+                del self._early[next(iter(self._early))]
+            return
+        fields = {"kind": "result", "camera": self.camera_id, "stream": frame[0], "time": frame[1]}
+        text = record({**fields, "result": result_of(message)})
+        for watch in self.watches:
+            if not watch.waits:
+                watch.push(text)
+
+    def result_of(self, image: Image) -> DetectionsMessage | None:
+        """Return the result of the requested image; None if a different image was requested, or none."""
+        return self._images.result_of(image)
+
+    def image(self, image: Image) -> None:
+        """Send the requested image to the viewers that wait."""
+        message = self._images.result_of(image)
+        if message is None:
+            return
+        self._images.done()
+        text = record({"kind": "image", "camera": self.camera_id, "result": result_of(message)}, image.jpeg)
+        for watch in self.watches:
+            if watch.waits:
+                watch.push(text)
+
+    def report(self, message: CameraStatusMessage | CountsMessage) -> None:
+        """Send the state or the counts of the camera to all viewers."""
+        if isinstance(message, CountsMessage):
+            kind, fields = "counts", {"lines": message.lines, "zones": message.zones}
+        else:
+            reason = " ".join(filter(None, (message.last_error, message.hint)))
+            kind, fields = "state", {"state": message.state, "reason": reason}
+        text = record({"kind": kind, "camera": self.camera_id, **fields})
+        if self._texts.get(kind) != text:
+            self._texts[kind] = text
+            for watch in self.watches:
+                watch.push(text)

@@ -1,0 +1,118 @@
+"""The binary messages of the live view, and the form in which browsers decode H.264 and H.265.
+
+A message consists of records. A record is the length of its header and of its data (two 32-bit numbers, big-endian),
+the header as JSON, and the data:
+
+=========== ======================================================= ===============================
+kind        header                                                  data
+=========== ======================================================= ===============================
+``packet``  ``stream``, ``time``, ``key``; ``codec`` of key frames  a coded frame (Annex B)
+``result``  ``stream``, ``time``, ``result``                        none
+``image`` ``result``                                              a JPEG
+``scene``   ``lines``, ``zones``, ``masks``, ``coded``              none
+``state``   ``state``, ``reason``                                   none
+``counts``  ``lines``, ``zones``                                    none
+=========== ======================================================= ===============================
+
+All headers contain ``kind`` and ``camera``. ``stream`` and ``time`` (in µs) identify a coded frame and its result.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, Final
+
+import msgspec
+
+from vision.capture.nvdec.annexb import parameter_sets
+from vision.capture.reordering import Bits
+from vision.messaging.packets import PacketHeader
+from vision.messaging.schema import DetectionsMessage
+from vision.outputs.recording.stream_format import StreamFormat
+
+_START_CODE: Final = b"\x00\x00\x00\x01"
+_UNITS: Final = re.compile(b"\x00\x00\x01")
+_SPS_TYPES: Final = {"h264": 7, "hevc": 33}
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def record(header: dict[str, Any], data: bytes = b"") -> bytes:
+    """Return a record."""
+    head = _encode_json(header)
+    return b"".join((struct.pack("!II", len(head), len(data)), head, data))
+
+
+def split_record(text: bytes) -> tuple[str, bytes]:
+    """Return the kind and the data of a record."""
+    head, _ = struct.unpack_from("!II", text)
+    return _decode_json(text[8 : 8 + head])["kind"], text[8 + head :]
+
+
+def result_of(message: DetectionsMessage) -> dict[str, Any]:
+    """Return the part of a message that the live view draws."""
+    return {
+        "epoch": message.epoch,
+        "frame": message.frame,
+        "width": message.width,
+        "height": message.height,
+        "at": message.captured_at,
+        "objects": message.objects,
+    }
+
+
+class WebFormat:
+    """Converts the packets of one connection to the form that browsers decode."""
+
+    def __init__(self, header: PacketHeader) -> None:
+        """Create the converter from the header of a key frame."""
+        self._codec = header.codec
+        self._format = StreamFormat(header)
+
+    def convert(self, data: bytes) -> bytes:
+        """Return a packet in Annex B."""
+        return self._format.to_annexb(data)
+
+    def start(self, frame: bytes) -> tuple[str, bytes] | None:
+        """Return the codec for WebCodecs, and the key frame `frame` with its parameter sets.
+
+        Return None if a decoder cannot start with this frame. `frame` is in Annex B.
+        """
+        if not self._format.is_start(frame):
+            return None
+        parameters = self._format.parameters(frame)
+        codec = codec_string(self._codec, parameters)
+        if codec is None:
+            return None
+        return codec, frame if parameter_sets(self._codec, frame) else parameters + frame
+
+
+def codec_string(codec: str, parameters: bytes) -> str | None:
+    """Return the codec for WebCodecs (RFC 6381), from parameter sets in Annex B; None if they contain none."""
+    kind = _SPS_TYPES[codec]
+    for unit in _UNITS.split(parameters):
+        if unit and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
+            return _h264_string(unit) if codec == "h264" else _h265_string(unit)
+    return None
+
+
+def _h264_string(unit: bytes) -> str | None:
+    return f"avc1.{unit[1:4].hex().upper()}" if len(unit) > 3 else None
+
+
+def _h265_string(unit: bytes) -> str | None:
+    """Return the codec from an SPS (Rec. ITU-T H.265, section 7.3.3), as ISO/IEC 14496-15 annex E defines."""
+    bits = Bits(unit, header_bytes=2)
+    try:
+        bits.number(8)
+        space, tier, profile = bits.number(2), bits.number(1), bits.number(5)
+        compatible = int(f"{bits.number(32):032b}"[::-1], 2)
+        constraints = [bits.number(8) for _ in range(6)]
+        level = bits.number(8)
+    except IndexError:  # the unit is truncated
+        return None
+    while constraints and not constraints[-1]:
+        constraints.pop()
+    parts = [f"{' ABC'[space].strip()}{profile}", f"{compatible:X}", f"{'LH'[tier]}{level}"]
+    return ".".join(["hev1", *parts, *(f"{each:X}" for each in constraints)])

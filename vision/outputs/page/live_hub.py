@@ -1,0 +1,257 @@
+"""`LiveHub`, which receives packets, images, and messages for all viewers, only of the cameras that somebody watches.
+
+One thread receives and joins them. A second thread hides parts of images, for cameras with a section in `privacy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import zmq
+
+from vision.errors import MessageError
+from vision.messaging import codec
+from vision.messaging.curve import KeyPair
+from vision.messaging.packets import CodedPacket, FrameTime, Image, LiveReceiver
+from vision.messaging.schema import CameraStatusMessage, CountsMessage, DetectionsMessage
+from vision.messaging.sockets import set_common_options
+from vision.outputs.page.live_feed import CameraFeed, Receiver
+from vision.outputs.page.live_format import split_record
+from vision.outputs.page.live_privacy import ImageFilter
+from vision.outputs.page.live_scene import LiveSettings, scene
+
+log = logging.getLogger(__name__)
+
+_KINDS: Final = ("detections", "status", "counts")
+_WAITING_MESSAGES: Final = 1000
+_KEEPALIVE_S: Final = 5
+_MOST_AT_ONCE: Final = 200  # items of one socket that are handled before the other
+
+
+class LiveHub:
+    """The live views of all cameras. All methods can be called from any thread."""
+
+    def __init__(self, settings: LiveSettings, address: str, keys: KeyPair | None = None) -> None:
+        """Start the thread. Nothing is received yet.
+
+        Args:
+            settings: settings of the live view.
+            address: address to subscribe to.
+            keys: keys for CURVE; None if messages are not encrypted.
+        """
+        self._settings = settings
+        self._hidden = settings.privacy_sections()
+        self._feeds: dict[str, CameraFeed] = {}
+        self._receiver = LiveReceiver(settings.packets)
+        self._messages = _Messages(address, keys)
+        self._filter = ImageFilter(self._hidden)
+        self._hiding = ThreadPoolExecutor(1, "hide")
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._thread.start()
+
+    def watch(self, viewer: Receiver, camera_id: str, codecs: Collection[str]) -> None:
+        """Send the live view of a camera to a viewer, from the next key frame on. `codecs` are those that it decodes.
+
+        If the viewer watches the camera already, it starts again with a key frame.
+        """
+        self._do(lambda: self._add(viewer, camera_id, codecs))
+
+    def leave(self, viewer: Receiver, camera_id: str | None = None) -> None:
+        """Send a camera to a viewer no longer; all cameras if `camera_id` is None."""
+        self._do(lambda: self._remove(viewer, camera_id))
+
+    async def still(self, camera_id: str, timeout_s: float = 5.0) -> bytes | None:
+        """Return a frame of a camera as a JPEG, without what is hidden; None if none arrives in time."""
+        one = _OneImage()
+        self.watch(one, camera_id, ())
+        try:
+            return await asyncio.wait_for(one.jpeg, timeout_s)
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            self.leave(one)
+
+    def close(self) -> None:
+        """End the threads, and close the sockets. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._do(lambda: None)
+            self._thread.join()
+            self._hiding.shutdown()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Let the thread do some work."""
+        self._work.put(work)
+        with contextlib.suppress(OSError):  # the hub is closed
+            self._wake.send(b"\0")
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for each in (self._receiver.socket, self._messages.socket, self._woken):
+            poller.register(each, zmq.POLLIN)
+        try:
+            while not self._closed:
+                poller.poll()
+                self._do_waiting()
+                self._receive_packets()
+                self._receive_messages()
+        except Exception:
+            log.exception("the live view failed")
+            os._exit(1)  # the program starts this process again
+        finally:
+            self._receiver.close()
+            self._messages.close()
+            self._wake.close()
+            self._woken.close()
+
+    def _do_waiting(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._work.get_nowait()()
+
+    def _receive_packets(self) -> None:
+        for _ in range(_MOST_AT_ONCE):
+            item = self._receiver.receive()
+            if item is None:
+                return
+            feed = self._feeds.get(item.camera)
+            if feed is None:
+                continue
+            if isinstance(item, CodedPacket):
+                if feed.wants_packets:
+                    feed.packet(item)
+            elif isinstance(item, FrameTime):
+                feed.frame_time(item)
+            else:
+                self._receive_image(feed, item)
+            self._update(feed)
+
+    def _receive_image(self, feed: CameraFeed, image: Image) -> None:
+        result = feed.result_of(image)
+        if result is None or not feed.is_private:
+            feed.image(image)
+            return
+
+        def hide() -> None:
+            jpeg = self._filter.hide(image.jpeg, result)
+            if jpeg is not None:
+                self._do(lambda: feed.image(Image(image.camera, image.captured_ns, jpeg)))
+
+        self._hiding.submit(hide)
+
+    def _receive_messages(self) -> None:
+        for _ in range(_MOST_AT_ONCE):
+            message = self._messages.receive()
+            if message is None:
+                return
+            feed = self._feeds.get(message.camera)
+            if feed is None:
+                continue
+            if isinstance(message, DetectionsMessage):
+                feed.detections(message)
+            else:
+                feed.report(message)
+            self._update(feed)
+
+    def _add(self, viewer: Receiver, camera_id: str, codecs: Collection[str]) -> None:
+        feed = self._feeds.get(camera_id)
+        if feed is None:
+            feed = self._feeds[camera_id] = CameraFeed(
+                camera_id,
+                request=self._receiver.request,
+                scene=lambda: self._scene(camera_id),
+                is_private=camera_id in self._hidden,
+            )
+            self._messages.want(camera_id, wanted=True)
+        feed.add(viewer, codecs)
+        self._update(feed)
+
+    def _remove(self, viewer: Receiver, camera_id: str | None) -> None:
+        for feed in list(self._feeds.values()):
+            if camera_id in (None, feed.camera_id):
+                feed.remove(viewer)
+                self._update(feed)
+                if not feed.watches:
+                    self._messages.want(feed.camera_id, wanted=False)
+                    del self._feeds[feed.camera_id]
+
+    def _update(self, feed: CameraFeed) -> None:
+        """Request what the viewers of a camera need now, and nothing else."""
+        if feed.has_packets != feed.wants_packets:
+            feed.has_packets = feed.wants_packets
+            self._receiver.want_packets(feed.camera_id, wanted=feed.has_packets)
+        if feed.has_images != feed.wants_images:
+            feed.has_images = feed.wants_images
+            self._receiver.want_images(feed.camera_id, wanted=feed.has_images)
+
+    def _scene(self, camera_id: str) -> dict[str, Any]:
+        return scene(self._settings.analytics.get(camera_id), self._settings.privacy.get(camera_id))
+
+
+class _Messages:
+    """The messages of the cameras that somebody watches. Lost messages do not matter, because newer ones follow."""
+
+    def __init__(self, address: str, keys: KeyPair | None) -> None:
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
+        set_common_options(self.socket, address, _KEEPALIVE_S)
+        if keys is not None:
+            keys.use_as_client(self.socket)
+        self.socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
+        self.socket.connect(address)
+
+    def want(self, camera_id: str, *, wanted: bool) -> None:
+        change = self.socket.subscribe if wanted else self.socket.unsubscribe
+        for kind in _KINDS:
+            change(f"{kind}/{camera_id}")
+
+    def receive(self) -> DetectionsMessage | CameraStatusMessage | CountsMessage | None:
+        """Return the next message without waiting; None if there is none. Skip what is not a message."""
+        while True:
+            try:
+                topic, payload = self.socket.recv_multipart(zmq.DONTWAIT)
+                message = codec.decode(topic.decode(errors="replace"), payload)
+            except zmq.Again:
+                return None
+            except (MessageError, ValueError):
+                continue
+            if isinstance(message, DetectionsMessage | CameraStatusMessage | CountsMessage):
+                return message
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class _OneImage:
+    """A viewer that takes one image."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.jpeg: asyncio.Future[bytes] = self._loop.create_future()
+
+    def push(self, record: bytes) -> bool:
+        kind, data = split_record(record)
+        if kind == "image":
+            self._loop.call_soon_threadsafe(self._set, data)
+        return True
+
+    def _set(self, data: bytes) -> None:
+        if not self.jpeg.done():
+            self.jpeg.set_result(data)

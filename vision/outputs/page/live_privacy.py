@@ -1,0 +1,49 @@
+"""`ImageFilter`, which hides parts of images before they are sent to browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.config.privacy import CameraPrivacy
+from vision.drawing.jpeg import JpegEncoder
+from vision.messaging.schema import DetectionsMessage
+
+_MAX_WIDTH_PX: Final = 1280
+
+
+class ImageFilter:
+    """Fills the masks of a camera, and makes the objects of its hidden classes unrecognizable. Not thread-safe."""
+
+    def __init__(self, sections: Mapping[str, CameraPrivacy]) -> None:
+        """Create the filter. `sections` contains the cameras of which something is hidden."""
+        self._encoder = JpegEncoder()
+        self._sections = sections
+        self._classes = sorted({name for section in sections.values() for name in section.blur or ()})
+
+    def hide(self, jpeg: bytes, result: DetectionsMessage) -> bytes | None:
+        """Return an image without what is hidden; None if it cannot be decoded.
+
+        `jpeg` is a complete frame in its original size, and `result` is its result.
+        """
+        import cv2
+
+        from vision.drawing.privacy import PrivacyFilter
+
+        decoded: Any = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        if decoded is None:
+            return None
+        if decoded.shape[:2] != (result.height, result.width):  # images have even sides
+            decoded = cv2.resize(decoded, (result.width, result.height))
+        image: NDArray[np.uint8] = decoded
+        numbers = {name: number for number, name in enumerate(self._classes)}
+        hidden = [each for each in result.objects if each.class_name in numbers]
+        boxes = np.array([each.box for each in hidden], np.float32).reshape(-1, 4)
+        class_ids = np.array([numbers[each.class_name] for each in hidden], np.int32)
+        privacy = PrivacyFilter(self._sections, self._classes)
+        privacy.fill(image, result.camera, (result.width, result.height))
+        privacy.blur(image, result.camera, boxes, class_ids)
+        return self._encoder.encode(image, "bgr", "bt601", max_width_px=_MAX_WIDTH_PX)

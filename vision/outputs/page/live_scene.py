@@ -1,0 +1,48 @@
+"""The lines, zones, and masks of each camera, for the live view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from vision.config import AppConfig
+from vision.config.analytics import CameraAnalytics
+from vision.config.privacy import CameraPrivacy
+
+
+class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the configuration that the live view needs, by camera id. All values can be encoded as JSON."""
+
+    packets: tuple[str, ...] = ()  # addresses of the packet sockets
+    analytics: dict[str, dict[str, Any]] = {}
+    privacy: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, config: AppConfig, packets: tuple[str, ...]) -> LiveSettings:
+        """Return the settings of a configuration. `packets` are the addresses of the packet sockets."""
+        return cls(packets=packets, analytics=_dumped(config.analytics), privacy=_dumped(config.privacy))
+
+    def privacy_sections(self) -> dict[str, CameraPrivacy]:
+        """Return the sections of the cameras of which something is hidden."""
+        sections = {camera: CameraPrivacy.model_validate(section) for camera, section in self.privacy.items()}
+        return {camera: section for camera, section in sections.items() if section.masks or section.blur}
+
+
+def _dumped(sections: Mapping[str, CameraAnalytics] | Mapping[str, CameraPrivacy]) -> dict[str, dict[str, Any]]:
+    return {camera: section.model_dump(mode="json") for camera, section in sections.items()}
+
+
+def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the lines, zones, and masks of a camera, each with the unit of its points."""
+    places, hidden = analytics or {}, privacy or {}
+    unit = places.get("units", "pixels")
+    return {
+        "lines": [{"name": line["name"], "units": unit, "points": line["points"]} for line in places.get("lines", ())],
+        "zones": [
+            {"name": zone["name"], "units": unit, "polygon": zone["polygon"], "holes": zone.get("holes") or []}
+            for zone in places.get("zones", ())
+        ],
+        "masks": [{"units": hidden.get("units", "pixels"), "polygon": mask} for mask in hidden.get("masks", ())],
+    }
