@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -98,13 +98,13 @@ class Page:
         return Response(encode(content), media_type="application/json")
 
 
-def application(settings: PageSettings, state: PageState, hub: LiveHub) -> ASGIApp:
-    """Return the ASGI application."""
+def application(settings: PageSettings, state: PageState, more: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """Return the ASGI application. `more` are paths besides those of the events and the history."""
     page = Page(settings, state, Assets())
     media = Media(settings)
     routes = [*page.routes(), *media.routes(), *EventRoutes(EventReader(settings, state), media).routes()]
     routes += HistoryRoutes(settings, state.history).routes()
-    app = Starlette(routes=[*routes, *live.routes(hub)])
+    app = Starlette(routes=[*routes, *more])
     login = Starlette(routes=[Route("/", page.login_form)])
     return SecurityHeaders(AccessRules(app, login, token=settings.token, hosts=settings.hosts), _HEADERS)
 
@@ -117,7 +117,7 @@ def serve(options: Mapping[str, Any]) -> None:
     settings = msgspec.convert(options["settings"], PageSettings)
     state = PageState(settings.interval_s, LiveHistory() if settings.archive is None else None)
     hub = LiveHub(settings.live, settings.address, settings.key_pair)
-    server = http_server(application(settings, state, hub), connections=_CONNECTIONS, web_sockets=True)
+    server = http_server(application(settings, state, live.routes(hub)), connections=_CONNECTIONS, web_sockets=True)
     listener = socket.socket(fileno=options["listener"])
     serve_until_input_closes(server, listener, partial(follow, state, settings))
 
