@@ -21,7 +21,9 @@ Compute = Callable[..., Mapping[str, NDArray[Any]]]
 
 def onnx_compute(path: str) -> Compute:
     """Return a function that computes the network in an ONNX file, with images in the type of its input."""
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # more threads would compete with those of the emulated streams
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     (frames,) = (each for each in session.get_inputs() if len(each.shape) == 4)
     types = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}

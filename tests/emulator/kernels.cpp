@@ -1,59 +1,74 @@
 // One shared library per kernel file and set of definitions: KERNEL names the file, emulated.py passes the rest.
 #include "emulator.h"
-#include <tuple>
 #include <utility>
 #include KERNEL
 
 namespace {
 
+template <std::size_t Index, typename Argument>
+struct Held {
+    Argument value;
+};
+
+template <typename Sequence, typename... Arguments>
+struct Bound;
+
+// Reads the arguments when a kernel is launched, as on a GPU, not when it runs. std::tuple would compile more slowly.
+template <std::size_t... Index, typename... Arguments>
+struct Bound<std::index_sequence<Index...>, Arguments...> : emulator::Call, Held<Index, Arguments>... {
+    void (*kernel)(Arguments...);
+
+    Bound(void (*kernel)(Arguments...), void** given)
+        : Held<Index, Arguments>{*(Arguments*)given[Index]}..., kernel(kernel) {}
+
+    void run() override { kernel(Held<Index, Arguments>::value...); }
+};
+
+template <typename... Arguments>
+emulator::Call* bound(void (*kernel)(Arguments...), void** given) {
+    return new Bound<std::index_sequence_for<Arguments...>, Arguments...>(kernel, given);
+}
+
+emulator::Call* call(const char* name, void** arguments) {
+#define KERNEL_NAMED(kernel) if (!__builtin_strcmp(name, #kernel)) return bound(kernel, arguments);
+#ifdef KERNEL_LETTERBOX
+    KERNEL_NAMED(letterbox)
+#endif
+#ifdef KERNEL_CROPS
+    KERNEL_NAMED(cut)
+#endif
+#ifdef KERNEL_STAR_RELU
+    KERNEL_NAMED(star_relu)
+#endif
+#ifdef KERNEL_POSTPROCESS
+    KERNEL_NAMED(find_pairs)
+    KERNEL_NAMED(objects)
+#if MASKS
+    KERNEL_NAMED(masks)
+#endif
+#endif
+    emulator::fail("no such kernel");
+}
+
 struct Launch {
     dim3 grid, block;
     unsigned shared;
-    std::function<void()> body;
+    emulator::Call* call;
 };
-
-// Reads the arguments when a kernel is launched, as on a GPU, not when it runs.
-template <typename... Arguments, size_t... Index>
-std::function<void()> bound(void (*kernel)(Arguments...), void** given, std::index_sequence<Index...>) {
-    std::tuple<Arguments...> values{*(Arguments*)given[Index]...};
-    return [=] { std::apply(kernel, values); };
-}
-
-template <typename... Arguments>
-std::function<void()> bound(void (*kernel)(Arguments...), void** given) {
-    return bound(kernel, given, std::index_sequence_for<Arguments...>{});
-}
 
 }  // namespace
 
 extern "C" Launch* prepare(const char* name, const unsigned* geometry, unsigned shared, void** arguments) {
-    Launch* launch = new Launch{
-        dim3{geometry[0], geometry[1], geometry[2]}, dim3{geometry[3], geometry[4], geometry[5]}, shared, {}};
-#ifdef KERNEL_LETTERBOX
-    if (!std::strcmp(name, "letterbox")) launch->body = bound(letterbox, arguments);
-#endif
-#ifdef KERNEL_CROPS
-    if (!std::strcmp(name, "cut")) launch->body = bound(cut, arguments);
-#endif
-#ifdef KERNEL_STAR_RELU
-    if (!std::strcmp(name, "star_relu")) launch->body = bound(star_relu, arguments);
-#endif
-#ifdef KERNEL_POSTPROCESS
-    if (!std::strcmp(name, "find_pairs")) launch->body = bound(find_pairs, arguments);
-    if (!std::strcmp(name, "objects")) launch->body = bound(objects, arguments);
-#if MASKS
-    if (!std::strcmp(name, "masks")) launch->body = bound(masks, arguments);
-#endif
-#endif
-    if (!launch->body) {
-        std::fprintf(stderr, "emulator: no kernel %s\n", name);
-        std::abort();
-    }
-    return launch;
+    return new Launch{
+        dim3{geometry[0], geometry[1], geometry[2]}, dim3{geometry[3], geometry[4], geometry[5]}, shared,
+        call(name, arguments)};
 }
 
 extern "C" void run(Launch* launch, unsigned long long seed) {
-    emulator::launch(launch->grid, launch->block, launch->shared, seed, launch->body);
+    emulator::launch(launch->grid, launch->block, launch->shared, seed, *launch->call);
 }
 
-extern "C" void forget(Launch* launch) { delete launch; }
+extern "C" void forget(Launch* launch) {
+    delete launch->call;
+    delete launch;
+}
