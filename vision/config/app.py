@@ -37,6 +37,7 @@ from vision.config.fields import (
 )
 from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.config.objects import ObjectsConfig
+from vision.config.onvif import OnvifConfig
 from vision.config.page import PageConfig
 from vision.config.privacy import CameraPrivacy
 from vision.config.recording import RecordingConfig
@@ -317,6 +318,8 @@ class AppConfig(ConfigSection):
     """Brokers and servers that receive messages."""
     http: HttpConfig | None = None
     """An HTTP server for metrics and health; none if absent."""
+    onvif: OnvifConfig | None = None
+    """An RTSP server with ONVIF metadata; none if absent."""
     page: PageConfig | None = None
     """A web page with live views, events, and counts; none if absent."""
     status: StatusConfig = StatusConfig()

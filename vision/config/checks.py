@@ -108,6 +108,16 @@ def config_conflicts(config: Section, references: References = References()) -> 
         if isinstance(server.get("bind"), str) and not _is_local(f"tcp://{server['bind']}") and not server.get("token"):
             message = "expected `token` too, because other machines can reach this address"
             yield Conflict((name, "bind"), "insecure-address", message)
+    yield from (conflict.below("onvif") for conflict in _onvif_conflicts(_mapping(config, "onvif")))
+
+
+def _onvif_conflicts(onvif: Section) -> Iterator[Conflict]:
+    for given, other in (("user", "password"), ("password", "user")):
+        if onvif.get(given) is not None and onvif.get(other) is None:
+            yield Conflict((given,), "given-alone", f"expected {other} too, because the keys are only valid together")
+    if isinstance(onvif.get("bind"), str) and not _is_local(f"tcp://{onvif['bind']}") and not onvif.get("user"):
+        message = "expected `user` and `password` too, because other machines can reach this address"
+        yield Conflict(("bind",), "insecure-address", message)
 
 
 def pipeline_name(config: Section) -> object:

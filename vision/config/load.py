@@ -139,6 +139,14 @@ _LITERAL_PASSWORD = re.compile(
 _FROM_ENVIRONMENT_ONLY: Final = (
     "expected the password to come from the environment: write ${NAME} instead of the password"
 )
+_SECRETS: Final[Mapping[Loc, str]] = {
+    ("http", "token"): "token",
+    ("page", "token"): "token",
+    ("onvif", "password"): "password",
+    ("language", "api_key"): "key",
+}
+"""Location of each secret outside of lists, and the word for it."""
+
 _FROM_ENVIRONMENT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -155,7 +163,7 @@ def _written_passwords(document: Document) -> list[Fault]:
         if address is not None and _LITERAL_PASSWORD.search(address.written):
             keys.append("address")
         faults += [document.fault(("sinks", index, key), "written-password", _FROM_ENVIRONMENT_ONLY) for key in keys]
-    for loc, word in ((("http", "token"), "token"), (("page", "token"), "token"), (("language", "api_key"), "key")):
+    for loc, word in _SECRETS.items():
         secret = document.node(loc)
         if secret is not None and secret.value is not None and not _FROM_ENVIRONMENT.fullmatch(secret.written):
             message = _FROM_ENVIRONMENT_ONLY.replace("password", word)

@@ -33,6 +33,7 @@ from vision.config import (
 )
 from vision.config.archive import ArchiveConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
+from vision.config.onvif import OnvifConfig
 from vision.config.page import PageConfig
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector
@@ -45,6 +46,7 @@ from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher, Recorder
 from vision.outputs.archive.process import ArchiveProcess
+from vision.outputs.onvif.process import MetadataProcess
 from vision.outputs.page.process import PageProcess, page_settings
 from vision.outputs.sinks.process import open_sinks
 from vision.runtime.model_trust import warn_if_replaceable
@@ -160,9 +162,10 @@ def open_recording_publisher(
 ) -> tuple[Sink, Recorder | None]:
     """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
 
-    Also start the HTTP server, the page, the archive, and the sinks, if they are configured, and `language`, unless it
-    is None. `language` publishes events with their verdicts. An offline run has no archive, no page, and, because it
-    stores no events, no sinks. If `proxy` is True, other processes can publish through the publisher.
+    Also start the HTTP server, the page, the server of ONVIF metadata, the archive, and the sinks, if they are
+    configured, and `language`, unless it is None. `language` publishes events with their verdicts. An offline run has
+    no archive, no page, no ONVIF metadata, and, because it stores no events, no sinks. If `proxy` is True, other
+    processes can publish through the publisher.
     """
     if options.sink is not None:
         return options.sink, None
@@ -200,6 +203,8 @@ def open_recording_publisher(
         open_sinks(config, publisher, options.state.events, keys, resources)
     if config.archive is not None:
         _open_archive(config.archive, options, publisher, keys, resources)
+    if config.onvif is not None:
+        _open_metadata(config, config.onvif, options, publisher, keys=keys, resources=resources)
     if config.page is not None:
         _open_page(config, config.page, options, publisher, keys=keys, resources=resources)
     return publisher, recorder
@@ -215,6 +220,25 @@ def _open_archive(
     client = None if keys is None else keys.internal_client()
     replay = publisher.replay_address is not None
     resources.enter_context(ArchiveProcess(config, publisher.internal_address, replay=replay, keys=client))
+
+
+def _open_metadata(
+    config: AppConfig,
+    onvif: OnvifConfig,
+    options: RunOptions,
+    publisher: Publisher,
+    *,
+    keys: KeyFolder | None,
+    resources: ExitStack,
+) -> None:
+    """Start the process that serves ONVIF metadata. An offline run has none, because its frames are not live."""
+    if options.offline:
+        log.info("ONVIF metadata is not served, because the run is offline")
+        return
+    client = None if keys is None else keys.internal_client()
+    cameras = [camera.id for camera in config.cameras]
+    process = MetadataProcess(onvif, publisher.internal_address, cameras, keys=client)
+    publisher.add_counters(resources.enter_context(process).counters)
 
 
 def _open_page(

@@ -32,6 +32,7 @@ SECRETS = {
     "GATE_PASSWORD": "d",
     "METRICS_TOKEN": "0123456789abcdef",
     "PAGE_TOKEN": "0123456789abcdef",
+    "ONVIF_SERVER_PASSWORD": "0123456789abcdef",
 } | {
     "BROKER_PASSWORD": "e",
     "WEBHOOK_SECRET": "0123456789abcdef",

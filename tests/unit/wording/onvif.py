@@ -7,7 +7,8 @@ from collections.abc import Callable
 from vision.capture.onvif.device import Device, Profile
 from vision.capture.onvif.documents import parse_document
 from vision.capture.onvif.find import Camera, camera_section
-from vision.errors import SourceError
+from vision.config.load import load_config_text
+from vision.errors import ConfigError, SourceError
 
 _PROFILE = Profile("t", "sub", "s", "H264", 640, 360, 15, "rtsp://10.0.0.9/a?token=5eCret")
 
@@ -22,6 +23,14 @@ def _refusal(data: bytes) -> str:
         parse_document(data)
     except SourceError as error:
         return str(error)
+    return "no error"
+
+
+def _config_error(onvif: str) -> str:
+    try:
+        load_config_text(f"cameras: [{{id: a, source: csi:0}}]\nonvif: {{{onvif}}}\n", {})
+    except ConfigError as error:
+        return error.faults[0].message
     return "no error"
 
 
@@ -46,6 +55,11 @@ ROWS: list[tuple[str, Callable[[], str], str]] = [
         "a response with entities",
         lambda: _refusal(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'),
         "expected XML without a document type, got one, which can contain entities",
+    ),
+    (
+        "metadata for other machines without an account",
+        lambda: _config_error('bind: "*:8554"'),
+        "expected `user` and `password` too, because other machines can reach this address",
     ),
     (
         "a response that is not XML",

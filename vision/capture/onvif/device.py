@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(slots=True)
 class Device:
-    """What is known about one device."""
+    """The information about one device."""
 
     host: str
     address: str | None

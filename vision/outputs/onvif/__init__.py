@@ -1,0 +1,1 @@
+"""A server that sends the results of each camera as ONVIF metadata over RTSP."""

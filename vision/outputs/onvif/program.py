@@ -1,0 +1,121 @@
+"""The process that subscribes to the program, and serves its results as ONVIF metadata over RTSP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from vision.client import Item, Subscription
+from vision.messaging.curve import KeyPair
+from vision.messaging.schema import (
+    REMOVED,
+    CameraStatusMessage,
+    CountsMessage,
+    DetectionsMessage,
+    EventMessage,
+    Kind,
+)
+from vision.messaging.times import utc_ns
+from vision.outputs.onvif.metadata import counts_document, event_document, frame_document
+from vision.outputs.onvif.server import MetadataServer
+
+_IN_FLIGHT: Final = 256  # documents between the two threads
+
+
+class Documents:
+    """Converts messages to documents, in the thread of the subscription, and passes them to the server's thread."""
+
+    def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
+        """Create the server. `cameras` are the ids of the cameras at the start."""
+        self.server = MetadataServer(account, cameras, self._greeting)
+        self._counts: dict[str, CountsMessage] = {}
+        self._slots = threading.BoundedSemaphore(_IN_FLIGHT)
+
+    def _greeting(self, camera: str) -> tuple[bytes, int] | None:
+        counts = self._counts.get(camera)
+        return None if counts is None else (counts_document(counts), utc_ns(counts.at))
+
+    def follow(self, subscription: Subscription, loop: asyncio.AbstractEventLoop) -> None:
+        """Receive messages until the subscription ends.
+
+        If the server's thread is too slow, the subscription loses messages, so the number of waiting messages is
+        limited.
+        """
+        for item in subscription.items():
+            action = self._action(item)
+            if action is not None:
+                self._slots.acquire()
+                loop.call_soon_threadsafe(self._run, action)
+
+    def _run(self, action: Callable[[], None]) -> None:
+        self._slots.release()
+        action()
+
+    def _action(self, item: Item) -> Callable[[], None] | None:
+        """Return what the server's thread must do for an item; None if it must do nothing."""
+        server = self.server
+        if isinstance(item, CameraStatusMessage):
+            camera = item.camera
+            if item.state == REMOVED:
+                self._counts.pop(camera, None)
+                return lambda: server.remove_camera(camera)
+            return lambda: server.add_camera(camera)
+        if isinstance(item, CountsMessage):
+            self._counts[item.camera] = item
+        elif isinstance(item, DetectionsMessage) and item.camera in server.watched:
+            return self._delivery(item.camera, frame_document(item), item.captured_at)
+        elif isinstance(item, EventMessage) and item.camera in server.watched:
+            document = event_document(item)
+            return None if document is None else self._delivery(item.camera, document, item.at)
+        return None
+
+    def _delivery(self, camera: str, document: bytes, at: str) -> Callable[[], None]:
+        when_ns = utc_ns(at)
+        return lambda: self.server.deliver(camera, document, when_ns)
+
+
+def _follow(documents: Documents, subscription: Subscription, loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(Exception), subscription:  # the program has ended
+        documents.follow(subscription, loop)
+    os._exit(1)  # the program starts this process again
+
+
+def _wait_for_end() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def serve(options: Mapping[str, Any]) -> None:
+    """Serve clients until standard input closes. Then end the process.
+
+    `vision.outputs.onvif.process.MetadataProcess` creates the `options`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
+        signal.signal(number, signal.SIG_IGN)
+    keys = KeyPair(*options["keys"]) if options["keys"] else None
+    account = tuple(options["account"]) if options["account"] else None
+    documents = Documents(account, tuple(options["cameras"]))
+    kinds: Sequence[Kind] = ("detections", "events", "counts", "status")
+    subscription = Subscription(options["address"], kinds=kinds, key=keys, silence_s=1e6)
+    listener = socket.socket(fileno=options["listener"])
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_follow, args=(documents, subscription, loop), daemon=True).start()
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+        await documents.server.serve(listener)
+
+    asyncio.run(run())
+
+
+def main() -> None:
+    """Run the process. The first line of standard input contains the options as JSON."""
+    serve(json.loads(sys.stdin.readline()))
