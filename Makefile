@@ -2,9 +2,9 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := build/tensorrt-rtx-1.6
 
-.PHONY: help unit check check-gpu check-jetsons camera-zoo bench format
+.PHONY: help unit check check-gpu check-jetsons camera-zoo bench format lock sbom audit
 help:             ## list these commands
-	@grep -hE '^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/: *## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
 unit:             ## tests that start no process and build no engine: under a minute
 	pytest -q -n auto -m unit tests/unit
 check:            ## everything that CI runs
@@ -20,3 +20,12 @@ bench:            ## measure the figures that the project publishes, into tests/
 format:           ## format the code and fix what can be fixed automatically
 	ruff format .
 	ruff check --fix .
+lock:             ## write the lock files of the service again, with the newest packages
+	python tools/lock.py
+sbom: $(patsubst locks/%.txt,build/sbom/%.json,$(wildcard locks/*.txt)) ## list the locked packages in the format CycloneDX
+build/sbom/%.json: locks/%.txt pyproject.toml
+	mkdir -p build/sbom
+	PYTHONWARNINGS=ignore cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible $(SBOM_OPTIONS) -o $@ $<
+audit:            ## search the locked packages for known vulnerabilities
+	python tools/audit.py
