@@ -13,9 +13,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import GroundPlane, IndexArray
+from vision.analytics.geometry import GroundPlane, IndexArray, LineSet
 from vision.analytics.lines import Crossing, LineWatch
-from vision.analytics.tracked_objects import TrackedObjects, TrackSnapshot
+from vision.analytics.tracked_objects import TrackColumn, TrackedObjects, TrackSnapshot
 from vision.analytics.zones import CrowdDetector, ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.state.counters import CameraCounters
@@ -153,6 +153,16 @@ class Analytics:
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))
 
+    def _make_objects(
+        self,
+        anchors: Sequence[str],
+        lines: LineSet,
+        ground: GroundPlane | None,
+        columns: Mapping[str, TrackColumn],
+        frame_size_px: tuple[int, int],
+    ) -> TrackedObjects:
+        return TrackedObjects(anchors, lines, ground, columns, frame_size_px)
+
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _watch(self, config: CameraAnalytics) -> None:
@@ -170,7 +180,7 @@ class Analytics:
 
         zones = [[to_pixels(ring) for ring in zone.rings] for zone in config.zones]
         self._zone_watch.place(zones, (width_px, height_px))
-        self._objects = TrackedObjects(
+        self._objects = self._make_objects(
             self._anchors,
             self._line_watch.place([to_pixels(line.points) for line in config.lines]),
             GroundPlane(to_pixels(config.ground.points), config.ground.metres) if config.ground else None,
@@ -222,9 +232,12 @@ class Analytics:
             else:
                 yield from self._left(row, zone, "crossed", now_s, at_ns)
         for row, zone in self._zone_watch.dwellers(table, now_s):
-            stayed_s = round(now_s - float(table["entered_s"][row, zone]), 2)
-            data = {"phase": "begin", **self._about(row), "stayed_s": stayed_s}
-            yield self._event("dwelling", self._config.zones[zone], row, at_ns, data)
+            yield self._dwells(row, zone, now_s, at_ns)
+
+    def _dwells(self, row: int, zone: int, now_s: float, at_ns: int) -> Event:
+        stayed_s = round(now_s - float(self._objects.table["entered_s"][row, zone]), 2)
+        data = {"phase": "begin", **self._about(row), "stayed_s": stayed_s}
+        return self._event("dwelling", self._config.zones[zone], row, at_ns, data)
 
     def _entered(self, row: int, zone: int, how: str, at_ns: int) -> Event:
         self._zone_watch.enter(self._objects.table, row, zone, self._objects.clock.now_s)

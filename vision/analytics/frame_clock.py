@@ -6,6 +6,8 @@ zones must still expire, and their ages must not decrease.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 CLOCK_GRAIN_S: Final = 1e-3
@@ -46,3 +48,29 @@ class FrameClock:
             self.usual_s += _WEIGHT_OF_NEW * (likely_s - self.usual_s)
         else:
             self.usual_s = min(step_s, _SLOWEST_S)
+
+
+class FrameTimes:
+    """The times of a clock at each of F successive frames, with which the clock can skip frames."""
+
+    def __init__(self, clock: FrameClock, captured_ns: Sequence[int]) -> None:
+        """Compute the times of the next frames. `clock` itself does not advance."""
+        ahead = copy(clock)
+        self._before = [(clock.now_s, clock.usual_s)]
+        self._last_ns = [clock._last_ns, *captured_ns]
+        self.now_s: list[float] = []
+        """Time of each frame in seconds."""
+        self.steps_s: list[float] = []
+        """Time since the previous frame in seconds, for each frame."""
+        for each_ns in captured_ns:
+            self.steps_s.append(ahead.advance(each_ns))
+            self.now_s.append(ahead.now_s)
+            self._before.append((ahead.now_s, ahead.usual_s))
+
+    def memory_s(self, wanted_s: float) -> list[float]:
+        """Return how long to keep state at each frame, as `FrameClock.memory_s` does."""
+        return [max(wanted_s, _FRAMES_REMEMBERED * usual_s) for _, usual_s in self._before[1:]]
+
+    def seek(self, clock: FrameClock, frame: int) -> None:
+        """Set `clock` to its state just before a frame; for F, to its state after the last frame."""
+        (clock.now_s, clock.usual_s), clock._last_ns = self._before[frame], self._last_ns[frame]

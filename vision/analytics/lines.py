@@ -18,13 +18,21 @@ from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, LineSet, pairs, places_of_anchors
-from vision.analytics.tracked_objects import MARGIN, TrackColumn, TrackSnapshot, TrackTable, line_margin_px
+from vision.analytics.tracked_objects import (
+    MARGIN,
+    STEADY_MARGIN,
+    TrackColumn,
+    TrackSnapshot,
+    TrackTable,
+    line_margin_px,
+)
 from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # distance beyond a line, in margins, at which an object has crossed
 _STAYS_S: Final = 0.5  # time beyond a line by more than one margin after which an object has crossed
 _CUT: Final = 0.5  # least distance, in margins, at the start and end of a path beyond which the frame ends
 _SLIGHT: Final = 1e-6  # smaller effects of a side of a box on a distance are rounding errors
+_ROUNDING: Final = 1.0 + 1e-9  # larger than the rounding errors of a distance
 _REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id by then continues its path
 
 
@@ -117,15 +125,17 @@ class LineWatch:
                 columns["right"][:, column] = np.array(distances) > 0
             columns["reach"][:, line] = np.abs(distances) / sizes if known[anchor] else 0.0
 
-    def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Crossing]:
+    def look(self, table: TrackTable, seen: TrackSnapshot, times_s: Sequence[float] | None = None) -> list[Crossing]:
         """Return the crossings in this frame, ordered by object and then by line.
+
+        If `times_s` (M,) is given, the M objects are from different frames, which have these times.
 
         Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
         L - 1), then its crossings.
         """
         is_right = seen.distances > 0
         if seen.fresh is not None:
-            self._appear(table, seen)
+            self._appear(table, seen, times_s)
         stored_right = table["right"]
         changed = stored_right.take(seen.rows, axis=0) != is_right
         crossings = []
@@ -135,10 +145,10 @@ class LineWatch:
             margins = line_margin_px(table["jitter"][rows], table["size"][rows])
             candidates = (objects, rows, columns, distances, margins)
             for at, row, column, distance, margin in zip(*(values.tolist() for values in candidates), strict=True):
-                line = column - len(self._anchors)
+                line, now_s = column - len(self._anchors), seen.now_s if times_s is None else times_s[at]
                 if line < 0:
                     self._meet(table, seen, at, row, column)
-                elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, seen.now_s):
+                elif self._is_sure(table["beyond_s"][row], line, abs(distance) / margin, now_s):
                     if self._counts(table, row, line, distance > 0, margin):
                         crossings.append(Crossing(row, line, "in" if distance > 0 else "out"))
                     stored_right[row, column] = distance > 0
@@ -169,19 +179,67 @@ class LineWatch:
         self._absent[int(table.ids[row])] = _Absent(float(table["seen_s"][row]), state)
         return crossings
 
-    def _appear(self, table: TrackTable, seen: TrackSnapshot) -> None:
+    def unsettled(self, table: TrackTable, rows: IndexArray) -> BoolArray:
+        """Return a mask (M,) of the objects whose state can change while they stay on the same sides of all lines."""
+        number, right = len(self._anchors), table["right"][rows]
+        unsettled: BoolArray = ((right[:, :number] != right[:, number:]) | (table["reach"][rows] < MARGIN)).any(axis=1)
+        return unsettled
+
+    def next_change(
+        self,
+        state: Mapping[str, NDArray[Any]],
+        right: BoolArray,
+        sizes_away: FloatArray,
+        cut: BoolArray,
+        now_s: FloatArray,
+    ) -> int | None:
+        """Return which of the next K detections of an object is the first that can change its state.
+
+        Detections in which the object changes sides are left out. None means that no other detection changes anything.
+
+        Args:
+            state: the object's row in the track table.
+            right: mask (K, L) of the lines on whose right side the object is then.
+            sizes_away: distances (K, L) from the lines in object sizes, not negative.
+            cut: mask (K, 4) of the sides of the boxes that the edge of the frame cuts off.
+            now_s: times (K,) of the detections.
+        """
+        number, reach, first = len(self._anchors), state["reach"], len(right)
+        established = state["right"][number:]
+        is_open = state["right"][:number] != established
+        for line in (is_open | (reach < MARGIN)).nonzero()[0].tolist():
+            away, is_cut = sizes_away[:first, line] * _ROUNDING, cut[:first].any(axis=1)
+            changes = np.zeros(first, np.bool_)
+            if is_open[line]:  # `_is_sure`: the margin is at least `STEADY_MARGIN`
+                since_s = float(state["beyond_s"][line])
+                changes = away > STEADY_MARGIN * (1.0 if since_s == math.inf else _CLEARLY)
+                changes |= now_s[:first] >= since_s + (_STAYS_S - 2 * CLOCK_GRAIN_S)
+            if reach[line] < MARGIN:  # `_establish`
+                limit = np.where(right[:first, line] == established[line], reach[line], STEADY_MARGIN)
+                changes |= np.where(is_cut, away / _CUT, away) > limit
+            if count_nonzero(changes):
+                first = int(changes.argmax())
+        return first if first < len(right) else None
+
+    def forget_absent(self, now_s: float) -> None:
+        """Forget the lost objects that can no longer continue their paths."""
+        while self._absent:
+            oldest = next(iter(self._absent))
+            if self._absent[oldest].seen_s >= now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
+                break
+            del self._absent[oldest]
+
+    def _appear(self, table: TrackTable, seen: TrackSnapshot, times_s: Sequence[float] | None) -> None:
         """Set the first sides of new objects. An object that returns within `_REMEMBERED_S` continues its path."""
         appeared, number = seen.rows[seen.fresh], len(self._anchors)
         table["right"][appeared] = seen.first_distances > 0
         table["reach"][appeared] = np.abs(seen.first_distances[:, :number]) * _sizes_per_px(seen)[seen.fresh, None]
-        while self._absent:
-            oldest = next(iter(self._absent))
-            if self._absent[oldest].seen_s >= seen.now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
-                break
-            del self._absent[oldest]
-        for row in appeared.tolist() if self._absent else ():
+        if times_s is None:
+            self.forget_absent(seen.now_s)
+        for at in seen.fresh.nonzero()[0].tolist() if self._absent and seen.fresh is not None else ():
+            row, now_s = int(seen.rows[at]), seen.now_s if times_s is None else times_s[at]
             absent = self._absent.pop(int(table.ids[row]), None)
-            if absent is not None:
+            if absent is not None and absent.seen_s >= now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
                 for name, values in absent.columns.items():
                     table[name][row] = values
 

@@ -21,6 +21,11 @@ class ResetSchedule:
         self._period_s = period_s
         self._next_ns = -1 if self._times else None  # when a period ends; -1 means not computed yet
 
+    @property
+    def next_ns(self) -> int | None:
+        """No period starts before this capture time, in nanoseconds since 1970 (UTC). None if none ever starts."""
+        return self._next_ns
+
     def starts_period(self, utc_ns: int) -> int | None:
         """If a new period has started, return its start in seconds since 1970; otherwise, return None.
 

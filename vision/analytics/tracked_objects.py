@@ -34,12 +34,12 @@ from vision.types import Tracks
 
 MARGIN: Final = 0.1
 """Margin of zones as a fraction of the box's longer side, and largest margin of lines: twice the jitter of boxes."""
-_STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
-_CALM_S: Final = 5.0  # time constant with which the measured jitter of an object decreases
+STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
+CALM_S: Final = 5.0  # time constant with which the measured jitter of an object decreases
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
-_SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
-_SPACING_S: Final = 0.125
-_WINDOW_S: Final = 1.05
+SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
+SPACING_S: Final = 0.125
+WINDOW_S: Final = 1.05
 _LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
 _OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
@@ -157,7 +157,7 @@ class TrackedObjects:
             "cut": TrackColumn(np.bool_, (4,)),
             # Largest recent deviation from uniform motion, in object sizes; NaN until `trail` has three positions.
             "jitter": TrackColumn(np.float64, (), math.nan),
-            "trail": TrackColumn(np.complex128, (_SAMPLES,), math.nan),
+            "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
         }
         self.table = TrackTable({**own, **columns})
         self.clock = FrameClock()
@@ -167,7 +167,7 @@ class TrackedObjects:
         self._has_lines = bool(lines.anchors)
         self._end = 2 * len(anchors)
         self._matrix, self._offset = _box_transform(anchors, lines)
-        self._sample_times_s = [-math.inf] * _SAMPLES  # the same for all objects
+        self._sample_times_s = [-math.inf] * SAMPLES  # the same for all objects
         self._sample = 0
 
     def adopt(self, earlier: TrackedObjects, places: Mapping[str, IndexArray]) -> None:
@@ -187,7 +187,7 @@ class TrackedObjects:
         if fresh is not None:
             self.oldest_s = min(self.oldest_s, now_s)
         boxes = tracks.boxes_xyxy.astype(np.float64)
-        cut = boxes * _OUTWARD >= self._cut_from
+        cut = self.is_cut(boxes)
         if tracks.hidden_px is not None:
             boxes[:, 3] += tracks.hidden_px
         columns: FloatArray = boxes.dot(self._matrix)
@@ -198,8 +198,8 @@ class TrackedObjects:
         table["size"][rows] = size
         table["class_id"][rows] = tracks.class_ids
         table["cut"][rows] = cut
-        if now_s - self._sample_times_s[self._sample] >= _SPACING_S:
-            self._sample = (self._sample + 1) % _SAMPLES
+        if now_s - self._sample_times_s[self._sample] >= SPACING_S:
+            self._sample = (self._sample + 1) % SAMPLES
             self._sample_times_s[self._sample] = now_s
             samples = table["trail"][:, self._sample]
             samples.fill(math.nan)
@@ -210,6 +210,11 @@ class TrackedObjects:
         if fresh is not None:
             first = self._appear(rows, fresh, columns, tracks.previous_xyxy)
         return TrackSnapshot(now_s, rows, fresh, first, points, distances, MARGIN * size, cut)
+
+    def is_cut(self, boxes: FloatArray) -> BoolArray:
+        """Return a mask (M, 4) of the sides of boxes (M, 4) that the edge of the frame cuts off."""
+        cut: BoolArray = boxes * _OUTWARD >= self._cut_from
+        return cut
 
     def _appear(
         self, rows: IndexArray, fresh: BoolArray, columns: FloatArray, previous_xyxy: NDArray[np.float32] | None
@@ -232,7 +237,7 @@ class TrackedObjects:
         ratio = (now_s - before_s) / (before_s - first_s)
         deviation = np.abs(trail[:, last] - (1.0 + ratio) * trail[:, middle] + ratio * trail[:, first])
         deviation /= self.table["size"]
-        jitter *= math.exp((before_s - now_s) / _CALM_S)
+        jitter *= math.exp((before_s - now_s) / CALM_S)
         np.fmax(jitter, deviation, out=jitter)
 
     def keep(self, kept: BoolArray) -> None:
@@ -247,11 +252,7 @@ class TrackedObjects:
         Directions refer to the frame: 0 is up, 90 is right, 180 is down, 270 is left. Without a ground plane, the speed
         is unknown. If an object hardly moves, its direction is unknown.
         """
-        now_s, times_s, points = self.clock.now_s, [], []
-        for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
-            if time_s >= now_s - _WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself
-                times_s.append(time_s - now_s)
-                points.append(point)
+        times_s, points = self._recent(row)
         speed_kmh = heading_deg = math.nan
         moves = _velocity(times_s, points)
         if moves is None:
@@ -265,10 +266,19 @@ class TrackedObjects:
             speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)
         return speed_kmh, heading_deg
 
+    def _recent(self, row: int) -> tuple[list[float], list[complex]]:
+        """Return the times, in seconds relative to now, and the positions of the last second that are stored."""
+        now_s, times_s, points = self.clock.now_s, [], []
+        for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
+            if time_s >= now_s - WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself
+                times_s.append(time_s - now_s)
+                points.append(point)
+        return times_s, points
+
 
 def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
     """Return the margins of lines in pixels, from the columns `jitter` and `size` of the track table."""
-    margin: FloatArray = np.fmin(np.maximum(jitter, _STEADY_MARGIN), MARGIN) * size
+    margin: FloatArray = np.fmin(np.maximum(jitter, STEADY_MARGIN), MARGIN) * size
     return margin
 
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import count_nonzero  # several times faster than any() on small arrays
+from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import Corners, IndexArray, ZoneSet, pairs
+from vision.analytics.geometry import BoolArray, Corners, FloatArray, IndexArray, Points, ZoneSet, pairs
 from vision.analytics.lines import ClassFilter
 from vision.analytics.tracked_objects import TrackColumn, TrackSnapshot, TrackTable
 from vision.config.analytics import ZoneConfig
@@ -78,10 +79,7 @@ class ZoneWatch:
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Passage]:
         """Return the passages in this frame, ordered by object and then by zone. `enter` and `leave` store them."""
         points = seen.points[:, self._places]
-        inside = self._set.contain(points)
-        allowed = self._classes.allowed(table["class_id"], seen.rows)
-        if allowed is not None:
-            inside &= allowed
+        inside = self.inside(seen.points, table["class_id"], seen.rows)
         changed = inside != table["inside"].take(seen.rows, axis=0)
         if not count_nonzero(changed):
             return []
@@ -96,6 +94,51 @@ class ZoneWatch:
             passages.append(Passage(int(seen.rows[at]), zone, bool(inside[at, zone]), appeared))
         return passages
 
+    def inside(self, points: Points, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray:
+        """Return a mask (M, Z) of the zones that contain objects of their classes.
+
+        Args:
+            points: positions (M, A) of the anchors.
+            class_ids: class ids of all objects.
+            rows: rows (M,) of the objects in `class_ids`.
+        """
+        inside = self._set.contain(points[:, self._places])
+        allowed = self._classes.allowed(class_ids, rows)
+        if allowed is not None:
+            inside &= allowed
+        return inside
+
+    def first_far(
+        self, points: Points, margins: FloatArray, starts: IndexArray, ends: IndexArray, zones: IndexArray
+    ) -> list[tuple[int, int]]:
+        """Return the first row of each range in which the object is beyond its margin from the border, and the zone.
+
+        Ranges without such a row are left out.
+
+        Args:
+            points: positions (N, A) of the anchors, by row.
+            margins: margins (N,) in pixels, by row.
+            starts: first row (R,) of each range.
+            ends: row (R,) after the last of each range.
+            zones: zone (R,) of each range.
+        """
+        found: list[tuple[int, int]] = []
+        width = 4
+        places = points[:, self._places]
+        while len(starts):
+            rows = starts[:, None] + np.arange(width)
+            known = rows < ends[:, None]
+            rows, of = rows[known], np.repeat(zones, width).reshape(-1, width)[known]
+            is_far = np.zeros(known.shape, np.bool_)
+            distances = self._set.distances_to_border(places[rows, of if places.shape[1] > 1 else 0], of)
+            is_far[known] = distances > margins[rows]
+            has_far = is_far.any(axis=1)
+            first = starts[has_far] + is_far[has_far].argmax(axis=1)
+            found += zip(first.tolist(), zones[has_far].tolist(), strict=True)
+            left = ~has_far & (starts + width < ends)
+            starts, ends, zones, width = starts[left] + width, ends[left], zones[left], min(2 * width, 256)
+        return found
+
     def enter(self, table: TrackTable, row: int, zone: int, now_s: float) -> None:
         table["inside"][row, zone] = True
         table["entered_s"][row, zone] = now_s
@@ -105,6 +148,11 @@ class ZoneWatch:
 
     def leave(self, table: TrackTable, row: int, zone: int) -> None:
         table["inside"][row, zone] = table["dwelling"][row, zone] = False
+        table["dwells_s"][row, zone] = math.inf
+
+    def dwell(self, table: TrackTable, row: int, zone: int) -> None:
+        """Record that an object has been in a zone for the zone's `dwell_s`."""
+        table["dwelling"][row, zone] = True
         table["dwells_s"][row, zone] = math.inf
 
     def dwellers(self, table: TrackTable, now_s: float) -> list[tuple[int, int]]:
@@ -178,6 +226,15 @@ class CrowdDetector:
                 crowd.is_crowded, crowd.from_s, crowd.most = True, crowd.change_since_s, occupants
                 yield zone, {"phase": "begin", "occupancy": occupants, "above": crowd.above}
             crowd.change_since_s = None
+
+    def due_s(self) -> float:
+        """Return the time before which `update` changes nothing while the occupancy stays the same."""
+        pending = [
+            crowd.change_since_s + crowd.for_s - CLOCK_GRAIN_S
+            for crowd in self._crowds.values()
+            if crowd.change_since_s is not None
+        ]
+        return min(pending, default=math.inf)
 
     def end(self, now_s: float, zones: Container[int] | None = None) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """End the crowding of `zones` now; of every zone if None. Yield the zone's index and the data of each event."""

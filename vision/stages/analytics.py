@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.camera_view import Similarity, displacement, moved
@@ -24,6 +25,9 @@ from vision.state.counters import HasCameraCounters
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Tracks
 
 log = logging.getLogger(__name__)
+
+
+_Analytics = TypeVar("_Analytics", bound=Analytics)
 
 
 class TrackStage:
@@ -292,10 +296,13 @@ class AnalyticsStage:
         return replace(counts, intervals=accuracy.intervals({**counts.lines, **counts.zones}))
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> Analytics:
+        return self._new_analytics(Analytics, camera_id, size)
+
+    def _new_analytics(self, kind: type[_Analytics], camera_id: str, size: tuple[int, int]) -> _Analytics:
         counters = self._state.counters(camera_id) if self._state is not None else None
         section, names = self.section(camera_id, *size), self._class_names
         assert section is not None
-        return Analytics(section, camera_id, names, *size, forget_s=self._forget_s, counters=counters)
+        return kind(section, camera_id, names, *size, forget_s=self._forget_s, counters=counters)
 
     def _warn_outside(self, camera_id: str, size: tuple[int, int]) -> None:
         if outside := ", ".join(shapes_outside(self._sections[camera_id], *size)):

@@ -49,6 +49,16 @@ class RuleStage:
             if camera.rules or camera.ended:
                 self._cameras[camera_id] = camera
 
+    def clock(self, camera_id: str) -> FrameClock | None:
+        """Return the clock of a camera's rules, with which frames without events can be skipped; None without rules."""
+        camera = self._cameras.get(camera_id)
+        return None if camera is None else camera.time
+
+    def due_s(self, camera_id: str) -> float:
+        """Return the time, on the clock of a camera, before which frames without events cause no report."""
+        camera = self._cameras.get(camera_id)
+        return math.inf if camera is None else min((rule.due_s() for rule in camera.rules), default=math.inf)
+
     def __call__(self, result: Result) -> Result:
         camera = self._cameras.get(result.meta.camera_id)
         events = tuple(camera.update(result)) if camera is not None else ()
@@ -66,20 +76,20 @@ class _Camera:
             if rule.condition.name in early_s and (rule.cameras is None or camera_id in rule.cameras)
         ]
         self.ended: list[_Rule] = []  # rules that were removed while they reported a state
-        self._time = FrameClock()
+        self.time = FrameClock()
         self._epoch: int | None = None
 
     def adopt(self, earlier: _Camera) -> None:
         """Continue the clock, and the rules that have not changed."""
-        self._time, self._epoch = earlier._time, earlier._epoch
+        self.time, self._epoch = earlier.time, earlier._epoch
         known = {rule.identity: rule for rule in earlier.rules}
         self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
         self.ended = [*earlier.ended, *(rule for rule in known.values() if rule.states)]
 
     def update(self, result: Result) -> Iterator[Event]:
         meta = result.meta
-        self._time.advance(meta.captured_ns)
-        now = _Now(self._time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
+        self.time.advance(meta.captured_ns)
+        now = _Now(self.time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
         new_epoch, self._epoch = meta.epoch != self._epoch, meta.epoch
         for rule in self.ended:
             yield from rule.end(now)
@@ -150,6 +160,11 @@ class _Rule:
             if not state.reported and self._is_due(state, now) and not self._is_silent(now):
                 state.reported = True
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
+
+    def due_s(self) -> float:
+        """Return the time before which `look` reports nothing."""
+        waiting = [state.since_s + self._condition.for_s for state in self.states.values() if not state.reported]
+        return max(min(waiting), self._reported_s + self._cooldown_s) - CLOCK_GRAIN_S if waiting else math.inf
 
     def end(self, now: _Now) -> Iterator[Event]:
         """End all states. Yield a report for each state whose start was reported."""

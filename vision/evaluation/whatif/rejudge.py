@@ -6,23 +6,33 @@ analytics read. Therefore, the same configuration yields the same events, bit fo
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
+import numpy as np
+
+from vision.analytics.frame_clock import FrameTimes
+from vision.analytics.recorded_analytics import RecordedAnalytics
+from vision.analytics.reset_schedule import ResetSchedule
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent
+from vision.outputs.archive.rows import ArchivedBlock
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.rules import RuleStage
 from vision.state.counters import CameraCounters, CounterRow
-from vision.types import Counts, Result, Tracks
+from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
 
 WARM_UP_US: Final = 6 * 3_600_000_000
 """Time before the requested range that is judged too, so that the objects in zones and the states of rules are known
 at the start of the range."""
 
 _PROGRESS_FRAMES: Final = 10_000
+_NO_TIMING: Final = Timing(0, 0, 0)
+_NO_TRACKS: Final = Tracks(*np.zeros((5, 0)))
+_ROUNDING_S: Final = 1e-6
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -60,6 +70,78 @@ class Judge:
         analytics = AnalyticsStage(self._sections, self._class_names, forget_s=forget_s, state=state)
         rules = RuleStage(self._config.rules, self._sections)
         return lambda result: rules(analytics(result))
+
+    def recorded_stages(self, earlier: Counts | None = None) -> RecordedStages:
+        """Return the stages for one start of the program, as `stages` does, for blocks of frames."""
+        state = None if earlier is None else _EarlierCounters(self._camera, earlier)
+        forget_s = self._config.track.lost_s
+        analytics = RecordedStage(self._sections, self._class_names, forget_s=forget_s, state=state)
+        return RecordedStages(self._camera, analytics, RuleStage(self._config.rules, self._sections))
+
+
+class RecordedStage(AnalyticsStage):
+    """An `AnalyticsStage` with `RecordedAnalytics`, for one camera."""
+
+    def _open(self, camera_id: str, size: tuple[int, int]) -> RecordedAnalytics:
+        return self._new_analytics(RecordedAnalytics, camera_id, size)
+
+    def begin(self, meta: FrameMeta) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
+        """Start with the frame of `meta`, unless its epoch has started. Return the events that end the previous epoch.
+
+        Also return the analytics and the schedule of the camera. Return None if the camera has no lines or zones.
+        """
+        if meta.camera_id not in self._sections:
+            return None
+        watched, events = self._watched(meta)
+        assert isinstance(watched.analytics, RecordedAnalytics)
+        return watched.analytics, watched.resets, events
+
+
+class RecordedStages:
+    """The analytics and the rules of one camera and one start of the program, for blocks of archived frames."""
+
+    def __init__(self, camera: str, analytics: RecordedStage, rules: RuleStage) -> None:
+        self.counts: Counts | None = None
+        """Counts after the last frame; None if there are no lines or zones."""
+        self._camera = camera
+        self._analytics = analytics
+        self._rules = rules
+
+    def judge(self, block: ArchivedBlock) -> Iterator[tuple[int, tuple[Event, ...]]]:
+        """Yield the index and the events of each frame that has events."""
+        found = self._analytics.begin(_meta(self._camera, block, 0))
+        if found is None:
+            return
+        analytics, resets, events = found
+        analytics.load(block.tracks)
+        clock = self._rules.clock(self._camera)
+        times = None if clock is None else FrameTimes(clock, block.tracks.captured_ns)
+        analytics.add_frame(0)
+        while (at := analytics.next_frame()) is not None:
+            analytics.seek(at)
+            result = self._analytics(Result(_meta(self._camera, block, at), _NO_TRACKS, _NO_TIMING, events=events))
+            self.counts, events = result.counts, ()
+            if clock is not None and times is not None:
+                times.seek(clock, at)
+                result = self._rules(result)
+                due = bisect_left(times.now_s, self._rules.due_s(self._camera) - _ROUNDING_S, at + 1)
+                if due < len(block.frames):
+                    analytics.add_frame(due)
+            if resets.next_ns is not None:
+                (later,) = (block.at_us[at + 1 :] * 1000 >= resets.next_ns).nonzero()
+                if len(later):
+                    analytics.add_frame(at + 1 + int(later[0]))
+            if result.events:
+                yield at, result.events
+        if clock is not None and times is not None:
+            times.seek(clock, len(block.frames))
+        analytics.finish()
+
+
+def _meta(camera: str, block: ArchivedBlock, at: int) -> FrameMeta:
+    """Return the description of a frame of a block."""
+    captured_ns, captured_utc_ns = block.tracks.captured_ns[at], int(block.at_us[at]) * 1000
+    return FrameMeta(camera, block.frames[at], block.epoch, captured_ns, captured_utc_ns, *block.frame_size_px)
 
 
 class _EarlierCounters:
@@ -102,29 +184,45 @@ def rejudge(
         published: events for whose objects `Judgment.boxes` is needed too.
         progress: function that receives the number of judged frames.
     """
-    found, stages, instance = Judgment(), judge.stages(), ""
+    found, stages, instance, reported = Judgment(), judge.recorded_stages(), "", 0
     wanted: dict[tuple[str, int, int], list[int | None]] = {}
     for each in published:
         wanted.setdefault((each.instance, each.epoch, each.frame), []).append(each.event.track_id)
     initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
-    for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
-        if archived.instance != instance:  # the program was started again, with new stages
-            instance = archived.instance
-            stages = judge.stages(initial.get(instance))
-        result = stages(archived.result)
-        found.frames += 1
-        if not found.frames % _PROGRESS_FRAMES:
+    for block in archive.blocks(camera, since_us - WARM_UP_US, until_us):
+        if block.instance != instance:  # the program was started again, with new stages
+            instance = block.instance
+            stages = judge.recorded_stages(initial.get(instance))
+        for at, events in stages.judge(block):
+            if block.at_us[at] >= since_us:
+                captured_ns, at_us = block.tracks.captured_ns[at], int(block.at_us[at])
+                for event in events:
+                    event_us = at_us + (event.at_ns - captured_ns) // 1000
+                    found.events.append(ArchivedEvent(event, instance, block.epoch, block.frames[at], event_us))
+                found.boxes.update(_boxes_in_block(block, at, [event.track_id for event in events]))
+        for at, frame in enumerate(block.frames) if wanted else ():
+            track_ids = wanted.get((instance, block.epoch, frame))
+            if track_ids is not None:
+                found.boxes.update(_boxes_in_block(block, at, track_ids))
+        if block.at_us[-1] >= since_us:
+            found.counts, found.frame_size_px = stages.counts, block.frame_size_px
+        found.frames += len(block.frames)
+        if found.frames // _PROGRESS_FRAMES > reported:
+            reported = found.frames // _PROGRESS_FRAMES
             progress(found.frames)
-        meta = result.meta
-        if meta.captured_utc_ns >= since_us * 1000:
-            found.counts, found.frame_size_px = result.counts, (meta.width_px, meta.height_px)
-            track_ids = [event.track_id for event in result.events]
-            track_ids += wanted.get((instance, meta.epoch, meta.index), ())
-            found.boxes.update(boxes_of_tracks(archived.result, instance, track_ids))
-            for event in result.events:
-                at_us = (meta.captured_utc_ns + event.at_ns - meta.captured_ns) // 1000
-                found.events.append(ArchivedEvent(event, instance, meta.epoch, meta.index, at_us))
     return found
+
+
+def _boxes_in_block(
+    block: ArchivedBlock, at: int, track_ids: Sequence[int | None]
+) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
+    """Yield the same as `boxes_of_tracks`, for the frame of index `at` in a block."""
+    tracks, key = block.tracks, (block.instance, block.epoch, block.frames[at])
+    first, end = tracks.frames.searchsorted([at, at + 1]).tolist()
+    for row, track_id in enumerate(tracks.track_ids[first:end].tolist(), first):
+        if track_id in track_ids:
+            x1, y1, x2, y2 = tracks.boxes_xyxy[row].tolist()
+            yield (*key, track_id), (x1, y1, x2, y2)
 
 
 def boxes_of_tracks(

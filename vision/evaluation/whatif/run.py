@@ -39,7 +39,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """What a `Selection` refers to, checked."""
+    """The checked inputs that a `Selection` refers to."""
 
     config: AppConfig
     class_names: Sequence[str]

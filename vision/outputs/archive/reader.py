@@ -19,11 +19,27 @@ from numpy.typing import NDArray
 from vision.errors import ConfigError
 from vision.outputs.archive.compaction import read_live
 from vision.outputs.archive.live import LIVE_NAME, connect
+from vision.outputs.archive.rows import (
+    ArchivedBlock,
+    blocks_of,
+    boxes,
+    captured_ns,
+    numbers,
+    numbers_or_zero,
+    pixels,
+    previous_boxes,
+    published_order,
+)
 from vision.outputs.archive.tables import DAY_US, FORMAT, SCHEMAS, Table, archive_files
-from vision.types import STEPS_PER_PX, Counts, Event, FrameMeta, Result, Timing, Tracks
+from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
 
 _NO_TIMING: Final = Timing(0, 0, 0)
 _ATTEMPTS: Final = 5
+_JUDGED: Final = (
+    *("track_id", "class_id", "x", "y", "w", "h", "hidden", "order_shift"),
+    *("previous_x", "previous_y", "previous_w", "previous_h"),
+)
+"""Columns of `tracks` that the analytics reads, besides `frame_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,11 @@ class Archive:
         """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
         for frames, tracks in self._chunks(camera, since_us, until_us):
             yield from _frames_of(camera, frames, tracks, since_us, until_us)
+
+    def blocks(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
+        """Yield the same frames as `frames`, in blocks of at most about `_BLOCK_ROWS` tracks."""
+        for frames, tracks in self._chunks(camera, since_us, until_us, _JUDGED):
+            yield from blocks_of(frames, tracks, since_us, until_us)
 
     def class_names(self, camera: str, since_us: int, until_us: int) -> dict[int, str]:
         """Return the name of each class of the tracks in a time range, by class id.
@@ -186,7 +207,7 @@ class Archive:
             tracks = pa.concat_tables([part.between(*limits, wanted) for part in parts.values()])
             if len(together) > 1:
                 frames = frames.sort_by("frame_id")
-                if wanted is None:
+                if "track_id" in tracks.column_names:
                     tracks = tracks.sort_by([("track_id", "ascending"), ("frame_id", "ascending")])
             yield frames, tracks
 
@@ -304,14 +325,12 @@ def _overlapping(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
 def _frames_of(
     camera: str, frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int
 ) -> Iterator[ArchivedFrame]:
-    columns = _numbers(frames, "frame_id", "clock_shift_us", "captured_rest_ns", "epoch", "frame")
-    sizes = _numbers(frames, "frame_width", "frame_height")
-    at_us = frames["captured_at"].cast(pa.int64()).to_numpy()
-    captured_ns = (at_us + columns["clock_shift_us"]) * 1000 + columns["captured_rest_ns"]
+    columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
+    at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
     instances, clocks = frames["instance"].to_pylist(), frames["clock"].to_pylist()
-    objects = _Objects(tracks, columns["frame_id"], captured_ns)
+    objects = _Objects(tracks, columns["frame_id"], monotonic_ns)
     bounds = zip(*objects.bounds(columns["frame_id"]), strict=True)
-    values = (columns["frame"], columns["epoch"], captured_ns, at_us, sizes["frame_width"], sizes["frame_height"])
+    values = (columns["frame"], columns["epoch"], monotonic_ns, at_us, columns["frame_width"], columns["frame_height"])
     lists = [value.tolist() for value in values]
     for frame, epoch, at_ns, us, width, height, instance, clock, (first, end) in zip(
         *lists, instances, clocks, bounds, strict=True
@@ -319,10 +338,6 @@ def _frames_of(
         if since_us <= us < until_us:
             meta = FrameMeta(camera, frame, epoch, at_ns, us * 1000, width, height, clock)
             yield ArchivedFrame(instance, Result(meta, objects.tracks(first, end), _NO_TIMING))
-
-
-def _numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
-    return {name: table[name].cast(pa.int64()).to_numpy() for name in names}
 
 
 class _Objects:
@@ -333,28 +348,22 @@ class _Objects:
 
         `frame_ids` (F,) are the ids of the frames, in ascending order, and `captured_ns` (F,) their capture times.
         """
-        values = _numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
+        values = numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
         stored = _nearest_stored(table["score_percent"], values["track_id"])
-        values["score_percent"] = _numbers_or_zero(table["score_percent"])[stored]
-        ages_ms = _numbers_or_zero(table["age_ms"])[stored]
+        values["score_percent"] = numbers_or_zero(table["score_percent"])[stored]
+        ages_ms = numbers_or_zero(table["age_ms"])[stored]
         captured_ms = captured_ns[frame_ids.searchsorted(values["frame_id"])] / 1e6
         values["age_ms"] = np.maximum(ages_ms + np.rint(captured_ms - captured_ms[stored]).astype(np.int64), 0)
-        order = np.lexsort((values["track_id"], values["frame_id"]))
-        frame_id = values["frame_id"][order]
-        starts = np.flatnonzero(np.diff(frame_id, prepend=-1))
-        rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-        order = order[np.lexsort((rank + values["order_shift"][order], frame_id))]
+        order = published_order(frame_ids.searchsorted(values["frame_id"]), values["order_shift"])
         values = {name: column[order] for name, column in values.items()}
         self._frame_id = values["frame_id"]
-        self._boxes = _boxes(values["x"], values["y"], values["w"], values["h"])
+        self._boxes = boxes(values["x"], values["y"], values["w"], values["h"])
         self._scores = (values["score_percent"] / 100.0).astype(np.float32)
         self._class_ids = values["class_id"].astype(np.int32)
         self._track_ids = values["track_id"]
-        self._hidden = _pixels(_numbers_or_zero(table["hidden"])[order])
+        self._hidden = pixels(numbers_or_zero(table["hidden"])[order])
         self._ages = values["age_ms"]
-        previous = [table[f"previous_{name}"] for name in "xywh"]
-        self._previous = _boxes(*(_numbers_or_zero(column)[order] for column in previous))
-        self._previous[previous[0].is_null().to_numpy()[order]] = np.nan
+        self._previous = previous_boxes(table, order)
         self._has_hidden = np.append(0, (self._hidden > 0).cumsum()).tolist()
         self._has_previous = np.append(0, (~np.isnan(self._previous[:, 0])).cumsum()).tolist()
 
@@ -391,19 +400,3 @@ def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> ND
     is_last = (last >= 0) & (track_ids[last] == track_ids)
     is_next = (following < number) & (track_ids[np.minimum(following, number - 1)] == track_ids)
     return np.where(is_last, last, np.where(is_next, following, 0))
-
-
-def _numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    numbers: NDArray[np.int64] = column.fill_null(0).cast(pa.int64()).to_numpy()
-    return numbers
-
-
-def _boxes(
-    x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, as the tracker rounds them."""
-    return _pixels(np.stack([x, y, x + width, y + height], axis=1))
-
-
-def _pixels(values: NDArray[np.int64]) -> NDArray[np.float32]:
-    return (values / STEPS_PER_PX).astype(np.float32)

@@ -1,0 +1,404 @@
+"""`RecordedObjects`, the objects of archived frames. Positions and distances are computed for many frames at once.
+
+The table of `TrackedObjects` has one row per object. Here, a row is brought up to date only in the frames that matter.
+`vision.analytics.recorded_analytics` selects these frames.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameTimes
+from vision.analytics.geometry import BoolArray, FloatArray, GroundPlane, IndexArray, LineSet, Points
+from vision.analytics.tracked_objects import (
+    CALM_S,
+    SAMPLES,
+    SPACING_S,
+    WINDOW_S,
+    TrackColumn,
+    TrackedObjects,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTracks:
+    """The N tracks of F successive frames of one epoch, in the order in which the live analytics received them."""
+
+    captured_ns: Sequence[int]  # (F,) capture times of the frames on the monotonic clock
+    frames: IndexArray  # (N,) index of the frame of each track, in ascending order
+    boxes_xyxy: NDArray[np.float32]  # (N, 4)
+    class_ids: NDArray[np.int32]  # (N,)
+    track_ids: NDArray[np.int64]  # (N,)
+    hidden_px: NDArray[np.float32]  # (N,) as in `Tracks`; 0 if nothing is hidden
+    previous_xyxy: NDArray[np.float32]  # (N, 4) as in `Tracks`
+
+    @staticmethod
+    def empty() -> RecordedTracks:
+        """Return no frames."""
+        none, boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
+        return RecordedTracks((), none, boxes, np.zeros(0, np.int32), none, np.zeros(0, np.float32), boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRows:
+    """The tracks of the frames in memory, by track id and then by frame."""
+
+    frames: IndexArray  # (N,)
+    places: IndexArray  # (N,) place in the order of `RecordedTracks`
+    track_ids: NDArray[np.int64]  # (N,)
+    class_ids: NDArray[np.int32]  # (N,)
+    boxes_xyxy: NDArray[np.float32]  # (N, 4)
+    previous_xyxy: NDArray[np.float32]  # (N, 4)
+    columns: FloatArray  # (N, 2 A + 2 + 2 L) as returned by `TrackedObjects.positions`
+    sizes: FloatArray  # (N,)
+    cut: BoolArray  # (N, 4)
+
+    def take(self, where: IndexArray) -> RecordedRows:
+        """Return the rows with these indices."""
+        return RecordedRows(*(getattr(self, name)[where] for name in self.__slots__))
+
+    def joined(self, other: RecordedRows) -> RecordedRows:
+        """Return the rows of both."""
+        return RecordedRows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+
+
+class _Steps:
+    """The steps, which are the times when the positions of all objects are stored. Their numbers start at 1."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the last step
+        self.times_s: dict[int, float] = {}
+        self.ratios: dict[int, float] = {}  # of the interval before a step and the previous interval
+        self.decays: dict[int, float] = {}  # factors of the jitter; the first two steps have none
+
+    def add_if_due(self, now_s: float) -> None:
+        """Add a step if the last one is long enough ago."""
+        last_s = self.times_s.get(self.number, -math.inf)
+        if now_s - last_s < SPACING_S:
+            return
+        self.number += 1
+        self.times_s[self.number] = now_s
+        before_s = self.times_s.get(self.number - 2)
+        if before_s is not None:
+            self.ratios[self.number] = (now_s - last_s) / (last_s - before_s)
+            self.decays[self.number] = math.exp((last_s - now_s) / CALM_S)
+
+    def ratios_of(self, steps: IndexArray) -> FloatArray:
+        """Return the ratios of steps that have one."""
+        if not len(steps):
+            return np.zeros(0)
+        lowest = int(steps.min())
+        known = [self.ratios.get(step, math.nan) for step in range(lowest, self.number + 1)]
+        return np.array(known)[steps - lowest]
+
+    def forget_before(self, step: int) -> None:
+        """Forget the steps before `step`."""
+        for values in (self.times_s, self.ratios, self.decays):
+            for number in [each for each in values if each < step]:
+                del values[number]
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """The lives of the tracks in memory. A life ends when the object counts as gone."""
+
+    starts: list[int]  # first row
+    ends: list[int]  # row after the last one
+    gone: list[int]  # frame in which the object counts as gone; the number of frames if there is none yet
+    of_row: IndexArray  # (N,)
+    frames: list[int]  # (N,) of each row
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """The rows whose positions are stored for the motion of objects, in the order of rows."""
+
+    rows: list[int]
+    steps: list[int]
+    points: list[complex]  # on the ground
+    jitter: list[float]  # of the object, as `TrackedObjects` measures it
+    measured: list[int]  # step up to which `jitter` is measured
+
+
+class RecordedObjects(TrackedObjects):
+    """State and motion of the objects in archived frames.
+
+    `load` adds frames, and a row to the table for each object in them. `finish` goes to the end of these frames, where
+    the table is the same as if `TrackedObjects` had seen all frames, except for the column `trail`.
+
+    Frames and rows are numbered from 0 in memory, which also contains the last frames before those of `load`.
+    """
+
+    def __init__(
+        self,
+        anchors: Sequence[str],
+        lines: LineSet,
+        ground: GroundPlane | None,
+        columns: Mapping[str, TrackColumn],
+        frame_size_px: tuple[int, int],
+    ) -> None:
+        super().__init__(anchors, lines, ground, columns, frame_size_px)
+        self.first = 0
+        """First frame of the latest `load`."""
+        self.now_s: FloatArray = np.zeros(0)
+        """Time of each frame (F,) on the clock of the objects."""
+        self.lives = Lives([], [], [], np.zeros(0, np.intp), [])
+        self.rows = self._rows_of(RecordedTracks.empty(), np.zeros(0, np.intp))
+        self._steps = _Steps()
+        self._step = 0  # last step at the present time
+        self._step_of: IndexArray = np.zeros(0, np.intp)  # last step at each frame
+        self._is_step: BoolArray = np.zeros(0, np.bool_)
+        self._limits_s: FloatArray = np.zeros(0)  # objects last detected before this time are gone
+        self._samples = _Samples([], [], [], [], [])
+        self._life_of: dict[int, int] = {}  # life of tracks that have an event, by track id
+        self._carried: dict[int, tuple[float, int]] = {}  # jitter before the latest `load`, and its step, by track id
+        self._last_rows: IndexArray = np.zeros(0, np.intp)  # last row of each object after `finish`
+
+    @property
+    def points(self) -> Points:
+        """Positions of the anchors (N, A) in all rows."""
+        return self.points_of(self.rows.columns)
+
+    @property
+    def distances(self) -> FloatArray:
+        """Signed distances (N, L) from all lines in pixels, in all rows."""
+        number = (self.rows.columns.shape[1] - self._end - 2) // 2
+        return self.rows.columns[:, self._end + 2 : self._end + 2 + number]
+
+    def points_of(self, columns: FloatArray) -> Points:
+        """Return the positions of the anchors (M, A) in columns as returned by `TrackedObjects.see`."""
+        return columns.view(np.complex128)[:, : self._end // 2]
+
+    def distances_of(self, columns: FloatArray) -> FloatArray:
+        """Return the distances (M, 2 L) from the lines, twice, in columns as returned by `TrackedObjects.see`."""
+        return columns[:, self._end + 2 :]
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def load(self, tracks: RecordedTracks, forget_s: float) -> None:
+        """Add the next frames, and forget most of the frames before.
+
+        Args:
+            tracks: tracks of the frames.
+            forget_s: time in seconds after which an undetected object counts as gone, as in `Analytics`.
+        """
+        kept = self._trimmed()
+        self.times = FrameTimes(self.clock, tracks.captured_ns)
+        counts = np.bincount(tracks.frames, minlength=len(tracks.captured_ns))
+        now_s, memory_s = np.array(self.times.now_s), np.array(self.times.memory_s(forget_s))
+        steps = [self._steps.number]
+        for at_s, has_objects in zip(self.times.now_s, (counts > 0).tolist(), strict=True):
+            if has_objects:
+                self._steps.add_if_due(at_s)
+            steps.append(self._steps.number)
+        self.now_s = np.concatenate([self.now_s, now_s])
+        self._limits_s = np.concatenate([self._limits_s, now_s - memory_s - CLOCK_GRAIN_S])
+        self._step_of = np.concatenate([self._step_of, np.array(steps[1:], np.intp)])
+        self._is_step = np.concatenate([self._is_step, np.diff(steps) > 0])
+        joined = kept.joined(self._rows_of(tracks, counts))
+        self.rows = joined.take(np.lexsort((joined.frames, joined.track_ids)))
+        self.lives = self._find_lives(forget_s)
+        self._samples = self._find_samples()
+        self.table.rows_of(self.rows.track_ids[self.rows.frames >= self.first])
+
+    def _trimmed(self) -> RecordedRows:
+        """Forget the frames that are no longer needed. Return the rows of the others, in the order of frames."""
+        number = len(self.now_s)
+        first = bisect_left(self._step_of, self._step - SAMPLES + 1)
+        first = min([first, *self.rows.frames[self._last_rows].tolist()])
+        self.now_s, self._limits_s = self.now_s[first:], self._limits_s[first:]
+        self._step_of, self._is_step = self._step_of[first:], self._is_step[first:]
+        self.first = number - first
+        self._steps.forget_before(self._step - SAMPLES)
+        (kept,) = (self.rows.frames >= first).nonzero()
+        rows = self.rows.take(kept[self.rows.places[kept].argsort()])
+        rows.frames[:] -= first
+        rows.places[:] = np.arange(len(kept)) - len(kept)
+        return rows
+
+    def _rows_of(self, tracks: RecordedTracks, counts: IndexArray) -> RecordedRows:
+        """Return the rows of new tracks. `counts` (F,) is the number of tracks in each frame."""
+        boxes = tracks.boxes_xyxy.astype(np.float64)
+        cut = self.is_cut(boxes)
+        boxes[:, 3] += tracks.hidden_px
+        columns = self._transformed(boxes, counts)
+        return RecordedRows(
+            tracks.frames + self.first,
+            np.arange(len(boxes)),
+            tracks.track_ids,
+            tracks.class_ids,
+            tracks.boxes_xyxy,
+            tracks.previous_xyxy,
+            columns,
+            np.maximum(columns[:, self._end], columns[:, self._end + 1]),
+            cut,
+        )
+
+    def _transformed(self, boxes: FloatArray, counts: IndexArray) -> FloatArray:
+        """Return the columns of boxes (N, 4), with a product of matrices per frame, as in the live program.
+
+        `counts` (F,) is the number of boxes in each frame. Products of larger matrices can differ in the last bit.
+        """
+        columns = np.empty((len(boxes), self._matrix.shape[1]))
+        firsts = counts.cumsum() - counts
+        for number in np.unique(counts[counts > 0]).tolist():
+            rows = firsts[counts == number, None] + np.arange(number)
+            columns[rows] = boxes[rows] @ self._matrix
+        columns += self._offset
+        return columns
+
+    def _find_lives(self, forget_s: float) -> Lives:
+        """Divide the rows of each track into lives."""
+        rows, number, limits_s = self.rows, len(self.rows.frames), np.maximum.accumulate(self._limits_s)
+        seen_s = self.now_s[rows.frames]
+        is_first = np.ones(number, np.bool_)
+        is_first[1:] = rows.track_ids[1:] != rows.track_ids[:-1]
+        pauses = (~is_first[1:] & (np.diff(seen_s) > forget_s)).nonzero()[0]
+        is_first[pauses + 1] = limits_s.searchsorted(seen_s[pauses], "right") <= rows.frames[pauses + 1]
+        (starts,) = is_first.nonzero()
+        ends = np.append(starts[1:], number)[: len(starts)]
+        gone = limits_s.searchsorted(seen_s[ends - 1], "right")
+        of_row = np.repeat(np.arange(len(starts)), ends - starts)
+        return Lives(starts.tolist(), ends.tolist(), gone.tolist(), of_row, rows.frames.tolist())
+
+    def _find_samples(self) -> _Samples:
+        """Return the stored positions, and the jitter, which `TrackedObjects._measure_jitter` defines."""
+        (found,) = self._is_step[self.rows.frames].nonzero()
+        steps, lives = self._step_of[self.rows.frames[found]], self.lives.of_row[found]
+        points, deviations = self.points[found, 0], np.full(len(found), np.nan)
+        if self._has_lines and len(found) > 2:
+            (at,) = ((lives[2:] == lives[:-2]) & (steps[2:] - steps[:-2] == 2)).nonzero()
+            ratios = self._steps.ratios_of(steps[at + 2])
+            moved = points[at + 2] - (1.0 + ratios) * points[at + 1] + ratios * points[at]
+            deviations[at + 2] = np.abs(moved) / self.rows.sizes[found[at + 2]]
+        jitter, measured = self._jitter(lives.tolist(), steps.tolist(), deviations.tolist())
+        return _Samples(found.tolist(), steps.tolist(), points.tolist(), jitter, measured)
+
+    def _jitter(
+        self, lives: Sequence[int], steps: Sequence[int], deviations: Sequence[float]
+    ) -> tuple[list[float], list[int]]:
+        """Return the jitter after each sample, and the step up to which it is measured."""
+        carried, decays = self._carried_by_life(), self._steps.decays
+        jitter, measured = [], []
+        value, last, present = math.nan, 0, -1
+        for life, step, deviation in zip(lives, steps, deviations, strict=True):
+            if life != present:
+                present = life
+                value, last = carried.get(life, (math.nan, step))
+            if step > last:
+                if value == value:  # noqa: PLR0124 - NaN is not equal to itself
+                    value *= decays[last + 1]
+                    for each in range(last + 2, step + 1):
+                        value *= decays[each]
+                last = step
+                if deviation > value or value != value:  # noqa: PLR0124 - as `np.fmax`
+                    value = deviation
+            jitter.append(value)
+            measured.append(last)
+        return jitter, measured
+
+    def _carried_by_life(self) -> dict[int, tuple[float, int]]:
+        """Return the jitter of the objects that were there before the latest `load`, by life."""
+        return {
+            life: self._carried[self.rows.track_ids[start]]
+            for life, (start, gone) in enumerate(zip(self.lives.starts, self.lives.gone, strict=True))
+            if self.lives.frames[start] < self.first <= gone
+        }
+
+    # --- lives and samples --------------------------------------------------------------------------------------------
+
+    def new_rows(self) -> tuple[IndexArray, IndexArray]:
+        """Return the first rows of all lives that start after the frames before, and of those that continue."""
+        starts, first = np.array(self.lives.starts, np.intp), self.first
+        fresh = starts[self.rows.frames[starts] >= first]
+        is_new = self.rows.frames >= first
+        is_new[1:] &= ~is_new[:-1] & (self.lives.of_row[1:] == self.lives.of_row[:-1])
+        is_new[:1] = False
+        return fresh, is_new.nonzero()[0]
+
+    def first_columns(self, fresh: IndexArray) -> FloatArray:
+        """Return the columns (F, ...) of new objects at their previous detection, or now if there is none."""
+        order = np.lexsort((self.rows.places[fresh], self.rows.frames[fresh]))
+        counts = np.bincount(self.rows.frames[fresh])
+        before = np.empty((len(fresh), self.rows.columns.shape[1]))
+        before[order] = self._transformed(self.rows.previous_xyxy[fresh[order]].astype(np.float64), counts)
+        return np.where(np.isnan(before), self.rows.columns[fresh], before)
+
+    def row_at(self, row: int, at_s: float) -> int:
+        """Return the first row from `row` on, of the same life, whose time is `at_s` or later; the end if none is."""
+        end = self.lives.ends[self.lives.of_row[row]]
+        return bisect_left(self.lives.frames, bisect_left(self.now_s, at_s), row, end)
+
+    def jitter_at(self, row: int, frame: int) -> float:
+        """Return the jitter of the object of `row` at a frame, from which on it has no row before the next frame."""
+        if not self._has_lines:
+            return math.nan
+        samples, step, decays = self._samples, int(self._step_of[frame]), self._steps.decays
+        at, start = bisect_right(samples.rows, row) - 1, self.lives.starts[self.lives.of_row[row]]
+        if at >= 0 and samples.rows[at] >= start:
+            value, measured = samples.jitter[at], samples.measured[at]
+        elif self.lives.frames[start] < self.first:
+            value, measured = self._carried[int(self.rows.track_ids[row])]
+        else:
+            return math.nan
+        if not math.isnan(value):
+            for each in range(measured + 1, step + 1):
+                value *= decays[each]
+        return value
+
+    # --- one frame ----------------------------------------------------------------------------------------------------
+
+    def seek(self, frame: int) -> None:
+        """Set the clock to the time before a frame."""
+        self.times.seek(self.clock, frame - self.first)
+
+    def look_at(self, row: int, frame: int) -> int:
+        """Prepare `motion` and the columns of the table for an event of an object. Return its row in the table.
+
+        `row` is the last row of the object, and `frame` the frame up to which positions are stored.
+        """
+        at = int(self.table.ids.searchsorted(self.rows.track_ids[row]))
+        self.table["class_id"][at] = self.rows.class_ids[row]
+        self.table["size"][at] = self.rows.sizes[row]
+        self._life_of[int(self.rows.track_ids[row])] = int(self.lives.of_row[row])
+        self._step = int(self._step_of[frame]) if frame >= 0 else 0
+        return at
+
+    def finish(self) -> None:
+        """Go to the end of the frames, forget the objects that are gone, and update the others."""
+        table, number = self.table, len(self.now_s)
+        self.seek(number)
+        self._step = self._steps.number
+        alive = [life for life, gone in enumerate(self.lives.gone) if gone == number]
+        last = np.array([self.lives.ends[life] - 1 for life in alive], np.intp)
+        ids = self.rows.track_ids[last]
+        table.keep(np.isin(table.ids, ids))
+        last = self._last_rows = last[ids.argsort()]
+        self._life_of = dict(zip(ids.tolist(), alive, strict=True))
+        table["seen_s"][:] = self.now_s[self.rows.frames[last]]
+        table["size"][:] = self.rows.sizes[last]
+        table["class_id"][:] = self.rows.class_ids[last]
+        table["cut"][:] = self.rows.cut[last]
+        table["points"][:] = self.points_of(self.rows.columns[last])
+        table["jitter"][:] = [self.jitter_at(row, number - 1) for row in last.tolist()]
+        values = zip(table.ids.tolist(), table["jitter"].tolist(), strict=True)
+        self._carried = {track_id: (jitter, self._step) for track_id, jitter in values}
+
+    def _recent(self, row: int) -> tuple[list[float], list[complex]]:
+        samples, now_s, life = self._samples, self.clock.now_s, self._life_of[int(self.table.ids[row])]
+        first, end = (bisect_left(samples.rows, rows[life]) for rows in (self.lives.starts, self.lives.ends))
+        found = []
+        for at in range(bisect_right(samples.steps, self._step, first, end) - 1, first - 1, -1):
+            step = samples.steps[at]
+            if step <= self._step - SAMPLES or self._steps.times_s[step] < now_s - WINDOW_S:
+                break
+            found.append((step % SAMPLES, self._steps.times_s[step] - now_s, samples.points[at]))
+        # The order is that of `TrackedObjects`, because sums of floating-point numbers depend on the order.
+        found.sort()
+        return [time_s for _, time_s, _ in found], [point for _, _, point in found]

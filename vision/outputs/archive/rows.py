@@ -1,0 +1,139 @@
+"""Conversion of the rows of an archive to what the analytics reads, for many frames at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vision.analytics.recorded_objects import RecordedTracks
+from vision.types import STEPS_PER_PX
+
+_BLOCK_ROWS: Final = 50_000  # the arrays of a block should fit into the caches of the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedBlock:
+    """F successive frames of one start of the program and one epoch, with what the analytics reads."""
+
+    instance: str
+    epoch: int
+    frame_size_px: tuple[int, int]
+    frames: Sequence[int]  # (F,) number of each frame, as in messages
+    at_us: NDArray[np.int64]  # (F,) capture time, microseconds since 1970 (UTC)
+    tracks: RecordedTracks
+
+
+def numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
+    """Return columns without null values, by name."""
+    return {name: table[name].cast(pa.int64()).to_numpy() for name in names}
+
+
+def captured_ns(frames: pa.Table) -> NDArray[np.int64]:
+    """Return the capture times (F,) of frames on the monotonic clock."""
+    columns = numbers(frames, "captured_at", "clock_shift_us", "captured_rest_ns")
+    rounded_ns: NDArray[np.int64] = (columns["captured_at"] + columns["clock_shift_us"]) * 1000
+    return rounded_ns + columns["captured_rest_ns"]
+
+
+def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
+    """Yield the frames of a time range. The frames and tracks are in the order of `Archive`."""
+    columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
+    at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
+    instances = frames["instance"].cast(pa.string()).combine_chunks().dictionary_encode()
+    number, names = instances.indices.to_numpy(), instances.dictionary.to_pylist()
+    rows = _judged_rows(tracks, columns["frame_id"])
+    wanted = (at_us >= since_us) & (at_us < until_us)
+    kinds = np.stack([number, columns["epoch"], wanted, columns["frame_width"], columns["frame_height"]])
+    # A block ends where one of these values changes, and after each multiple of `_BLOCK_ROWS`.
+    part = np.searchsorted(rows.frames, np.arange(frames.num_rows)) // _BLOCK_ROWS
+    is_first = np.ones(frames.num_rows, np.bool_)
+    is_first[1:] = (kinds[:, 1:] != kinds[:, :-1]).any(axis=0) | (part[1:] != part[:-1])
+    (starts,) = is_first.nonzero()
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), frames.num_rows], strict=True):
+        if wanted[start]:
+            first, last = rows.frames.searchsorted([start, end]).tolist()
+            yield ArchivedBlock(
+                names[number[start]],
+                int(columns["epoch"][start]),
+                (int(columns["frame_width"][start]), int(columns["frame_height"][start])),
+                columns["frame"][start:end].tolist(),
+                at_us[start:end],
+                RecordedTracks(
+                    monotonic_ns[start:end].tolist(),
+                    rows.frames[first:last] - start,
+                    rows.boxes_xyxy[first:last],
+                    rows.class_ids[first:last],
+                    rows.track_ids[first:last],
+                    rows.hidden_px[first:last],
+                    rows.previous_xyxy[first:last],
+                ),
+            )
+
+
+def _judged_rows(table: pa.Table, frame_ids: NDArray[np.int64]) -> RecordedTracks:
+    """Return the tracks of frames with the ids `frame_ids` (F,), without the capture times."""
+    values = numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
+    frames = frame_ids.searchsorted(values["frame_id"])
+    order = published_order(frames, values["order_shift"])
+    corners = boxes(*(values[name][order] for name in "xywh"))
+    return RecordedTracks(
+        (),
+        frames[order],
+        corners,
+        values["class_id"][order].astype(np.int32),
+        values["track_id"][order],
+        pixels(numbers_or_zero(table["hidden"])[order]),
+        previous_boxes(table, order),
+    )
+
+
+def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the indices of rows in the order of publication.
+
+    Args:
+        frames: index (N,) of the frame of each row. The rows are in the order of tracks, then frames.
+        shifts: the column `order_shift` (N,).
+    """
+    small = (
+        frames.astype(np.uint16) if len(frames) and frames.max() < 1 << 16 else frames
+    )  # sorted several times faster
+    by_frame = small.argsort(kind="stable")
+    if not shifts.any():
+        return by_frame
+    order = np.empty_like(by_frame)
+    order[np.arange(len(frames)) + shifts[by_frame]] = by_frame
+    return order
+
+
+def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Return the previous boxes (N, 4) in pixels of rows in this order; NaN where there is none."""
+    found = np.full((len(order), 4), np.nan, np.float32)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    (known,) = table["previous_x"].is_valid().to_numpy().nonzero()
+    stored = table.select([f"previous_{name}" for name in "xywh"]).take(known)
+    found[place[known]] = boxes(*(column.cast(pa.int64()).to_numpy() for column in stored.columns))
+    return found
+
+
+def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return a column, with 0 instead of null."""
+    found: NDArray[np.int64] = column.fill_null(0).cast(pa.int64()).to_numpy()
+    return found
+
+
+def boxes(
+    x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, as the tracker rounds them."""
+    return pixels(np.stack([x, y, x + width, y + height], axis=1))
+
+
+def pixels(values: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Convert lengths in steps of 1 / `STEPS_PER_PX` px to px."""
+    return (values / STEPS_PER_PX).astype(np.float32)
