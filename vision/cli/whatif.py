@@ -66,10 +66,10 @@ def whatif(
     ] = None,
     archive: ArchiveFolder = None,
     video: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Compare two configurations on a video, without an archive.")
+        Path | None, typer.Option(metavar="FILE", help="With --against: the video. [default: recordings of OLD.yaml]")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="OLD.yaml", help="With --video: the configuration to compare with.")
+        str | None, typer.Option(metavar="OLD.yaml", help="Compare CONFIG with OLD.yaml on video, without an archive.")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all differences to FILE, as JSON.")] = None,
     page: Annotated[
@@ -83,19 +83,22 @@ def whatif(
     Examples:
       vision whatif new.yaml --since 7d
       vision whatif new.yaml --since 2026-11-28T06:00 --until 2026-11-28T20:00 --camera gate
-      vision whatif new-model.yaml --video monday.mp4 --against camera.yaml
+      vision whatif new-model.yaml --against camera.yaml --since 2h --camera gate
+      vision whatif new-model.yaml --against camera.yaml --video monday.mp4
       vision whatif new.yaml --since 7d --json difference.json --page difference.html
     """
     try:
         from vision.evaluation.whatif.report import Files
 
         files = Files(json, page)
-        if video is not None:
-            from vision.evaluation.whatif.video import VideoRequest, run_on_video
+        if video is not None or against is not None:
+            from vision.evaluation.whatif.video import Comparison, run_on_recordings, run_on_video
 
-            name = _check_video_options(context, against, camera or [])
-            request = VideoRequest(config, name, video, next(iter(camera or ()), None))
-            return run_on_video(request, files, context.obj.stop)
+            old = _check_video_options(context, against, camera or [])
+            request = Comparison(config, old, next(iter(camera or ()), None))
+            if video is not None:
+                return run_on_video(request, video, files, context.obj.stop)
+            return run_on_recordings(request, *_check_range(since, until), files, context.obj.stop)
         from vision.evaluation.whatif.run import Selection, run
 
         since, until_us = _check_range(since, until)
@@ -108,19 +111,19 @@ def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
     """Return the start and the end of the range. Raise `typer.BadParameter` if the start is missing or too late."""
     until_us = time.time_ns() // 1000 if until is None else until
     if since is None:
-        raise typer.BadParameter("expected a start, such as --since 7d, or --video", param_hint="--since")
+        raise typer.BadParameter("expected a start, such as --since 7d", param_hint="--since")
     if since >= until_us:
         raise typer.BadParameter("expected a start before the end", param_hint="--since")
     return since, until_us
 
 
 def _check_video_options(context: typer.Context, against: str | None, cameras: list[str]) -> str:
-    """Return the configuration to compare with. Raise `typer.BadParameter` if the options do not fit `--video`."""
-    for name in ("since", "until", "archive"):
+    """Return the configuration to compare with. Raise `typer.BadParameter` if the options do not fit each other."""
+    for name in ("since", "until", "archive") if context.params["video"] is not None else ("archive",):
         if context.params.get(name) is not None:
-            raise typer.BadParameter("expected no value with --video", param_hint=f"--{name}")
+            raise typer.BadParameter("expected no value when two configurations are compared", param_hint=f"--{name}")
     if against is None:
         raise typer.BadParameter("expected the configuration to compare with", param_hint="--against")
     if len(cameras) > 1:
-        raise typer.BadParameter("expected one camera with --video", param_hint="--camera")
+        raise typer.BadParameter("expected at most one camera with --against", param_hint="--camera")
     return against

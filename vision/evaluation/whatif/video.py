@@ -1,42 +1,57 @@
-"""Implementation of `vision whatif --video`: two configurations, such as two models, on the same stored video."""
+"""Implementation of `vision whatif --against`: two configurations, such as two models, on the same stored video.
+
+The video is a file, or the recordings of a camera, which the index of recordings lists.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
 from vision.config import AppConfig, CameraAnalytics, load_config, resolve_config
-from vision.errors import EXIT_OK
+from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.passes import select_camera
 from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.whatif.difference import compare
 from vision.evaluation.whatif.rejudge import Judgment, boxes_of_tracks
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.reader import ArchivedEvent
+from vision.outputs.recording.index import RecordedFile, Recording, open_for_reading
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions
 from vision.stages.stage import Report
 from vision.types import Result
 
+_ANY_FILE: Final = "/video.mp4"  # takes the place of each camera's source until the video is known
+
 
 @dataclass(frozen=True, slots=True)
-class VideoRequest:
-    """Arguments of `vision whatif --video`."""
+class Comparison:
+    """Two configurations to compare on stored video."""
 
     config: str
     against: str  # the configuration to compare with
-    video: Path  # a video file, or a folder of images
     camera: str | None  # None if each configuration has only one camera
 
 
-def run_on_video(request: VideoRequest, files: Files, stop: threading.Event) -> int:
-    """Run both pipelines on the video, print the difference, and write the requested files. Return the exit code.
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A piece of stored video."""
+
+    path: Path  # a video file, or a folder of images
+    name: str = ""  # identifies the video if there are several
+    start_us: int = 0  # of the first frame, microseconds since 1970 (UTC); 0 means that times are positions
+
+
+def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.Event) -> int:
+    """Run both pipelines on a video, print the difference, and write the requested files. Return the exit code.
 
     Raises:
         Closed: `stop` was set.
@@ -46,57 +61,116 @@ def run_on_video(request: VideoRequest, files: Files, stop: threading.Event) -> 
         Unavailable: a file cannot be written at present, for example because the disk is full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
-    before, after = (_judge(config, stop) for config in (old, new))
-    name = new.cameras[0].id
+    return _compare(request.config, (old, new), [Video(path)], files, stop)
+
+
+def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: Files, stop: threading.Event) -> int:
+    """Do the same as `run_on_video` with all recordings of the camera in a time range, microseconds since 1970 (UTC).
+
+    The recordings are those of the configuration to compare with.
+
+    Raises:
+        Closed: `stop` was set.
+        ConfigError: a configuration or an argument is invalid, nothing is recorded, or a file cannot be written.
+        ModelError: a model is missing, or its model.yaml is invalid.
+        SourceError: a recording cannot be read to its end.
+        Unavailable: the index cannot be read, or a file cannot be written, at present.
+    """
+    old, new = (_configuration(name, request) for name in (request.against, request.config))
+    if old.recording is None or old.state_dir is None:
+        hint = "add the section `recording`, or name a video with --video"
+        raise ConfigError(f"{request.against} has no section `recording`", hint=hint, code="no-recordings")
+    with closing(open_for_reading(Path(old.state_dir))) as index:
+        recordings = index.recordings(old.cameras[0].id, since_us * 1000)
+    videos = [
+        Video(Path(old.recording.folder) / file.name, file.name, file.start_utc_ns // 1000)
+        for file in selected_files(recordings, since_us, until_us)
+    ]
+    if not videos:
+        text = f"camera {old.cameras[0].id} has no complete recording in this time"
+        raise ConfigError(text, hint="`vision clips` lists the recordings", code="no-recordings")
+    return _compare(request.config, (old, new), videos, files, stop)
+
+
+def selected_files(recordings: Sequence[Recording], since_us: int, until_us: int) -> list[RecordedFile]:
+    """Return the complete files that show a time range, oldest first.
+
+    A clip can show the same time as a continuous recording. A file that overlaps one that is selected is left out.
+    """
+    selected: list[RecordedFile] = []
+    for recording in sorted(recordings, key=lambda each: each.kind == "clip"):
+        for file in recording.files:
+            in_range = file.start_utc_ns < until_us * 1000 and file.end_utc_ns >= since_us * 1000
+            if in_range and file.state == "complete" and not any(_overlap(file, each) for each in selected):
+                selected.append(file)
+    return sorted(selected, key=lambda file: file.start_utc_ns)
+
+
+def _overlap(file: RecordedFile, other: RecordedFile) -> bool:
+    return file.start_utc_ns < other.end_utc_ns and other.start_utc_ns < file.end_utc_ns
+
+
+def _compare(
+    name: str, configs: tuple[AppConfig, AppConfig], videos: Sequence[Video], files: Files, stop: threading.Event
+) -> int:
+    """Run both pipelines on each video, print the difference, and write the requested files. Return the exit code."""
+    before, after = (_judge(config, videos, stop) for config in configs)
+    camera = configs[1].cameras[0].id
     report = CameraReport(
-        camera=name,
-        section=new.analytics.get(name, CameraAnalytics()),
+        camera=camera,
+        section=configs[1].analytics.get(camera, CameraAnalytics()),
         before=len(before.events),
         judgment=after,
-        difference=compare(name, before.events, after.events, same_tracks=False),
+        difference=compare(camera, before.events, after.events, same_tracks=False),
         gaps=(),
     )
-    until_us = max((event.at_us for event in (*before.events, *after.events)), default=0)
-    publish_report(WhatIf(request.config, 0, until_us, (report,)), Console(), files)
+    until_us = max((event.at_us for event in (*before.events, *after.events)), default=videos[0].start_us)
+    publish_report(WhatIf(name, videos[0].start_us, until_us, (report,)), Console(), files)
     return EXIT_OK
 
 
-def _configuration(name: str, request: VideoRequest) -> AppConfig:
-    """Return a configuration with only the requested camera, whose source is the video."""
+def _configuration(name: str, request: Comparison) -> AppConfig:
+    """Return a configuration with only the requested camera, whose rules stay, and which stores nothing."""
     config = load_config(resolve_config(name), os.environ)
     cameras = tuple(
-        camera.model_copy(update={"source": str(request.video.absolute()), "reader": "auto", "loop": False})
-        for camera in config.cameras
+        camera.model_copy(update={"source": _ANY_FILE, "reader": "auto", "loop": False}) for camera in config.cameras
     )
-    return select_camera(config.model_copy(update={"cameras": cameras}), request.camera).model_copy(
-        update={"rules": config.rules, "archive": None}
-    )
+    selected = select_camera(config.model_copy(update={"cameras": cameras}), request.camera)
+    return selected.model_copy(update={"rules": config.rules, "archive": None, "state_dir": config.state_dir})
 
 
-def _judge(config: AppConfig, stop: threading.Event) -> Judgment:
-    """Run the pipeline on the video. Return its events, whose times are positions in the video, and its counts."""
-    with show_progress(config.model, None, stop) as progress, ExitStack() as resources:
-        sink = _Sink(progress)
-        build = load_pipeline(config.pipeline)
-        build(config, RunOptions(stop, offline=True, sink=sink), resources).run(stop)
-    check_stop(stop)
-    return sink.judgment
+def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) -> Judgment:
+    """Run the pipeline on each video. Return all events, and the counts of the last video."""
+    found = Judgment()
+    for video in videos:
+        camera = config.cameras[0].model_copy(update={"source": str(video.path.absolute())})
+        stored_nowhere = {"cameras": (camera,), "state_dir": None, "recording": None}
+        with show_progress(f"{config.model} {video.name}".strip(), None, stop) as progress, ExitStack() as resources:
+            sink = _Sink(video, found, progress)
+            build = load_pipeline(config.pipeline)
+            build(config.model_copy(update=stored_nowhere), RunOptions(stop, offline=True, sink=sink), resources).run(
+                stop
+            )
+        check_stop(stop)
+    return found
 
 
 class _Sink:
-    """Sink that collects the events, the boxes of their objects, and the last counts."""
+    """Sink that adds the events, the boxes of their objects, and the last counts to a judgment."""
 
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self.judgment = Judgment()
+    def __init__(self, video: Video, judgment: Judgment, progress: Callable[[int], None]) -> None:
+        self._video = video
+        self._judgment = judgment
         self._progress = progress
         self._first_ns: int | None = None
 
     def publish(self, result: Result) -> None:
-        meta, found = result.meta, self.judgment
+        meta, found, name = result.meta, self._judgment, self._video.name
         first_ns = self._first_ns = meta.captured_ns if self._first_ns is None else self._first_ns
         for event in result.events:
-            found.events.append(ArchivedEvent(event, "", meta.epoch, meta.index, (event.at_ns - first_ns) // 1000))
-        found.boxes.update(boxes_of_tracks(result, "", [event.track_id for event in result.events]))
+            at_us = self._video.start_us + (event.at_ns - first_ns) // 1000
+            found.events.append(ArchivedEvent(event, name, meta.epoch, meta.index, at_us))
+        found.boxes.update(boxes_of_tracks(result, name, [event.track_id for event in result.events]))
         found.counts, found.frame_size_px = result.counts, (meta.width_px, meta.height_px)
         found.frames += 1
         self._progress(found.frames)

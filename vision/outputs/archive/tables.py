@@ -96,7 +96,16 @@ SCHEMAS: Final[Mapping[Table, pa.Schema]] = {
     table: pa.schema(list(columns.items())) for table, columns in COLUMNS.items()
 }
 
-_DELTAS: Final = {"captured_at", "at_utc", "at_monotonic_ns", "number"}  # columns that increase irregularly
+_DELTAS: Final[Mapping[Table, frozenset[str]]] = {
+    "frames": frozenset({"frame_id", "captured_at", "frame"}),
+    "tracks": frozenset(),
+    "events": frozenset({"at_utc", "at_monotonic_ns", "frame", "number"}),
+    "counts": frozenset(
+        {"at_utc", "at_monotonic_ns", "total_in", "total_out", "total_entered", "total_left", "occupancy"}
+    ),
+    "gaps": frozenset({"at_utc"}),
+}
+"""Columns of increasing numbers. Their differences need less space than the numbers themselves."""
 
 
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
     Brotli predicts each byte from its neighbors, so it needs less space for boxes than zstd.
     """
     encodings = {
-        name: "DELTA_BINARY_PACKED" if name in _DELTAS else "BYTE_STREAM_SPLIT"
+        name: "DELTA_BINARY_PACKED" if name in _DELTAS[table] else "BYTE_STREAM_SPLIT"
         for name, kind in COLUMNS[table].items()
         if not (pa.types.is_dictionary(kind) or pa.types.is_string(kind))
     }
