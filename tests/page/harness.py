@@ -6,16 +6,23 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page
+
+from vision.messaging.http_server import http_server
+from vision.outputs.page.server import application
+from vision.outputs.page.settings import PageSettings
+from vision.outputs.page.state import PageState
 
 PATIENCE_S = 60.0
 TWO_CAMERAS = """
@@ -96,6 +103,19 @@ class Program:
             self.stop()
 
 
+@contextmanager
+def serve(state: PageState, **settings: Any) -> Iterator[str]:
+    """Serve a page with a state that the test chooses, without a program. Yield its address."""
+    app = application(PageSettings(address="tcp://127.0.0.1:1", **settings), state)
+    server = http_server(app, connections=256, web_sockets=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
 def start(folder: Path, text: str = TWO_CAMERAS, environ: Mapping[str, str] | None = None) -> Program:
     """Start `vision run` with a configuration, and wait until its page is served."""
     return Program(folder, text, environ or {})
@@ -125,6 +145,10 @@ class OpenPage:
         parts = urlsplit(url)
         if parts.scheme not in ("data", "blob") and parts.netloc != self._host:
             self.foreign.append(url)
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true. The page's policy forbids `Page.wait_for_function`."""
+        until(lambda: self.page.evaluate(expression), expression)
 
     def check(self) -> None:
         """Fail if the page had errors, or requested anything from a different host."""

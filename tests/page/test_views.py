@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.page.conftest import OpenInBrowser, StartProgram
 from tests.page.harness import TWO_CAMERAS
+from tests.paths import ROOT
 
 
 def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, open_page: OpenInBrowser) -> None:
@@ -19,3 +20,56 @@ def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, op
     assert page.url.endswith("#/camera/north")
     page.keyboard.press("Escape")
     page.wait_for_selector(".tile")
+
+
+def test_page_says_that_the_program_is_away_and_continues_when_it_is_back(
+    start_program: StartProgram, open_page: OpenInBrowser
+) -> None:
+    program = start_program(TWO_CAMERAS)
+    opened = open_page(program.url)
+    opened.expected_errors = "404|ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE"
+    page = opened.page
+    page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
+    program.restart()
+    page.wait_for_selector("#connection:not(:empty)")
+    page.wait_for_selector("#connection:not(.bad)")
+    page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
+
+
+COUNTING = """
+model: nanodet-g-416
+detect: {classes: [person]}
+state_dir: state
+snapshots: {folder: snapshots}
+cameras:
+  - {id: square, source: VIDEO, loop: true}
+analytics:
+  square:
+    units: fraction
+    lines: [{name: middle, points: [[0.5, 0.1], [0.5, 0.9]]}]
+    zones: [{name: road, polygon: [[0.1, 0.3], [0.9, 0.3], [0.9, 0.9], [0.1, 0.9]]}]
+publish: {bind: "tcp://127.0.0.1:*"}
+page: {bind: "127.0.0.1:0"}
+processes: 1
+"""
+ALL_OF_THE_ZONE = "[...document.querySelectorAll('.event strong')].every((each) => /zone road/.test(each.textContent))"
+
+
+def test_events_of_a_running_program_appear_with_snapshots(
+    start_program: StartProgram, open_page: OpenInBrowser
+) -> None:
+    program = start_program(COUNTING.replace("VIDEO", str(ROOT / "configs" / "vtest.mp4")))
+    opened = open_page(f"{program.url}/#/events")
+    opened.expected_errors = "404"
+    page = opened.page
+    page.wait_for_selector(".event img.thumb >> nth=1")
+    opened.wait_until("[...document.querySelectorAll('.event img.thumb')].some((each) => each.naturalWidth > 0)")
+    page.locator(".event summary").last.click()
+    opened.wait_until("document.querySelector('.event[open] img.shot')?.naturalWidth > 0")
+    page.select_option("#kind", "zone_entered")
+    opened.wait_until(ALL_OF_THE_ZONE)
+    page.select_option("#kind", "camera_frozen")
+    page.wait_for_selector("text=No events.")
+    page.evaluate("location.hash = '#/history'")
+    page.wait_for_selector(".plot canvas >> nth=2")
+    assert "archive" in (page.locator("main [role=status]").text_content() or "")

@@ -35,8 +35,11 @@ from vision.errors import (
     ModelError,
     SizeChanged,
     SourceError,
+    Unavailable,
     VisionError,
 )
+from vision.messaging.control_protocol import find_socket
+from vision.outputs.page.process import check_page
 from vision.outputs.sinks.process import check_sink
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import find_model, find_second_model
@@ -115,10 +118,24 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
     for index, sink in enumerate(config.sinks):
         with _faults_at(path, "sinks", index, "address"):
             check_sink(sink)
+    if config.page is not None:
+        with _faults_at(path, "page", "bind", of=(ConfigError, Unavailable)):
+            check_page(config.page, can_bind=not _is_running(path))
     if config.cascade is not None:
         with _faults_at(path, "cascade", "model"):
             check_second_model(*find_second_model(config.cascade), config.cascade)
     return path, config
+
+
+def _is_running(path: Path) -> bool:
+    """Return True if a program is running with the configuration, so that its addresses are in use."""
+    try:
+        find_socket(path)
+    except Unavailable:
+        return False
+    except ConfigError:  # several programs are running with it
+        return True
+    return True
 
 
 @contextmanager

@@ -26,10 +26,12 @@ from rich.table import Table
 from vision.capture.open import missing_pyav
 from vision.cli.options import Json
 from vision.cli.session import command
+from vision.config.page import PageConfig
 from vision.detect.open import has_nvidia_gpu
 from vision.engine.library import MODULES, TEGRA_RELEASE, missing_hint
-from vision.errors import EXIT_OK, EXIT_RUNTIME, DeviceError, DeviceMissing
+from vision.errors import EXIT_OK, EXIT_RUNTIME, ConfigError, DeviceError, DeviceMissing
 from vision.evaluation.tracks import INSTALL
+from vision.outputs.page.process import PACKAGES, check_page
 from vision.version import install_hint, pip_hint
 
 Verdict = Literal["ok", "missing", "broken", "note"]
@@ -92,6 +94,7 @@ def examine() -> list[Finding]:
         _gstreamer,
         _onnxruntime,
         *(gpu if has_nvidia_gpu() or jetson or _output("nvidia-smi", "-L") else (_no_gpu,)),
+        _page,
         _zeromq,
         _clock_sync,
     )
@@ -210,6 +213,16 @@ def _onnxruntime() -> Finding:
         return Finding("ONNX Runtime", "missing", str(error), install_hint("onnx"), needed)
     providers = ", ".join(onnxruntime.get_available_providers())
     return Finding("ONNX Runtime", "ok", f"{onnxruntime.__version__}; {providers}")
+
+
+def _page() -> Finding:
+    """Check that the packages of the web page are installed, because the demo has a page."""
+    try:
+        check_page(PageConfig(), can_bind=False)
+    except ConfigError as error:
+        return Finding("page", "missing", error.args[0], error.hint, needed=True)
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return Finding("page", "ok", ", ".join(versions), needed=True)
 
 
 def check_gpu() -> Finding:

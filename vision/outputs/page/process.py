@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from vision.outputs.page.server import main; main()"
 )
-_PACKAGES: Final = ("starlette", "uvicorn", "websockets")
+PACKAGES: Final = ("starlette", "uvicorn", "websockets")
+"""The packages that the process needs."""
 
 
 def page_settings(
@@ -69,13 +71,35 @@ def page_settings(
     )
 
 
-def require_packages() -> None:
-    """Raise `ConfigError` if a package that the page needs is not installed."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+def check_page(page: PageConfig, *, can_bind: bool = True) -> None:
+    """Check that the page can be served.
+
+    Args:
+        page: the section `page` of the configuration.
+        can_bind: also bind the address. Otherwise, a running program uses it.
+
+    Raises:
+        ConfigError: a package is missing.
+        ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
+    """
+    _require_packages()
+    if can_bind:
+        _listen(page.bind)[0].close()
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"page: the package {missing[0]} is missing", hint=install_hint("page"), code="package-missing"
-        )
+        text = f"page: the package {missing[0]} is missing"
+        raise ConfigError(text, hint=install_hint("page"), code="package-missing")
+
+
+def _listen(bind: str) -> tuple[socket.socket, str]:
+    """Return a listening socket, and its address. Raise `ConfigError` or `Unavailable` if it cannot be bound."""
+    try:
+        return listen(f"tcp://{bind}")
+    except OSError as error:
+        raise bind_error("page.bind", f"tcp://{bind}", error.errno, str(error)) from error
 
 
 class PageProcess:
@@ -93,11 +117,8 @@ class PageProcess:
             ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.
             OSError: the process cannot be started.
         """
-        require_packages()
-        try:
-            self._listener, bound = listen(f"tcp://{bind}")
-        except OSError as error:
-            raise bind_error("page.bind", f"tcp://{bind}", error.errno, str(error)) from error
+        _require_packages()
+        self._listener, bound = _listen(bind)
         self.address = f"http://{bound.removeprefix('tcp://')}/"
         options = {"listener": self._listener.fileno(), "settings": msgspec.to_builtins(settings)}
         # In isolated mode, no file in the current folder can replace a module.

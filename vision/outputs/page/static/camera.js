@@ -28,10 +28,8 @@ export function open(main, id, store) {
     setText(values.get(key), text);
   };
   const stop = store.listen((state) => {
-    if (state !== null && seen !== state.events) {
-      events.refresh();
-      seen = state.events;
-    }
+    if (state !== null && seen !== null && seen !== state.events) events.refresh();
+    seen = state?.events ?? seen;
     const camera = store.camera(id);
     if (camera === null) {
       setText(badge, state === null ? "" : "unknown camera");
@@ -55,6 +53,7 @@ export function open(main, id, store) {
       show(`zone ${name}`, `${number(zone.occupancy)} now, ${number(zone.entered)} entered, ${number(zone.left)} left`);
     }
   });
+  events.load(null);
   const close = mountLive(view, id);
   return () => {
     stop();

@@ -85,6 +85,9 @@ const SOURCES = {
   archive: "There are no older events in the archive.",
 };
 
+const LONGEST = 500; // items of the list from which a new event loads it again
+const keyOf = (event) => JSON.stringify([event.camera, event.at, event.kind, event.name, event.track_id, event.number]);
+
 export class EventList {
   // Show the events that `filter` chooses: camera, kind, since, and until, as in the query of /api/events.
   constructor(element, filter, showCamera) {
@@ -92,40 +95,62 @@ export class EventList {
     this.showCamera = showCamera;
     this.generation = 0;
     this.cursor = null;
+    this.items = new Map(); // by key
     this.list = el("ol", { class: "events" });
     this.status = el("p", { class: "hint", role: "status" });
     this.more = el("button", { type: "button", hidden: true, onclick: () => this.load(this.cursor) }, "Older events");
     element.append(this.list, this.status, this.more);
   }
 
-  // Show the newest events. Open events stay, unless the filter has changed.
+  // Add new events at the top, and update those whose snapshot or answer has arrived. Open events stay as they are.
   async refresh() {
-    if (this.list.querySelector("details[open]") || (this.cursor !== null && this.pages > 1)) return;
-    await this.load(null);
+    if (this.list.children.length > LONGEST && !this.list.querySelector("details[open]")) {
+      await this.load(null);
+      return;
+    }
+    const number = this.generation;
+    const page = await this.request(null).catch(() => null);
+    if (page === null || number !== this.generation) return;
+    for (const event of page.events.reverse()) {
+      const known = this.items.get(keyOf(event));
+      if (known === undefined) this.list.prepend(this.item(event));
+      else if (known.text !== JSON.stringify(event) && !known.element.querySelector("[open]")) known.element.replaceWith(this.item(event));
+    }
+    if (page.events.length) this.status.textContent = this.status.textContent.replace("No events.", "");
+  }
+
+  // Return a new item of the list.
+  item(event) {
+    const element = item(event, this.showCamera);
+    this.items.set(keyOf(event), { element, text: JSON.stringify(event) });
+    return element;
+  }
+
+  request(cursor) {
+    const query = new URLSearchParams(Object.entries(this.filter).filter(([, value]) => value));
+    if (cursor !== null) query.set("cursor", cursor);
+    return getJson(`/api/events?${query}`);
   }
 
   // Load the events of a cursor; null means the newest ones.
   async load(cursor) {
     const number = (this.generation += 1);
-    const query = new URLSearchParams(Object.entries(this.filter).filter(([, value]) => value));
-    if (cursor !== null) query.set("cursor", cursor);
     let page;
     try {
-      page = await getJson(`/api/events?${query}`);
+      page = await this.request(cursor);
     } catch (error) {
       if (number === this.generation) this.status.textContent = error.message;
       return;
     }
     if (number !== this.generation) return;
-    const items = page.events.map((event) => item(event, this.showCamera));
+    if (cursor === null) this.items.clear();
+    const items = page.events.map((event) => this.item(event));
     if (cursor === null) {
-      this.pages = 0;
       this.list.replaceChildren(...items);
     } else {
       this.list.append(...items);
       items[0]?.querySelector("summary").focus();
     }
-    this.pages += 1;
     this.cursor = page.next;
     this.more.hidden = page.next === null;
     const end = page.next === null ? SOURCES[page.source] : "";

@@ -26,6 +26,8 @@ export function dropText(camera) {
   return reasons.map(([why, count]) => `${why} ${number(count)}`).join(", ") || "none";
 }
 
+let lastOpened = ""; // camera, whose tile receives the focus when a person returns
+
 class Tile {
   constructor(id) {
     this.id = id;
@@ -46,6 +48,7 @@ class Tile {
       this.reason,
       figures,
     );
+    this.element.firstChild.addEventListener("click", () => (lastOpened = id));
     this.close = mountLive(this.view, id);
   }
 
@@ -79,7 +82,9 @@ export function open(main, _parameter, store) {
     for (const camera of state.cameras) {
       if (!tiles.has(camera.camera)) {
         tiles.set(camera.camera, new Tile(camera.camera));
-        grid.append(tiles.get(camera.camera).element);
+        const { element } = tiles.get(camera.camera);
+        grid.append(element);
+        if (camera.camera === lastOpened) element.firstChild.focus();
       }
       tiles.get(camera.camera).update(camera);
     }
