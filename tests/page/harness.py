@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from vision.messaging.http_server import http_server
+from vision.outputs.page import live
+from vision.outputs.page.live_hub import LiveHub
 from vision.outputs.page.server import application
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import PageState
@@ -106,7 +108,8 @@ class Program:
 @contextmanager
 def serve(state: PageState, **settings: Any) -> Iterator[str]:
     """Serve a page with a state that the test chooses, without a program. Yield its address."""
-    app = application(PageSettings(address="tcp://127.0.0.1:1", **settings), state)
+    chosen = PageSettings(address="tcp://127.0.0.1:1", **settings)
+    app = application(chosen, state, live.routes(LiveHub(chosen.live, chosen.address, None)))
     server = http_server(app, connections=256, web_sockets=True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -155,8 +158,8 @@ class OpenPage:
         unexpected = [
             text for text in self.errors if not self.expected_errors or not re.search(self.expected_errors, text)
         ]
-        assert unexpected == []
-        assert self.foreign == []
+        assert unexpected == [], unexpected
+        assert self.foreign == [], self.foreign
 
     def __enter__(self) -> OpenPage:
         return self

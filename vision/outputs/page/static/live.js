@@ -65,8 +65,11 @@ class Connection {
       return;
     }
     clearTimeout(this.timer);
-    this.socket?.close();
+    const { socket } = this;
     this.socket = null;
+    // A browser reports an error if a connection that is just being opened is closed.
+    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket?.close();
   }
 
   open() {

@@ -1,5 +1,5 @@
 // Shows a live view while its element is visible. Tiles that nobody sees cost nothing.
-import { el } from "./dom.js";
+import { LiveView } from "./live.js";
 
 const views = new WeakMap();
 const observer = new IntersectionObserver((entries) => {
@@ -9,10 +9,7 @@ const observer = new IntersectionObserver((entries) => {
 // Mount a live view in `element`. Return a function that removes it.
 export function mountLive(element, cameraId) {
   let view = null;
-  let closed = false;
-  views.set(element, async (visible) => {
-    const { LiveView } = await import("./live.js").catch(() => ({ LiveView: null }));
-    if (LiveView === null || closed) return;
+  views.set(element, (visible) => {
     if (visible && view === null) {
       view = new LiveView(element, cameraId);
       view.start();
@@ -23,7 +20,6 @@ export function mountLive(element, cameraId) {
   });
   observer.observe(element);
   return () => {
-    closed = true;
     observer.unobserve(element);
     view?.stop();
     view = null;
