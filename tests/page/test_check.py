@@ -1,4 +1,4 @@
-"""What `vision check` and `vision run` report about the section `page`."""
+"""Faults in the section `page` that `vision check` and `vision run` find."""
 
 from __future__ import annotations
 

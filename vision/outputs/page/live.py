@@ -61,7 +61,8 @@ class _LiveRoutes:
         viewer = Viewer()
         sending = asyncio.create_task(_send(websocket, viewer))
         try:
-            with contextlib.suppress(WebSocketDisconnect):
+            # A RuntimeError means that a message could not be sent, because the browser has gone.
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await self._follow(websocket, viewer)
         finally:
             self._viewers -= 1
