@@ -22,6 +22,7 @@ _MIN_INTERVALS: Final = 5  # with fewer, the rate is unknown, because a source c
 _SILENT_INTERVALS: Final = 8
 _SILENT_S: Final = 2.0  # encoders pause for 0.5 s at key frames, and Wi-Fi for longer
 _SAMPLED_ROWS: Final = 64
+_FEW_STEP: Final = 8  # interval of the sampled rows that are compared first
 
 
 @dataclass(slots=True)
@@ -83,8 +84,9 @@ class FrozenFrameDetector:
     """Distinguishes a camera that repeats one frame from a camera with a static scene.
 
     Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
-    64 whole rows, which takes 30 to 100 µs for a 1080p frame; all rows would take twenty times as long. A clock that
-    the camera draws into its frames is higher than the gaps between the compared rows, so its changes are detected.
+    64 whole rows, which takes less than 0.1 ms for a 1080p frame. All rows would take twenty times as long. A clock
+    that the camera draws into its frames is higher than the gaps between the compared rows, so its changes are
+    detected.
 
     `frozen` stays True over reconnections until a different frame arrives.
     """
@@ -126,7 +128,8 @@ class FrozenFrameDetector:
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
-        if np.array_equal(rows, self._rows):
+        few = slice(None, None, _FEW_STEP)  # of a working camera, these rows usually differ already
+        if np.array_equal(rows[few], self._rows[few]) and np.array_equal(rows, self._rows):
             return True
         np.copyto(self._rows, rows)
         return False

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 _SILENT_S: Final = 2.0  # time without a message after which the cameras of a worker count as frozen
 _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
-_CLOSING_S: Final = 0.25  # time in which a library closes one camera
+_CLOSING_S: Final = 0.3  # time in which a library closes one camera
 _LONGEST_STOP_S: Final = 14.0  # shorter than the time in which a service must stop
 _MESSAGES_AT_ONCE: Final = 64
 _MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
@@ -481,11 +481,11 @@ class CaptureProcesses:
     def stop(self, timeout_s: float) -> None:
         """Stop the workers, and receive their last frames.
 
-        Kill those that still run after `timeout_s` seconds and a further 0.25 s for each camera of a worker, because
-        some libraries close one camera after the other. The sum is at most 14 s, unless `timeout_s` is longer.
+        Kill those that still run after `timeout_s` seconds. Some libraries close one camera after the other, so a
+        worker with many cameras has 0.3 s for each of them, but at most 14 s, if that is longer.
         """
         most = max(len(link.cameras) for _, link in self._links)
-        self._workers.stop(max(timeout_s, min(timeout_s + _CLOSING_S * most, _LONGEST_STOP_S)))
+        self._workers.stop(max(timeout_s, min(_CLOSING_S * most, _LONGEST_STOP_S)))
         self._stopped.set()
 
 

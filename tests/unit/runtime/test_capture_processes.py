@@ -144,7 +144,7 @@ def test_offline_results_equal_those_of_one_process() -> None:
 
 
 def test_worker_that_closes_many_cameras_is_not_killed(caplog: pytest.LogCaptureFixture) -> None:
-    run = site({f"slow-{n}": "synthetic:64x48@5" for n in range(24)}, workers=1, faulty=True)
+    run = site({f"slow-{n}": "synthetic:64x48@5" for n in range(16)}, workers=1, faulty=True)
     run.start()
     wait_until(lambda: all(run.results(name) for name in run.cameras), "a frame of each camera")
     run.finish()

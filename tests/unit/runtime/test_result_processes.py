@@ -207,6 +207,9 @@ def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Pat
 def test_ids_of_tracks_are_never_used_again(tmp_path: Path) -> None:
     with running(site(tmp_path, processes=2, cameras=2)) as program:
         wait_until(lambda: len(program.of(DetectionsMessage)) > 60, "detections")
+        kinds = ("capture worker", "result worker")
+        processes = {"main", *(f"{kind} {number}" for kind in kinds for number in (1, 2))}
+        wait_until(lambda: program.reports[-1].node.memory_bytes.keys() == processes, "the memory of all processes")
         time.sleep(1.2)  # until the worker has reported its ids
         program.workers()[0].kill()
         wait_until(lambda: program.cameras()["c0"].epoch == 1, "a new epoch")
