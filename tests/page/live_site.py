@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 import zmq
 from playwright.sync_api import Page
@@ -118,10 +119,11 @@ class Publisher:
 class Sink:
     """A `FrameSink` that publishes the number in the pixels of each frame, except of every `skip`-th frame."""
 
-    def __init__(self, publisher: Publisher, skip: int) -> None:
+    def __init__(self, publisher: Publisher, skip: int, box: tuple[float, float, float, float] | None) -> None:
         self.published = 0
         self._publisher = publisher
         self._skip = skip
+        self._box = box
         self._format: PixelFormat = "bgr"
         self._buffer = FrameBuffer.allocate(2, 2, "bgr")
 
@@ -138,7 +140,7 @@ class Sink:
         self.published += 1
         if number is None or (self._skip and self.published % self._skip == 0):
             return
-        self._publisher.publish(message_of(meta, number))
+        self._publisher.publish(message_of(meta, number, self._box))
 
     def drop(self, reason: DropReason) -> None:
         pass
@@ -150,9 +152,9 @@ class Sink:
         pass
 
 
-def message_of(meta: FrameMeta, number: int) -> DetectionsMessage:
+def message_of(meta: FrameMeta, number: int, box: tuple[float, float, float, float] | None = None) -> DetectionsMessage:
     """Return a message about a frame, whose only object has the track id `number`."""
-    box = (meta.width_px * 0.4, meta.height_px * 0.5, meta.width_px * 0.6, meta.height_px * 0.9)
+    box = box or (meta.width_px * 0.4, meta.height_px * 0.5, meta.width_px * 0.6, meta.height_px * 0.9)
     detected = DetectedObject(track_id=number, class_name="person", class_id=0, score=0.9, box=box)
     return DetectionsMessage(
         **_HEADER,  # type: ignore[arg-type]
@@ -173,20 +175,36 @@ def message_of(meta: FrameMeta, number: int) -> DetectionsMessage:
 class Site:
     """The parts of the program that the live view needs, in this process."""
 
-    def __init__(self, stack: ExitStack, *, delay_s: float = 0.03, settings: dict[str, Any] | None = None) -> None:
-        """Open the parts. `delay_s` is the time that the detector takes."""
+    def __init__(
+        self,
+        stack: ExitStack,
+        *,
+        delay_s: float = 0.03,
+        settings: dict[str, Any] | None = None,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> None:
+        """Open the parts.
+
+        Args:
+            stack: closes the parts.
+            delay_s: time that the detector takes.
+            settings: settings of the live view besides the addresses.
+            box: box of the only object in each frame, in pixels; None means one in the middle.
+        """
         self._stack = stack
+        self._box = box
         address = packet_address_prefix()
         self.publisher = stack.enter_context(closing(Publisher(delay_s)))
         self._packets = stack.enter_context(closing(PacketSocket(address)))
         self._taps = stack.enter_context(closing(FrameTaps(self._packets)))
-        self.hub = LiveHub(LiveSettings(packets=(address,), **(settings or {})), self.publisher.address)
+        self._settings = LiveSettings(packets=(address,), **(settings or {}))
+        self.hub = LiveHub(self._settings, self.publisher.address)
         stack.callback(self.hub.close)
         self.url = stack.enter_context(_serving(self.hub))
 
     def add_camera(self, camera: CameraConfig, *, skip: int = 0, tapped: bool = True) -> Sink:
         """Read a camera in a thread. Without `tapped`, its packets are not passed on, as those of a USB camera."""
-        sink = Sink(self.publisher, skip)
+        sink = Sink(self.publisher, skip, self._box)
         tap = PacketTap(camera.id, self._packets, recorded=False) if tapped else None
         factory = partial(open_source, camera, offline=False, pixel_formats=("i420", "bgr"), tap=tap)
         policy = SupervisorPolicy(camera.read_timeout_s, None, first_retry_s=0.1, longest_retry_s=0.3)
@@ -200,6 +218,14 @@ class Site:
 
         self._stack.callback(stop)
         return sink
+
+    def is_wanted(self, camera: str) -> bool:
+        """Return True if the packets or the images of a camera are received."""
+        return self._packets.is_wanted(camera) or self._packets.wants_images(camera)
+
+    def change(self, **settings: Any) -> None:
+        """Change settings of the live view."""
+        self.hub.reconfigure(msgspec.structs.replace(self._settings, **settings))
 
     def report(self, camera: str, state: str, error: str = "") -> None:
         """Publish the state of a camera."""

@@ -113,16 +113,23 @@ def http_server(
     return HttpServer(config, request_s)
 
 
-def serve_until_input_closes(server: HttpServer, listener: socket.socket, follow: Callable[[], None]) -> None:
+def serve_until_input_closes(
+    server: HttpServer,
+    listener: socket.socket,
+    follow: Callable[[], None],
+    on_line: Callable[[str], None] = lambda _: None,
+) -> None:
     """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
 
+    Pass each line of standard input, which contains new options, to `on_line`.
     Also end the process if one of them ends or fails. `vision.messaging.helper_process` then starts it again.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)
     for work in (follow, lambda: server.run(sockets=[listener])):
         threading.Thread(target=_run_to_end, args=(work,), daemon=True).start()
-    sys.stdin.read()
+    for line in sys.stdin:
+        on_line(line)
     os._exit(0)
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class RunOptions:
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
+    followers: list[Callable[[AppConfig], None]] = field(default_factory=list)  # called with each new configuration
     inquiries: str = ""  # address of the process that asks the language model; empty if there is none
     config_file: Path | None = None  # file of the configuration; None if the configuration was built in Python
     group: tuple[str, ...] = ()  # the cameras of a result worker; empty if this process handles all results
@@ -254,6 +255,8 @@ def _open_page(
     if options.offline:
         log.info("the page is not served, because the run is offline")
         return
+    if any(section.masks or section.blur for section in config.privacy.values()):
+        require_cv2("privacy, with page")
     client = None if keys is None else keys.internal_client()
     address = publisher.internal_address
     settings = page_settings(
@@ -266,6 +269,7 @@ def _open_page(
         config_file=options.config_file,
     )
     process = resources.enter_context(PageProcess(page.bind, settings))
+    options.followers.append(process.reconfigure)
     publisher.add_counters(process.counters)
 
 

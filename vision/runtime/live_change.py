@@ -6,7 +6,7 @@ are not touched. The steps are in this order:
 1. Cameras that were removed, or must connect again, are no longer read. The results of removed cameras are finished.
 2. The stages and the process that records cameras use the new configuration.
 3. New cameras start, and the cameras of step 1 that were not removed connect again, with a new epoch.
-4. The other cameras use their new limits, and the sinks use the new configuration.
+4. The other cameras use their new limits, and the page and the sinks use the new configuration.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, 
             cameras.cameras[camera_id].slot.adjust(max_fps=own.max_fps, max_frame_age_s=own.max_frame_age_s)
     finally:
         batcher.is_changing = False
+    for follow in factory.options.followers:
+        follow(config)
     cameras.watch(runtime.chain())
     for sink in results.sinks:
         part: object = sink

@@ -12,10 +12,11 @@ from typing import Any, Final
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vision.capture.diagnosis import named
-from vision.capture.ffmpeg.bindings import best_video, frame_rate, open_container, time_ns
+from vision.capture.ffmpeg.bindings import best_video, frame_rate, open_container, orientation_of, time_ns
 from vision.capture.ffmpeg.decoder import DecodedFrame, OpenDecoder, PacketDamaged, PacketDecoder
 from vision.capture.pacing import FramePacer, PacedSource
 from vision.capture.packet_tap import ConnectionTap, PacketTap
@@ -31,7 +32,7 @@ _LONGEST_STEP_NS: Final = 3_600_000_000_000  # a longer time between two frames 
 _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Frame:
     """A decoded frame, its decoder, and the properties of the frames of this pass."""
 
@@ -105,6 +106,8 @@ class VideoFile(PacedSource[_Frame]):
             with closing(_Pass(self._path, self._open_decoder, pixel_formats, self._tap)) as current:
                 self._timeline.begin_pass(current.fps)
                 for frame in current.read(self.skipped):
+                    if frame.tap is not None and not _is_upright(frame.decoded):
+                        self._tap = current.tap = frame.tap = None
                     pixel_formats = (frame.info.pixel_format,)
                     yield frame
             self._timeline.end_pass(current.damage)
@@ -113,6 +116,14 @@ class VideoFile(PacedSource[_Frame]):
                 raise SourceError(f"{self._path}: no frame could be decoded", hint=hint, code="decoding")
             if not self._loop:
                 return
+
+
+def _is_upright(decoded: DecodedFrame) -> bool:
+    """Return False if the program rotates or mirrors a frame, which the receivers of its packet would not do."""
+    if not isinstance(decoded.image, VideoFrame):
+        return True
+    orientation = orientation_of(decoded.image)
+    return orientation is None or orientation.is_upright
 
 
 class _Timeline:
@@ -194,7 +205,7 @@ class _Pass:
             self._container.close()
             raise named(self._path, error) from error
         self.fps = frame_rate(self._container, self._stream)
-        self._tap = None if tap is None else tap.connected(self._stream)
+        self.tap = None if tap is None else tap.connected(self._stream)
         self._counts = _PassCounts()
         self._read_error = ""
 
@@ -225,7 +236,7 @@ class _Pass:
                 assert info is not None
                 counts.frames += 1
                 counts.distorted += decoded.corrupt
-                yield _Frame(decoded, self.decoder, info, self._tap)
+                yield _Frame(decoded, self.decoder, info, self.tap)
         skipped.add(DropReason.CORRUPT, counts.lost)
 
     def close(self) -> None:
@@ -252,8 +263,8 @@ class _Pass:
         try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet
-                if self._tap is not None and not last:
-                    self._tap.offer(packet, time_ns(packet))
+                if self.tap is not None and not last:
+                    self.tap.offer(packet, time_ns(packet))
                 yield packet
                 if last:
                     return

@@ -23,6 +23,9 @@ MAX_VIEWERS: Final = 64
 MAX_CAMERAS: Final = 100
 """Cameras that one browser can watch at the same time."""
 
+STILL_S: Final = 5.0
+"""Time in seconds in which a still must arrive."""
+
 _INVALID: Final = 1008  # RFC 6455, section 7.4.1
 _TRY_LATER: Final = 1013
 
@@ -94,7 +97,7 @@ class _LiveRoutes:
 
     async def still(self, request: Request) -> Response:
         """Respond with a frame of a camera as a JPEG."""
-        jpeg = await self._hub.still(request.path_params["camera"])
+        jpeg = await self._hub.still(request.path_params["camera"], STILL_S)
         if jpeg is None:
             text = "no frame arrived: check that the camera streams"
             return JSONResponse({"code": "no-image", "error": text}, 503)

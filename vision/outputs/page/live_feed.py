@@ -148,9 +148,18 @@ class CameraFeed:
         self.remove(viewer)
         watch = Watch(viewer, codecs)
         self.watches.append(watch)
-        watch.push(record({"kind": "scene", "camera": self.camera_id, **self._scene()}))
+        watch.push(self._scene_record())
         for text in self._texts.values():
             watch.push(text)
+
+    def show_scene(self) -> None:
+        """Send the lines, zones, and masks, which have changed, to all viewers."""
+        text = self._scene_record()
+        for watch in self.watches:
+            watch.push(text)
+
+    def _scene_record(self) -> bytes:
+        return record({"kind": "scene", "camera": self.camera_id, **self._scene()})
 
     def remove(self, viewer: Receiver) -> None:
         """Remove a viewer, if it was added."""

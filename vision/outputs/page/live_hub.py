@@ -73,8 +73,18 @@ class LiveHub:
         """Send a camera to a viewer no longer; all cameras if `camera_id` is None."""
         self._do(lambda: self._remove(viewer, camera_id))
 
-    async def still(self, camera_id: str, timeout_s: float = 5.0) -> bytes | None:
-        """Return a frame of a camera as a JPEG, without what is hidden; None if none arrives in time."""
+    def reconfigure(self, settings: LiveSettings) -> None:
+        """Show the lines and zones of new settings. The other settings must not differ."""
+
+        def change() -> None:
+            self._settings = settings
+            for feed in self._feeds.values():
+                feed.show_scene()
+
+        self._do(change)
+
+    async def still(self, camera_id: str, timeout_s: float) -> bytes | None:
+        """Return a frame of a camera as a JPEG, without what is hidden; None if none arrives within `timeout_s`."""
         one = _OneImage()
         self.watch(one, camera_id, ())
         try:

@@ -120,12 +120,21 @@ class PageProcess:
         _require_packages()
         self._listener, bound = _listen(bind)
         self.address = f"http://{bound.removeprefix('tcp://')}/"
-        options = {"listener": self._listener.fileno(), "settings": msgspec.to_builtins(settings)}
+        self._settings = settings
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("page", program, options, fds=[self._listener.fileno()])
+        self._process = HelperProcess("page", program, self._options(), fds=[self._listener.fileno()])
         self._process.start()
         log.info("the page is at %s", self.address)
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Show the lines and zones of a new configuration. Do not wait."""
+        live = LiveSettings.of(config, self._settings.live.packets)
+        self._settings = msgspec.structs.replace(self._settings, live=live)
+        self._process.update(self._options())
+
+    def _options(self) -> dict[str, object]:
+        return {"listener": self._listener.fileno(), "settings": msgspec.to_builtins(self._settings)}
 
     def counters(self) -> dict[str, int]:
         """Return the number of restarts of the process."""

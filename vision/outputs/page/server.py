@@ -114,12 +114,20 @@ def serve(options: Mapping[str, Any]) -> None:
 
     `vision.outputs.page.process.PageProcess` creates the `options`.
     """
-    settings = msgspec.convert(options["settings"], PageSettings)
+    settings = _settings_of(options)
     state = PageState(settings.interval_s, LiveHistory() if settings.archive is None else None)
     hub = LiveHub(settings.live, settings.address, settings.key_pair)
     server = http_server(application(settings, state, live.routes(hub)), connections=_CONNECTIONS, web_sockets=True)
     listener = socket.socket(fileno=options["listener"])
-    serve_until_input_closes(server, listener, partial(follow, state, settings))
+
+    def reconfigure(line: str) -> None:
+        hub.reconfigure(_settings_of(json.loads(line)).live)
+
+    serve_until_input_closes(server, listener, partial(follow, state, settings), reconfigure)
+
+
+def _settings_of(options: Mapping[str, Any]) -> PageSettings:
+    return msgspec.convert(options["settings"], PageSettings)
 
 
 def main() -> None:
