@@ -10,8 +10,10 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Browser, Page
 
+from tests.page.conftest import OpenInBrowser, StartProgram
 from tests.page.harness import until
 from tests.page.live_site import Sink, Site, show, shown
+from tests.paths import ROOT
 from vision.capture.zoo.camera import Camera
 from vision.capture.zoo.persona import Fault, RtspStream
 from vision.capture.zoo.zoo import PERSONAS, Zoo, running_zoo
@@ -95,6 +97,34 @@ def test_images_replace_packets_that_a_browser_cannot_decode_or_match(site: Site
     until(lambda: all(len(frames_of(page, camera)) > 10 for camera in cameras), "too few frames")
     assert wrong(page) == []
     assert {frame["stream"] for frame in frames_of(page, "mjpeg") + frames_of(page, "untapped")} == {0}
+
+
+SITE: Final = f"""
+model: nanodet-g-416
+detect: {{backend: fake}}
+cameras:
+  - {{id: file, source: {ROOT}/configs/vtest.mp4, loop: true}}
+  - {{id: painted, source: "synthetic:", width: 320, height: 240, fps: 10}}
+publish: {{bind: "tcp://127.0.0.1:*"}}
+page: {{bind: "127.0.0.1:0"}}
+processes: 1
+"""
+
+
+def test_a_running_program_shows_files_and_cameras_without_packets(
+    start_program: StartProgram, open_page: OpenInBrowser
+) -> None:
+    program = start_program(SITE)
+    page = open_page(program.url).page
+    page.evaluate("""() => {
+      window.frames = {};
+      document.addEventListener("visionframe", ({ target, detail }) => {
+        const name = target.closest("article").querySelector("h2").textContent;
+        if (detail) window.frames[name] = (window.frames[name] ?? 0) + 1;
+      });
+    }""")
+    until(lambda: all((page.evaluate(f"window.frames.{name}") or 0) > 10 for name in ("file", "painted")), program.log)
+    assert page.locator(".live-note:visible").count() == 0
 
 
 def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:

@@ -74,7 +74,9 @@ class Connection {
 
   open() {
     clearTimeout(this.timer);
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/live`);
+    const url = new URL("/api/live", location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       for (const camera of this.views.keys()) this.watch(camera);
@@ -302,7 +304,7 @@ export class LiveView {
     if (result !== null) this.shown = [result.epoch, result.frame];
     this.overlay.draw(image, result);
     if (this.note.dataset.waiting) this.say("");
-    this.element.dispatchEvent(new CustomEvent("visionframe", { detail: result }));
+    this.element.dispatchEvent(new CustomEvent("visionframe", { detail: result, bubbles: true }));
   }
 
   isOld({ epoch, frame }) {
