@@ -235,10 +235,9 @@ def test_counters_have_present_values(schema: xmlschema.XMLSchema11) -> None:
     assert {operation for _, operation, _ in notifications(document)} == {"Initialized"}
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(name=st.text(max_size=20), values=st.dictionaries(st.text(max_size=10), st.text(max_size=10), max_size=4))
 def test_any_text_gives_a_valid_document(schema: xmlschema.XMLSchema11, name: str, values: dict[str, str]) -> None:
     document = event_document(event("rule", values, name=name))
     assert document is not None
     assert schema.is_valid(document)
-    assert schema.is_valid(frame_document(frame(found(name))))

@@ -13,8 +13,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.messages.samples import HEADER
 from vision.messaging.exposed_port import listen
+from vision.messaging.schema import CountsMessage
+from vision.messaging.times import rfc3339
 from vision.outputs.onvif import server as server_module
+from vision.outputs.onvif.program import Documents
 from vision.outputs.onvif.rtsp import Request, Transport, choose_transport, response
 from vision.outputs.onvif.server import MOST_CLIENTS, MetadataServer
 
@@ -256,3 +260,14 @@ def test_chooses_a_transport(header: str, expected: Transport | None) -> None:
 def test_headers_of_requests_cannot_add_headers_to_responses() -> None:
     request = Request("OPTIONS", "*", {"cseq": "1\r\nX: y"})
     assert b"X: y" not in response(200, request)
+
+
+def test_clients_that_came_before_the_first_counts_receive_them() -> None:
+    documents = Documents(None, ("gate",))
+    documents.server.watched = frozenset({"gate"})
+    counts = CountsMessage(**HEADER, camera="gate", at=rfc3339(0), at_monotonic_ns=1, lines={}, zones={})
+    assert documents.action(counts) is not None
+    assert documents.action(counts) is None  # later counts are events of lines and zones
+    greeting = documents.greeting("gate")
+    assert greeting is not None
+    assert greeting[1] == 0

@@ -1,4 +1,4 @@
-"""A running program serves ONVIF metadata, which FFmpeg and GStreamer receive."""
+"""A running program serves ONVIF metadata, which FFmpeg and GStreamer receive, and reads a camera that was found."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 from xml.etree.ElementTree import fromstring
 
 import av
+import psutil
 import pytest
 import xmlschema
+import yaml
 
+from tests.onvif.device import OnvifDevice
 from tests.rtsp.stage import PYTHON, missing
 from tests.unit.cli.in_process import call
 from tests.unit.cli.test_main import read_until, started, write_config
+from vision.capture.zoo import persona
+from vision.capture.zoo.camera import Camera
+from vision.capture.zoo.zoo import running_zoo, selected
 from vision.messaging.times import utc_ns
 
 USER, PASSWORD = "recorder", "gate-secret-1"
@@ -44,6 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONVIF_SERVER_PASSWORD", PASSWORD)
+        patch.setenv("ONVIF_PASSWORD", persona.PASSWORD)
         with started("run", str(config)) as process:
             lines = read_until(process, "ONVIF metadata at")
             match = re.search(r"rtsp://(\S+:\d+)/", lines)
@@ -101,6 +109,44 @@ def test_sender_reports_give_the_time_of_the_document(
 def test_refuses_other_accounts_and_unknown_cameras(site: tuple[Path, str], account: str, camera: str) -> None:
     with pytest.raises((av.error.HTTPUnauthorizedError, av.error.HTTPNotFoundError)):
         av.open(f"rtsp://{account}{site[1]}/{camera}", options={"rtsp_transport": "tcp"}, timeout=WAIT_S)
+
+
+def test_a_killed_server_is_started_again(site: tuple[Path, str]) -> None:
+    url = f"rtsp://{USER}:{PASSWORD}@{site[1]}/1"
+    stream = documents(url, "tcp")
+    next(stream)
+    children = [child for child in psutil.Process().children(recursive=True) if "outputs.onvif" in str(child.cmdline())]
+    (server,) = children
+    server.kill()
+    for _ in stream:
+        pass
+    assert b"MetadataStream" in next(documents(url, "tcp"))
+
+
+def test_a_found_camera_can_be_added(site: tuple[Path, str], tmp_path: Path) -> None:
+    streaming = Camera(selected(["digest"])[0], fault_after_s=WAIT_S, repeats=False)
+    with running_zoo() as zoo:
+        zoo.start([streaming])
+        stream = f"rtsp://{{host}}:{streaming.port}{urlsplit(streaming.address).path}?profile={{token}}"
+        device = OnvifDevice(user=persona.USER, password=persona.PASSWORD, stream_address=stream)
+        with device.serving():
+            found = call("cameras", "find", f"{device.host}:{device.port}", "--user", device.user, "--json")
+        (camera,) = json.loads(found.stdout)[0]["cameras"]
+        file = tmp_path / "found.yaml"
+        file.write_text(yaml.safe_dump(camera["camera"]))
+        added = call("cameras", "add", file, "--config", site[0])
+        assert added.returncode == 0, added.stderr
+        # The server sends the metadata of the new camera, too.
+        end_s = time.monotonic() + WAIT_S
+        while time.monotonic() < end_s and not is_streaming(site[0], camera["camera"]["id"]):
+            time.sleep(0.2)
+        url = f"rtsp://{USER}:{PASSWORD}@{site[1]}/{camera['camera']['id']}"
+        assert b"MetadataStream" in next(documents(url, "tcp"))
+
+
+def is_streaming(config: Path, camera: str) -> bool:
+    status = json.loads(call("status", "--config", config, "--json").stdout)
+    return any(each["camera"] == camera and each["state"] == "streaming" for each in status["cameras"])
 
 
 def test_removing_a_camera_ends_its_stream(site: tuple[Path, str]) -> None:

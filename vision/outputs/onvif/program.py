@@ -35,11 +35,12 @@ class Documents:
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
         """Create the server. `cameras` are the ids of the cameras at the start."""
-        self.server = MetadataServer(account, cameras, self._greeting)
+        self.server = MetadataServer(account, cameras, self.greeting)
         self._counts: dict[str, CountsMessage] = {}
         self._slots = threading.BoundedSemaphore(_IN_FLIGHT)
 
-    def _greeting(self, camera: str) -> tuple[bytes, int] | None:
+    def greeting(self, camera: str) -> tuple[bytes, int] | None:
+        """Return the document with the present counts of a camera, and its time; None before the first counts."""
         counts = self._counts.get(camera)
         return None if counts is None else (counts_document(counts), utc_ns(counts.at))
 
@@ -50,7 +51,7 @@ class Documents:
         limited.
         """
         for item in subscription.items():
-            action = self._action(item)
+            action = self.action(item)
             if action is not None:
                 self._slots.acquire()
                 loop.call_soon_threadsafe(self._run, action)
@@ -59,7 +60,7 @@ class Documents:
         self._slots.release()
         action()
 
-    def _action(self, item: Item) -> Callable[[], None] | None:
+    def action(self, item: Item) -> Callable[[], None] | None:
         """Return what the server's thread must do for an item; None if it must do nothing."""
         server = self.server
         if isinstance(item, CameraStatusMessage):
@@ -69,7 +70,10 @@ class Documents:
                 return lambda: server.remove_camera(camera)
             return lambda: server.add_camera(camera)
         if isinstance(item, CountsMessage):
+            is_first = item.camera not in self._counts
             self._counts[item.camera] = item
+            if is_first and item.camera in server.watched:  # these clients had no greeting
+                return self._delivery(item.camera, counts_document(item), item.at)
         elif isinstance(item, DetectionsMessage) and item.camera in server.watched:
             return self._delivery(item.camera, frame_document(item), item.captured_at)
         elif isinstance(item, EventMessage) and item.camera in server.watched:
