@@ -6,6 +6,7 @@ import io
 import ipaddress
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from wsdiscovery.scope import Scope
 
 from tests.onvif.device import STREAMS, OnvifDevice, Stream, answering_probes, probe_matches
 from tests.unit.cli.in_process import call
+from tests.unit.cli.pseudo_terminal import pseudo_terminal
 from vision.capture.onvif.device import Device, Profile, on_same_host
 from vision.capture.onvif.find import Camera, Target, camera_section, find_devices, preferred_profile
 from vision.capture.onvif.soap import Account
@@ -150,6 +152,26 @@ def test_prints_a_table_and_lines_for_camera_yaml(tmp_path: Path) -> None:
     (camera,) = yaml.safe_load(f"cameras:{lines}")["cameras"]
     assert camera["source"].endswith("/sub")
     assert device.password not in result.stdout + result.stderr
+
+
+def test_asks_for_the_password_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONVIF_PASSWORD", raising=False)
+    with OnvifDevice().serving() as device:
+        command = [
+            sys.executable,
+            "-m",
+            "vision",
+            "cameras",
+            "find",
+            f"{device.host}:{device.port}",
+            "--user",
+            device.user,
+        ]
+        with pseudo_terminal(command, columns=200) as terminal:
+            terminal.read_until("Password of viewer", timeout_s=60)
+            terminal.write(f"{device.password}\n")
+            terminal.read_until("password: ${ONVIF_PASSWORD}", timeout_s=60)
+    assert device.password not in "\n".join(terminal.lines)
 
 
 @pytest.mark.parametrize(

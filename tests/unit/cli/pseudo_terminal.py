@@ -66,6 +66,10 @@ class PseudoTerminal:
                 return
             self._stream.feed(data)
 
+    def write(self, text: str) -> None:
+        """Type a text."""
+        os.write(self._master, text.encode())
+
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal a new size."""
         self._screen.resize(rows, columns)
