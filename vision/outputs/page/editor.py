@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from vision.config import load_config
@@ -35,6 +35,8 @@ from vision.messaging.control_protocol import (
     GetAnalyticsRequest,
     RefusedRequest,
     SetAnalyticsRequest,
+    StatusReply,
+    StatusRequest,
     ask,
     own_folder,
     socket_name,
@@ -58,6 +60,8 @@ from vision.outputs.page.settings import PageSettings
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 256 * 1024
+_ANSWER_S: Final = 8.0  # shorter than the time that the server permits for a request
+_PROGRESS_S: Final = 2.0
 _STATUS: Final = {
     "unknown-camera": 404,
     "changed-meanwhile": 409,
@@ -106,17 +110,18 @@ class Editor:
         return JSONResponse({"faults": _as_json(checked.faults), "yaml": yaml_of(document, camera, draft)})
 
     async def estimate(self, request: Request) -> Response:
-        """Respond with the difference that a draft makes to the events of the last hour."""
+        """Respond with the difference that a draft makes to the events of the last hour.
+
+        An error of the estimate has the status 200, because the response starts before the estimate ends.
+        """
         camera, draft = _camera(request), await _draft(request, decode_draft)
         document = await asyncio.to_thread(self._file.read)
         checked = await asyncio.to_thread(self._file.check, document, camera, draft)
         config = _without_faults(checked)
         running = await asyncio.to_thread(load_config, self._file.path, self._file.environ)
 
-        async def is_wanted() -> bool:
-            return not await request.is_disconnected()
-
-        return JSONResponse(await self._estimator.estimate(running, config, camera, is_wanted))
+        estimate = self._estimator.estimate(running, config, camera)
+        return StreamingResponse(_when_done(estimate), media_type="application/json")
 
     async def apply(self, request: Request) -> Response:
         """Apply a draft, and respond with what was changed and whether it was saved."""
@@ -136,6 +141,7 @@ class Editor:
             "version": running.version,
             **drawn_of(running.analytics),
             "can_change": self._can_change,
+            "size": self._size(camera),
         }
         try:
             document = self._file.read()
@@ -150,8 +156,19 @@ class Editor:
             "has_archive": document.root.child("archive") is not None,
         }
 
+    def _size(self, camera: str) -> tuple[int, int] | None:
+        """Return the width and height of the camera's frames in pixels; None if they are not known."""
+        try:
+            reply = ask(self._socket, StatusRequest(), timeout_s=_ANSWER_S)
+        except Unavailable:  # the program is starting
+            return None
+        assert isinstance(reply, StatusReply)
+        sizes = {each.camera: (each.width, each.height) for each in reply.cameras}
+        width_px, height_px = sizes.get(camera, (None, None))
+        return None if width_px is None or height_px is None else (width_px, height_px)
+
     def _running(self, camera: str) -> AnalyticsReply:
-        reply = ask(self._socket, GetAnalyticsRequest(camera=camera))
+        reply = ask(self._socket, GetAnalyticsRequest(camera=camera), timeout_s=_ANSWER_S)
         assert isinstance(reply, AnalyticsReply)
         return reply
 
@@ -170,7 +187,7 @@ class Editor:
         _without_faults(checked)
         content = with_drawn(self._running(camera).analytics, draft)
         request = SetAnalyticsRequest(camera=camera, analytics=content, version=draft.version)
-        reply = ask(self._socket, request)
+        reply = ask(self._socket, request, timeout_s=_ANSWER_S)
         assert isinstance(reply, ChangedReply)
         message = ""
         if not unsaved and checked.text != document.text:
@@ -197,6 +214,25 @@ def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
             return JSONResponse(_error(error), status)
 
     return answer
+
+
+async def _when_done(result: Awaitable[dict[str, Any]]) -> AsyncIterator[bytes]:
+    """Yield a result as JSON. Until it is known, yield spaces, because the server closes connections without progress.
+
+    If the browser closes the connection, cancel the work.
+    """
+    work = asyncio.ensure_future(result)
+    try:
+        while not work.done():
+            await asyncio.wait([work], timeout=_PROGRESS_S)
+            yield b" "
+        try:
+            content = work.result()
+        except VisionError as error:
+            content = _error(error)
+        yield msgspec.json.encode(content)
+    finally:
+        work.cancel()
 
 
 def _error(error: VisionError) -> dict[str, Any]:

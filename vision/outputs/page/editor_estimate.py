@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -18,34 +18,38 @@ from vision.config import AppConfig
 from vision.errors import ConfigError, Unavailable
 
 RANGE_S: Final = 3600
-LIMIT_S: Final = 60
+CPU_LIMIT_S: Final = 60
+LIMIT_S: Final = 300.0
 _WAIT_S: Final = 2.0  # for an estimate that a browser no longer wants to end
-_POLL_S: Final = 0.2
 
-# In isolated mode, no file in the current folder can replace a module. The process has the lowest priority.
+# In isolated mode, no file in the current folder can replace a module. The process has a low priority.
 _PROGRAM: Final = (
-    "import json, os, resource, sys; sys.path[:] = json.loads(sys.argv.pop(1)); os.nice(19); "
-    f"resource.setrlimit(resource.RLIMIT_CPU, ({LIMIT_S}, {LIMIT_S})); from vision.cli.main import entry; entry()"
+    "import json, os, resource, sys; sys.path[:] = json.loads(sys.argv.pop(1)); os.nice(10); "
+    f"resource.setrlimit(resource.RLIMIT_CPU, ({CPU_LIMIT_S},) * 2); from vision.cli.main import entry; entry()"
 )
 
 
 class Estimator:
     """Starts one `vision whatif` at a time."""
 
-    def __init__(self, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, limit_s: float = LIMIT_S, wait_s: float = _WAIT_S) -> None:
+        """Create the estimator.
+
+        Args:
+            limit_s: longest duration of an estimate, in seconds.
+            wait_s: time in seconds to wait for the end of a different estimate.
+        """
         self._limit_s = limit_s
+        self._wait_s = wait_s
         self._lock = asyncio.Lock()
 
-    async def estimate(
-        self, running: AppConfig, draft: AppConfig, camera: str, is_wanted: Callable[[], Awaitable[bool]]
-    ) -> dict[str, Any]:
-        """Return how the events of the last hour would differ with a draft.
+    async def estimate(self, running: AppConfig, draft: AppConfig, camera: str) -> dict[str, Any]:
+        """Return how the events of the last hour would differ with a draft. If the call is canceled, end the process.
 
         Args:
             running: the configuration of the file, with absolute paths.
             draft: the configuration with the draft.
             camera: the camera to judge.
-            is_wanted: function that returns False if nobody waits for the result any longer.
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
@@ -55,19 +59,17 @@ class Estimator:
             hint = "add the section `archive` to the configuration, and restart the program"
             raise ConfigError("the program keeps no archive of the last hour", hint=hint, code="no-archive")
         try:
-            await asyncio.wait_for(self._lock.acquire(), _WAIT_S)
+            await asyncio.wait_for(self._lock.acquire(), self._wait_s)
         except asyncio.TimeoutError:
             hint = "try again when it has ended"
             raise Unavailable("a different estimate is running", hint=hint, code="estimate-busy") from None
         try:
             with tempfile.TemporaryDirectory(prefix="vision-estimate-") as folder:
-                return await self._run(Path(folder), _reduced(running, draft), camera, is_wanted)
+                return await self._run(Path(folder), _reduced(running, draft), camera)
         finally:
             self._lock.release()
 
-    async def _run(
-        self, folder: Path, content: dict[str, Any], camera: str, is_wanted: Callable[[], Awaitable[bool]]
-    ) -> dict[str, Any]:
+    async def _run(self, folder: Path, content: dict[str, Any], camera: str) -> dict[str, Any]:
         config, found = folder / "draft.yaml", folder / "difference.json"
         config.write_text(json.dumps(content))
         until = datetime.fromtimestamp(time.time(), timezone.utc)
@@ -82,29 +84,24 @@ class Estimator:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            errors = await self._end(process, is_wanted)
+            _, errors = await asyncio.wait_for(process.communicate(), self._limit_s)
+        except asyncio.TimeoutError:
+            raise self._over_limit() from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise self._over_limit()
         if process.returncode != 0 or not found.exists():
             text = errors.decode(errors="replace").strip() or f"`vision whatif` ended with {process.returncode}"
             raise ConfigError(text, code="estimate-failed")
         return _summary(json.loads(found.read_text()), camera)
 
-    async def _end(self, process: asyncio.subprocess.Process, is_wanted: Callable[[], Awaitable[bool]]) -> bytes:
-        """Wait for the end of the process. Return its standard error."""
-        ended = asyncio.create_task(process.communicate())
-        deadline_s = time.monotonic() + self._limit_s
-        while not ended.done():
-            await asyncio.wait([ended], timeout=_POLL_S)
-            if not ended.done() and (time.monotonic() > deadline_s or not await is_wanted()):
-                ended.cancel()
-                text = f"the estimate needs more than {self._limit_s:g} s"
-                hint = "use `vision whatif` on the command line, which has no limit"
-                raise Unavailable(text, hint=hint, code="estimate-limit")
-        _, errors = ended.result()
-        return errors
+    def _over_limit(self) -> Unavailable:
+        hint = "use `vision whatif` on the command line, which has no limit"
+        text = f"the estimate needs more than {CPU_LIMIT_S} s of computing time, or {self._limit_s:g} s in total"
+        return Unavailable(text, hint=hint, code="estimate-limit")
 
 
 def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:

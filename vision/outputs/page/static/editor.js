@@ -13,6 +13,8 @@ const UNSAVED = {
 };
 const CHANGED = { "changed-meanwhile": "Somebody has changed these lines and zones.", "file-changed": "Somebody has changed the file." };
 
+const drafts = new Map(); // of cameras whose editor was closed before the draft was applied
+
 // Show the editor in an element. Return a function that closes it.
 export function openEditor(element, cameraId) {
   const editor = new Editor(element, cameraId);
@@ -42,6 +44,8 @@ class Editor {
     side.push(el("details", {}, el("summary", {}, "YAML"), copy, this.yaml));
     const columns = el("div", { class: "camera" }, el("div", {}, this.view.element, this.status), el("div", { class: "details" }, ...side));
     element.append(this.notice, this.tools(), columns);
+    this.warn = (event) => this.shapes.isChanged && event.preventDefault();
+    addEventListener("beforeunload", this.warn);
     this.selected();
   }
 
@@ -74,28 +78,33 @@ class Editor {
     setText(this.notice, text);
   }
 
-  // --- requests -------------------------------------------------------------------------------------------------------------
+  // --- requests
 
-  // Return the answer of the server. If it is not `ok`, it contains `code`, `error`, `hint`, and `faults`.
+  // Return the answer of the server. If it is not `ok`, it also contains `code`, `error`, `hint`, and `faults`.
   async call(name, body) {
     const headers = { "content-type": "application/json" };
     const options = body && { method: "POST", body: JSON.stringify(body), headers };
     try {
       const response = await fetch(`/api/editor/${this.camera}${name}`, { cache: "no-store", signal: this.stop.signal, ...options });
       if (response.status === 401) location.replace("/");
-      return { ok: response.ok, ...(await response.json()) };
+      const content = await response.json();
+      return { ok: !content.code, ...content };
     } catch {
       return { ok: false, code: "no-answer", error: "The program does not answer. Your draft stays on this page.", faults: [] };
     }
   }
 
   async load() {
-    await this.loadPicture();
+    this.loadPicture();
     const answer = await this.call("");
     if (!answer.ok) return this.refused(answer);
     this.state = answer;
+    this.shapes.size = answer.size ?? this.shapes.size;
     this.shapes.load(answer);
-    const texts = [answer.can_change ? UNSAVED[answer.unsaved] : "This page cannot change the program. Copy the YAML instead."];
+    const kept = drafts.get(this.camera);
+    drafts.delete(this.camera);
+    if (kept) this.shapes.replace(kept);
+    const texts = [kept && "Your draft was kept.", answer.can_change ? UNSAVED[answer.unsaved] : "This page cannot change the program. Copy the YAML instead."];
     if (answer.differs_from_file) texts.push("The editor shows the running program, which differs from its file.");
     this.say(texts.filter(Boolean).join(" "));
     this.changed();
@@ -104,15 +113,13 @@ class Editor {
   async loadPicture() {
     const options = { cache: "no-store", signal: this.stop.signal };
     const response = await fetch(`/api/still/${this.camera}`, options).catch(() => null);
+    const blob = response?.ok ? await response.blob().catch(() => null) : null;
     if (this.stop.signal.aborted) return;
-    if (!response?.ok) return setText(this.status, "There is no picture of this camera at present.");
-    if (this.view.picture) URL.revokeObjectURL(this.view.picture);
-    this.view.picture = URL.createObjectURL(await response.blob());
-    const image = new Image();
-    image.src = this.view.picture;
-    await image.decode().catch(() => {});
-    const size = (response.headers.get("x-frame-size") ?? "").split("x").map(Number);
-    if (image.naturalWidth) this.shapes.size = size.length === 2 ? size : [image.naturalWidth, image.naturalHeight];
+    if (!blob) return setText(this.status, "There is no picture of this camera at present.");
+    const reader = new FileReader();
+    reader.readAsDataURL(blob);
+    await new Promise((resolve) => (reader.onloadend = resolve));
+    this.view.image.setAttribute("href", reader.result);
     this.view.render();
   }
 
@@ -140,8 +147,10 @@ class Editor {
   async apply() {
     this.buttons.apply.disabled = true;
     const { version, revision } = this.state;
-    const answer = await this.call("/apply", { ...this.shapes.content, version, revision });
+    const sent = this.shapes.now;
+    const answer = await this.call("/apply", { ...JSON.parse(sent), version, revision });
     if (!answer.ok) return this.refused(answer);
+    if (this.shapes.now !== sent) drafts.set(this.camera, this.shapes.now); // somebody has drawn more since then
     await this.load();
     let text = answer.unsaved ? `Applied, but not saved. ${UNSAVED[answer.unsaved]} ${answer.message}` : "Applied and saved.";
     if (answer.needs_restart) text += " The masks take effect when the program is started again.";
@@ -180,7 +189,7 @@ class Editor {
     }
   }
 
-  // --- beside the picture ---------------------------------------------------------------------------------------------------
+  // --- beside the picture
 
   showFaults(faults = [], text = "") {
     this.view.faulty = new Set(faults.map((fault) => this.shapes.pathOf(fault.key)));
@@ -217,7 +226,8 @@ class Editor {
   close() {
     clearTimeout(this.timer);
     this.stop.abort();
+    removeEventListener("beforeunload", this.warn);
+    if (this.shapes.isChanged) drafts.set(this.camera, this.shapes.now);
     this.view.close();
-    if (this.view.picture) URL.revokeObjectURL(this.view.picture);
   }
 }

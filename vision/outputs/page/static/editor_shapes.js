@@ -6,7 +6,7 @@ const LEAST = { line: 2, zone: 3, hole: 3, ground: 4, mask: 3 };
 export class Shapes {
   constructor(onChange) {
     this.onChange = onChange;
-    this.size = [1920, 1080]; // of the frame; assumed until a picture is known
+    this.size = [1920, 1080]; // of the frame, in pixels; assumed until the camera connects
     this.load({ units: "fraction", lines: [], zones: [], ground: null, privacy: { units: "fraction", masks: [] } });
   }
 
@@ -31,6 +31,12 @@ export class Shapes {
     this.onChange();
   }
 
+  // Replace the content, given as JSON.
+  replace(content) {
+    this.content = JSON.parse(content);
+    this.commit();
+  }
+
   undo() {
     this.restore(this.past, this.future);
   }
@@ -51,7 +57,7 @@ export class Shapes {
     const { lines, zones, ground, privacy } = this.content;
     const found = lines.map((line, i) => ({ kind: "line", path: `lines/${i}`, label: line.name, points: line.points }));
     zones.forEach((zone, i) => {
-      found.push({ kind: "zone", path: `zones/${i}`, label: zone.name, points: zone.polygon });
+      found.push({ kind: "zone", path: `zones/${i}`, label: zone.name, points: zone.polygon, holes: zone.holes });
       (zone.holes ?? []).forEach((points, j) => found.push({ kind: "hole", path: `zones/${i}/holes/${j}`, label: `${j + 1} of ${zone.name}`, points }));
     });
     if (ground) found.push({ kind: "ground", path: "ground", label: "", points: ground.points });
@@ -93,7 +99,7 @@ export class Shapes {
     return place.map((part, axis) => Number((Math.min(1, Math.max(0, part)) / scale[axis]).toFixed(digits)));
   }
 
-  // --- changes; a method without `commit` is one part of a movement ---------------------------------------------------------
+  // --- changes; a method without `commit` is one part of a movement
 
   // Add a shape, and return its path. `path` is the zone of a hole.
   add(kind, places, path) {

@@ -21,6 +21,7 @@ export class View {
   constructor(shapes, say, onSelect) {
     Object.assign(this, { shapes, say, onSelect, path: null, point: -1, drawing: null, faulty: new Set() });
     this.pointers = new Map();
+    this.image = svg("image", { preserveAspectRatio: "none" });
     this.zoomed = { scale: 1, x: 0, y: 0 }; // the visible part of the frame
     this.element = svg("svg", { class: "editor-view", tabindex: 0, role: "application", "aria-label": `Picture with lines and zones. ${HELP}` });
     for (const name of ["pointerdown", "pointermove", "pointerup", "pointercancel", "dblclick", "keydown", "focusin", "wheel"])
@@ -33,7 +34,7 @@ export class View {
     this.resizing.disconnect();
   }
 
-  // --- places are parts of the frame's width and height -------------------------------------------------------------------
+  // --- places are parts of the frame's width and height
 
   place({ clientX, clientY }) {
     const { left, top, width, height } = this.element.getBoundingClientRect();
@@ -60,7 +61,7 @@ export class View {
     this.render();
   }
 
-  // --- selection and drawing ------------------------------------------------------------------------------------------------
+  // --- selection and drawing
 
   select(path, point = -1) {
     Object.assign(this, { path, point, drawing: null });
@@ -110,7 +111,7 @@ export class View {
     else this.select(this.shapes.add(kind, points, zone));
   }
 
-  // --- mouse and fingers ----------------------------------------------------------------------------------------------------
+  // --- mouse and fingers
 
   pointerdown(event) {
     if (event.button > 0) return;
@@ -185,7 +186,7 @@ export class View {
     this.zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, this.place(event));
   }
 
-  // --- keyboard -------------------------------------------------------------------------------------------------------------
+  // --- keyboard
 
   focusin({ target }) {
     if (this.isRendering || this.drawing || this.held) return;
@@ -236,7 +237,7 @@ export class View {
     this.select(this.path, this.point + 1);
   }
 
-  // --- what is shown --------------------------------------------------------------------------------------------------------
+  // --- what is shown
 
   // Show the draft. `focus` moves the focus to the selection.
   render(focus = this.element.contains(document.activeElement)) {
@@ -245,8 +246,9 @@ export class View {
     this.isRendering = true; // a focus that moves now is no selection by a person
     this.element.setAttribute("viewBox", [x * width, y * height, width / scale, height / scale].join(" "));
     this.unit = width * this.pixel[0];
-    const parts = this.shapes.all().map((shape) => this.shape(shape));
-    if (this.picture) parts.unshift(svg("image", { href: this.picture, width, height, preserveAspectRatio: "none" }));
+    this.image.setAttribute("width", width);
+    this.image.setAttribute("height", height);
+    const parts = [this.image, ...this.shapes.all().map((shape) => this.shape(shape))];
     if (this.drawing) parts.push(this.unfinished());
     this.element.replaceChildren(...parts);
     if (focus) (this.element.querySelector("[data-current]") ?? this.element).focus({ preventScroll: true });
@@ -267,7 +269,8 @@ export class View {
     const crossed = crossesItself(points, shape.kind !== "line");
     const isBad = crossed || this.faulty.has(shape.path);
     const group = svg("g", { class: `${shape.kind}${isSelected ? " selected" : ""}${isBad ? " bad" : ""}` });
-    const d = this.outline(points, shape.kind !== "line");
+    const holes = shape.holes?.map((hole) => this.outline(this.shapes.fractions({ ...shape, points: hole }), true)) ?? [];
+    const d = this.outline(points, shape.kind !== "line") + holes.join("");
     const words = this.words(shape, -1);
     group.append(svg("path", { d, class: "under" }), svg("path", { d, class: "shape", "data-path": shape.path, tabindex: 0, role: "button", "aria-label": words, ...(isSelected && this.point < 0 && { "data-current": "" }) }));
     if (shape.kind === "line") group.append(...this.arrow(points));
