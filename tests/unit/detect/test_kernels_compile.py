@@ -115,19 +115,30 @@ def letterbox(dtype: str, channels: int, width: int, arch: str) -> bytes:
     return compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 
+def crop(dtype: str, color: str, arch: str) -> bytes:
+    program = CropProgram(CropSpec(width=128, height=256, color=color), dtype)  # type: ignore[arg-type]
+    return compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
+
+
+# For each architecture, one variant of each kernel is enough, with 16-bit numbers: their conversion is the only code that
+# depends on the architecture.
 @pytest.mark.parametrize("arch", ARCHS)
 def test_letterbox_kernel_compiles(arch: str) -> None:
     if supported(arch):
-        for dtype, channels, width in (
-            ("float32", 0, 417),
-            ("float16", 0, 416),
-            ("float16", 4, 416),
-            ("float16", 4, 417),
-        ):
-            assert letterbox(dtype, channels, width, arch)
+        assert letterbox("float16", 4, 417, arch)
 
 
-@pytest.mark.parametrize(("dtype", "channels", "width"), [("float16", 3, 416), ("uint8", 0, 416), ("uint8", 3, 417)])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "width"),
+    [
+        ("float32", 0, 417),
+        ("float16", 0, 416),
+        ("float16", 3, 416),
+        ("float16", 4, 416),
+        ("uint8", 0, 416),
+        ("uint8", 3, 417),
+    ],
+)
 def test_letterbox_kernel_compiles_for_every_input_format(dtype: str, channels: int, width: int) -> None:
     assert letterbox(dtype, channels, width, "sm_87")
 
@@ -135,21 +146,23 @@ def test_letterbox_kernel_compiles_for_every_input_format(dtype: str, channels: 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_crop_kernel_compiles(arch: str) -> None:
     if supported(arch):
-        for dtype, color in (("float32", "rgb"), ("float16", "bgr")):
-            program = CropProgram(CropSpec(width=128, height=256, color=color), dtype)  # type: ignore[arg-type]
-            assert compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
+        assert crop("float16", "bgr", arch)
+
+
+def test_crop_kernel_compiles_for_the_other_input_format() -> None:
+    assert crop("float32", "rgb", "sm_87")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_postprocess_kernels_compile(arch: str) -> None:
     if supported(arch):
-        for kind, half in (("nanodet", True), ("yolov8", False)):
-            assert compile_cubin(Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half)), arch)
+        source = Source.read(KERNELS / "postprocess.cu", definitions("nanodet", half=True))
+        assert compile_cubin(source, arch)
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_postprocess_kernels_compile_for_every_head(kind: str) -> None:
-    half = kind not in ("yolov5", "yolox", "end-to-end")
+    half = kind not in ("yolov5", "yolov8", "yolox", "end-to-end")
     source = Source.read(KERNELS / "postprocess.cu", definitions(kind, half=half))
     assert compile_cubin(source, "sm_87")
 

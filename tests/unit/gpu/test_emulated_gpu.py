@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.emulator.process import run_emulated
 
 pytestmark = pytest.mark.emulated
 
-SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
+SUITES: Mapping[str, tuple[str, ...]] = {
     "postprocess": ("tests/gpu/test_postprocess_kernels.py",),
     "letterbox": ("tests/gpu/test_letterbox_kernel.py",),
     "contract": ("tests/contract/test_detector.py", "-k", "tensorrt and not thousand"),
@@ -35,23 +35,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {  # the longest first
 WITHOUT_ENGINES = ("postprocess", "letterbox", "second model", "video")
 
 
-@pytest.fixture(scope="module")
-def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[None]]]:
-    """Run the selected suites in separate processes, two at a time, because each often waits for the compiler."""
-    cases = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    selected = [suite for suite in SUITES if any(case.get("suite") == suite for case in cases)]
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            suite: pool.submit(
-                run_emulated, SUITES[suite], tmp_path_factory.mktemp("cache"), engines=suite not in WITHOUT_ENGINES
-            )
-            for suite in selected
-        }
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("suite", SUITES)
-def test_suite_passes_on_the_emulated_gpu(suite: str, running: Mapping[str, Future[None]]) -> None:
-    running[suite].result()
+def test_suite_passes_on_the_emulated_gpu(suite: str, tmp_path: Path) -> None:
+    run_emulated(SUITES[suite], tmp_path, engines=suite not in WITHOUT_ENGINES)
