@@ -120,8 +120,7 @@ def crop(dtype: str, color: str, arch: str) -> bytes:
     return compile_cubin(Source.read(KERNELS / program.file, program.definitions), arch)
 
 
-# For each architecture, one variant of each kernel is enough, with 16-bit numbers: their conversion is the only code that
-# depends on the architecture.
+# One variant of each kernel is enough for an architecture, because only the conversion of 16-bit numbers depends on it.
 @pytest.mark.parametrize("arch", ARCHS)
 def test_letterbox_kernel_compiles(arch: str) -> None:
     if supported(arch):
