@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
 
 from tests.paths import ROOT
+from tests.short_video import save_beginning
 from vision.drawing.overlay import LINE_COLOR, class_color
 
 FRAMES = 30
@@ -28,19 +27,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def save_beginning(video: Path, copy: Path) -> None:
-    """Save the first `FRAMES` frames of a video that has no B-frames."""
-    with av.open(str(video)) as source, av.open(str(copy), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in islice(source.demux(video=0), FRAMES):
-            packet.stream = stream
-            target.mux(packet)
-
-
 @pytest.mark.integration
 def test_offline_run_writes_an_annotated_video_of_all_frames(tmp_path: Path) -> None:
     path, config = tmp_path / "out.mp4", tmp_path / "camera.yaml"
-    save_beginning(ROOT / "configs" / "vtest.mp4", tmp_path / "vtest.mp4")
+    save_beginning(ROOT / "configs" / "vtest.mp4", tmp_path / "vtest.mp4", FRAMES)
     config.write_text((ROOT / "configs" / "counting.yaml").read_text())
     done = run(str(config), "--offline", "--video", str(path), "--bind", f"ipc://{tmp_path}/out")
     assert done.returncode == 0, done.stderr
