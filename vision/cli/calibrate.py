@@ -91,8 +91,9 @@ def calibrate(
 ) -> int:
     """Quantize a model to int8, with frames from your own cameras.
 
-    The result is a model folder for `vision run`, by default NAME-int8. It is written only if the accuracy drops by at
-    most --max-drop. Without --video and --truth, the boxes are compared with those of the float32 model.
+    The result is a model folder for `vision run`, by default NAME-int8. If the accuracy drops by more than --max-drop,
+    the folder is called NAME-int8.rejected instead. Without --video and --truth, the boxes are compared with those of
+    the float32 model.
 
     Examples:
       vision calibrate --config camera.yaml --for 10m

@@ -58,8 +58,8 @@ def sparsify(
     """Prune a model to 2:4 sparsity, or check the sparsity of a model.
 
     Two of every four weights along the input channels become zero, for the sparse tensor cores of NVIDIA GPUs. The
-    result is a model folder for `vision run`, by default NAME-sparse. It is written only if the accuracy drops by at
-    most --max-drop.
+    result is a model folder for `vision run`, by default NAME-sparse. If the accuracy drops by more than --max-drop,
+    the folder is called NAME-sparse.rejected instead.
 
     Examples:
       vision sparsify nanodet-g-416 --images frames --repair
