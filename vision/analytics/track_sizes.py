@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 from numpy import count_nonzero
+from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import BoolArray, FloatArray
+from vision.analytics.geometry import BoolArray, FloatArray, round_px
 from vision.analytics.track_state import (
     DOUBTED,
     DOUBTED_S,
@@ -147,3 +148,16 @@ class SizeFilter:
             np.maximum(state[VAR_EXTENT], wide, out=state[VAR_EXTENT])
         state[DOUBTED_S] = np.where(doubted, doubted_s, math.inf)
         state[MISFIT] = np.where(doubted, misfit, math.inf)
+
+
+def hidden_heights_px(
+    whole: FloatArray, detected: FloatArray, published: FloatArray
+) -> tuple[BoolArray, NDArray[np.float32]] | None:
+    """Return which objects (M,) are partly hidden, and the height (M,) of the hidden part below each published box.
+
+    The height is in pixels. Return None if nothing is hidden. `whole` (M,) is the row `WHOLE` of the state.
+    """
+    if not count_nonzero(whole):
+        return None
+    below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
+    return whole > 0.0, round_px(np.where(whole > 0.0, below, 0.0)).astype(np.float32)

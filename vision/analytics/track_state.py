@@ -53,6 +53,8 @@ _POSITION_DAMPING: Final = 0.2  # rate in 1/s at which an unobserved speed decay
 _SIZE_DAMPING: Final = 4.0
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
+_STANDING_SPEED: Final = 0.2  # sizes per second
+
 
 def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
     """Return the transition matrix (20, 20) of the filter for a step, and the growth (20, 1) of variances at size 1.
@@ -113,6 +115,13 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
     state[12:14, again] = noise[:2, again] / gap
     state[16:18, again] = 2.0 * noise[:2, again] / gap**2
     state[8:10, again] = noise[:2, again]
+
+
+def is_standing(state: FloatArray) -> BoolArray:
+    """Return True (M,) for each track whose center moves by less than `_STANDING_SPEED`."""
+    limit = _STANDING_SPEED * np.maximum(state[2], state[3])
+    standing: BoolArray = state[4] ** 2 + state[5] ** 2 < limit * limit
+    return standing
 
 
 def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerTrack) -> FloatArray:

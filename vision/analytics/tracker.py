@@ -30,7 +30,7 @@ from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, iou, round_px
 from vision.analytics.track_matching import Pairs
-from vision.analytics.track_sizes import SizeFilter, size_step
+from vision.analytics.track_sizes import SizeFilter, hidden_heights_px, size_step
 from vision.analytics.track_state import (
     AT,
     BORN_S,
@@ -49,6 +49,7 @@ from vision.analytics.track_state import (
     VOTES,
     WHOLE,
     PerTrack,
+    is_standing,
     motion,
     new_state,
     restart_motion,
@@ -70,6 +71,7 @@ _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for t
 _CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
 _ANY_STAGE: Final = 0.12  # minimum similarity of a published track and a strong detection
 _WEAK_STAGE: Final = 0.5  # minimum similarity of a published track and a weak detection
+_STANDING_STAGE: Final = 0.7  # the same for a standing object that has had only weak detections for `weak_s`
 _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within which a weak detection can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
@@ -248,7 +250,6 @@ class _TracksTogether:
 
     def _associate(self, frame: FrameDetections) -> IndexArray:
         """Return the index of the detection matched to each track; -1 if there is none."""
-        config = self._config
         matches = np.empty(len(self._ids), np.intp)
         matches.fill(-1)
         if not len(matches) or not len(frame.scores):
@@ -257,17 +258,27 @@ class _TracksTogether:
         strong, published = frame.strong, self._ids > 0
         pairs.match(published, strong, _ANY_STAGE, matches)
         if count_nonzero(strong) < len(strong):
-            candidates = published & (matches < 0)
-            if count_nonzero(candidates):
-                now_s, just_before_s = self._now_s, _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
-                candidates &= self._state[SEEN_S] >= now_s - just_before_s
-                candidates &= self._state[STRONG_S] >= now_s - np.maximum(config.weak_s, just_before_s)
-                pairs.match(candidates, ~strong, _WEAK_STAGE, matches)
+            self._continue_weakly(pairs, published & (matches < 0), ~strong, matches)
         if count_nonzero(published) < len(published):
             strong = strong.copy()
             strong[matches[matches >= 0]] = False
             pairs.match(~published, strong, _TENTATIVE_STAGE, matches)
         return matches
+
+    def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
+        """Match weak detections with tracks that were detected just before. Standing objects can be weak for longer."""
+        now_s, config = self._now_s, self._config
+        just_before_s = _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
+        tracks &= self._state[SEEN_S] >= now_s - just_before_s
+        if not count_nonzero(tracks):
+            return
+        weak_since_s = self._state[STRONG_S]
+        recent = tracks & (weak_since_s >= now_s - np.maximum(config.weak_s, just_before_s))
+        pairs.match(recent, weak, _WEAK_STAGE, matches)
+        tracks &= (matches < 0) & (weak_since_s >= now_s - config.weak_standing_s) & is_standing(self._state)
+        if count_nonzero(tracks):
+            weak[matches[matches >= 0]] = False
+            pairs.match(tracks, weak, _STANDING_STAGE, matches)
 
     def _pairs(self, frame: FrameDetections) -> Pairs:
         """Return the tracks and detections that are near each other, with their similarity.
@@ -436,7 +447,7 @@ class _TracksTogether:
         if edges_px is not None:
             clip_boxes(boxes, detected, edges_px)
         boxes = round_px(boxes)
-        hidden_px = self._hidden_px(tracks, detected, boxes)
+        hidden_px = hidden_heights_px(self._state[WHOLE][tracks], detected, boxes)
         boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)
         classes, ids = self._classes[tracks], self._ids[tracks]
         age_s = values_at(self._now_s, tracks) - self._state[BORN_S][tracks]
@@ -471,19 +482,6 @@ class _TracksTogether:
             return [(0, number)]
         bounds = camera.searchsorted(np.arange(len(self._trackers) + 1)).tolist()
         return list(itertools.pairwise(bounds))
-
-    def _hidden_px(
-        self, tracks: IndexArray, detected: FloatArray, published: FloatArray
-    ) -> tuple[BoolArray, NDArray[np.float32]] | None:
-        """Return which objects (M,) are partly hidden, and the height (M,) of the hidden part below each published box.
-
-        The height is in pixels. Return None if nothing is hidden.
-        """
-        whole = self._state[WHOLE][tracks]
-        if not count_nonzero(whole):
-            return None
-        below = np.maximum(detected[:, 1] + whole - published[:, 3], 0.0)
-        return whole > 0.0, round_px(np.where(whole > 0.0, below, 0.0)).astype(np.float32)
 
     def _keep(self, kept: BoolArray) -> None:
         if count_nonzero(kept) < len(kept):

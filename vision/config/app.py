@@ -167,6 +167,8 @@ class TrackConfig(ConfigSection):
     """Seconds without a detection after which an unpublished track ends."""
     weak_s: float = Field(default=0.5, ge=0, le=60)
     """Maximum time in seconds for which only detections between `low_score` and `high_score` extend a track."""
+    weak_standing_s: float = Field(default=20.0, ge=0, le=3600)
+    """The same for an object that stands still, at least `weak_s`."""
     lost_s: Minute = 1.5
     """Seconds without a detection after which a published track ends."""
     reactivation: Literal["filter", "observation"] = "filter"

@@ -126,12 +126,31 @@ def test_weak_detections_do_not_recover_a_lost_track() -> None:
 
 
 @pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
-def test_weak_detections_continue_a_track_for_weak_s_only(fps: float) -> None:
-    seen = [detections((person(100), 0.9))] * 5
-    weak = [detections((person(100), 0.3))] * round(2 * fps)
-    results = follow(Tracker(TrackConfig(weak_s=1.0)), [*seen, *weak], fps)
-    carried_s = sum(len(tracks) for tracks in results[5:]) / fps
-    assert 1.0 - 1 / fps <= carried_s <= 1.0 + 1 / fps
+@pytest.mark.parametrize(
+    ("speed_px", "carried_s"),
+    [(0.0, 6.0), (2.0, 6.0), (60.0, 1.0)],  # the longer side of the box is 100 px
+)
+def test_weak_detections_continue_a_track_for_a_limited_time(speed_px: float, carried_s: float, fps: float) -> None:
+    config = TrackConfig(weak_s=1.0, weak_standing_s=6.0)
+    frames = range(round(2 * fps) + round(8 * fps))
+    found = [detections((person(100 + speed_px * at / fps), 0.9 if at < 2 * fps else 0.3)) for at in frames]
+    results = follow(Tracker(config), found, fps)
+    carried = sum(len(tracks) for tracks in results[round(2 * fps) :]) / fps
+    assert carried_s - 1 / fps <= carried <= carried_s + 1 / fps
+
+
+def test_weak_detections_beside_a_standing_object_do_not_continue_its_track() -> None:
+    seen = [detections((person(100), 0.9))] * 20
+    weak = [detections((person(120), 0.3))] * 30
+    results = follow(Tracker(TrackConfig(weak_s=0.0)), [*seen, *weak])
+    assert sum(len(tracks) for tracks in results[25:]) == 0
+
+
+def test_weak_detection_continues_only_one_of_two_standing_objects() -> None:
+    seen = [detections((person(100), 0.9), (person(130), 0.9))] * 20
+    weak = [detections((person(115), 0.3))] * 30
+    results = follow(Tracker(TrackConfig(weak_s=0.5)), [*seen, *weak])
+    assert all(len(tracks) <= 1 for tracks in results[20:])
 
 
 @pytest.mark.parametrize(("away_s", "same"), [(0.5, True), (1.4, True), (1.6, False), (30.0, False)])
