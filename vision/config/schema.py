@@ -55,7 +55,7 @@ def schema_at(root: Schema, loc: Loc) -> Schema:
     """Return the part of the schema that describes the value at `loc`, without references; empty if there is none."""
     part_schema = resolve(root, root)
     for part in loc:
-        part_schema = resolve(root, _step(part_schema, part))
+        part_schema = resolve(root, _step(root, part_schema, part))
     return part_schema
 
 
@@ -71,9 +71,18 @@ def resolve(root: Schema, schema: Schema) -> Schema:
     return resolve(root, {**target, **rest})
 
 
-def _step(schema: Schema, part: int | str) -> Schema:
+def properties_of(root: Schema, schema: Schema) -> Schema:
+    """Return the keys of a section, with their schemas. A ``oneOf`` has the keys of its first branch with keys.
+
+    Empty if the value is not a section, or has only keys that the user chooses.
+    """
+    branches = [schema, *(resolve(root, branch) for branch in schema.get("oneOf", ()))]
+    return next((dict(branch["properties"]) for branch in branches if "properties" in branch), {})
+
+
+def _step(root: Schema, schema: Schema, part: int | str) -> Schema:
     if isinstance(part, str):
-        properties = schema.get("properties", {})
+        properties = properties_of(root, schema)
         return dict(properties[part]) if part in properties else _named_by_user(schema)
     for branch in [schema, *schema.get("oneOf", [])]:
         entries = branch.get("prefixItems", [])

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from vision.config.document import Document, Unreadable
 from vision.config.fields import IDENTIFIER_TITLE, INCONSISTENT
-from vision.config.schema import Schema, expectation, key_paths, schema_at
+from vision.config.schema import Schema, expectation, key_paths, properties_of, schema_at
 from vision.config.wording import InvalidValue, Loc, did_you_mean, nearest, one_of, quoted, with_advice
 from vision.errors import Fault
 
@@ -168,7 +168,7 @@ def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
 
 def _missing(context: ErrorContext) -> str:
     base, parent = context.loc[:-1], context.document.node(context.loc[:-1])
-    properties = schema_at(context.schema, base).get("properties", {})
+    properties = properties_of(context.schema, schema_at(context.schema, base))
     unknown = [key for key in parent.keys if key not in properties] if parent is not None else []
     if any(_meant((*base, key), properties) == context.loc[-1] for key in unknown):
         return ""  # the misspelled key is already reported
@@ -176,7 +176,7 @@ def _missing(context: ErrorContext) -> str:
 
 
 def _unknown(context: ErrorContext) -> str:
-    properties = schema_at(context.schema, context.loc[:-1]).get("properties", {})
+    properties = properties_of(context.schema, schema_at(context.schema, context.loc[:-1]))
     meant = _meant(context.loc, properties)
     if meant is not None and key_path(context.loc) in RENAMED:
         return f"unknown key: renamed to {quoted(meant)}"

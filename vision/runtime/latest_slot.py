@@ -40,6 +40,18 @@ class SlotCounts:
     unfinished: int = 0  # frames whose result was neither published nor dropped yet
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingFrame:
+    """A frame that the reader has not taken yet."""
+
+    frame: Frame
+    dropped_before: Counter[str]  # number of drops since the previous frame that was not dropped, by reason
+
+    @property
+    def captured_ns(self) -> int:
+        return self.frame.meta.captured_ns
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """The reader's right to use a frame until `release`."""
@@ -156,8 +168,8 @@ class LatestSlot:
         self._buffers = _Buffers()
         self._rate = _RateLimit(0 if lossless or max_fps is None else int(1e9 / max_fps))
         self._counts = SlotCounts()
-        self._unreported: dict[str, int] = {}  # drops since the last lease, by reason
-        self._waiting: Frame | None = None
+        self._unreported: Counter[str] = Counter()  # drops since the newest frame, by reason
+        self._waiting: WaitingFrame | None = None
         self._leased = 0
         self._ended = False
         self._closed = False
@@ -247,11 +259,16 @@ class LatestSlot:
         """Count a frame, and replace the waiting one with it. If the slot is closed, drop it."""
         self._counts.grabbed += 1
         self._drop_waiting(self._overwrite_reason())
-        self._waiting = frame
+        self._waiting = self._arrived(frame)
         if self._closed:
             self._drop_waiting(DropReason.STOPPED)
         elif not self._is_refused():
             self.changed.notify_all()  # otherwise, `release` or `finish_result` wakes the reader
+
+    def _arrived(self, frame: Frame) -> WaitingFrame:
+        """Return a frame that waits, with the drops before it."""
+        before, self._unreported = self._unreported, Counter()
+        return WaitingFrame(frame, before)
 
     def drop(self, reason: DropReason) -> None:
         """Count a grabbed frame as dropped. The frame needs no buffer."""
@@ -321,7 +338,7 @@ class LatestSlot:
         """
         if self._waiting is None:
             return None
-        if self._max_frame_age_ns is not None and now_ns - self._waiting.meta.captured_ns > self._max_frame_age_ns:
+        if self._max_frame_age_ns is not None and now_ns - self._waiting.captured_ns > self._max_frame_age_ns:
             self._drop_waiting(DropReason.STALE)
             return None
         return None if self._is_refused() else self._rate.due_ns
@@ -340,7 +357,7 @@ class LatestSlot:
             ready_ns = self.ready_ns(now_ns)
             if ready_ns is None or ready_ns > now_ns or self._waiting is None:
                 return None
-            frame, self._waiting = self._waiting, None
+            waiting, self._waiting = self._waiting, None
             # The next due time depends on the last due time, not on the current time, so that jitter does not lower
             # the rate. If a camera is late by more than one interval, its schedule starts again.
             rate = self._rate
@@ -348,9 +365,8 @@ class LatestSlot:
             rate.served_ns = now_ns
             self._leased += 1
             self._counts.taken += 1
-            dropped_before, self._unreported = self._unreported, {}
             self.changed.notify_all()
-            return Lease(frame, dropped_before, now_ns, self._max_frame_age_ns, self)
+            return Lease(waiting.frame, waiting.dropped_before, now_ns, self._max_frame_age_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
         """Take back a leased buffer. Reuse it only if the slot's buffers were not replaced while it was leased."""
@@ -384,20 +400,21 @@ class LatestSlot:
         self._buffers.free.append(buffer)
 
     def _drop_waiting(self, reason: DropReason) -> None:
-        frame, self._waiting = self._waiting, None
-        if frame is None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
             return
+        self._unreported.update(waiting.dropped_before)
         self._count_drop(reason)
         if reason in (DropReason.SUPERSEDED, DropReason.STALE):
             stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
             self._counts.dropped_by_stage[stage] += 1
-        self._free(frame.buffer)  # of the current layout, because `configure` drops the waiting frame
+        self._free(waiting.frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         if self._lossless or self._ended:
             self.changed.notify_all()  # otherwise, nobody waits for this: the writer could already write
 
     def _count_drop(self, reason: DropReason) -> None:
         self._counts.dropped[reason] += 1
-        self._unreported[reason.value] = self._unreported.get(reason.value, 0) + 1
+        self._unreported[reason.value] += 1
 
     def _overwrite_reason(self) -> DropReason:
         return DropReason.MAX_FPS if self._clock() < self._rate.due_ns else DropReason.SUPERSEDED

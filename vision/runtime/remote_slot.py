@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from vision.runtime.frame_messages import CommittedFrame, frame_meta
-from vision.runtime.latest_slot import Allocate, Clock, LatestSlot, Lease
+from vision.runtime.latest_slot import Allocate, Clock, LatestSlot, Lease, WaitingFrame
 from vision.types import DropReason, Frame, FrameBuffer, PixelFormat
 
 GiveBack = Callable[[int, int], None]
@@ -50,7 +50,7 @@ class RemoteSlot(LatestSlot):
         self.epoch = 0  # of the newest frame
         self._generation = 0
         self._give_back: GiveBack | None = None
-        self._queue: deque[Frame] = deque()
+        self._queue: deque[WaitingFrame] = deque()
 
     @property
     def lossless(self) -> bool:
@@ -92,7 +92,7 @@ class RemoteSlot(LatestSlot):
         frame = Frame(meta, self._buffers.all[number])
         if self._lossless and self._waiting is not None:
             self._counts.grabbed += 1
-            self._queue.append(frame)
+            self._queue.append(self._arrived(frame))
         else:
             self._put(frame)
 

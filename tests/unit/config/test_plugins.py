@@ -36,6 +36,7 @@ def test_names_and_libraries_are_accepted() -> None:
         (f"{{file: ../libstar_relu.so, sha256: {SHA256}}}", "plugins[0].file"),
         (f"{{file: star_relu.dll, sha256: {SHA256}}}", "plugins[0].file"),
         ("{file: libstar_relu.so, sha256: 12}", "plugins[0].sha256"),
+        (f"{{file: libstar_relu.so, sha256: {SHA256}, more: 1}}", "plugins[0].more"),
     ],
 )
 def test_invalid_plugin_is_refused(entry: str, key: str) -> None:

@@ -100,6 +100,23 @@ def test_lease_has_the_newest_frame_and_the_drops_before_it(make: MakeCamera) ->
     check_accounts(camera.slot)
 
 
+def test_drops_after_the_waiting_frame_are_reported_with_the_next(make: MakeCamera) -> None:
+    """A frame waits for the reader, and later frames are dropped without a buffer."""
+    camera = make()
+    camera.slot.drop(DropReason.CORRUPT)
+    camera.write()
+    camera.slot.drop(DropReason.STALE)
+    first = camera.slot.take()
+    assert first is not None and first.dropped_before == {"corrupt": 1}
+    first.release()
+    camera.write()
+    camera.slot.drop(DropReason.CORRUPT)
+    camera.write()  # replaces the waiting frame
+    second = camera.slot.take()
+    assert second is not None and second.dropped_before == {"stale": 1, "corrupt": 1, "superseded": 1}
+    check_accounts(camera.slot)
+
+
 def test_leased_pixels_are_never_written(make: MakeCamera) -> None:
     camera = make(leases=2)
     leases: list[Lease] = []
