@@ -20,7 +20,7 @@ from tests.messages.processes import Program, python
 from vision.benchmark.chaos.stored import read_stored
 from vision.client import EventMessage, Gap, NewJournal, Problem, Subscription
 
-LONGEST_RUN_S: Final = 2.0  # of the program, after its first event
+LONGEST_RUN_S: Final = 2.0  # of the program, after its first crossing
 PATIENCE_S: Final = 60.0
 
 CONFIG = """
@@ -44,6 +44,7 @@ class Received:
 
     def __init__(self, folder: Path) -> None:
         self.numbers: list[int] = []
+        self.crossings = 0
         self.problems: list[str] = []
         self.subscription = Subscription(
             f"ipc://{folder}/out", kinds=("events",), since=0, replay=f"ipc://{folder}/again", silence_s=1e6
@@ -55,6 +56,7 @@ class Received:
         while (left_s := deadline_s - time.monotonic()) > 0:
             item = self.subscription.receive(min(left_s, 0.1))
             if isinstance(item, EventMessage):
+                self.crossings += item.kind == "line_crossed"
                 if item.number is not None:
                     self.numbers.append(item.number)
                 else:
@@ -63,11 +65,14 @@ class Received:
                 self.problems.append(str(item))
 
     def wait_for_more(self, program: Program) -> None:
-        """Receive until a new event arrives. Raise an error if the program ends, or none arrives for a minute."""
-        count, deadline_s = len(self.numbers), time.monotonic() + PATIENCE_S
-        while len(self.numbers) == count:
+        """Receive until an object crosses the line. Raise an error if the program ends, or none does for a minute.
+
+        Other events do not count, because the program can report them before its workers have started.
+        """
+        count, deadline_s = self.crossings, time.monotonic() + PATIENCE_S
+        while self.crossings == count:
             if time.monotonic() > deadline_s:
-                raise AssertionError(f"no event for {PATIENCE_S:.0f} s: {program.pending()[-5:]}")
+                raise AssertionError(f"no crossing for {PATIENCE_S:.0f} s: {program.pending()[-5:]}")
             self.receive(0.1)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import uvicorn
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -24,7 +25,10 @@ _SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds headers to each response, unless the response already contains them."""
+    """ASGI middleware that adds headers to each response, unless the response already contains them.
+
+    It also ends requests whose client has gone, which would otherwise cause a traceback in the log.
+    """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
         """Add `headers`. Their names must be in lower case."""
@@ -42,7 +46,8 @@ class SecurityHeaders:
             await send(message)
             scope[_SENT] = scope.get(_SENT, 0) + 1
 
-        await self._app(scope, receive, send_with_headers)
+        with contextlib.suppress(ClientDisconnect):  # the client has gone before the end of its request
+            await self._app(scope, receive, send_with_headers)
 
 
 class HttpServer(uvicorn.Server):
