@@ -74,7 +74,7 @@ def open_source(
             from vision.capture.opencv.source import V4L2Source
 
             return V4L2Source(camera)
-        case File(path) | Folder(path) if holds_images(path):
+        case File(path) | Folder(path) if isinstance(camera.address, Folder) or holds_images(path):
             return _open_images(camera, path, pixel_formats, offline=offline)
         case (Rtsp() | Http() | File()) as address if nvdec or _uses_nvdec(camera, pixel_formats):
             return _open_with_pyav(camera, address, pixel_formats, tap, offline=offline, nvdec=True)
@@ -85,7 +85,7 @@ def open_source(
         case (Rtsp() | Http() | File()) as address:
             return _open_with_pyav(camera, address, pixel_formats, tap, offline=offline, nvdec=False)
         case address:
-            raise AssertionError(address)  # CSI without GStreamer raises an error above, and a folder contains images
+            raise AssertionError(address)  # CSI without GStreamer raises an error above
 
 
 def require_library(camera: CameraConfig) -> None:
@@ -99,7 +99,7 @@ def require_library(camera: CameraConfig) -> None:
             pass
         case Usb() if camera.reader != "gstreamer":
             require_cv2(f"camera {camera.id}")
-        case File(path) | Folder(path) if holds_images(path):
+        case File(path) | Folder(path) if isinstance(camera.address, Folder) or holds_images(path):
             require_cv2(f"camera {camera.id}")
         case (Rtsp() | Csi() | Usb()) as address if _uses_gstreamer(camera, address):
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -155,4 +156,5 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".t
 
 def holds_images(path: Path) -> bool:
     """Return True if `path` is a folder or a still image, False if it is a video."""
-    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    # `Path.is_dir` raises an error if a name is too long.
+    return os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES  # noqa: PTH112

@@ -38,6 +38,7 @@ from vision.cli.options import (
 from vision.cli.session import command
 from vision.config import AppConfig, ModelSpec
 from vision.config.model_file import ONNX_SUFFIX, read_model_header
+from vision.config.paths import is_file
 from vision.errors import EXIT_OK, EXIT_RUNTIME, ModelError
 from vision.runtime.builder import find_model
 from vision.version import install_hint, require_package
@@ -197,7 +198,7 @@ def _network(name: str) -> tuple[Path, ModelSpec | None]:
         folder, spec = find_model(name)
     except ModelError as error:
         path = Path(name)
-        if path.suffix.lower() != ONNX_SUFFIX or not path.is_file() or error.code == "damaged-model":
+        if path.suffix.lower() != ONNX_SUFFIX or not is_file(path) or error.code == "damaged-model":
             raise
         read_model_header(path)
         return path, None

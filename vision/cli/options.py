@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig, DetectConfig, load_config, resolve_config
+from vision.config.paths import exists
 from vision.config.source_address import File, Folder, Synthetic, parse_source
 from vision.errors import ConfigError, SourceError, VisionError, from_os_error
 from vision.metrics import enable_nvtx
@@ -100,7 +101,7 @@ def check_frame_source(text: str) -> str:
     source = parse_source(text)
     if isinstance(source, Synthetic):
         SyntheticSpec.parse(text)
-    if isinstance(source, File | Folder) and not Path(text).exists():
+    if isinstance(source, File | Folder) and not exists(Path(text)):
         raise ValueError(f"the file {text} does not exist")
     return text
 

@@ -26,6 +26,7 @@ from vision.cli.optimize_options import (
 from vision.cli.options import ModelName, table_console
 from vision.cli.session import command
 from vision.config.model_file import ONNX_SUFFIX, read_model_header, refuse_other_format
+from vision.config.paths import is_dir
 from vision.errors import EXIT_OK, Closed
 from vision.runtime.builder import find_model
 
@@ -88,7 +89,7 @@ def _verify(context: typer.Context, model: str | None) -> int:
     from vision.optimize.sparse import print_verification
 
     path = Path(model)
-    if not path.is_dir():
+    if not is_dir(path):
         refuse_other_format(path)
     if path.suffix.lower() != ONNX_SUFFIX:
         folder, spec = find_model(model)

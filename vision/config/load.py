@@ -19,6 +19,7 @@ from vision.config.document import Document, faulty
 from vision.config.fields import ACCEPT_ANY, VERIFY, ConfigSection
 from vision.config.model_file import ONNX_SUFFIX, is_model_path, refuse_other_format
 from vision.config.model_spec import ClassifierSpec, ModelSpec
+from vision.config.paths import exists, is_file
 from vision.config.schema import schema_of
 from vision.config.source_address import File, Folder
 from vision.config.validation import validation_faults
@@ -86,7 +87,7 @@ def load_classifier_spec(folder: Path) -> ClassifierSpec:
 
 
 def _load_spec(kind: type[_S], folder: Path) -> _S:
-    if folder.is_file():
+    if is_file(folder):
         refuse_other_format(folder)
         is_onnx = folder.suffix == ONNX_SUFFIX
         raise ModelError(
@@ -280,7 +281,7 @@ def resolve_config(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if "/" in name or (name and path.exists()):
+    if "/" in name or (name and exists(path)):
         return path
     if path.suffix in (".yaml", ".yml") and nearest(path.stem, shipped, cutoff=_CLEARLY_MEANT) is None:
         return path

@@ -10,6 +10,7 @@ from typing import Final
 
 from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.onnx_header import NotOnnx, OnnxHeader, Truncated, read_header
+from vision.config.paths import exists, is_dir, is_file
 from vision.errors import ModelError, from_os_error, is_passing
 
 ONNX_SUFFIX: Final = ".onnx"
@@ -91,7 +92,7 @@ def folder_of_model(name: str, models: Path) -> Path:
     `name` is a path if it contains a slash, is an existing folder, or has the suffix of a model file.
     """
     given = Path(name)
-    return given if "/" in name or given.is_dir() or is_model_path(name) else models / name
+    return given if "/" in name or is_dir(given) or is_model_path(name) else models / name
 
 
 def is_model_path(name: str) -> bool:
@@ -125,7 +126,7 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
         Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     label = f"{name}: " if name else ""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading /dev/zero or a FIFO would never end
+    if exists(path) and not (is_file(path) or is_dir(path)):  # reading /dev/zero or a FIFO would never end
         raise ModelError(f"{label}expected a file, got a device or a FIFO: {path}", code="model-unreadable")
     try:
         with path.open("rb") as file:
@@ -147,7 +148,7 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
     except NotOnnx as error:
         raise _content_error(path, label, start, error) from None
     for weights in sorted(header.weight_files):
-        if not (path.parent / weights).is_file():
+        if not is_file(path.parent / weights):
             raise ModelError(
                 f"{label}{path} has its weights in {weights}, but this file is not in {path.parent}",
                 hint="put all files of the export into one folder",

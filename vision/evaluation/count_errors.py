@@ -17,6 +17,7 @@ from vision.analytics.count_accuracy import BLOCK_S, Clip, CountBlock, dump_clip
 from vision.analytics.geometry import ZoneSet
 from vision.config import CameraAnalytics, ZoneConfig
 from vision.config.analytics import Units, pixels_per_unit
+from vision.config.paths import exists
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.crossings import anchor_points, lines_of_class, timed_crossings
 from vision.evaluation.mot import Boxes
@@ -166,7 +167,7 @@ def add_clip(path: Path, name: str, clip: Clip) -> int:
         ConfigError: the file exists, but is not an accuracy file.
         VisionError: the file cannot be written.
     """
-    clips: Mapping[str, Clip] = load_clips(path) if path.exists() else {}
+    clips: Mapping[str, Clip] = load_clips(path) if exists(path) else {}
     clips = {**clips, name: clip}
     try:
         path.write_text(dump_clips(clips), encoding="utf-8")
@@ -183,5 +184,5 @@ def check_accuracy_file(path: Path) -> None:
     """
     if path.suffix != ".json":
         raise ConfigError(f"--accuracy: expected a name that ends in .json, got {path}", code="accuracy-format")
-    if path.exists():
+    if exists(path):
         load_clips(path)

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from vision.config import AppConfig, check_classes, load_config, nearest, resolve_config
+from vision.config.paths import is_dir
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation import passes
@@ -52,7 +53,7 @@ class Request:
             ConfigError: an output cannot be written, has the wrong extension, or needs a package that is missing.
         """
         for option, path in self._files():
-            if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            if path is not None and (is_dir(path) or not os.access(path.absolute().parent, os.W_OK)):
                 hint = "name a file in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
         if self.accuracy is not None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from vision.capture.frame_reader import read_frames
 from vision.config import CameraConfig, InputSpec
+from vision.config.paths import is_dir
 from vision.config.source_address import RECORDED
 from vision.errors import Closed, ConfigError, SourceError, VisionError, from_os_error
 from vision.optimize.feed import Image, Letterboxer
@@ -118,7 +119,7 @@ def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int,
         ConfigError: the folder does not exist, or has too few different images.
         Unavailable: a frame cannot be stored at present, for example because the disk is full.
     """
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise ConfigError(f"--images: expected a folder, got {folder}", code="no-images")
     named = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     paths = sorted(path for path in named if path.is_file() or (path.is_symlink() and not path.exists()))

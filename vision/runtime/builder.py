@@ -35,6 +35,7 @@ from vision.config.archive import ArchiveConfig
 from vision.config.model_file import ONNX_SUFFIX, is_model_path
 from vision.config.onvif import OnvifConfig
 from vision.config.page import PageConfig
+from vision.config.paths import exists, is_file
 from vision.config.wording import did_you_mean
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector, open_second_model, published_class_names
@@ -116,9 +117,9 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
         ModelError: there is no such model, its model.yaml is invalid, or the ONNX file does not describe it completely.
     """
     folder = folder_of_model(name, shipped_models())
-    if folder.is_file() and folder.suffix == ONNX_SUFFIX:
+    if is_file(folder) and folder.suffix == ONNX_SUFFIX:
         return folder.parent, spec_of_file(folder)
-    if folder.exists():
+    if exists(folder):
         spec = load_model_spec(folder)
         if folder.parent != shipped_models():
             warn_if_replaceable(folder, folder / spec.file)

@@ -17,6 +17,7 @@ from vision.capture.opencv import bindings  # noqa: F401 - silences OpenCV's log
 from vision.capture.pacing import FramePacer, PacedSource
 from vision.capture.regular_file import require_file
 from vision.capture.source import IMAGE_SUFFIXES, StreamInfo
+from vision.config.paths import is_dir
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import DropReason, FrameBuffer
@@ -85,7 +86,7 @@ def list_images(path: Path) -> list[Path]:
         SourceError: the path cannot be read, or is an empty file or a folder without images.
     """
     try:
-        if not path.is_dir():
+        if not is_dir(path):
             require_file(path)
             return [path]
         files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]

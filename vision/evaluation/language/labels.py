@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from vision.config.paths import is_file
 from vision.errors import ConfigError, Fault, from_os_error
 
 _HINT: Final = "docs/language-models.md describes labeled events"
@@ -91,7 +92,7 @@ def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
         raise ValueError(f"not a labeled event: {error}") from error
     images = tuple(folder / name for name in _image_names(label))
     for image in images:
-        if not image.is_file():
+        if not is_file(image):
             raise ValueError(f"the image {image} does not exist")
     return LabeledEvent(
         number, label.camera, label.kind, label.name, label.at, label.data, label.box, images, label.is_true

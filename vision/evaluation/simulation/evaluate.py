@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vision.config.paths import is_dir
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.simulation.detector_errors import DETECTORS
@@ -48,7 +49,7 @@ class SimulationRequest:
             hint = "for example: vision eval --simulate --scene street --video street.mp4"
             raise ConfigError(fault, hint=hint, code="several-runs")
         for option, path in (("--json", self.json), ("--video", self.video)):
-            if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            if path is not None and (is_dir(path) or not os.access(path.absolute().parent, os.W_OK)):
                 hint = "name a file in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
 

@@ -1,0 +1,21 @@
+"""Checks of paths that a user has written. Unlike those of `Path`, they raise no error if a name is too long."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def exists(path: Path) -> bool:
+    """Return True if there is a file or folder at `path`."""
+    return os.path.exists(path)  # noqa: PTH110 - `Path.exists` raises errors
+
+
+def is_file(path: Path) -> bool:
+    """Return True if there is a file at `path`."""
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises errors
+
+
+def is_dir(path: Path) -> bool:
+    """Return True if there is a folder at `path`."""
+    return os.path.isdir(path)  # noqa: PTH112 - `Path.is_dir` raises errors
