@@ -40,7 +40,7 @@ def measure(cameras: int, repeats: int) -> dict[str, float]:
 
 def _load(browser: Browser, url: str, cameras: int) -> tuple[float, int]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.add_init_script(_OBSERVE.replace("COUNT", str(cameras * 5)))
+    context.add_init_script(_OBSERVE.replace("COUNT", str(cameras * 4)))
     page = context.new_page()
     page.goto(url)
     while not (loaded_ms := page.evaluate("window.loadedMs")):

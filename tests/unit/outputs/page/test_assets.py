@@ -34,6 +34,23 @@ def test_file_loads_nothing_from_other_hosts_and_sets_no_html(path: Path) -> Non
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\bon[a-z]+=", text)
 
 
+def loaded(name: str) -> set[str]:
+    """Return the files that a browser loads with a file, without those that a module imports later."""
+    found = set(
+        re.findall(
+            r"""(?:from |\{\{assets\}\}/|^import )"?(?:\./)?([\w./]+\.(?:js|css|svg))""", (STATIC / name).read_text()
+        )
+    )
+    own = {each for each in found if not each.startswith("vendor/")} - {name}
+    return own.union(*(loaded(each) for each in own if each.endswith(".js")), {name})
+
+
+def test_own_files_of_the_first_view_are_small() -> None:
+    names = loaded("index.html") | loaded("overview.js")
+    assert {"app.js", "store.js", "live.js", "style.css", "health.js"} <= names
+    assert sum((STATIC / name).stat().st_size for name in names) <= 60_000
+
+
 def test_file_has_an_address_with_a_hash_and_can_be_kept() -> None:
     client, version = client_of(), Assets().version
     response = client.get(f"/static/{version}/app.js")
