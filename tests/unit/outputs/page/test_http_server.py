@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tests.page.harness import until
 from vision.messaging.http_server import SecurityHeaders, http_server
 
 
@@ -27,10 +28,8 @@ def test_client_that_does_not_read_is_disconnected() -> None:
         thread.start()
         with socket.create_connection(("127.0.0.1", port), timeout=60) as silent:
             silent.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-            while not server.server_state.connections:
-                pass
-            while server.server_state.connections:  # without reading
-                threading.Event().wait(0.05)
+            until(lambda: server.server_state.connections, "the server does not accept the connection")
+            until(lambda: not server.server_state.connections, "the server keeps the connection")
         response = httpx.get(f"http://127.0.0.1:{port}/large", timeout=60)
         assert (len(response.content), response.headers["x-test"]) == (50_000_000, "1")
         server.should_exit = True
