@@ -31,7 +31,7 @@ _ROUNDING_S: Final = 1e-6
 
 
 class _Change(NamedTuple):
-    """What happens to an object in a frame. The order is that in which `Analytics` reports events."""
+    """A change of the state of an object in a frame. The order is that in which `Analytics` reports events."""
 
     frame: int
     kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
