@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from vision.config.wording import dotted
+from vision.config.wording import Loc, dotted
 from vision.config.yaml_reader import parse_document
 from vision.errors import ConfigError
 
@@ -34,17 +34,17 @@ def with_value(text: str, loc: Sequence[str], value: Any) -> str:
         raise document.error(document.faults)
     before = document.plain()
     wanted = _replaced(before, loc, value)
-    changed = text
-    if before != wanted:
+    if before == wanted:
+        return text
+    for whole in (False, True):
         try:
-            changed = _Edits(text).changed(before, wanted)
-            succeeded = parse_document(changed, "").plain() == wanted
+            changed = _Edits(text).changed(before, wanted, tuple(loc) if whole else ())
+            if parse_document(changed, "").plain() == wanted:
+                return changed
         except (ConfigError, yaml.YAMLError):
-            succeeded = False
-        if not succeeded:
-            text = f"{dotted(tuple(loc))} cannot be changed automatically, for example because it uses an alias (*)"
-            raise ConfigError(text, hint="change it with an editor of text", code="not-editable")
-    return changed
+            continue
+    text = f"{dotted(tuple(loc))} cannot be changed automatically, for example because it uses an alias (*)"
+    raise ConfigError(text, hint="change it with an editor of text", code="not-editable")
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:
@@ -74,11 +74,22 @@ class _Edits:
         self._newline = "\r\n" if "\r\n" in text else "\n"
         self._edits: list[tuple[int, int, str]] = []  # start, end, and replacement
 
-    def changed(self, before: Any, wanted: Any) -> str:
-        """Return the text with the differences between two contents. The text contains the first."""
+    def changed(self, before: Any, wanted: Any, whole: Loc = ()) -> str:
+        """Return the text with the differences between two contents. The text contains the first.
+
+        If `whole` is not empty, replace the value at this place as a whole, without regard to comments in it.
+        """
         root = yaml.compose(self._text, Loader=yaml.SafeLoader)
         assert root is not None
-        self._change(root, before, wanted)
+        if not whole:
+            self._change(root, before, wanted)
+        else:
+            node: yaml.Node = root
+            for key in whole:
+                entries = node.value if isinstance(node, yaml.MappingNode) else []
+                node = next((value for name, value in entries if name.value == key), node)
+                wanted = wanted[key]
+            self._replace(node, wanted)
         parts, copied = [], 0
         for start, end, replacement in sorted(self._edits, key=lambda edit: edit[0]):
             parts += [self._text[copied:start], replacement.replace("\n", self._newline)]
