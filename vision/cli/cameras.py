@@ -118,8 +118,8 @@ def find(
 ) -> int:
     """Find ONVIF cameras in the network, and print their streams and the lines for camera.yaml.
 
-    Among the streams of a camera, the command prefers the smallest stream that is at least as large as the input of
-    the model. Larger frames take more time to decode, and the detector scales them down.
+    Among the streams of a camera, the command prefers the smallest stream that is at least as wide or as high as the
+    input of the model. Larger frames take more time to decode, and the detector scales them down.
 
     Examples:
       vision cameras find
@@ -193,7 +193,10 @@ _Sections = dict[str, Mapping[str, Any]]
 
 
 def _sections(found: _Found, account: Account | None) -> _Sections:
-    """Return the keys for camera.yaml of each camera, by id. A camera without keys has a problem instead."""
+    """Return the keys for camera.yaml by id of the camera. Leave out cameras without a usable stream.
+
+    If the address of a stream cannot be used as it is, add the reason to the problems of the device.
+    """
     from vision.capture.onvif.find import camera_section
 
     sections = {}

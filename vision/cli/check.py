@@ -128,7 +128,7 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 
 
 def _is_running(path: Path) -> bool:
-    """Return True if a program is running with the configuration, so that its addresses are in use."""
+    """Return True if at least one program is running with the configuration, so its addresses are in use."""
     try:
         find_socket(path)
     except Unavailable:

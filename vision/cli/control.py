@@ -37,7 +37,10 @@ Socket = Annotated[
 
 
 def ask_program(request: Request, config: str | None, socket: Path | None) -> Reply:
-    """Send a request to the program that the options `--config` and `--socket` choose, and return its reply."""
+    """Send a request to the program that `--config` or `--socket` selects, and return its reply.
+
+    Raise `typer.BadParameter` if both options are given.
+    """
     if config is not None and socket is not None:
         raise typer.BadParameter("expected either --config or --socket, got both")
     return ask(socket or find_socket(None if config is None else resolve_config(config)), request)

@@ -199,12 +199,12 @@ def format_counts(counts: CountsReport | None) -> str:
 
 
 def total_memory(node: NodeReport) -> str:
-    """Return the memory of the program as text, such as ``312 MiB``."""
+    """Return the total memory of all processes of the program as text, such as ``312 MiB``."""
     return f"{sum(node.memory_bytes.values()) / 2**20:.0f} MiB"
 
 
 def describe_memory(node: NodeReport) -> str:
-    """Return the memory of the program and of each process, such as ``312 MiB (main 231 MiB, http 81 MiB)``."""
+    """Return the total memory, and that of each process, such as ``312 MiB (main 231 MiB, http 81 MiB)``."""
     parts = (f"{name} {used / 2**20:.0f} MiB" for name, used in node.memory_bytes.items())
     return f"{total_memory(node)} ({', '.join(parts)})"
 

@@ -78,7 +78,8 @@ def whatif(
 ) -> int:
     """Judge archived tracks again with different lines, zones, and rules.
 
-    The command uses those of CONFIG, and shows which events differ from those that were published.
+    The command uses the lines, zones, and rules of CONFIG, and shows which events differ from the published events.
+    With --against, it compares the events of CONFIG and OLD.yaml on video instead.
 
     Examples:
       vision whatif new.yaml --since 7d
@@ -118,7 +119,7 @@ def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
 
 
 def _check_video_options(context: typer.Context, against: str | None, cameras: list[str]) -> str:
-    """Return the configuration to compare with. Raise `typer.BadParameter` if the options do not fit each other."""
+    """Return the configuration to compare with. Raise `typer.BadParameter` if the options contradict each other."""
     for name in ("since", "until", "archive") if context.params["video"] is not None else ("archive",):
         if context.params.get(name) is not None:
             raise typer.BadParameter("expected no value when two configurations are compared", param_hint=f"--{name}")

@@ -37,7 +37,7 @@ class GpuState:
 
 
 class GpuSampler:
-    """Reads the state of all GPUs with NVML. Without a GPU, a driver, or `pynvml`, there are none."""
+    """Reads the state of all GPUs with NVML. Without a GPU, a driver, or `pynvml`, `read` returns an empty list."""
 
     def __init__(self, nvml: Any = None) -> None:
         """Open the library. If `nvml` is not None, it replaces the module `pynvml`."""
@@ -80,7 +80,10 @@ class GpuSampler:
 
 
 def temperatures() -> dict[str, float]:
-    """Return the temperatures that the kernel measures, in degrees Celsius, by the name of the thermal zone."""
+    """Return the temperatures that the kernel measures, in degrees Celsius.
+
+    The keys consist of the number and the type of the thermal zone, such as ``0-x86_pkg_temp``.
+    """
     found = {}
     for zone in sorted(_THERMAL.glob("thermal_zone*")):
         with contextlib.suppress(OSError, ValueError):  # a zone without a sensor
@@ -98,13 +101,13 @@ class Space:
 
 
 def memory() -> Space:
-    """Return the memory of this machine that is not available, and its total."""
+    """Return the memory of this machine. Memory that is not available counts as used."""
     found = psutil.virtual_memory()
     return Space(found.total - found.available, found.total)
 
 
 def disks(folders: Iterable[tuple[str, Path]]) -> dict[str, Space]:
-    """Return the space of the disk of each folder, by the name of the folder. Leave out folders that do not exist."""
+    """Return the space of the disk of each folder, by the given name. Leave out folders that do not exist."""
     found = {}
     for name, folder in folders:
         with contextlib.suppress(OSError):

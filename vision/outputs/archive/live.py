@@ -58,12 +58,15 @@ class LiveDatabase:
         return self._last_event
 
     def expected_seq(self, topic: str, instance: str) -> int:
-        """Return the number that the next message of a topic has if none is missing; 1 if the program was started."""
+        """Return the number that the next message of a topic has if none is missing.
+
+        It is 1 if no message of the topic from this start of the program (`instance`) was stored.
+        """
         stored_instance, seq = self._last_seq.get(topic, ("", 0))
         return seq + 1 if stored_instance == instance else 1
 
     def received(self, topic: str, instance: str, seq: int) -> None:
-        """Store the number of the newest message of a topic, with the next commit."""
+        """Note the number of the newest message of a topic. The next commit stores it."""
         self._last_seq[topic] = instance, seq
         self._received = True
 

@@ -99,7 +99,7 @@ class Archive:
         return sorted(names)
 
     def oldest_event_us(self) -> int | None:
-        """Return a time before which there are no events, at most a day before the first event; None without events."""
+        """Return a time at most a day before the oldest event of all cameras; None if there are no events."""
         times = [file.start_us for file in archive_files(self._folder, "events")]
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:
@@ -305,7 +305,7 @@ class _Group(NamedTuple):
 
 
 def _overlapping(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-    """Yield the groups in the order of their frames, those together whose ranges overlap.
+    """Yield the groups in the order of their frames. Groups whose ranges overlap are in the same list.
 
     Ranges overlap if the clock of the machine was set back, because a file contains one hour of this clock.
     """

@@ -18,7 +18,7 @@ _BLOCK_ROWS: Final = 50_000  # the arrays of a block should fit into the caches 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedBlock:
-    """F successive frames of one start of the program and one epoch, with what the analytics reads."""
+    """F successive frames of one size, start of the program, and epoch, with what the analytics reads."""
 
     instance: str
     epoch: int
@@ -29,19 +29,22 @@ class ArchivedBlock:
 
 
 def numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
-    """Return columns without null values, by name."""
+    """Return columns as integers, by name. They must not contain null values."""
     return {name: table[name].cast(pa.int64()).to_numpy() for name in names}
 
 
 def captured_ns(frames: pa.Table) -> NDArray[np.int64]:
-    """Return the capture times (F,) of frames on the monotonic clock."""
+    """Return the capture times (F,) of frames in nanoseconds, on the monotonic clock."""
     columns = numbers(frames, "captured_at", "clock_shift_us", "captured_rest_ns")
     rounded_ns: NDArray[np.int64] = (columns["captured_at"] + columns["clock_shift_us"]) * 1000
     return rounded_ns + columns["captured_rest_ns"]
 
 
 def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
-    """Yield the frames of a time range. The frames and tracks are in the order of `Archive`."""
+    """Yield the frames of a time range in blocks.
+
+    The frames must be in the order of publication, and the tracks in the order of tracks, then frames.
+    """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
     instances = frames["instance"].cast(pa.string()).combine_chunks().dictionary_encode()
@@ -76,7 +79,7 @@ def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) 
 
 
 def _judged_rows(table: pa.Table, frame_ids: NDArray[np.int64]) -> RecordedTracks:
-    """Return the tracks of frames with the ids `frame_ids` (F,), without the capture times."""
+    """Return the tracks of the frames `frame_ids` (F,) in the order of publication, without the capture times."""
     values = numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
     frames = frame_ids.searchsorted(values["frame_id"])
     order = published_order(frames, values["order_shift"])
@@ -111,7 +114,7 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
 
 
 def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the previous boxes (N, 4) in pixels of rows in this order; NaN where there is none."""
+    """Return the previous boxes (N, 4) in px of the rows `order` (N,); NaN for a row that has none."""
     found = np.full((len(order), 4), np.nan, np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -122,7 +125,7 @@ def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float
 
 
 def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return a column, with 0 instead of null."""
+    """Return a column as integers, with 0 instead of null."""
     found: NDArray[np.int64] = column.fill_null(0).cast(pa.int64()).to_numpy()
     return found
 
@@ -130,7 +133,7 @@ def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def boxes(
     x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, as the tracker rounds them."""
+    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px. They equal the boxes of the tracker."""
     return pixels(np.stack([x, y, x + width, y + height], axis=1))
 
 

@@ -158,7 +158,7 @@ def camera_folder(archive: Path, table: Table, camera: str) -> Path:
 
 
 def archive_files(archive: Path, table: Table | None = None, camera: str | None = None) -> list[ArchiveFile]:
-    """Return the files of an archive, sorted by day and part. None means all tables, or all cameras."""
+    """Return the files of an archive, sorted by day and part. None means all tables or all cameras."""
     files = []
     for path in archive.glob(f"{table or '*'}/camera={camera or '*'}/*.parquet"):
         found, name = _NAME_OF_FILE.fullmatch(path.name), path.parent.parent.name

@@ -91,9 +91,9 @@ class ArchiveWriter:
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def _number(self, kind: str, message: DetectionsMessage | EventMessage | CountsMessage) -> None:
-        """Store the number of a message. Add a gap if messages are missing before the first one of this process.
+        """Note the number of a message. Add a gap if messages are missing before the first one of this process.
 
-        The subscription reports the messages that are missing later.
+        The subscription reports messages that are missing after the first one.
         """
         topic = f"{kind}/{message.camera}"
         if (topic, message.instance) not in self._known:

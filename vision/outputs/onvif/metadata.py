@@ -1,7 +1,7 @@
 """ONVIF metadata documents, from the messages of the program.
 
-A document is a `tt:MetadataStream` with one frame, or with the notifications of one event. Coordinates are those of
-ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
+A document is a `tt:MetadataStream` with one frame, with the notifications of one event, or with all counters of a
+camera. Coordinates are those of ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def event_document(message: EventMessage) -> bytes | None:
 
 
 def counts_document(message: CountsMessage) -> bytes:
-    """Return the document with the present values of all counters, for a client that starts to receive."""
+    """Return the document with the present values of all counters of a camera, for a client that has just started."""
 
     def notifications() -> Iterator[_Notification]:
         for name, line in message.lines.items():
@@ -201,7 +201,7 @@ def _moved(message: EventMessage) -> Iterator[_Notification]:
 
 
 def _other(message: EventMessage) -> Iterator[_Notification]:
-    """Yield the notification of a kind for which ONVIF has no topic. It has a `State` if the event is about a state."""
+    """Yield the notification of a kind for which ONVIF has no topic. Starts and ends of states have a `State`."""
     topic = f"tns1:RuleEngine/vision:{message.kind}"
     phase = message.data.get("phase")
     values = {

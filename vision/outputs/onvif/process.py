@@ -22,7 +22,10 @@ _PROGRAM: Final = (
 
 
 class MetadataProcess:
-    """A process that subscribes to the program, and serves ONVIF metadata. `address` is the URL above the cameras."""
+    """A process that subscribes to the program, and serves ONVIF metadata.
+
+    `address` is the URL to which clients append the id of a camera.
+    """
 
     def __init__(
         self, config: OnvifConfig, address: str, cameras: Sequence[str], *, keys: KeyPair | None = None

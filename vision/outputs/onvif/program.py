@@ -34,7 +34,7 @@ class Documents:
     """Converts messages to documents, in the thread of the subscription, and passes them to the server's thread."""
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
-        """Create the server. `cameras` are the ids of the cameras at the start."""
+        """Create the server. `cameras` are the ids of the cameras at the start. For `account`, see `MetadataServer`."""
         self.server = MetadataServer(account, cameras, self.greeting)
         self._counts: dict[str, CountsMessage] = {}
         self._slots = threading.BoundedSemaphore(_IN_FLIGHT)
@@ -47,8 +47,8 @@ class Documents:
     def follow(self, subscription: Subscription, loop: asyncio.AbstractEventLoop) -> None:
         """Receive messages until the subscription ends.
 
-        If the server's thread is too slow, the subscription loses messages, so the number of waiting messages is
-        limited.
+        At most `_IN_FLIGHT` documents wait for the server's thread. If that thread is too slow, this method waits, and
+        the subscription loses messages.
         """
         for item in subscription.items():
             action = self.action(item)
@@ -98,7 +98,7 @@ def _wait_for_end() -> None:
 
 
 def serve(options: Mapping[str, Any]) -> None:
-    """Serve clients until standard input closes. Then end the process.
+    """Serve clients until standard input closes. Then end the process. Also end it if the subscription fails.
 
     `vision.outputs.onvif.process.MetadataProcess` creates the `options`.
     """

@@ -1,4 +1,4 @@
-"""RTP packets of metadata documents, and RTCP sender reports, which relate their timestamps to UTC."""
+"""RTP packets of metadata documents, and RTCP sender reports, which relate the timestamps of the packets to UTC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _CNAME: Final = b"vision"
 
 
 class RtpStream:
-    """The packets for one client. The timestamp of a document is the UTC of its frame or event, at 90 kHz."""
+    """The packets for one client.
+
+    The timestamp of a document is the time of its frame or event in UTC, at 90 kHz, plus a random offset.
+    """
 
     def __init__(self) -> None:
         self._ssrc = secrets.randbits(32)
@@ -40,7 +43,7 @@ class RtpStream:
             yield header + payload
 
     def skip(self, document: bytes) -> None:
-        """Omit the packets of a document. The client finds the gap in the sequence numbers."""
+        """Omit the packets of a document. The client can detect the gap in the sequence numbers."""
         self.sequence = (self.sequence + -(-len(document) // _PAYLOAD_BYTES)) & 0xFFFF
 
     def timestamp(self, utc_ns: int) -> int:
@@ -48,7 +51,7 @@ class RtpStream:
         return (self._offset + utc_ns * CLOCK_HZ // 1_000_000_000) & 0xFFFFFFFF
 
     def report(self) -> bytes:
-        """Return a sender report of the present time, with a source description."""
+        """Return a sender report for the present time, followed by a source description."""
         now_ns = time.time_ns()
         seconds, ns = divmod(now_ns, 1_000_000_000)
         ntp_s, ntp_fraction = (seconds + _NTP_EPOCH_S) & 0xFFFFFFFF, (ns << 32) // 1_000_000_000

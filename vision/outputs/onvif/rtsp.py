@@ -1,4 +1,4 @@
-"""Requests and responses of RTSP 1.0 (RFC 2326), as far as the server of the metadata needs them."""
+"""Requests and responses of RTSP 1.0 (RFC 2326). It contains only what the metadata server needs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The path of the URL without slashes at its ends."""
+        """The decoded path of the URL, without slashes at its ends; empty if the URL is malformed."""
         try:
             return unquote(urlsplit(self.url).path).strip("/")
         except ValueError:
@@ -75,7 +75,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
 
     Raises:
         RequestError: the request is malformed or too large.
-        EOFError: the client has closed the connection.
+        EOFError, OSError: the connection has ended.
     """
     first = await reader.readexactly(1)
     if first == b"$":
@@ -104,7 +104,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
 
 
 def response(status: int, request: Request | None, headers: Mapping[str, str] | None = None, body: str = "") -> bytes:
-    """Return a response. `request` is the request that it answers; None if the request is not known."""
+    """Return a response. `request` is the request that it answers; None if the request could not be read."""
     lines = [f"RTSP/1.0 {status} {_REASONS[status]}"]
     number = "" if request is None else request.headers.get("cseq", "")
     if re.fullmatch(r"\d{1,10}", number):
@@ -116,7 +116,7 @@ def response(status: int, request: Request | None, headers: Mapping[str, str] | 
 
 
 def description(camera: str, host: str, payload_type: int, clock_hz: int) -> str:
-    """Return the SDP document of the metadata of a camera. `host` is the IP address of this server."""
+    """Return the SDP document that describes the metadata of a camera. `host` is the IP address of this server."""
     kind = "IP6" if ":" in host else "IP4"
     lines = (
         "v=0",
@@ -155,7 +155,7 @@ def choose_transport(header: str) -> Transport | None:
 
 
 class Gate:
-    """Checks the user and the password of one connection, by HTTP Digest."""
+    """Checks the user and the password of one connection with HTTP Digest."""
 
     def __init__(self, account: Sequence[str] | None) -> None:
         """Create the gate. `account` consists of the user and the password; None permits every request."""
@@ -164,11 +164,11 @@ class Gate:
 
     @property
     def challenge(self) -> Mapping[str, str]:
-        """The header that requests an account."""
+        """The header that asks the client to authenticate."""
         return {"WWW-Authenticate": f'Digest realm="{_REALM}", nonce="{self._nonce}", algorithm=MD5'}
 
     def permits(self, request: Request) -> bool:
-        """Return True if no account is required, or if the request proves that the client knows it."""
+        """Return True if no account is required, or if the request proves that the client knows the password."""
         if self._account is None:
             return True
         kind, _, rest = request.headers.get("authorization", "").partition(" ")

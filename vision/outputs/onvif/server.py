@@ -28,7 +28,7 @@ TIMEOUT_S: Final = 60
 """Time in seconds in which a client must send a request or a receiver report."""
 
 _GRACE_S: Final = 15.0
-_SETUP_S: Final = 10.0  # the same before SETUP, so that idle connections do not keep clients out
+_SETUP_S: Final = 10.0  # time limit before SETUP, so that idle connections do not keep clients out
 _HEAD_BYTES: Final = 16_384
 _REPORT_S: Final = 5.0
 _MOST_REFUSALS: Final = 5
@@ -51,7 +51,7 @@ class MetadataServer:
             greeting: see `Greeting`.
         """
         self.watched: frozenset[str] = frozenset()
-        """Ids of the cameras that have clients which play. Any thread can read it."""
+        """Ids of the cameras that at least one client plays. Any thread can read this attribute."""
         self._account = account
         self._cameras = set(cameras)
         self._greeting = greeting
@@ -75,14 +75,14 @@ class MetadataServer:
         self._cameras.add(camera)
 
     def remove_camera(self, camera: str) -> None:
-        """Refuse new clients of a camera, and disconnect the others."""
+        """Refuse new clients of a camera, and disconnect its present clients."""
         self._cameras.discard(camera)
         for client in tuple(self._clients):
             if client.camera == camera:
                 client.close()
 
     def deliver(self, camera: str, document: bytes, utc_ns: int) -> None:
-        """Send a document to all clients of a camera. A client that is too slow does not receive it."""
+        """Send a document to all clients that play a camera, except clients that are too slow."""
         for client in tuple(self._clients):
             if client.camera == camera:
                 client.send(document, utc_ns)
@@ -95,7 +95,7 @@ class MetadataServer:
         return self._greeting(camera)
 
     def update(self) -> None:
-        """Update `watched` after a client has started or stopped to play."""
+        """Update `watched` after a client has started or stopped playing."""
         self.watched = frozenset(client.camera for client in self._clients if client.is_playing)
 
     def _heard(self, address: tuple[Any, ...]) -> None:
@@ -130,7 +130,7 @@ class Datagrams(asyncio.DatagramProtocol):
 
     @classmethod
     async def open(cls, listener: socket.socket, heard: Callable[[tuple[Any, ...]], None]) -> Datagrams:
-        """Open the ports at the address of `listener`. `heard` receives the sender of each datagram."""
+        """Open the ports at the address of `listener`. `heard` receives the address of each sender."""
         datagrams = cls(heard)
         for _ in range(2):
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -174,7 +174,7 @@ class Client:
         self._has_reported = False
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        """Answer requests until the client closes the connection.
+        """Answer requests until the client ends the session, or too many requests in a row are not authenticated.
 
         Raises:
             EOFError, OSError: the connection has ended.
@@ -258,7 +258,7 @@ class Client:
         return response(200, request, {**self._session_header(), "Range": "npt=now-", "RTP-Info": info})
 
     def _start(self) -> None:
-        """Start to play. The first document contains the present values of the counters."""
+        """Start playing. The first document contains the present values of the counters, if they are known."""
         if self.is_playing:
             return
         self.is_playing = True
@@ -268,7 +268,7 @@ class Client:
             self.send(*greeting)
 
     def send(self, document: bytes, utc_ns: int) -> None:
-        """Send a document, unless the client does not play or is too slow."""
+        """Send a document if the client plays, and is not too slow."""
         if not self.is_playing:
             return
         if self._writer.transport.get_write_buffer_size() > _QUEUE_BYTES:
@@ -297,7 +297,7 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Send a sender report. Close the connection if the client has sent nothing for too long."""
+        """Close the connection if the client has been silent for too long. Otherwise, if it plays, send a sender report."""
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

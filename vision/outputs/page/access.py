@@ -1,11 +1,12 @@
-"""Rules for requests to the page, which hold for every path.
+"""Rules for requests to the page.
 
-* The header `Host` must name this machine. Otherwise, a website could give its own name the address of this machine,
-  and read the page in the browser of a visitor (DNS rebinding).
-* A request that a different website makes must neither read data nor change anything. Browsers show the website in the
-  headers `Origin` and `Sec-Fetch-Site`.
-* If a token is configured, a request needs the token, or the cookie that a person receives by logging in with it.
-* The body of a request is limited.
+* The header `Host` must contain an IP address, or a known name of this machine. Otherwise, a website could give its own
+  name the address of this machine, and read the page in the browser of a visitor (DNS rebinding).
+* A request that a different website makes must neither read data nor change anything. Browsers name the website in the
+  header `Origin`, or show in `Sec-Fetch-Site` that it differs. Only links to the start page are permitted.
+* If a token is configured, a request needs the token, or the cookie that a person receives by logging in with it. The
+  login itself and the static files need neither.
+* The body of a request is limited to `MAX_BODY_BYTES`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _OPEN_PATHS: Final = ("/static/", "/login")
 
 
 class Sessions:
-    """Creates and checks the values of the cookie. They stay valid when the program restarts with the same token."""
+    """Creates and checks the values of the login cookie. They stay valid after a restart with the same token."""
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self._token = token.encode()
@@ -74,14 +75,14 @@ _TOO_LONG: Final = Refusal(413, "too-long", f"expected a body of at most {MAX_BO
 
 
 class AccessRules:
-    """ASGI middleware that refuses requests which break the rules of this module, and handles the login."""
+    """ASGI middleware that refuses requests that break the rules of this module, and handles the login."""
 
     def __init__(self, app: ASGIApp, login_page: ASGIApp, *, token: str | None, hosts: tuple[str, ...] = ()) -> None:
         """Protect an application.
 
         Args:
             app: the application.
-            login_page: answers with the form for the login, in place of the start page.
+            login_page: answers with the form for the login, instead of the start page.
             token: token that clients need; None if they need none.
             hosts: names under which a reverse proxy serves the page.
         """
@@ -135,7 +136,7 @@ class AccessRules:
         return True
 
     def _is_same_site(self, headers: Headers, *, is_page: bool) -> bool:
-        """Return False if the browser says that a different website makes the request. A link to the page is fine."""
+        """Return False if a header shows that a different website makes the request. A link to the page is permitted."""
         origin = headers.get("origin")
         if origin is not None:
             place = origin.partition("://")[2].lower()
@@ -155,7 +156,7 @@ class AccessRules:
         return self._sessions.accepts_cookie(connection.cookies.get(_cookie_name(connection), ""))
 
     async def _login(self, request: Request) -> Response:
-        """Answer to the form with a cookie if it contains the token, otherwise with the form again."""
+        """Return the response to the login form: a cookie if the form contains the token, otherwise the form again."""
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -176,7 +177,7 @@ class AccessRules:
 
 
 class _LimitedBody:
-    """Receives the body of a request. If it is too long, the connection counts as closed."""
+    """Receives the body of a request. If the body is too long, the application sees a closed connection."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -193,7 +194,7 @@ def _refused(refusal: Refusal) -> Response:
 
 
 def _name_of(place: str) -> str:
-    """Return the host in ``HOST:PORT``, in lower case; an empty text if `place` does not have this form."""
+    """Return the host in ``HOST`` or ``HOST:PORT``, in lower case; an empty text if `place` has a different form."""
     try:
         return (urlsplit(f"//{place}").hostname or "") if not set(place) & set("/?#@\\") else ""
     except ValueError:
@@ -201,5 +202,5 @@ def _name_of(place: str) -> str:
 
 
 def _cookie_name(connection: HTTPConnection) -> str:
-    """Return the name of the cookie. It contains the port, because cookies do not depend on the port."""
+    """Return the name of the cookie. It contains the port, because browsers send a cookie to all ports of a host."""
     return f"vision-{connection.headers.get('host', '').rpartition(':')[2]}"

@@ -17,11 +17,11 @@ _MAX_WINDOWS: Final = 40
 def read_archive(folder: Path, chosen: EventFilter, before_us: int, limit: int) -> tuple[list[StoredEvent], int | None]:
     """Return the chosen events before a time, newest first, and the time before which the next page begins.
 
-    The time is None if there are no older events. Time ranges of an hour and more are read until there are `limit`
-    events, so there can be more of them. After some ranges, there can be fewer.
+    The time is None if there are no older events. Time ranges of an hour or more are read until there are at least
+    `limit` events, so there can be more than `limit`. After `_MAX_WINDOWS` ranges, there can also be fewer.
 
     Raises:
-        ConfigError: the archive cannot be read.
+        ConfigError: there is no archive, or it cannot be read.
     """
     archive = Archive(folder)
     cameras = [chosen.camera] if chosen.camera else archive.cameras("events")

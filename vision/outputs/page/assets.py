@@ -1,4 +1,4 @@
-"""`Assets`, the files that a browser loads. Their address contains a hash of all of them, so browsers can keep them."""
+"""`Assets`, the files that a browser loads. Their addresses contain a hash of all files, so browsers can keep them."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ path                               response
 GET  /api/editor/CAMERA            the present lines, zones, ground points, and masks, and what the editor can do
 POST /api/editor/CAMERA/check      the faults of a draft, each with its key and its line, and the draft as YAML
 POST /api/editor/CAMERA/estimate   how the events of the last hour would differ with a draft
-POST /api/editor/CAMERA/apply      apply a draft to the running program, and save it in the configuration file
+POST /api/editor/CAMERA/apply      what was changed, after the draft was applied to the program, and saved if possible
 ================================== ====================================================================================
 
-A draft is validated together with the rest of the file, as `vision check` does. The running program validates it again.
-A draft that is based on earlier lines and zones, or on an earlier file, is refused.
+A draft is validated together with the rest of the file, as with `vision check`. When it is applied, the running program
+validates it again, and a draft that is based on earlier lines and zones, or on an earlier file, is refused.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Editor:
     async def estimate(self, request: Request) -> Response:
         """Respond with the difference that a draft makes to the events of the last hour.
 
-        An error of the estimate has the status 200, because the response starts before the estimate ends.
+        The response to an error of the estimate has the status 200, because the response starts before the estimate ends.
         """
         camera, draft = _camera(request), await _draft(request, decode_draft)
         document = await asyncio.to_thread(self._file.read)
@@ -204,7 +204,7 @@ class Editor:
 
 
 def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint that answers with JSON if `endpoint` raises a `VisionError`."""
+    """Return an endpoint that responds with the error as JSON if `endpoint` raises a `VisionError`."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -261,7 +261,7 @@ async def _draft(request: Request, decode: Callable[[bytes], _Decoded]) -> _Deco
     """Return the draft in the body of a request.
 
     Raises:
-        ConfigError: the body is too large, or is not a draft.
+        ConfigError: the body is too large, is not sent as JSON, or is not a draft.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ConfigError("expected a draft as application/json", code="not-json")

@@ -1,4 +1,4 @@
-"""The content of the editor of lines, zones, and masks, and the file from which it comes and to which it is saved."""
+"""The content of the editor of lines, zones, and masks, and the configuration file that contains it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DRAWN: Final = ("units", "lines", "zones", "ground")
 
 
 class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The areas of a camera that no image shows, with the keys of `privacy` in camera.yaml."""
+    """The areas of a camera that are hidden in all images, with the keys of `privacy` in camera.yaml."""
 
     units: str
     masks: list[Any]
@@ -51,7 +51,7 @@ decode_draft_to_apply: Final = msgspec.json.Decoder(DraftToApply).decode
 
 
 def with_drawn(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any]:
-    """Return a section of `analytics` in which lines, zones, and ground points are those of a draft."""
+    """Return a section of `analytics` with the units, lines, zones, and ground points of a draft, without empty ones."""
     drawn = {key: getattr(draft, key) for key in _DRAWN}
     is_empty = not (draft.lines or draft.zones or draft.ground)
     content = {**drawn, **(section or {})} | drawn
@@ -74,7 +74,7 @@ def drawn_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def masks_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the editor shows of a section of `privacy`."""
+    """Return what the editor shows of a section of `privacy`. The units of a new section are fractions."""
     content = section or {}
     return {"units": content.get("units", "pixels" if content else "fraction"), "masks": content.get("masks") or []}
 
@@ -100,7 +100,7 @@ class DraftFile:
         """Return the content of the file, in which ``${NAME}`` is not replaced.
 
         Raises:
-            ConfigError: the file cannot be read, or is not valid YAML with keys and values.
+            ConfigError: the file cannot be read, or is not a valid YAML mapping.
         """
         return read_document(self.path)
 
@@ -114,7 +114,7 @@ class DraftFile:
         return "" if os.access(target, os.W_OK) and os.access(target.parent, os.W_OK) else "not-writable"
 
     def check(self, document: Document, camera: str, draft: Draft) -> Checked:
-        """Validate the whole configuration with a draft in place of the sections of a camera.
+        """Validate the whole configuration, in which a draft replaces the lines, zones, and masks of a camera.
 
         Raises:
             ConfigError: the sections cannot be changed in the text of the file.
@@ -138,10 +138,10 @@ class DraftFile:
         return Checked(text, config, ())
 
     def write(self, text: str) -> None:
-        """Replace the content of the file, and keep its mode and owner. Follow a link.
+        """Replace the content of the file, and keep its mode and, if possible, its owner. Follow symbolic links.
 
         Raises:
-            OSError: the file no longer exists.
+            OSError: the file no longer exists, or cannot be read.
             Unwritable: the file cannot be written.
         """
         target = self.path.resolve()
@@ -169,7 +169,7 @@ def has_camera(document: Document, camera: str) -> bool:
 
 
 def yaml_of(document: Document, camera: str, draft: Draft) -> str:
-    """Return the sections of a camera, as text for camera.yaml."""
+    """Return the sections of a camera with a draft, as text for camera.yaml."""
     content: dict[str, Any] = {"analytics": {camera: with_drawn(section(document, "analytics", camera), draft)}}
     if draft.privacy.masks:
         privacy = section(document, "privacy", camera) or {}

@@ -1,4 +1,4 @@
-"""`Estimator`, which computes what the last hour would have counted, with `vision whatif` in a process of its own."""
+"""`Estimator`, which computes how a draft changes the events of the last hour, with a `vision whatif` process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROGRAM: Final = (
 
 
 class Estimator:
-    """Starts one `vision whatif` at a time."""
+    """Runs at most one `vision whatif` at a time."""
 
     def __init__(self, limit_s: float = LIMIT_S, wait_s: float = _WAIT_S) -> None:
         """Create the estimator.
@@ -53,7 +53,7 @@ class Estimator:
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
-            Unavailable: a different estimate is running, or this one needs more than the time limit.
+            Unavailable: a different estimate is running, or this one exceeds a time limit.
         """
         if running.archive is None:
             hint = "add the section `archive` to the configuration, and restart the program"
@@ -105,7 +105,10 @@ class Estimator:
 
 
 def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
-    """Return the parts of the draft on which events depend. They contain no address and no password of a camera."""
+    """Return the configuration for `vision whatif`: the parts of the draft on which events depend.
+
+    The model and the archive are those of the file. There is no address and no password of a camera.
+    """
     content = draft.model_dump(mode="json", exclude_unset=True)
     kept: dict[str, Any] = {
         key: content[key] for key in ("pipeline", "detect", "track", "analytics", "rules") if key in content
@@ -122,7 +125,7 @@ def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
-    """Return the numbers of events, in total and for each kind, name, and direction."""
+    """Return how many events were published, and how many the draft causes: in total, and by kind, name, and direction."""
     total = report["cameras"][camera]
     now = Counter({_key(event): event["events"] for event in total["tallies"]})
     published = Counter(now)

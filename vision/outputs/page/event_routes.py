@@ -25,7 +25,7 @@ class EventRoutes:
         return [Route("/api/events", self.events)]
 
     def events(self, request: Request) -> Response:
-        """Respond with the next events. Starlette calls this in a thread, because it reads files."""
+        """Respond with one page of events. Starlette calls this in a thread, because it reads files."""
         query = request.query_params
         try:
             chosen = EventFilter(

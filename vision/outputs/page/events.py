@@ -1,7 +1,7 @@
 """Events for the page: from the journal in `state_dir`, from the archive, or from the memory of this process.
 
-Events are returned in pages, newest first. The first pages come from the journal. If it contains no older events, the
-archive continues. Without both, the page shows the events that arrived since the process started.
+Events are returned in pages, newest first. The first pages come from the journal. When it contains no older events, the
+next pages come from the archive. Without both, the newest events since the process started come from memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EventFilter:
     until_us: int | None = None  # exclusive
 
     def accepts(self, event: StoredEvent) -> bool:
-        """Return True if the filter chooses the event."""
+        """Return True if the event passes the filter."""
         return (
             (not self.camera or event.camera == self.camera)
             and (not self.kind or event.kind == self.kind)
@@ -114,10 +114,12 @@ class EventReader:
         self._archive = None if settings.archive is None else Path(settings.archive)
 
     def page(self, chosen: EventFilter, cursor: Cursor, limit: int) -> EventPage:
-        """Return the next events, about `limit` of them. There can be fewer, although older events exist.
+        """Return the next page, of about `limit` events. It can have fewer events, although older events exist.
+
+        Events from memory are all on one page.
 
         Raises:
-            ConfigError: the journal or the archive cannot be read.
+            ConfigError: the journal or the archive cannot be read, or there is no archive.
         """
         if self._state_dir is not None and cursor.before_us is None:
             return self._journal_page(self._state_dir, chosen, cursor.number, limit)
@@ -163,7 +165,7 @@ class EventReader:
         return EventPage(events, following, "archive")
 
     def _journal(self) -> str | None:
-        """Return the identifier of the journal; None if there is none."""
+        """Return the identifier of the journal; None if there is none, or if it cannot be read."""
         if self._state_dir is None:
             return None
         try:
@@ -174,7 +176,7 @@ class EventReader:
 
 
 def of_message(message: EventMessage, numbered: EventMessage | None = None) -> StoredEvent:
-    """Return an event of a message. `numbered` contains its number if `message` amends an event."""
+    """Return the event of a message. If the message amends an event, `numbered` is the original message."""
     stored = numbered or message
     return StoredEvent(
         camera=message.camera,
@@ -193,7 +195,7 @@ def of_message(message: EventMessage, numbered: EventMessage | None = None) -> S
 
 
 def _decoded(number: int, payload: bytes, checksum: int) -> EventMessage | None:
-    """Return a stored message; None if it is damaged, or if a newer version of the program wrote it."""
+    """Return a stored message; None if it is damaged, or if this version of the program cannot read it."""
     if checksum != event_checksum(number, payload):
         return None
     with contextlib.suppress(msgspec.MsgspecError, ValueError):

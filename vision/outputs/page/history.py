@@ -20,7 +20,7 @@ from vision.messaging.times import utc_ns
 
 LIVE_STEP_S: Final = 300
 KEPT_S: Final = 24 * 3600
-"""Length of a bucket, and of the whole time, that this process keeps in memory."""
+"""Lengths in seconds of a bucket, and of the whole time that this process keeps in memory."""
 
 
 class Sample(NamedTuple):
@@ -81,7 +81,10 @@ def _increase(before: int, after: int) -> int:
 
 
 class CountBuckets:
-    """Divides the samples of one camera into buckets of `step_s` seconds. `offset_s` shifts the start of a bucket."""
+    """Divides the samples of one camera into buckets of `step_s` seconds.
+
+    Buckets start `offset_s` seconds before the multiples of `step_s`, for example at midnight in local time.
+    """
 
     def __init__(self, step_s: int, offset_s: int = 0) -> None:
         self._step_s = step_s
@@ -105,7 +108,7 @@ class CountBuckets:
                 del counts.buckets[number]
 
     def history(self, source: str, since_s: float, until_s: float) -> History:
-        """Return the buckets from `since_s` to `until_s`."""
+        """Return the buckets from the one that contains `since_s` to the one that contains `until_s`."""
         numbers = range(self._number(since_s), self._number(until_s) + 1)
         empty = _Bucket()
         series = []
@@ -149,14 +152,17 @@ class LiveHistory:
                 each.forget_before(at_s - KEPT_S)
 
     def history(self, camera: str, since_s: float, until_s: float) -> History:
-        """Return the history of a camera since the process started, or since `since_s` if that is later."""
+        """Return the history of a camera until `until_s`.
+
+        It starts at `since_s`, at the start of the process, or `KEPT_S` seconds before `until_s`, whichever is latest.
+        """
         since_s = max(since_s, self.since_s, until_s - KEPT_S)
         buckets = self._cameras.get(camera) or CountBuckets(LIVE_STEP_S)
         return buckets.history("memory", since_s, until_s)
 
 
 def history_of(samples: Iterable[Sample], *, step_s: int, offset_s: int, since_s: float, until_s: float) -> History:
-    """Return the history of archived samples. Samples before `since_s` are the basis of the first increases."""
+    """Return the history of archived samples. The first increases are computed from samples before `since_s`."""
     buckets = CountBuckets(step_s, offset_s)
     for sample in samples:
         buckets.add(sample)

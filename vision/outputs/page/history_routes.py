@@ -59,7 +59,7 @@ class HistoryRoutes:
 
 
 def _by_day(folder: Path, camera: str, since_s: float, until_s: float) -> Iterator[Sample]:
-    """Yield the samples of one day after the other, so that one day at most is in memory."""
+    """Yield the samples day by day, so that at most one day is in memory."""
     days = range(int(since_s) // _DAY_S, int(until_s) // _DAY_S + 1)
     return chain.from_iterable(
         archived_samples(folder, camera, max(since_s, day * _DAY_S), min(until_s, (day + 1) * _DAY_S)) for day in days

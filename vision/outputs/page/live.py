@@ -55,7 +55,7 @@ class _LiveRoutes:
         self._viewers = 0
 
     async def live(self, websocket: WebSocket) -> None:
-        """Send live views until the browser closes the connection."""
+        """Send live views until the browser closes the connection. Refuse it if there are too many viewers."""
         await websocket.accept()
         if self._viewers >= MAX_VIEWERS:
             await websocket.close(_TRY_LATER, "too many viewers")
@@ -76,7 +76,7 @@ class _LiveRoutes:
                 await sending
 
     async def _follow(self, websocket: WebSocket, viewer: Viewer) -> None:
-        """Handle the wishes of a browser. Close the connection if one is invalid."""
+        """Handle the wishes of a browser. Close the connection if a wish is invalid."""
         watched: set[str] = set()
         while True:
             try:
@@ -96,7 +96,7 @@ class _LiveRoutes:
             self._hub.watch(viewer, wish.watch, frozenset(wish.codecs))
 
     async def still(self, request: Request) -> Response:
-        """Respond with a frame of a camera as a JPEG."""
+        """Respond with a frame of a camera as a JPEG; status 503 if none arrives in time."""
         jpeg = await self._hub.still(request.path_params["camera"], STILL_S)
         if jpeg is None:
             text = "no frame arrived: check that the camera streams"

@@ -1,9 +1,9 @@
 """`CameraFeed`, which joins the packets, results, and images of one camera, and chooses what each viewer receives.
 
 A viewer that decodes the camera's codec receives packets from a key frame on. Until then, after a lost packet, and if
-the viewer or the camera does not permit packets, it receives images: frames with results, as JPEGs.
+the viewer cannot decode the packets or `privacy` hides something, it receives images: frames with results, as JPEGs.
 
-A message names its frame by the capture time. `FrameTime` contains the packet of each capture time, so a result is
+A message identifies its frame by the capture time. `FrameTime` contains the packet of each capture time, so a result is
 matched with its packet exactly, never with the nearest one.
 """
 
@@ -49,7 +49,7 @@ class Watch:
 
 @dataclass(slots=True)
 class _Stream:
-    """The packets of one connection."""
+    """The state of the packets of one connection."""
 
     number: int
     connection: int
@@ -81,7 +81,7 @@ class _ImageRequests:
         self._asked_ns = 0
 
     def add(self, message: DetectionsMessage, now_ns: int) -> None:
-        """Request the image of a result, if it is due."""
+        """Request the image of a result, if the next request is due."""
         pause_ns = IMAGE_INTERVAL_NS if self._asked is None else _IMAGE_TIMEOUT_NS
         if now_ns - self._asked_ns >= pause_ns:
             self._asked, self._asked_ns = message, now_ns
@@ -116,7 +116,7 @@ class CameraFeed:
             request: function that requests an image.
             scene: function that returns the lines, zones, and masks of the camera.
             is_private: if True, images have the size of the frame, because parts of them are hidden before they are
-                sent. `packet` must not be called.
+                sent, and `packet` must not be called.
             clock: function that returns the monotonic time in ns.
         """
         self.camera_id = camera_id
@@ -218,7 +218,10 @@ class CameraFeed:
             self._send_result(early)
 
     def detections(self, message: DetectionsMessage) -> None:
-        """Send a result to the viewers that received its packet. If others wait for an image, request one."""
+        """Send a result to the viewers that received its packet. If others wait for an image, request one.
+
+        If packets no longer arrive, make every viewer wait for a key frame.
+        """
         if self._clock() - self._packet_ns > _SILENCE_NS:
             self._restart()
         if any(not watch.waits for watch in self.watches):
@@ -255,7 +258,7 @@ class CameraFeed:
                 watch.push(text)
 
     def report(self, message: CameraStatusMessage | CountsMessage) -> None:
-        """Send the state or the counts of the camera to all viewers."""
+        """Send the state or the counts of the camera to all viewers, if what they show has changed."""
         if isinstance(message, CountsMessage):
             kind, fields = "counts", {"lines": message.lines, "zones": message.zones}
         else:

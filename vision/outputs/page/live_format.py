@@ -1,15 +1,15 @@
 """The binary messages of the live view, and the form in which browsers decode H.264 and H.265.
 
-A message consists of records. A record is the length of its header and of its data (two 32-bit numbers, big-endian),
-the header as JSON, and the data:
+A message consists of records. A record consists of the length of its header, the length of its data (both as 32-bit
+numbers, big-endian), the header as JSON, and the data:
 
 =========== ======================================================= ===============================
 kind        header                                                  data
 =========== ======================================================= ===============================
 ``packet``  ``stream``, ``time``, ``key``; ``codec`` of key frames  a coded frame (Annex B)
 ``result``  ``stream``, ``time``, ``result``                        none
-``image`` ``result``                                              a JPEG
-``scene``   ``lines``, ``zones``, ``masks``, ``coded``              none
+``image``   ``result``                                              a JPEG
+``scene``   ``lines``, ``zones``, ``masks``                         none
 ``state``   ``state``, ``reason``                                   none
 ``counts``  ``lines``, ``zones``                                    none
 =========== ======================================================= ===============================
@@ -39,7 +39,7 @@ _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def record(header: dict[str, Any], data: bytes = b"") -> bytes:
-    """Return a record."""
+    """Return the record of a header and its data."""
     head = _encode_json(header)
     return b"".join((struct.pack("!II", len(head), len(data)), head, data))
 
@@ -71,7 +71,7 @@ class WebFormat:
         self._format = StreamFormat(header)
 
     def convert(self, data: bytes) -> bytes:
-        """Return a packet in Annex B."""
+        """Convert a packet to Annex B."""
         return self._format.to_annexb(data)
 
     def start(self, frame: bytes) -> tuple[str, bytes] | None:
@@ -89,7 +89,7 @@ class WebFormat:
 
 
 def codec_string(codec: str, parameters: bytes) -> str | None:
-    """Return the codec for WebCodecs (RFC 6381), from parameter sets in Annex B; None if they contain none."""
+    """Return the codec for WebCodecs (RFC 6381), from parameter sets in Annex B; None if no SPS is complete."""
     kind = _SPS_TYPES[codec]
     for unit in _UNITS.split(parameters):
         if unit and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
@@ -102,7 +102,10 @@ def _h264_string(unit: bytes) -> str | None:
 
 
 def _h265_string(unit: bytes) -> str | None:
-    """Return the codec from an SPS (Rec. ITU-T H.265, section 7.3.3), as ISO/IEC 14496-15 annex E defines."""
+    """Return the codec from an SPS (Rec. ITU-T H.265, section 7.3.3), as ISO/IEC 14496-15 annex E defines.
+
+    Return None if the SPS is truncated.
+    """
     bits = Bits(unit, header_bytes=2)
     try:
         bits.number(8)

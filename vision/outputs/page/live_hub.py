@@ -1,4 +1,4 @@
-"""`LiveHub`, which receives packets, images, and messages for all viewers, only of the cameras that somebody watches.
+"""`LiveHub`, which receives packets, images, and messages for all viewers, but only of the cameras that somebody watches.
 
 One thread receives and joins them. A second thread hides parts of images, for cameras with a section in `privacy`.
 """
@@ -70,7 +70,7 @@ class LiveHub:
         self._do(lambda: self._add(viewer, camera_id, codecs))
 
     def leave(self, viewer: Receiver, camera_id: str | None = None) -> None:
-        """Send a camera to a viewer no longer; all cameras if `camera_id` is None."""
+        """Stop sending a camera to a viewer. None means all cameras."""
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
@@ -84,7 +84,7 @@ class LiveHub:
         self._do(change)
 
     async def still(self, camera_id: str, timeout_s: float) -> bytes | None:
-        """Return a frame of a camera as a JPEG, without what is hidden; None if none arrives within `timeout_s`."""
+        """Return a frame of a camera as a JPEG, in which private parts are hidden; None if none arrives in `timeout_s`."""
         one = _OneImage()
         self.watch(one, camera_id, ())
         try:
@@ -105,7 +105,7 @@ class LiveHub:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[], None]) -> None:
-        """Let the thread do some work."""
+        """Run `work` in the thread. Do not wait for it."""
         self._work.put(work)
         with contextlib.suppress(OSError):  # the hub is closed
             self._wake.send(b"\0")
@@ -233,7 +233,7 @@ class _Messages:
             change(f"{kind}/{camera_id}")
 
     def receive(self) -> DetectionsMessage | CameraStatusMessage | CountsMessage | None:
-        """Return the next message without waiting; None if there is none. Skip what is not a message."""
+        """Return the next message without waiting; None if there is none. Skip invalid messages."""
         while True:
             try:
                 topic, payload = self.socket.recv_multipart(zmq.DONTWAIT)

@@ -19,15 +19,15 @@ class ImageFilter:
     """Fills the masks of a camera, and makes the objects of its hidden classes unrecognizable. Not thread-safe."""
 
     def __init__(self, sections: Mapping[str, CameraPrivacy]) -> None:
-        """Create the filter. `sections` contains the cameras of which something is hidden."""
+        """Create the filter. `sections` contains the sections of the cameras of which something is hidden."""
         self._encoder = JpegEncoder()
         self._sections = sections
         self._classes = sorted({name for section in sections.values() for name in section.blur or ()})
 
     def hide(self, jpeg: bytes, result: DetectionsMessage) -> bytes | None:
-        """Return an image without what is hidden; None if it cannot be decoded.
+        """Return an image as a JPEG in which private parts are hidden; None if it cannot be decoded.
 
-        `jpeg` is a complete frame in its original size, and `result` is its result.
+        `jpeg` is a frame in its original size, and `result` is its result. The returned image can be smaller.
         """
         import cv2
 

@@ -13,7 +13,10 @@ from vision.config.privacy import CameraPrivacy
 
 
 class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the configuration that the live view needs, by camera id. All values can be encoded as JSON."""
+    """The part of the configuration that the live view needs. All values can be encoded as JSON.
+
+    `analytics` and `privacy` contain the sections by camera id.
+    """
 
     packets: tuple[str, ...] = ()  # addresses of the packet sockets
     analytics: dict[str, dict[str, Any]] = {}
@@ -25,7 +28,7 @@ class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(packets=packets, analytics=_dumped(config.analytics), privacy=_dumped(config.privacy))
 
     def privacy_sections(self) -> dict[str, CameraPrivacy]:
-        """Return the sections of the cameras of which something is hidden."""
+        """Return the sections of `privacy` of the cameras of which something is hidden, by camera id."""
         sections = {camera: CameraPrivacy.model_validate(section) for camera, section in self.privacy.items()}
         return {camera: section for camera, section in sections.items() if section.masks or section.blur}
 

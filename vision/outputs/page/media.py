@@ -1,4 +1,7 @@
-"""Snapshots and recorded video for the page. Only files that the program has written itself are served."""
+"""Snapshots and recorded video for the page.
+
+Only JPEG files in the folder of the snapshots, and files that the index of the recordings contains, are served.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class Media:
         ]
 
     def described(self, events: Iterable[StoredEvent]) -> tuple[list[dict[str, Any]], str]:
-        """Return the events for JSON, with the addresses of their files, and why there are no videos, if so."""
+        """Return the events for JSON, with the addresses of their files, and a problem.
+
+        The problem is the reason why there are no videos; empty if the recordings can be read.
+        """
         found = [(event, msgspec.to_builtins(event)) for event in events]
         for event, content in found:
             name = Path(event.snapshot or "").name
@@ -73,7 +79,7 @@ class Media:
         return self._snapshots is not None and bool(_SNAPSHOT.fullmatch(name)) and _is_file(self._snapshots / name)
 
     def _recorded(self, name: str) -> Path | None:
-        """Return the path of a file of the index; None if it does not exist, or is outside the folder."""
+        """Return the path of a file of the index; None if it does not exist, or is outside the folder or a link."""
         assert self._recordings is not None
         path = self._recordings / name
         is_inside = path.resolve().is_relative_to(self._recordings.resolve())
@@ -89,7 +95,7 @@ class Media:
 
     @contextmanager
     def _opened_index(self) -> Iterator[RecordingIndex | None]:
-        """Open the index of the recordings; None if nothing has been recorded."""
+        """Open the index of the recordings; yield None if nothing has been recorded."""
         if self._recordings is None or self._index is None:
             yield None
             return

@@ -50,7 +50,7 @@ def page_settings(
         page: its section `page`.
         address: address to subscribe to.
         class_names: the published classes of the model.
-        packets: addresses at which the cameras pass their packets on.
+        packets: addresses of the sockets that pass on the packets of the cameras.
         keys: keys for CURVE; None if messages are not encrypted.
         config_file: file of the configuration; None if the configuration was built in Python.
     """
@@ -76,7 +76,7 @@ def check_page(page: PageConfig, *, can_bind: bool = True) -> None:
 
     Args:
         page: the section `page` of the configuration.
-        can_bind: also bind the address. Otherwise, a running program uses it.
+        can_bind: if True, also check that the address can be bound. False if a running program uses it.
 
     Raises:
         ConfigError: a package is missing.
@@ -95,7 +95,7 @@ def _require_packages() -> None:
 
 
 def _listen(bind: str) -> tuple[socket.socket, str]:
-    """Return a listening socket, and its address. Raise `ConfigError` or `Unavailable` if it cannot be bound."""
+    """Return a listening socket, and its actual address. Raise `ConfigError` or `Unavailable` if it cannot be bound."""
     try:
         return listen(f"tcp://{bind}")
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The program of the process that serves the page.
+"""The process that serves the page.
 
-It subscribes to the program like any other subscriber, so browsers cannot delay the program. It sends no address and no
-password of a camera to a browser.
+It subscribes to the messages of the program like any other subscriber, so browsers cannot delay the program. The page
+settings, which it receives from the program, contain no address and no password of a camera.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _HEADERS: Final = {
 
 
 class Page:
-    """The page itself, the state of the program, and that of the machine."""
+    """Serves the page itself, the state of the program, the state of the machine, and the editor."""
 
     def __init__(self, settings: PageSettings, state: PageState, assets: Assets) -> None:
         self._gpus: GpuSampler | None = None  # opened when somebody looks
@@ -84,7 +84,7 @@ class Page:
         return Response(encode(content), media_type="application/json")
 
     def machine(self, _request: Request) -> Response:
-        """Respond with the state of the GPUs, the memory, and the disks. Starlette calls this in a thread."""
+        """Respond with the state of GPUs, temperatures, memory, and disks. Starlette calls this in a thread."""
         if self._gpus is None:
             self._gpus = GpuSampler()
         names = ("state_dir", "recordings", "snapshots", "archive")
@@ -99,7 +99,7 @@ class Page:
 
 
 def application(settings: PageSettings, state: PageState, more: Sequence[BaseRoute] = ()) -> ASGIApp:
-    """Return the ASGI application. `more` are paths besides those of the events and the history."""
+    """Return the ASGI application. `more` are additional routes, such as those of the live view."""
     page = Page(settings, state, Assets())
     media = Media(settings)
     routes = [*page.routes(), *media.routes(), *EventRoutes(EventReader(settings, state), media).routes()]
@@ -110,7 +110,7 @@ def application(settings: PageSettings, state: PageState, more: Sequence[BaseRou
 
 
 def serve(options: Mapping[str, Any]) -> None:
-    """Serve the page until standard input closes. Then end the process.
+    """Serve the page until standard input closes, or the subscription fails. Then end the process.
 
     `vision.outputs.page.process.PageProcess` creates the `options`.
     """

@@ -9,7 +9,7 @@ from vision.outputs.page.live_scene import LiveSettings
 
 
 class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the configuration that the page needs. It contains no address of a camera, and no password of one.
+    """The part of the configuration that the page needs. It contains no address and no password of a camera.
 
     All paths are absolute.
     """

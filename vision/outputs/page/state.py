@@ -36,7 +36,7 @@ class PageState:
 
         Args:
             interval_s: time between two status messages.
-            history: receives all counts; None if nothing keeps them.
+            history: receives all counts; None if they are not kept.
             clock: function that returns the monotonic time in seconds.
         """
         self.history = history
@@ -84,7 +84,7 @@ class PageState:
             return [self._amendments.get((each.instance, each.camera, each.seq), each) for each in self._events]
 
     def amendments(self) -> dict[tuple[str, str, int], EventMessage]:
-        """Return the newest amended events, by instance, camera, and number in the topic of the original event."""
+        """Return the newest amended events, by instance, camera, and `seq` of the original event."""
         with self._lock:
             return dict(self._amendments)
 

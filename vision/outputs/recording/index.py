@@ -237,12 +237,12 @@ class RecordingIndex:
         return [self._recording(*row) for row in found]
 
     def file_named(self, name: str) -> RecordedFile | None:
-        """Return the file of a name; None if the index contains no such file."""
+        """Return the file with this name; None if the index contains no such file."""
         row = self._connection.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE name = ?", (name,)).fetchone()
         return None if row is None else RecordedFile(*row)
 
     def file_at(self, camera: str, at_utc_ns: int) -> RecordedFile | None:
-        """Return a file of a camera that shows a time; a clip if there is one. None if no file shows it."""
+        """Return a file of a camera that shows a time, a clip if possible; None if no file shows the time."""
         columns = ", ".join(f"files.{name}" for name in _FILE_COLUMNS.split(", "))
         sql = f"SELECT {columns} FROM files JOIN recordings ON files.recording = recordings.id"
         sql += " WHERE camera = ? AND start_utc_ns <= ? AND end_utc_ns >= ? ORDER BY kind = 'clip' DESC, start_utc_ns"

@@ -243,14 +243,14 @@ def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketRec
 
 
 def _read_input(recorder: Recorder) -> None:
-    """Record the cameras of each line of standard input, until it closes."""
+    """Record the cameras of the newest line of standard input. When the input closes, stop the recorder."""
     for line in sys.stdin:
         recorder.follow(RecorderOptions.parse(json.loads(line)).cameras)
     recorder.stopping.set()
 
 
 def main() -> None:
-    """Run the process. Each line of standard input contains the options as JSON. Later ones can change the cameras."""
+    """Run the process. Each line of standard input contains the options as JSON. Later lines can only change the cameras."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends this process
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_LinesHandler()])
