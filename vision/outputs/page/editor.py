@@ -112,7 +112,7 @@ class Editor:
     async def estimate(self, request: Request) -> Response:
         """Respond with the difference that a draft makes to the events of the last hour.
 
-        The response to an error of the estimate has the status 200, because the response starts before the estimate ends.
+        If the estimate fails, the status is also 200, because the response starts before the estimate ends.
         """
         camera, draft = _camera(request), await _draft(request, decode_draft)
         document = await asyncio.to_thread(self._file.read)

@@ -51,7 +51,7 @@ decode_draft_to_apply: Final = msgspec.json.Decoder(DraftToApply).decode
 
 
 def with_drawn(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any]:
-    """Return a section of `analytics` with the units, lines, zones, and ground points of a draft, without empty ones."""
+    """Return a section of `analytics` with the units, lines, zones, and ground points of a draft. Omit empty ones."""
     drawn = {key: getattr(draft, key) for key in _DRAWN}
     is_empty = not (draft.lines or draft.zones or draft.ground)
     content = {**drawn, **(section or {})} | drawn

@@ -125,7 +125,7 @@ def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
-    """Return how many events were published, and how many the draft causes: in total, and by kind, name, and direction."""
+    """Return the numbers of events, published and with the draft: in total, and by kind, name, and direction."""
     total = report["cameras"][camera]
     now = Counter({_key(event): event["events"] for event in total["tallies"]})
     published = Counter(now)

@@ -1,4 +1,4 @@
-"""`LiveHub`, which receives packets, images, and messages for all viewers, but only of the cameras that somebody watches.
+"""`LiveHub`, which receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
 
 One thread receives and joins them. A second thread hides parts of images, for cameras with a section in `privacy`.
 """
@@ -84,7 +84,7 @@ class LiveHub:
         self._do(change)
 
     async def still(self, camera_id: str, timeout_s: float) -> bytes | None:
-        """Return a frame of a camera as a JPEG, in which private parts are hidden; None if none arrives in `timeout_s`."""
+        """Return a frame of a camera as a JPEG, with private parts hidden; None if none arrives within `timeout_s`."""
         one = _OneImage()
         self.watch(one, camera_id, ())
         try:

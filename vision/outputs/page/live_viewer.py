@@ -13,7 +13,7 @@ MAX_WAITING_BYTES: Final = 4_000_000
 class Viewer:
     """Records that wait for one browser. `push` can be called from any thread, the other methods from the event loop.
 
-    A viewer stalls if too many bytes wait. It then discards them, and accepts nothing until the previous message is sent.
+    A viewer stalls if too many bytes wait. It then discards them, and accepts nothing until the last message is sent.
     """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:

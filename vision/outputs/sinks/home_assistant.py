@@ -30,7 +30,7 @@ class Discovery:
         self._announced: dict[str, frozenset[str]] = {}  # discovery topics by topic of the message
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Yield messages that announce new entities, and messages that remove entities of deleted cameras and shapes."""
+        """Yield messages that announce new entities, and messages that remove those of deleted cameras or shapes."""
         if isinstance(item, CameraStatusMessage) and item.state == REMOVED:
             removed = {topic for topic, _ in self._of_camera(item.camera)} if "status" in self._kinds else set()
             removed |= self._announced.pop(item.topic, frozenset())
