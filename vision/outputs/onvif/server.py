@@ -297,7 +297,7 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Send a sender report if the client plays. If it has sent nothing for too long, close the connection instead."""
+        """Send a sender report if the client plays. If it was silent for too long, close the connection instead."""
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

@@ -136,7 +136,7 @@ class AccessRules:
         return True
 
     def _is_same_site(self, headers: Headers, *, is_page: bool) -> bool:
-        """Return False if a header shows that the request comes from a different website. A link to the page is fine."""
+        """Return False if a header shows that the request is from a different website. A link to the page is fine."""
         origin = headers.get("origin")
         if origin is not None:
             place = origin.partition("://")[2].lower()

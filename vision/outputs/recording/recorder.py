@@ -250,7 +250,7 @@ def _read_input(recorder: Recorder) -> None:
 
 
 def main() -> None:
-    """Run the process. Each line of standard input contains the options as JSON. Later lines only change the cameras."""
+    """Run the process. Each line of standard input contains options as JSON. Later lines only change the cameras."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends this process
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_LinesHandler()])
