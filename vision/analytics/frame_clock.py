@@ -51,10 +51,10 @@ class FrameClock:
 
 
 class FrameTimes:
-    """The times of a clock at each of F successive frames, with which the clock can skip frames."""
+    """The times that a clock will show at the next F frames. With these times, the clock can skip frames."""
 
     def __init__(self, clock: FrameClock, captured_ns: Sequence[int]) -> None:
-        """Compute the times of the next frames. `clock` itself does not advance."""
+        """Compute the times of the next frames from their capture times. `clock` itself does not advance."""
         ahead = copy(clock)
         self._before = [(clock.now_s, clock.usual_s)]
         self._last_ns = [clock._last_ns, *captured_ns]
@@ -68,9 +68,12 @@ class FrameTimes:
             self._before.append((ahead.now_s, ahead.usual_s))
 
     def memory_s(self, wanted_s: float) -> list[float]:
-        """Return how long to keep state at each frame, as `FrameClock.memory_s` does."""
+        """Return how long to keep state, in seconds, for each frame, as `FrameClock.memory_s` does for the last one."""
         return [max(wanted_s, _FRAMES_REMEMBERED * usual_s) for _, usual_s in self._before[1:]]
 
     def seek(self, clock: FrameClock, frame: int) -> None:
-        """Set `clock` to its state just before a frame; for F, to its state after the last frame."""
+        """Set `clock` to its state just before the frame with index `frame`.
+
+        If `frame` is F, set it to its state after the last frame.
+        """
         (clock.now_s, clock.usual_s), clock._last_ns = self._before[frame], self._last_ns[frame]

@@ -1,7 +1,7 @@
-"""`LineRounds` finds the crossings in many archived frames with `LineWatch`, which detects those of live frames.
+"""`LineRounds` finds the crossings in many archived frames. It uses `LineWatch`, as the live analytics do.
 
-Each round judges the next detection of every object in which its state can change, although these detections are in
-different frames.
+Each round judges one detection of every object: the next one in which the state of the object can change. The
+detections of a round can be in different frames.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RecordedCrossing(NamedTuple):
 
 
 class LineRounds:
-    """The rounds for the latest frames of `objects`. Use an instance once."""
+    """Finds the crossings in the frames that `objects` loaded last. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
         """Prepare the rounds. `fresh` contains the rows in which objects appear, in ascending order."""
@@ -67,7 +67,7 @@ class LineRounds:
                 yield max(start, bisect_left(lives.frames, objects.first, start, end) - 1)
 
     def _following(self, rows: Sequence[int], crossings: list[RecordedCrossing]) -> list[int]:
-        """Return the next row to judge of each track that has one. Add the crossings of lost objects."""
+        """Return the next row to judge after each of `rows`, if there is one. Add the crossings of lost objects."""
         table, selected = self._objects.table, np.array(rows, np.intp)
         at = table.ids.searchsorted(self._objects.rows.track_ids[selected])
         unsettled = self._watch.unsettled(table, at).tolist()
@@ -76,7 +76,10 @@ class LineRounds:
         return [row for row in found if row is not None]
 
     def _next(self, row: int, at: int, life: int, unsettled: bool, crossings: list[RecordedCrossing]) -> int | None:
-        """Return the next row to judge of a track, whose row in the table is `at`; None if there is none."""
+        """Return the next row of a track to judge after `row`; None if there is none.
+
+        `at` is the row of the track in the table. If the object was lost, add its crossings to `crossings`.
+        """
         objects, lives = self._objects, self._objects.lives
         end = lives.ends[life]
         following = min(end, self._turns[bisect_left(self._turns, row + 1)])
@@ -97,7 +100,10 @@ class LineRounds:
         return end if is_same else None
 
     def _place(self, rows: Sequence[int], at: IndexArray, frame: int | None = None) -> None:
-        """Store the state of objects in the rows `at` of the table. `frame` is that of the row if it is None."""
+        """Store the state of objects at the detections `rows` in the rows `at` of the table.
+
+        The jitter is that at `frame`. If `frame` is None, the jitter is that at the frame of each detection.
+        """
         table, found, frames = self._objects.table, self._objects.rows, self._objects.lives.frames
         table["seen_s"][at] = self._objects.now_s[found.frames[rows]]
         table["size"][at] = found.sizes[rows]
@@ -107,7 +113,7 @@ class LineRounds:
         table["jitter"][at] = [self._objects.jitter_at(row, frames[row] if frame is None else frame) for row in rows]
 
     def _judge(self, rows: Sequence[int]) -> Iterator[RecordedCrossing]:
-        """Judge one row of each of several tracks."""
+        """Judge one row of each of several tracks. Yield their crossings."""
         objects, selected = self._objects, np.array(rows, np.intp)
         table, found = objects.table, objects.rows
         at = table.ids.searchsorted(found.track_ids[selected])

@@ -193,13 +193,13 @@ class LineWatch:
         cut: BoolArray,
         now_s: FloatArray,
     ) -> int | None:
-        """Return which of the next K detections of an object is the first that can change its state.
+        """Return the index of the first of the next K detections of an object that can change the object's state.
 
-        Detections in which the object changes sides are left out. None means that no other detection changes anything.
+        Return None if none of them can. In these detections, the object must stay on the same sides of all lines.
 
         Args:
             state: the object's row in the track table.
-            right: mask (K, L) of the lines on whose right side the object is then.
+            right: mask (K, L) that is True if the object is on the right side of the line.
             sizes_away: distances (K, L) from the lines in object sizes, not negative.
             cut: mask (K, 4) of the sides of the boxes that the edge of the frame cuts off.
             now_s: times (K,) of the detections.

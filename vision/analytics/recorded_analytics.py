@@ -31,7 +31,7 @@ _ROUNDING_S: Final = 1e-6
 
 
 class _Change(NamedTuple):
-    """A change of the state of an object in a frame. The order is that in which `Analytics` reports events."""
+    """A change of the state of an object in a frame. Changes are in the order in which `Analytics` reports events."""
 
     frame: int
     kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
@@ -59,7 +59,7 @@ class RecordedAnalytics(Analytics):
         return self._recorded
 
     def load(self, tracks: RecordedTracks) -> None:
-        """Add the next frames. Call `finish` after them, before the next `load` and before a new epoch."""
+        """Add the next frames. Once they are judged, call `finish`, before the next `load` and before a new epoch."""
         objects = self._recorded
         objects.load(tracks, self._forget_s)
         fresh, continued = objects.new_rows()
@@ -86,11 +86,11 @@ class RecordedAnalytics(Analytics):
         return min(frames) - self._recorded.first if frames else None
 
     def add_frame(self, frame: int) -> None:
-        """Judge this frame too, which must not be before the present one."""
+        """Make `next_frame` also return this frame, which must not be before the present one."""
         heappush(self._frames, self._recorded.first + frame)
 
     def seek(self, frame: int) -> None:
-        """Go to a frame, for `update`."""
+        """Go to a frame, which the next `update` judges."""
         self._at = self._recorded.first + frame
         while self._frames and self._frames[0] <= self._at:
             heappop(self._frames)
@@ -117,7 +117,7 @@ class RecordedAnalytics(Analytics):
         return tuple(events)
 
     def finish(self) -> None:
-        """End the frames of the latest `load`."""
+        """Update all objects to the end of the frames of the latest `load`, and forget those that are gone."""
         self._recorded.finish()
         self._line_watch.forget_absent(self._recorded.clock.now_s)
 
@@ -134,8 +134,9 @@ class RecordedAnalytics(Analytics):
     def _passages(self, fresh: IndexArray, continued: IndexArray) -> Iterator[_Change]:
         """Yield the detections in which an object can enter or leave a zone.
 
-        After an object appears or is far from the border, the zone counts it where it is. So it can only enter or leave
-        where it appears, and in the first detection after it crossed the border in which it is far.
+        When an object appears, or is far from the border, the zone counts it where it is. Therefore, an object can only
+        enter or leave in two kinds of detections: in the one in which it appears, and, each time after it crosses the
+        border, in the first one that is far from the border.
         """
         objects, number = self._recorded, len(self._recorded.rows.frames)
         self._inside: BoolArray = self._zone_watch.inside(objects.points, objects.rows.class_ids, np.arange(number))
@@ -159,7 +160,7 @@ class RecordedAnalytics(Analytics):
             yield _Change(frames[row], _PASSED, int(places[row]), zone, row)
 
     def _await_dwellers(self, continued: IndexArray) -> None:
-        """Add the changes of objects whose stays started before the latest `load`."""
+        """Add the changes for stays that started before the latest `load` and reach the zone's `dwell_s`."""
         table, rows = self._objects.table, self._recorded.rows
         for row in continued.tolist():
             at = int(table.ids.searchsorted(rows.track_ids[row]))
@@ -167,7 +168,7 @@ class RecordedAnalytics(Analytics):
                 self._await_dweller(row, at, zone)
 
     def _await_dweller(self, row: int, at: int, zone: int) -> None:
-        """Add the first detection from `row` on in which an object has been in a zone for the zone's `dwell_s`."""
+        """Add the first detection from `row` on in which an object's stay in a zone reaches `dwell_s`, if any."""
         objects = self._recorded
         due = objects.row_at(row, float(self._objects.table["dwells_s"][at, zone]))
         if due < objects.lives.ends[objects.lives.of_row[row]]:
@@ -175,14 +176,14 @@ class RecordedAnalytics(Analytics):
             heappush(self._changes, change)
 
     def _await_pauses(self) -> None:
-        """Add the frames after long pauses, in which crowding starts to be observed again."""
+        """Add the first frame after each long pause, because the observation of crowding starts again there."""
         times = self._recorded.times
         for frame, (step_s, memory_s) in enumerate(zip(times.steps_s, times.memory_s(self._forget_s), strict=True)):
             if step_s > memory_s:
                 self.add_frame(frame)
 
     def _await_crowds(self, frame: int) -> None:
-        """Add the frame after `frame` in which a crowd can start or end."""
+        """Add the next frame after `frame` in which crowding can start or end, if there is one."""
         due_s, now_s = self._crowds.due_s(), self._recorded.now_s
         if due_s < math.inf:
             due = max(frame + 1, bisect_left(now_s, due_s - _ROUNDING_S))

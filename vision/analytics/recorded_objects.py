@@ -1,4 +1,4 @@
-"""`RecordedObjects`, the objects of archived frames. Positions and distances are computed for many frames at once.
+"""`RecordedObjects` stores the objects of archived frames. It computes positions for many frames at once.
 
 The table of `TrackedObjects` has one row per object. Here, a row is brought up to date only in the frames that matter.
 `vision.analytics.recorded_analytics` selects these frames.
@@ -40,14 +40,14 @@ class RecordedTracks:
 
     @staticmethod
     def empty() -> RecordedTracks:
-        """Return no frames."""
+        """Return an instance without frames."""
         none, boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
         return RecordedTracks((), none, boxes, np.zeros(0, np.int32), none, np.zeros(0, np.float32), boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRows:
-    """The tracks of the frames in memory, by track id and then by frame."""
+    """The tracks of some frames, with one row for each track and frame."""
 
     frames: IndexArray  # (N,)
     places: IndexArray  # (N,) place in the order of `RecordedTracks`
@@ -55,7 +55,7 @@ class RecordedRows:
     class_ids: NDArray[np.int32]  # (N,)
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
     previous_xyxy: NDArray[np.float32]  # (N, 4)
-    columns: FloatArray  # (N, 2 A + 2 + 2 L) as returned by `TrackedObjects.positions`
+    columns: FloatArray  # (N, 2 A + 2 + 2 L) as `_box_transform` of `tracked_objects.py` defines them
     sizes: FloatArray  # (N,)
     cut: BoolArray  # (N, 4)
 
@@ -64,7 +64,7 @@ class RecordedRows:
         return RecordedRows(*(getattr(self, name)[where] for name in self.__slots__))
 
     def joined(self, other: RecordedRows) -> RecordedRows:
-        """Return the rows of both."""
+        """Return the rows of this instance, followed by those of `other`."""
         return RecordedRows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
 
 
@@ -78,7 +78,7 @@ class _Steps:
         self.decays: dict[int, float] = {}  # factors of the jitter; the first two steps have none
 
     def add_if_due(self, now_s: float) -> None:
-        """Add a step if the last one is long enough ago."""
+        """Add a step if at least `SPACING_S` has passed since the last one."""
         last_s = self.times_s.get(self.number, -math.inf)
         if now_s - last_s < SPACING_S:
             return
@@ -90,7 +90,7 @@ class _Steps:
             self.decays[self.number] = math.exp((last_s - now_s) / CALM_S)
 
     def ratios_of(self, steps: IndexArray) -> FloatArray:
-        """Return the ratios of steps that have one."""
+        """Return the ratio of each of `steps`; NaN if a step has none."""
         if not len(steps):
             return np.zeros(0)
         lowest = int(steps.min())
@@ -106,13 +106,16 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """The lives of the tracks in memory. A life ends when the object counts as gone."""
+    """The lives of the tracks in memory.
+
+    A life of a track ends when the object counts as gone. If its track id occurs again later, a new life starts.
+    """
 
     starts: list[int]  # first row
     ends: list[int]  # row after the last one
     gone: list[int]  # frame in which the object counts as gone; the number of frames if there is none yet
-    of_row: IndexArray  # (N,)
-    frames: list[int]  # (N,) of each row
+    of_row: IndexArray  # (N,) life of each row
+    frames: list[int]  # (N,) frame of each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +175,11 @@ class RecordedObjects(TrackedObjects):
         return self.rows.columns[:, self._end + 2 : self._end + 2 + number]
 
     def points_of(self, columns: FloatArray) -> Points:
-        """Return the positions of the anchors (M, A) in columns as returned by `TrackedObjects.see`."""
+        """Return the positions of the anchors (M, A) in `columns` (M, ...), which are like `RecordedRows.columns`."""
         return columns.view(np.complex128)[:, : self._end // 2]
 
     def distances_of(self, columns: FloatArray) -> FloatArray:
-        """Return the distances (M, 2 L) from the lines, twice, in columns as returned by `TrackedObjects.see`."""
+        """Return the distances (M, 2 L) from the lines, twice, in `columns`, which are like `RecordedRows.columns`."""
         return columns[:, self._end + 2 :]
 
     # --- loading ------------------------------------------------------------------------------------------------------
@@ -223,7 +226,7 @@ class RecordedObjects(TrackedObjects):
         return rows
 
     def _rows_of(self, tracks: RecordedTracks, counts: IndexArray) -> RecordedRows:
-        """Return the rows of new tracks. `counts` (F,) is the number of tracks in each frame."""
+        """Return the rows of `tracks`, in the same order. `counts` (F,) is the number of tracks in each frame."""
         boxes = tracks.boxes_xyxy.astype(np.float64)
         cut = self.is_cut(boxes)
         boxes[:, 3] += tracks.hidden_px
@@ -304,7 +307,7 @@ class RecordedObjects(TrackedObjects):
         return jitter, measured
 
     def _carried_by_life(self) -> dict[int, tuple[float, int]]:
-        """Return the jitter of the objects that were there before the latest `load`, by life."""
+        """Return, by life, the jitter of the objects that were present before the latest `load`, and its step."""
         return {
             life: self._carried[self.rows.track_ids[start]]
             for life, (start, gone) in enumerate(zip(self.lives.starts, self.lives.gone, strict=True))
@@ -314,7 +317,10 @@ class RecordedObjects(TrackedObjects):
     # --- lives and samples --------------------------------------------------------------------------------------------
 
     def new_rows(self) -> tuple[IndexArray, IndexArray]:
-        """Return the first rows of all lives that start after the frames before, and of those that continue."""
+        """Return the rows of the latest `load` in which lives start, and those in which earlier lives continue.
+
+        An earlier life continues in the first of its rows since the latest `load`.
+        """
         starts, first = np.array(self.lives.starts, np.intp), self.first
         fresh = starts[self.rows.frames[starts] >= first]
         is_new = self.rows.frames >= first
@@ -323,7 +329,10 @@ class RecordedObjects(TrackedObjects):
         return fresh, is_new.nonzero()[0]
 
     def first_columns(self, fresh: IndexArray) -> FloatArray:
-        """Return the columns (F, ...) of new objects at their previous detection, or now if there is none."""
+        """Return the columns (F, ...) of the objects that appear in the rows `fresh`, at their previous detection.
+
+        If an object has no previous detection (`Tracks.previous_xyxy`), use the present one.
+        """
         order = np.lexsort((self.rows.places[fresh], self.rows.frames[fresh]))
         counts = np.bincount(self.rows.frames[fresh])
         before = np.empty((len(fresh), self.rows.columns.shape[1]))
@@ -331,12 +340,15 @@ class RecordedObjects(TrackedObjects):
         return np.where(np.isnan(before), self.rows.columns[fresh], before)
 
     def row_at(self, row: int, at_s: float) -> int:
-        """Return the first row from `row` on, of the same life, whose time is `at_s` or later; the end if none is."""
+        """Return the first row of a life, from `row` on, whose time is `at_s` or later.
+
+        If there is none, return the row after the last one of the life.
+        """
         end = self.lives.ends[self.lives.of_row[row]]
         return bisect_left(self.lives.frames, bisect_left(self.now_s, at_s), row, end)
 
     def jitter_at(self, row: int, frame: int) -> float:
-        """Return the jitter of the object of `row` at a frame, from which on it has no row before the next frame."""
+        """Return the jitter of an object at a frame; NaN if unknown. `row` must be its last row up to this frame."""
         if not self._has_lines:
             return math.nan
         samples, step, decays = self._samples, int(self._step_of[frame]), self._steps.decays
@@ -361,7 +373,7 @@ class RecordedObjects(TrackedObjects):
     def look_at(self, row: int, frame: int) -> int:
         """Prepare `motion` and the columns of the table for an event of an object. Return its row in the table.
 
-        `row` is the last row of the object, and `frame` the frame up to which positions are stored.
+        `row` is the last row of the object up to the event, and `frame` is the frame up to which positions are stored.
         """
         at = int(self.table.ids.searchsorted(self.rows.track_ids[row]))
         self.table["class_id"][at] = self.rows.class_ids[row]

@@ -23,7 +23,7 @@ class ResetSchedule:
 
     @property
     def next_ns(self) -> int | None:
-        """No period starts before this capture time, in nanoseconds since 1970 (UTC). None if none ever starts."""
+        """Capture time before which no period starts, in nanoseconds since 1970 (UTC); None if none ever starts."""
         return self._next_ns
 
     def starts_period(self, utc_ns: int) -> int | None:

@@ -267,7 +267,7 @@ class TrackedObjects:
         return speed_kmh, heading_deg
 
     def _recent(self, row: int) -> tuple[list[float], list[complex]]:
-        """Return the times, in seconds relative to now, and the positions of the last second that are stored."""
+        """Return the stored positions of the last second: their times, in seconds relative to now, and the points."""
         now_s, times_s, points = self.clock.now_s, [], []
         for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
             if time_s >= now_s - WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself

@@ -95,7 +95,7 @@ class ZoneWatch:
         return passages
 
     def inside(self, points: Points, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray:
-        """Return a mask (M, Z) of the zones that contain objects of their classes.
+        """Return a mask (M, Z) that is True if the object is inside the zone and the zone counts its class.
 
         Args:
             points: positions (M, A) of the anchors.
@@ -111,9 +111,9 @@ class ZoneWatch:
     def first_far(
         self, points: Points, margins: FloatArray, starts: IndexArray, ends: IndexArray, zones: IndexArray
     ) -> list[tuple[int, int]]:
-        """Return the first row of each range in which the object is beyond its margin from the border, and the zone.
+        """Return the first row of each range in which the object is far from the border of the zone, and the zone.
 
-        Ranges without such a row are left out.
+        Far means farther than the margin of the row. Ranges without such a row are left out.
 
         Args:
             points: positions (N, A) of the anchors, by row.
@@ -228,7 +228,10 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def due_s(self) -> float:
-        """Return the time before which `update` changes nothing while the occupancy stays the same."""
+        """Return the time before which `update` changes nothing while the occupancy stays the same.
+
+        The time is infinite if no change of the crowding is pending.
+        """
         pending = [
             crowd.change_since_s + crowd.for_s - CLOCK_GRAIN_S
             for crowd in self._crowds.values()

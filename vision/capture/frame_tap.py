@@ -1,7 +1,7 @@
-"""`FrameTaps`, through which other processes request single decoded frames as JPEGs, for example to show them.
+"""`FrameTaps` lets other processes request single decoded frames as JPEGs, for example to show them.
 
-A receiver learns from the messages which frames have results, and requests these frames. So no frame is encoded that
-nobody looks at.
+A receiver learns from the messages which frames have results, and requests the frames that it needs. Frames that no
+receiver requests are not encoded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class FrameTaps:
         return tap
 
     def wants(self, camera_id: str) -> bool:
-        """Return True if a receiver may request frames of a camera. Thread-safe."""
+        """Return True if a receiver may request frames of a camera. In this case, also wake the thread. Thread-safe."""
         wanted = self._socket.wants_images(camera_id)
         if wanted:
             self._wanted.set()

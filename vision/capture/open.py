@@ -39,7 +39,7 @@ class NamedOpener(msgspec.Struct, frozen=True):
     arguments: Mapping[str, Any] = {}  # more keyword arguments of the function, which MessagePack can represent
 
     def __call__(self, camera: CameraConfig, **options: Any) -> Source:
-        """Call the function as `open_source` is called, with additional keyword arguments."""
+        """Call the function with the arguments of `open_source`, and with `arguments`."""
         module, _, name = self.name.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(camera, **self.arguments, **options)
         return source

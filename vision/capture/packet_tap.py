@@ -1,4 +1,4 @@
-"""`PacketTap`, through which other processes receive the coded frames of a camera, to record them or to show them."""
+"""`PacketTap` passes the coded frames of a camera to other processes, which record them or show them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class PacketTap:
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection; None if the codec cannot be passed on. If recorded, log a warning."""
+        """Return the tap of a new connection; None if the codec cannot be passed on.
+
+        In this case, log a warning if the camera is recorded.
+        """
         codec = stream.codec_context.name
         if codec not in CODECS:
             self.refused(codec)

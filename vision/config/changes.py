@@ -192,6 +192,8 @@ def require_camera(config: AppConfig, camera_id: str) -> None:
 def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
     """Return `config` without a camera, its lines and zones, and the rules that apply to no other camera.
 
+    Also remove the camera from the lists of cameras of other sections, and from `privacy`.
+
     Raises:
         ConfigError: there is no such camera, it is the only one, or the rest of the configuration needs it.
     """
@@ -212,7 +214,7 @@ def without_camera(config: AppConfig, camera_id: str) -> AppConfig:
 
 
 def _unmentioned(config: AppConfig, camera_ids: Collection[str]) -> AppConfig:
-    """Return `config` without these cameras in the lists of cameras of outputs, and in `privacy`."""
+    """Return `config` without these cameras in `recording`, `sinks`, `verify`, `describe`, and `privacy`."""
     changes: dict[str, object] = {
         key: tuple(_without(section, camera_ids) for section in getattr(config, key))
         for key in ("sinks", "verify", "describe")

@@ -236,7 +236,7 @@ def check_classes(config: AppConfig, class_names: Sequence[str], source: Path | 
     """Check that the model has all classes that a configuration names. Errors show the lines of `source`.
 
     Raises:
-        ConfigError: a name is unknown. The error lists every unknown name, and suggests a similar valid name.
+        ConfigError: a name is unknown. The error lists every unknown name, with a similar name or all valid names.
     """
     unknown: dict[Loc, str] = {}
     for loc, names in class_lists(config.model_dump()):

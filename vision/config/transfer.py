@@ -1,7 +1,7 @@
 """Transfer of sections of a configuration to other processes of the program, as plain data.
 
-Values are not validated again. They come from a valid configuration, and `vision plan` copies cameras under ids that no
-file can contain.
+Values are not validated again, because they come from a valid configuration. Validation would also refuse the cameras
+that `vision plan` copies, because it gives them ids that no file can contain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CLASS: Final = ""  # key of the class, because no key of a section or of a mapp
 
 
 def plain_section(section: ConfigSection) -> dict[str, object]:
-    """Return the class of a section, and the values that were set. The values can contain other sections."""
+    """Return the name of a section's class, and the values that were set. The values can contain other sections."""
     return {_CLASS: type(section).__name__} | {name: getattr(section, name) for name in section.model_fields_set}
 
 

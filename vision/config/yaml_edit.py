@@ -1,7 +1,8 @@
 """`with_value` changes one value in the text of a YAML file, and keeps comments, order, and spelling of the rest.
 
-PyYAML gives the place of each value, and only the text of values that differ is replaced. The result is parsed again: a
-text that cannot be changed exactly, for example because a value is an alias, is refused.
+PyYAML reports the place of each value, and only the text of the parts that differ is replaced. If this is not possible,
+the whole value is replaced, and its comments are lost. Each result is parsed again. If none has exactly the requested
+content, for example because a value is an alias, the change is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def with_value(text: str, loc: Sequence[str], value: Any) -> str:
     """Return `text`, the text of a YAML file, with `value` at the place `loc`. Missing parents are added.
 
     Raises:
-        ConfigError: the text is not a valid file, or the place cannot be changed without a change elsewhere.
+        ConfigError: the text is not valid, or the place cannot be changed without a change elsewhere.
     """
     document = parse_document(text, "")
     if document.faults:
@@ -75,9 +76,9 @@ class _Edits:
         self._edits: list[tuple[int, int, str]] = []  # start, end, and replacement
 
     def changed(self, before: Any, wanted: Any, whole: Loc = ()) -> str:
-        """Return the text with the differences between two contents. The text contains the first.
+        """Return the text, changed so that its content is `wanted`. Its present content is `before`.
 
-        If `whole` is not empty, replace the value at this place as a whole, without regard to comments in it.
+        If `whole` is not empty, replace the value at this place as a whole. Comments in it are lost.
         """
         root = yaml.compose(self._text, Loader=yaml.SafeLoader)
         assert root is not None
@@ -136,7 +137,7 @@ class _Edits:
     ) -> bool:
         """Change the entries of a list that differ. Return False if the whole list must be replaced.
 
-        `pairs` contains the index of each new entry that is also in the list, and its present index.
+        `pairs` maps the index in `wanted` of each entry that is also in `before` to its index there.
         """
         if not pairs or (node.flow_style and not len(pairs) == len(before) == len(wanted)):
             return False
@@ -179,7 +180,7 @@ class _Edits:
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _end(self, node: yaml.Node, key: yaml.Node | None) -> int:
-        """Return the index behind the last character of a value. An alias ends where its key ends."""
+        """Return the index after the last character of a value; for an alias, the index after its key."""
         if key is not None and node.start_mark.index < key.end_mark.index:
             return int(key.end_mark.index)
         if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
@@ -216,10 +217,10 @@ class _Edits:
 
 
 def _pairs(before: Any, wanted: Sequence[Any]) -> dict[int, int] | None:
-    """Return the present index of each entry of `wanted` that is also in `before`; None if the lists have no names.
+    """Return the index in `before` of each entry of `wanted` that is in both lists, by its index in `wanted`.
 
     Entries with the same name are the same entry. If both lists have the same length, an entry with a new name replaces
-    the entry at its place.
+    the entry at its place. Return None if the entries have no unique names, or if their order must change.
     """
     if not isinstance(before, tuple) or not all(isinstance(each, dict) for each in (*before, *wanted)):
         return None
@@ -237,7 +238,7 @@ def _pairs(before: Any, wanted: Sequence[Any]) -> dict[int, int] | None:
 
 
 def _is_block_value(value: Any) -> bool:
-    """Return True if a value is written in several lines: keys with values below them, or a list of those."""
+    """Return True if a value is written on several lines: a mapping with mappings or lists, or a list with mappings."""
     if isinstance(value, dict):
         return any(isinstance(each, dict | tuple) for each in value.values())
     return isinstance(value, tuple) and any(isinstance(each, dict) for each in value)
@@ -261,7 +262,7 @@ def _entries(entries: tuple[Any, ...], indent: int) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    """Return a value in one line."""
+    """Return the YAML text of a value, on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, tuple):

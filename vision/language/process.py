@@ -139,7 +139,7 @@ class LanguageProcess:
             self._add(line)
 
     def _add(self, todo: list[EventMessage] | Outcome | Statement) -> None:
-        """Pass something to the thread. If the thread publishes too slowly, discard it, and count it."""
+        """Pass `todo` to the thread. If the queue is full, because the thread is too slow, discard and count `todo`."""
         try:
             self._todo.put_nowait(todo)
         except queue.Full:

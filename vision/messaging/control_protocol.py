@@ -61,7 +61,7 @@ class GetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="get-analytic
 
 
 class SetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="set-analytics"):
-    """A request to replace the lines and zones of a camera. None removes them.
+    """A request to replace the lines and zones of a camera. If `analytics` is None, they are removed.
 
     `analytics` has the keys of a section under `analytics` in camera.yaml. If `version` is not None, the request is
     refused unless the present lines and zones have this version.
@@ -89,7 +89,10 @@ class StatusReply(_Reply, frozen=True, kw_only=True, tag="status"):
 
 
 class AnalyticsReply(_Reply, frozen=True, kw_only=True, tag="analytics"):
-    """The lines and zones of a camera, with the keys of camera.yaml. `version` differs whenever they differ."""
+    """The lines and zones of a camera, with the keys of camera.yaml; None if the camera has no section.
+
+    `version` differs whenever `analytics` differs.
+    """
 
     analytics: dict[str, Any] | None
     version: str

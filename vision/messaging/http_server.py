@@ -1,4 +1,4 @@
-"""HTTP server of the processes that answer browsers and monitoring systems. It limits connections, heads, and times."""
+"""HTTP server of the processes that answer browsers and monitoring systems, with limits for hostile clients."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class SecurityHeaders:
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
-        """Add `headers`. Their names must be in lower case."""
+        """Create the middleware, which adds `headers`. Their names must be in lower case."""
         self._app = app
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+        """Handle one request or web socket. Count the parts of its response, for `HttpServer`."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
@@ -53,7 +53,8 @@ class SecurityHeaders:
 class HttpServer(uvicorn.Server):
     """A server that also closes each HTTP connection without progress for `request_s` seconds.
 
-    Progress is the start of a request, and each part of a response that was sent. Web sockets have no such limit.
+    Progress is the start of a request, and each part of a response that was sent. `SecurityHeaders` counts these parts,
+    so the application must use it. Web sockets have no such limit.
     """
 
     def __init__(self, config: uvicorn.Config, request_s: float) -> None:
@@ -126,8 +127,8 @@ def serve_until_input_closes(
 ) -> None:
     """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
 
-    Pass each line of standard input, which contains new options, to `on_line`.
-    Also end the process if one of them ends or fails. `vision.messaging.helper_process` then starts it again.
+    Pass each line of standard input, which contains new options, to `on_line`. Also end the process if one of the two
+    threads ends. `vision.messaging.helper_process` then starts it again.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)

@@ -39,10 +39,10 @@ class OwnProcesses:
         self._names.pop(pid, None)
 
     def memory_bytes(self) -> dict[str, int]:
-        """Return the memory of the processes in bytes, by name. It includes the processes that they have started.
+        """Return the memory of the processes in bytes, by name.
 
-        The memory is measured at most once per second, and in at most 1 % of the time. Between two measurements, the
-        result does not change.
+        The memory of an added process includes that of the processes that it started. The memory is measured at most
+        once per second, and in at most 1 % of the time. Between two measurements, the result does not change.
         """
         begin_ns = self._clock()
         if begin_ns >= self._due_ns:
@@ -71,8 +71,8 @@ OWN_PROCESSES: Final = OwnProcesses()
 def _memory_bytes(pid: int) -> int | None:
     """Return the memory of a process in bytes; None if it cannot be read.
 
-    If N processes share a page, each has a part of 1/N of it. If the kernel does not report this number, return the
-    resident memory, which contains shared pages as a whole.
+    A page that N processes share counts as 1/N of its size. If the kernel does not report this number, return the
+    resident memory, in which shared pages count completely.
     """
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
@@ -84,7 +84,7 @@ def _memory_bytes(pid: int) -> int | None:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the processes that the first thread of a process started; none if the kernel does not report them."""
+    """Return the ids of the processes that the first thread of a process started; none if the kernel hides them."""
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
     return []

@@ -125,7 +125,7 @@ class PacketSocket:
             return _IMAGES + _topic(camera_id) in self._wanted
 
     def requests(self) -> list[ImageRequest]:
-        """Return the requests for images that have arrived since the last call, oldest first."""
+        """Return the requests for images that have arrived since the last call, oldest first; at most the newest 64."""
         with self._lock:
             self._read()
             requests = list(self._requests)
@@ -151,7 +151,7 @@ class PacketSocket:
         self._send(_topic(camera_id), _encode(header), data)
 
     def send_time(self, time: FrameTime) -> None:
-        """Send the capture time of a frame to the receivers that request its packets. Do nothing after `close`."""
+        """Send the capture time of a frame to each `LiveReceiver` that wants its packets. Do nothing after `close`."""
         topic = _TIMES + _topic(time.camera)
         if topic in self._wanted:
             self._send(topic, _encode(time))
@@ -208,7 +208,7 @@ class PacketReceiver:
 
 
 class LiveReceiver:
-    """Receives packets with their capture times, and images of cameras, which can change. Not thread-safe."""
+    """Receives packets with their capture times, and images. The requested cameras can change. Not thread-safe."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         """Connect to all packet sockets, even if they do not exist yet. Request nothing."""
@@ -226,11 +226,11 @@ class LiveReceiver:
             self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + topic)
 
     def want_images(self, camera_id: str, *, wanted: bool) -> None:
-        """Make the camera's process keep the latest frames for `request`, or no longer keep them."""
+        """Make the process that reads a camera keep its latest frames for `request`, or no longer keep them."""
         self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + _IMAGES + _topic(camera_id))
 
     def request(self, request: ImageRequest) -> None:
-        """Request an image. None arrives if the frame is no longer in memory."""
+        """Request an image. If the frame is no longer in memory, no image arrives."""
         self.socket.send(_REQUEST + _encode(request))
 
     def receive(self) -> LiveItem | None:

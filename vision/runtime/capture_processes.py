@@ -481,8 +481,8 @@ class CaptureProcesses:
     def stop(self, timeout_s: float) -> None:
         """Stop the workers, and receive their last frames.
 
-        Kill those that still run after `timeout_s` seconds. Some libraries close one camera after the other, so a
-        worker with many cameras has 0.3 s for each of them, but at most 14 s, if that is longer.
+        Kill those that still run after `timeout_s` seconds. If a worker has many cameras, wait longer, because some
+        libraries close one camera after the other: 0.3 s for each camera of the largest worker, but at most 14 s.
         """
         most = max(len(link.cameras) for _, link in self._links)
         self._workers.stop(max(timeout_s, min(_CLOSING_S * most, _LONGEST_STOP_S)))

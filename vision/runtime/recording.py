@@ -1,4 +1,4 @@
-"""How cameras pass packets and frames to other processes, and `open_recording`, which starts the recorder."""
+"""`Packets` lets cameras pass packets and frames to other processes. `open_recording` starts the recorder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
 def open_packets(config: AppConfig, addresses: tuple[str, ...], workers: int, resources: ExitStack) -> Packets | None:
     """Open the sockets for packets at addresses from `plan_packets`. Return None if there are no addresses.
 
-    `workers` is the number of capture workers; 0 means that this process reads the cameras.
+    `workers` is the number of capture workers, which open the sockets themselves; 0 means that this process reads the
+    cameras.
     """
     if not addresses:
         return None
@@ -72,7 +73,8 @@ def open_recording(config: AppConfig, publisher: Publisher, packets: Packets, re
     """Start the process that records cameras, if recording is configured.
 
     Raises:
-        ConfigError: the folder of the recordings or `state_dir` is not writable.
+        ConfigError: the folder of the recordings or `state_dir` is not writable, or a newer version of the program
+            wrote the index.
         Unavailable: a folder cannot be used at present, for example because the disk is full.
     """
     if config.recording is None or config.state_dir is None:

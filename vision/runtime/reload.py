@@ -186,7 +186,7 @@ def _reported_to_service_manager() -> Iterator[None]:
 
 
 def check_models(config: AppConfig, path: Path | None) -> None:
-    """Check the folders of the models, because a process that is replaced reads them again. `path` is as in `_apply`.
+    """Check the folders of the models, because each process that starts later reads them. `path` is as in `_apply`.
 
     Raises:
         ConfigError: the configuration names a class that the model does not have.

@@ -149,7 +149,10 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
 
 
 def _plain(value: object) -> object:
-    """Return a value that MessagePack has no type for as data. A custom stage can put NumPy values into an event."""
+    """Convert a value that MessagePack has no type for to plain data.
+
+    Such values are sections of the configuration, and NumPy values that a custom stage puts into an event.
+    """
     return plain_section(value) if isinstance(value, ConfigSection) else codec.plain(value)
 
 

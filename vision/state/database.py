@@ -293,7 +293,7 @@ class StateDatabase:
 
 
 def open_for_reading(folder: Path) -> sqlite3.Connection:
-    """Return a connection to the database of a running program, which only reads. The caller closes it soon.
+    """Return a read-only connection to the database of a running program. The caller must close it soon.
 
     Raises:
         sqlite3.Error: there is no database, or it cannot be read.

@@ -88,7 +88,7 @@ class PacketMonitor:
     """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skip: Callable[[DropReason], None]) -> None:
-        """Create the monitor. It calls `skip` for each frame that it does not pass to the decoder."""
+        """Create the monitor. It calls `skip` with the reason for each frame that it does not pass to the decoder."""
         self._skip = skip
         self._base_ns = 0
         self._gate = KeyFrameGate()

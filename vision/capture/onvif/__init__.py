@@ -1,1 +1,1 @@
-"""Search for ONVIF cameras, and the addresses of their streams."""
+"""The search for ONVIF cameras and for the addresses of their streams."""

@@ -63,7 +63,8 @@ async def query(device: Device, client: SoapClient) -> None:
     """Ask a device for its model, its profiles, and their streams, and store the answers in `device`.
 
     Raises:
-        SourceError: the device refuses a request, or its response is invalid. Earlier answers are stored.
+        SourceError: the device does not answer, refuses a request, returns an invalid response, or has no profile with
+            video. Earlier answers are stored.
     """
     assert device.address is not None
     try:
@@ -101,7 +102,7 @@ def _device_time(response: Element) -> datetime:
 
 
 async def _media_addresses(address: str, client: SoapClient) -> tuple[str, str]:
-    """Return the addresses of the media services, version 1 and 2; an empty text if the device has no such service."""
+    """Return the addresses of the media services, version 1 and 2. An address is empty if it is missing or invalid."""
     try:
         response = await client.call(
             address, f"<GetServices {_DEVICE}><IncludeCapability>false</IncludeCapability></GetServices>"
@@ -124,10 +125,10 @@ async def _media_from_capabilities(address: str, client: SoapClient) -> str:
 
 
 def on_same_host(service: str, device: str) -> str:
-    """Return the address of a service, with the host and port of the device if it names a different host.
+    """Return the address of a service. If it names a different host or a user, use the host and port of the device.
 
-    A device behind a router names the host that it has there. A hostile device names a host that this machine can
-    reach, and the device cannot. Return an empty text if the address is invalid.
+    A device behind a router names its address in the network behind the router, which this machine cannot reach. A
+    hostile device can name a host that only this machine can reach. Return an empty text if the address is invalid.
     """
     parts, own = split_address(service), split_address(device)
     if parts is None or own is None or parts.scheme not in ("http", "https"):
@@ -160,7 +161,12 @@ async def _query_media(device: Device, address: str, client: SoapClient) -> None
 
 
 async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -> None:
-    """Store a profile with the address of its stream. If the device refuses to return the address, store the reason."""
+    """Store a profile with the address of its stream. If there is no valid address, store the reason instead.
+
+    Raises:
+        SourceError: the device does not answer or refuses the account, or the response is an HTTP error, too large, or
+            hostile. The profile and the reason are stored.
+    """
     try:
         document = await response
         uri = document.findtext("tr2:Uri", "", NAMESPACES) or document.findtext(_MEDIA_URI, "", NAMESPACES)
@@ -194,7 +200,7 @@ def _profiles(response: Element, path: str, name: str, configuration: str) -> It
 
 
 def _number(text: str) -> float | None:
-    """Return a number from 0 to 100,000; None if the text contains none."""
+    """Return the number in a text; None if the text is not a number from 0 to 100,000."""
     with contextlib.suppress(ValueError):
         value = float(text)
         return value if 0 <= value <= 100_000 else None

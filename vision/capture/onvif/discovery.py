@@ -70,7 +70,7 @@ class _Probing(asyncio.DatagramProtocol):
         self._transport = cast("asyncio.DatagramTransport", transport)  # before Python 3.12, it is no subclass
 
     def send(self, host: str) -> None:
-        """Send one probe for each type of device."""
+        """Send one probe for each type of device to `host`."""
         assert self._transport is not None
         for types in _TYPES:
             number = f"urn:uuid:{uuid.uuid4()}"
@@ -104,7 +104,7 @@ def _answers(root: Element, host: str, numbers: set[str]) -> Iterator[Answer]:
 
 
 def is_on_host(address: str, host: str) -> bool:
-    """Return True if `address` is a URL of HTTP or HTTPS whose host is the IP address `host`."""
+    """Return True if `address` is an HTTP or HTTPS URL without a user, and its host is the IP address `host`."""
     parts = split_address(address)
     if parts is None or parts.scheme not in ("http", "https") or parts.username is not None:
         return False
@@ -138,7 +138,10 @@ async def ask_hosts(hosts: Sequence[str], timeout_s: float) -> list[Answer]:
 async def _collect(
     timeout_s: float, probes: Sequence[tuple[Callable[[str], socket.socket], str, str]], expected: int | None = None
 ) -> list[Answer]:
-    """Send the probes. Return the answers, early if `expected` hosts have answered."""
+    """Send the probes. Return the answers after `timeout_s` seconds, or as soon as `expected` hosts have answered.
+
+    Each entry of `probes` contains the function that creates a socket, its argument, and the host to send probes to.
+    """
     loop = asyncio.get_running_loop()
     answers: dict[tuple[str, str | None], Answer] = {}
     with contextlib.ExitStack() as resources:

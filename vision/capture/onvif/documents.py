@@ -32,7 +32,7 @@ def parse_document(data: bytes) -> Element:
     """Return the root element of a document.
 
     Raises:
-        SourceError: the document is not well-formed, contains a document type, or is nested too deeply.
+        SourceError: the document is not well-formed, declares a document type, or is nested too deeply.
     """
     try:
         root: Element = ElementTree.fromstring(data, forbid_dtd=True)
@@ -55,18 +55,22 @@ def _is_deep(root: Element) -> bool:
 
 
 def find_text(element: Element, path: str) -> str:
-    """Return the text of the first element at `path` that is safe to print; an empty text if there is none."""
+    """Return the text of the first element at `path`, made `printable`; an empty text if there is no such element."""
     return printable(element.findtext(path, "", NAMESPACES))
 
 
 def printable(text: str) -> str:
-    """Return at most 200 characters of a text, with `?` instead of control characters."""
+    """Return the first 200 characters of a text, with single spaces, and with `?` for unprintable characters."""
     text = " ".join(text[:_LONGEST_TEXT].split())
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def split_address(address: str) -> SplitResult | None:
-    """Return the parts of a URL with a host; None if the URL is invalid, too long, or contains control characters."""
+    """Return the parts of a URL; None if the URL must not be used.
+
+    This is the case if it has no scheme or no host, is invalid, has more than 1024 characters, or contains spaces or
+    characters that cannot be printed.
+    """
     if len(address) > _LONGEST_ADDRESS or not address.isprintable() or " " in address:
         return None
     try:

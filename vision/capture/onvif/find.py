@@ -49,13 +49,15 @@ class Camera:
 def find_devices(targets: Sequence[Target], timeout_s: float, account: Account | None) -> list[Device]:
     """Search for devices, and ask each of them for its profiles and streams.
 
+    If a device does not answer completely, the reasons are in `Device.problems`.
+
     Args:
         targets: devices to ask; if empty, all devices that answer a multicast are asked.
         timeout_s: time in seconds for the answers to the search, and then for all answers of one device.
         account: account on the devices; None if there is none.
 
     Raises:
-        SourceError: a host name of `targets` is not known.
+        SourceError: a host in `targets` is neither a known name nor an IPv4 address.
     """
     return asyncio.run(_find_devices(targets, timeout_s, account))
 
@@ -112,7 +114,7 @@ async def _targeted(targets: Sequence[Target], timeout_s: float) -> list[Device]
 
 
 async def _resolve(host: str) -> str:
-    """Return the IPv4 address of a host."""
+    """Return the IPv4 address of a host. Raise `SourceError` if it has none."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
@@ -140,10 +142,11 @@ def _cameras(device: Device, input_px: tuple[int, int], ids: set[str]) -> Iterat
 
 
 def preferred_profile(profiles: Iterable[Profile], input_px: tuple[int, int]) -> Profile | None:
-    """Return the smallest stream that is at least as large as the detector's input; otherwise the largest stream.
+    """Return the smallest stream that is as wide or as high as the detector's input; otherwise the largest stream.
 
-    A frame is scaled to fit into the input. A larger stream costs time for decoding, but adds no detail. A smaller
-    stream has less detail than the detector can use. Return None if there is no stream that `vision` can read.
+    Only streams that `vision` can read are considered; None if there are none. A frame is scaled to fit into the input,
+    so one side is enough. A larger stream costs time for decoding, but adds no detail. A smaller stream has less detail
+    than the detector can use.
     """
     usable = [each for each in profiles if each.codec in CODECS and each.address]
     large = [each for each in usable if each.width >= input_px[0] or each.height >= input_px[1]]
@@ -153,7 +156,7 @@ def preferred_profile(profiles: Iterable[Profile], input_px: tuple[int, int]) ->
 
 
 def _identifier(text: str) -> str:
-    """Return a text with only the characters of an id; empty if there are none."""
+    """Convert a text to an id with at most 48 characters. The id is empty if the text has no ASCII letter or digit."""
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
 
 

@@ -53,7 +53,8 @@ class SoapClient:
             anonymous: True if the request needs no account.
 
         Raises:
-            SourceError: the device does not answer, refuses the request, or the response is too large or not SOAP.
+            SourceError: the address is invalid, the device does not answer or refuses the request, or the response is
+                too large, hostile, or not SOAP.
         """
         header = "" if anonymous or self._account is None else self._security(self._account)
         envelope = f'<s:Envelope xmlns:s="{NAMESPACES["s"]}">{header}<s:Body>{body}</s:Body></s:Envelope>'

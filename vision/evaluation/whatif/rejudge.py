@@ -86,9 +86,10 @@ class RecordedStage(AnalyticsStage):
         return self._new_analytics(RecordedAnalytics, camera_id, size)
 
     def begin(self, meta: FrameMeta) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
-        """Start with the frame of `meta`, unless its epoch has started. Return the events that end the previous epoch.
+        """Start the epoch of the frame of `meta`, unless it has started already.
 
-        Also return the analytics and the schedule of the camera. Return None if the camera has no lines or zones.
+        Return the analytics of the camera, the schedule of its counters, and the events that end the previous epoch;
+        None if the camera has no lines or zones.
         """
         if meta.camera_id not in self._sections:
             return None
@@ -108,7 +109,7 @@ class RecordedStages:
         self._rules = rules
 
     def judge(self, block: ArchivedBlock) -> Iterator[tuple[int, tuple[Event, ...]]]:
-        """Yield the index and the events of each frame that has events."""
+        """Judge the frames of a block. Yield the index and the events of each frame that has events."""
         found = self._analytics.begin(_meta(self._camera, block, 0))
         if found is None:
             return

@@ -32,7 +32,7 @@ def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.
     Args:
         selection: the configuration and the range.
         stop: set to end the replay.
-        speed: 1 is real time, and 0 is as fast as possible.
+        speed: factor of real time; 0 means as fast as possible.
         bind: address to publish at. If None, it is `publish.bind` in the configuration.
 
     Raises:

@@ -197,7 +197,7 @@ def _counts(judgment: Judgment) -> dict[str, Any] | None:
 
 
 def _tallies(judgment: Judgment) -> list[dict[str, Any]]:
-    """Return the number of new events of each kind, name, and direction. `direction` is None if events have none."""
+    """Return the number of new events by kind, name, and direction. `direction` is None for events without one."""
     found = Counter((each.event.kind, each.event.name, each.event.data.get("direction")) for each in judgment.events)
     return [
         {"kind": kind, "name": name, "direction": direction, "events": count}

@@ -65,9 +65,10 @@ def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.
 
 
 def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: Files, stop: threading.Event) -> int:
-    """Do the same as `run_on_video` with all recordings of the camera in a time range, microseconds since 1970 (UTC).
+    """Do the same as `run_on_video` with the recordings of the camera that `selected_files` selects.
 
-    The recordings are those of the configuration to compare with.
+    The time range is in microseconds since 1970 (UTC). The index of the configuration to compare with lists the
+    recordings.
 
     Raises:
         Closed: `stop` was set.
@@ -93,9 +94,9 @@ def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: 
 
 
 def selected_files(recordings: Sequence[Recording], since_us: int, until_us: int) -> list[RecordedFile]:
-    """Return the complete files that show a time range, oldest first.
+    """Return the complete files that show a part of a time range, oldest first. No two of them overlap.
 
-    A clip can show the same time as a continuous recording. A file that overlaps one that is selected is left out.
+    A clip can show the same time as a continuous recording. In this case, the continuous recording is selected.
     """
     selected: list[RecordedFile] = []
     for recording in sorted(recordings, key=lambda each: each.kind == "clip"):
@@ -130,7 +131,7 @@ def _compare(
 
 
 def _configuration(name: str, request: Comparison) -> AppConfig:
-    """Return a configuration with only the requested camera, whose rules stay, and which stores nothing."""
+    """Return a configuration with only the requested camera, without archive and snapshots, but with its rules."""
     config = load_config(resolve_config(name), os.environ)
     cameras = tuple(
         camera.model_copy(update={"source": _ANY_FILE, "reader": "auto", "loop": False}) for camera in config.cameras
