@@ -118,7 +118,7 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
 
 
 def is_standing(state: FloatArray) -> BoolArray:
-    """Return True (M,) for each track whose center moves by less than `_STANDING_SPEED`."""
+    """Return a mask (M,) of the tracks whose centers move more slowly than `_STANDING_SPEED`."""
     limit = _STANDING_SPEED * np.maximum(state[2], state[3])
     standing: BoolArray = state[4] ** 2 + state[5] ** 2 < limit * limit
     return standing

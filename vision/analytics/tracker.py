@@ -266,7 +266,10 @@ class _TracksTogether:
         return matches
 
     def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
-        """Match weak detections with tracks that were detected just before. Standing objects can be weak for longer."""
+        """Match weak detections with tracks that were detected just before, and add the matches to `matches`.
+
+        Weak detections can continue the track of a standing object for longer. `tracks` and `weak` are overwritten.
+        """
         now_s, config = self._now_s, self._config
         just_before_s = _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
         tracks &= self._state[SEEN_S] >= now_s - just_before_s

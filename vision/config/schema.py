@@ -74,7 +74,7 @@ def resolve(root: Schema, schema: Schema) -> Schema:
 def properties_of(root: Schema, schema: Schema) -> Schema:
     """Return the keys of a section, with their schemas. A ``oneOf`` has the keys of its first branch with keys.
 
-    Empty if the value is not a section, or has only keys that the user chooses.
+    The result is empty if the value is not a section, or has only keys that the user chooses.
     """
     branches = [schema, *(resolve(root, branch) for branch in schema.get("oneOf", ()))]
     return next((dict(branch["properties"]) for branch in branches if "properties" in branch), {})

@@ -42,8 +42,8 @@ _FREE_BYTES = 2048
 """First bytes of each connection, which the limit for all connections ignores, so that a flood locks nobody out."""
 _RESUME_BYTES = 256
 _ACCEPT_BURST, _ACCEPTS_PER_S = 30, 100
-"""Connections accepted at once, and per second after that. ZeroMQ sends all messages in the thread that also computes
-0.6 ms for each handshake with CURVE, so a burst delays other subscribers."""
+"""Connections accepted at once, and per second after that. The thread of ZeroMQ that sends all messages also needs
+0.6 ms for each handshake with CURVE, so a burst of handshakes delays the other subscribers."""
 _TOPIC_BYTES, _TOPICS, _ALL_TOPIC_BYTES = 16_384, 1000, 524_288
 """Limits of the subscriptions of one connection and of all connections. Each byte needs about 40 bytes in ZeroMQ."""
 _FRAME_BYTES, _PARTS = 4608, 4

@@ -57,7 +57,7 @@ class Lease:
     """The reader's right to use a frame until `release`."""
 
     frame: Frame
-    dropped_before: Mapping[str, int]  # number of drops since the camera's last lease, by reason
+    dropped_before: Mapping[str, int]  # number of drops between the last leased frame and this one, by reason
     taken_ns: int  # time when the frame was taken
     max_age_ns: int | None  # age above which the frame must not be published; None means no limit
     slot: LatestSlot
@@ -266,7 +266,7 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, `release` or `finish_result` wakes the reader
 
     def _arrived(self, frame: Frame) -> WaitingFrame:
-        """Return a frame that waits, with the drops before it."""
+        """Return a frame that arrives, with the drops since the previous one."""
         before, self._unreported = self._unreported, Counter()
         return WaitingFrame(frame, before)
 

@@ -63,7 +63,7 @@ class VideoFile(PacedSource[_Frame]):
         """Create the source.
 
         `open_decoder` opens the decoder of each pass. If `loop`, restart the file at its end. `tap`, if given, receives
-        the packets, with a new connection for each pass.
+        the packets, with a new connection for each pass, until a frame must be rotated or mirrored.
         """
         super().__init__(path, pacer)
         self._path = path
@@ -119,7 +119,7 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return False if the program rotates or mirrors a frame, which the receivers of its packet would not do."""
+    """Return True unless the program rotates or mirrors the frame. The receivers of its packet would not do this."""
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)
