@@ -62,8 +62,8 @@ class VideoFile(PacedSource[_Frame]):
     ) -> None:
         """Create the source.
 
-        `open_decoder` opens the decoder of each pass. If `loop`, restart the file at its end. `tap`, if given, receives
-        the packets, with a new connection for each pass, until a frame must be rotated or mirrored.
+        `open_decoder` opens the decoder of each pass. If `loop` is True, restart the file at its end. `tap`, if given,
+        receives the packets, with a new connection for each pass, until a frame must be rotated or mirrored.
         """
         super().__init__(path, pacer)
         self._path = path
