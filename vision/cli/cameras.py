@@ -120,6 +120,7 @@ def find(
 
     Among the streams of a camera, the command prefers the smallest stream that is at least as wide or as high as the
     input of the model. Larger frames take more time to decode, and the detector scales them down.
+    If all streams are smaller, the command prefers the largest one.
 
     Examples:
       vision cameras find

@@ -99,7 +99,7 @@ class Archive:
         return sorted(names)
 
     def oldest_event_us(self) -> int | None:
-        """Return a time at most a day before the oldest event of all cameras; None if there are no events."""
+        """Return a time before which there are no events, at most a day before the oldest one; None without events."""
         times = [file.start_us for file in archive_files(self._folder, "events")]
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:

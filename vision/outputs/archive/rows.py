@@ -114,7 +114,7 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
 
 
 def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the previous boxes (N, 4) in px of the rows `order` (N,); NaN for a row that has none."""
+    """Return the previous boxes (N, 4) in px, in the order `order` (N,) of the rows; NaN if a row has none."""
     found = np.full((len(order), 4), np.nan, np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))

@@ -30,7 +30,7 @@ _UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0
 """Characters that XML cannot contain."""
 
 _VEHICLES: Final = {"car": "Car", "bus": "Bus", "truck": "Truck", "bicycle": "Bicycle", "motorcycle": "Motorcycle"}
-"""Value of `tt:VehicleType` for each class of COCO that has one."""
+"""Value of `tt:VehicleInfo/tt:Type` for each class that has one."""
 
 _ANIMALS: Final = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 _TYPES: Final = {
@@ -41,7 +41,7 @@ _TYPES: Final = {
     **dict.fromkeys(("car", "bus", "truck", "motorcycle", "train", "boat", "airplane"), "Vehicle"),
     **dict.fromkeys(_ANIMALS, "Animal"),
 }
-"""Value of `tt:ObjectType` for each class that has one. Other classes keep their name."""
+"""Value of `tt:Class/tt:Type` for each class that has one. Other classes keep their names."""
 
 _Point = tuple[float, float]
 

@@ -174,7 +174,7 @@ class Client:
         self._has_reported = False
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        """Answer requests until the client ends the session, or too many requests in a row are not authenticated.
+        """Answer requests until the client ends the session, or has failed to authenticate too often.
 
         Raises:
             EOFError, OSError: the connection has ended.

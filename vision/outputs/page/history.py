@@ -162,7 +162,7 @@ class LiveHistory:
 
 
 def history_of(samples: Iterable[Sample], *, step_s: int, offset_s: int, since_s: float, until_s: float) -> History:
-    """Return the history of archived samples. The first increases are computed from samples before `since_s`."""
+    """Return the history of archived samples. Samples before `since_s` only serve to compute increases."""
     buckets = CountBuckets(step_s, offset_s)
     for sample in samples:
         buckets.add(sample)

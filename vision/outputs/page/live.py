@@ -55,7 +55,7 @@ class _LiveRoutes:
         self._viewers = 0
 
     async def live(self, websocket: WebSocket) -> None:
-        """Send live views until the browser closes the connection. Refuse it if there are too many viewers."""
+        """Send live views until the browser closes the connection. Close it at once if there are too many."""
         await websocket.accept()
         if self._viewers >= MAX_VIEWERS:
             await websocket.close(_TRY_LATER, "too many viewers")

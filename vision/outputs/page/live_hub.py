@@ -1,6 +1,6 @@
 """`LiveHub`, which receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
 
-One thread receives and joins them. A second thread hides parts of images, for cameras with a section in `privacy`.
+One thread receives and joins them. A second thread hides parts of images, for cameras with masks or hidden classes.
 """
 
 from __future__ import annotations
