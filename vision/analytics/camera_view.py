@@ -307,7 +307,7 @@ def _is_sure(fit: _Fit) -> bool:
 
 
 def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | None:
-    """Search the points of an appearance in an image. `guess` is the expected view of the image.
+    """Search for the points of an appearance in an image. `guess` is the expected view of the image.
 
     Return the fit; None if too few points agree, or if they are too close together.
     """
@@ -340,7 +340,7 @@ def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | N
 def _forth_and_back(
     first: Image, second: Image, points: Points32, expected: Points32
 ) -> tuple[Points32, NDArray[np.bool_], Points32, NDArray[np.bool_]]:
-    """Search points of the first image in the second, and the results in the first again.
+    """Search for points of the first image in the second, and for the results in the first again.
 
     Returns:
         For each of the two searches, the positions (N, 1, 2), and a mask (N,) of the points that were found.

@@ -105,7 +105,7 @@ class LineConfig(ConfigSection):
 
 
 class ZoneConfig(ConfigSection):
-    """An area that objects enter, leave and stay in."""
+    """An area that objects enter, leave, and stay in."""
 
     name: Identifier
     """Name of the zone in events, unique among the lines and zones of the camera."""
@@ -164,7 +164,7 @@ class CameraAnalytics(ConfigSection):
     lines: tuple[LineConfig, ...] = Field(default=(), max_length=100)
     """Lines that objects cross."""
     zones: tuple[ZoneConfig, ...] = Field(default=(), max_length=100)
-    """Areas that objects enter, leave and stay in."""
+    """Areas that objects enter, leave, and stay in."""
     reset_at: tuple[TimeOfDay, ...] = Field(default=(), max_length=24)
     """Times of the day, such as "00:00", at which the counters start at zero again; local time of the machine."""
     accuracy: FilePath | None = None

@@ -190,11 +190,12 @@ class Judge:
         return Accuracy("agreement with float32", self.parent, found)
 
     def measure_contents(self, contents: bytes, folder: Path, words: str) -> Accuracy:
-        """Measure a serialized model. Write it to the temporary `folder` first.
+        """Measure a serialized model, as `measure` does. Write it to the temporary `folder` first.
 
         Raises:
             ConfigError: the file cannot be written.
             Unavailable: the file cannot be written at present, for example because the disk is full.
+            VisionError: `measure` raised it.
         """
         path = folder / "candidate.onnx"
         try:

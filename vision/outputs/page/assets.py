@@ -1,4 +1,7 @@
-"""`Assets`, the files that a browser loads. Their addresses contain a hash of all files, so browsers can keep them."""
+"""`Assets`, the files that a browser loads.
+
+Except for HTML files, their addresses contain a hash of all files, so browsers can cache them.
+"""
 
 from __future__ import annotations
 

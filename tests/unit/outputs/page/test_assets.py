@@ -61,3 +61,14 @@ def test_file_has_an_address_with_a_hash_and_can_be_kept() -> None:
     for path in ("/static/0000/app.js", f"/static/{version}/x.js", f"/static/{version}/../../server.py",
                  f"/static/{version}/%2e%2e/server.py", f"/static/{version}/index.html"):  # fmt: skip
         assert client.get(path).status_code in (307, 404)
+
+
+def test_event_filter_offers_the_kinds_of_the_program() -> None:
+    offered = re.search(r"KIND_NAMES = \[(.*?)\]", (STATIC / "event_list.js").read_text(), re.DOTALL)
+    assert offered is not None
+    names = set(re.findall(r'"(\w+)"', offered.group(1)))
+    package = Path(vision.outputs.page.__file__).parents[2]
+    publishers = [*(package / "analytics").glob("*.py"), *(package / "messaging").glob("*.py")]
+    publishers += [*(package / "stages").glob("*.py"), package / "config" / "rules.py"]
+    sources = [path.read_text() for path in publishers]
+    assert {name for name in names if not any(f'"{name}"' in text for text in sources)} == set()

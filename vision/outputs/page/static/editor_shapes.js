@@ -99,7 +99,7 @@ export class Shapes {
     return place.map((part, axis) => Number((Math.min(1, Math.max(0, part)) / scale[axis]).toFixed(digits)));
   }
 
-  // --- changes; a method without `commit` is one part of a movement
+  // --- changes; a method without `commit` is one step of a drag, which `commit` completes
 
   // Add a shape, and return its path. `path` is the zone of a hole.
   add(kind, places, path) {
@@ -176,7 +176,7 @@ export class Shapes {
   }
 }
 
-// Return true if two sides of a polygon cross, or if a line has no length.
+// Return true if two sides of a polygon cross or touch, or if a line has no length.
 export function crossesItself(points, closed) {
   if (!closed) return String(points[0]) === String(points[1]);
   const sides = points.map((point, index) => [point, points[(index + 1) % points.length]]);

@@ -48,7 +48,7 @@ export class View {
     return Math.hypot((a[0] - b[0]) / dx, (a[1] - b[1]) / dy);
   }
 
-  // The size of a pixel of the screen.
+  // The size of a screen pixel, as parts of the frame's width and height.
   get pixel() {
     const { clientWidth, clientHeight } = this.element;
     return [1 / (clientWidth || 1) / this.zoomed.scale, 1 / (clientHeight || 1) / this.zoomed.scale];

@@ -12,7 +12,7 @@ const KINDS = {
 
 export const KIND_NAMES = [
   "line_crossed", "zone_entered", "zone_left", "crowded", "dwelling", "rule",
-  "camera_lost", "camera_recovered", "camera_frozen", "camera_moved",
+  "camera_lost", "camera_back", "camera_frozen", "camera_moved",
 ];
 
 const time = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });

@@ -60,7 +60,7 @@ function machineRows(machine) {
   ];
 }
 
-// Add the panel to `element`. Return a function that ends it.
+// Add the panel to `element`. Return a function that stops the updates.
 export function openHealth(element, store) {
   const line = el("span", { class: "hint" });
   const list = el("dl", { class: "details wide" });

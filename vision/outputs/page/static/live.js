@@ -2,7 +2,7 @@
 //
 // The server sends coded frames and their results separately (live_format.py). A decoded frame is held until its result
 // arrives, so the boxes on a frame are always those of this frame. A frame without a result was skipped by the program,
-// and is not shown, unless no result arrives for two seconds.
+// and is not shown, unless no result arrives for two seconds, or too many frames are held.
 
 const HELD_FRAMES = 60;
 const HELD_PIXELS = 4e7;
@@ -90,7 +90,7 @@ class Connection {
     this.socket = socket;
   }
 
-  // Request a camera from its next key frame on.
+  // Request the live view of a camera, starting with its next key frame.
   async watch(camera) {
     const codecs = await supportedCodecs();
     const views = this.views.get(camera);
@@ -207,7 +207,7 @@ class Frames {
 // --- the view -------------------------------------------------------------------------------------------------------
 
 export class LiveView {
-  // The view adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
+  // `start` adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
   // detail is the result, or null.
   constructor(element, cameraId) {
     this.element = element;

@@ -4,7 +4,7 @@ import { getJson } from "./dom.js";
 const INTERVAL_MS = 1000;
 
 export class Store {
-  // `state` is the last answer of the server, or null. `problem` says why there is no newer one, or is empty.
+  // `state` is the last answer of the server, or null. `problem` is the reason why there is no newer one; empty if there is none.
   constructor() {
     this.state = null;
     this.problem = "";
@@ -14,7 +14,7 @@ export class Store {
     document.addEventListener("visibilitychange", () => this.refresh());
   }
 
-  // Call `listener` now and after each answer. Return a function that ends this.
+  // Call `listener` after each request, and now if a state is known. Return a function that removes the listener.
   listen(listener) {
     this.listeners.add(listener);
     if (this.state !== null) listener(this.state);
