@@ -81,8 +81,7 @@ _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_MAX_PAIRS: Final = 40_000
-"""Number of pairs of a track and a detection from which processing all cameras together takes longer."""
+_MAX_PAIRS: Final = 40_000  # number of pairs from which processing several cameras together takes longer
 
 _shared_ids = itertools.count(1)
 
