@@ -24,7 +24,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the stages of `track`, analytics, rules and, if configured, summaries, snapshots and inquiries.
+    """Open and return the stages of `track`, analytics, rules, and, if configured, summaries, snapshots, and inquiries.
 
     The stages are opened in an order that reports errors early.
     """

@@ -1,7 +1,7 @@
 """Functions and classes that receive the messages of a publisher, report lost messages, and read recordings.
 
 ZeroMQ reconnects and drops messages silently. `Subscription` detects both, and returns the reports `Gap`, `Restart`,
-`Silence` and `Problem` between the messages. With `since`, a subscription requests all events that it missed, and
+`Silence`, and `Problem` between the messages. With `since`, a subscription requests all events that it missed, and
 returns each event once and in order.
 
 >>> for message in subscribe("tcp://127.0.0.1:5555", cameras=["gate"]):

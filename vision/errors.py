@@ -9,8 +9,8 @@
     ├── SourceError       nothing: the camera is opened again after a pause
     │   ├── EndOfStream   nothing: a file or folder has ended
     │   └── SizeChanged   nothing: the frame has a new size, which starts a new epoch
-    ├── DeviceError       nothing: CUDA, TensorRT or ONNX Runtime failed, and systemd restarts the program
-    │   ├── DeviceMissing install the GPU, driver or library that is missing; exit code 78
+    ├── DeviceError       nothing: CUDA, TensorRT, or ONNX Runtime failed, and systemd restarts the program
+    │   ├── DeviceMissing install the GPU, driver, or library that is missing; exit code 78
     │   │   └── DeviceNotReady  nothing: systemd starts the program again; exit code 75
     │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
     ├── LanguageError     the server of a language model gave no usable answer
@@ -18,7 +18,7 @@
     │   ├── ServerFailure nothing: later requests can succeed; exit code 75
     │   └── InvalidAnswer change the prompt or the model; later answers can be valid
     ├── MessageError      use a program that can read the message or the recording
-    └── Closed            nothing: a slot, queue or database was closed, or an operation was canceled
+    └── Closed            nothing: a slot, queue, or database was closed, or an operation was canceled
 
 The message of an exception states what was expected and what was received; its `hint` states what to do.
 """
@@ -57,7 +57,7 @@ class VisionError(Exception):
     exit_code = EXIT_RUNTIME
 
     def __init__(self, message: str, *, hint: str = "", code: str = "", faults: tuple[Fault, ...] = ()) -> None:
-        """Create the error. `redact` removes user names, passwords and tokens from `message`, `hint` and `faults`.
+        """Create the error. `redact` removes user names, passwords, and tokens from `message`, `hint`, and `faults`.
 
         Args:
             message: what was expected and what was received.
@@ -88,7 +88,7 @@ class ModelError(VisionError):
 
 
 class Unavailable(VisionError):
-    """A disk, an address or a lock cannot be used at present. A later attempt can succeed without a change."""
+    """A disk, an address, or a lock cannot be used at present. A later attempt can succeed without a change."""
 
     exit_code = EXIT_TEMPORARY
 
@@ -115,7 +115,7 @@ class DeviceError(VisionError):
 
 
 class DeviceMissing(DeviceError):
-    """A GPU, a driver or a library is missing or too old. Restarting the program does not help."""
+    """A GPU, a driver, or a library is missing or too old. Restarting the program does not help."""
 
     exit_code = EXIT_CONFIG
 
@@ -155,7 +155,7 @@ class MessageError(VisionError):
 
 
 class Closed(VisionError):
-    """An object is closed, such as a slot, queue, database or subscription, or an operation was canceled."""
+    """An object is closed, such as a slot, queue, database, or subscription, or an operation was canceled."""
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")
@@ -220,7 +220,7 @@ def _without(secret: str, shown: str, text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return `text` with all registered secrets, and the users, passwords and tokens of every URL, replaced."""
+    """Return `text` with all registered secrets, and the users, passwords, and tokens of every URL, replaced."""
     if not text:
         return text
     text = _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", conceal(text)))

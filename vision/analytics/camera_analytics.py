@@ -1,6 +1,6 @@
 """`Analytics` turns the tracks of one camera into events and counts.
 
-`LineWatch`, `ZoneWatch` and `CrowdDetector` detect crossings, passages and crowding. `Analytics` reports these as
+`LineWatch`, `ZoneWatch`, and `CrowdDetector` detect crossings, passages, and crowding. `Analytics` reports these as
 events.
 """
 
@@ -61,7 +61,7 @@ class Analytics:
     # --- public methods -----------------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Process the tracks of one frame. Return the events: of lost objects, then of lines, zones and crowds."""
+        """Process the tracks of one frame. Return the events: of lost objects, then of lines, zones, and crowds."""
         objects, clock = self._objects, self._objects.clock
         step_s = clock.advance(captured_ns)
         now_s, memory_s = clock.now_s, clock.memory_s(self._forget_s)
@@ -305,7 +305,7 @@ def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["line
 
 
 class _ShapeCounters:
-    """Counters of the crossings, entries and exits of each line and zone, in total and by class (``in:person``)."""
+    """Counters of the crossings, entries, and exits of each line and zone, in total and by class (``in:person``)."""
 
     def __init__(
         self, config: CameraAnalytics, stored: CameraCounters | None, earlier: _ShapeCounters | None = None

@@ -22,7 +22,7 @@ _SURE_SCORE: Final = 0.8
 _EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
 
 _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
-"""Matrix that converts corners x1, y1, x2, y2 to center x, center y, width and height."""
+"""Matrix that converts corners x1, y1, x2, y2 to center x, center y, width, and height."""
 
 
 class FrameDetections:

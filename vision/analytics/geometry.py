@@ -1,4 +1,4 @@
-"""Geometry of lines, zones, boxes and the ground plane, computed for all objects and all shapes at once.
+"""Geometry of lines, zones, boxes, and the ground plane, computed for all objects and all shapes at once.
 
 Coordinates are pixels of the frame: x increases to the right, and y increases downward. With 200 objects and 20 zones,
 this NumPy code takes a third of the time that shapely 2 takes, because a test of bounding boxes leaves few pairs of an

@@ -73,9 +73,10 @@ class SizeFilter:
         """Return the weight (M,) of each box `at` (4, M), from its width and height. Let `state` follow real changes.
 
         The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
-        leaves. A box that is suddenly narrower, shorter or wider shows only a part of an object, or two objects, so its
-        center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution instead
-        of a normal distribution. Growth in the same direction over several boxes is real, so it raises the gain.
+        leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
+        its center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution
+        instead of a normal distribution. Growth in the same direction over several boxes is real, so it raises the
+        gain.
         """
         if count_nonzero(state[WHOLE]):
             cut = cut | self._show_again(state, at)

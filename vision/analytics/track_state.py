@@ -23,7 +23,7 @@ def values_at(values: PerTrack, tracks: IndexArray | BoolArray) -> PerTrack:
     return values if isinstance(values, float) else values[tracks]
 
 
-# Rows of the state. The first five slices have four rows: center x, center y, width and height.
+# Rows of the state. The first five slices have four rows: center x, center y, width, and height.
 AT: Final = slice(0, 4)
 SPEED: Final = slice(4, 8)
 VAR_AT: Final = slice(8, 12)

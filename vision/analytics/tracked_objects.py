@@ -56,7 +56,7 @@ class TrackSnapshot(NamedTuple):
     points: Points  # (M, A) positions of the anchors
     distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
     margin: FloatArray  # (M,) distance in pixels by which an object must pass the border of a zone
-    cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right or bottom of the box
+    cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right, or bottom of the box
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`Tracker` turns the detections of one camera into tracks.
 
 Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
-size. Therefore, the same rules apply at 30, 10 and 3 frames/s.
+size. Therefore, the same rules apply at 30, 10, and 3 frames/s.
 
 Detections are matched with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object
 Tracking by Associating Every Detection Box", ECCV 2022): first strong detections with any of these tracks, then weak
@@ -77,7 +77,7 @@ _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and 
 _SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
 
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
-"""Matrix that converts center x, center y, width and height to corners x1, y1, x2, y2."""
+"""Matrix that converts center x, center y, width, and height to corners x1, y1, x2, y2."""
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
@@ -90,7 +90,7 @@ class Tracker:
     """Tracker of the objects of one camera. It is not thread-safe.
 
     Detections of different classes are different objects, unless the classes are in one group. Capture times can stay
-    the same, go back or jump ahead. If a capture time goes back, the clock advances by the usual interval, so the age
+    the same, go back, or jump ahead. If a capture time goes back, the clock advances by the usual interval, so the age
     of a track never decreases. A gap longer than both `lost_s` and 2.5 times the usual interval ends every track.
 
     Args:
@@ -285,7 +285,7 @@ class _TracksTogether:
     def _pairs(self, frame: FrameDetections) -> Pairs:
         """Return the tracks and detections that are near each other, with their similarity.
 
-        The similarity comes from overlap, distance, size and direction. Overlap alone fails if frames are far apart in
+        The similarity comes from overlap, distance, size, and direction. Overlap alone fails if frames are far apart in
         time, and distance alone fails if objects are close together.
         """
         state, at = self._state, frame.at

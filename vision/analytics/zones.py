@@ -1,4 +1,4 @@
-"""`ZoneWatch` detects when objects enter, leave and stay in zones. `CrowdDetector` detects when zones are crowded.
+"""`ZoneWatch` detects when objects enter, leave, and stay in zones. `CrowdDetector` detects when zones are crowded.
 
 An object enters or leaves a zone when its anchor is beyond the border by a margin. An object that appears inside a zone
 also enters it.

@@ -1,4 +1,4 @@
-"""Measurements of `vision bench MODEL`: speed of the network alone, the detection stage and the whole program."""
+"""Measurements of `vision bench MODEL`: speed of the network alone, the detection stage, and the whole program."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def measure(
     """Measure all parts in `settings`, and return the results. `say` receives a description of each step.
 
     Raises:
-        VisionError: the model, the back-end or the frames are missing, the frames cannot be converted, or nothing could
-            be measured.
+        VisionError: the model, the back-end, or the frames are missing, the frames cannot be converted, or nothing
+            could be measured.
     """
     source = settings.source or shipped_clip()
     frames = load_frames(source, _FRAMES)
@@ -100,11 +100,11 @@ def measure(
 def load_gpu(backend: str) -> tuple[Any, str]:
     """Return the module `vision.benchmark.gpu`, and a note for the report.
 
-    If `backend` is "auto" but the GPU, its driver or TensorRT is missing, return None and a note that states the
+    If `backend` is "auto" but the GPU, its driver, or TensorRT is missing, return None and a note that states the
     reason. If `backend` is neither "tensorrt" nor "auto", return None. In all other cases, the note is empty.
 
     Raises:
-        DeviceMissing: `backend` is "tensorrt", but the GPU, its driver or TensorRT is missing.
+        DeviceMissing: `backend` is "tensorrt", but the GPU, its driver, or TensorRT is missing.
         DeviceError: the GPU does not work.
     """
     if backend not in ("tensorrt", "auto"):

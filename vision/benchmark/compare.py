@@ -1,6 +1,6 @@
 """Comparison of two benchmarks, and a check of whether they are comparable.
 
-A ratio of measurements from different machines, clocks or models does not describe the code, so all such differences
+A ratio of measurements from different machines, clocks, or models does not describe the code, so all such differences
 are reported with the ratios.
 """
 

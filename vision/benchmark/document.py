@@ -1,4 +1,4 @@
-"""File format of a benchmark: measurements, hardware and conditions.
+"""File format of a benchmark: measurements, hardware, and conditions.
 
 `vision bench --json` writes such files. Its options `--compare` and `--read` read them, for example results in the
 repository.
@@ -48,7 +48,7 @@ class Case:
         return f"{self.setup()}, {self.precision}"
 
     def setup(self) -> str:
-        """Return the name of the case without its part, precision and batch size."""
+        """Return the name of the case without its part, precision, and batch size."""
         if self.part == "engine":
             return f"{self.lanes} stream{'s' * (self.lanes > 1)}{', graph' * (self.mode == 'graph')}"
         if self.part == "stage":

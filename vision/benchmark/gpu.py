@@ -36,7 +36,7 @@ def require() -> None:
     """Check that the GPU and TensorRT can be used.
 
     Raises:
-        DeviceMissing: the GPU, its driver or TensorRT is missing.
+        DeviceMissing: the GPU, its driver, or TensorRT is missing.
         DeviceError: the GPU does not work.
     """
     open_device()
@@ -44,7 +44,7 @@ def require() -> None:
 
 
 class GpuLane:
-    """Lane that runs the network on a GPU, as a CUDA graph or without one. It has its own stream, context and input."""
+    """Lane that runs the network on a GPU, with or without a CUDA graph. It has its own stream, context, and input."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ def relative_error(parts: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Durations, throughput and CPU use of a series of batches."""
+    """Durations, throughput, and CPU use of a series of batches."""
 
     durations: Durations  # from the start of a batch to its result
     frames_per_s: float

@@ -1,4 +1,4 @@
-"""Measurements of `vision plan CONFIG`: throughput, latency and bottleneck of a deployment with stand-in cameras."""
+"""Measurements of `vision plan CONFIG`: throughput, latency, and bottleneck of a deployment with stand-in cameras."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
         progress: receives a description of each step.
 
     Raises:
-        VisionError: the model, the back-end, the pipeline or a local source cannot be opened.
+        VisionError: the model, the back-end, the pipeline, or a local source cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder, language_load(config.language) as load:
         progress("opening the cameras")

@@ -136,7 +136,7 @@ def _draw_lines(rate_axes: Any, tail_axes: Any, lines: Lines, styles: Mapping[st
 
 
 def _scale_tail(tail_axes: Any, times_ms: Sequence[float]) -> None:
-    """Make the time axis logarithmic if the times vary widely, with labels at 1, 2 and 5 times each power of ten."""
+    """Make the time axis logarithmic if the times vary widely, with labels at 1, 2, and 5 times each power of ten."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     measured = [time_ms for time_ms in times_ms if time_ms > 0]

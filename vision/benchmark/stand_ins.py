@@ -1,6 +1,6 @@
 """Stand-ins for the cameras of a deployment: local videos of the same size and rate.
 
-Files, folders of images and synthetic cameras are used directly, because they are on this machine. For a network, USB
+Files, folders of images, and synthetic cameras are used directly, because they are on this machine. For a network, USB,
 or CSI camera, the shipped clip is encoded once as H.264 at the camera's size and rate. Decoding then costs about as
 much as for the camera's stream, and the detector and the stages process real scenes.
 """

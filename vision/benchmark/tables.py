@@ -1,4 +1,4 @@
-"""Tables of benchmarks, comparisons and plans for a terminal of 80 columns."""
+"""Tables of benchmarks, comparisons, and plans for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def result_text(bench: Bench) -> str:
 
 
 def heading(bench: Bench) -> tuple[str, ...]:
-    """Return the lines above the tables. They describe the model, the machine, the frames and the clocks."""
+    """Return the lines above the tables. They describe the model, the machine, the frames, and the clocks."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
     mode = (
@@ -147,7 +147,7 @@ def _rows_table(bench: Bench, rows: Sequence[Row], cells: _Cells) -> Table:
 
 
 def _conditions(rows: Sequence[Row]) -> _Cells:
-    """Return the columns for the CPU use, memory and objects of one part."""
+    """Return the columns for the CPU use, memory, and objects of one part."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",

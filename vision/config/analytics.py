@@ -43,7 +43,7 @@ def check_line(points: tuple[Point, Point]) -> tuple[Point, Point]:
 def check_polygon(polygon: tuple[Point, ...]) -> tuple[Point, ...]:
     """Return the corners of a polygon if its sides do not cross.
 
-    The computation is exact for the decimals as written, so that 0.1, 0.2 and 0.3 are evenly spaced.
+    The computation is exact for the decimals as written, so that 0.1, 0.2, and 0.3 are evenly spaced.
 
     Raises:
         InvalidValue: a point is repeated, the area is zero, or two sides meet at more than their common corner.
@@ -157,7 +157,7 @@ class GroundConfig(ConfigSection):
 
 
 class CameraAnalytics(ConfigSection):
-    """Lines, zones and ground points of one camera."""
+    """Lines, zones, and ground points of one camera."""
 
     units: Units = "pixels"
     """Unit of every point: pixels, or fractions (0 to 1) or percent (0 to 100) of the frame's width and height."""

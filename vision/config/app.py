@@ -86,7 +86,7 @@ class DetectConfig(ConfigSection):
 
 
 class CameraConfig(ConfigSection):
-    """One source of frames: a camera, a recording or a synthetic camera."""
+    """One source of frames: a camera, a recording, or a synthetic camera."""
 
     id: Identifier
     """Name of the camera in topics, messages and logs."""
@@ -284,7 +284,7 @@ class AppConfig(ConfigSection):
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a / or .onnx) relative to this file."""
     detect: DetectConfig = DetectConfig()
-    """Classes, thresholds, back-end and speed of the detector."""
+    """Classes, thresholds, back-end, and speed of the detector."""
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, max_length=1000)
     """Sources of frames."""
     track: TrackConfig = TrackConfig()

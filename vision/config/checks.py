@@ -184,7 +184,7 @@ def _classes_in_two_groups(groups: object) -> Iterator[Conflict]:
 def analytics_conflicts(
     section: Section, references: References = References(), base: tuple[str, ...] = ()
 ) -> Iterator[Conflict]:
-    """Yield the conflicts between lines, zones and ground points of one camera. `base` is the section's location."""
+    """Yield the conflicts between lines, zones, and ground points of one camera. `base` is the section's location."""
     shapes = [*_sections(section, "lines", *base), *_sections(section, "zones", *base)]
     yield from _repeated("name", shapes, references)
     units = section.get("units", "pixels")

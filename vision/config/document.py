@@ -38,7 +38,7 @@ class Node:
     depth: int = 1  # number of nested levels
 
     def plain(self) -> object:
-        """Return the value without positions, as strings, numbers, tuples and dicts."""
+        """Return the value without positions, as strings, numbers, tuples, and dicts."""
         if isinstance(self.value, tuple):
             return tuple(node.plain() for node in self.value)
         if isinstance(self.value, dict):

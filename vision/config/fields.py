@@ -35,7 +35,7 @@ _IPC_PATH_BYTES: Final = 107  # sun_path in unix(7) of Linux, without the final 
 class ConfigSection(BaseModel):
     """Base class of a mapping in a file. Instances are immutable and have no unknown keys.
 
-    Validation accesses no file, device or host. Errors never show a value, because the value can be a secret.
+    Validation accesses no file, device, or host. Errors never show a value, because the value can be a secret.
     """
 
     model_config = ConfigDict(

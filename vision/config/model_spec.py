@@ -202,7 +202,7 @@ def _kind_of_classes(value: object) -> str:
 
 
 class ModelSpec(_Spec):
-    """The model.yaml of a detection model: inputs, outputs and origin of the model."""
+    """The model.yaml of a detection model: inputs, outputs, and origin of the model."""
 
     input: InputSpec
     """Pre-processing of frames."""
@@ -229,7 +229,7 @@ class ModelSpec(_Spec):
 
 
 class ClassifierSpec(_Spec):
-    """The model.yaml of a classifier: input, output and origin of the model."""
+    """The model.yaml of a classifier: input, output, and origin of the model."""
 
     profiles: ClassVar[None] = None
     plugins: ClassVar[tuple[()]] = ()

@@ -23,7 +23,7 @@ _MOST_VARINT_BYTES: Final = 10
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET, _METADATA = 1, 2, 7, 8, 14  # ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # GraphProto
 _TENSOR_NAME, _EXTERNAL = 8, 13  # TensorProto
-_FIRST, _SECOND = 1, 2  # the fields of StringStringEntryProto, ValueInfoProto, TypeProto and its parts
+_FIRST, _SECOND = 1, 2  # the fields of StringStringEntryProto, ValueInfoProto, TypeProto, and its parts
 
 _DTYPES: Final[Mapping[int, str]] = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",

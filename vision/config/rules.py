@@ -5,7 +5,7 @@ The grammar of ``when`` is::
     when     = KIND NAME [ "for" DURATION ]
     KIND     = "line_crossed" | "zone_entered" | "zone_left" | "crowded" | "dwelling"
     NAME     = name of a line or zone under analytics
-    DURATION = a number followed by ms, s, m, h or d, without a space
+    DURATION = a number followed by ms, s, m, h, or d, without a space
 
 `crowded` and `dwelling` are states and can have a duration, counted from when the zone became crowded or the object
 entered the zone.

@@ -21,7 +21,7 @@ _HIDDEN: Final = "***"
 def register_values(key: str, text: str, spans: Sequence[Span]) -> None:
     """Register the parts `spans` of `text`, which is the value of `key`, as secrets.
 
-    Paths, values of `_PUBLIC_KEYS`, and the scheme, host and port of a URL are no secrets.
+    Paths, values of `_PUBLIC_KEYS`, and the scheme, host, and port of a URL are no secrets.
     """
     if key in _PUBLIC_KEYS or text.startswith(("/", "./", "../")):
         return

@@ -90,7 +90,7 @@ _UNPRINTABLE_OR_SPACE = re.compile("[\x00-\x20\x7f-\xa0]")
 _NO_SCHEME = re.compile(r"(?:[^/@]*@)?(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]*)?|[A-Za-z0-9.-]+:[0-9]{2,5})(?:/.*)?")
 
 # The syntax of RFC 3986, section 3.2, which is stricter than FFmpeg and GStreamer. `vision.errors.redact` recognizes
-# only this syntax: it would print the rest of a password that contains an unescaped '/', quote or '<'.
+# only this syntax: it would print the rest of a password that contains an unescaped '/', quote, or '<'.
 _AUTHORITY = re.compile(
     r"(?:(?P<user>(?:[A-Za-z0-9._~!$&()*+,;=:-]|%[0-9A-Fa-f]{2})*)@)?(?P<host>\[[^\]@]*\]|[^:@\[\]]*)(?::(?P<port>[^@]*))?"
 )

@@ -1,6 +1,6 @@
 """Reader that parses YAML into a `Document`, with the position of each value, and replaces ``${NAME}``.
 
-The loaders of PyYAML lose the positions of values, accept repeated keys, and read ``no``, ``012``, ``12:30`` and
+The loaders of PyYAML lose the positions of values, accept repeated keys, and read ``no``, ``012``, ``12:30``, and
 ``2026-01-01`` differently from what users mean. Therefore, PyYAML only composes the nodes here. Scalars follow the core
 schema of YAML 1.2, as in editors. Repeated keys are faults. ``${NAME}`` is replaced after parsing, so that no secret
 can change the structure. docs/decisions/010-yaml-positions.md compares this design with ruamel.yaml.

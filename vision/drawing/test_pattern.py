@@ -12,4 +12,4 @@ from typing import Final
 FAKE_CLASSES: Final[tuple[str, ...]] = ("red", "green", "blue")
 
 FAKE_COLORS: Final[tuple[tuple[int, int, int], ...]] = ((0, 0, 255), (0, 255, 0), (255, 0, 0))
-"""Color of each class of `FAKE_CLASSES`: blue, green and red, from 0 to 255."""
+"""Color of each class of `FAKE_CLASSES`: blue, green, and red, from 0 to 255."""

@@ -1,4 +1,4 @@
-"""Annotated video of an evaluation: found, missed and false objects, trails, lines, zones and counters."""
+"""Annotated video of an evaluation: found, missed, and false objects, trails, lines, zones, and counters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the video's frames, which must be drawn in order. It keeps trails, counters and former tracks."""
+    """Painter of the video's frames, which must be drawn in order. It keeps trails, counters, and former tracks."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject

@@ -29,7 +29,7 @@ _MARGIN: Final = 0.1  # least distance from the border of a zone, as a part of t
 _GRAIN_S: Final = 1e-3
 
 Times: TypeAlias = dict[tuple[str, str], list[float]]
-"""Times in seconds of crossings, entries and exits, by the name of the line or zone and the kind of the passage."""
+"""Times in seconds of crossings, entries, and exits, by the name of the line or zone and the kind of the passage."""
 
 
 def count_errors(

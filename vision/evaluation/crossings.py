@@ -135,7 +135,7 @@ def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.fl
 
 
 def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask (N, 4): whether the frame cuts off the left, top, right and bottom side of each box (N, 4)."""
+    """Return a mask (N, 4): whether the frame cuts off the left, top, right, and bottom side of each box (N, 4)."""
     low, high = boxes_xyxy[:, :2] <= _EDGE_PX, boxes_xyxy[:, 2:] >= np.array(frame_size_px) - _EDGE_PX
     return np.concatenate([low, high], axis=1)
 

@@ -1,4 +1,4 @@
-"""Precision, recall and average precision of boxes.
+"""Precision, recall, and average precision of boxes.
 
 Boxes are matched as in COCO: in order of descending scores, each detection of a frame is matched to the free true box
 with the greatest overlap, if that overlap is large enough. All other detections are false. Average precision is that of

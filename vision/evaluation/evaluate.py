@@ -82,7 +82,7 @@ def run(request: Request, stop: threading.Event) -> int:
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: an argument, the configuration or the ground truth is invalid, or a package is missing.
+        ConfigError: an argument, the configuration, or the ground truth is invalid, or a package is missing.
         VisionError: the run failed, or a file cannot be written.
     """
     request.check_outputs()
@@ -101,11 +101,11 @@ def run(request: Request, stop: threading.Event) -> int:
 
 
 def open_subject(request: Request, stop: threading.Event) -> Subject:
-    """Load and check the configuration, the ground truth and the video.
+    """Load and check the configuration, the ground truth, and the video.
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: the configuration, its camera, the class or the ground truth is invalid, or they do not match.
+        ConfigError: the configuration, its camera, the class, or the ground truth is invalid, or they do not match.
         ModelError: the model is missing or unknown.
         SourceError: the video cannot be read.
     """

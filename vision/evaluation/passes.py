@@ -96,7 +96,7 @@ class Findings:
 
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
-    """Return the configuration with only the camera of the labeled video, and without saved state, snapshots and rules.
+    """Return the configuration with only the camera of the labeled video, without saved state, snapshots, and rules.
 
     If `camera_id` is None, the configuration must have only one camera.
 
@@ -125,7 +125,7 @@ def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
                 if name == camera_id
             },
             "status": StatusConfig(interval_s=0.1),
-            # An evaluation changes no counters, events or snapshots of the running system.
+            # An evaluation changes no counters, events, or snapshots of the running system.
             **{"state_dir": None, "snapshots": None, "rules": ()},
         }
     )

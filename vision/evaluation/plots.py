@@ -31,7 +31,7 @@ def require_matplotlib() -> None:
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision against recall, and precision, recall and F1 against the score threshold, to the file `path`."""
+    """Plot precision against recall, and precision, recall, and F1 against the score threshold, to the file `path`."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -53,7 +53,7 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
 
 
 def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot the numbers of true, found, missed and false objects in each frame to the file `path`."""
+    """Plot the numbers of true, found, missed, and false objects in each frame to the file `path`."""
     figure, (axes,) = _figure(10.0, 3.6, 1)
     seconds = np.arange(video.frames) * video.interval_s
     true = np.bincount(truth.frames - 1, minlength=video.frames)

@@ -51,7 +51,7 @@ class Evaluation:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print a table with the metrics of the detector, the tracks and the lines, and then the notes."""
+    """Print a table with the metrics of the detector, the tracks, and the lines, and then the notes."""
     video, found = evaluation.video, evaluation.detection
     about = f"{video.frames} frames of {video.width_px}x{video.height_px}, {video.duration_s:.1f} s"
     rate = f"{video.frames / max(evaluation.seconds, 1e-9):.1f} frames/s"

@@ -1,4 +1,4 @@
-"""Tracking metrics: MOTA, IDF1, HOTA and identity switches.
+"""Tracking metrics: MOTA, IDF1, HOTA, and identity switches.
 
 TrackEval, the implementation by the authors of HOTA, computes IDF1 and HOTA. MOTA and identity switches follow the
 definition of CLEAR (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008),

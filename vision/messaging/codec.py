@@ -1,6 +1,6 @@
 """Encoding and decoding of messages, and the conversion of results to messages.
 
-Publisher, recorder and subscriber import this module, so that their formats cannot differ.
+Publisher, recorder, and subscriber import this module, so that their formats cannot differ.
 `vision.messaging.schema` defines the fields. Boxes are rounded to 0.1 px, scores to 0.0001, and the durations of stages
 to 1 µs. Times in UTC are truncated to 1 µs. Monotonic times are not rounded.
 """

@@ -2,8 +2,8 @@
 
 Most functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They can
 raise `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
-damaged or different from its model.yaml, `DeviceError` if the device is missing or fails, `Unavailable` if an address,
-a disk or a lock cannot be used at present, and `Closed` if the run was stopped while it was starting.
+damaged, or different from its model.yaml, `DeviceError` if the device is missing or fails, `Unavailable` if an address,
+a disk, or a lock cannot be used at present, and `Closed` if the run was stopped while it was starting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Worker processes: start, messages, detection of crashes, hangs and leaks, replacement, and stop.
+"""Worker processes: start, messages, detection of crashes, hangs, and leaks, replacement, and stop.
 
 A worker process runs one function (`Entry`), which the main process names as text. The main process starts it as a new
 program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker is

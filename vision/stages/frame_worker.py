@@ -1,4 +1,4 @@
-"""`FrameWorker` processes copies of frames in a separate thread, for stages that draw, encode or write frames."""
+"""`FrameWorker` processes copies of frames in a separate thread, for stages that draw, encode, or write frames."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class SnapshotStage:
         return replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of written, skipped and failed snapshots, and the number of files in the folder."""
+        """Return the numbers of written, skipped, and failed snapshots, and the number of files in the folder."""
         return {
             "snapshots.written": self._folder.written,
             "snapshots.skipped": self._worker.skipped,

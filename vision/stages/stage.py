@@ -99,7 +99,7 @@ class HasProgress(Protocol):
 
 @runtime_checkable
 class HasCounters(Protocol):
-    """A detector, stage or sink that provides counters for operators."""
+    """A detector, stage, or sink that provides counters for operators."""
 
     def counters(self) -> Mapping[str, int]:
         """Return the values of the counters by name, such as ``cascade.skipped``. The main thread calls this method."""

@@ -13,7 +13,7 @@ _PERIOD: Final = ("", "period_s")  # name and key of the start of the period, wh
 
 
 def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
-    """Return the checksum (CRC-32) of a counter's camera, name, key and value."""
+    """Return the checksum (CRC-32) of a counter's camera, name, key, and value."""
     return zlib.crc32("\0".join((camera, name, key, str(value))).encode())
 
 

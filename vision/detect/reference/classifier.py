@@ -14,7 +14,7 @@ from vision.detect.reference.letterbox import Letterbox
 from vision.errors import ModelError
 
 Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right and bottom of a rectangle in whole pixels. Right and bottom are exclusive."""
+"""Left, top, right, and bottom of a rectangle in whole pixels. Right and bottom are exclusive."""
 
 _Floats: TypeAlias = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ _CORNER_ROUNDS: Final = 3  # number of times that Chaikin's algorithm cuts all c
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Class, size, shape and acceleration of an object."""
+    """Class, size, shape, and acceleration of an object."""
 
     class_name: str
     size_m: tuple[float, float, float]  # length, width, height

@@ -37,7 +37,7 @@ class ErrorModel:
     """Part of the objects that are detected, for each visible part in `PARTS`."""
     miss_s: float = 0.3  # time constant of misses
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Standard deviations of center x, center y, width and height."""
+    """Standard deviations of center x, center y, width, and height."""
     jitter_s: float = 0.15  # time constant of jitter and of second boxes
     score: tuple[float, ...] = (1.0,) * len(PARTS)
     """Mean score, for each visible part in `PARTS`."""
@@ -84,7 +84,7 @@ DETECTORS: Final[Mapping[str, ErrorModel]] = {
 
 The values of `poor` are those of nanodet-g-416 at 416x416 pixels on PETS09-S2L1, for scores of at least 0.15
 (tests/accuracy/detector_errors.py measures them). The clip has no vehicles and no objects below 30 pixels, so `cut`,
-`flicker` and `smallest_px` are assumptions. All values of `good` are assumptions about a larger model.
+`flicker`, and `smallest_px` are assumptions. All values of `good` are assumptions about a larger model.
 """
 
 
@@ -114,7 +114,7 @@ class SimulatedDetector:
         self._rng = np.random.default_rng((seed, 1))
         objects = max(class_ids, default=0) + 1
         # Gaussian processes of each object: center x, center y, width, height, score, miss, cut, class, second box,
-        # and center x, center y, width and height of the second box.
+        # and center x, center y, width, and height of the second box.
         self._state = self._rng.standard_normal((13, objects))
         jitter_s = [errors.jitter_s] * 4
         others_s = [errors.score_s, errors.miss_s, max(errors.jitter_s, 0.5), errors.flicker_s, errors.jitter_s]
@@ -180,7 +180,7 @@ class SimulatedDetector:
         return self._class_ids[number]
 
     def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the boxes, scores and classes of false objects, which appear at random places for random times.
+        """Return the boxes, scores, and classes of false objects, which appear at random places for random times.
 
         Their number in a frame has the same Poisson distribution at every frame rate.
         """

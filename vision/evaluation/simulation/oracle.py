@@ -27,13 +27,13 @@ _BORDER: Final = (
 )
 _EDGE_PX: Final = 0.01  # distance that keeps points within the frame
 _SPEED_S: Final = 1.0  # duration over which a true speed is averaged, as in the analytics
-_GROUND: Final = (0.15, 0.85, 0.95)  # left, right and bottom of the ground area, as parts of the frame
+_GROUND: Final = (0.15, 0.85, 0.95)  # left, right, and bottom of the ground area, as parts of the frame
 _BELOW_HORIZON: Final = 0.12  # distance of the ground area from the horizon, as a part of the frame height
 _TOP: Final = 0.1  # minimum distance of the ground area from the upper edge, as a part of the frame height
 
 
 def camera_analytics(scene: Scene) -> CameraAnalytics:
-    """Return the lines, the zones and the ground points of the camera of a scene, in pixels of its frame."""
+    """Return the lines, the zones, and the ground points of the camera of a scene, in pixels of its frame."""
     ends = {name: _on_frame(scene.view, places) for name, places in scene.lines_m.items()}
     lines = tuple(LineConfig(name=name, points=(first, second)) for name, (first, second) in ends.items())
     zones = tuple(

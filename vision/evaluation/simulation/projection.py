@@ -62,7 +62,7 @@ class CameraView:
         Args:
             places_m: center of the base of the object, (T, 2).
             headings: direction of the length in radians, counterclockwise from x, (T,).
-            size_m: length, width and height of the object.
+            size_m: length, width, and height of the object.
             is_round: if True, the object is an elliptic cylinder; if False, a cuboid.
 
         Returns:

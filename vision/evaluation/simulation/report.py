@@ -64,7 +64,7 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
 
 
 def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
-    """Yield the cells of one row: sums of counts, and means, medians or percentiles of other values."""
+    """Yield the cells of one row: sums of counts, and means, medians, or percentiles of other values."""
     zones = [zone for run in runs for zone in run.zones]
     speeds, best = _joined(runs)
     yield str(sum(run.true_crossings for run in runs))

@@ -1,4 +1,4 @@
-"""Scenes of the simulator: cameras, moving objects, obstacles, lines and zones.
+"""Scenes of the simulator: cameras, moving objects, obstacles, lines, and zones.
 
 A function builds each scene from a random generator, so the same seed always gives the same scene.
 """
@@ -33,7 +33,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Objects, obstacles, lines and zones. Places are on the ground, in meters."""
+    """Objects, obstacles, lines, and zones. Places are on the ground, in meters."""
 
     name: str
     view: CameraView
@@ -146,7 +146,7 @@ def turning(rng: Rng) -> Scene:
 
 
 def stops(rng: Rng) -> Scene:
-    """Return a scene in which people and cars stop before, on and behind a line, and then continue or turn back."""
+    """Return a scene in which people and cars stop before, on, and behind a line, and then continue or turn back."""
     view = CameraView(height_m=5.0, tilt_deg=22.0)
     actors = []
     for start_s in _starts(rng, 16):
@@ -193,7 +193,7 @@ def parking(rng: Rng) -> Scene:
 
 
 def groups(rng: Rng) -> Scene:
-    """Return a scene in which groups of people walk side by side, meet and pass through each other."""
+    """Return a scene in which groups of people walk side by side, meet, and pass through each other."""
     view = CameraView(height_m=5.0, tilt_deg=20.0)
     actors = []
     for start_s in _starts(rng, 9):
@@ -209,7 +209,7 @@ def groups(rng: Rng) -> Scene:
 
 
 def waiting(rng: Rng) -> Scene:
-    """Return a scene in which groups of people come, stand together and leave, while other people pass them."""
+    """Return a scene in which groups of people come, stand together, and leave, while other people pass them."""
     view = CameraView(height_m=4.5, tilt_deg=20.0)
     actors = []
     for start_s, spot in zip(_starts(rng, 6, 35.0), rng.permutation(6).tolist(), strict=True):
@@ -269,7 +269,7 @@ def edges(rng: Rng) -> Scene:
 
 
 def occlusion(rng: Rng) -> Scene:
-    """Return a scene in which people walk behind pillars, a kiosk and a parked truck."""
+    """Return a scene in which people walk behind pillars, a kiosk, and a parked truck."""
     view = CameraView(height_m=4.0, tilt_deg=18.0)
     pillars = [Obstacle((float(x), 9.0), (0.5, 0.5, 4.0)) for x in (-5.0, -1.5, 2.0, 5.5)]
     obstacles = (*pillars, Obstacle((-3.3, 12.0), (1.6, 1.6, 2.6)))
@@ -293,7 +293,7 @@ def occlusion(rng: Rng) -> Scene:
 
 
 def street(rng: Rng) -> Scene:
-    """Return a scene in which cars, trucks, cyclists and people move both ways below a high wide-angle camera."""
+    """Return a scene in which cars, trucks, cyclists, and people move both ways below a high wide-angle camera."""
     view = CameraView(height_m=8.0, tilt_deg=24.0, field_of_view_deg=85.0, distortion=-0.08)
     actors: list[Actor] = []
     for y, direction in ((14.0, 1.0), (18.0, -1.0)):

@@ -142,7 +142,7 @@ def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady"
 
 
 def prepare_scene(scene: Scene, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
-    """Compute the ground truth of a scene. `seed` selects the gaps, bursts and errors of the detector."""
+    """Compute the ground truth of a scene. `seed` selects the gaps, bursts, and errors of the detector."""
     section = camera_analytics(scene)
     times_s = frame_times(scene.duration_s, frames_per_s, timing, seed)
     paths = list(true_paths(scene))

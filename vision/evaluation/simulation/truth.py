@@ -1,4 +1,4 @@
-"""Ground truth of the frames of a scene: the visible objects, their boxes and their classes."""
+"""Ground truth of the frames of a scene: the visible objects, their boxes, and their classes."""
 
 from __future__ import annotations
 
