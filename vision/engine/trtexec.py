@@ -103,7 +103,8 @@ def build_line(
 ) -> str:
     """Return the command that builds an engine. For strong typing, `onnx` must already have the precision.
 
-    If `half_input` is True, the input of `trtexec-10` is float16. For other tools, `onnx` determines its type.
+    If `half_input` is True, an engine that `trtexec-10` builds has a float16 input. For other tools, `onnx` determines
+    the type of the input.
     """
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":

@@ -54,7 +54,7 @@ def require_tensorrt(algorithms: Sequence[Algorithm]) -> None:
     """Check that TensorRT can calibrate on this machine with these algorithms.
 
     Raises:
-        ConfigError: TensorRT does not have an algorithm.
+        ConfigError: one of the algorithms is not available with TensorRT.
         ModelError: the installed TensorRT has no calibrators.
         DeviceMissing: TensorRT or a GPU is missing.
     """

@@ -238,7 +238,7 @@ def delete_old(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> Non
 
 
 def main() -> None:
-    """Compact the archive that the last argument describes, as JSON."""
+    """Compact an archive. The last argument of the command line is a JSON object with its folder and limits."""
     os.nice(10)
     options = json.loads(sys.argv[-1])
     limits = {"keep_days": options["keep_days"], "max_mb": options["max_mb"]}

@@ -49,7 +49,7 @@ class Spool:
     Attributes:
         count: number of waiting messages.
         nbytes: size of the waiting messages in bytes.
-        lost: number of messages that were deleted because of the limits.
+        lost: number of messages that were deleted because of the limits since this object was created.
     """
 
     def __init__(
