@@ -113,7 +113,8 @@ def test_a_camera_with_masks_sends_only_images_without_the_masked_area(zoo: Zoo,
     for image in [*found, shown]:
         assert image.shape == (HEIGHT, WIDTH, 3)
         assert image[:, : WIDTH // 2 - 8].max() < 24
-        assert image[: HEIGHT // 4, WIDTH // 2 + 8 :].max() > 150
+    # The other half shows the low bits of the number of the frame, which are not all 0 in successive frames.
+    assert max(image[: HEIGHT // 4, WIDTH // 2 + 8 :].max() for image in found) > 150
 
 
 def test_objects_of_hidden_classes_are_unrecognizable_in_each_frame(zoo: Zoo) -> None:

@@ -79,7 +79,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Time of the detection stage (frames in, boxes out) divided by the time of its slowest part "
+                    "Throughput of the detection stage (frames in, boxes out) divided by that of its slowest part "
                     "(network or copy). Batches of 1, 4, 8, 16, and 32, with the best number of batches in flight"
                 ),
                 (

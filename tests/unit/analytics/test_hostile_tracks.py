@@ -26,7 +26,7 @@ def test_no_crossing_of_hostile_tracks_is_invented_or_missed() -> None:
 @pytest.mark.parametrize(
     ("module", "name", "value", "fault"),
     [
-        (tracked_objects, "_STEADY_MARGIN", 0.02, "invented"),
+        (tracked_objects, "STEADY_MARGIN", 0.02, "invented"),
         (lines, "_STAYS_S", 3.0, "missed"),
         (lines, "_CLEARLY", 4.0, "missed"),
         (lines, "_REMEMBERED_S", 5.0, "missed"),

@@ -61,6 +61,9 @@ function table(history, columns) {
   return el("details", {}, el("summary", {}, "Numbers"), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))));
 }
 
+const REFRESH_MS = 60_000;
+const RETRY_MS = 5_000; // while there are no counts
+
 export function open(main, _parameter, store) {
   const camera = el("select", { id: "camera", name: "camera" });
   const range = el("select", { id: "range", name: "range" }, ...RANGES.map(([hours, text]) => el("option", { value: String(hours), selected: hours === 24 }, text)));
@@ -78,8 +81,11 @@ export function open(main, _parameter, store) {
     place.replaceChildren();
   };
 
+  let loadedAt = 0;
+
   async function load() {
     const number = (generation += 1);
+    loadedAt = Date.now();
     const offset = -new Date().getTimezoneOffset();
     try {
       const query = new URLSearchParams({ camera: camera.value, hours: range.value, offset_min: String(offset) });
@@ -114,7 +120,12 @@ export function open(main, _parameter, store) {
   dark.addEventListener("change", load);
 
   const stop = store.listen((state) => {
-    if (state === null || camera.options.length || !state.cameras.length) return;
+    if (state === null || !state.cameras.length) return;
+    if (camera.options.length) {
+      const read = place.querySelector("details[open]") || place.contains(document.activeElement);
+      if (!read && Date.now() - loadedAt > (shown.length ? REFRESH_MS : RETRY_MS)) load();
+      return;
+    }
     const counted = state.cameras.filter(({ camera: id }) => state.counts[id]);
     for (const { camera: id } of counted.length ? counted : state.cameras) camera.append(el("option", { value: id }, id));
     load();
