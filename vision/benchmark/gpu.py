@@ -225,7 +225,7 @@ class DeviceTimeline:
             recorder.add(Span(name, lane, start_ns, end_ns))
 
     def close(self) -> None:
-        """Restore the original graphs of the detector."""
+        """Restore the original graphs of the detector, and free the recorded events. Call `write_to` before this."""
         for slot, graphs in zip(self._slots, self._graphs, strict=False):
             slot.graphs.update(graphs)
         self._graphs.clear()  # contexts must be freed before their engine

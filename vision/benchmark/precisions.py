@@ -199,7 +199,7 @@ def _variant(graph: Graph, precision: str, samples: Samples) -> Graph:
 
 
 def open_on_cpu(graph: Graph, precision: str, samples: Samples) -> Network:
-    """Open a model with ONNX Runtime on all cores. Raise `ConfigError` for other precisions than float32 and int8."""
+    """Open a model with ONNX Runtime on all cores. Raise `ConfigError` if `precision` is not in `_ON_CPU`."""
     if precision not in _ON_CPU:
         raise ConfigError(f"ONNX Runtime on the CPU has no {precision} kernels for these layers; this needs a GPU")
     contents = graph.serialized()

@@ -224,7 +224,15 @@ def build_engine(
 def build_second_engine(
     config: str | None, gpu: Gpu | None, cache: EngineCache, console: Console, *, force: bool
 ) -> None:
-    """Build the engine of the second model in a configuration as `build_engine` does, if it can run with TensorRT."""
+    """Build the engine of the second model in a configuration, as `build_engine` does.
+
+    Do nothing if `config` is None, or if the configuration has no second model or runs it with `backend: onnxruntime`.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+        DeviceMissing: the GPU or TensorRT is missing.
+        VisionError: the engine cannot be built or stored.
+    """
     cascade = None if config is None else read_config(config).cascade
     if cascade is None or cascade.backend == "onnxruntime":
         return

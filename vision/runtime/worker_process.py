@@ -264,7 +264,10 @@ class Workers:
             process.failure = failure(message.data)
 
     def _ended(self, worker: Worker) -> None:
-        """Clean up after a process whose connection is closed, and plan the start of the next one."""
+        """Clean up after a process that closed its connection or does not end after a kill. Plan the next start.
+
+        If the process reported a failure, and no process of the worker was ever ready, raise the failure.
+        """
         process = self._process(worker)
         code: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -29,8 +29,8 @@ class Sender:
     """Delivers messages until `stop` is set.
 
     Attributes:
-        wake: event to set when the spool has new messages.
-        stop: event to set to end `run`.
+        wake: event to set when the spool has new messages, and after `stop` is set.
+        stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
         connected: whether the last call to the far side succeeded.
         sent: number of delivered messages.
         refused: number of messages that the far side never accepts, or that were given up.
