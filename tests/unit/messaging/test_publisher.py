@@ -138,11 +138,12 @@ def test_repeated_status_has_same_number() -> None:
         with Subscriber(publisher.address, "status/") as late:
             assert names([late.receive()]) == [("status/gate", 1)]
         publisher.publish_status(camera_status())
-        assert names([early.receive() for _ in range(3)]) == [
-            ("status/gate", 1),
-            ("status/gate", 1),
-            ("status/gate", 2),
-        ]
+        received = names([early.receive()])
+        while received[-1] != ("status/gate", 2):
+            received += names([early.receive()])
+        # On a busy machine, the connection of `late` can cause more than one repetition.
+        assert received[:2] == [("status/gate", 1)] * 2
+        assert set(received[2:-1]) <= {("status/gate", 1)}
 
 
 def test_simultaneous_subscribers_share_one_repetition() -> None:
