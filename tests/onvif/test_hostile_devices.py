@@ -126,6 +126,16 @@ def test_a_device_that_names_other_hosts_is_not_asked() -> None:
     assert not other.requests
 
 
+def test_a_host_may_name_itself_and_another_host() -> None:
+    def answers(number: str) -> list[bytes]:
+        addresses = ("http://127.0.0.2:9/a", "http://127.0.0.1:9/b", "http://127.0.0.2:9/c")
+        return [probe_matches(number, (address, scopes("two-faced"))) for address in addresses]
+
+    found = {device.address for device in search(answers, "two-faced")}
+    assert "http://127.0.0.1:9/b" in found
+    assert found <= {None, "http://127.0.0.1:9/b"}
+
+
 def test_ignores_answers_to_other_probes_and_malformed_answers() -> None:
     def answers(number: str) -> list[bytes]:
         stranger = probe_matches("urn:uuid:00000000-0000-0000-0000-00000000000f", ("http://127.0.0.1:9/a", scopes("x")))

@@ -89,7 +89,8 @@ async def _ask(
 
 async def _searched(timeout_s: float) -> list[Device]:
     devices = []
-    for answer in sorted(await search(timeout_s), key=lambda answer: (socket.inet_aton(answer.host), answer.address)):
+    found = await search(timeout_s)
+    for answer in sorted(found, key=lambda answer: (socket.inet_aton(answer.host), answer.address or "")):
         device = Device(answer.host, answer.address, answer.name)
         if answer.address is None:
             text = f"the device names only addresses on other hosts: {' '.join(answer.elsewhere) or 'none'}"

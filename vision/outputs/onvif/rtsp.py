@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """How packets are sent: over the connection of the requests, or in datagrams to two ports of the client."""
+    """Transport of the packets: the connection of the requests, or datagrams to two ports of the client."""
 
     is_tcp: bool
     rtp: int

@@ -1,4 +1,4 @@
-"""Who can read the page: names of hosts, other websites, tokens, and sizes."""
+"""Access to the page: names of hosts, other websites, tokens, and sizes of requests."""
 
 from __future__ import annotations
 
