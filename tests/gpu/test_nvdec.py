@@ -59,6 +59,8 @@ def saved(folder: Path, data: bytes, name: str) -> Path:
 
 
 def camera(source: str, **settings: Any) -> CameraConfig:
+    """Return a camera that skips no frame when the machine stalls, unless `settings` has another age."""
+    settings = {"max_frame_age_s": 60, **settings}
     return CameraConfig.model_validate({"id": "gate", "source": source, "reader": "nvdec", **settings})
 
 

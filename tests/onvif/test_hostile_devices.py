@@ -78,6 +78,13 @@ def redirect(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(respond(b"302 Found", b"", f"Location: http://127.0.0.1:{port}/".encode()))
 
 
+def close_late(request: BaseHTTPRequestHandler) -> None:
+    """Answer, and close the connection later, so that a second request on it gets no answer."""
+    request.wfile.write(respond(b"200 OK", b""))
+    request.wfile.flush()
+    time.sleep(0.3)
+
+
 @pytest.mark.parametrize(
     ("write", "codes"),
     [
@@ -97,6 +104,7 @@ def redirect(request: BaseHTTPRequestHandler) -> None:
         (answer_without_end, {"onvif-too-large"}),
         (answer_slowly, {"onvif-slow"}),
         (redirect, {"onvif-xml"}),
+        (close_late, {"onvif-xml"}),
     ],
 )
 def test_reports_a_device_that_answers_badly(write: Callable[[BaseHTTPRequestHandler], None], codes: set[str]) -> None:

@@ -76,7 +76,9 @@ async def _ask(
     device: Device, account: Account | None, timeout_s: float, context: ssl.SSLContext, slots: asyncio.Semaphore
 ) -> None:
     """Store the answers of a device, and the reason if an answer is missing."""
-    async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s) as http:
+    # Many devices close the connection after a response without saying so. A request that used it again would fail.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s, limits=limits) as http:
         try:
             await asyncio.wait_for(query(device, SoapClient(http, account)), timeout_s)
         except asyncio.TimeoutError:
