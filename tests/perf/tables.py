@@ -28,17 +28,18 @@ _VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
 
 # {FILE/key.key:format} stands for a value of a result file; {FILE/key.key*1e-3:format} also converts its unit.
 README: Final = """\
-* **32 cameras at 30 frames/s on one NVIDIA H100**: the latency is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
-{program_32_cameras/ms.total.p99:.1f} ms at p99. It is measured
-  from the time when a frame is due until it is published. The program dropped none of \
+* **32 cameras at 30 frames/s on one NVIDIA H100** with nanodet-g-416, for 60 s: the latency from the time when a frame
+  is due until it is published is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
+{program_32_cameras/ms.total.p99:.1f} ms at p99. The program dropped none of \
 {program_32_cameras/results:,} frames, and used
   {program_32_cameras/cores_busy:.2f} CPU cores.
 """
 README_XEON: Final = """\
-* **On two CPU cores without a GPU**: the throughput is {pipeline/ratios.one_camera_straightforward_loop:.2f} times \
-that of a simple loop with OpenCV, ONNX Runtime,
-  and ZeroMQ.
-* **Tracking on one CPU core** takes {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
+* **On two cores of an Intel Xeon, without a GPU**: the throughput of `vision run --offline` is \
+{pipeline/ratios.one_camera_straightforward_loop:.2f} times that of a
+  simple loop with OpenCV, ONNX Runtime, and ZeroMQ.
+* **Tracking on one of these cores** takes \
+{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
 objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
 """
 

@@ -18,8 +18,8 @@ PLAYS: Final = "plays"
 _TOP: Final = """\
 # Camera zoo
 
-`vision camera-zoo` serves synthetic cameras on 127.0.0.1. Each has one oddity of real cameras. Use them to try a
-configuration without a real camera, or to test your own program.
+`vision camera-zoo` serves synthetic cameras on 127.0.0.1. Each shows one oddity that real cameras can have. Use them to
+try a configuration without a real camera, or to test your own program.
 
 ```bash
 vision camera-zoo                                 # all cameras, one line each; Ctrl-C stops them
@@ -34,10 +34,10 @@ Each frame shows its number as two rows of black and white blocks. `vision.captu
 number. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the
 command `openssl`, which creates their certificate.
 
-`make camera-zoo` reads every camera with every reader and under every fault. A camera for which the tables below list
-`plays` must deliver a frame within 10 s, and each of its frames must be counted as published or dropped. A camera for
-which they list a code must fail with this code. If they also list keys of camera.yaml, the camera must play with these
-keys. `./test` runs a part of these checks.
+`make camera-zoo` checks the tables below, with each fault. A camera for which they list `plays` must deliver a frame
+within 10 s, and its frames must be counted as published or dropped, apart from the [known limits](#known-limits). A
+camera for which they list a code must fail with this code. If they also list keys of camera.yaml, the camera must play
+with these keys. `./test` runs a part of these checks.
 
 | `--fault` | what happens |
 |---|---|
@@ -45,8 +45,8 @@ keys. `./test` runs a part of these checks.
 
 _TABLES: Final = """\
 
-In the tables, a code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log
-report this code, the reason, and what to do. With the keys after an arrow, the camera plays.
+In the tables of cameras, a code such as `no-stream` means that the reader cannot play the camera. `vision check` and
+the log report this code and the reason. With the keys after an arrow, the camera plays.
 """
 
 
