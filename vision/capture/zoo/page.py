@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from textwrap import wrap
 from typing import Final
 
 from vision.capture.zoo.persona import FAULTS, Persona, Reader, Verdict
 from vision.capture.zoo.zoo import PERSONAS
 
 PLAYS: Final = "plays"
+_COLUMNS: Final = 120
 
 _TOP: Final = """\
 # Camera zoo
@@ -91,7 +93,8 @@ def page() -> str:
     lines += ["", "## Known limits", ""]
     for persona in PERSONAS:
         for limit in persona.limits:
-            lines.append(f"* `{persona.name}` with `reader: {limit.reader}`: {limit.text}.")
+            text = f"* `{persona.name}` with `reader: {limit.reader}`: the program {limit.text}."
+            lines += wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 
