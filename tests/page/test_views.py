@@ -7,14 +7,23 @@ from tests.page.harness import TWO_CAMERAS
 from tests.paths import ROOT
 
 
+NO_BARS = """[...document.querySelectorAll(".live-canvas")].slice(-1).every((canvas) =>
+    Math.abs(canvas.clientWidth / canvas.clientHeight - 4 / 3) < 0.02 && canvas.style.objectFit === "fill")"""
+
+
 def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, open_page: OpenInBrowser) -> None:
-    program = start_program(TWO_CAMERAS)
+    away = '  - {id: away, source: "rtsp://127.0.0.1:9/x"}'
+    program = start_program(TWO_CAMERAS.replace("cameras:", f"cameras:\n{away}"))
     opened = open_page(program.url)
     page = opened.page
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
-    assert page.locator(".tile h2").all_text_contents() == ["north", "south"]
-    page.click(".tile a.view-link >> nth=0")
+    assert page.locator(".tile h2").all_text_contents() == ["away", "north", "south"]
+    opened.wait_until("/port 9/.test(document.querySelector('.live-note').innerText)")
+    opened.wait_until("document.querySelector('.tile').innerText.split('port 9').length === 2")  # shown once
+    opened.wait_until(NO_BARS)
+    page.click(".tile a.view-link >> nth=1")
     page.wait_for_selector("dl.details dd")
+    opened.wait_until(NO_BARS)
     assert page.locator("h1").text_content() == "north"
     assert page.url.endswith("#/camera/north")
     page.keyboard.press("Escape")

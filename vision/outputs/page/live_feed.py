@@ -262,7 +262,7 @@ class CameraFeed:
         if isinstance(message, CountsMessage):
             kind, fields = "counts", {"lines": message.lines, "zones": message.zones}
         else:
-            reason = " ".join(filter(None, (message.last_error, message.hint)))
+            reason = " – ".join(filter(None, (message.last_error, message.hint)))
             kind, fields = "state", {"state": message.state, "reason": reason}
         text = record({"kind": kind, "camera": self.camera_id, **fields})
         if self._texts.get(kind) != text:

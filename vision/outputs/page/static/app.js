@@ -1,14 +1,15 @@
 // The frame of the page: the views, and the connection to the program.
-import { el, setText } from "./dom.js";
+import { setText } from "./dom.js";
 import { Store } from "./store.js";
 
-const VIEWS = [
-  [/^#\/camera\/(.+)$/, () => import("./camera.js")],
-  [/^#\/edit\/(.+)$/, () => import("./edit.js")],
-  [/^#\/events(?:\?(.*))?$/, () => import("./events.js")],
-  [/^#\/history(?:\?(.*))?$/, () => import("./history.js")],
-  [/^/, () => import("./overview.js")],
-];
+const VIEWS = {
+  __proto__: null,
+  camera: () => import("./camera.js"),
+  edit: () => import("./editor.js"),
+  events: () => import("./events.js"),
+  history: () => import("./history.js"),
+  "": () => import("./overview.js"),
+};
 
 const main = document.getElementById("main");
 const connection = document.getElementById("connection");
@@ -16,21 +17,17 @@ const store = new Store();
 let close = () => {};
 let opened = 0;
 
+// Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`.
 async function open() {
   const number = (opened += 1);
-  const hash = location.hash || "#/";
-  const [pattern, load] = VIEWS.find(([each]) => each.test(hash));
-  const parameter = pattern.exec(hash)[1] ?? "";
-  const view = await load();
+  const [, name = "", parameter = ""] = /^#\/(\w*)(?:\/(.+)|\?.*)?$/s.exec(location.hash) ?? [];
+  const view = await (VIEWS[name] ?? VIEWS[""])();
   if (number !== opened) return;
   close();
   main.replaceChildren();
   close = view.open(main, decode(parameter), store);
-  for (const anchor of document.querySelectorAll(".bar nav a")) {
-    const current = hash.split("?")[0].startsWith(anchor.hash) && (anchor.hash !== "#/" || !/^#\/(events|history)/.test(hash));
-    if (current) anchor.setAttribute("aria-current", "page");
-    else anchor.removeAttribute("aria-current");
-  }
+  const current = ["events", "history"].includes(name) ? name : "";
+  for (const anchor of document.querySelectorAll(".bar nav a")) anchor.ariaCurrent = anchor.hash === `#/${current}` ? "page" : null;
 }
 
 function decode(text) {
@@ -41,38 +38,36 @@ function decode(text) {
   }
 }
 
-let version = null;
-let instance = null;
+let version, instance, until;
 
 function showConnection(state, problem) {
-  if (state !== null && !problem) {
-    if (version !== null && version !== state.assets) location.reload();
-    version = state.assets;
-  }
-  const restarted = instance !== null && state?.node && state.node.instance !== instance;
-  instance = state?.node?.instance ?? instance;
+  if (!problem) version ??= state.assets;
+  if (!problem && version !== state.assets) location.reload();
+  const started = state?.node?.instance ?? instance;
+  const restarted = instance !== undefined && started !== instance;
+  instance = started;
   let text = "";
   if (problem) text = `${problem} Trying again.`;
   else if (state.node === null) text = "Waiting for the program.";
   else if (state.silent) text = `No status from the program for ${Math.round(state.age_s)} s.`;
   else if (restarted) text = "The program was restarted.";
-  connection.classList.toggle("bad", Boolean(problem) || Boolean(state?.silent));
-  if (text || !connection.dataset.until || Date.now() > Number(connection.dataset.until)) setText(connection, text);
-  if (restarted) connection.dataset.until = String(Date.now() + 10000);
+  connection.classList.toggle("bad", Boolean(problem || state?.silent));
+  if (text || !(Date.now() < until)) setText(connection, text);
+  if (restarted) until = Date.now() + 10000;
 }
 
-window.addEventListener("hashchange", () => {
+addEventListener("hashchange", () => {
   open();
   main.focus({ preventScroll: true });
-  window.scrollTo(0, 0);
+  scrollTo(0, 0);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.defaultPrevented && /^#\/camera\//.test(location.hash)) location.hash = "#/";
+  if (event.key === "Escape" && !event.defaultPrevented && location.hash.startsWith("#/camera/")) location.hash = "#/";
 });
-document.querySelector(".skip").addEventListener("click", (event) => {
+document.querySelector(".skip").onclick = (event) => {
   event.preventDefault();
   main.focus();
-});
+};
 store.listen(showConnection);
 store.refresh();
 open();

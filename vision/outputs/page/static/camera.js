@@ -1,63 +1,45 @@
-// One camera: a large live view, its state, and its counts.
-import { el, link, number, setText } from "./dom.js";
+// One camera: a large live view, its state, its counts, and its events.
+import { dropText, el, link, number, setRows, setText } from "./dom.js";
 import { EventList } from "./event_list.js";
-import { mountLive } from "./live_mount.js";
-import { dropText, reason, stateText } from "./overview.js";
+import { CameraView } from "./overview.js";
 
 export function open(main, id, store) {
-  const view = el("div", { class: "view large" });
-  const place = el("section", { "aria-label": "Events" });
-  const badge = el("span", { class: "badge" });
-  const why = el("p", { class: "reason" });
+  const view = new CameraView(id);
   const table = el("dl", { class: "details" });
+  const place = el("section", { "aria-label": "Events" });
   const edit = el("a", { class: "button", href: link("edit", id) }, "Edit lines and zones");
   main.append(
-    el("header", { class: "title" }, el("a", { class: "back", href: "#/" }, "Cameras"), el("h1", {}, id), badge, edit),
-    el("div", { class: "camera" }, view, el("aside", {}, why, table)),
+    el("header", { class: "title" }, el("a", { class: "back", href: "#/" }, "Cameras"), el("h1", {}, id), view.badge, edit),
+    el("div", { class: "camera" }, view.view, el("aside", {}, view.reason, table)),
     el("h2", { class: "section" }, "Events"),
     place,
   );
   const events = new EventList(place, { camera: id }, false);
-  let seen = null;
-  const values = new Map();
-  const show = (key, text) => {
-    if (!values.has(key)) {
-      values.set(key, el("dd"));
-      table.append(el("div", {}, el("dt", {}, key), values.get(key)));
-    }
-    setText(values.get(key), text);
-  };
   const stop = store.listen((state) => {
-    if (state !== null && seen !== null && seen !== state.events) events.refresh();
-    seen = state?.events ?? seen;
+    if (state === null) return;
+    events.follow(state);
     const camera = store.camera(id);
-    if (camera === null) {
-      setText(badge, state === null ? "" : "unknown camera");
-      return;
-    }
+    if (!camera) return setText(view.badge, "unknown camera");
     edit.hidden = !state.edit;
     main.dataset.state = camera.state;
-    setText(badge, stateText(camera));
-    setText(why, reason(camera));
-    show("frames/s", `${number(camera.published_fps, 1)} of ${number(camera.fps, 1)}`);
-    const latency = camera.latency_ms;
-    show("latency", latency ? `p50 ${number(latency.p50)} ms, p99 ${number(latency.p99)} ms, max ${number(latency.max)} ms` : "–");
-    show("dropped frames", dropText(camera));
-    show("objects", number(camera.objects));
-    show("frame", camera.width ? `${camera.width} × ${camera.height}` : "–");
-    show("decoder", camera.decoder ?? "–");
-    show("reconnections", number(camera.reconnects));
-    const counts = state.counts[id] ?? { lines: {}, zones: {} };
-    for (const [name, line] of Object.entries(counts.lines)) show(`line ${name}`, `${number(line.in)} in, ${number(line.out)} out`);
-    for (const [name, zone] of Object.entries(counts.zones)) {
-      show(`zone ${name}`, `${number(zone.occupancy)} now, ${number(zone.entered)} entered, ${number(zone.left)} left`);
-    }
+    view.update(camera);
+    const { p50, p99, max } = camera.latency_ms ?? {};
+    const { lines = {}, zones = {} } = state.counts[id] ?? {};
+    setRows(table, [
+      ["frames/s", `${number(camera.published_fps, 1)} of ${number(camera.fps, 1)}`],
+      ["latency", camera.latency_ms ? `p50 ${number(p50)} ms, p99 ${number(p99)} ms, max ${number(max)} ms` : "–"],
+      ["dropped frames", dropText(camera.dropped)],
+      ["objects", number(camera.objects)],
+      ["frame", camera.width ? `${camera.width} × ${camera.height}` : "–"],
+      ["decoder", camera.decoder ?? "–"],
+      ["reconnections", number(camera.reconnects)],
+      ...Object.entries(lines).map(([name, line]) => [`line ${name}`, `${number(line.in)} in, ${number(line.out)} out`]),
+      ...Object.entries(zones).map(([name, zone]) => [`zone ${name}`, `${number(zone.occupancy)} now, ${number(zone.entered)} entered, ${number(zone.left)} left`]),
+    ]);
   });
-  events.load(null);
-  const close = mountLive(view, id);
   return () => {
     stop();
-    close();
+    view.live.stop();
     delete main.dataset.state;
   };
 }

@@ -17,29 +17,48 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Return the answer of the server to a request. Throw an error with a readable message if it fails.
-export async function getJson(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(15000), ...options });
-  } catch {
-    throw new Error("The server of this page does not answer.");
-  }
-  if (response.status === 401) {
-    location.replace("/");
-    throw new Error("Log in again.");
-  }
-  const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(content.error || `The server answered with status ${response.status}.`);
-  return content;
+// Show pairs of a title and a text in a `dl`, without pairs whose text is empty. Return the `dl`.
+export function setRows(list, pairs) {
+  const rows = pairs.filter(([, text]) => text);
+  while (list.children.length > rows.length) list.lastChild.remove();
+  rows.forEach((texts, index) => {
+    const row = list.children[index] ?? list.appendChild(el("div", {}, el("dt"), el("dd")));
+    texts.forEach((text, side) => setText(row.children[side], text));
+  });
+  return list;
 }
+
+// Return a `select` with options, given as pairs of a value and a text.
+export const choice = (id, options) => el("select", { id, name: id }, ...options.map(([value, text]) => el("option", { value }, text)));
+
+// Return a form with inputs by their titles. It calls `apply` after each change.
+export function filterForm(inputs, apply, ...buttons) {
+  const labels = Object.entries(inputs).map(([title, input]) => el("label", {}, el("span", {}, title), input));
+  const attributes = { class: "filter", "aria-label": "Filter", onchange: apply, onreset: () => setTimeout(apply), onsubmit: (event) => event.preventDefault() };
+  return el("form", attributes, ...labels, ...buttons);
+}
+
+// Return the answer of the server to a request. After a failure, it contains `code` and `error`, a text to show.
+export async function request(path, options = {}) {
+  try {
+    const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(15000), ...options });
+    if (response.status === 401) location.replace("/");
+    const content = await response.json().catch(() => ({}));
+    if (response.ok || content.error) return content;
+    return { code: "status", error: `The server answered with status ${response.status}.` };
+  } catch {
+    return { code: "no-answer", error: "The server of this page does not answer." };
+  }
+}
+
+// Return texts that are not empty as one text.
+export const join = (texts, separator = " ") => texts.filter(Boolean).join(separator);
 
 // Return a link to a view. Ids can contain any characters.
 export const link = (view, id) => `#/${view}/${encodeURIComponent(id)}`;
 
 export function number(value, digits = 0) {
-  if (value === undefined || value === null) return "–";
-  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return value?.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }) ?? "–";
 }
 
 export function bytes(value) {
@@ -51,9 +70,13 @@ export function bytes(value) {
 }
 
 export function duration(seconds) {
-  if (seconds === undefined || seconds === null) return "–";
-  if (seconds < 60) return `${number(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
-  return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
+  const [minutes, hours, days] = [60, 3600, 86400].map((each) => Math.floor(seconds / each));
+  if (!minutes) return `${number(seconds)} s`;
+  if (!hours) return `${minutes} min`;
+  return days ? `${days} d ${hours % 24} h` : `${hours} h ${minutes % 60} min`;
+}
+
+// Return the numbers of dropped frames by reason, as a text.
+export function dropText(dropped) {
+  return join(Object.entries(dropped).map(([why, count]) => count > 0 && `${why} ${number(count)}`), ", ") || "none";
 }

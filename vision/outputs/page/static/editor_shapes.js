@@ -1,7 +1,7 @@
 // What is drawn for one camera, with undo and redo. Points are in the units of the configuration.
 
 const DIGITS = { fraction: 4, percent: 2, pixels: 0 };
-const LEAST = { line: 2, zone: 3, hole: 3, ground: 4, mask: 3 };
+const LEAST = { line: 2, ground: 4 }; // points; 3 for other kinds
 
 export class Shapes {
   constructor(onChange) {
@@ -37,15 +37,8 @@ export class Shapes {
     this.commit();
   }
 
-  undo() {
-    this.restore(this.past, this.future);
-  }
-
-  redo() {
-    this.restore(this.future, this.past);
-  }
-
-  restore(from, to) {
+  // Go one step back, or forward after steps back.
+  undo(from = this.past, to = this.future) {
     if (!from.length) return;
     to.push(this.now);
     this.now = from.pop();
@@ -53,16 +46,21 @@ export class Shapes {
     this.onChange();
   }
 
+  redo() {
+    this.undo(this.future, this.past);
+  }
+
   all() {
     const { lines, zones, ground, privacy } = this.content;
-    const found = lines.map((line, i) => ({ kind: "line", path: `lines/${i}`, label: line.name, points: line.points }));
-    zones.forEach((zone, i) => {
-      found.push({ kind: "zone", path: `zones/${i}`, label: zone.name, points: zone.polygon, holes: zone.holes });
-      (zone.holes ?? []).forEach((points, j) => found.push({ kind: "hole", path: `zones/${i}/holes/${j}`, label: `${j + 1} of ${zone.name}`, points }));
-    });
-    if (ground) found.push({ kind: "ground", path: "ground", label: "", points: ground.points });
-    privacy.masks.forEach((points, i) => found.push({ kind: "mask", path: `masks/${i}`, label: `${i + 1}`, points }));
-    return found;
+    return [
+      ...lines.map(({ name, points }, i) => ({ kind: "line", path: `lines/${i}`, label: name, points })),
+      ...zones.flatMap(({ name, polygon, holes = [] }, i) => [
+        { kind: "zone", path: `zones/${i}`, label: name, points: polygon, holes },
+        ...holes.map((points, j) => ({ kind: "hole", path: `zones/${i}/holes/${j}`, label: `${j + 1} of ${name}`, points })),
+      ]),
+      ...(ground ? [{ kind: "ground", path: "ground", label: "", points: ground.points }] : []),
+      ...privacy.masks.map((points, i) => ({ kind: "mask", path: `masks/${i}`, label: `${i + 1}`, points })),
+    ];
   }
 
   find(path) {
@@ -71,21 +69,21 @@ export class Shapes {
 
   // Return the path of the shape that a fault is about; undefined if there is none.
   pathOf(key) {
-    const [, list, i, j, ground] = /\.(lines|zones|masks)\[(\d+)\](?:\.holes\[(\d+)\])?|\.(ground)\b/.exec(key) ?? [];
-    return this.find(ground ?? `${list}/${i}${j === undefined ? "" : `/holes/${j}`}`)?.path;
-  }
-
-  // Return the smallest change of x and y, as parts of the frame's width and height.
-  step({ kind }) {
-    const units = kind === "mask" ? this.content.privacy.units : this.content.units;
-    return units === "pixels" ? this.size.map((side) => 1 / side) : [1e-4, 1e-4];
+    const [found] = /(lines|zones|masks)\[\d+\](\.holes\[\d+\])?|\bground(?=$|\.(points|metres))/.exec(key) ?? [""];
+    return this.find(found.replace(/[[.]/g, "/").replaceAll("]", ""))?.path;
   }
 
   // Return what one unit of x and y is, as parts of the frame's width and height, and the number of digits to write.
   scale({ kind }) {
-    const units = kind === "mask" ? this.content.privacy.units : this.content.units;
+    const { units } = kind === "mask" ? this.content.privacy : this.content;
     const scale = { fraction: [1, 1], percent: [0.01, 0.01], pixels: this.size.map((side) => 1 / side) }[units];
     return { scale, digits: DIGITS[units] };
+  }
+
+  // Return the smallest change of x and y, as parts of the frame's width and height.
+  step(shape) {
+    const { scale, digits } = this.scale(shape);
+    return scale.map((unit) => unit / 10 ** digits);
   }
 
   // Return the points of a shape as parts of the frame's width and height.
@@ -99,28 +97,28 @@ export class Shapes {
     return place.map((part, axis) => Number((Math.min(1, Math.max(0, part)) / scale[axis]).toFixed(digits)));
   }
 
+  // Return the list of the content that contains a shape.
+  listOf(kind, path) {
+    const { lines, zones, privacy } = this.content;
+    return kind === "hole" ? (zones[path.split("/")[1]].holes ??= []) : { line: lines, zone: zones, mask: privacy.masks }[kind];
+  }
+
   // --- changes; a method without `commit` is one step of a drag, which `commit` completes
 
-  // Add a shape, and return its path. `path` is the zone of a hole.
-  add(kind, places, path) {
+  // Add a shape, and return its path. `zone` is the path of the zone of a hole.
+  add(kind, places, zone) {
     const points = places.map((place) => this.written({ kind }, place));
-    const { lines, zones, privacy } = this.content;
-    let added = "ground";
-    if (kind === "line") added = `lines/${lines.push({ name: this.newName(kind), points }) - 1}`;
-    else if (kind === "zone") added = `zones/${zones.push({ name: this.newName(kind), polygon: points }) - 1}`;
-    else if (kind === "mask") added = `masks/${privacy.masks.push(points) - 1}`;
-    else if (kind === "hole") {
-      const zone = path.split("/")[1];
-      added = `zones/${zone}/holes/${(zones[zone].holes ??= []).push(points) - 1}`;
-    } else this.content.ground = { points, metres: [[0, 10], [5, 10], [5, 0], [0, 0]] };
+    const name = this.newName(kind);
+    if (kind === "ground") this.content.ground = { points, metres: [[0, 10], [5, 10], [5, 0], [0, 0]] };
+    else this.listOf(kind, zone).push({ line: { name, points }, zone: { name, polygon: points } }[kind] ?? points);
     this.commit();
-    return added;
+    return this.all().findLast((shape) => shape.kind === kind && (kind !== "hole" || shape.path.startsWith(`${zone}/`))).path;
   }
 
   newName(kind) {
-    const used = new Set([...this.content.lines, ...this.content.zones].map((each) => each.name));
+    const used = this.all().map((shape) => shape.label);
     let number = 1;
-    while (used.has(`${kind}-${number}`)) number += 1;
+    while (used.includes(`${kind}-${number}`)) number += 1;
     return `${kind}-${number}`;
   }
 
@@ -130,12 +128,12 @@ export class Shapes {
   }
 
   // Move a shape from its places `from`, but not beyond the edge of the frame.
-  shift(path, from, dx, dy) {
-    const by = [dx, dy].map((delta, axis) => {
+  shift(path, from, ...by) {
+    const [dx, dy] = by.map((delta, axis) => {
       const parts = from.map((place) => place[axis]);
       return Math.min(Math.max(delta, -Math.min(...parts)), 1 - Math.max(...parts));
     });
-    from.forEach((place, index) => this.move(path, index, [place[0] + by[0], place[1] + by[1]]));
+    from.forEach(([x, y], index) => this.move(path, index, [x + dx, y + dy]));
   }
 
   insert(path, index, place) {
@@ -146,13 +144,11 @@ export class Shapes {
   // Remove a point, or the shape if `index` is -1 or too few points would be left. Return true if the shape is left.
   remove(path, index) {
     const { kind, points } = this.find(path);
-    const [list, i, , j] = path.split("/");
-    const isLeft = index >= 0 && points.length > LEAST[kind];
+    const isLeft = index >= 0 && points.length > (LEAST[kind] ?? 3);
     if (isLeft) points.splice(index, 1);
     else if (kind === "ground") this.content.ground = null;
-    else if (kind === "hole") this.content.zones[i].holes.splice(j, 1);
-    else (kind === "mask" ? this.content.privacy : this.content)[list].splice(i, 1);
-    if (kind === "hole" && !this.content.zones[i].holes.length) delete this.content.zones[i].holes;
+    else this.listOf(kind, path).splice(path.split("/").at(-1), 1);
+    for (const zone of this.content.zones) if (!zone.holes?.length) delete zone.holes;
     this.commit();
     return isLeft;
   }
@@ -180,12 +176,10 @@ export class Shapes {
 export function crossesItself(points, closed) {
   if (!closed) return String(points[0]) === String(points[1]);
   const sides = points.map((point, index) => [point, points[(index + 1) % points.length]]);
-  return sides.some(([a, b], first) =>
-    sides.slice(first + 1).some(([c, d], after) => {
-      if (after === 0) return touches(a, b, d) || touches(c, d, a);
-      if (first === 0 && after === sides.length - 2) return touches(c, d, b) || touches(a, b, c);
-      return meet(a, b, c, d);
-    }));
+  return sides.some(([a, b], first) => sides.slice(first + 1).some(([c, d]) => {
+    if (b === c) return touches(a, b, d) || touches(c, d, a);
+    return a === d ? touches(c, d, b) || touches(a, b, c) : meet(a, b, c, d);
+  }));
 }
 
 const turn = (a, b, c) => Math.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]));

@@ -1,4 +1,5 @@
 // The drawing of the editor: shows shapes on the picture, and changes them with a mouse, fingers, or the keyboard.
+import { setText } from "./dom.js";
 import { crossesItself } from "./editor_shapes.js";
 
 const CORNERS = { line: 2, ground: 4 }; // the other kinds have any number of points
@@ -7,15 +8,17 @@ const HELP =
   "Tab selects a shape or a point. Arrow keys move it, with Shift ten times as far. Enter adds a point, Delete removes " +
   "it. While you draw, arrow keys move the cross, Enter sets a point, and Enter again ends the shape. Escape cancels.";
 
+// Return an SVG element, without the attributes that are undefined.
 function svg(name, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  for (const [key, value] of Object.entries(attributes)) if (value !== undefined) element.setAttribute(key, value);
   element.append(...children);
   return element;
 }
 
 const within = (value, most = 1) => Math.min(most, Math.max(0, value));
 const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
+const outlined = (d, attributes) => [svg("path", { d, class: "under" }), svg("path", { d, ...attributes })];
 
 export class View {
   constructor(shapes, say, onSelect) {
@@ -32,6 +35,10 @@ export class View {
 
   close() {
     this.resizing.disconnect();
+  }
+
+  get shape() {
+    return this.shapes.find(this.path);
   }
 
   // --- places are parts of the frame's width and height
@@ -51,30 +58,41 @@ export class View {
   // The size of a screen pixel, as parts of the frame's width and height.
   get pixel() {
     const { clientWidth, clientHeight } = this.element;
-    return [1 / (clientWidth || 1) / this.zoomed.scale, 1 / (clientHeight || 1) / this.zoomed.scale];
+    return [clientWidth, clientHeight].map((side) => 1 / (side || 1) / this.zoomed.scale);
   }
 
-  zoom(factor, [x, y] = [this.zoomed.x + 0.5 / this.zoomed.scale, this.zoomed.y + 0.5 / this.zoomed.scale]) {
-    const { scale, x: left, y: top } = this.zoomed;
+  // The middle of the visible part.
+  get center() {
+    const { scale, x, y } = this.zoomed;
+    return [x + 0.5 / scale, y + 0.5 / scale];
+  }
+
+  // Zoom by a factor around a place.
+  zoom(factor, [x, y] = this.center) {
+    const { scale } = this.zoomed;
     const next = Math.min(16, Math.max(1, scale * factor));
-    this.zoomed = { scale: next, x: within(x - ((x - left) * scale) / next, 1 - 1 / next), y: within(y - ((y - top) * scale) / next, 1 - 1 / next) };
+    this.pan(next, x - ((x - this.zoomed.x) * scale) / next, y - ((y - this.zoomed.y) * scale) / next);
     this.render();
+  }
+
+  pan(scale, x, y) {
+    this.zoomed = { scale, x: within(x, 1 - 1 / scale), y: within(y, 1 - 1 / scale) };
   }
 
   // --- selection and drawing
 
   select(path, point = -1) {
     Object.assign(this, { path, point, drawing: null });
-    const shape = this.shapes.find(path);
-    this.say(shape ? this.words(shape, point) : "");
+    this.say(this.shape ? this.words(this.shape, point) : "");
     this.onSelect();
     this.render(true);
   }
 
   words(shape, point) {
-    if (point < 0) return `${shape.kind} ${shape.label}`;
+    const { kind, label, points } = shape;
+    if (point < 0) return `${kind} ${label}`;
     const place = this.shapes.fractions(shape)[point].map((part) => `${(100 * part).toFixed(1)} %`);
-    return `${shape.kind} ${shape.label}, point ${point + 1} of ${shape.points.length}: ${place.join(", ")}`;
+    return `${kind} ${label}, point ${point + 1} of ${points.length}: ${place.join(", ")}`;
   }
 
   remove() {
@@ -84,10 +102,9 @@ export class View {
   }
 
   draw(kind) {
-    const half = 0.5 / this.zoomed.scale;
     const zone = this.path;
     this.select(null);
-    this.drawing = { kind, zone, points: [], cursor: [this.zoomed.x + half, this.zoomed.y + half] };
+    this.drawing = { kind, zone, points: [], cursor: this.center };
     this.say(`Draw the ${kind}: click its points, or use the arrow keys and Enter.`);
     this.onSelect();
     this.render(true);
@@ -111,7 +128,7 @@ export class View {
     else this.select(this.shapes.add(kind, points, zone));
   }
 
-  // --- mouse and fingers
+  // --- mouse and fingers; `held` is what moves with a pointer
 
   pointerdown(event) {
     if (event.button > 0) return;
@@ -130,33 +147,32 @@ export class View {
   grab(found, place) {
     this.held = { place };
     if (!found) return this.select(null);
-    let point = Number(found.point ?? -1);
-    if (found.insert) {
-      point = Number(found.insert);
-      this.shapes.insert(found.path, point, place);
-    }
-    this.select(found.path, point);
-    this.held.from = this.shapes.fractions(this.shapes.find(found.path));
+    const { path, point = -1, insert } = found;
+    if (insert) this.shapes.insert(path, Number(insert), place);
+    this.select(path, Number(insert ?? point));
+    this.held.from = this.shapes.fractions(this.shape);
   }
 
   pointermove(event) {
     const place = this.place(event);
-    const { held } = this;
+    const { held, pointers } = this;
     if (this.drawing) this.drawing.cursor = place;
-    if (this.pointers.has(event.pointerId)) {
-      this.pointers.set(event.pointerId, event);
-      if (held?.spread && this.pointers.size > 1) {
-        const spread = this.spread();
-        this.zoom(spread / held.spread, middle(...[...this.pointers.values()].map((each) => this.place(each))));
-        held.spread = spread;
-      } else if (held?.from && this.point >= 0) this.shapes.move(this.path, this.point, place);
-      else if (held?.from) this.shapes.shift(this.path, held.from, place[0] - held.place[0], place[1] - held.place[1]);
-      else if (held?.place) {
-        const { scale, x, y } = this.zoomed;
-        Object.assign(this.zoomed, { x: within(x + held.place[0] - place[0], 1 - 1 / scale), y: within(y + held.place[1] - place[1], 1 - 1 / scale) });
-      }
+    if (pointers.has(event.pointerId)) {
+      pointers.set(event.pointerId, event);
+      this.drag(held ?? {}, place);
     }
     if (held || this.drawing) this.render();
+  }
+
+  drag(held, place) {
+    const [dx, dy] = held.place ? [place[0] - held.place[0], place[1] - held.place[1]] : [];
+    if (held.spread && this.pointers.size > 1) {
+      const spread = this.spread();
+      this.zoom(spread / held.spread, middle(...[...this.pointers.values()].map((each) => this.place(each))));
+      held.spread = spread;
+    } else if (held.from && this.point >= 0) this.shapes.move(this.path, this.point, place);
+    else if (held.from) this.shapes.shift(this.path, held.from, dx, dy);
+    else if (held.place) this.pan(this.zoomed.scale, this.zoomed.x - dx, this.zoomed.y - dy);
   }
 
   pointerup(event) {
@@ -189,19 +205,18 @@ export class View {
   // --- keyboard
 
   focusin({ target }) {
-    if (this.isRendering || this.drawing || this.held) return;
-    const { path, point } = target.dataset;
-    if (path && (path !== this.path || Number(point ?? -1) !== this.point)) this.select(path, Number(point ?? -1));
+    const { path, point = -1 } = target.dataset;
+    if (this.isRendering || this.drawing || this.held || !path) return;
+    if (path !== this.path || Number(point) !== this.point) this.select(path, Number(point));
   }
 
   keydown(event) {
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const far = event.shiftKey ? 10 : 1;
     if (event.ctrlKey || event.metaKey) {
       if (key === "y" || (key === "z" && event.shiftKey)) this.shapes.redo();
       else if (key === "z") this.shapes.undo();
       else return;
-    } else if (ARROWS[key]) this.nudge(ARROWS[key].map((step) => step * far));
+    } else if (ARROWS[key]) this.nudge(ARROWS[key].map((step) => step * (event.shiftKey ? 10 : 1)));
     else if (key === "Enter") this.enter();
     else if (key === "Delete" || key === "Backspace") this.remove();
     else if (key === "+" || key === "-") this.zoom(key === "+" ? 1.5 : 1 / 1.5);
@@ -211,30 +226,29 @@ export class View {
   }
 
   nudge(steps) {
-    const { pixel, drawing } = this;
+    const { pixel, drawing, shape, shapes } = this;
     if (drawing) {
       drawing.cursor = drawing.cursor.map((part, axis) => within(part + steps[axis] * pixel[axis]));
       return this.render();
     }
-    const shape = this.shapes.find(this.path);
     if (!shape) return;
-    const points = this.shapes.fractions(shape);
-    const least = this.shapes.step(shape); // each press of a key has an effect
+    const points = shapes.fractions(shape);
+    const least = shapes.step(shape); // each press of a key has an effect
     const by = steps.map((step, axis) => step * Math.max(pixel[axis], least[axis]));
-    if (this.point < 0) this.shapes.shift(this.path, points, ...by);
-    else this.shapes.move(this.path, this.point, points[this.point].map((part, axis) => part + by[axis]));
-    this.shapes.commit();
-    this.say(this.words(this.shapes.find(this.path), this.point));
+    if (this.point < 0) shapes.shift(this.path, points, ...by);
+    else shapes.move(this.path, this.point, points[this.point].map((part, axis) => part + by[axis]));
+    shapes.commit();
+    this.say(this.words(this.shape, this.point));
   }
 
   enter() {
     if (this.drawing) return this.add(this.drawing.cursor, 1);
-    const shape = this.shapes.find(this.path);
-    if (!shape || this.point < 0 || CORNERS[shape.kind]) return;
+    const { shape, point } = this;
+    if (!shape || point < 0 || CORNERS[shape.kind]) return;
     const points = this.shapes.fractions(shape);
-    this.shapes.insert(this.path, this.point + 1, middle(points[this.point], points[(this.point + 1) % points.length]));
+    this.shapes.insert(this.path, point + 1, middle(points[point], points[(point + 1) % points.length]));
     this.shapes.commit();
-    this.select(this.path, this.point + 1);
+    this.select(this.path, point + 1);
   }
 
   // --- what is shown
@@ -248,57 +262,52 @@ export class View {
     this.unit = width * this.pixel[0];
     this.image.setAttribute("width", width);
     this.image.setAttribute("height", height);
-    const parts = [this.image, ...this.shapes.all().map((shape) => this.shape(shape))];
-    if (this.drawing) parts.push(this.unfinished());
-    this.element.replaceChildren(...parts);
+    this.element.replaceChildren(this.image, ...this.shapes.all().map((shape) => this.drawn(shape)), ...this.unfinished());
     if (focus) (this.element.querySelector("[data-current]") ?? this.element).focus({ preventScroll: true });
     this.isRendering = false;
   }
 
-  toFrame(point) {
-    return [point[0] * this.shapes.size[0], point[1] * this.shapes.size[1]];
+  toFrame([x, y]) {
+    return [x * this.shapes.size[0], y * this.shapes.size[1]];
   }
 
   outline(points, closed) {
     return `M${points.map((point) => this.toFrame(point).join(" ")).join("L")}${closed ? "Z" : ""}`;
   }
 
-  shape(shape) {
+  drawn(shape) {
+    const { kind, path, label, holes = [] } = shape;
     const points = this.shapes.fractions(shape);
-    const isSelected = shape.path === this.path;
-    const crossed = crossesItself(points, shape.kind !== "line");
-    const isBad = crossed || this.faulty.has(shape.path);
-    const group = svg("g", { class: `${shape.kind}${isSelected ? " selected" : ""}${isBad ? " bad" : ""}` });
-    const holes = shape.holes?.map((hole) => this.outline(this.shapes.fractions({ ...shape, points: hole }), true)) ?? [];
-    const d = this.outline(points, shape.kind !== "line") + holes.join("");
-    const words = this.words(shape, -1);
-    group.append(svg("path", { d, class: "under" }), svg("path", { d, class: "shape", "data-path": shape.path, tabindex: 0, role: "button", "aria-label": words, ...(isSelected && this.point < 0 && { "data-current": "" }) }));
-    if (shape.kind === "line") group.append(...this.arrow(points));
-    if (shape.kind === "ground") group.append(...this.meters(points));
-    group.append(this.text(shape.label + (crossed ? " crosses itself" : ""), points[0]));
+    const isSelected = path === this.path;
+    const crossed = crossesItself(points, kind !== "line");
+    const current = (point) => (isSelected && this.point === point ? "" : undefined);
+    const button = (point) => ({ "data-path": path, tabindex: 0, role: "button", "aria-label": this.words(shape, point), "data-current": current(point) });
+    const rings = [points, ...holes.map((hole) => this.shapes.fractions({ ...shape, points: hole }))];
+    const d = rings.map((ring) => this.outline(ring, kind !== "line")).join("");
+    const names = `${kind}${isSelected ? " selected" : ""}${crossed || this.faulty.has(path) ? " bad" : ""}`;
+    const group = svg("g", { class: names }, ...outlined(d, { class: "shape", ...button(-1) }));
+    if (kind === "line") group.append(...this.arrow(points));
+    if (kind === "ground") group.append(...this.meters(points));
+    group.append(this.text(label + (crossed ? " crosses itself" : ""), points[0]));
     if (!isSelected) return group;
-    points.forEach((point, index) => {
-      if (!CORNERS[shape.kind])
-        group.append(this.dot(middle(point, points[(index + 1) % points.length]), 4, { "data-path": shape.path, "data-insert": index + 1 }));
-    });
-    points.forEach((point, index) => {
-      const current = index === this.point && { "data-current": "" };
-      group.append(this.dot(point, 7, { "data-path": shape.path, "data-point": index, tabindex: 0, role: "button", "aria-label": this.words(shape, index), ...current }));
-    });
+    if (!CORNERS[kind]) group.append(...points.map((point, i) => this.dot(middle(point, points[(i + 1) % points.length]), 4, { "data-path": path, "data-insert": i + 1 })));
+    group.append(...points.map((point, i) => this.dot(point, 7, { ...button(i), "data-point": i })));
     return group;
   }
 
   // Return a dot. The circle around it, which is not visible, is large enough for a finger.
   dot(point, radius, attributes) {
     const [cx, cy] = this.toFrame(point);
-    return svg("g", { class: "dot", ...attributes }, svg("circle", { cx, cy, r: 2.4 * radius * this.unit, class: "reach" }), svg("circle", { cx, cy, r: radius * this.unit }));
+    const r = radius * this.unit;
+    return svg("g", { class: "dot", ...attributes }, svg("circle", { cx, cy, r: 2.4 * r, class: "reach" }), svg("circle", { cx, cy, r }));
   }
 
   text(words, point, [dx, dy] = [9, -9]) {
     const [x, y] = this.toFrame(point);
-    const top = this.zoomed.y * this.shapes.size[1] + 15 * this.unit;
-    const text = svg("text", { x: x + dx * this.unit, y: Math.max(top, y + dy * this.unit), "font-size": 14 * this.unit, "stroke-width": 3 * this.unit });
-    text.textContent = words;
+    const { unit } = this;
+    const top = this.zoomed.y * this.shapes.size[1] + 15 * unit;
+    const text = svg("text", { x: x + dx * unit, y: Math.max(top, y + dy * unit), "font-size": 14 * unit, "stroke-width": 3 * unit });
+    setText(text, words);
     return text;
   }
 
@@ -306,29 +315,30 @@ export class View {
   arrow(points) {
     const [[x1, y1], [x2, y2]] = points.map((point) => this.toFrame(point));
     const length = Math.hypot(x2 - x1, y2 - y1) || 1;
-    const [nx, ny] = [((y1 - y2) / length) * this.unit, ((x2 - x1) / length) * this.unit];
-    const [mx, my] = [(x1 + x2) / 2, (y1 + y2) / 2];
-    const side = (sign) => `${mx + 18 * nx + sign * 7 * ny} ${my + 18 * ny - sign * 7 * nx}`;
-    const d = `M${mx} ${my}L${mx + 28 * nx} ${my + 28 * ny}M${side(1)}L${mx + 28 * nx} ${my + 28 * ny}L${side(-1)}`;
-    const label = this.text("in", middle(...points), [(40 * nx) / this.unit - 5, (40 * ny) / this.unit + 5]);
-    return [svg("path", { d, class: "under" }), svg("path", { d, class: "arrow" }), label];
+    const [nx, ny] = [(y1 - y2) / length, (x2 - x1) / length];
+    // Return a place by its distances along the arrow and to its right, in screen pixels.
+    const at = (ahead, aside) => `${(x1 + x2) / 2 + (ahead * nx - aside * ny) * this.unit} ${(y1 + y2) / 2 + (ahead * ny + aside * nx) * this.unit}`;
+    const label = this.text("in", middle(...points), [40 * nx - 5, 40 * ny + 5]);
+    return [...outlined(`M${at(0, 0)}L${at(28, 0)}M${at(18, -7)}L${at(28, 0)}L${at(18, 7)}`, { class: "arrow" }), label];
   }
 
   meters(points) {
     const { metres } = this.shapes.content.ground;
-    return points.flatMap((point, index) => {
-      const [from, to] = [metres[index], metres[(index + 1) % 4]];
-      const words = `${Math.hypot(to[0] - from[0], to[1] - from[1]).toFixed(1)} m`;
-      return [this.text(String(index + 1), point), this.text(words, middle(point, points[(index + 1) % 4]))];
+    return points.flatMap((point, i) => {
+      const next = (i + 1) % 4;
+      const length = Math.hypot(metres[next][0] - metres[i][0], metres[next][1] - metres[i][1]);
+      return [this.text(`${i + 1}`, point), this.text(`${length.toFixed(1)} m`, middle(point, points[next]))];
     });
   }
 
+  // Return the shape that is drawn, with a cross at the cursor.
   unfinished() {
+    if (!this.drawing) return [];
     const { points, cursor, kind } = this.drawing;
     const [x, y] = this.toFrame(cursor);
     const size = 12 * this.unit;
     const cross = `M${x - size} ${y}h${2 * size}M${x} ${y - size}v${2 * size}`;
-    const parts = [this.outline([...points, cursor], false), cross].flatMap((d) => [svg("path", { d, class: "under" }), svg("path", { d, class: "arrow" })]);
-    return svg("g", { class: `${kind} drawing` }, ...parts, ...points.map((point) => this.dot(point, 5, {})));
+    const parts = outlined(this.outline([...points, cursor], false) + cross, { class: "arrow" });
+    return [svg("g", { class: `${kind} drawing` }, ...parts, ...points.map((point) => this.dot(point, 5, {})))];
   }
 }

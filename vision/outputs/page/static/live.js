@@ -3,6 +3,7 @@
 // The server sends coded frames and their results separately (live_format.py). A decoded frame is held until its result
 // arrives, so the boxes on a frame are always those of this frame. A frame without a result was skipped by the program,
 // and is not shown, unless no result arrives for two seconds, or too many frames are held.
+import { el, join, setText } from "./dom.js";
 
 const HELD_FRAMES = 60;
 const HELD_PIXELS = 4e7;
@@ -16,7 +17,9 @@ const CODECS = { h264: "avc1.640028", hevc: "hev1.1.6.L120.B0" };
 const COLORS = ["#4fc3f7", "#ffb74d", "#81c784", "#f06292", "#fff176", "#ba68c8", "#4db6ac", "#ff8a65", "#90a4ae", "#dce775"];
 const LINE_COLOR = "#ffe13c";
 const ZONE_COLOR = "#78a0ff";
+const WAITING = "Waiting for the first frame.";
 const STATES = {
+  streaming: "",
   connecting: "Connecting to the camera.",
   frozen: "The camera repeats the same frame.",
   "backing-off": "No connection to the camera.",
@@ -26,102 +29,72 @@ const STATES = {
 
 // --- the connection -------------------------------------------------------------------------------------------------
 
-let supported = null; // a promise of the codecs that this browser decodes
-
-function supportedCodecs() {
-  supported ??= (async () => {
-    if (typeof VideoDecoder === "undefined") return [];
-    const names = [];
-    for (const [name, codec] of Object.entries(CODECS)) {
-      const answer = await VideoDecoder.isConfigSupported({ codec }).catch(() => ({ supported: false }));
-      if (answer.supported) names.push(name);
-    }
-    return names;
-  })();
-  return supported;
-}
+// The codecs that this browser decodes. Browsers offer `VideoDecoder` only on pages that are encrypted or local.
+const supported = Promise.all(Object.entries(CODECS).map(([name, codec]) =>
+  globalThis.VideoDecoder?.isConfigSupported({ codec }).then((answer) => answer.supported && name, () => false),
+)).then((names) => names.filter(Boolean));
 
 // One web socket for all views of the page.
-class Connection {
-  constructor() {
-    this.views = new Map(); // a set of views by camera
-    this.socket = null;
-    this.timer = 0;
-  }
+const connection = {
+  views: new Map(), // a set of views by camera
+  socket: null,
 
   add(view) {
     if (!this.views.has(view.cameraId)) this.views.set(view.cameraId, new Set());
     this.views.get(view.cameraId).add(view);
     if (this.socket === null) this.open();
     else this.watch(view.cameraId);
-  }
+  },
 
   remove(view) {
     const views = this.views.get(view.cameraId);
     if (!views?.delete(view) || views.size) return;
     this.views.delete(view.cameraId);
-    if (this.views.size) {
-      this.send({ leave: view.cameraId });
-      return;
-    }
+    if (this.views.size) return this.send({ leave: view.cameraId });
     clearTimeout(this.timer);
     const { socket } = this;
     this.socket = null;
     // A browser reports an error if a connection that is just being opened is closed.
-    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
-    else socket?.close();
-  }
+    if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket.close();
+  },
 
   open() {
-    clearTimeout(this.timer);
-    const url = new URL("/api/live", location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    const socket = new WebSocket(url);
+    const socket = new WebSocket(`${location.origin.replace("http", "ws")}/api/live`);
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => {
-      for (const camera of this.views.keys()) this.watch(camera);
-    };
+    socket.onopen = () => [...this.views.keys()].forEach((camera) => this.watch(camera));
     socket.onmessage = ({ data }) => this.receive(data);
     socket.onclose = ({ reason }) => {
       if (this.socket !== socket) return;
-      this.each((view) => view.disconnected(reason));
+      for (const views of this.views.values()) views.forEach((view) => view.disconnected(reason));
       this.timer = setTimeout(() => this.open(), RETRY_MS);
     };
     this.socket = socket;
-  }
+  },
 
   // Request the live view of a camera, starting with its next key frame.
   async watch(camera) {
-    const codecs = await supportedCodecs();
+    const codecs = await supported;
     const views = this.views.get(camera);
-    if (!views) return;
-    const decodes = [...views].every((view) => view.decodes);
-    this.send({ watch: camera, codecs: decodes ? codecs : [] });
-  }
+    if (views) this.send({ watch: camera, codecs: [...views].every((view) => view.decodes) ? codecs : [] });
+  },
 
   send(wish) {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(wish));
-  }
-
-  each(call) {
-    for (const views of this.views.values()) views.forEach(call);
-  }
+  },
 
   // Split a message into its records, and pass each to the views of its camera.
   receive(buffer) {
     const numbers = new DataView(buffer);
     for (let at = 0; at < buffer.byteLength; ) {
       const [head, length] = [numbers.getUint32(at), numbers.getUint32(at + 4)];
-      const header = JSON.parse(text.decode(new Uint8Array(buffer, at + 8, head)));
+      const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, at + 8, head)));
       const data = new Uint8Array(buffer, at + 8 + head, length);
       at += 8 + head + length;
       this.views.get(header.camera)?.forEach((view) => view.receive(header, data));
     }
-  }
-}
-
-const text = new TextDecoder();
-const connection = new Connection();
+  },
+};
 
 // --- frames and results ---------------------------------------------------------------------------------------------
 
@@ -129,11 +102,7 @@ const connection = new Connection();
 class Frames {
   // `show(frame, result)` draws a frame, which is closed afterwards. `failed()` is called after an error.
   constructor(show, failed) {
-    this.show = show;
-    this.failed = failed;
-    this.decoder = null;
-    this.stream = 0;
-    this.codec = "";
+    Object.assign(this, { show, failed, stream: 0, codec: "", decoder: null });
     this.held = []; // decoded frames in the order of presentation
     this.results = new Map(); // by stream and time
   }
@@ -151,25 +120,21 @@ class Frames {
   start(stream, codec) {
     const old = this.decoder;
     if (old?.state === "configured") old.flush().then(() => old.close(), () => {});
-    this.stream = stream;
-    this.codec = codec;
     const decoder = new VideoDecoder({
       output: (frame) => this.decoded(frame, stream),
       error: () => decoder === this.decoder && this.failed(),
     });
-    this.decoder = decoder;
+    Object.assign(this, { stream, codec, decoder });
     decoder.configure({ codec, optimizeForLatency: true });
   }
 
   decoded(frame, stream) {
-    const pixels = frame.codedWidth * frame.codedHeight;
-    this.held.push({ frame, stream, key: `${stream}:${frame.timestamp}`, at: performance.now() });
-    this.held.sort((a, b) => a.stream - b.stream); // the last frames of an old stream can arrive late
-    const known = this.held.findLastIndex(({ key }) => this.results.has(key));
-    if (known >= 0) this.showUpTo(known);
     const now = performance.now();
-    const most = Math.min(HELD_FRAMES, HELD_PIXELS / pixels);
-    while (this.held.length > most || (this.held.length && now - this.held[0].at > HELD_MS)) {
+    this.held.push({ frame, stream, key: `${stream}:${frame.timestamp}`, at: now });
+    this.held.sort((a, b) => a.stream - b.stream); // the last frames of an old stream can arrive late
+    const most = Math.min(HELD_FRAMES, HELD_PIXELS / (frame.codedWidth * frame.codedHeight));
+    this.showUpTo(this.held.findLastIndex(({ key }) => this.results.has(key)));
+    while (this.held.length > most || now - this.held[0]?.at > HELD_MS) {
       const { frame: oldest } = this.held.shift();
       this.show(oldest, null);
       oldest.close();
@@ -180,14 +145,12 @@ class Frames {
     const key = `${stream}:${time}`;
     this.results.set(key, result);
     if (this.results.size > HELD_RESULTS) this.results.delete(this.results.keys().next().value);
-    const index = this.held.findIndex((each) => each.key === key);
-    if (index >= 0) this.showUpTo(index);
+    this.showUpTo(this.held.findIndex((each) => each.key === key));
   }
 
-  // Show a held frame. The frames before it have no results.
+  // Show a held frame; none if `index` is -1. The frames before it have no results.
   showUpTo(index) {
-    const passed = this.held.splice(0, index + 1);
-    for (const { frame, key } of passed) {
+    for (const { frame, key } of this.held.splice(0, index + 1)) {
       const result = this.results.get(key);
       if (result) this.show(frame, result);
       this.results.delete(key);
@@ -208,46 +171,32 @@ class Frames {
 
 export class LiveView {
   // `start` adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
-  // detail is the result, or null.
+  // detail is the result, or null. Nothing is received while the element or the page is not visible.
   constructor(element, cameraId) {
-    this.element = element;
-    this.cameraId = cameraId;
+    Object.assign(this, { element, cameraId, frames: null, reason: "", visible: false });
     this.decodes = true; // false if a decoder failed repeatedly
     this.failures = [];
-    this.canvas = document.createElement("canvas");
-    this.canvas.className = "live-canvas";
-    this.canvas.setAttribute("role", "img");
-    this.canvas.setAttribute("aria-label", `Live view of ${cameraId}`);
-    this.note = document.createElement("p");
-    this.note.className = "live-note";
-    this.note.setAttribute("role", "status");
+    this.canvas = el("canvas", { class: "live-canvas", role: "img", "aria-label": `Live view of ${cameraId}` });
+    this.note = el("p", { class: "live-note", role: "status" });
     this.overlay = new Overlay(this.canvas);
-    this.frames = null;
-    this.shown = null; // epoch and frame number of the last frame
-    this.running = false;
-    this.visible = true;
     this.observer = new IntersectionObserver((entries) => {
       this.visible = entries.at(-1).isIntersecting;
       this.update();
     });
     this.sizes = new ResizeObserver(() => this.overlay.resize());
-    this.update = () => this.wants(this.running && this.visible && !document.hidden);
+    this.update = () => this.wants(this.visible && !document.hidden);
   }
 
   start() {
-    if (this.running) return;
-    this.running = true;
     this.element.append(this.canvas, this.note);
-    this.say("Waiting for the first frame.");
+    this.say(WAITING);
     this.observer.observe(this.element);
     this.sizes.observe(this.canvas);
     document.addEventListener("visibilitychange", this.update);
-    this.update();
   }
 
   stop() {
-    this.running = false;
-    this.update();
+    this.wants(false);
     this.observer.disconnect();
     this.sizes.disconnect();
     document.removeEventListener("visibilitychange", this.update);
@@ -257,6 +206,7 @@ export class LiveView {
 
   wants(wanted) {
     if (wanted === (this.frames !== null)) return;
+    this.shown = null; // epoch and frame number of the last frame
     if (wanted) {
       this.frames = new Frames((frame, result) => this.show(frame, result), () => this.failed());
       connection.add(this);
@@ -265,50 +215,32 @@ export class LiveView {
       this.frames.close();
       this.frames = null;
     }
-    this.shown = null;
   }
 
   receive(header, data) {
-    if (this.frames === null) return;
-    switch (header.kind) {
-      case "packet":
-        this.frames.packet(header, data);
-        break;
-      case "result":
-        this.frames.result(header);
-        break;
-      case "image":
-        this.image(header.result, data);
-        break;
-      case "scene":
-        this.overlay.scene = header;
-        break;
-      case "counts":
-        this.overlay.counts = header;
-        break;
-      case "state":
-        this.say(header.state === "streaming" ? "" : [STATES[header.state] ?? header.state, header.reason].join(" "));
-        break;
-    }
+    const { kind, state, reason } = header;
+    if (kind === "packet" || kind === "result") this.frames[kind](header, data);
+    else if (kind === "image") this.image(header.result, data);
+    else if (kind === "state") this.say(join([STATES[state] ?? state, state !== "streaming" && reason]), reason);
+    else this.overlay[kind] = header; // scene or counts
   }
 
   async image(result, data) {
     const bitmap = await createImageBitmap(new Blob([data], { type: "image/jpeg" })).catch(() => null);
-    if (bitmap === null) return;
-    this.show(bitmap, result);
-    bitmap.close();
+    if (bitmap) this.show(bitmap, result);
+    bitmap?.close();
   }
 
   show(image, result) {
-    if (this.frames === null || (result !== null && this.isOld(result))) return;
-    if (result !== null) this.shown = [result.epoch, result.frame];
+    if (this.frames === null || (result && this.isOld(result))) return;
+    if (result) this.shown = [result.epoch, result.frame];
     this.overlay.draw(image, result);
-    if (this.note.dataset.waiting) this.say("");
+    if (this.isWaiting) this.say("");
     this.element.dispatchEvent(new CustomEvent("visionframe", { detail: result, bubbles: true }));
   }
 
   isOld({ epoch, frame }) {
-    return this.shown !== null && (epoch < this.shown[0] || (epoch === this.shown[0] && frame <= this.shown[1]));
+    return this.shown && (epoch < this.shown[0] || (epoch === this.shown[0] && frame <= this.shown[1]));
   }
 
   // Start again with a key frame, or with images if that fails repeatedly.
@@ -321,16 +253,16 @@ export class LiveView {
   }
 
   disconnected(reason) {
-    this.frames?.close();
+    this.frames.close();
     this.shown = null;
-    this.say(`No connection to the program${reason ? `: ${reason}` : ""}. Trying again.`);
-    this.note.dataset.waiting = "yes";
+    this.say(`No connection to the program${reason && `: ${reason}`}. Trying again.`);
+    this.isWaiting = true;
   }
 
-  say(words) {
-    if (this.note.textContent !== words) this.note.textContent = words;
-    if (words === "Waiting for the first frame.") this.note.dataset.waiting = "yes";
-    else delete this.note.dataset.waiting;
+  // Show a note. `reason` is the part of it that says why the camera does not deliver frames.
+  say(words, reason = "") {
+    Object.assign(this, { reason, isWaiting: words === WAITING });
+    setText(this.note, words);
     this.note.hidden = !words;
   }
 }
@@ -344,133 +276,99 @@ class Overlay {
     this.scene = { lines: [], zones: [], masks: [] };
     this.counts = { lines: {}, zones: {} };
     this.tails = new Map(); // the last positions of each track
-    this.colors = new Map(); // by class
+    this.classes = []; // in the order of their colors
     this.frame = 0;
-    this.pixels = [0, 0];
   }
 
   // Note the size of the canvas on the screen, so that drawing a frame needs no layout.
   resize() {
-    const ratio = window.devicePixelRatio || 1;
-    this.pixels = [this.canvas.clientWidth * ratio, this.canvas.clientHeight * ratio];
+    this.ratio = window.devicePixelRatio || 1;
+    this.pixels = [this.canvas.clientWidth * this.ratio, this.canvas.clientHeight * this.ratio];
   }
 
   // Draw an image with its result. If the result is null, draw only what does not depend on the frame.
   draw(image, result) {
     const { canvas, context } = this;
-    const width = result?.width ?? image.displayWidth ?? image.width;
-    const height = result?.height ?? image.displayHeight ?? image.height;
-    if (!this.pixels[0]) this.resize();
+    const [width, height] = [result?.width ?? image.displayWidth ?? image.width, result?.height ?? image.displayHeight ?? image.height];
+    if (!this.pixels?.[0]) this.resize();
     const scale = Math.min(1, Math.max(this.pixels[0] / width, this.pixels[1] / height) || 1);
-    const size = [Math.round(width * scale), Math.round(height * scale)];
+    const size = [width, height].map((side) => Math.round(side * scale));
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    const excess = (this.pixels[0] * height) / (this.pixels[1] * width);
+    canvas.style.objectFit = Math.abs(excess - 1) < 0.01 ? "fill" : ""; // no bars of a part of a pixel
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.drawImage(image, 0, 0, ...size);
     context.setTransform(size[0] / width, 0, 0, size[1] / height, 0, 0);
-    this.unit = Math.max(1, (1.5 * (window.devicePixelRatio || 1)) / (size[0] / width)); // a stroke, in frame pixels
     context.lineJoin = "round";
-    this.drawScene(width, height);
-    if (result !== null) this.drawObjects(result);
+    this.size = [width, height];
+    this.unit = Math.max(1, (1.5 * this.ratio * width) / size[0]); // a stroke, in frame pixels
+    this.drawScene();
+    if (result) this.drawObjects(result);
   }
 
-  drawScene(width, height) {
-    const { context, unit } = this;
-    const place = (units) => {
+  drawScene() {
+    const [width, height] = this.size;
+    const place = ({ units }, points) => {
       const [x, y] = { fraction: [width, height], percent: [width / 100, height / 100] }[units] ?? [1, 1];
-      return (point) => [point[0] * x, point[1] * y];
+      return points.map((point) => [point[0] * x, point[1] * y]);
     };
-    for (const { units, polygon } of this.scene.masks) {
-      this.path([polygon.map(place(units))]);
-      context.fillStyle = "#000";
-      context.fill();
+    for (const mask of this.scene.masks) this.path([place(mask, mask.polygon)], "", 0, "#000");
+    for (const zone of this.scene.zones) {
+      const rings = [zone.polygon, ...zone.holes].map((ring) => place(zone, ring));
+      this.path(rings, ZONE_COLOR, 1, `${ZONE_COLOR}2e`);
+      this.label([zone.name, this.counts.zones[zone.name]?.occupancy], rings[0][0], ZONE_COLOR);
     }
-    for (const { name, units, polygon, holes } of this.scene.zones) {
-      const rings = [polygon, ...holes].map((ring) => ring.map(place(units)));
-      this.path(rings);
-      context.fillStyle = `${ZONE_COLOR}2e`;
-      context.fill("evenodd");
-      context.strokeStyle = ZONE_COLOR;
-      context.lineWidth = unit;
-      context.stroke();
-      const occupancy = this.counts.zones[name]?.occupancy;
-      this.label(occupancy === undefined ? name : `${name} ${occupancy}`, ...rings[0][0], ZONE_COLOR);
-    }
-    for (const { name, units, points } of this.scene.lines) {
-      const [from, to] = points.map(place(units));
-      context.beginPath();
-      context.moveTo(...from);
-      context.lineTo(...to);
-      context.strokeStyle = LINE_COLOR;
-      context.lineWidth = 2 * unit;
-      context.stroke();
-      const counts = this.counts.lines[name];
-      this.label(counts ? `${name} ${counts.in} in ${counts.out} out` : name, ...from, LINE_COLOR);
+    for (const line of this.scene.lines) {
+      const points = place(line, line.points);
+      this.path([points], LINE_COLOR, 2);
+      const counts = this.counts.lines[line.name];
+      this.label([line.name, counts && `${counts.in} in ${counts.out} out`], points[0], LINE_COLOR);
     }
   }
 
-  drawObjects(result) {
-    const { context, unit } = this;
+  drawObjects({ objects }) {
     this.frame += 1;
-    for (const object of result.objects) {
-      const color = this.color(object.class);
-      const [left, top, right, bottom] = object.box;
-      context.strokeStyle = color;
-      context.lineWidth = 1.5 * unit;
-      for (const polygon of object.mask?.polygons ?? []) {
-        this.path([polygon]);
-        context.fillStyle = `${color}66`;
-        context.fill();
+    for (const { class: name, track_id: id, box, corners, mask, attributes } of objects) {
+      if (!this.classes.includes(name)) this.classes.push(name);
+      const color = COLORS[this.classes.indexOf(name) % COLORS.length];
+      const [left, top, right, bottom] = box;
+      for (const polygon of mask?.polygons ?? []) this.path([polygon], "", 0, `${color}66`);
+      this.path([corners ?? [[left, top], [right, top], [right, bottom], [left, bottom]]], color, 1.5);
+      if (id !== undefined) {
+        const points = [...(this.tails.get(id)?.points ?? []), [(left + right) / 2, bottom]].slice(-TAIL_FRAMES);
+        this.tails.set(id, { points, frame: this.frame });
+        this.path([points], color, 1, "", false);
       }
-      if (object.corners) this.path([object.corners]);
-      else {
-        context.beginPath();
-        context.rect(left, top, right - left, bottom - top);
-      }
-      context.stroke();
-      this.drawTail(object, color);
-      const words = [object.class, object.track_id, ...(object.attributes ?? []).map((each) => each.class)];
-      this.label(words.filter((word) => word !== undefined).join(" "), left, top, color);
+      this.label([name, id, ...(attributes ?? []).map((each) => each.class)], [left, top], color);
     }
-    for (const [id, tail] of this.tails) if (this.frame - tail.frame > TAIL_FRAMES) this.tails.delete(id);
+    for (const [id, { frame }] of this.tails) if (this.frame - frame > TAIL_FRAMES) this.tails.delete(id);
   }
 
-  drawTail({ track_id: id, box: [left, , right, bottom] }, color) {
-    if (id === undefined) return;
-    const tail = this.tails.get(id) ?? { points: [], frame: 0 };
-    tail.points = [...tail.points, [(left + right) / 2, bottom]].slice(-TAIL_FRAMES);
-    tail.frame = this.frame;
-    this.tails.set(id, tail);
-    this.context.beginPath();
-    tail.points.forEach((point) => this.context.lineTo(...point));
-    this.context.strokeStyle = color;
-    this.context.lineWidth = this.unit;
-    this.context.stroke();
-  }
-
-  path(rings) {
-    this.context.beginPath();
+  // Draw rings of points, filled with the color `fill` if it is not empty. `width` is the width of the stroke in units.
+  path(rings, stroke, width, fill = "", isClosed = true) {
+    const { context } = this;
+    context.beginPath();
     for (const ring of rings) {
-      ring.forEach((point, index) => this.context[index ? "lineTo" : "moveTo"](...point));
-      this.context.closePath();
+      ring.forEach((point, index) => context[index ? "lineTo" : "moveTo"](...point));
+      if (isClosed) context.closePath();
     }
+    Object.assign(context, { fillStyle: fill, strokeStyle: stroke, lineWidth: width * this.unit });
+    if (fill) context.fill("evenodd");
+    if (stroke) context.stroke();
   }
 
-  // Write text on a dark plate above a point, inside the frame.
-  label(words, x, y, color) {
+  // Write words on a dark plate above a point, inside the frame.
+  label(words, [x, y], color) {
     const { context, unit } = this;
+    const text = words.filter((word) => word !== undefined).join(" ");
     const size = 8 * unit;
     context.font = `${size}px system-ui, sans-serif`;
-    const width = context.measureText(words).width + size / 2;
-    const left = Math.max(0, Math.min(x, context.canvas.width / context.getTransform().a - width));
+    const width = context.measureText(text).width + size / 2;
+    const left = Math.max(0, Math.min(x, this.size[0] - width));
     const top = Math.max(0, y - 1.3 * size);
     context.fillStyle = "#000000b0";
     context.fillRect(left, top, width, 1.3 * size);
     context.fillStyle = color;
-    context.fillText(words, left + size / 4, top + size);
-  }
-
-  color(name) {
-    if (!this.colors.has(name)) this.colors.set(name, COLORS[this.colors.size % COLORS.length]);
-    return this.colors.get(name);
+    context.fillText(text, left + size / 4, top + size);
   }
 }

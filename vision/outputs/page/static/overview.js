@@ -1,66 +1,44 @@
 // The overview: one tile per camera.
-import { el, link, number, setText } from "./dom.js";
+import { dropText, el, join, link, number, setRows, setText } from "./dom.js";
 import { openHealth } from "./health.js";
-import { mountLive } from "./live_mount.js";
+import { LiveView } from "./live.js";
 
-const STATES = {
-  streaming: "streaming",
-  connecting: "connecting",
-  frozen: "frozen",
-  "backing-off": "no connection",
-  ended: "ended",
-};
+// The live view of a camera, with its state and the reason why it does not deliver frames.
+export class CameraView {
+  constructor(id) {
+    this.view = el("div", { class: "view" });
+    this.badge = el("span", { class: "badge" });
+    this.reason = el("p", { class: "reason" });
+    this.live = new LiveView(this.view, id);
+    this.live.start();
+  }
 
-export const stateText = (camera) => STATES[camera.state] ?? camera.state;
-
-// Return why a camera does not deliver frames, and what to do about it.
-export function reason(camera) {
-  const retry = camera.next_retry_in_s === undefined ? "" : `Next attempt in ${number(camera.next_retry_in_s)} s.`;
-  return [camera.last_error, camera.hint, retry].filter(Boolean).join(" – ");
-}
-
-export function dropText(camera) {
-  const reasons = Object.entries(camera.dropped).filter(([, count]) => count > 0);
-  return reasons.map(([why, count]) => `${why} ${number(count)}`).join(", ") || "none";
+  update(camera) {
+    const { state, width, height } = camera;
+    setText(this.badge, state === "backing-off" ? "no connection" : state);
+    const retry = camera.next_retry_in_s === undefined ? "" : `Next attempt in ${number(camera.next_retry_in_s)} s.`;
+    setText(this.reason, join(this.live.reason ? [retry] : [camera.last_error, camera.hint, retry], " – "));
+    if (width) this.view.style.setProperty("--ratio", width / height);
+  }
 }
 
 let lastOpened = ""; // camera, whose tile receives the focus when a person returns
 
-class Tile {
+class Tile extends CameraView {
   constructor(id) {
-    this.id = id;
-    this.view = el("div", { class: "view" });
-    this.badge = el("span", { class: "badge" });
-    this.reason = el("p", { class: "reason" });
+    super(id);
     this.drops = el("p", { class: "drops" });
-    this.values = {};
-    const figures = el("dl", { class: "figures" });
-    for (const [key, title] of [["fps", "frames/s"], ["p50", "p50 ms"], ["p99", "p99 ms"], ["objects", "objects"]]) {
-      this.values[key] = el("dd");
-      figures.append(el("div", {}, el("dt", {}, title), this.values[key]));
-    }
-    this.element = el(
-      "article",
-      { class: "tile" },
-      el("a", { class: "view-link", href: link("camera", id), "aria-label": `Open ${id}` }, this.view),
-      el("header", {}, el("h2", {}, id), this.badge),
-      this.reason,
-      figures,
-      this.drops,
-    );
-    this.element.firstChild.addEventListener("click", () => (lastOpened = id));
-    this.close = mountLive(this.view, id);
+    this.figures = el("dl", { class: "figures" });
+    this.link = el("a", { class: "view-link", href: link("camera", id), "aria-label": `Open ${id}`, onclick: () => (lastOpened = id) }, this.view);
+    this.element = el("article", { class: "tile" }, this.link, el("header", {}, el("h2", {}, id), this.badge), this.reason, this.figures, this.drops);
   }
 
   update(camera) {
+    super.update(camera);
     this.element.dataset.state = camera.state;
-    setText(this.badge, stateText(camera));
-    setText(this.reason, reason(camera));
-    setText(this.values.fps, number(camera.published_fps, 1));
-    setText(this.values.p50, number(camera.latency_ms?.p50, 0));
-    setText(this.values.p99, number(camera.latency_ms?.p99, 0));
-    setText(this.values.objects, number(camera.objects));
-    setText(this.drops, `dropped: ${dropText(camera)}`);
+    const { p50, p99 } = camera.latency_ms ?? {};
+    setRows(this.figures, [["frames/s", number(camera.published_fps, 1)], ["p50 ms", number(p50)], ["p99 ms", number(p99)], ["objects", number(camera.objects)]]);
+    setText(this.drops, `dropped: ${dropText(camera.dropped)}`);
   }
 }
 
@@ -71,26 +49,26 @@ export function open(main, _parameter, store) {
   main.append(el("h1", { class: "hidden" }, "Cameras"), health, grid);
   const closeHealth = openHealth(health, store);
   const stop = store.listen((state) => {
-    if (state === null) return;
     for (const [id, tile] of tiles) {
-      if (state.cameras.some((camera) => camera.camera === id)) continue;
-      tile.close();
+      if (store.camera(id)) continue;
+      tile.live.stop();
       tile.element.remove();
       tiles.delete(id);
     }
-    for (const camera of state.cameras) {
-      if (!tiles.has(camera.camera)) {
-        tiles.set(camera.camera, new Tile(camera.camera));
-        const { element } = tiles.get(camera.camera);
-        grid.append(element);
-        if (camera.camera === lastOpened) element.firstChild.focus();
+    for (const camera of state?.cameras ?? []) {
+      const id = camera.camera;
+      if (!tiles.has(id)) {
+        const tile = new Tile(id);
+        tiles.set(id, tile);
+        grid.append(tile.element);
+        if (id === lastOpened) tile.link.focus();
       }
-      tiles.get(camera.camera).update(camera);
+      tiles.get(id).update(camera);
     }
   });
   return () => {
     stop();
     closeHealth();
-    for (const tile of tiles.values()) tile.close();
+    for (const tile of tiles.values()) tile.live.stop();
   };
 }
