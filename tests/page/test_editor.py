@@ -14,6 +14,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from playwright.sync_api import Page
@@ -113,7 +115,7 @@ class Site:
         """Return to the first file and the first lines."""
         self.program.config.write_text(self.first_text)
         section = yaml.safe_load(self.first_text)["analytics"]["gate"]
-        ask(self.socket, SetAnalyticsRequest(camera="gate", analytics=section))
+        ask(self.socket, SetAnalyticsRequest(camera="gate", analytics=section, privacy=None))
 
 
 @pytest.fixture(scope="module")
@@ -302,18 +304,32 @@ def test_file_that_cannot_be_written_is_not_saved_but_applied(site: Site) -> Non
         masks = {"units": "fraction", "masks": [[[0, 0], [0.5, 0], [0, 0.5]]]}
         _, state = site.call("gate")
         status, answer = site.call("gate/apply", to_apply(state, privacy=masks))
-        assert (status, answer["unsaved"], answer["needs_restart"]) == (200, "not-writable", False)
+        assert (status, answer["unsaved"], answer["changed"]) == (200, "not-writable", ["privacy.gate"])
+        assert site.call("gate")[1]["privacy"] == masks and target.read_text() == site.first_text
     finally:
         config.unlink()
         target.rename(config)
 
 
-def test_masks_are_saved_for_the_next_start(site: Site) -> None:
+def still(site: Site) -> int:
+    """Return the largest value of the upper half of the next image of a camera."""
+    with urlopen(f"{site.program.url}/api/still/gate", timeout=PATIENCE_S) as response:
+        image = cv2.imdecode(np.frombuffer(response.read(), np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return int(image[:112].max())
+
+
+def test_masks_are_saved_and_apply_without_a_gap(site: Site) -> None:
+    assert still(site) > 80
     _, state = site.call("gate")
-    masks = {"units": "percent", "masks": [[[0, 0], [50, 0], [0, 50]]]}
+    masks = {"units": "percent", "masks": [[[0, 0], [100, 0], [100, 50], [0, 50]]]}
     status, answer = site.call("gate/apply", to_apply(state, privacy=masks))
-    assert (status, answer["needs_restart"], answer["changed"]) == (200, True, [])
+    assert (status, answer["unsaved"], answer["changed"]) == (200, "", ["privacy.gate"])
     assert yaml.safe_load(site.text)["privacy"] == {"gate": masks}
+    until(lambda: still(site) < 24, "the mask is not filled")  # the page learns of the change a little later
+    assert not site.call("gate")[1]["differs_from_file"]
+    numbers = [(message.epoch, message.seq) for message in site.frames()]
+    assert numbers == [(numbers[0][0], number) for number in range(numbers[0][1], numbers[0][1] + len(numbers))]
     crossed = {"units": "percent", "masks": [[[0, 0], [50, 50], [50, 0], [0, 50]]]}
     _, answer = site.call("gate/check", draft_of(state, privacy=crossed))
     (fault,) = answer["faults"]

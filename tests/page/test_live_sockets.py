@@ -117,6 +117,26 @@ def test_a_camera_with_masks_sends_only_images_without_the_masked_area(zoo: Zoo,
     assert max(image[: HEIGHT // 4, WIDTH // 2 + 8 :].max() for image in found) > 150
 
 
+def test_masks_of_a_running_program_apply_to_viewers_that_decode_packets(zoo: Zoo) -> None:
+    mask = {"units": "fraction", "masks": [[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]], "blur": None}
+    with ExitStack() as stack:
+        site = Site(stack)
+        add(site, zoo, "gate")
+        client = stack.enter_context(socket_of(site))
+        wish(client, watch="gate", codecs=["h264"])
+        received = records(client)
+        assert any(header["kind"] == "packet" for header, _ in received)
+        site.change(privacy={"gate": mask})
+        assert any(header["kind"] == "scene" and header["masks"] for header, _ in received)
+        kinds = [next(received) for _ in range(40)]
+        assert {header["kind"] for header, _ in kinds} <= {"image", "counts", "state"}
+        for header, data in kinds:
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else np.zeros(1)
+            assert image.max() < 24, header
+        site.change(privacy={})
+        assert any(header["kind"] == "packet" for header, _ in received)
+
+
 def test_objects_of_hidden_classes_are_unrecognizable_in_each_frame(zoo: Zoo) -> None:
     with ExitStack() as stack:
         box = (0.0, 0.0, float(WIDTH), HEIGHT / 4)  # the number

@@ -6,7 +6,6 @@ from tests.page.conftest import OpenInBrowser, StartProgram
 from tests.page.harness import TWO_CAMERAS
 from tests.paths import ROOT
 
-
 NO_BARS = """[...document.querySelectorAll(".live-canvas")].slice(-1).every((canvas) =>
     Math.abs(canvas.clientWidth / canvas.clientHeight - 4 / 3) < 0.02 && canvas.style.objectFit === "fill")"""
 

@@ -19,6 +19,7 @@ from vision.config.document import Document, faulty
 from vision.config.fields import ACCEPT_ANY, VERIFY
 from vision.config.language import Inquiry
 from vision.config.load import validated_part
+from vision.config.privacy import CameraPrivacy
 from vision.config.recording import RecordingConfig, recorded_cameras
 from vision.config.sinks import SinkConfig
 from vision.config.source_address import File, Folder, parse_source
@@ -43,7 +44,7 @@ class Plan:
     removed: tuple[str, ...] = ()
     reopened: tuple[str, ...] = ()  # cameras that connect again, with a new epoch
     adjusted: tuple[str, ...] = ()  # cameras whose rate, age limit, or report changes without a new connection
-    stages: tuple[str, ...] = ()  # keys of tracking, analytics, rules, and scores
+    stages: tuple[str, ...] = ()  # keys of tracking, analytics, privacy, rules, and scores
     restart: tuple[Loc, ...] = ()  # keys that need a restart
 
     @property
@@ -59,9 +60,10 @@ def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
     restart.
     """
     before, after = _cameras(running), _cameras(new)
+    removed = tuple(camera for camera in before if camera not in after)
+    running, new = _unmentioned(running, removed), _unmentioned(new, removed)
     common = [camera for camera in after if camera in before]
     changed = {camera: _differing(before[camera], after[camera]) for camera in common}
-    removed = tuple(camera for camera in before if camera not in after)
     # A camera that is recorded is read differently.
     recording = {*recorded_cameras(running.recording, common)} ^ {*recorded_cameras(new.recording, common)}
     reopened = [camera for camera in common if camera in recording or not changed[camera] <= set(_WITHOUT_REOPENING)]
@@ -71,7 +73,7 @@ def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
         reopened=tuple(reopened),
         adjusted=tuple(camera for camera in common if changed[camera] and camera not in reopened),
         stages=tuple(_stage_keys(running, new)),
-        restart=tuple(_restart_keys(_unmentioned(running, removed), _unmentioned(new, removed), detector_score)),
+        restart=tuple(_restart_keys(running, new, detector_score)),
     )
 
 
@@ -85,9 +87,8 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
 
 def _stage_keys(running: AppConfig, new: AppConfig) -> Iterator[str]:
     before, after = running.model_dump(), new.model_dump()
-    for camera in sorted({*running.analytics, *new.analytics}):
-        if before["analytics"].get(camera) != after["analytics"].get(camera):
-            yield f"analytics.{camera}"
+    for key in ("analytics", "privacy"):
+        yield from (f"{key}.{camera}" for camera in sorted(_differing(before[key], after[key])))
     if before["rules"] != after["rules"]:
         yield "rules"
     if before["detect"]["score_threshold"] != after["detect"]["score_threshold"]:
@@ -100,7 +101,7 @@ def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> 
     if not any(section.realign for section in running.analytics.values()):  # the stage that realigns is not open
         yield from (("analytics", camera, "realign") for camera, section in new.analytics.items() if section.realign)
     for key in before:
-        if key in ("cameras", "analytics", "rules") or before[key] == after[key]:
+        if key in ("cameras", "analytics", "privacy", "rules") or before[key] == after[key]:
             continue
         if not isinstance(before[key], dict) or not isinstance(after[key], dict):
             yield (key,)
@@ -245,6 +246,19 @@ def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any]
         text = json.dumps(section, ensure_ascii=False)
         analytics[camera_id] = validated_part(CameraAnalytics, text, f"analytics.{camera_id}", {})
     return _checked(config, analytics=analytics)
+
+
+def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:
+    """Return `config` with different masks and hidden classes of one camera; with none if `section` is None.
+
+    Raises:
+        ConfigError: a key is invalid, or conflicts with the rest of the configuration.
+    """
+    privacy = {name: own for name, own in config.privacy.items() if name != camera_id}
+    if section is not None:
+        text = json.dumps(section, ensure_ascii=False)
+        privacy[camera_id] = validated_part(CameraPrivacy, text, f"privacy.{camera_id}", {})
+    return _checked(config, privacy=privacy)
 
 
 def _checked(config: AppConfig, **changes: object) -> AppConfig:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from vision.errors import ConfigError, MessageError, Unavailable, VisionError, from_os_error
 from vision.messaging.schema import CameraReport, NodeReport
@@ -55,20 +55,21 @@ class RemoveCameraRequest(_Request, frozen=True, kw_only=True, tag="remove-camer
 
 
 class GetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="get-analytics"):
-    """A request for the lines and zones of a camera."""
+    """A request for the lines, zones, and masks of a camera."""
 
     camera: str
 
 
 class SetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="set-analytics"):
-    """A request to replace the lines and zones of a camera. If `analytics` is None, they are removed.
+    """A request to replace the sections of a camera in `analytics` and, unless it is unset, in `privacy`.
 
-    `analytics` has the keys of a section under `analytics` in camera.yaml. If `version` is not None, the request is
-    refused unless the present lines and zones have this version.
+    The sections have the keys of camera.yaml. A section that is None is removed. If `version` is not None, the request
+    is refused unless the present sections have this version.
     """
 
     camera: str
     analytics: dict[str, Any] | None
+    privacy: dict[str, Any] | UnsetType | None = UNSET
     version: str | None = None
 
 
@@ -89,12 +90,13 @@ class StatusReply(_Reply, frozen=True, kw_only=True, tag="status"):
 
 
 class AnalyticsReply(_Reply, frozen=True, kw_only=True, tag="analytics"):
-    """The lines and zones of a camera, with the keys of camera.yaml; None if the camera has no section.
+    """The sections of a camera in `analytics` and `privacy`, with the keys of camera.yaml; None if there is no section.
 
-    `version` differs whenever `analytics` differs.
+    `version` differs whenever a section differs.
     """
 
     analytics: dict[str, Any] | None
+    privacy: dict[str, Any] | None
     version: str
 
 
@@ -105,7 +107,7 @@ class ChangedReply(_Reply, frozen=True, kw_only=True, tag="changed"):
     removed: list[str]
     reopened: list[str]  # cameras that connect again, with a new epoch
     adjusted: list[str]  # cameras whose limits have changed
-    stages: list[str]  # keys of lines, zones, rules, tracking, and scores
+    stages: list[str]  # keys of lines, zones, masks, rules, tracking, and scores
 
 
 class FaultEntry(Struct, frozen=True, kw_only=True):

@@ -256,8 +256,7 @@ def _open_page(
     if options.offline:
         log.info("the page is not served, because the run is offline")
         return
-    if any(section.masks or section.blur for section in config.privacy.values()):
-        require_cv2("privacy, with page")
+    require_hiding(config)
     client = None if keys is None else keys.internal_client()
     address = publisher.internal_address
     settings = page_settings(
@@ -272,6 +271,12 @@ def _open_page(
     process = resources.enter_context(PageProcess(page.bind, settings))
     options.followers.append(process.reconfigure)
     publisher.add_counters(process.counters)
+
+
+def require_hiding(config: AppConfig) -> None:
+    """Raise `ConfigError` if the page must hide parts of images, but OpenCV cannot be imported."""
+    if config.page is not None and any(section.masks or section.blur for section in config.privacy.values()):
+        require_cv2("privacy, with page")
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vision.config import AppConfig
 from vision.config.app import SnapshotConfig
 from vision.detect.open import published_class_names
@@ -14,6 +17,45 @@ from vision.stages.inquiries import Box, InquiryStage
 from vision.stages.snapshots import SnapshotStage
 from vision.types import Frame, Result
 from vision.version import require_cv2
+
+
+class _SnapshotImages:
+    """The content of snapshots: frames in which private parts are hidden, and events are drawn if configured."""
+
+    def __init__(self, config: AppConfig, snapshots: SnapshotConfig, analytics: AnalyticsStage | None) -> None:
+        from vision.detect.reference.crops import JpegEncoder
+
+        self._annotate = snapshots.annotate
+        self._sections = config.analytics
+        self._analytics = analytics
+        self._class_names = published_class_names(find_model(config.model)[1], config.detect)
+        self._encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality)
+        self.reconfigure(config)
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Hide what a new configuration hides."""
+        from vision.drawing.privacy import PrivacyFilter
+
+        self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None
+        self._encoder.hide = None if self._privacy is None else self._privacy.fill
+
+    def encode(self, frame: Frame, result: Result) -> bytes:
+        """Return the snapshot of a frame as a JPEG file. One thread at a time calls this method."""
+        draws = self._annotate or self._privacy is not None
+        return self._encoder.encode(frame, partial(self._draw, result=result) if draws else None)
+
+    def _draw(self, image: NDArray[np.uint8], result: Result) -> None:
+        from vision.stages.annotation import draw_events
+
+        sections, meta, objects = self._sections, result.meta, result.objects
+        if self._privacy is not None:
+            self._privacy.blur(image, meta.camera_id, objects.boxes_xyxy, objects.class_ids)
+        if not self._annotate:
+            return
+        section = None
+        if self._analytics is not None:
+            section = self._analytics.section(meta.camera_id, meta.width_px, meta.height_px)
+        draw_events(image, result, sections if section is None else {meta.camera_id: section})
 
 
 def open_snapshots(
@@ -27,35 +69,11 @@ def open_snapshots(
     if snapshots is None or options.sink is not None:
         return []
     require_cv2("snapshots")
-    from vision.detect.reference.crops import JpegEncoder, Pixels
-    from vision.drawing.privacy import PrivacyFilter
-    from vision.stages.annotation import draw_events
-
-    privacy = None
-    if config.privacy:
-        names = published_class_names(find_model(config.model)[1], config.detect)
-        privacy = PrivacyFilter(config.privacy, names)
-    hide = None if privacy is None else privacy.fill
-    encoder = JpegEncoder(max_side_px=snapshots.max_side_px, quality=snapshots.quality, hide=hide)
-
-    def draw(image: Pixels, result: Result) -> None:
-        sections, meta, objects = config.analytics, result.meta, result.objects
-        if privacy is not None:
-            privacy.blur(image, meta.camera_id, objects.boxes_xyxy, objects.class_ids)
-        if not snapshots.annotate:
-            return
-        section = None if analytics is None else analytics.section(meta.camera_id, meta.width_px, meta.height_px)
-        if section is not None:
-            sections = {meta.camera_id: section}
-        draw_events(image, result, sections)
-
-    draws = snapshots.annotate or privacy is not None
-
-    def encode(frame: Frame, result: Result) -> bytes:
-        return encoder.encode(frame, partial(draw, result=result) if draws else None)
-
+    images = _SnapshotImages(config, snapshots, analytics)
     part = _part_of_limits(snapshots, len(options.group) or len(config.cameras), len(config.cameras))
-    stage = SnapshotStage(part, encode, lossless=options.offline, camera_ids=options.group or None)
+    stage = SnapshotStage(
+        part, images.encode, lossless=options.offline, camera_ids=options.group or None, use=images.reconfigure
+    )
     return [resources.enter_context(closing(stage))]
 
 
@@ -70,7 +88,12 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
     from vision.detect.reference.crops import JpegEncoder
     from vision.drawing.privacy import hide_without_objects
 
-    encoder = JpegEncoder(max_side_px=config.language.max_image_px, hide=hide_without_objects(config.privacy))
+    encoder = JpegEncoder(max_side_px=config.language.max_image_px)
+
+    def use(new: AppConfig) -> None:
+        encoder.hide = hide_without_objects(new.privacy)
+
+    use(config)
 
     def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
         return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from msgspec import UnsetType
 
 from vision.capture.open import require_library
 from vision.config import AppConfig, CameraConfig, check_classes
@@ -28,6 +29,7 @@ from vision.config.changes import (
     restart_error,
     with_analytics,
     with_camera,
+    with_privacy,
     without_camera,
 )
 from vision.config.model_file import checked_model_file
@@ -51,7 +53,7 @@ from vision.messaging.control_protocol import (
 )
 from vision.messaging.control_server import ControlServer, remove_unused_sockets
 from vision.messaging.schema import REMOVED
-from vision.runtime.builder import find_model, find_second_model
+from vision.runtime.builder import find_model, find_second_model, require_hiding
 from vision.runtime.camera_factory import CameraFactory
 from vision.runtime.live_change import change_running
 from vision.runtime.runtime import Runtime
@@ -110,9 +112,12 @@ class Reloader:
                 return self._apply(without_camera(self._config, request.id))
             assert isinstance(request, SetAnalyticsRequest)
             if request.version not in (None, self._analytics(request.camera).version):
-                text = f"the lines and zones of {request.camera} have changed since they were read"
+                text = f"the lines, zones, or masks of {request.camera} have changed since they were read"
                 raise ConfigError(text, hint="read them again", code="changed-meanwhile")
-            return self._apply(with_analytics(self._config, request.camera, request.analytics))
+            config = with_analytics(self._config, request.camera, request.analytics)
+            if not isinstance(request.privacy, UnsetType):
+                config = with_privacy(config, request.camera, request.privacy)
+            return self._apply(config)
 
     def _status(self) -> StatusReply:
         report = self._runtime.last_report
@@ -122,10 +127,12 @@ class Reloader:
 
     def _analytics(self, camera_id: str) -> AnalyticsReply:
         require_camera(self._config, camera_id)
-        section = self._config.analytics.get(camera_id)
-        content = None if section is None else section.model_dump(mode="json", exclude_unset=True)
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        return AnalyticsReply(analytics=content, version=digest.hexdigest())
+        sections = self._config.analytics.get(camera_id), self._config.privacy.get(camera_id)
+        contents = [
+            None if section is None else section.model_dump(mode="json", exclude_unset=True) for section in sections
+        ]
+        digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
+        return AnalyticsReply(analytics=contents[0], privacy=contents[1], version=digest.hexdigest())
 
     def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
         """Check a configuration, and apply it. `path` is its file, for errors with lines; None if it has no file."""
@@ -134,6 +141,7 @@ class Reloader:
         if plan.restart:
             raise restart_error(plan, path)
         check_models(config, path)
+        require_hiding(config)
         open_accuracy(config.analytics)
         opened = [camera for camera in config.cameras if camera.id in (*plan.added, *plan.reopened)]
         for camera in opened if factory.options.open_source is None else ():

@@ -62,14 +62,18 @@ class _Open:
 class InquiryStage:
     """Chooses events and statements, collects their images, and sends them as questions."""
 
-    def __init__(self, config: AppConfig, address: str, encode: Encode) -> None:
+    def __init__(
+        self, config: AppConfig, address: str, encode: Encode, use: Callable[[AppConfig], None] | None = None
+    ) -> None:
         """Start the thread, and connect to the process.
 
         Args:
             config: the configuration, with `language`.
             address: address of the process.
             encode: function that returns a frame, or the part of it in a box, as a JPEG file. The thread calls it.
+            use: function that is called with each new configuration; None if `encode` does not depend on it.
         """
+        self._use = use
         assert config.language is not None
         self._verify, self._describe = config.verify, config.describe
         self._watches = [entry for entry in config.describe if entry.statement is not None]
@@ -84,6 +88,11 @@ class InquiryStage:
         self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
         self._socket.connect(address)
         self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Hide what a new configuration hides. Nothing else in this stage can change."""
+        if self._use is not None:
+            self._use(config)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Start questions about the events of a result, and copy the frame if a question needs it.

@@ -7,13 +7,14 @@ Per frame, it takes at most one snapshot, and adds at most 20 summaries; further
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import numpy as np
 
 from vision.config import AppConfig
+from vision.config.privacy import CameraPrivacy
 from vision.types import Attribute, Event, Frame, FrameMeta, ObjectSnapshot, ObjectSummary, Result, Tracks
 from vision.version import require_cv2
 
@@ -215,9 +216,21 @@ class ObjectStage:
 class ObjectSnapshotStage(ObjectStage):
     """Adds summaries as `ObjectStage` does, with a snapshot of each object where it is largest and clear."""
 
-    def __init__(self, forget_s: float, crop: Crop) -> None:
+    def __init__(self, forget_s: float, crop: Crop, use: Callable[[AppConfig], Collection[str]] | None = None) -> None:
+        """Create the stage.
+
+        If `use` is not None, it is called with each new configuration. It returns the cameras whose `privacy` differs.
+        """
         super().__init__(forget_s)
         self._crop = crop
+        self._use = use
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use a new configuration. If the masks of a camera differ, discard the snapshots of its present objects."""
+        super().reconfigure(config)
+        for camera_id in () if self._use is None else self._use(config):
+            for known in self._cameras[camera_id].objects.values() if camera_id in self._cameras else ():
+                known.snapshot, known.value = None, 0.0
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Return the result with summaries."""
@@ -260,9 +273,18 @@ def open_objects(config: AppConfig) -> list[ObjectStage]:
     from vision.detect.reference.crops import JpegEncoder
     from vision.drawing.privacy import hide_without_objects
 
-    hide = hide_without_objects(config.privacy)
-    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality, hide=hide)
-    return [ObjectSnapshotStage(forget_s, encoder.encode_part)]
+    encoder = JpegEncoder(max_side_px=objects.max_side_px, quality=objects.quality)
+
+    present: dict[str, CameraPrivacy] = {}
+
+    def use(new: AppConfig) -> list[str]:
+        nonlocal present
+        previous, present = present, dict(new.privacy)
+        encoder.hide = hide_without_objects(present)
+        return [camera for camera in {**previous, **present} if previous.get(camera) != present.get(camera)]
+
+    use(config)
+    return [ObjectSnapshotStage(forget_s, encoder.encode_part, use)]
 
 
 def _rows(tracks: Tracks) -> Sequence[tuple[int, Box, float, int, int]]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vision.config.app import SnapshotConfig
+from vision.config.app import AppConfig, SnapshotConfig
 from vision.errors import from_os_error
 from vision.stages.frame_worker import FrameWorker
 from vision.state.free_space import FreeSpace
@@ -43,6 +43,7 @@ class SnapshotStage:
         *,
         lossless: bool = False,
         camera_ids: Collection[str] | None = None,
+        use: Callable[[AppConfig], None] | None = None,
     ) -> None:
         """Create the folder and start the thread that writes files.
 
@@ -52,15 +53,22 @@ class SnapshotStage:
             lossless: if True, wait for the disk instead of skipping a snapshot.
             camera_ids: the cameras of this process. The stage then leaves the files of other cameras to the other
                 processes. None means that there are no other processes.
+            use: function that is called with each new configuration; None if `encode` does not depend on it.
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
             Unavailable: the folder cannot be used at present, for example because the disk is full.
         """
         self._encode = encode
+        self._use = use
         self._kinds = config.kinds
         self._folder = _SnapshotFolder(config, camera_ids)
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
+
+    def reconfigure(self, config: AppConfig) -> None:
+        """Hide what a new configuration hides. Nothing else in this stage can change."""
+        if self._use is not None:
+            self._use(config)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Copy the frame if an event needs a snapshot, and add the path of the snapshot to the event.

@@ -16,6 +16,7 @@ from vision.config.changes import (
     restart_error,
     with_analytics,
     with_camera,
+    with_privacy,
     without_camera,
 )
 from vision.errors import ConfigError
@@ -56,6 +57,7 @@ GATE, YARD = BASE["cameras"]
         (with_cameras({**GATE, "max_fps": 5}, YARD), Plan(adjusted=("gate",))),
         (with_cameras(GATE, {**YARD, "max_frame_age_s": 1, "report_after_s": None}), Plan(adjusted=("yard",))),
         ({**BASE, "analytics": {"gate": {"lines": [{**LINE, "direction": "in"}]}}}, Plan(stages=("analytics.gate",))),
+        ({**BASE, "privacy": {"yard": {"blur": ["person"]}}}, Plan(stages=("privacy.yard",))),
         ({**BASE, "rules": []}, Plan(stages=("rules",))),
         ({**BASE, "track": {"lost_s": 3}}, Plan(stages=("track.lost_s",))),
         ({**BASE, "detect": {"backend": "fake"}}, Plan(stages=("detect.score_threshold",))),
@@ -108,7 +110,7 @@ def test_cameras_that_are_recorded_can_change(tmp_path: Path, recording: Any, ex
     assert compare(running, written(tmp_path, new), 0.0) == expected
 
 
-@pytest.mark.parametrize("key", MENTION_CAMERAS)
+@pytest.mark.parametrize("key", [key for key in MENTION_CAMERAS if key != "privacy"])
 def test_sections_that_mention_cameras_need_a_restart(tmp_path: Path, key: str) -> None:
     without = {name: value for name, value in MENTIONED.items() if name != key}
     plan = compare(written(tmp_path, MENTIONED), written(tmp_path, without), 0.0)
@@ -199,6 +201,21 @@ def test_unknown_and_last_camera_are_not_removed() -> None:
         with pytest.raises(ConfigError) as caught:
             without_camera(config, camera)
         assert caught.value.code == code
+
+
+def test_masks_of_a_camera_can_be_replaced(tmp_path: Path) -> None:
+    running = written(tmp_path, {**BASE, **RECORDED})
+    masked = with_privacy(running, "yard", {"masks": [[[0, 0], [9, 0], [9, 9]]]})
+    assert compare(running, masked, 0.4) == compare(masked, running, 0.4) == Plan(stages=("privacy.yard",))
+    assert with_privacy(masked, "yard", None) == running
+    for camera, section, code in (
+        ("gate", {"blur": ["person"]}, "recorded-unmasked"),
+        ("hall", {"blur": ["person"]}, "unknown-camera"),
+        ("yard", {"masks": [[[0, 0], [9, 9]]]}, "too-short"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            with_privacy(running, camera, section)
+        assert caught.value.code == code, caught.value
 
 
 def test_analytics_of_a_camera_can_be_replaced() -> None:

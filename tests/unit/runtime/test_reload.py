@@ -9,12 +9,14 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import yaml
 
@@ -39,6 +41,7 @@ from vision.messaging.control_protocol import (
     find_socket,
 )
 from vision.messaging.schema import CameraStatusMessage, CountsMessage, DetectionsMessage, EventMessage
+from vision.messaging.times import rfc3339
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -76,6 +79,7 @@ class Site:
             "cameras": [camera(name, seed) for seed, name in enumerate("abcd"[:cameras])],
             "analytics": dict.fromkeys("abcd"[:cameras], SECTION),
             "publish": {"bind": f"ipc://{folder}/out-{processes}"},
+            "snapshots": {"folder": f"{folder}/shots-{processes}", "kinds": ["line_crossed"], "annotate": False},
             "status": {"interval_s": 0.1},
         }
         self.write()
@@ -195,6 +199,37 @@ def test_change_of_one_camera_leaves_the_others_alone(site: Site) -> None:
         check_unbroken(site.frames(name))
 
 
+LEFT_HALF = {"units": "fraction", "masks": [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]}
+
+
+def brightness(site: Site, name: str) -> int:
+    """Return the largest value of the left half of the next snapshot of a camera."""
+    since = rfc3339(time.time_ns())
+
+    def found() -> list[Path]:
+        events = [item for item in site.items if isinstance(item, EventMessage) and item.camera == name]
+        paths = [Path(event.snapshot) for event in events if event.snapshot is not None and event.at > since]
+        return [path for path in paths if path.exists()]
+
+    site.wait(lambda: bool(found()), f"a snapshot of {name}")
+    image = cv2.imread(str(found()[0]))
+    assert image is not None
+    return int(image[:, :72].max())
+
+
+def test_masks_apply_to_the_next_snapshot(site: Site) -> None:
+    assert brightness(site, "a") > 80
+    site.write(privacy={"a": LEFT_HALF})
+    assert site.change() == {"stages": ["privacy.a"]}
+    assert brightness(site, "a") < 24
+    assert brightness(site, "b") > 80
+    site.write(privacy={})
+    assert site.change() == {"stages": ["privacy.a"]}
+    assert brightness(site, "a") > 80
+    for name in "abcd":
+        check_unbroken(site.frames(name))
+
+
 def test_cameras_can_be_added_and_removed(site: Site) -> None:
     new = camera("new", 5, max_fps=10) | {"source": "synthetic:640x480@20?objects=3&seed=5"}
     assert site.change(AddCameraRequest(camera=new)) == {"added": ["new"]}
@@ -236,9 +271,10 @@ def test_lines_that_have_changed_since_they_were_read_are_not_replaced(site: Sit
     first = read()
     assert first.analytics == SECTION
     moved = {**SECTION, "lines": [{**DOOR, "points": [[0.4, 0], [0.4, 1]]}]}
-    change = SetAnalyticsRequest(camera="a", analytics=moved, version=first.version)
-    assert site.change(change) == {"stages": ["analytics.a"]}
-    assert read().analytics == moved and read().version != first.version
+    change = SetAnalyticsRequest(camera="a", analytics=moved, privacy={"blur": ["red"]}, version=first.version)
+    assert site.change(change) == {"stages": ["analytics.a", "privacy.a"]}
+    assert (read().analytics, read().privacy) == (moved, {"blur": ["red"]})
+    assert read().version != first.version
     with pytest.raises(RefusedRequest) as caught:
         site.ask(change)
     assert caught.value.code == "changed-meanwhile"
@@ -246,6 +282,7 @@ def test_lines_that_have_changed_since_they_were_read_are_not_replaced(site: Sit
         site.ask(GetAnalyticsRequest(camera="nowhere"))
     assert caught.value.code == "unknown-camera"
     assert site.change(SetAnalyticsRequest(camera="a", analytics=SECTION)) == {"stages": ["analytics.a"]}
+    assert site.change(SetAnalyticsRequest(camera="a", analytics=SECTION, privacy=None)) == {"stages": ["privacy.a"]}
     assert read().version == first.version
 
 

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from vision.config import AppConfig
+from vision.config.privacy import CameraPrivacy
 from vision.detect.reference.crops import JpegEncoder
 from vision.messaging import codec
-from vision.stages.object_summaries import ObjectSnapshotStage, ObjectStage
+from vision.stages.object_summaries import ObjectSnapshotStage, ObjectStage, open_objects
 from vision.types import Attribute, Detections, Event, Frame, FrameMeta, ObjectSummary, Result, Timing, Tracks
 
 STEP_NS = 100_000_000
@@ -154,6 +156,27 @@ def test_snapshot_shows_the_largest_box() -> None:
     assert snapshot.box_xyxy == box(50, 50, 90)
     assert image(found[1]).shape == (90, 90, 3)
     assert np.abs(image(found[1]).astype(int) - 8).max() <= 2
+
+
+def test_snapshots_from_before_a_new_mask_are_discarded() -> None:
+    config = AppConfig.model_validate(
+        {"objects": {}, "cameras": [{"id": "gate", "source": "synthetic:"}], "detect": {"backend": "fake"}}
+    )
+    mask = CameraPrivacy.model_validate({"units": "fraction", "masks": [[[0, 0], [1, 0], [1, 1], [0, 1]]]})
+    (stage,) = open_objects(config)
+    assert isinstance(stage, ObjectSnapshotStage)
+    sizes = [90, 90, 60, 50]
+    for index, size in enumerate(sizes):
+        if index == 1:
+            stage.reconfigure(config)  # nothing has changed, so the snapshot stays
+        if index == 2:
+            stage.reconfigure(config.model_copy(update={"privacy": {"gate": mask}}))
+        made = result(2 * index, {1: box(50, 50, size)})
+        stage.with_frame(made, paint(made))
+    left = [stage.with_frame(made, paint(made)).left for made in (result(index, {}) for index in range(8, 90))]
+    ((summary,),) = [each for each in left if each]
+    assert image(summary).shape == (60, 60, 3)
+    assert image(summary).max() < 8
 
 
 def test_box_at_the_edge_or_behind_another_is_worth_less() -> None:

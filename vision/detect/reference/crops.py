@@ -111,9 +111,10 @@ class JpegEncoder:
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85, hide: Hide | None = None) -> None:
         """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100.
 
-        `hide` changes each image before anything is drawn. None means that images are not changed.
+        `hide` changes each image before anything is drawn. None means that images are not changed. It can be replaced
+        at any time.
         """
-        self._hide = hide
+        self.hide = hide
         self._max_side_px = max_side_px
         self._options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self._parts = PartReader()
@@ -143,11 +144,11 @@ class JpegEncoder:
         return self._encoded(self._read(frame, left, top, right, bottom))
 
     def _read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        part, meta = self._parts.read(frame, left, top, right, bottom), frame.meta
-        if self._hide is None:
+        part, meta, hide = self._parts.read(frame, left, top, right, bottom), frame.meta, self.hide
+        if hide is None:
             return part
         image: Pixels = part.copy()
-        self._hide(image, meta.camera_id, (meta.width_px, meta.height_px), (left, top))
+        hide(image, meta.camera_id, (meta.width_px, meta.height_px), (left, top))
         return image
 
     def _encoded(self, image: NDArray[np.uint8]) -> bytes:

@@ -52,6 +52,7 @@ from vision.outputs.page.editor_draft import (
     revision,
     section,
     with_drawn,
+    with_masks,
     yaml_of,
 )
 from vision.outputs.page.editor_estimate import Estimator
@@ -66,7 +67,6 @@ _STATUS: Final = {
     "unknown-camera": 404,
     "changed-meanwhile": 409,
     "file-changed": 409,
-    "masks-not-saved": 409,
     "read-only": 403,
     "not-json": 415,
     "too-large": 413,
@@ -140,19 +140,20 @@ class Editor:
             "camera": camera,
             "version": running.version,
             **drawn_of(running.analytics),
+            "privacy": masks_of(running.privacy),
             "can_change": self._can_change,
             "size": self._size(camera),
         }
         try:
             document = self._file.read()
         except ConfigError as error:
-            return state | {"privacy": masks_of(None), "revision": "", "unsaved": "unreadable", "message": str(error)}
-        in_file = drawn_of(section(document, "analytics", camera))
+            return state | {"revision": "", "unsaved": "unreadable", "message": str(error)}
+        differs = drawn_of(section(document, "analytics", camera)) != drawn_of(running.analytics)
+        differs |= masks_of(section(document, "privacy", camera)) != masks_of(running.privacy)
         return state | {
-            "privacy": masks_of(section(document, "privacy", camera)),
             "revision": revision(document),
             "unsaved": self._file.unsaved(document, camera),
-            "differs_from_file": in_file != drawn_of(running.analytics),
+            "differs_from_file": differs,
             "has_archive": document.root.child("archive") is not None,
         }
 
@@ -178,15 +179,15 @@ class Editor:
             text = f"{self._file.path} has changed since it was read"
             raise ConfigError(text, hint="open the editor again", code="file-changed")
         unsaved = self._file.unsaved(document, camera)
-        masks = masks_of(section(document, "privacy", camera))
-        has_new_masks = msgspec.to_builtins(draft.privacy)["masks"] != masks["masks"]
-        if has_new_masks and unsaved:
-            text, hint = "masks need a restart, and the file cannot be saved", "copy the YAML into the file"
-            raise ConfigError(text, hint=hint, code="masks-not-saved")
         checked = self._file.check(document, camera, draft)
         _without_faults(checked)
-        content = with_drawn(self._running(camera).analytics, draft)
-        request = SetAnalyticsRequest(camera=camera, analytics=content, version=draft.version)
+        running = self._running(camera)
+        request = SetAnalyticsRequest(
+            camera=camera,
+            analytics=with_drawn(running.analytics, draft),
+            privacy=with_masks(running.privacy, draft),
+            version=draft.version,
+        )
         reply = ask(self._socket, request, timeout_s=_ANSWER_S)
         assert isinstance(reply, ChangedReply)
         message = ""
@@ -196,8 +197,7 @@ class Editor:
             except (OSError, VisionError) as error:
                 unsaved, message = "not-writable", str(error)
                 log.warning("the draft was applied, but not saved: %s", error)
-        needs_restart = has_new_masks and not unsaved
-        return {"changed": reply.stages, "unsaved": unsaved, "message": message, "needs_restart": needs_restart}
+        return {"changed": reply.stages, "unsaved": unsaved, "message": message}
 
 
 # --- requests and responses -------------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ def drawn_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def with_masks(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any] | None:
+    """Return a section of `privacy` with the masks of a draft. Return `section` if neither of them has masks."""
+    if not draft.privacy.masks and not (section or {}).get("masks"):
+        return None if section is None else dict(section)
+    return {**(section or {}), "units": draft.privacy.units, "masks": draft.privacy.masks}
+
+
 def masks_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the editor shows of a section of `privacy`. The units of a new section are fractions."""
     content = section or {}
@@ -124,10 +131,9 @@ class DraftFile:
             cameras = _thawed(document.plain().get("cameras") or ())
             text = with_value(text, ("cameras",), [*cameras, {"id": camera, "source": "synthetic:"}])
         text = with_value(text, ("analytics", camera), with_drawn(section(document, "analytics", camera), draft))
-        privacy = section(document, "privacy", camera)
-        if draft.privacy.masks or (privacy or {}).get("masks"):
-            content = {**(privacy or {}), "units": draft.privacy.units, "masks": draft.privacy.masks}
-            text = with_value(text, ("privacy", camera), content)
+        earlier = section(document, "privacy", camera)
+        if (privacy := with_masks(earlier, draft)) != earlier:
+            text = with_value(text, ("privacy", camera), privacy)
         try:
             config = load_config_text(text, self.environ, name=str(self.path))
             check_classes(config, self._class_names, parse_document(text, str(self.path)))
@@ -172,8 +178,7 @@ def yaml_of(document: Document, camera: str, draft: Draft) -> str:
     """Return the sections of a camera with a draft, as text for camera.yaml."""
     content: dict[str, Any] = {"analytics": {camera: with_drawn(section(document, "analytics", camera), draft)}}
     if draft.privacy.masks:
-        privacy = section(document, "privacy", camera) or {}
-        content["privacy"] = {camera: {**privacy, "units": draft.privacy.units, "masks": draft.privacy.masks}}
+        content["privacy"] = {camera: with_masks(section(document, "privacy", camera), draft)}
     return as_yaml(content)
 
 

@@ -115,15 +115,13 @@ class CameraFeed:
             camera_id: id of the camera.
             request: function that requests an image.
             scene: function that returns the lines, zones, and masks of the camera.
-            is_private: if True, images have the size of the frame, because parts of them are hidden before they are
-                sent, and `packet` must not be called.
+            is_private: as the argument of `hide`.
             clock: function that returns the monotonic time in ns.
         """
         self.camera_id = camera_id
-        self.is_private = is_private
+        self._request = request
         self.has_packets = self.has_images = False  # what is received at present
         self.watches: list[Watch] = []
-        self._images = _ImageRequests(request, _ANY_WIDTH_PX if is_private else _MAX_WIDTH_PX)
         self._scene = scene
         self._clock = clock
         self._stream: _Stream | None = None
@@ -132,6 +130,20 @@ class CameraFeed:
         self._frames: dict[int, tuple[int, int]] = {}  # stream and time of a frame by its capture time
         self._early: dict[int, DetectionsMessage] = {}  # results whose `FrameTime` has not arrived
         self._texts: dict[str, bytes] = {}  # the last state and counts
+        self.hide(is_private=is_private)
+
+    def hide(self, *, is_private: bool) -> None:
+        """Start again for all viewers, with images.
+
+        If `is_private` is True, images have the size of the frame, because parts of them are hidden before they are
+        sent, and `packet` must not be called.
+        """
+        self.is_private = is_private
+        self._images = _ImageRequests(self._request, _ANY_WIDTH_PX if is_private else _MAX_WIDTH_PX)
+        self._stream = None
+        self._frames.clear()
+        self._early.clear()
+        self._restart()
 
     @property
     def wants_packets(self) -> bool:

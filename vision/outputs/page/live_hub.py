@@ -74,11 +74,16 @@ class LiveHub:
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
-        """Show the lines and zones of new settings. The other settings must not differ."""
+        """Show and hide what new settings require. The addresses of the packet sockets must not differ."""
 
         def change() -> None:
             self._settings = settings
-            for feed in self._feeds.values():
+            self._hidden = settings.privacy_sections()
+            self._filter = ImageFilter(self._hidden)
+            for camera_id, feed in self._feeds.items():
+                if feed.is_private != (camera_id in self._hidden):
+                    feed.hide(is_private=camera_id in self._hidden)
+                    self._update(feed)
                 feed.show_scene()
 
         self._do(change)

@@ -128,7 +128,7 @@ class PageProcess:
         log.info("the page is at %s", self.address)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Show the lines and zones of a new configuration. Do not wait."""
+        """Show the lines and zones of a new configuration, and hide what it hides. Do not wait."""
         live = LiveSettings.of(config, self._settings.live.packets)
         self._settings = msgspec.structs.replace(self._settings, live=live)
         self._process.update(self._options())
