@@ -37,7 +37,8 @@ README: Final = """\
 README_XEON: Final = """\
 * **On two cores of an Intel Xeon, without a GPU**: the throughput of `vision run --offline` is \
 {pipeline/ratios.one_camera_straightforward_loop:.2f} times that of a
-  simple loop with OpenCV, ONNX Runtime, and ZeroMQ.
+  simple loop with OpenCV, ONNX Runtime, and ZeroMQ (\
+{pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds on a shared machine).
 * **Tracking on one of these cores** takes \
 {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
 objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
