@@ -48,7 +48,9 @@ def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
         resources.callback(lane.close)
         outputs: list[Any] = [lane.run({name: each[name] for name in shapes}) for each in samples.batches]
         added = device_mib() - before
-        return Network(len(built.plan), added, outputs, lane, resources.pop_all().close)
+        without_graph = GpuLane(engine, shapes, graph=False, values=first)
+        resources.callback(without_graph.close)
+        return Network(len(built.plan), added, outputs, lane, without_graph, resources.pop_all().close)
 
 
 def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:

@@ -72,6 +72,9 @@ class PrecisionRow:
     reason: str = ""
     """Why the precision was not measured; otherwise empty."""
     durations: Durations | None = None
+    """With a CUDA graph on a GPU."""
+    without_graph: Durations | None = None
+    """Without a CUDA graph. None on the CPU."""
     rows_per_s: float = 0.0
     """Throughput in rows of the batch, such as frames."""
     size_bytes: int = 0
@@ -113,6 +116,8 @@ class Network:
     """Outputs for each batch of the samples."""
     lane: Any
     """`Lane` that runs the network on the first batch."""
+    without_graph: Any
+    """The same without a CUDA graph. None on the CPU."""
     close: Callable[[], None]
 
 
@@ -171,12 +176,16 @@ def _measured(
         return PrecisionRow(precision, batch, reason=str(error.args[0]))
     with closing(network):
         measured = measure_engine([network.lane], seconds, batch_size=batch)
+        without_graph = None
+        if network.without_graph is not None:
+            without_graph = measure_engine([network.without_graph], seconds, batch_size=batch).durations
     difference = compare(samples, reference, network.outputs)
     return PrecisionRow(
         precision,
         batch,
         "",
         measured.durations,
+        without_graph,
         measured.frames_per_s,
         network.size_bytes,
         network.memory_mib,
@@ -208,12 +217,25 @@ def open_on_cpu(graph: Graph, precision: str, samples: Samples) -> Network:
     outputs = run_samples(session, samples)
     added = max(0, resident_bytes() - before) / 2**20
     lane = ThreadLane(partial(session.run, None, dict(samples.batches[0])))
-    return Network(len(contents), added, outputs, lane, lane.close)
+    return Network(len(contents), added, outputs, lane, None, lane.close)
 
 
 def print_precisions(report: PrecisionReport, console: Console) -> None:
     """Print a table of all rows, the reasons for missing rows, and the notes."""
-    columns = "precision", "batch", "mean ms", "p50", "p95", "p99", "rows/s", "MiB", "memory MiB", "error %", "same %"
+    columns = (
+        "precision",
+        "batch",
+        "mean ms",
+        "p50",
+        "p95",
+        "p99",
+        "no graph",
+        "rows/s",
+        "MiB",
+        "memory MiB",
+        "error %",
+        "same %",
+    )
     table = Table(*columns, title=f"{report.model}, {report.backend}, {report.inputs}")
     for row in report.rows:
         if row.durations is None or row.difference is None:
@@ -226,6 +248,7 @@ def print_precisions(report: PrecisionReport, console: Console) -> None:
             row.precision,
             str(row.batch),
             *ms,
+            "" if row.without_graph is None else f"{row.without_graph.mean_ms:.2f}",
             f"{row.rows_per_s:.0f}",
             f"{row.size_bytes / 2**20:.1f}",
             f"{row.memory_mib:.0f}",
@@ -237,4 +260,6 @@ def print_precisions(report: PrecisionReport, console: Console) -> None:
     for text in (*sorted(missing), *report.notes):
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     legend = "error: difference of the outputs from float32; same: objects, or best classes, that agree with float32"
+    if any(row.without_graph is not None for row in report.rows):
+        legend += "; no graph: mean ms without a CUDA graph, and the other times are with one"
     console.print(legend, soft_wrap=True, highlight=False)

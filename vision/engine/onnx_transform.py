@@ -138,8 +138,9 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     """Convert the weights and activations of an ONNX model to float16 or bfloat16.
 
     A model that already uses the target type is returned unchanged. If `keep_inputs` or `keep_outputs` is True, the
-    inputs or outputs stay float32, and casts convert them. Raise `ModelError` if a package is missing, the model is not
-    ONNX, or a weight is too large for float16.
+    inputs or outputs stay float32, and casts convert them. A constant with one value, such as the -3.4e38 of a mask, is
+    limited to the range of float16. Raise `ModelError` if a package is missing, the model is not ONNX, or a weight with
+    several values is too large for float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):
@@ -214,6 +215,8 @@ def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.Te
 def _refuse_overflow(weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
     limit = float(np.finfo(np.float16).max)
     for name, values in weights.items():
+        if values.size == 1:
+            continue  # the converter limits it
         largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
         if largest > limit:
             raise ModelError(

@@ -11,7 +11,8 @@ from vision.config import AppConfig, CameraConfig
 _ASSUMED_FPS: Final = 30.0  # rate of a camera whose configuration contains no rate
 _ONE_PROCESS_FPS: Final = 300.0  # frames/s that one process serves without delays
 _WORKER_FPS: Final = 480.0  # frames/s that one result worker serves without delays
-_CORES_PER_WORKER: Final = 4  # with fewer cores, the workers compete with the main process
+_FEWEST_CORES: Final = 8  # with fewer cores, the workers compete with the main process
+_CORES_PER_WORKER: Final = 2  # one for a capture worker, and one for a result worker
 _MOST: Final = 8
 
 
@@ -24,10 +25,11 @@ def process_count(config: AppConfig) -> int:
     if config.processes != "auto":
         return min(config.processes, len(config.cameras))
     requested_fps = sum(map(_frames_per_s, config.cameras))
-    allowed = min(_MOST, len(os.sched_getaffinity(0)) // _CORES_PER_WORKER)
-    if requested_fps <= _ONE_PROCESS_FPS or allowed < 2:
+    cores = len(os.sched_getaffinity(0))
+    if requested_fps <= _ONE_PROCESS_FPS or cores < _FEWEST_CORES:
         return 1
-    return min(allowed, max(2, math.ceil(requested_fps / _WORKER_FPS)), len(config.cameras))
+    needed = max(2, math.ceil(requested_fps / _WORKER_FPS))
+    return min(needed, _MOST, cores // _CORES_PER_WORKER, len(config.cameras))
 
 
 def _frames_per_s(camera: CameraConfig) -> float:

@@ -94,6 +94,27 @@ def test_weight_that_float16_does_not_have_is_refused() -> None:
     assert caught.value.code == "float16-overflow"
 
 
+@pytest.mark.parametrize("value", [float(np.finfo(np.float32).min), -1e9])
+@pytest.mark.parametrize("constant", [False, True], ids=["initializer", "constant"])
+def test_mask_value_is_limited_to_the_range_of_float16(value: float, constant: bool) -> None:
+    """Exports of language models add such a value to the scores of masked tokens."""
+    tensor = onnx.numpy_helper.from_array(np.array(value, np.float32), "low")
+    nodes = [onnx.helper.make_node("Constant", [], ["low"], value=tensor)] if constant else []
+    nodes += [
+        onnx.helper.make_node("Greater", ["x", "zero"], ["seen"]),
+        onnx.helper.make_node("Where", ["seen", "x", "low"], ["masked"]),
+        onnx.helper.make_node("Softmax", ["masked"], ["y"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2, 8)) for name in "xy"]
+    zero = onnx.numpy_helper.from_array(np.array(0, np.float32), "zero")
+    graph = onnx.helper.make_graph(nodes, "mask", ends[:1], ends[1:], [zero] if constant else [zero, tensor])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    values = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    rewritten = rewrite_onnx(model, "fp16", keep_inputs=True, keep_outputs=True)
+    np.testing.assert_allclose(outputs(rewritten, values)[0], outputs(model, values)[0], atol=1e-3)
+
+
 def test_invalid_onnx_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         rewrite_onnx(b"\xff\xfe no ONNX", "fp16", keep_inputs=True, keep_outputs=True)

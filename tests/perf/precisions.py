@@ -1,0 +1,84 @@
+"""Precisions of the shipped detector and of networks with published architectures, with and without CUDA graphs.
+
+    python -m tests.perf.precisions [--networks resnet50,yolov8s] [--seconds 1]
+
+The networks of `tests.perf.networks` have random weights and random inputs. `vision bench --precisions` measures them.
+The result is written to `results/MACHINE/precisions.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.perf.__main__ import result
+from tests.perf.networks import NETWORKS
+from tests.perf.results import save
+from vision.benchmark.precisions import PrecisionReport, PrecisionSettings, measure_precisions
+from vision.runtime.builder import find_model
+
+_PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16")
+_DETECTOR: Final = "nanodet-g-416"
+_BATCHES: Final = (1, 8)
+_ONLY_ONE: Final = ("yolov8x",)  # its float32 reference on the CPU takes long
+_TITLE: Final = "Precisions of networks, measured by `vision bench --precisions`, with and without CUDA graphs"
+
+
+def measure(name: str, batch: int, seconds: float) -> PrecisionReport:
+    """Measure the shipped detector, or a network of `NETWORKS`."""
+    if name == _DETECTOR:
+        folder, spec = find_model(name)
+        settings = PrecisionSettings((*_PRECISIONS, "int8", "int8-sparse"), (batch,), seconds)
+        return measure_precisions(folder / spec.file, spec, settings, print)
+    make, shapes = NETWORKS[name]
+    sizes = {key: (batch, *others) for key, others in shapes.items()}
+    with tempfile.TemporaryDirectory() as folder_name:
+        path = Path(folder_name) / f"{name}.onnx"
+        path.write_bytes(make())
+        return measure_precisions(path, None, PrecisionSettings(_PRECISIONS, (batch,), seconds, shapes=sizes), print)
+
+
+def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
+    """Return the figures of a report that are published."""
+    found: list[Mapping[str, Any]] = []
+    for row in report.rows:
+        if row.durations is None or row.difference is None:
+            found.append({"precision": row.precision, "batch": row.batch, "reason": row.reason})
+            continue
+        times = row.durations
+        figures = {
+            "mean_ms": times.mean_ms,
+            "p50_ms": times.p50_ms,
+            "p95_ms": times.p95_ms,
+            "p99_ms": times.p99_ms,
+            "mean_without_graph_ms": row.without_graph and row.without_graph.mean_ms,
+            "rows_per_s": row.rows_per_s,
+            "engine_bytes": row.size_bytes,
+            "memory_mib": row.memory_mib,
+            "relative_error": row.difference.error,
+            "agreement": row.difference.agreement,
+        }
+        rounded = {key: value and float(f"{value:.4g}") for key, value in figures.items()}
+        found.append({"precision": row.precision, "batch": row.batch, **rounded})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join((_DETECTOR, *NETWORKS)))
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of a measurement. Default: %(default)g")
+    options = parser.parse_args()
+    measured: dict[str, Any] = {}
+    for name in options.networks.split(","):
+        for batch in _BATCHES[:1] if name in _ONLY_ONE else _BATCHES:
+            report = measure(name, batch, options.seconds)
+            measured.setdefault(name.replace("-", "_"), []).extend(rows(report))
+            print(name, measured[name.replace("-", "_")][-len(report.rows) :], flush=True)
+            save(result("precisions", measured, _TITLE))
+
+
+if __name__ == "__main__":
+    main()
