@@ -25,7 +25,7 @@ def chosen(cameras: int, fps: float, cores: int, monkeypatch: pytest.MonkeyPatch
         (128, 30, 8, 4),
         (64, 30, 16, 4),  # 1,920 frames/s
         (128, 30, 16, 8),
-        (1024, 30, 64, 8),
+        (256, 30, 64, 8),
         (3, 200, 16, 2),
         (1, 1000, 16, 1),  # no more workers than cameras
     ],
