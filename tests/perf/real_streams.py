@@ -43,6 +43,7 @@ _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
 _START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
+_GAP_S: Final = 0.25  # a camera without messages for longer belongs to the worker that was killed
 _SPARE_S: Final = 60.0  # by which a stream is longer than the run
 _PHASES: Final = 8  # number of different lengths of the clips with `--reopen-s`
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
@@ -52,6 +53,34 @@ _ANALYTICS: Final = {
     "lines": [{"name": "middle", "points": [[0.5, 0.1], [0.5, 0.9]]}],
     "zones": [{"name": "center", "polygon": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]}],
 }
+
+
+@dataclass(slots=True)
+class _Kill:
+    """What happened after one worker was killed, until the next one was killed."""
+
+    worker: str
+    at_s: float
+    gaps_s: dict[str, float] = field(default_factory=dict)  # longest time without a message, by camera
+    latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
+    _last_s: dict[str, float] = field(default_factory=dict)
+
+    def add(self, message: DetectionsMessage, since_s: float, late_ms: float) -> None:
+        gap_s = since_s - self._last_s.get(message.camera, self.at_s)
+        self.gaps_s[message.camera] = max(gap_s, self.gaps_s.get(message.camera, 0.0))
+        self._last_s[message.camera] = since_s
+        self.latencies_ms.setdefault(message.camera, []).append(late_ms)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of the cameras of the worker, and of the others. The worker's have the longer gaps."""
+        own = {camera for camera, gap_s in self.gaps_s.items() if gap_s > _GAP_S}
+        others = [late for camera, lates in self.latencies_ms.items() if camera not in own for late in lates]
+        return {
+            "worker": self.worker,
+            "cameras_with_gap": len(own),
+            "longest_gap_s": round(max(self.gaps_s.values(), default=0.0), 2),
+            "latency_of_others_ms": _percentiles(others),
+        }
 
 
 @dataclass(slots=True)
@@ -65,11 +94,14 @@ class _Received:
     lost: int = 0
     restarts: int = 0
     last_status: dict[str, CameraStatusMessage] = field(default_factory=dict)
+    kills: list[_Kill] = field(default_factory=list)
 
     def add(self, item: Item, since_s: float) -> None:
         if isinstance(item, DetectionsMessage):
             late_ms = time.monotonic() * 1e3 - item.captured_monotonic_ns / 1e6
             self.latencies_ms.setdefault(item.camera, []).append(late_ms)
+            for kill in self.kills[-1:]:
+                kill.add(item, since_s, late_ms)
             self.seconds[int(since_s)] += 1
             self.dropped.update(item.dropped_before)
         elif isinstance(item, EventMessage):
@@ -95,6 +127,7 @@ class _Received:
             "events": self.events,
             "most_in_flight": max(map(abs, in_flight), default=None),
             "latency_ms": _percentiles(every),
+            "kills": [kill.summary() for kill in self.kills],
             "worst_camera_p99_ms": max((_percentiles(one)["p99"] for one in self.latencies_ms.values()), default=None),
         }
 
@@ -225,7 +258,9 @@ def _receive(items: Iterator[Item], processes: _Processes, run: _Run) -> dict[st
             processes.look()
             next_look_s += 1.0
         if begin_s + since_s >= next_kill_s:
-            killed += _kill(processes.workers(run.kill), killed)
+            if workers := processes.workers(run.kill):
+                received.kills.append(_kill(workers, killed, since_s))
+                killed += 1
             next_kill_s += run.kill_s or math.inf
     processes.look()
     cores = processes.cores(run.seconds)
@@ -235,12 +270,12 @@ def _receive(items: Iterator[Item], processes: _Processes, run: _Run) -> dict[st
     return received.summary(run.seconds) | {"killed": killed} | totals
 
 
-def _kill(workers: Sequence[psutil.Process], turn: int) -> int:
-    """Kill one of the workers, each in turn. Return the number of killed processes: 1, or 0 if there is no worker."""
-    if not workers:
-        return 0
-    workers[turn % len(workers)].send_signal(signal.SIGKILL)
-    return 1
+def _kill(workers: Sequence[psutil.Process], turn: int, since_s: float) -> _Kill:
+    """Kill one of the workers, each in turn."""
+    worker = workers[turn % len(workers)]
+    name = _name(worker)
+    worker.send_signal(signal.SIGKILL)
+    return _Kill(name, since_s)
 
 
 def _name(process: psutil.Process) -> str:
