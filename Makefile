@@ -23,9 +23,12 @@ format:           ## format the code and fix what can be fixed automatically
 lock:             ## write the lock files of the service again, with the newest packages
 	python tools/lock.py
 sbom: $(patsubst locks/%.txt,build/sbom/%.json,$(wildcard locks/*.txt)) ## list the locked packages in the format CycloneDX
-build/sbom/%.json: locks/%.txt pyproject.toml
+build/sbom/%.json: locks/%.txt pyproject.toml | build/cyclonedx/bin/cyclonedx-py
 	mkdir -p build/sbom
-	PYTHONWARNINGS=ignore cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
-	  --output-reproducible $(SBOM_OPTIONS) -o $@ $<
+	PYTHONPATH=build/cyclonedx PYTHONWARNINGS=ignore python -m cyclonedx_py requirements --pyproject pyproject.toml \
+	  --mc-type application --output-reproducible $(SBOM_OPTIONS) -o $@ $<
+# In a folder of its own: in the environment of the tests, its packages would make the import of jsonschema take 2 s.
+build/cyclonedx/bin/cyclonedx-py:
+	python -m pip install -q --disable-pip-version-check --target build/cyclonedx 'cyclonedx-bom>=7'
 audit:            ## search the locked packages for known vulnerabilities
 	python tools/audit.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def missing() -> str:
     """Return why no container can be started here; empty if it can."""
     if os.geteuid():
         return "only root can start a container"
-    tools = ("systemd-nspawn", "nsenter", "systemd-analyze", "mount")
+    tools = ("setpriv", "systemd-nspawn", "nsenter", "systemd-analyze", "mount")
     if absent := [tool for tool in tools if shutil.which(tool) is None]:
         return f"needs {', '.join(absent)} (Debian packages systemd and systemd-container)"
     if "overlay" not in Path("/proc/filesystems").read_text():
@@ -77,7 +78,7 @@ def booted(folder: Path) -> Iterator[Container]:
     tmpfs, root = folder / "tmpfs", folder / "tmpfs" / "root"
     tmpfs.mkdir()
     mounts = [tmpfs]
-    process = None
+    process = leader = None
     try:
         _mount("-t", "tmpfs", "tmpfs", tmpfs)
         for name in ("upper", "work", "root"):
@@ -85,14 +86,18 @@ def booted(folder: Path) -> Iterator[Container]:
         _mount("-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={tmpfs}/upper,workdir={tmpfs}/work", root)
         mounts.append(root)
         _prepare(root)
-        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
+        command = ["setpriv", "--pdeathsig", "TERM"]  # if the tests are killed, the container shuts down
+        command += ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
         command += ["--console=pipe", "--link-journal=no", f"--machine=vision-{os.getpid()}", f"--directory={root}"]
         with (tmpfs / "log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        container = Container(root, _leader(process, tmpfs / "log"))
+        leader = _leader(process, tmpfs / "log")
+        container = Container(root, leader)
         _wait_until_booted(container)
         yield container
     finally:
+        if leader is not None:
+            os.kill(leader, signal.SIGKILL)  # and with PID 1, all processes of the container
         if process is not None:
             process.kill()
             process.wait()

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -141,16 +142,28 @@ def test_every_camera_plays(zoo: Zoo, reader: Reader, caplog: pytest.LogCaptureF
         assert_plays(zoo, served(), reader, "none")
 
 
+@contextmanager
+def served_cameras(zoo: Zoo, personas: Sequence[Persona], reader: Reader) -> Iterator[list[CameraConfig]]:
+    """Yield the configurations of new cameras, which the zoo serves until the end of the `with` block."""
+    cameras = [Camera(persona, fault_after_s=FAULT_AFTER_S, repeats=False) for persona in personas]
+    zoo.start(cameras)
+    yield [config_of(camera, reader) for camera in cameras]
+    for camera in cameras:
+        zoo.stop_camera(camera)
+
+
 def test_refusals_have_the_listed_code_and_a_hint(zoo: Zoo, reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
     personas = [persona for persona in served() if reader in persona.verdicts]
-    with nothing_left(caplog):
-        cameras = [Camera(persona, fault_after_s=FAULT_AFTER_S, repeats=False) for persona in personas]
-        zoo.start(cameras)
-        configs = [config_of(camera, reader) for camera in cameras]
-        checks = check_cameras(configs, threading.Event())
-        running = codes_while_running(configs)
-        for camera in cameras:
-            zoo.stop_camera(camera)
+    with (
+        nothing_left(caplog),
+        served_cameras(zoo, personas, reader) as checked,
+        served_cameras(zoo, personas, reader) as read,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # Both at the same time, because each waits for the cameras that do not answer.
+        codes = pool.submit(codes_while_running, read)
+        checks = check_cameras(checked, threading.Event())
+        running = codes.result()
     found = {check.camera: (check.code, bool(check.hint)) for check in checks}
     assert found == {f"{persona.name}_{reader}": (persona.verdicts[reader].code, True) for persona in personas}
     assert running == {name: code for name, (code, _) in found.items()}

@@ -155,7 +155,7 @@ def test_crop_kernel_compiles_for_the_other_input_format() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_postprocess_kernels_compile(arch: str) -> None:
     if supported(arch):
-        source = Source.read(KERNELS / "postprocess.cu", definitions("nanodet", half=True))
+        source = Source.read(KERNELS / "postprocess.cu", definitions("efficient nms", half=True))
         assert compile_cubin(source, arch)
 
 

@@ -12,8 +12,14 @@ from tests.emulator.process import run_emulated
 pytestmark = pytest.mark.emulated
 
 SUITES: Mapping[str, tuple[str, ...]] = {
-    "postprocess": ("tests/gpu/test_postprocess_kernels.py",),
-    "letterbox": ("tests/gpu/test_letterbox_kernel.py",),
+    "kernels": (
+        "tests/gpu/test_postprocess_kernels.py",
+        "tests/gpu/test_letterbox_kernel.py",
+        "tests/gpu/test_crop_kernel.py",
+        "tests/gpu/test_gpu_classifier.py",
+        "tests/gpu/test_calibration.py",
+    ),
+    "video": ("tests/gpu/test_nvdec.py",),
     "contract": ("tests/contract/test_detector.py", "-k", "tensorrt and not thousand"),
     "detector": (
         "tests/gpu/test_exports.py",
@@ -22,17 +28,14 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "tests/gpu/test_emulated_device.py",
         "tests/gpu/test_shape_inputs.py",
     ),
-    "second model": (
-        "tests/gpu/test_crop_kernel.py",
-        "tests/gpu/test_gpu_classifier.py",
-        "tests/gpu/test_calibration.py",
+    "programs": (
+        "tests/gpu/test_plugins.py",
+        "tests/gpu/test_performance.py",
+        "tests/gpu/test_nvdec_detector.py",
     ),
-    "plugins": ("tests/gpu/test_plugins.py",),
-    "video": ("tests/gpu/test_nvdec.py",),
-    "measurements": ("tests/gpu/test_performance.py",),
-    "nvdec to detector": ("tests/gpu/test_nvdec_detector.py",),
 }
-WITHOUT_ENGINES = ("postprocess", "letterbox", "second model", "video")
+"""Arguments of pytest for each process. A process takes 2 s to start, so there are few."""
+WITHOUT_ENGINES = ("kernels", "video")
 
 
 @pytest.mark.timeout(900)

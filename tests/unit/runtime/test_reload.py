@@ -107,6 +107,12 @@ class Site:
         assert isinstance(reply, ChangedReply)
         return {kind: names for kind in reply.__struct_fields__ if (names := getattr(reply, kind))}
 
+    def cameras(self) -> list[str]:
+        """Return the cameras of the last status report of the program."""
+        status = self.ask(StatusRequest())
+        assert isinstance(status, StatusReply)
+        return [each.camera for each in status.cameras]
+
     def frames(self, name: str) -> list[DetectionsMessage]:
         return [item for item in self.items if isinstance(item, DetectionsMessage) and item.camera == name]
 
@@ -241,8 +247,7 @@ def test_cameras_can_be_added_and_removed(site: Site) -> None:
 
     assert site.change(RemoveCameraRequest(id="new")) == {"removed": ["new"], "stages": ["analytics.new"]}
     site.wait(lambda: site.last(CameraStatusMessage, "new").state == "removed", "the last status of new")
-    status = site.ask(StatusRequest())
-    assert isinstance(status, StatusReply) and [each.camera for each in status.cameras] == [*"abcd"]
+    site.wait(lambda: site.cameras() == [*"abcd"], "a status without new")
     with Subscription(site.content["publish"]["bind"], kinds=("status", "counts")) as later:
         topics: set[str] = set()
         while len(topics) < 9:  # two for each camera, and one of the program
