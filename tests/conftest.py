@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.allowed_skips import refuse_skip
-from tests.paths import ROOT
 
 # No test is timed: how long an example takes says more about what else the machine does.
 # New examples are for developers to find; a submission is judged by the same ones each time.
@@ -38,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 TIER_OF_FOLDER = {"unit": "unit", "rtsp": "rtsp", "gpu": "gpu"}
 """Tier of the tests of a folder below tests/ that do not choose one; in other folders it is `integration`."""
 
-TIERS = ("unit", "integration", "engine", "emulated", "rtsp", "gpu")
+TIERS = frozenset({"unit", "integration", "engine", "emulated", "rtsp", "gpu"})
 
 _in_unit_test = False
 
@@ -46,10 +45,8 @@ _in_unit_test = False
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test that has no tier the one of its folder."""
     for item in items:
-        if any(item.get_closest_marker(tier) for tier in TIERS):
-            continue
-        folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
-        item.add_marker(TIER_OF_FOLDER.get(folder, "integration"))
+        if TIERS.isdisjoint(marker.name for marker in item.iter_markers()):
+            item.add_marker(TIER_OF_FOLDER.get(item.nodeid.split("/")[1], "integration"))
 
 
 LIBRARY_LOOKUPS = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "sh"}
