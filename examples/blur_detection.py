@@ -5,10 +5,9 @@
 The variance of the Laplacian is small in a blurred frame (Pech-Pacheco et al., ICPR 2000). Adapt `LIMIT` to your scene.
 """
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
+from msgspec.structs import replace
 
 from vision.pipelines import pipeline_with
 from vision.types import Event, Frame, Result

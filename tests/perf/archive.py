@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, site
 from vision.config import AppConfig, CameraConfig

@@ -18,10 +18,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from msgspec.structs import replace
 from numpy import count_nonzero  # several times faster than any() and all() on small arrays
 from numpy.typing import NDArray
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 from vision.capture.camera_status import Failure, StatusTracker
@@ -61,13 +61,8 @@ class SourceCalls:
         call = self.current
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
-    def _check_abandoned(self) -> None:
-        if self.abandoned:
-            raise Abandoned
-
-    @contextmanager
-    def calling(self, name: str) -> Iterator[None]:
-        """Record a call to the source while it is in progress, and convert its exceptions.
+    def calling(self, name: str) -> _Call:
+        """Record a call to the source while the returned context is entered, and convert its exceptions.
 
         Raises:
             SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected
@@ -75,19 +70,23 @@ class SourceCalls:
             DeviceError: the GPU failed.
             Abandoned: the thread was abandoned before the call, or during a call that raised no error.
         """
-        self._check_abandoned()
+        return _Call(self, name)
+
+    def begin(self, name: str) -> None:
+        """Record the start of a call. Raise `Abandoned` if another thread has taken over the camera."""
+        if self.abandoned:
+            raise Abandoned
         self.current = name, self._clock()
-        try:
-            with span(name):
-                yield
-            self._check_abandoned()
-        except Abandoned:
-            raise
-        except OutOfMemory as error:
+
+    def end(self, name: str, error: BaseException | None) -> None:
+        """Record the end of a call that raised `error`, or None. See `calling` for the exceptions."""
+        self.current = None
+        if error is None:
+            if self.abandoned:
+                raise Abandoned
+        elif isinstance(error, OutOfMemory):
             raise _out_of_memory(f"no memory in {name} of the source", error) from error
-        except (SourceError, DeviceError):
-            raise
-        except Exception as error:
+        elif isinstance(error, Exception) and not isinstance(error, SourceError | DeviceError | Abandoned):
             # Only this place catches every exception. An exception of a library, or a bug in a source, must neither
             # end this thread silently while its camera seems to work, nor end the program for the other cameras. The
             # traceback is logged as redacted text, because an exception can contain a URL with a password.
@@ -96,8 +95,25 @@ class SourceCalls:
             raise SourceError(
                 f"unexpected exception in {name} of the source: {type(error).__name__}: {error}", code="source-bug"
             ) from error
-        finally:
-            self.current = None
+
+
+class _Call:
+    """One call to a source. A context manager from a generator takes three times as long."""
+
+    __slots__ = ("_calls", "_name", "_span")
+
+    def __init__(self, calls: SourceCalls, name: str) -> None:
+        self._calls, self._name, self._span = calls, name, span(name)
+
+    def __enter__(self) -> None:
+        self._calls.begin(self._name)
+        self._span.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._span.__exit__(kind, error, trace)
+        self._calls.end(self._name, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, SupportsFloat
 
+from msgspec import Struct
+
 from vision.errors import SourceError
 from vision.types import ClockSource, DropReason, FrameBuffer, FrameMeta, PixelFormat, YuvEncoding
 
@@ -28,8 +30,7 @@ class StreamInfo:
     yuv: YuvEncoding = "bt601"  # color encoding of nv12 and i420 frames, unless `Grab.yuv` is set
 
 
-@dataclass(frozen=True, slots=True)
-class Grab:
+class Grab(Struct, frozen=True, gc=False):
     """One frame that has arrived, before its pixels are copied."""
 
     captured_ns: int  # monotonic

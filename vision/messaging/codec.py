@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.errors import MessageError, conceal
 from vision.messaging.schema import (
@@ -58,6 +59,11 @@ _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 UNNUMBERED: Header = {"node": "", "instance": "", "boot": "", "seq": 0}
 """Header of a message that the publisher has not numbered yet."""
+
+
+# Steps per pixel, and per unit of a score. NumPy computes faster with arrays of no dimension than with Python numbers.
+_BOX_STEPS: Final = np.array(10.0)
+_SCORE_STEPS: Final = np.array(10_000.0)
 
 
 class Numbering:
@@ -113,15 +119,15 @@ def detections(
 def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> list[DetectedObject]:
     """Return the objects of a message, without those whose score or box is not finite."""
     detections = result.objects
-    rounded = detections.boxes_xyxy.astype(np.float64).round(1)
-    scores, boxes = detections.scores.astype(np.float64).round(4).tolist(), rounded.tolist()
+    boxes = _rounded(detections.boxes_xyxy, _BOX_STEPS)
+    scores = _rounded(detections.scores, _SCORE_STEPS).tolist()
     class_ids = detections.class_ids.tolist()
     names = [class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in class_ids]
     track_ids: list[int] | list[None] = [None] * len(scores)
     ages_ms: list[int] | list[None] = [None] * len(scores)
     if isinstance(detections, Tracks):
         track_ids, ages_ms = detections.track_ids.tolist(), detections.age_ms.tolist()
-    rows = zip(track_ids, names, class_ids, scores, boxes, ages_ms, strict=True)
+    rows = zip(track_ids, names, class_ids, scores, boxes.tolist(), ages_ms, strict=True)
     objects = [
         DetectedObject(track_id=track_id, class_name=name, class_id=class_id, score=score, box=box, age_ms=age_ms)
         for track_id, name, class_id, score, box, age_ms in rows
@@ -130,9 +136,18 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
         objects = _with_track_boxes(objects, detections)
     if detections.shapes is not None:
         objects = add_shapes(objects, detections.shapes, result.meta, masks)
-    if np.count_nonzero(np.isfinite(rounded)) == rounded.size and isfinite(sum(scores)):
+    if np.count_nonzero(np.isfinite(boxes)) == boxes.size and isfinite(sum(scores)):
         return objects
     return [detected for detected in objects if isfinite(detected.score + sum(detected.box))]
+
+
+def _rounded(values: NDArray[np.float32], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values rounded to multiples of 1 / `steps`, as `numpy.round` does in twice the time."""
+    rounded = values.astype(np.float64)
+    rounded *= steps
+    np.rint(rounded, out=rounded)
+    rounded /= steps
+    return rounded
 
 
 def _with_track_boxes(objects: Sequence[DetectedObject], tracks: Tracks) -> list[DetectedObject]:

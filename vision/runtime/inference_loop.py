@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from vision.detect.detector import Detector
 from vision.errors import DeviceError
 from vision.metrics import span
@@ -24,8 +26,7 @@ IDLE_S: Final = 0.1
 HANG_HINT: Final = "the device hangs: `dmesg` may show why; restart the program (systemd does this automatically)"
 
 
-@dataclass(frozen=True, slots=True)
-class InferredFrame:
+class InferredFrame(Struct, frozen=True):
     """The result of one frame, and the lease of the frame, which the receiver releases."""
 
     result: Result

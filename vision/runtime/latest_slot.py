@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from msgspec import Struct
+
 from vision.errors import Closed
 from vision.types import DropReason, Frame, FrameBuffer, FrameMeta, PixelFormat, SlowStage, frame_shape
 
@@ -40,12 +42,11 @@ class SlotCounts:
     unfinished: int = 0  # frames whose result was neither published nor dropped yet
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingFrame:
+class WaitingFrame(Struct, frozen=True):
     """A frame that the reader has not taken yet."""
 
     frame: Frame
-    dropped_before: Counter[str]  # number of drops since the previous frame that was not dropped, by reason
+    dropped_before: Mapping[str, int]  # number of drops since the previous frame that was not dropped, by reason
 
     @property
     def captured_ns(self) -> int:
@@ -168,7 +169,7 @@ class LatestSlot:
         self._buffers = _Buffers()
         self._rate = _RateLimit(0 if lossless or max_fps is None else int(1e9 / max_fps))
         self._counts = SlotCounts()
-        self._unreported: Counter[str] = Counter()  # drops since the newest frame, by reason
+        self._unreported: dict[str, int] = {}  # drops since the newest frame, by reason
         self._waiting: WaitingFrame | None = None
         self._leased = 0
         self._ended = False
@@ -267,7 +268,7 @@ class LatestSlot:
 
     def _arrived(self, frame: Frame) -> WaitingFrame:
         """Return a frame that arrives, with the drops since the previous one."""
-        before, self._unreported = self._unreported, Counter()
+        before, self._unreported = self._unreported, {}
         return WaitingFrame(frame, before)
 
     def drop(self, reason: DropReason) -> None:
@@ -403,7 +404,8 @@ class LatestSlot:
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
-        self._unreported.update(waiting.dropped_before)
+        for before, frames in waiting.dropped_before.items():
+            self._unreported[before] = self._unreported.get(before, 0) + frames
         self._count_drop(reason)
         if reason in (DropReason.SUPERSEDED, DropReason.STALE):
             stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
@@ -414,7 +416,8 @@ class LatestSlot:
 
     def _count_drop(self, reason: DropReason) -> None:
         self._counts.dropped[reason] += 1
-        self._unreported[reason.value] += 1
+        name = reason.value
+        self._unreported[name] = self._unreported.get(name, 0) + 1
 
     def _overwrite_reason(self) -> DropReason:
         return DropReason.MAX_FPS if self._clock() < self._rate.due_ns else DropReason.SUPERSEDED

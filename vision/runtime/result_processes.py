@@ -18,6 +18,7 @@ from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from vision.config import AppConfig
 from vision.errors import VisionError, registered_secrets
@@ -174,7 +175,7 @@ class _Link:
         if sequence.carried:
             changes["dropped_before"] = dict(sequence.carried + Counter(result.dropped_before))
             sequence.carried = Counter()
-        changed: Result = replace(result, **changes) if changes else result  # type: ignore[arg-type]
+        changed: Result = structs.replace(result, **changes) if changes else result
         buffer = None if self._files is None else frame.lease.frame.buffer
         return encode_result(changed, self.cameras[camera_id], frame.expires_ns, buffer)
 

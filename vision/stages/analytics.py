@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec import structs
+
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.camera_view import Similarity, displacement, moved
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
@@ -109,7 +111,7 @@ class TrackStage:
             TypeError: the objects of a result are not detections, for example because a `TrackStage` came before.
         """
         tracked = update_together([self._frame(result) for result in results])
-        return [replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
+        return [structs.replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
 
     def _frame(self, result: Result) -> tuple[Tracker, Detections, int]:
         """Return the tracker of the camera, and the detections and the capture time of the frame."""
@@ -235,7 +237,7 @@ class AnalyticsStage:
     def __call__(self, result: Result) -> Result:
         events = self._update_outdated(result.meta) if result.meta.camera_id in self._outdated else ()
         if result.meta.camera_id not in self._sections:
-            return replace(result, events=result.events + events) if events else result
+            return structs.replace(result, events=result.events + events) if events else result
         if not isinstance(result.objects, Tracks):
             raise TypeError(f"expected tracks, got {type(result.objects).__name__}: add a TrackStage before this stage")
         watched, restarted = self._watched(result.meta)
@@ -247,7 +249,7 @@ class AnalyticsStage:
             events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
             watched.counts = self._counts(result.meta.camera_id, watched.analytics)
-        return replace(result, events=result.events + events, counts=watched.counts)
+        return structs.replace(result, events=result.events + events, counts=watched.counts)
 
     def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
         """Apply the present configuration to a camera. Return the events that this causes."""

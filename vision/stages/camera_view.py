@@ -12,11 +12,12 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from vision.analytics.camera_view import (
     INTERVAL_S,

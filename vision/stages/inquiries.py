@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import zmq
+from msgspec import structs
 
 from vision.config.app import AppConfig
 from vision.config.language import DescribeConfig, Inquiry, VerifyConfig
@@ -131,7 +132,7 @@ class InquiryStage:
         if not result.events:
             return result
         events = tuple(self._questioned(event, result.meta) for event in result.events)
-        return replace(result, events=events)
+        return structs.replace(result, events=events)
 
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
         """Start the questions about an event. Return the event with an id if there are any."""

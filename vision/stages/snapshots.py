@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from vision.config.app import AppConfig, SnapshotConfig
 from vision.errors import from_os_error
 from vision.stages.frame_worker import FrameWorker
@@ -77,11 +79,11 @@ class SnapshotStage:
         """
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))
-        if not chosen or not self._worker.add(frame, replace(result, events=chosen)):
+        if not chosen or not self._worker.add(frame, structs.replace(result, events=chosen)):
             return result
         path = str(self._folder.path / _file_name(result.meta))
         events = (replace(event, snapshot=path) if self._is_chosen(event) else event for event in result.events)
-        return replace(result, events=tuple(events))
+        return structs.replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of written, skipped, and failed snapshots, and the number of files in the folder."""

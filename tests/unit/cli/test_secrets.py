@@ -22,7 +22,7 @@ ENVIRONMENT = os.environ | {"P": SECRET}
 
 PIPELINE = """
 import threading
-from dataclasses import replace
+from msgspec.structs import replace
 from vision.pipelines import pipeline_with
 from vision.config import load_config
 from vision.types import Event

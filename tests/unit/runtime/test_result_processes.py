@@ -263,7 +263,7 @@ def test_lost_worker_of_an_offline_run_is_an_error(tmp_path: Path) -> None:
 
 PIPELINE = """
 import logging
-from dataclasses import replace
+from msgspec.structs import replace
 from vision.pipelines import pipeline_with
 from vision.types import Event
 

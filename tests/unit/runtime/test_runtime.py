@@ -8,11 +8,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.messages.processes import REPOSITORY, wait_until
 from vision.capture.open import open_source, supervisor_policy

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vision.capture.pacing import FramePacer, PacedSource

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
 from vision.config.rules import RuleConfig
