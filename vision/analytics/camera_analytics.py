@@ -219,8 +219,7 @@ class Analytics:
     def _crossed(self, crossing: Crossing, at_ns: int) -> Event:
         row, line, direction = crossing
         about, shape = self._about(row), self._config.lines[line]
-        counts = self._counters.add(shape.name, direction, about["class"])
-        totals = {"total_in": counts["in"], "total_out": counts["out"]}
+        totals = self._count_crossing(shape.name, direction, about["class"])
         data = {"phase": "instant", "direction": direction, **about, **totals}
         return self._event("line_crossed", shape, row, at_ns, data)
 
@@ -241,10 +240,8 @@ class Analytics:
 
     def _entered(self, row: int, zone: int, how: str, at_ns: int) -> Event:
         self._zone_watch.enter(self._objects.table, row, zone, self._objects.clock.now_s)
-        self._crowds.occupants[zone] += 1
         about, shape = self._about(row), self._config.zones[zone]
-        self._counters.add(shape.name, "entered", about["class"])
-        data = {"phase": "instant", "how": how, **about, "occupancy": self._crowds.occupants[zone]}
+        data = {"phase": "instant", "how": how, **about, **self._count_passage(zone, "entered", about["class"])}
         return self._event("zone_entered", shape, row, at_ns, data)
 
     def _left(self, row: int, zone: int, how: str, until_s: float, at_ns: int) -> Iterator[Event]:
@@ -253,10 +250,19 @@ class Analytics:
         if table["dwelling"][row, zone]:
             yield self._event("dwelling", shape, row, at_ns, {"phase": "end", **about, "stayed_s": stayed_s})
         self._zone_watch.leave(table, row, zone)
-        self._crowds.occupants[zone] -= 1
-        self._counters.add(shape.name, "left", about["class"])
-        values = {"stayed_s": stayed_s, "occupancy": self._crowds.occupants[zone]}
+        values = {"stayed_s": stayed_s, **self._count_passage(zone, "left", about["class"])}
         yield self._event("zone_left", shape, row, at_ns, {"phase": "instant", "how": how, **about, **values})
+
+    def _count_crossing(self, name: str, direction: str, class_name: str) -> Mapping[str, int]:
+        """Count a crossing of the line called `name`. Return the totals of the line, as event data."""
+        counts = self._counters.add(name, direction, class_name)
+        return {"total_in": counts["in"], "total_out": counts["out"]}
+
+    def _count_passage(self, zone: int, key: Literal["entered", "left"], class_name: str) -> Mapping[str, int]:
+        """Count an entry or an exit. Return the occupancy of the zone, as event data."""
+        self._crowds.occupants[zone] += 1 if key == "entered" else -1
+        self._counters.add(self._config.zones[zone].name, key, class_name)
+        return {"occupancy": self._crowds.occupants[zone]}
 
     def _about(self, row: int) -> dict[str, Any]:
         """Return the event data that describes an object: class and, if known, speed and direction of travel."""

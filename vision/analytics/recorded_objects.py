@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,25 @@ class RecordedRows:
     def joined(self, other: RecordedRows) -> RecordedRows:
         """Return the rows of this instance, followed by those of `other`."""
         return RecordedRows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+
+
+class Share(NamedTuple):
+    """A part of the objects, for one of several processes."""
+
+    part: int  # from 0
+    number: int  # of shares
+
+    def of(self, rows: RecordedRows) -> RecordedRows:
+        """Return the rows of the objects in this share."""
+        if self.number == 1:
+            return rows
+        # The ids of a camera's tracks can have a common factor, so their remainders are not used directly.
+        mixed = (rows.track_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+        return rows.take((mixed % np.uint64(self.number) == self.part).nonzero()[0])
+
+
+WHOLE: Final = Share(0, 1)
+"""The share that contains all objects."""
 
 
 class _Steps:
@@ -184,12 +204,13 @@ class RecordedObjects(TrackedObjects):
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    def load(self, tracks: RecordedTracks, forget_s: float) -> None:
+    def load(self, tracks: RecordedTracks, forget_s: float, share: Share = WHOLE) -> None:
         """Add the next frames, and forget most of the frames before.
 
         Args:
             tracks: tracks of the frames.
             forget_s: time in seconds after which an undetected object counts as gone, as in `Analytics`.
+            share: the objects to store. It must be the same in each call.
         """
         kept = self._trimmed()
         self.times = FrameTimes(self.clock, tracks.captured_ns)
@@ -204,7 +225,8 @@ class RecordedObjects(TrackedObjects):
         self._limits_s = np.concatenate([self._limits_s, now_s - memory_s - CLOCK_GRAIN_S])
         self._step_of = np.concatenate([self._step_of, np.array(steps[1:], np.intp)])
         self._is_step = np.concatenate([self._is_step, np.diff(steps) > 0])
-        joined = kept.joined(self._rows_of(tracks, counts))
+        # The columns of a box can depend on the other boxes of its frame, so other objects are left out after that.
+        joined = kept.joined(share.of(self._rows_of(tracks, counts)))
         self.rows = joined.take(np.lexsort((joined.frames, joined.track_ids)))
         self.lives = self._find_lives(forget_s)
         self._samples = self._find_samples()
@@ -333,10 +355,7 @@ class RecordedObjects(TrackedObjects):
 
         If an object has no previous detection (`Tracks.previous_xyxy`), use the present one.
         """
-        order = np.lexsort((self.rows.places[fresh], self.rows.frames[fresh]))
-        counts = np.bincount(self.rows.frames[fresh])
-        before = np.empty((len(fresh), self.rows.columns.shape[1]))
-        before[order] = self._transformed(self.rows.previous_xyxy[fresh[order]].astype(np.float64), counts)
+        before = self._columns_of(self.rows.previous_xyxy[fresh])
         return np.where(np.isnan(before), self.rows.columns[fresh], before)
 
     def row_at(self, row: int, at_s: float) -> int:

@@ -222,10 +222,21 @@ class TrackedObjects:
         """Store the previous points of new objects. Return `TrackSnapshot.first_distances`."""
         first: FloatArray = columns[fresh]
         if previous_xyxy is not None:
-            before = previous_xyxy[fresh].astype(np.float64) @ self._matrix + self._offset
+            before = self._columns_of(previous_xyxy[fresh])
             first = np.where(np.isnan(before), first, before)
         self.table["points"][rows[fresh]] = np.ascontiguousarray(first[:, : self._end]).view(np.complex128)
         return first[:, self._end + 2 :]
+
+    def _columns_of(self, boxes: NDArray[np.float32]) -> FloatArray:
+        """Return the columns (M, ...) that `_box_transform` defines, of boxes (M, 4).
+
+        The columns of a box do not depend on the other boxes. In a product of matrices, their last bits can.
+        """
+        columns = np.zeros((len(boxes), self._matrix.shape[1]))
+        for corner, factors in zip(boxes.T.astype(np.float64), self._matrix, strict=True):
+            columns += corner[:, None] * factors
+        columns += self._offset
+        return columns
 
     def _measure_jitter(self) -> None:
         """Measure how far the newest position in each trail is from a uniform motion through the previous two."""

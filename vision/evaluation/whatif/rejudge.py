@@ -7,14 +7,17 @@ analytics read. Therefore, the same configuration yields the same events, bit fo
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 import numpy as np
 
 from vision.analytics.frame_clock import FrameTimes
+from vision.analytics.object_analytics import ObjectAnalytics, ObjectEvent
 from vision.analytics.recorded_analytics import RecordedAnalytics
+from vision.analytics.recorded_objects import WHOLE, Share
 from vision.analytics.reset_schedule import ResetSchedule
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
@@ -41,12 +44,26 @@ Box: TypeAlias = tuple[float, float, float, float]
 class Judgment:
     """The events of one camera in the requested range, and its last counts."""
 
+    published: list[ArchivedEvent] = field(default_factory=list)
+    """The events in the archive."""
     events: list[ArchivedEvent] = field(default_factory=list)
     boxes: dict[tuple[str, int, int, int], Box] = field(default_factory=dict)
     """Boxes x1, y1, x2, y2 in pixels of objects that have an event, by instance, epoch, frame, and track id."""
     counts: Counts | None = None
     frame_size_px: tuple[int, int] | None = None
     frames: int = 0  # number of judged frames, including those before the range
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEvents:
+    """The events of the objects in a block."""
+
+    ended: Sequence[ObjectEvent]  # events that end the previous epoch, in the order of track ids
+    events: Sequence[ObjectEvent]  # events in the frames of the block, in order
+
+
+Find: TypeAlias = Callable[[Iterable[ArchivedBlock]], Iterator[tuple[ArchivedBlock, FoundEvents]]]
+"""A function that yields each block with the events of its objects."""
 
 
 class Judge:
@@ -78,6 +95,55 @@ class Judge:
         analytics = RecordedStage(self._sections, self._class_names, forget_s=forget_s, state=state)
         return RecordedStages(self._camera, analytics, RuleStage(self._config.rules, self._sections))
 
+    def object_analytics(self, frame_size_px: tuple[int, int]) -> ObjectAnalytics | None:
+        """Return the part of the analytics that concerns single objects; None if there are no lines or zones."""
+        section = self._sections.get(self._camera)
+        if section is None:
+            return None
+        forget_s = self._config.track.lost_s
+        return ObjectAnalytics(section, self._camera, self._class_names, *frame_size_px, forget_s=forget_s)
+
+
+class Finder:
+    """Finds the events of a share of the objects, block by block."""
+
+    def __init__(self, judge: Judge, share: Share = WHOLE) -> None:
+        self._judge, self._share = judge, share
+        self._started: tuple[str, int] | None = None  # start of the program, and epoch
+        self._analytics: ObjectAnalytics | None = None
+
+    def __call__(self, block: ArchivedBlock) -> FoundEvents:
+        """Return the events in the next block."""
+        ended: Sequence[ObjectEvent] = ()
+        if self._started is None or self._started[0] != block.instance:
+            self._analytics = self._judge.object_analytics(block.frame_size_px)
+        elif self._started[1] != block.epoch and self._analytics is not None:
+            ended = self._analytics.end_epoch(block.frame_size_px, block.tracks.captured_ns[0])
+        self._started = block.instance, block.epoch
+        found = () if self._analytics is None else self._analytics.judge(block.tracks, self._share)
+        return FoundEvents(ended, found)
+
+
+class FinderGroup:
+    """Several finders in one process, each for a share of the objects."""
+
+    def __init__(self, judge: Judge, number: int = 1) -> None:
+        self._finders = [Finder(judge, Share(index, number)) for index in range(number)]
+
+    def find(self, blocks: Iterable[ArchivedBlock]) -> Iterator[tuple[ArchivedBlock, FoundEvents]]:
+        """Yield each block with the events of its objects."""
+        for block in blocks:
+            yield block, together([finder(block) for finder in self._finders])
+
+
+def together(shares: Sequence[FoundEvents]) -> FoundEvents:
+    """Return the events of all shares of the objects in a block."""
+    if len(shares) == 1:
+        return shares[0]
+    place = itemgetter(0)
+    ended = sorted((event for share in shares for event in share.ended), key=place)
+    return FoundEvents(ended, sorted((event for share in shares for event in share.events), key=place))
+
 
 class RecordedStage(AnalyticsStage):
     """An `AnalyticsStage` with `RecordedAnalytics`, for one camera."""
@@ -85,46 +151,63 @@ class RecordedStage(AnalyticsStage):
     def _open(self, camera_id: str, size: tuple[int, int]) -> RecordedAnalytics:
         return self._new_analytics(RecordedAnalytics, camera_id, size)
 
-    def begin(self, meta: FrameMeta) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
+    def begin(
+        self, meta: FrameMeta, ended: Sequence[ObjectEvent]
+    ) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
         """Start the epoch of the frame of `meta`, unless it has started already.
 
-        Return the analytics of the camera, the schedule of its counters, and the events that end the previous epoch;
-        None if the camera has no lines or zones.
+        `ended` contains the events of objects that end the previous epoch. Return the analytics of the camera, the
+        schedule of its counters, and the events that end the previous epoch; None if the camera has no lines or zones.
         """
         if meta.camera_id not in self._sections:
             return None
+        known = self._cameras.get(meta.camera_id)
+        if known is not None and isinstance(known.analytics, RecordedAnalytics):
+            known.analytics.ended = ended
         watched, events = self._watched(meta)
         assert isinstance(watched.analytics, RecordedAnalytics)
         return watched.analytics, watched.resets, events
+
+    def counts(self, camera_id: str) -> Counts | None:
+        """Return the present counts of the camera; None if it has no lines or zones."""
+        watched = self._cameras.get(camera_id)
+        return None if watched is None else self._counts(camera_id, watched.analytics)
 
 
 class RecordedStages:
     """The analytics and the rules of one camera and one start of the program, for blocks of archived frames."""
 
     def __init__(self, camera: str, analytics: RecordedStage, rules: RuleStage) -> None:
-        self.counts: Counts | None = None
-        """Counts after the last frame; None if there are no lines or zones."""
         self._camera = camera
         self._analytics = analytics
         self._rules = rules
 
-    def judge(self, block: ArchivedBlock) -> Iterator[tuple[int, tuple[Event, ...]]]:
+    def counts(self) -> Counts | None:
+        """Return the counts after the last frame; None if there are no lines or zones."""
+        return self._analytics.counts(self._camera)
+
+    def judge(self, block: ArchivedBlock, found: FoundEvents) -> Iterator[tuple[int, tuple[Event, ...]]]:
         """Judge the frames of a block. Yield the index and the events of each frame that has events."""
-        found = self._analytics.begin(_meta(self._camera, block, 0))
-        if found is None:
+        begun = self._analytics.begin(_meta(self._camera, block, 0), found.ended)
+        if begun is None:
             return
-        analytics, resets, events = found
-        analytics.load(block.tracks)
+        analytics, resets, events = begun
+        captured_ns = block.tracks.captured_ns
+        analytics.load(found.events, captured_ns)
         clock = self._rules.clock(self._camera)
-        times = None if clock is None else FrameTimes(clock, block.tracks.captured_ns)
+        times = None if clock is None else FrameTimes(clock, captured_ns)
         analytics.add_frame(0)
         while (at := analytics.next_frame()) is not None:
             analytics.seek(at)
-            result = self._analytics(Result(_meta(self._camera, block, at), _NO_TRACKS, _NO_TIMING, events=events))
-            self.counts, events = result.counts, ()
+            period_s = resets.starts_period(int(block.at_us[at]) * 1000)
+            if period_s is not None:
+                events += analytics.start_period(period_s, captured_ns[at])
+            events += analytics.update(_NO_TRACKS, captured_ns[at])
             if clock is not None and times is not None:
                 times.seek(clock, at)
-                result = self._rules(result)
+                counts = Counts({}, {}, analytics.occupancy())
+                meta = _meta(self._camera, block, at)
+                events = self._rules(Result(meta, _NO_TRACKS, _NO_TIMING, events=events, counts=counts)).events
                 due = bisect_left(times.now_s, self._rules.due_s(self._camera) - _ROUNDING_S, at + 1)
                 if due < len(block.frames):
                     analytics.add_frame(due)
@@ -132,8 +215,9 @@ class RecordedStages:
                 (later,) = (block.at_us[at + 1 :] * 1000 >= resets.next_ns).nonzero()
                 if len(later):
                     analytics.add_frame(at + 1 + int(later[0]))
-            if result.events:
-                yield at, result.events
+            if events:
+                yield at, events
+            events = ()
         if clock is not None and times is not None:
             times.seek(clock, len(block.frames))
         analytics.finish()
@@ -171,7 +255,7 @@ def rejudge(
     since_us: int,
     until_us: int,
     *,
-    published: Sequence[ArchivedEvent] = (),
+    find: Find | None = None,
     progress: Callable[[int], None] = lambda _frames: None,
 ) -> Judgment:
     """Judge the frames of a camera from `since_us` to before `until_us`, microseconds since 1970 (UTC).
@@ -182,36 +266,46 @@ def rejudge(
         camera: name of the camera.
         since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, but are not in the result.
         until_us: end of the range.
-        published: events for whose objects `Judgment.boxes` is needed too.
+        find: function that finds the events of the objects. If None, this process finds them.
         progress: function that receives the number of judged frames.
     """
-    found, stages, instance, reported = Judgment(), judge.recorded_stages(), "", 0
+    first_us = since_us - WARM_UP_US
+    earlier = archive.events(camera, first_us, until_us)
+    found, reported = Judgment([each for each in earlier if each.at_us >= since_us]), 0
     wanted: dict[tuple[str, int, int], list[int | None]] = {}
-    for each in published:
+    for each in found.published:
         wanted.setdefault((each.instance, each.epoch, each.frame), []).append(each.event.track_id)
-    initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
-    for block in archive.blocks(camera, since_us - WARM_UP_US, until_us):
+    initial = initial_counts(archive, camera, first_us, until_us, earlier)
+    stages, instance = judge.recorded_stages(), ""
+    for block, events in (find or FinderGroup(judge).find)(archive.blocks(camera, first_us, until_us)):
         if block.instance != instance:  # the program was started again, with new stages
             instance = block.instance
             stages = judge.recorded_stages(initial.get(instance))
-        for at, events in stages.judge(block):
-            if block.at_us[at] >= since_us:
-                captured_ns, at_us = block.tracks.captured_ns[at], int(block.at_us[at])
-                for event in events:
-                    event_us = at_us + (event.at_ns - captured_ns) // 1000
-                    found.events.append(ArchivedEvent(event, instance, block.epoch, block.frames[at], event_us))
-                found.boxes.update(_boxes_in_block(block, at, [event.track_id for event in events]))
+        _judge_block(found, stages, block, events, since_us)
         for at, frame in enumerate(block.frames) if wanted else ():
             track_ids = wanted.get((instance, block.epoch, frame))
             if track_ids is not None:
                 found.boxes.update(_boxes_in_block(block, at, track_ids))
-        if block.at_us[-1] >= since_us:
-            found.counts, found.frame_size_px = stages.counts, block.frame_size_px
-        found.frames += len(block.frames)
         if found.frames // _PROGRESS_FRAMES > reported:
             reported = found.frames // _PROGRESS_FRAMES
             progress(found.frames)
     return found
+
+
+def _judge_block(
+    found: Judgment, stages: RecordedStages, block: ArchivedBlock, events: FoundEvents, since_us: int
+) -> None:
+    """Judge the frames of a block, and add the results from `since_us` on to `found`."""
+    for at, judged in stages.judge(block, events):
+        if block.at_us[at] >= since_us:
+            captured_ns, at_us = block.tracks.captured_ns[at], int(block.at_us[at])
+            for event in judged:
+                event_us = at_us + (event.at_ns - captured_ns) // 1000
+                found.events.append(ArchivedEvent(event, block.instance, block.epoch, block.frames[at], event_us))
+            found.boxes.update(_boxes_in_block(block, at, [event.track_id for event in judged]))
+    if block.at_us[-1] >= since_us:
+        found.counts, found.frame_size_px = stages.counts(), block.frame_size_px
+    found.frames += len(block.frames)
 
 
 def _boxes_in_block(
@@ -238,16 +332,17 @@ def boxes_of_tracks(
             yield (instance, meta.epoch, meta.index, track_id), tuple(box)
 
 
-def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:
+def initial_counts(
+    archive: Archive, camera: str, since_us: int, until_us: int, events: Sequence[ArchivedEvent]
+) -> dict[str, Counts]:
     """Return the counts before the first frame of each start of the program in a time range, by instance.
+
+    `events` contains the archived events of the time range.
 
     The first archived counts include the events until then, so these are subtracted. The totals of a line come from
     its first event instead, which contains exact totals.
     """
-    events = archive.events(camera, since_us, until_us)
-    first: dict[str, ArchivedCounts] = {}
-    for counted in archive.counts(camera, since_us, until_us):
-        first.setdefault(counted.instance, counted)
+    first = archive.first_counts(camera, since_us, until_us)
     initial = {instance: _before(counted, events) for instance, counted in first.items()}
     seen: set[tuple[str, str]] = set()
     for archived in events:

@@ -69,7 +69,8 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
     Frames up to `WARM_UP_US` before `since_us` are judged too, but are not in the results.
     """
     instance, stages = "", judge.stages()
-    initial = initial_counts(archive, camera, since_us - WARM_UP_US, until_us)
+    since = since_us - WARM_UP_US
+    initial = initial_counts(archive, camera, since, until_us, archive.events(camera, since, until_us))
     for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
         if archived.instance != instance:
             instance = archived.instance

@@ -142,8 +142,8 @@ def _judge_camera(selected: Selected, since_us: int, until_us: int, camera: str)
     config, class_names, archive = selected.config, selected.class_names, selected.archive
     limits = since_us, until_us
     _check_class_ids(archive.class_names(camera, since_us - WARM_UP_US, until_us), class_names, camera)
-    published = archive.events(camera, *limits)
-    judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, published=published)
+    judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits)
+    published = judgment.published
     return CameraReport(
         camera=camera,
         section=config.analytics.get(camera, CameraAnalytics()),

@@ -168,6 +168,8 @@ def _join_days(folder: Path, now_us: int) -> None:
     for (table, camera, day), files in days.items():
         if not all(file.is_final for file in files):
             parts = [pq.read_table(file.path, partitioning=None) for file in files]
+            if table not in ("frames", "tracks"):  # `Archive` reads these two by the hour
+                parts = [pa.concat_tables([part.replace_schema_metadata(None) for part in parts])]
             names = [file.path.name for file in files if not file.is_final]
             target = camera_folder(folder, table, camera) / f"{day}.parquet"
             write_parquet(target, table, parts, is_final=True, parts=names)

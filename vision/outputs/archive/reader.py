@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,45 +129,26 @@ class Archive:
 
     def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
         """Return the events of a camera in a time range, in the order of their publication."""
-        found = [
-            ArchivedEvent(
-                event=Event(
-                    row["kind"],
-                    row["name"],
-                    camera,
-                    row["track_id"],
-                    row["at_monotonic_ns"],
-                    json.loads(row["data"]),
-                    row["snapshot"] or "",
-                ),
-                instance=row["instance"],
-                epoch=row["epoch"],
-                frame=row["frame"],
-                at_us=row["at_utc"],
-            )
-            for row in self.rows("events", camera, since_us, until_us)
-        ]
+        found = _events_of(self._table("events", camera, since_us, until_us), camera)
         # Times can go back within one start of the program, but epochs and numbers of frames cannot.
         starts = {each.instance: number for number, each in reversed([*enumerate(found)])}
         return sorted(found, key=lambda each: (starts[each.instance], each.epoch, each.frame))
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
         """Return the counts of a camera in a time range, oldest first."""
-        found: list[ArchivedCounts] = []
-        for row in self.rows("counts", camera, since_us, until_us):
-            key = row["instance"], row["at_utc"], row["at_monotonic_ns"]
-            if not found or key != (found[-1].instance, found[-1].at_us, found[-1].at_ns):
-                known = found[-1].counts if found and found[-1].instance == row["instance"] else Counts({}, {}, {})
-                found.append(ArchivedCounts(*key, Counts({**known.lines}, {**known.zones}, {**known.occupancy})))
-            counts = found[-1].counts
-            keys = [key for key in ("in", "out", "entered", "left") if row[f"total_{key}"] is not None]
-            totals = {key: row[f"total_{key}"] for key in keys}
-            values = {**totals, **json.loads(row["by_class"])}
-            shapes, occupancy = counts.lines if "in" in totals else counts.zones, counts.occupancy
-            assert isinstance(shapes, dict) and isinstance(occupancy, dict)
-            shapes[row["name"]] = values
-            if row["occupancy"] is not None:
-                occupancy[row["name"]] = row["occupancy"]
+        return _counts_of(self.rows("counts", camera, since_us, until_us))
+
+    def first_counts(self, camera: str, since_us: int, until_us: int) -> dict[str, ArchivedCounts]:
+        """Return the first counts of each start of the program in a time range, by instance."""
+        table = self._table("counts", camera, since_us, until_us)
+        instances = table["instance"].cast(pa.string()).to_pylist()
+        first = {instance: number for number, instance in reversed([*enumerate(instances)])}
+        at_us, at_ns = (table[name].to_numpy() for name in ("at_utc", "at_monotonic_ns"))
+        found = {}
+        for instance, number in first.items():
+            (same,) = ((at_us == at_us[number]) & (at_ns == at_ns[number])).nonzero()
+            rows = [row for row in table.take(same).to_pylist() if row["instance"] == instance]
+            (found[instance],) = _counts_of(rows)
         return found
 
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
@@ -179,11 +160,15 @@ class Archive:
 
     def rows(self, table: Table, camera: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
         """Return the rows of events, counts, or gaps of a camera in a time range, oldest first."""
+        rows: list[dict[str, Any]] = self._table(table, camera, since_us, until_us).to_pylist()
+        return rows
+
+    def _table(self, table: Table, camera: str, since_us: int, until_us: int) -> pa.Table:
+        """Return the same rows as `rows`. Times are integers."""
         at = pc.field("at_utc")
         found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
         found = found.set_column(found.schema.get_field_index("at_utc"), "at_utc", found["at_utc"].cast(pa.int64()))
-        rows: list[dict[str, Any]] = found.filter((at >= since_us) & (at < until_us)).sort_by("at_utc").to_pylist()
-        return rows
+        return found.filter((at >= since_us) & (at < until_us)).sort_by("at_utc")
 
     def _chunks(
         self, camera: str, since_us: int, until_us: int, columns: Sequence[str] = ()
@@ -317,6 +302,49 @@ def _overlapping(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
         together.append(group)
     if together:
         yield together
+
+
+# --- events and counts ------------------------------------------------------------------------------------------------
+
+
+def _events_of(table: pa.Table, camera: str) -> list[ArchivedEvent]:
+    """Return the events in the rows of `table`, in the same order."""
+
+    def texts(name: str) -> list[str | None]:
+        found: list[str | None] = table[name].cast(pa.string()).to_pylist()
+        return found
+
+    columns = numbers(table, "at_utc", "at_monotonic_ns", "epoch", "frame")
+    about = [texts(name) for name in ("kind", "name")]
+    data = json.loads(f"[{','.join(table['data'].to_pylist())}]")
+    place = (columns["epoch"].tolist(), columns["frame"].tolist(), columns["at_utc"].tolist())
+    values = (*about, table["track_id"].to_pylist(), columns["at_monotonic_ns"].tolist(), data, texts("snapshot"))
+    return [
+        ArchivedEvent(Event(kind, name, camera, track_id, at_ns, each, snapshot or ""), instance, epoch, frame, at_us)
+        for kind, name, track_id, at_ns, each, snapshot, instance, epoch, frame, at_us in zip(
+            *values, texts("instance"), *place, strict=True
+        )
+    ]
+
+
+def _counts_of(rows: Sequence[Mapping[str, Any]]) -> list[ArchivedCounts]:
+    """Return the counts at each time of `rows`, which must be in the order of time."""
+    found: list[ArchivedCounts] = []
+    for row in rows:
+        key = row["instance"], row["at_utc"], row["at_monotonic_ns"]
+        if not found or key != (found[-1].instance, found[-1].at_us, found[-1].at_ns):
+            known = found[-1].counts if found and found[-1].instance == row["instance"] else Counts({}, {}, {})
+            found.append(ArchivedCounts(*key, Counts({**known.lines}, {**known.zones}, {**known.occupancy})))
+        counts = found[-1].counts
+        keys = [key for key in ("in", "out", "entered", "left") if row[f"total_{key}"] is not None]
+        totals = {key: row[f"total_{key}"] for key in keys}
+        values = {**totals, **json.loads(row["by_class"])}
+        shapes, occupancy = counts.lines if "in" in totals else counts.zones, counts.occupancy
+        assert isinstance(shapes, dict) and isinstance(occupancy, dict)
+        shapes[row["name"]] = values
+        if row["occupancy"] is not None:
+            occupancy[row["name"]] = row["occupancy"]
+    return found
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

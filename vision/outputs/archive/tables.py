@@ -5,6 +5,7 @@ The rows of `tracks` are in the order of tracks, then frames, because the values
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 Table: TypeAlias = Literal["frames", "tracks", "events", "counts", "gaps"]
 
@@ -107,6 +109,11 @@ _DELTAS: Final[Mapping[Table, frozenset[str]]] = {
 }
 """Columns of increasing numbers. Their differences need less space than the numbers themselves."""
 
+_ONE_PAGE: Final = 64 << 20
+"""Bytes and rows that no page reaches. Each page is compressed on its own, so a column has one page per row group."""
+_HAS_ROW_LIMIT: Final = "max_rows_per_page" in inspect.signature(pq.ParquetWriter.__init__).parameters
+"""True if pyarrow limits the rows of a page, to 20,000 by default. Early versions limit only the bytes."""
+
 
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
     """Return the options of `pyarrow.parquet.ParquetWriter`. Final files are small; others are written quickly.
@@ -118,12 +125,13 @@ def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
         for name, kind in COLUMNS[table].items()
         if not (pa.types.is_dictionary(kind) or pa.types.is_string(kind))
     }
-    return {
+    options: dict[str, Any] = {"max_rows_per_page": _ONE_PAGE} if _HAS_ROW_LIMIT else {}
+    return options | {
         "compression": "brotli" if is_final else "zstd",
         "compression_level": 11 if is_final else 1,
         "use_dictionary": [name for name in COLUMNS[table] if name not in encodings],
         "column_encoding": encodings,
-        "data_page_size": 64 << 20,  # one page per column and row group
+        "data_page_size": _ONE_PAGE,
     }
 
 

@@ -1,0 +1,206 @@
+"""`ObjectAnalytics` finds the events of single objects in archived frames, many frames at once.
+
+The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
+detections in which it can change, and judges those of different objects together, although they are in different
+frames. The objects can also be divided among several processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from vision.analytics.camera_analytics import Analytics
+from vision.analytics.geometry import BoolArray, GroundPlane, IndexArray, LineSet
+from vision.analytics.line_rounds import LineRounds
+from vision.analytics.lines import Crossing
+from vision.analytics.recorded_objects import WHOLE, RecordedObjects, RecordedTracks, Share
+from vision.analytics.tracked_objects import MARGIN, TrackColumn
+from vision.types import Event
+
+_LOST: Final = 0
+_CROSSED: Final = 1
+_PASSED: Final = 2
+_DWELLS: Final = 3
+
+
+class ObjectEvent(NamedTuple):
+    """An event of one object, without the counts of its line or zone."""
+
+    place: tuple[int, int, int, int]
+    """Order in which `Analytics` reports events. The first number is the frame, from 0 in each `judge`."""
+    kind: str
+    name: str
+    track_id: int
+    data: dict[str, Any]
+
+
+class _Change(NamedTuple):
+    """A change of the state of an object in a frame. Changes are in the order in which `Analytics` reports events."""
+
+    frame: int
+    kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
+    order: int  # of the objects of a frame: track id, or place in the frame
+    shape: int  # index of the line or zone
+    row: int  # last detection of the object
+    direction: str = ""  # of a crossing
+
+
+class ObjectAnalytics(Analytics):
+    """Finds the events of objects in archived frames. It counts nothing, and finds no crowds."""
+
+    def _make_objects(
+        self,
+        anchors: Sequence[str],
+        lines: LineSet,
+        ground: GroundPlane | None,
+        columns: Mapping[str, TrackColumn],
+        frame_size_px: tuple[int, int],
+    ) -> RecordedObjects:
+        self._recorded = RecordedObjects(anchors, lines, ground, columns, frame_size_px)
+        return self._recorded
+
+    def judge(self, tracks: RecordedTracks, share: Share = WHOLE) -> list[ObjectEvent]:
+        """Return the events of a share of the objects in the next frames, in the order of `ObjectEvent.place`."""
+        self._load(tracks, share)
+        objects, found, kind = self._recorded, list[ObjectEvent](), _LOST
+        self._at = captured_ns = -1
+        while self._changes:
+            change = heappop(self._changes)
+            if change.frame != self._at:
+                self._at = change.frame
+                captured_ns = tracks.captured_ns[self._at - objects.first]
+                objects.seek(self._at)
+                objects.clock.advance(captured_ns)
+                self._facts.clear()
+            elif kind == _LOST != change.kind:
+                self._facts.clear()  # a lost object can return at once, with the same track id
+            kind = change.kind
+            for event in self._apply(change, captured_ns):
+                place = change.frame - objects.first, kind, change.order, len(found)
+                found.append(_without_counts(event, place))
+        objects.finish()
+        self._line_watch.forget_absent(objects.clock.now_s)
+        return found
+
+    def end_epoch(self, frame_size_px: tuple[int, int], at_ns: int) -> list[ObjectEvent]:
+        """Start a new epoch. Return the events that end the previous one, in the order of track ids."""
+        events = enumerate(self.restart(*frame_size_px, at_ns))
+        return [_without_counts(event, (0, _LOST, event.track_id or 0, number)) for number, event in events]
+
+    def _load(self, tracks: RecordedTracks, share: Share) -> None:
+        """Add the next frames, and find all changes in them."""
+        objects = self._recorded
+        objects.load(tracks, self._forget_s, share)
+        fresh, continued = objects.new_rows()
+        self._fresh = frozenset(fresh.tolist())
+        self._changes: list[_Change] = []  # as a heap
+        self._lost: dict[int, list[Crossing]] = {}  # crossings of lost objects, by their last row
+        lives = objects.lives
+        for start, end, gone in zip(lives.starts, lives.ends, lives.gone, strict=True):
+            if objects.first <= gone < len(objects.now_s):
+                self._changes.append(_Change(gone, _LOST, int(objects.rows.track_ids[start]), 0, end - 1))
+        if self._config.lines:
+            self._changes += self._crossings(fresh)
+        if self._config.zones:
+            self._changes += self._passages(fresh, continued)
+            self._await_dwellers(continued)
+        heapify(self._changes)
+
+    def _count_crossing(self, name: str, direction: str, class_name: str) -> Mapping[str, int]:  # noqa: ARG002
+        return {}
+
+    def _count_passage(
+        self,
+        zone: int,  # noqa: ARG002
+        key: Literal["entered", "left"],  # noqa: ARG002
+        class_name: str,  # noqa: ARG002
+    ) -> Mapping[str, int]:
+        return {}
+
+    # --- finding changes ----------------------------------------------------------------------------------------------
+
+    def _crossings(self, fresh: IndexArray) -> Iterator[_Change]:
+        rows, names = self._recorded.rows, self._recorded.lives.frames
+        for row, line, direction, is_lost in LineRounds(self._recorded, self._line_watch, fresh).run():
+            if is_lost:
+                self._lost.setdefault(row, []).append(Crossing(-1, line, direction))
+            else:
+                yield _Change(names[row], _CROSSED, int(rows.places[row]), line, row, direction)
+
+    def _passages(self, fresh: IndexArray, continued: IndexArray) -> Iterator[_Change]:
+        """Yield the detections in which an object can enter or leave a zone.
+
+        When an object appears, or is far from the border, the zone counts it where it is. Therefore, an object can only
+        enter or leave in two kinds of detections: in the one in which it appears, and, each time after it crosses the
+        border, in the first one that is far from the border.
+        """
+        objects, number = self._recorded, len(self._recorded.rows.frames)
+        self._inside: BoolArray = self._zone_watch.inside(objects.points, objects.rows.class_ids, np.arange(number))
+        is_new = objects.rows.frames >= objects.first
+        changes = np.zeros_like(self._inside)
+        changes[1:] = self._inside[1:] != self._inside[:-1]
+        changes[fresh] = changes[continued] = True
+        changes[~is_new] = True
+        zones, starts = changes.T.nonzero()
+        ends = np.append(starts[1:], number)
+        ends[:-1][zones[1:] != zones[:-1]] = number
+        wanted = is_new[starts]
+        wanted[np.isin(starts, fresh)] = False
+        margins, ranges = MARGIN * objects.rows.sizes, (starts[wanted], ends[wanted], zones[wanted])
+        appeared, inside = self._inside[fresh].nonzero()
+        places, frames = objects.rows.places, objects.lives.frames
+        for row, zone in (
+            *self._zone_watch.first_far(objects.points, margins, *ranges),
+            *zip(fresh[appeared].tolist(), inside.tolist(), strict=True),
+        ):
+            yield _Change(frames[row], _PASSED, int(places[row]), zone, row)
+
+    def _await_dwellers(self, continued: IndexArray) -> None:
+        """Add the changes for stays that started before the latest `load` and reach the zone's `dwell_s`."""
+        table, rows = self._objects.table, self._recorded.rows
+        for row in continued.tolist():
+            at = int(table.ids.searchsorted(rows.track_ids[row]))
+            for zone in (table["dwells_s"][at] < math.inf).nonzero()[0].tolist():
+                self._await_dweller(row, at, zone)
+
+    def _await_dweller(self, row: int, at: int, zone: int) -> None:
+        """Add the first detection from `row` on in which an object's stay in a zone reaches `dwell_s`, if any."""
+        objects = self._recorded
+        due = objects.row_at(row, float(self._objects.table["dwells_s"][at, zone]))
+        if due < objects.lives.ends[objects.lives.of_row[row]]:
+            change = _Change(objects.lives.frames[due], _DWELLS, int(objects.rows.track_ids[row]), zone, due)
+            heappush(self._changes, change)
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, change: _Change, at_ns: int) -> Iterator[Event]:
+        """Yield the events of a change, and update the state of the object in zones."""
+        frame, kind, _, shape, row, direction = change
+        objects, table, now_s = self._recorded, self._objects.table, self._objects.clock.now_s
+        at = objects.look_at(row, frame - 1 if kind == _LOST else frame)
+        if kind == _LOST:
+            for _, line, towards in self._lost.get(row, ()):
+                yield self._crossed(Crossing(at, line, towards), at_ns)
+            for zone in table["inside"][at].nonzero()[0].tolist():
+                yield from self._left(at, zone, "lost", float(objects.now_s[objects.rows.frames[row]]), at_ns)
+        elif kind == _CROSSED:
+            yield self._crossed(Crossing(at, shape, direction), at_ns)
+        elif kind == _DWELLS:
+            if table["dwells_s"][at, shape] <= now_s:
+                self._zone_watch.dwell(table, at, shape)
+                yield self._dwells(at, shape, now_s, at_ns)
+        elif self._inside[row, shape] and not table["inside"][at, shape]:
+            yield self._entered(at, shape, "appeared" if row in self._fresh else "crossed", at_ns)
+            self._await_dweller(row, at, shape)
+        elif not self._inside[row, shape] and table["inside"][at, shape]:
+            yield from self._left(at, shape, "crossed", now_s, at_ns)
+
+
+def _without_counts(event: Event, place: tuple[int, int, int, int]) -> ObjectEvent:
+    assert event.track_id is not None
+    return ObjectEvent(place, event.kind, event.name, event.track_id, dict(event.data))
