@@ -9,15 +9,19 @@ The result is written to `results/MACHINE/precisions.json`.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from tests.perf.__main__ import result
 from tests.perf.networks import NETWORKS
-from tests.perf.results import save
+from tests.perf.results import PerfResult, save
 from vision.benchmark.precisions import PrecisionReport, PrecisionSettings, measure_precisions
+from vision.errors import DeviceMissing
 from vision.runtime.builder import find_model
 
 _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16")
@@ -66,6 +70,18 @@ def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
     return found
 
 
+def _on_gpu(found: PerfResult) -> PerfResult:
+    """Name the GPU as the machine of a result, if there is one."""
+    try:
+        from vision.gpu.cuda import open_device
+
+        name = open_device().name
+    except DeviceMissing:
+        return found
+    folder = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    return msgspec.structs.replace(found, machine=folder, measured_on=f"{name}, {found.date}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join((_DETECTOR, *NETWORKS)))
@@ -77,7 +93,7 @@ def main() -> None:
             report = measure(name, batch, options.seconds)
             measured.setdefault(name.replace("-", "_"), []).extend(rows(report))
             print(name, measured[name.replace("-", "_")][-len(report.rows) :], flush=True)
-            save(result("precisions", measured, _TITLE))
+            save(_on_gpu(result("precisions", measured, _TITLE)))
 
 
 if __name__ == "__main__":

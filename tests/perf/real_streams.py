@@ -57,7 +57,7 @@ _ANALYTICS: Final = {
 
 @dataclass(slots=True)
 class _Kill:
-    """What happened after one worker was killed, until the next one was killed."""
+    """Messages between the killing of one worker and the killing of the next."""
 
     worker: str
     at_s: float

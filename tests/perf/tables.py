@@ -54,8 +54,14 @@ _STREAMS: Final = {
     "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes",
     "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes",
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
+    "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, on another machine of this kind",
+    "worker_processes.6": "The same machine, each stream ends and is opened again every 6.7 s",
+    "worker_processes.7": "The same machine, one worker process is killed every 5 s",
+    "worker_processes.8": "The same machine, 64 cameras",
     "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
     "one_process.1": "The same, each stream ends and is opened again every 6.7 s",
+    "one_process.3": "8 cameras, 1920x1080, NVDEC, one process, on another machine of this kind",
+    "one_process.4": "The same machine, each stream ends and is opened again every 6.7 s",
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
 

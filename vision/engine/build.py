@@ -153,17 +153,20 @@ class _Build:
     def _refuse_untested(self) -> None:
         """Raise `ModelError` for fp8 and int8 if TensorRT-RTX does not list the GPU's compute capability.
 
-        With the unlisted compute capability 9.0, the results were wrong.
+        Log a warning for fp32 and tf32. With the unlisted compute capability 9.0, the results of all four were wrong.
         """
         capabilities = supported_capabilities()
-        quantized = self._plan.precision in ("fp8", "int8")
-        if quantized and capabilities and self._gpu.compute_capability not in capabilities:
-            raise ModelError(
-                f"{find_library()} supports compute capabilities {capability_names(capabilities)}; with "
-                f"{capability_names([self._gpu.compute_capability])}, {self._plan.precision} can give wrong results",
-                hint="set `detect: {precision: fp16}`, or use TensorRT instead of TensorRT-RTX",
-                code="untested-precision",
-            )
+        precision = self._plan.precision
+        if not capabilities or self._gpu.compute_capability in capabilities or precision in ("fp16", "bf16"):
+            return
+        text = (
+            f"{find_library()} supports compute capabilities {capability_names(capabilities)}; with "
+            f"{capability_names([self._gpu.compute_capability])}, {precision} can give wrong results"
+        )
+        hint = "set `detect: {precision: fp16}`, or use TensorRT instead of TensorRT-RTX"
+        if precision in ("fp8", "int8"):
+            raise ModelError(text, hint=hint, code="untested-precision")
+        _log.warning("%s: %s; %s", self._spec.name, text, hint)
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
         """Build the engine: rewrite and parse the model, configure the builder, and run it."""

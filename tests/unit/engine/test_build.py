@@ -290,6 +290,15 @@ def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescript
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(("precision", "warned"), [("fp32", True), ("tf32", True), ("fp16", False), ("bf16", False)])
+def test_precision_that_was_wrong_on_unlisted_gpus_is_warned_about(
+    precision: Precision, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ModelError):  # this library cannot build for that GPU without one
+        build(convolution(), plan(precision), gpu=GpuDescription("H100", (9, 0)))
+    assert bool([each for each in caplog.records if each.levelname == "WARNING" and "9.0" in each.message]) == warned
+
+
 def test_batch_outside_the_models_range_is_refused() -> None:
     recorder = Recorder()
     with pytest.raises(ModelError) as caught:
