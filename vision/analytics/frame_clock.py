@@ -1,6 +1,6 @@
 """`FrameClock` converts capture times, which can go back, to a time that never goes back.
 
-A capture time goes back when a file loops, or when the clock of a camera or machine is set back. Tracks and stays in
+A capture time can go back when a camera is opened again, or if a source of your own delivers it. Tracks and stays in
 zones must still expire, and their ages must not decrease.
 """
 

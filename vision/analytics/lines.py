@@ -1,7 +1,8 @@
 """`LineWatch` detects when objects cross lines. docs/analytics.md defines a crossing.
 
 Boxes jitter, so a side counts only with a margin: an object is established on a side of a line when its anchor is far
-beyond the line, or slightly beyond the line for some time. A crossing is a change from one established side to the
+beyond the line, or slightly beyond the line for some time. For the first side, and when the object is lost, slightly
+beyond is enough at once. A crossing is a change from one established side to the
 other. It counts only if the path of the anchor last met the line between the ends of the line. So a jump across the
 line between two frames counts, but a path around an end of the line does not.
 """

@@ -1,1 +1,1 @@
-"""Measurements of the speed of a model (`vision bench`), its layers (`profile`), and a deployment (`plan`)."""
+"""Measurements of models, deployments, and language models, and `vision chaos`."""

@@ -34,7 +34,18 @@ from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat,
 _WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
 _WORKER_START_S: Final = 3.0  # time in which the workers start, which is not measured
 _REPORTS: Final = 20  # per run; a measurement starts and ends with a report
-_WITHOUT_EFFECTS: Final = {"state_dir": None, "sinks": (), "snapshots": None, "verify": (), "describe": ()}
+_WITHOUT_EFFECTS: Final = {
+    "state_dir": None,
+    "sinks": (),
+    "snapshots": None,
+    "recording": None,
+    "archive": None,
+    "http": None,
+    "onvif": None,
+    "page": None,
+    "verify": (),
+    "describe": (),
+}
 _SLICES: Final = 10  # of a run, from which the error of the rate is estimated
 
 

@@ -1,4 +1,4 @@
-"""Reader of a camera's frames without a pipeline, for `vision draw` and for labeled and annotated videos."""
+"""Reader of a camera's frames without a pipeline, for commands such as `vision draw` and `vision bench`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def terminal() -> Console | None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Removes user names, passwords, and tokens from every line, including tracebacks and lines of other libraries."""
+    """Applies `vision.errors.redact` to every line, including tracebacks and lines of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

@@ -75,7 +75,10 @@ class Rect:
 
 
 class Overlay:
-    """Drawing tool for one frame, (H, W, 3) uint8 BGR, which it changes. Later drawings cover earlier drawings."""
+    """Drawing tool for one frame, (H, W, 3) uint8 BGR, which it changes.
+
+    Later drawings cover earlier drawings, except that `objects` keeps names and counters on top of the boxes.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame

@@ -102,9 +102,10 @@ class Asker:
                 self._fail(displaced, "queue-full")
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server, and report the outcome.
+        """Wait for a question, ask the server, and report the outcome. Of a statement, report only that it is true.
 
-        Do not ask if the question has expired, or if the breaker has opened since the question arrived.
+        Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the question
+        is about a statement that counts as true.
         """
         waiting = self._queue.take()
         assert waiting is not None

@@ -144,7 +144,10 @@ class StepQueue:
         self._closed = False
 
     def submit(self, steps: Iterator[None]) -> Future[None]:
-        """Queue an iterator. Return a future, which is done when the iterator is exhausted or raises an exception."""
+        """Queue an iterator. Return a future, which is done when the iterator is exhausted or raises an exception.
+
+        If the queue is closed before that, the future fails with `Closed`.
+        """
         future: Future[None] = Future()
         self._waiting.put((steps, future))
         if self._closed:

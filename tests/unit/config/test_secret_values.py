@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
+from vision.config import AppConfig, secret_values
 from vision.config.load import load_config_text
 from vision.errors import ConfigError, conceal
 
@@ -80,3 +83,35 @@ def test_written_password_is_a_fault(source: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({"source": source})
     assert [fault.code for fault in caught.value.faults] == ["written-password"]
+
+
+@pytest.mark.parametrize("secret", ["/x9Qabcdefgh1234zzzz", "../x9Qabcdefgh1234zzzz", "a://x9Qabcdefgh1234zzzz/h"])
+def test_secret_that_looks_like_a_path_or_an_address_is_hidden(secret: str) -> None:
+    load({}, secret, http={"bind": "127.0.0.1:9090", "token": "${P}"})
+    assert conceal(f"refused the token {secret}") == "refused the token ***"
+
+
+def test_path_stays_visible() -> None:
+    load({}, "/srv/vision", state_dir="${P}/state")
+    assert conceal("cannot write /srv/vision/state") == "cannot write /srv/vision/state"
+
+
+def test_each_field_for_a_secret_is_known() -> None:
+    """Fields that must not appear in the text of an object are secrets."""
+    seen: set[type[BaseModel]] = set()
+    names: set[str] = set()
+
+    def collect(kind: object) -> None:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if kind in seen:
+                return
+            seen.add(kind)
+            for name, field in kind.model_fields.items():
+                if not field.repr:
+                    names.add(name)
+                collect(field.annotation)
+        for part in get_args(kind):
+            collect(part)
+
+    collect(AppConfig)
+    assert names == secret_values._SECRET_KEYS

@@ -79,7 +79,7 @@ class Media:
         return self._snapshots is not None and bool(_SNAPSHOT.fullmatch(name)) and _is_file(self._snapshots / name)
 
     def _recorded(self, name: str) -> Path | None:
-        """Return the path of a file of the index; None if it does not exist, or is outside the folder or a link."""
+        """Return the path of a recorded file; None if it does not exist, is a link, or is outside the folder."""
         assert self._recordings is not None
         path = self._recordings / name
         is_inside = path.resolve().is_relative_to(self._recordings.resolve())
