@@ -193,7 +193,7 @@ def _yolov8_head(build: _Builder, levels: list[tuple[str, int, int]]) -> None:
 # ------------------------------------------------------------------------------------------------ BERT-Base
 
 
-def bert_base() -> bytes:
+def bert_base(layers: int = 12) -> bytes:
     """Return the encoder of BERT-Base for sequences of any length up to 512."""
     build, width = _Builder(), 768
     x = build.add("Gather", build.random(30522, width, scale=0.02), "input_ids")
@@ -205,7 +205,7 @@ def bert_base() -> bytes:
         "Cast", build.add("Unsqueeze", "attention_mask", build.constant([1, 2], np.int64)), to=TensorProto.FLOAT
     )
     mask = build.add("Mul", build.add("Sub", build.constant(1.0), real), build.constant(_MASKED))
-    for _ in range(12):
+    for _ in range(layers):
         x = _normalized(build, build.add("Add", x, _attention(build, x, mask, width)), width)
         inner = _gelu(build, build.linear(x, width, 4 * width))
         x = _normalized(build, build.add("Add", x, build.linear(inner, 4 * width, width)), width)
