@@ -15,6 +15,7 @@ from vision.config.analytics import CameraAnalytics
 from vision.config.rules import RuleConfig
 from vision.evaluation.simulation.truth import class_names
 from vision.evaluation.whatif.difference import Difference, compare
+from vision.evaluation.whatif.processes import FinderProcesses
 from vision.evaluation.whatif.rejudge import Judge, rejudge
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive, ArchivedEvent
@@ -62,6 +63,28 @@ def test_other_scene_from_parquet_files_gives_the_same_events(tmp_path: Path) ->
     assert record(tmp_path, one)
     compact(tmp_path, START_US + 10**12, keep_days=1000, max_mb=100)
     assert difference(tmp_path, configuration(one.section, ())).equal
+
+
+@pytest.mark.integration
+def test_several_processes_find_the_same_events(waiting: Site, recorded: Path) -> None:
+    judge = Judge(configuration(waiting.section), "gate", class_names())
+    expected = rejudge(Archive(recorded), judge, "gate", 0, 1 << 61)
+    with FinderProcesses(judge, 2) as processes:
+        found = rejudge(Archive(recorded), judge, "gate", 0, 1 << 61, find=processes.find)
+    assert found == expected and len(found.events) > 50
+
+
+def test_number_of_frames_includes_files_and_live_rows(waiting: Site, tmp_path: Path) -> None:
+    frames = list(islice(live_results(waiting, detections_of(waiting)), 30))
+    for number, result in enumerate(frames):
+        if number in (0, 20):
+            recorder = Recorder(tmp_path)
+        recorder.add(result)
+        if number in (19, 29):
+            recorder.close()
+        if number == 19:
+            compact(tmp_path, START_US + 7_200_000_000, keep_days=1000, max_mb=100)
+    assert Archive(tmp_path).number_of_frames("gate", 0, 1 << 61) == len(frames)
 
 
 def test_restart_of_the_program_starts_again(waiting: Site, tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ class Archive:
                 times += [at for (at,) in connection.execute("SELECT min(at_utc) FROM events") if at is not None]
         return min(times, default=None)
 
+    def number_of_frames(self, camera: str, since_us: int, until_us: int) -> int:
+        """Return the number of frames of a camera in the files and live rows that can contain rows of a time range."""
+        return sum(part.number for part in self._parts("frames", camera, since_us, until_us))
+
     def frames(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedFrame]:
         """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
         for frames, tracks in self._chunks(camera, since_us, until_us):
@@ -244,6 +248,12 @@ class _Part:
             if version != FORMAT:
                 text = f"{path}: expected version {FORMAT} of the archive, got {version or 'none'}"
                 raise ConfigError(text, hint="use the version of vision that wrote it", code="archive-version")
+
+    @property
+    def number(self) -> int:
+        """The number of rows."""
+        rows = 0 if self._rows is None else self._rows.num_rows
+        return rows if self._file is None else int(self._file.metadata.num_rows)
 
     def groups(self) -> range:
         """Return the numbers of the row groups."""
