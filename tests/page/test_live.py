@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, Page
 
@@ -99,6 +100,27 @@ def test_images_replace_packets_that_a_browser_cannot_decode_or_match(site: Site
     assert {frame["stream"] for frame in frames_of(page, "mjpeg") + frames_of(page, "untapped")} == {0}
 
 
+H265: Final = "VideoDecoder.isConfigSupported({codec: 'hev1.1.6.L120.B0'}).then((answer) => answer.supported)"
+CLAIM_SUPPORT: Final = "VideoDecoder.isConfigSupported = async () => ({ supported: true })"
+
+
+@pytest.mark.parametrize("claims", [False, True], ids=["reported", "claimed"])
+def test_h265_is_shown_as_images_by_a_browser_that_cannot_decode_it(
+    site: Site, zoo: Zoo, page: Page, claims: bool
+) -> None:
+    add(site, zoo, "h265")
+    page.goto(site.url)
+    decodes = page.evaluate(H265)
+    if claims:
+        page.add_init_script(CLAIM_SUPPORT)
+    show(page, site.url, ["h265"])
+    until(lambda: len(frames_of(page, "h265")) > 10, "too few frames")
+    assert wrong(page) == []
+    assert all(frame["result"] is not None for frame in frames_of(page, "h265"))
+    assert {frame["stream"] > 0 for frame in frames_of(page, "h265")[-3:]} == {decodes or claims}  # packets arrived
+    assert page.evaluate("window.views[0].decodes") is (decodes or not claims)
+
+
 SITE: Final = f"""
 model: nanodet-g-416
 detect: {{backend: fake}}
@@ -107,24 +129,33 @@ cameras:
   - {{id: painted, source: "synthetic:", width: 320, height: 240, fps: 10}}
 publish: {{bind: "tcp://127.0.0.1:*"}}
 page: {{bind: "127.0.0.1:0"}}
-processes: 1
+processes: 2
 """
 
 
-def test_a_running_program_shows_files_and_cameras_without_packets(
+def test_a_program_with_workers_shows_files_and_cameras_without_packets(
     start_program: StartProgram, open_page: OpenInBrowser
 ) -> None:
     program = start_program(SITE)
     page = open_page(program.url).page
     page.evaluate("""() => {
       window.frames = {};
+      window.decoded = 0;
+      const { decode } = VideoDecoder.prototype;
+      VideoDecoder.prototype.decode = function (chunk) {
+        window.decoded += 1;
+        return decode.call(this, chunk);
+      };
       document.addEventListener("visionframe", ({ target, detail }) => {
         const name = target.closest("article").querySelector("h2").textContent;
         if (detail) window.frames[name] = (window.frames[name] ?? 0) + 1;
       });
     }""")
     until(lambda: all((page.evaluate(f"window.frames.{name}") or 0) > 10 for name in ("file", "painted")), program.log)
+    until(lambda: page.evaluate("window.decoded") > 10, "no packets")
     assert page.locator(".live-note:visible").count() == 0
+    children = psutil.Process(program.process.pid).children()
+    assert sum("capture_worker" in " ".join(child.cmdline()) for child in children) == 2
 
 
 def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:

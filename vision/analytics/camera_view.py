@@ -7,6 +7,8 @@ find again. Every image is compared with the appearances, the last one that fitt
    and back, and RANSAC (Fischler and Bolles, 1981) fits a similarity: a shift, a rotation, and a zoom.
 2. If too few points agree, matches of ORB features (Rublee et al., 2011) give a first estimate for step 1.
 
+Points on detected objects are not used for appearances, because the objects can leave.
+
 All images are normalized by their local contrast first, so shadows and the brightness of the day hardly matter. In
 experiments with images of different scenes, at most 6 points agreed by chance.
 
@@ -16,6 +18,7 @@ Everything is computed in images of `WIDTH_PX` columns. OpenCV is necessary.
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from vision.config.analytics import CameraAnalytics, Point, pixels_per_unit
 
 Image: TypeAlias = NDArray[np.uint8]
 Points32: TypeAlias = NDArray[np.float32]
+Boxes: TypeAlias = NDArray[np.float32]
 Similarity: TypeAlias = NDArray[np.float64]
 """Matrix (2, 3) that maps points of the reference view to the present view, both in images of `WIDTH_PX` columns."""
 
@@ -41,6 +45,7 @@ _LEAST_NEW: Final = 14  # minimum number of points that agree with a new view, a
 _LEAST_PART: Final = 0.1
 _LEAST_MATCHES: Final = 8  # minimum number of matches of features that justify step 1
 _LEAST_SPREAD: Final = 0.25  # minimum extent of the points that agree, in widths and heights of the image
+_LEAST_KNOWN_SPREAD: Final = 0.4  # minimum extent of the points of an appearance
 _LARGEST_SHIFT: Final = 0.3  # of a corner; a camera that moved farther needs new lines and zones
 _AGREE_PX: Final = 1.2
 _BACK_PX: Final = 0.7  # largest distance of a point from its place after the search forward and back
@@ -48,18 +53,27 @@ _POINTS: Final = 200
 _APPEARANCES: Final = 8
 _FRAMES: Final = 5  # the median of these images shows no moving objects
 _FADED: Final = 0.4  # part of the usual points below which a new appearance is stored
+_AGREEING: Final = 2  # number of images that must agree on a new view
+_AGREEING_IN_WIND: Final = 6  # if other views were seen during the last `_WIND_S`
+_WIND_S: Final = 30.0
 _UNSEEN_S: Final = 7.0  # time without a fit after which the camera counts as moved or covered
 _FLAT: Final = 1.5  # mean contrast in gray levels below which an image shows nothing
+_BLACK: Final = 24.0  # mean brightness below which an image without contrast is of a dark scene
+_MOST_HIDDEN: Final = 0.5  # largest part of an image in boxes of objects in which the background is looked for
 _SUDDEN: Final = 4.0  # factor by which the contrast falls between two images of a camera that is covered
+
+_NO_BOXES: Final[Boxes] = np.empty((0, 4), np.float32)
 
 State: TypeAlias = Literal["learning", "aligned", "unsure", "moved", "covered", "dark"]
 
 
 class ViewImage(NamedTuple):
-    """One image of a camera, normalized, and its mean contrast in gray levels before that."""
+    """One image of a camera, normalized. `contrast` and `brightness` are means before that, in gray levels."""
 
     pixels: Image
     contrast: float
+    brightness: float
+    boxes_xyxy: Boxes  # (N, 4) of the objects, in pixels of the image
 
 
 class _Fit(NamedTuple):
@@ -75,16 +89,27 @@ class Appearance:
     pixels: Image
     view: Similarity
     points: Points32  # (N, 1, 2)
+    hidden: float = 0.0  # part of the image in boxes
     usual: float = 1.0  # largest part of the points that agreed; 1 before the first fit
     _features: tuple[Points32, NDArray[np.uint8]] | None = None
 
     @classmethod
-    def of(cls, pixels: Image, view: Similarity) -> Appearance:
-        """Return an appearance with the points of an image that are easy to find again."""
+    def of(cls, pixels: Image, view: Similarity, boxes_xyxy: Boxes = _NO_BOXES) -> Appearance:
+        """Return an appearance with the points of an image that are easy to find again, and are in no box."""
         import cv2
 
-        points: Any = cv2.goodFeaturesToTrack(pixels, _POINTS, 0.02, 10, blockSize=5)
-        return cls(pixels, view, np.empty((0, 1, 2), np.float32) if points is None else points)
+        background = np.full_like(pixels, 255)
+        for x1, y1, x2, y2 in boxes_xyxy.round().astype(int).clip(0).tolist():
+            background[y1:y2, x1:x2] = 0
+        points: Any = cv2.goodFeaturesToTrack(pixels, _POINTS, 0.02, 10, mask=background, blockSize=5)
+        found = np.empty((0, 1, 2), np.float32) if points is None else points
+        return cls(pixels, view, found, hidden=1.0 - float(background.mean()) / 255)
+
+    def is_usable(self) -> bool:
+        """Return True if there are enough points, and they are spread over enough of the image."""
+        height, width = self.pixels.shape
+        extent = _LEAST_KNOWN_SPREAD * np.array([width, height])
+        return len(self.points) >= 3 * _LEAST_NEW and bool((np.ptp(self.points[:, 0], axis=0) >= extent).all())
 
     def features(self) -> tuple[Points32, NDArray[np.uint8]]:
         """Return the positions (N, 2) and the descriptors (N, 32) of the features."""
@@ -93,17 +118,22 @@ class Appearance:
         return self._features
 
 
-def view_image(gray: Image) -> ViewImage:
-    """Scale an image (H, W) of any size, and normalize it by its local mean and deviation."""
+def view_image(gray: Image, boxes_xyxy: Boxes = _NO_BOXES) -> ViewImage:
+    """Scale an image (H, W) of any size, and normalize it by its local mean and deviation.
+
+    `boxes_xyxy` (N, 4) are the boxes of the objects, in pixels of `gray`.
+    """
     import cv2
 
-    height = max(16, round(gray.shape[0] * WIDTH_PX / gray.shape[1]))
+    scale = WIDTH_PX / gray.shape[1]
+    height = max(16, round(gray.shape[0] * scale))
+    brightness = float(gray.mean())
     image = cv2.resize(gray, (WIDTH_PX, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     image -= cv2.blur(cv2.blur(image, (17, 17)), (17, 17))
     squares = cv2.blur(cv2.blur(image * image, (25, 25)), (25, 25))
     deviation = np.sqrt(np.maximum(squares, 0.0))  # rounding makes some of them negative
     pixels = np.clip(image / (deviation + 4.0) * 40.0 + 128.0, 0, 255).astype(np.uint8)
-    return ViewImage(pixels, float(deviation.mean()))
+    return ViewImage(pixels, float(deviation.mean()), brightness, boxes_xyxy * np.float32(scale))
 
 
 class ViewTracker:
@@ -112,8 +142,9 @@ class ViewTracker:
     Attributes:
         view: similarity from the reference view to the present view, for points in images of `WIDTH_PX` columns.
         state: ``learning`` until the first appearance is stored; ``aligned`` if `view` is confirmed; ``unsure`` if the
-            last image did not confirm it; ``moved`` or ``covered`` if that lasted `_UNSEEN_S`; ``dark`` if nothing can
-            be seen, for example at night, when successive images differ by noise.
+            last image did not confirm it; ``moved`` or ``covered`` if that lasted `_UNSEEN_S`; ``dark`` if the
+            background cannot be seen, for example behind a crowd, without light, or at night, when successive images
+            differ by noise.
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
@@ -124,15 +155,20 @@ class ViewTracker:
         self.changes = 0  # number of appearances stored so far
         self._recent: deque[Image] = deque(maxlen=_FRAMES)
         self._candidate: Similarity | None = None
-        self._fitted_s: float | None = None
+        self._agreeing = 0  # number of images in a row that agree with the candidate
+        self._stray_s = -math.inf  # time of the last image that did not agree with the candidate
+        self._updated_s: float | None = None
+        self._fitted_s = 0.0
         self._contrast: float | None = None
         self._sudden = False
+        self._hidden: deque[Boxes] = deque(maxlen=_FRAMES)  # boxes of the last images, if they did not fit
         self._unfit: Appearance | None = None  # the last image, if it did not fit
 
     def update(self, image: ViewImage, now_s: float) -> None:
         """Compare an image, which was captured at `now_s`, with the appearances."""
-        if self._fitted_s is None:
+        if self._updated_s is None or now_s - self._updated_s > _UNSEEN_S:  # for example without a connection
             self._fitted_s = now_s
+        self._updated_s = now_s
         if self.appearances and image.pixels.shape != self.appearances[0].pixels.shape:
             self.appearances, self.state, self.view = [], "learning", np.eye(2, 3)
             self._recent.clear()
@@ -143,19 +179,33 @@ class ViewTracker:
             return
         fit = None if image.contrast < _FLAT else self._fit(image.pixels)
         if fit is None:
-            self._candidate = None
+            self._candidate, self._agreeing = None, 0
             self._recent.clear()
             self._miss(image, now_s)
             return
+        self._fitted_s, self._unfit = now_s, None
+        self._hidden.clear()
         if distance(fit.view, self.view, image.pixels.shape) <= _MOVED:
-            self._confirm(image, fit, now_s)
-        elif self._candidate is not None and distance(fit.view, self._candidate, image.pixels.shape) <= _MOVED:
+            if self._candidate is not None:
+                self._stray_s = now_s
+            self._confirm(image, fit)
+        elif self._is_new(fit.view, image, now_s):
             self.view = fit.view
-            self._confirm(image, fit, now_s)
-        else:  # two images must agree on a new view
-            self._candidate = fit.view
-            self._recent.clear()
-            self.state = "unsure" if self.state in ("aligned", "learning", "dark") else self.state
+            self._confirm(image, fit)
+        elif self.state in ("aligned", "learning", "dark"):
+            self.state = "unsure"
+
+    def _is_new(self, view: Similarity, image: ViewImage, now_s: float) -> bool:
+        """Return True if enough images in a row agree on a view that is not the present one."""
+        self._recent.clear()
+        if self._candidate is not None and distance(view, self._candidate, image.pixels.shape) <= _MOVED:
+            self._agreeing += 1
+            is_windy = now_s - self._stray_s < _WIND_S
+            return self._agreeing >= (_AGREEING_IN_WIND if is_windy else _AGREEING)
+        if self._candidate is not None:
+            self._stray_s = now_s
+        self._candidate, self._agreeing = view, 1
+        return False
 
     def _learn(self, image: ViewImage) -> None:
         """Store the first appearance when enough images are available in which something can be seen."""
@@ -164,22 +214,22 @@ class ViewTracker:
             return
         self._recent.append(image.pixels)
         if len(self._recent) == _FRAMES:
-            first = Appearance.of(median(self._recent), np.eye(2, 3))
-            if len(first.points) >= 3 * _LEAST_NEW:
+            first = Appearance.of(median(self._recent), np.eye(2, 3), image.boxes_xyxy)
+            if first.is_usable():
                 self.appearances.append(first)
                 self.changes += 1
                 self.state = "aligned"
 
-    def _confirm(self, image: ViewImage, fit: _Fit, now_s: float) -> None:
-        self._candidate, self._fitted_s, self._sudden, self._unfit = None, now_s, False, None
+    def _confirm(self, image: ViewImage, fit: _Fit) -> None:
+        self._candidate, self._agreeing, self._sudden = None, 0, False
         self.state = "aligned"
         self._recent.append(image.pixels)
         part, best = fit.points / fit.of, self.appearances[0]
         best.usual = max(best.usual, part) if best.usual < 1.0 else part
         if part < _FADED * best.usual and len(self._recent) == _FRAMES:
             self._recent.clear()
-            added = Appearance.of(image.pixels, fit.view)
-            if len(added.points) >= 3 * _LEAST_NEW:
+            added = Appearance.of(image.pixels, fit.view, image.boxes_xyxy)
+            if added.is_usable():
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
@@ -197,20 +247,24 @@ class ViewTracker:
         self._contrast = contrast
 
     def _miss(self, image: ViewImage, now_s: float) -> None:
-        """Set the state after an image that does not fit. It is ``moved`` only if the image fits the one before it."""
-        assert self._fitted_s is not None
+        """Set the state after an image that does not fit.
+
+        It is ``moved`` only if the background of the image fits the one before it.
+        """
         flat, before = image.contrast < _FLAT, self._unfit
-        self._unfit = None if flat else Appearance.of(image.pixels, np.eye(2, 3))
-        if flat and not self._sudden:
-            self.state, self._fitted_s = "dark", now_s
+        self._hidden.append(image.boxes_xyxy)
+        self._unfit = None if flat else Appearance.of(image.pixels, np.eye(2, 3), np.concatenate(self._hidden))
+        is_held = self.state in ("moved", "covered")
+        if flat and (not self._sudden or image.brightness < _BLACK):
+            self.state, self._fitted_s = self.state if is_held else "dark", now_s
         elif now_s - self._fitted_s < _UNSEEN_S:
             self.state = "unsure" if self.state == "aligned" else self.state
         elif flat:
             self.state = "covered"
-        elif before is not None and _is_steady(before, image.pixels):
+        elif before is not None and self._unfit is not None and _is_steady(before, self._unfit):
             self.state = "moved"
-        elif self.state not in ("moved", "covered"):
-            self.state = "dark"
+        elif not is_held:
+            self.state, self._fitted_s = "dark", now_s
 
     def _fit(self, pixels: Image) -> _Fit | None:
         """Return the view of an image; None if no appearance fits. The appearance that fits becomes the first."""
@@ -292,10 +346,13 @@ def _inverse(view: Similarity) -> Similarity:
     return np.column_stack([inverse, -inverse @ view[:, 2]])
 
 
-def _is_steady(before: Appearance, pixels: Image) -> bool:
-    """Return True if an image shows the same scene as the image before it."""
-    fit = _track(before, pixels, np.eye(2, 3))
-    return fit is not None and _is_sure(fit) and distance(fit.view, np.eye(2, 3), pixels.shape) <= _MOVED
+def _is_steady(before: Appearance, after: Appearance) -> bool:
+    """Return True if the backgrounds of two images in a row show the same scene."""
+    if max(before.hidden, after.hidden) > _MOST_HIDDEN:
+        return False
+    fits = _track(before, after.pixels, np.eye(2, 3)), _track(after, before.pixels, np.eye(2, 3))
+    shape = after.pixels.shape
+    return all(fit and _is_sure(fit) and distance(fit.view, np.eye(2, 3), shape) <= _MOVED for fit in fits)
 
 
 def _is_small(view: Similarity, shape: tuple[int, ...]) -> bool:

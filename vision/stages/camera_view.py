@@ -162,7 +162,8 @@ class CameraViewStage:
             if camera.tracker is None:
                 camera.tracker = self._opened(result.meta.camera_id, camera)
             tracker = camera.tracker
-            tracker.update(view_image(luma(frame)), result.meta.captured_ns / 1e9)
+            image = view_image(luma(frame), result.objects.boxes_xyxy)
+            tracker.update(image, result.meta.captured_ns / 1e9)
             if tracker.changes != camera.saved or displacement(tracker.view, camera.seen[1]) > 0:
                 camera.saved = tracker.changes
                 self._save(result.meta.camera_id, camera, tracker)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from vision.analytics.camera_view import (
 from vision.config.analytics import CameraAnalytics
 
 Pixels = NDArray[np.uint8]
+Level = NDArray[np.floating[Any]]
 WIDTH, HEIGHT = 560, 420
 ALLOWED = 0.005
 IDENTITY = np.eye(2, 3)
@@ -33,6 +37,19 @@ def square() -> Pixels:
     frame = capture.read()[1]
     assert frame is not None
     return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def video() -> list[Pixels]:
+    """Return frames of the demo's video, `INTERVAL_S` apart."""
+    capture = cv2.VideoCapture(str(ROOT / "configs" / "vtest.mp4"))
+    step = round(capture.get(cv2.CAP_PROP_FPS) * INTERVAL_S)
+    frames: list[Pixels] = []
+    while capture.grab():
+        if len(frames) * step < capture.get(cv2.CAP_PROP_POS_FRAMES):
+            frame = capture.retrieve()[1]
+            frames.append(np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), np.uint8))
+    return frames
 
 
 def pose(x: float = 0.0, y: float = 0.0, rotation_deg: float = 0.0, zoom: float = 1.0) -> Similarity:
@@ -53,9 +70,10 @@ class Camera:
         self.tracker = tracker or ViewTracker()
         self.now_s = 0.0
 
-    def see(self, *frames: Pixels) -> str:
+    def see(self, *frames: Pixels, boxes: Sequence[tuple[float, ...]] = ()) -> str:
         for frame in frames:
-            self.tracker.update(view_image(frame), self.now_s)
+            boxes_xyxy = np.array(boxes, np.float32).reshape(-1, 4)
+            self.tracker.update(view_image(frame, boxes_xyxy), self.now_s)
             self.now_s += INTERVAL_S
         return self.tracker.state
 
@@ -111,11 +129,100 @@ def test_light_and_objects_move_nothing(square: Pixels, change: str) -> None:
     assert error(camera.tracker, pose()) < ALLOWED
 
 
+def exposure(frame: Level, rng: np.random.Generator) -> Level:
+    return np.asarray(frame * np.exp(rng.normal(0, 0.7)))
+
+
+def gamma(frame: Level, rng: np.random.Generator) -> Level:
+    return np.asarray(255 * (frame / 255) ** np.exp(rng.normal(0, 0.6)))
+
+
+def shadows(frame: Level, rng: np.random.Generator) -> Level:
+    coarse = (rng.uniform(0, 1, (24, 32)) > 0.5).astype(np.float32)
+    return frame * (0.3 + 0.7 * np.asarray(cv2.resize(coarse, frame.shape[::-1]), np.float32))
+
+
+def people(frame: Level, rng: np.random.Generator) -> Level:
+    crowded = np.array(frame)
+    for x, y in rng.uniform((0, 0), (frame.shape[1] - 40, frame.shape[0] - 100), (150, 2)).astype(int).tolist():
+        crowded[y : y + 100, x : x + 40] = cv2.resize(rng.uniform(0, 255, (8, 4)), (40, 100))
+    return crowded
+
+
+@pytest.mark.parametrize("change", [exposure, gamma, shadows, people], ids=lambda change: change.__name__)
+def test_changes_in_a_real_video_move_nothing(video: list[Pixels], change: Callable[..., Level]) -> None:
+    rng, camera = np.random.default_rng(3), Camera()
+    assert camera.see(*video[:LEARNING]) == "aligned"
+    for frame in video * 2:
+        state = camera.see(np.clip(change(frame.astype(np.float64), rng), 0, 255).astype(np.uint8))
+        assert state in ("aligned", "unsure")
+        assert distance(camera.tracker.view, IDENTITY, (3, 4)) == 0
+
+
+def test_light_that_is_switched_off_is_no_cover(video: list[Pixels]) -> None:
+    rng, camera = np.random.default_rng(4), Camera()
+    camera.see(*video[:LEARNING])
+    noise = rng.normal(0, 0.7, video[0].shape)
+    assert camera.see(*[np.clip(frame * 0.02 + noise, 0, 255).astype(np.uint8) for frame in video]) == "dark"
+    assert camera.see(*video) == "aligned"
+
+
+def occluded(frame: Pixels, part: float) -> Pixels:
+    """Return a frame whose left part is hidden by a vehicle that stands still."""
+    width = int(frame.shape[1] * part)
+    vehicle = np.random.default_rng(5).uniform(30, 220, (20, 30)).astype(np.float32)
+    hidden: Pixels = np.array(frame)
+    hidden[:, :width] = cv2.resize(vehicle, (width, frame.shape[0])).astype(np.uint8)
+    return hidden
+
+
+def test_objects_that_hide_the_scene_are_no_movement(video: list[Pixels]) -> None:
+    height, width = video[0].shape
+    hidden = [occluded(frame, 1.0) for frame in video]
+    camera, unknown = Camera(), Camera()
+    for each, boxes in ((camera, [(0, 0, width * 0.6, height), (width * 0.4, 0, width, height)]), (unknown, [])):
+        each.see(*video[:LEARNING])
+        state = each.see(*hidden, boxes=boxes)
+        assert state == ("dark" if boxes else "moved")  # nobody can tell an unknown object from a different view
+        assert each.see(*video[:2]) == "aligned"
+    other = [cv2.rotate(frame, cv2.ROTATE_180).astype(np.uint8) for frame in video]
+    assert camera.see(*other, boxes=[(50, 50, 150, 250), (300, 200, 400, 400)]) == "moved"
+
+
+def test_object_that_stands_still_at_the_start_is_no_background(video: list[Pixels]) -> None:
+    camera, width = Camera(), video[0].shape[1]
+    for part in (0.85, 0.7):
+        boxes = [(0, 0, width * part, video[0].shape[0])]
+        state = camera.see(*[occluded(frame, part) for frame in video], boxes=boxes)
+    assert state in ("learning", "aligned")
+    assert {camera.see(frame) for frame in video} <= {"learning", "aligned"}
+    assert camera.see(*video) == "aligned"
+
+
+def test_mast_that_shakes_in_the_wind_moves_nothing(square: Pixels) -> None:
+    rng, camera = np.random.default_rng(6), Camera()
+    camera.see(*[seen(square, pose())] * LEARNING)
+    for x, y in rng.normal(0, 3 / WIDTH, (40, 2)).tolist():
+        assert camera.see(seen(square, pose(x, y))) in ("aligned", "unsure")
+    assert error(camera.tracker, pose()) == 0
+    assert camera.see(*[seen(square, pose(0.05))] * 8) == "aligned"  # it was really moved
+    assert error(camera.tracker, pose(0.05)) < ALLOWED
+
+
+def test_time_without_images_does_not_count(square: Pixels) -> None:
+    camera, other = Camera(), seen(cv2.rotate(square, cv2.ROTATE_180).astype(np.uint8), pose())
+    camera.see(*[seen(square, pose())] * LEARNING)
+    camera.now_s += 3600
+    assert camera.see(*[other] * 2) == "unsure"
+    assert camera.see(*[other] * 3) == "moved"
+
+
 def test_different_scene_is_declared_and_the_return_is_noticed(square: Pixels) -> None:
     camera, other = Camera(), seen(cv2.rotate(square, cv2.ROTATE_180).astype(np.uint8), pose())
     camera.see(*[seen(square, pose())] * LEARNING)
     assert camera.see(*[other] * 2) == "unsure"
     assert camera.see(*[other] * 3) == "moved"
+    assert camera.see(np.zeros_like(other)) == "moved"  # the light was switched off
     assert camera.see(seen(square, pose())) == "aligned"
 
 
