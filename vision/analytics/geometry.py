@@ -29,6 +29,7 @@ Corners: TypeAlias = Sequence[tuple[float, float]]
 EDGE_PX: Final = 1.5
 """Points within this distance count as on the edge of the frame, because the last of 1920 pixels is number 1919."""
 _INSIDE_PX: Final = 1e-3
+_STEPS_PER_PX: Final = np.array(float(STEPS_PER_PX))  # NumPy computes faster with an array than with a Python number
 
 ANCHORS: Final = {
     "bottom-center": (0.5, 1.0),
@@ -281,8 +282,9 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
 
 def round_px(lengths_px: FloatArray) -> FloatArray:
     """Round lengths to the steps of published boxes, so that subscribers can repeat the analytics exactly."""
-    rounded: FloatArray = np.rint(lengths_px * STEPS_PER_PX)
-    rounded /= STEPS_PER_PX
+    rounded: FloatArray = lengths_px * _STEPS_PER_PX
+    np.rint(rounded, out=rounded)
+    rounded /= _STEPS_PER_PX
     return rounded
 
 

@@ -1,11 +1,72 @@
-"""`Pairs` matches tracks with detections by their similarity."""
+"""`Pairs` matches tracks with detections by their similarity, and `pairs_within_reach` finds the pairs to compare."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
 import lap
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
+
+_BLOCK: Final = 4_000
+"""Number of pairs up to which several cameras are compared at once, although only pairs of one camera can be near."""
+
+Span: TypeAlias = tuple[int, int]
+"""The first and the end index of the tracks or detections of one camera."""
+
+
+def pairs_within_reach(
+    places: FloatArray,
+    reach: FloatArray,
+    seen: FloatArray,
+    spans: Iterable[tuple[Span, Span]],
+    labels: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+) -> tuple[IndexArray, IndexArray]:
+    """Return the indices of the tracks (K,) and detections (K,) that are near each other and have the same labels.
+
+    The pairs are in the order of the tracks, and then of the detections. Comparisons in float32 are faster.
+
+    Args:
+        places: centers (2, M) of the tracks.
+        reach: largest distance (M,) from each track, horizontally and vertically.
+        seen: centers (2, N) of the detections.
+        spans: span of the tracks and span of the detections of each camera, in order.
+        labels: pairs of a label of each track (M,) and a label of each detection (N,), such as their cameras.
+    """
+    at, seen_at, reach_px = places.astype(np.float32), seen.astype(np.float32), reach.astype(np.float32)
+    found = []
+    for (first, end), (first_seen, end_seen) in _blocks(spans):
+        offset = at[:, first:end, None] - seen_at[:, None, first_seen:end_seen]
+        within = np.abs(offset, out=offset) < reach_px[first:end, None]
+        near = within[0]
+        near &= within[1]
+        for of_tracks, of_detections in labels:
+            near &= of_tracks[first:end, None] == of_detections[first_seen:end_seen]
+        rows, columns = np.divmod(near.ravel().nonzero()[0], end_seen - first_seen)  # faster than 2-dimensional nonzero
+        if first or first_seen:
+            rows += first
+            columns += first_seen
+        found.append((rows, columns))
+    if len(found) == 1:
+        return found[0]
+    rows, columns = (np.concatenate(each) for each in zip(*found, strict=True))
+    return rows, columns
+
+
+def _blocks(spans: Iterable[tuple[Span, Span]]) -> list[tuple[Span, Span]]:
+    """Join the spans of successive cameras while they have at most `_BLOCK` pairs together."""
+    blocks: list[tuple[Span, Span]] = []
+    for (first, end), (first_seen, end_seen) in spans:
+        if blocks:
+            (begin, _), (begin_seen, _) = blocks[-1]
+            if (end - begin) * (end_seen - begin_seen) <= _BLOCK:
+                blocks[-1] = (begin, end), (begin_seen, end_seen)
+                continue
+        blocks.append(((first, end), (first_seen, end_seen)))
+    return blocks
 
 
 class Pairs:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -29,7 +29,7 @@ from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, iou, round_px
-from vision.analytics.track_matching import Pairs
+from vision.analytics.track_matching import Pairs, pairs_within_reach
 from vision.analytics.track_sizes import SizeFilter, hidden_heights_px, size_step
 from vision.analytics.track_state import (
     AT,
@@ -61,6 +61,7 @@ from vision.types import Detections, Tracks
 # The motion model. Lengths are in object sizes (the longer side of the box), so that the distance to the camera does
 # not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
+_LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 
 # The similarity of a track and a detection, from about 0 to 1.
@@ -81,7 +82,7 @@ _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_MAX_PAIRS: Final = 40_000  # number of pairs from which processing several cameras together takes longer
+_MAX_DETECTIONS: Final = 1_000  # number of detections from which processing several cameras together saves nothing
 
 _shared_ids = itertools.count(1)
 
@@ -165,9 +166,13 @@ class Tracker:
             self._size_step = size_step(step_s)
         transition, growth = self._step
         state = self._state
-        scale2 = np.maximum(state[2], state[3]) ** 2
-        state[FILTER] = transition.dot(state[FILTER]) + growth * scale2
-        np.maximum(state[EXTENT], 1.0, out=state[EXTENT])
+        scale2 = np.maximum(state[2], state[3])
+        scale2 *= scale2
+        moved = transition.dot(state[FILTER])
+        moved += growth * scale2
+        state[FILTER] = moved
+        extent = state[EXTENT]
+        np.maximum(extent, _LEAST_EXTENT, out=extent)
 
 
 def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[Tracks]:
@@ -179,10 +184,10 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
     results: list[Tracks] = []
     while len(results) < len(frames):
         group: list[tuple[Tracker, Detections, int]] = []
-        tracks = detections = 0
+        detections = 0
         for frame in frames[len(results) :]:
-            tracks, detections = tracks + len(frame[0]._ids), detections + len(frame[1])
-            if group and (tracks * detections > _MAX_PAIRS or any(frame[0] is tracker for tracker, _, _ in group)):
+            detections += len(frame[1])
+            if group and (detections > _MAX_DETECTIONS or any(frame[0] is tracker for tracker, _, _ in group)):
                 break
             group.append(frame)
         for tracker, _, captured_ns in group:
@@ -310,20 +315,12 @@ class _TracksTogether:
         return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
 
     def _within_reach(self, size: FloatArray, frame: FrameDetections) -> tuple[IndexArray, IndexArray]:
-        """Return the indices of the tracks (K,) and detections (K,) that are near each other and in the same group.
-
-        Comparisons in float32 are faster.
-        """
-        reach = (_FARTHEST * size).astype(np.float32)[:, None]
-        offset = self._state[PLACE].astype(np.float32)[:, :, None] - frame.at[PLACE].astype(np.float32)[:, None]
-        within = np.abs(offset, out=offset) < reach
-        near = self._groups[:, None] == frame.groups
-        near &= within[0]
-        near &= within[1]
-        if self._camera is not None:
-            near &= self._camera[:, None] == frame.camera
-        rows, columns = np.divmod(near.ravel().nonzero()[0], near.shape[1])  # much faster than nonzero in 2 dimensions
-        return rows, columns
+        """Return the indices of the tracks (K,) and detections (K,) that are near each other and in the same group."""
+        spans = zip(self._ranges(self._camera, len(size)), self._ranges(frame.camera, len(frame.scores)), strict=True)
+        labels: list[tuple[NDArray[Any], NDArray[Any]]] = [(self._groups, frame.groups)]
+        if self._camera is not None and frame.camera is not None:
+            labels.append((self._camera, frame.camera))
+        return pairs_within_reach(self._state[PLACE], _FARTHEST * size, frame.at[PLACE], spans, labels)
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 

@@ -18,10 +18,13 @@ STEPS_NS = (33_333_333, 33_000_000, 100_000_000, 0, 900_000_000, 3_000_000_000, 
 LIKELY = (0.5, 0.3, 0.1, 0.03, 0.03, 0.02, 0.02)
 
 
-def frames_of(seed: int, *, with_shapes: bool = False) -> Iterator[tuple[Detections, int]]:
-    """Yield the detections of a camera with objects that move, hide, grow, change their class, and disappear."""
+def frames_of(seed: int, *, with_shapes: bool = False, number: int | None = None) -> Iterator[tuple[Detections, int]]:
+    """Yield the detections of a camera with objects that move, hide, grow, change their class, and disappear.
+
+    If `number` is None, the camera has up to 11 objects.
+    """
     rng = np.random.default_rng(seed)
-    number = int(rng.integers(0, 12))
+    number = int(rng.integers(0, 12)) if number is None else number
     place, speed = rng.uniform((0, 0), (800, 600), (number, 2)), rng.normal(0, 80, (number, 2))
     height, classes = rng.uniform(20, 200, number), rng.integers(0, 4, number)
     now_ns = 1_000_000_000
@@ -112,6 +115,23 @@ def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
     assert (one.shapes is None) == (other.shapes is None)
     if one.shapes is not None and other.shapes is not None:
         np.testing.assert_array_equal(one.shapes.keypoints, other.shapes.keypoints)
+
+
+def test_results_of_crowds_do_not_depend_on_the_other_cameras() -> None:
+    """With more pairs and more detections than the tracker processes at once."""
+    numbers = (3, 90, 0, 400, 2, 5, 600, 60)
+    alone, together = open_trackers([(800, 600)] * len(numbers)), open_trackers([(800, 600)] * len(numbers))
+    cameras = [frames_of(seed, number=number) for seed, number in enumerate(numbers)]
+    ids: dict[int, int] = {}
+    for _ in range(12):
+        frames = [next(camera) for camera in cameras]
+        expected = [tracker.update(*frame) for tracker, frame in zip(alone, frames, strict=True)]
+        found = update_together([(tracker, *frame) for tracker, frame in zip(together, frames, strict=True)])
+        for one, other in zip(expected, found, strict=True):
+            check_equal(one, other, ids)
+    assert len(ids) > 300
+    for one_tracker, other_tracker in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one_tracker._state, other_tracker._state)
 
 
 def test_frames_of_one_camera_are_processed_in_order() -> None:
