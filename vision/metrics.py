@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -54,21 +54,17 @@ class LatencyHistogram:
             if reset:
                 self._counts = [0] * len(self._counts)
                 self._max_ns = 0
-        total = sum(counts)
-        return Percentiles(
-            total, _quantile_ms(counts, total, 0.5, max_ns), _quantile_ms(counts, total, 0.99, max_ns), max_ns / 1e6
-        )
+        up_to = list(itertools.accumulate(counts))
+        return Percentiles(up_to[-1], _quantile_ms(up_to, 0.5, max_ns), _quantile_ms(up_to, 0.99, max_ns), max_ns / 1e6)
 
 
-def _quantile_ms(counts: list[int], total: int, q: float, max_ns: int) -> float:
+def _quantile_ms(up_to: Sequence[int], q: float, max_ns: int) -> float:
+    """Return a quantile in milliseconds. `up_to` contains the number of observations up to the end of each bucket."""
+    total = up_to[-1]
     if not total:
         return 0.0
-    rank, seen = q * total, 0
-    for bucket, count in enumerate(counts):
-        seen += count
-        if seen >= rank:
-            return min(_EDGES_NS[bucket] if bucket < len(_EDGES_NS) else max_ns, max_ns) / 1e6
-    return max_ns / 1e6
+    bucket = bisect.bisect_left(up_to, q * total)
+    return min(_EDGES_NS[bucket] if bucket < len(_EDGES_NS) else max_ns, max_ns) / 1e6
 
 
 class Rate:
