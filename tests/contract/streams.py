@@ -178,7 +178,7 @@ NAMES = (
 SLOW_NAMES = tuple(name for name in NAMES if "offline" not in name and name not in {"synthetic nv12", "synthetic i420"})
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Return True as soon as the condition holds, False if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -60,7 +60,7 @@ def buffer_for(info: StreamInfo) -> NDArray[np.uint8]:
 
 
 def grab_one(source: Source) -> Grab:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         grab = source.grab(0.5)
         if grab is not None:

@@ -31,7 +31,7 @@ def running(config: Path, *arguments: str, env: dict[str, str] | None = None) ->
             yield process
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 def configuration(tmp_path: Path, pipeline: str = "count") -> tuple[Path, str]:

@@ -31,14 +31,14 @@ class Program:
         for line in self._process.stdout:
             self._lines.put(line.rstrip("\n"))
 
-    def line(self, timeout_s: float = 20.0) -> str:
+    def line(self, timeout_s: float = 60.0) -> str:
         """Return the next line of output."""
         try:
             return self._lines.get(timeout=timeout_s)
         except queue.Empty:
             raise AssertionError(f"no output for {timeout_s} s; exit code: {self._process.poll()}") from None
 
-    def wait_line(self, wanted: Callable[[str], bool], timeout_s: float = 20.0) -> str:
+    def wait_line(self, wanted: Callable[[str], bool], timeout_s: float = 60.0) -> str:
         """Return the first of the next lines for which `wanted` is true."""
         deadline = time.monotonic() + timeout_s
         seen = []
@@ -68,7 +68,7 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for the end of the program. Return its exit code."""
         return self._process.wait(timeout_s)
 
@@ -88,7 +88,7 @@ def python(*arguments: str | Path) -> Program:
     return Program([sys.executable, *arguments])
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """Poll until `condition` holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

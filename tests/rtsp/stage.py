@@ -30,7 +30,7 @@ PYTHON = Path("/usr/bin/python3")
 SERVER = Path(__file__).with_name("server.py")
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FORMATS: tuple[PixelFormat, ...] = ("bgr", "i420", "nv12")
-PATIENCE_S = 20.0  # for what takes a second on an idle machine
+PATIENCE_S = 60.0  # for what takes a second on an idle machine
 
 
 @cache

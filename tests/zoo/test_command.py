@@ -24,7 +24,7 @@ def test_listed_cameras_are_served_until_ctrl_c() -> None:
         configs = [CameraConfig(id=name, source=address, reader="ffmpeg") for name, address in addresses.items()]
         checks = check_cameras(configs, threading.Event())
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert [(check.camera, check.error) for check in checks] == [("http-plain", None), ("snapshot", None)]
 
 

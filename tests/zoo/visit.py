@@ -24,7 +24,7 @@ from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
 FAULT_AFTER_S = 1.5
 OPEN_TIMEOUT_S = 10.0  # each camera must deliver its first frame within this time
 READ_TIMEOUT_S = 2.5
-PATIENCE_S = 40.0  # a slow machine needs longer; a visit ends as soon as its goal is reached
+PATIENCE_S = 60.0  # a slow machine needs longer; a visit ends as soon as its goal is reached
 ENOUGH = 8  # frames of a visit without a fault
 AFTER_FAULT = 3  # frames that must arrive after the fault
 _IN_FLIGHT_S = 0.3  # frames that were sent before the fault
@@ -138,7 +138,7 @@ def visit(
             first_errors = list(result.errors)
     reached = _is_reached(camera, sink)
     supervisor.stop()
-    thread.join(10)
+    thread.join(60)
     if thread.is_alive():
         result.faults.append("the camera's thread hangs")
     if not reached:
@@ -178,7 +178,7 @@ def codes_while_running(configs: Sequence[CameraConfig]) -> dict[str, str]:
     for supervisor in supervisors:
         supervisor.stop()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     return codes
 
 

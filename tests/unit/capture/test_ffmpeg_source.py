@@ -346,7 +346,7 @@ def test_slot_receives_each_frame_with_its_encoding() -> None:
                 lease.release()
         supervisor.stop()
         slot.close()
-        thread.join(20)
+        thread.join(60)
     assert [(meta.epoch, meta.index, meta.height_px, meta.yuv) for meta in metas] == [
         *[(0, index, 96, "bt601") for index in range(3)],
         *[(0, index, 96, "bt709") for index in range(3, 6)],

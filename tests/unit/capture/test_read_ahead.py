@@ -162,7 +162,7 @@ def test_frames_are_read_until_close() -> None:
     assert numbers == sorted(numbers)
     assert len(numbers) == 20
     reader.close()
-    assert connection.closed.wait(5)
+    assert connection.closed.wait(60)
     assert reader.take(0.1) is None
 
 
@@ -179,7 +179,7 @@ def test_error_of_a_connection_follows_its_frames() -> None:
     assert raised.value.code == "read"
     assert not connection.closed.is_set()
     reader.close()
-    assert connection.closed.wait(5)
+    assert connection.closed.wait(60)
 
 
 def test_connection_that_takes_too_long_is_an_error_with_the_hint_of_its_step() -> None:

@@ -78,7 +78,7 @@ class PseudoTerminal:
     def interrupt(self) -> int:
         """Press Ctrl-C, and return the exit code."""
         os.kill(self.process.pid, signal.SIGINT)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
             self.read_for(0.1)
         self.read_for(0.2)

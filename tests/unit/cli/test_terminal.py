@@ -93,7 +93,7 @@ def test_log_lines_do_not_mix_with_the_progress_bar(tmp_path: Path) -> None:
         terminal.read_until("MOTA", timeout_s=90)
         terminal.read_for(1)
         lines = terminal.lines
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(60) == 0
     records = [line for line in lines if re.search(r"\b(DEBUG|INFO|WARNING)\b", line)]
     assert any("connected" in record for record in records)
     assert not any("━" in record or "/400" in record for record in records), records

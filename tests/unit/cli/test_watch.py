@@ -196,7 +196,7 @@ def watched(columns: int) -> Iterator[PseudoTerminal]:
         with pseudo_terminal([sys.executable, "-c", WATCH, publisher.address], columns) as terminal:
             pool.submit(publish)
             try:
-                terminal.read_until("line_crossed", timeout_s=20)
+                terminal.read_until("line_crossed", timeout_s=60)
                 terminal.read_for(0.5)
                 yield terminal
             finally:

@@ -217,7 +217,7 @@ def test_second_process_loads_the_engine_that_the_first_builds(
     def slow(timing_cache: bytes | None) -> Built:
         builds.append("built")
         building.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return built()
 
     def load() -> None:
@@ -225,17 +225,17 @@ def test_second_process_loads_the_engine_that_the_first_builds(
 
     first = threading.Thread(target=load)
     first.start()
-    assert building.wait(20)
+    assert building.wait(60)
     second = threading.Thread(target=load)
     second.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     (path,) = log_args(caplog, "vision.engine.cache", logging.INFO)[0][:1]
     while (path,) not in log_args(caplog, "vision.engine.cache", logging.INFO):  # the second thread waits
         assert time.monotonic() < deadline
         time.sleep(0.01)
     go_on.set()
-    first.join(20)
-    second.join(20)
+    first.join(60)
+    second.join(60)
     assert builds == ["built"]
     assert plans == [b"a plan", b"a plan"]
 
@@ -245,19 +245,19 @@ def test_waiting_for_another_process_can_be_canceled(cache: EngineCache) -> None
 
     def slow(timing_cache: bytes | None) -> Built:
         building.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return built()
 
     first = threading.Thread(target=lambda: cache.load_or_build("tiny", key(), slow))
     first.start()
     try:
-        assert building.wait(20)
+        assert building.wait(60)
         threading.Timer(0.1, cancel.set).start()
         with pytest.raises(Closed):
             EngineCache(cache.folder).load_or_build("tiny", key(), Builder(), canceled=cancel.is_set)
     finally:
         go_on.set()
-        first.join(20)
+        first.join(60)
 
 
 def test_timing_cache_is_shared_by_models_of_one_gpu_and_library(cache: EngineCache) -> None:

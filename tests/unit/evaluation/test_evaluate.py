@@ -213,7 +213,7 @@ def test_stopped_evaluation_writes_no_files(tmp_path: Path) -> None:
     with started("eval", str(config), "--truth", str(truth), "--class", CLASS, *outputs) as process:
         read_until(process, "camera a: connected, 1280x720")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
     assert not (tmp_path / "out.json").exists()
     assert not (tmp_path / "out.mp4").exists()
 

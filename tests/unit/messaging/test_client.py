@@ -145,7 +145,7 @@ def test_each_kind_is_decoded_to_its_type(encoding: schema.Encoding) -> None:
 
 def test_subscribe_yields_messages_and_closes_its_socket(publisher: Publisher) -> None:
     before = threading.active_count()
-    items = subscribe(publisher.address, timeout_s=20)
+    items = subscribe(publisher.address, timeout_s=60)
 
     def publish_when_joined() -> None:
         wait_until(lambda: publisher.socket.joins == 1, "the subscription has arrived")

@@ -67,7 +67,7 @@ def server(folder: Path) -> Iterator[ControlServer]:
 def exchange(path: Path, data: bytes, *, shut: bool = True) -> bytes:
     """Send bytes, and return everything that the server sends until it closes the connection."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(30)
+        sock.settimeout(60)
         sock.connect(str(path))
         received = b""
         try:
@@ -158,7 +158,7 @@ def test_silent_connections_are_limited_and_dropped(folder: Path) -> None:
         silent = [socket.socket(socket.AF_UNIX) for _ in range(3 * MAX_CONNECTIONS)]
         for sock in silent:
             sock.connect(str(server.path))
-            sock.settimeout(30)
+            sock.settimeout(60)
         assert len(server._connections) <= MAX_CONNECTIONS
         for sock in silent:
             assert sock.recv(1) == b""  # closed by the server

@@ -389,7 +389,7 @@ def test_close_does_not_wait_for_a_stopped_subscriber() -> None:
             publisher.publish(result(found(100)))  # 9 MB: more than the buffers of the kernel
         closing = threading.Thread(target=publisher.close)
         closing.start()
-        closing.join(10)
+        closing.join(60)
         assert not closing.is_alive()
 
 
@@ -459,7 +459,7 @@ def test_recording_to_pipe_is_written(tmp_path: Path) -> None:
     recorder = Recorder(path)
     recorder.write(PAYLOAD)
     recorder.close()
-    reader.join(10)
+    reader.join(60)
     assert received == [LINE]
 
 

@@ -192,7 +192,7 @@ def test_process_ends_with_a_killed_publisher() -> None:
         program.line()
         relay = relay_of(program.pid)
         program.send(signal.SIGKILL)
-        relay.wait(10)
+        relay.wait(60)
 
 
 @pytest.mark.integration

@@ -209,7 +209,7 @@ def test_lossless_writer_is_woken_by_the_reader(make: MakeCamera) -> None:
     writer = threading.Thread(target=lambda: got.append(camera.slot.write_buffer(10)))
     writer.start()
     lease = camera.slot.take()
-    writer.join(10)
+    writer.join(60)
     assert lease is not None
     assert len(got) == 1
     assert got[0] is not None
@@ -436,7 +436,7 @@ def test_close_wakes_the_writer_and_counts_the_waiting_frame(make: MakeCamera) -
     writer = threading.Thread(target=write)
     writer.start()
     camera.slot.close()
-    writer.join(10)
+    writer.join(60)
     assert raised.is_set()
     assert camera.slot.counts().dropped == {DropReason.STOPPED: 1}
     assert camera.slot.finished

@@ -32,7 +32,7 @@ def workers() -> Iterator[Workers]:
     assert not set(psutil.Process().children()) - before  # neither running nor a zombie
 
 
-def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -170,7 +170,7 @@ def test_process_that_ignores_the_stop_is_killed_at_the_deadline() -> None:
     workers.poll(0.1)
     began = time.monotonic()
     workers.stop(0.5)
-    assert 0.4 < time.monotonic() - began < 5.0
+    assert 0.4 < time.monotonic() - began < 40  # it would take 60 s to end
     assert recorded[0].ends[0]
     assert recorded[1].ends == [""]
     assert not set(psutil.Process().children()) - before

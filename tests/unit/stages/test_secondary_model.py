@@ -66,7 +66,7 @@ class Grey:
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         if self.go is not None:
-            assert self.go.wait(20)
+            assert self.go.wait(60)
         if self.fails:
             raise DeviceError("it fails")
         self.batches.append(len(crops))

@@ -138,7 +138,7 @@ def test_events_that_come_too_fast_are_counted_as_skipped(tmp_path: Path) -> Non
     go = threading.Event()
 
     def slow(shown: Frame, result: Result) -> bytes:
-        go.wait(20)
+        go.wait(60)
         return size_and_name(shown, result)
 
     with stage(tmp_path, encode=slow, lossless=False) as snapshot_stage:

@@ -131,7 +131,7 @@ def test_each_camera_has_its_own_file(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_slow_encoder_leaves_frames_out_and_does_not_wait(tmp_path: Path) -> None:
     path, proceed = tmp_path / "out.mp4", threading.Event()
-    with closing(stage({"gate": path}, draw=lambda _image, _result: proceed.wait(20))) as video:
+    with closing(stage({"gate": path}, draw=lambda _image, _result: proceed.wait(60))) as video:
         for index in range(20):
             shown = frame(index)
             video.with_frame(result(shown), shown)
@@ -143,7 +143,7 @@ def test_slow_encoder_leaves_frames_out_and_does_not_wait(tmp_path: Path) -> Non
 
 def test_lossless_stage_waits_for_a_slow_encoder() -> None:
     proceed = threading.Event()
-    with closing(stage({}, draw=lambda _image, _result: proceed.wait(20), lossless=True)) as video:
+    with closing(stage({}, draw=lambda _image, _result: proceed.wait(60), lossless=True)) as video:
         threading.Timer(0.2, proceed.set).start()
         for index in range(20):
             shown = frame(index)

@@ -53,7 +53,7 @@ def test_counters_do_not_wait_for_slow_disk(tmp_path: Path) -> None:
         counters = state.counters("gate")
         disk.stop()
         count(counters)
-        assert disk.waiting.wait(20)
+        assert disk.waiting.wait(60)
         count(counters, 100)
         assert counters["door", "in"] == 101
         disk.go.set()

@@ -253,7 +253,7 @@ def test_close_does_not_wait_longer_for_a_slow_disk(tmp_path: Path) -> None:
     disk.stop()
     started_s = time.monotonic()
     state.close()
-    assert time.monotonic() - started_s < 8
+    assert time.monotonic() - started_s < 40
     disk.go.set()
     wait_until(lambda: not any(thread.name == "state" for thread in threading.enumerate()), "the thread has ended")
 
@@ -263,7 +263,7 @@ def test_events_are_synced_soon(tmp_path: Path) -> None:
     with opened(tmp_path, sync_s=0.01, sync=lambda _: synced.set()) as state:
         synced.clear()
         fill(state.events, 1)
-        assert synced.wait(20)
+        assert synced.wait(60)
         wait_until(lambda: state.events.unsynced == 0, "the event is known to be on disk")
 
 
@@ -272,7 +272,7 @@ def test_appending_does_not_wait_for_a_slow_disk(tmp_path: Path) -> None:
     with opened(tmp_path, sync_s=0.01, sync=disk.sync) as state:
         disk.stop()
         fill(state.events, 1)
-        assert disk.waiting.wait(20)
+        assert disk.waiting.wait(60)
         fill(state.events, 500)
         assert numbers(state.events)[-1] == 501
         disk.go.set()

@@ -198,7 +198,7 @@ def test_failed_write_keeps_old_file(folder: Path) -> None:
 def hold(path: Path, taken: ProcessEvent, release: ProcessEvent) -> None:
     with locked(path):
         taken.set()
-        release.wait(20)
+        release.wait(60)
 
 
 @pytest.mark.integration
@@ -208,7 +208,7 @@ def test_lock_excludes_other_processes(folder: Path) -> None:
     other = context.Process(target=hold, args=(folder / "l", taken, release))
     other.start()
     try:
-        assert taken.wait(20)
+        assert taken.wait(60)
         waits: list[str] = []
         with (
             pytest.raises(Held),
@@ -217,11 +217,11 @@ def test_lock_excludes_other_processes(folder: Path) -> None:
             pytest.fail("two processes hold the lock")
         assert waits == ["waiting"]
         threading.Timer(0.2, release.set).start()
-        with locked(folder / "l", timeout_s=20):
+        with locked(folder / "l", timeout_s=60):
             pass
     finally:
         release.set()
-        other.join(20)
+        other.join(60)
     assert other.exitcode == 0
 
 
@@ -230,9 +230,9 @@ def test_lock_of_killed_process_is_released(folder: Path) -> None:
     taken, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(folder / "l", taken, release))
     other.start()
-    assert taken.wait(20)
+    assert taken.wait(60)
     other.kill()
-    other.join(20)
+    other.join(60)
     with locked(folder / "l", timeout_s=5):
         pass
 
@@ -242,7 +242,7 @@ def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
     path, entered = folder / "l", threading.Event()
 
     def other() -> None:
-        with locked(path, timeout_s=20):
+        with locked(path, timeout_s=60):
             entered.set()
             assert private_files._locked_file(path) is None, "it holds the file that the path names"
 
@@ -251,7 +251,7 @@ def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
         thread.start()
         time.sleep(0.2)
         path.unlink()
-    thread.join(20)
+    thread.join(60)
     assert entered.is_set()
 
 
@@ -275,7 +275,7 @@ def test_waiting_for_lock_can_be_canceled(folder: Path) -> None:
 
         thread = threading.Thread(target=other)
         thread.start()
-        thread.join(20)
+        thread.join(60)
     assert outcome == ["canceled"]
 
 
