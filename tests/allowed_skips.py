@@ -32,8 +32,8 @@ ALLOWED = (
     (r"tests/unit/optimize/test_routes\.py", r"VISION_MODELOPT_PYTHON"),
     # The registry of packages may be out of reach.
     (r"tests/models/", r"cannot be downloaded"),
-    # The video and the ground truth of the accuracy test are not the project's to ship. The Debian package has the video
-    # in /usr/share/doc, which images of containers often leave out.
+    # The video and the ground truth of the accuracy test are not the project's to ship. The Debian package puts the
+    # video into /usr/share/doc, which container images often leave out.
     (r"tests/accuracy/", r"VISION_PETS_GT|opencv-doc"),
 )
 """Pairs of regular expressions: the test's id, and the reason of the skip."""
