@@ -55,12 +55,16 @@ def detections_of(one: Site, detector: str = "good") -> Iterator[tuple[FrameMeta
 
 
 def live_results(
-    one: Site, found: Iterable[tuple[FrameMeta, Detections]], track: TrackStage | None = None
+    one: Site,
+    found: Iterable[tuple[FrameMeta, Detections]],
+    track: TrackStage | None = None,
+    section: CameraAnalytics | None = None,
 ) -> Iterator[Result]:
-    """Yield the results of the stages of the pipeline `count`."""
+    """Yield the results of the stages of the pipeline `count`. If `section` is None, it is that of the site."""
     track = track or TrackStage(score=0.35, class_names=class_names(), camera_ids=[one.camera])
-    analytics = AnalyticsStage({one.camera: one.section}, class_names())
-    rules = RuleStage(one.rules, {one.camera: one.section})
+    sections = {one.camera: section or one.section}
+    analytics = AnalyticsStage(sections, class_names())
+    rules = RuleStage(one.rules, sections)
     for meta, detections in found:
         yield rules(analytics(track(Result(meta, detections, Timing(*[meta.captured_ns] * 3)))))
 

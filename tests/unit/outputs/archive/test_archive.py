@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import replace
 
@@ -15,9 +17,9 @@ from vision.config.rules import RuleConfig
 from vision.messaging import codec
 from vision.messaging.schema import AnyMessage
 from vision.outputs.archive import compaction
-from vision.outputs.archive.compaction import compact
+from vision.outputs.archive.compaction import compact, write_parquet
 from vision.outputs.archive.reader import Archive
-from vision.outputs.archive.tables import DAY_US, HOUR_US, archive_files
+from vision.outputs.archive.tables import COLUMNS, DAY_US, HOUR_US, SCHEMAS, archive_files
 from vision.outputs.archive.writer import ArchiveWriter
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
 
@@ -225,3 +227,18 @@ def test_live_database_is_readable_without_this_package(waiting: Site, tmp_path:
         (objects,) = connection.execute("SELECT sum(objects) FROM frames").fetchone()
         (rows,) = connection.execute("SELECT count(*) FROM tracks").fetchone()
     assert frames == len(results) and objects == rows > 1000
+
+
+def test_column_of_a_file_is_compressed_as_a_whole(tmp_path: Path) -> None:
+    once = np.random.default_rng(1).integers(0, 256, 25_000, np.int32)
+    sizes = []
+    for number, values in enumerate((once, np.tile(once, 2))):
+        schema = SCHEMAS["tracks"]
+        columns = {name: pa.nulls(len(values), kind) for name, kind in COLUMNS["tracks"].items()}
+        rows = pa.table({**columns, "x": values}, schema=schema)
+        path = tmp_path / str(number) / "2026-11-29.parquet"
+        write_parquet(path, "tracks", [rows], is_final=False)
+        group = pq.read_metadata(path.with_suffix(".tmp")).row_group(0)
+        sizes.append(group.column(schema.names.index("x")).total_compressed_size)
+    assert sizes[0] > 24_000
+    assert sizes[1] < 1.1 * sizes[0]  # the second half, in the same page, repeats the first
