@@ -251,7 +251,7 @@ def main() -> None:
             PerfResult(
                 name="archive",
                 title=title,
-                measured_on=f"{cores} cores, {today}",
+                measured_on=f"{cores} cores of {given.save}, {today}",
                 date=today,
                 machine=given.save,
                 versions={"pyarrow": pyarrow.__version__, "numpy": np.__version__},
