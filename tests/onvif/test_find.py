@@ -191,6 +191,14 @@ def test_refuses_invalid_arguments(arguments: list[str], code: int, monkeypatch:
     assert call("cameras", "find", *arguments).returncode == code
 
 
+def test_named_device_that_does_not_answer_is_a_temporary_failure() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # refuses connections, because it does not listen
+        result = call("cameras", "find", f"127.0.0.1:{unused.getsockname()[1]}")
+    assert result.returncode == 75
+    assert "127.0.0.1" in result.stdout
+
+
 def _profiles(*streams: Stream) -> list[Profile]:
     return [
         Profile(token, token, source, codec, width, height, fps, f"rtsp://127.0.0.1/{token}")

@@ -35,6 +35,7 @@ PASSWORD_VARIABLE: Final = "ONVIF_PASSWORD"
 _PACKAGES: Final = ("httpx", "defusedxml")
 _TARGET: Final = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}))(?::([0-9]{1,5}))?")
 _TIMEOUT_S: Final = 5.0
+_SILENT: Final = frozenset({"onvif-unreachable", "onvif-slow"})  # problems of a device that does not answer
 _MAX_PORT: Final = 65535
 
 
@@ -144,7 +145,7 @@ def find(
     else:
         _print_devices(found)
         _print_sections(sections)
-    if not devices:
+    if not any(map(_has_answered, devices)):
         hint = "to ask devices in other networks, or without multicast: vision cameras find HOST"
         raise Unavailable("no ONVIF device answers", hint=hint, code="no-onvif-device")
     return EXIT_OK
@@ -156,6 +157,10 @@ def _require_packages() -> None:
     if missing:
         text = f"vision cameras find: the package {missing[0]} is missing"
         raise ConfigError(text, hint=install_hint("onvif"), code="package-missing")
+
+
+def _has_answered(device: Device) -> bool:
+    return not any(problem.code in _SILENT for problem in device.problems)
 
 
 def _target(text: str) -> Target:

@@ -61,6 +61,8 @@ class TrackStage:
         self._hidden: dict[str, HiddenObjects] = {}
         self._trackers: dict[str, tuple[int, Tracker]] = {}
         self._ids = {camera: _TrackIds(number, len(camera_ids)) for number, camera in enumerate(camera_ids, 1)}
+        self._has_ids = bool(camera_ids)  # also while there is no camera
+        self._reached = 0  # upper limit of the ids of removed cameras
         self._configure(config, score)
 
     def _configure(self, config: TrackConfig, score: float) -> None:
@@ -77,17 +79,17 @@ class TrackStage:
         self._hidden = {camera: self._hidden_objects() for camera in self._trackers}
         for _, tracker in self._trackers.values():
             tracker.config = self._config
-        if self._ids:
+        if self._has_ids:
             self._number(cameras)
 
     def _number(self, cameras: Sequence[str]) -> None:
         """Make sure that every camera has ids of its own. With a new camera, all ids are divided again."""
-        after = max(ids.reached for ids in self._ids.values())
+        self._reached = max([self._reached, *(ids.reached for ids in self._ids.values())])
         is_new = not self._ids.keys() >= set(cameras)
         self._ids = {camera: self._ids.get(camera) or _TrackIds(1, 1) for camera in cameras}
         if is_new:
             for first, camera in enumerate(cameras, 1):
-                self._ids[camera].divide(first, len(cameras), after)
+                self._ids[camera].divide(first, len(cameras), self._reached)
 
     def _hidden_objects(self) -> HiddenObjects:
         return HiddenObjects(self._least_score, self._config.new_score, self._score_key)

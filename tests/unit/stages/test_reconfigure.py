@@ -62,6 +62,20 @@ def test_tracks_continue_and_cameras_never_share_an_id() -> None:
     assert after[0].isdisjoint(after[1]) and ids_of(stages, "new", range(105, 110)) == after[1]
 
 
+@pytest.mark.parametrize("others", [["yard"], []], ids=["one-camera-stays", "none-stays"])
+def test_camera_that_returns_gets_no_id_a_second_time(others: list[str]) -> None:
+    stages = Stages(config("gate", *others))
+    first = set[int]()
+    for start in range(0, 300, 60):  # each gap ends the tracks, so that many ids are used
+        first |= ids_of(stages, "gate", range(start, start + 20))
+    for _ in range(2):
+        stages.track.reconfigure(config(*(others or ["hall"])))
+        stages.track.reconfigure(config("gate", *others))
+    again = ids_of(stages, "gate", range(600, 620))
+    assert len(first) >= 5
+    assert again and not again & first
+
+
 def test_new_scores_apply_to_the_next_frame() -> None:
     stages = Stages(config("gate", detect={"score_threshold": 0.95}))
     assert ids_of(stages, "gate", range(5)) == set()
