@@ -11,7 +11,7 @@ class ObjectsConfig(ConfigSection):
     """A message about each object that leaves the scene."""
 
     snapshots: bool = True
-    """Include a JPEG of each object where it is largest and clear; needs OpenCV."""
+    """Include a JPEG of each object, if possible where it is large and clear; needs OpenCV."""
     max_side_px: int = Field(default=256, ge=32, le=1024)
     """Maximum length in pixels of the longer side of a JPEG; larger parts of frames are scaled down."""
     quality: int = Field(default=80, ge=1, le=100)

@@ -48,7 +48,9 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
 Instance: TypeAlias = Annotated[str, doc("identifies a start of the publisher; after each start, `seq` is 1 again")]
 Boot: TypeAlias = Annotated[str, doc("identifies a boot of the machine; processes with equal `boot` share its clock")]
-Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a missing number means a lost message")]
+Seq: TypeAlias = Annotated[
+    int, doc("1, 2, 3, … per topic and instance; numbers are missing if messages were lost or a worker process ended")
+]
 
 
 class Header(TypedDict):
@@ -78,7 +80,7 @@ class MaskOfObject(_Compact, frozen=True, kw_only=True):
 
     polygons: Annotated[
         list[list[Pixel]] | None,
-        doc("outer outline of each part of the object, in pixels of the frame; absent with `publish.masks: rle`"),
+        doc("outer outline of each part of the object, in pixels; absent with `publish.masks: rle` or without OpenCV"),
     ] = None
     size: Annotated[tuple[int, int] | None, doc("height and width of the frame; absent with polygons")] = None
     counts: Annotated[
@@ -116,7 +118,9 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     ] = None
     angle_deg: Annotated[
         float | None,
-        doc("angle of the longer side of an oriented box, 0 to 180, clockwise from the x axis; absent if upright"),
+        doc(
+            "angle of the longer side of an oriented box, 0 to less than 180, clockwise from the x axis; absent if upright"
+        ),
     ] = None
     corners: Annotated[
         list[Pixel] | None,
@@ -147,11 +151,16 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
     boot: Boot
     seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
-    epoch: Annotated[int, doc("increases by 1 when the camera reconnects or changes its frame size")]
+    epoch: Annotated[
+        int, doc("increases when the camera reconnects, changes its frame size, or gets a new worker process")
+    ]
     frame: Annotated[int, doc("number of the frame in its epoch, including dropped frames")]
     captured_at: Annotated[str, doc("time in UTC, RFC 3339")]
     captured_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    clock: Annotated[str, doc("source of the time: `rtcp` (the camera), `arrival` (this machine), or `media` (a file)")]
+    clock: Annotated[
+        str,
+        doc("source of the time: `rtcp` (the camera), `arrival` (the arrival on this machine), or `media` (a file)"),
+    ]
     timing_ms: Annotated[StageTimes, doc("duration of each stage")]
     dropped_before: Annotated[dict[str, int], doc("frames dropped since the previous message, by reason")]
     width: Annotated[int, doc("width of the frame in pixels")]
@@ -211,7 +220,7 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
     at: Annotated[str, doc("time of the event in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     kind: Annotated[str, doc("kind of event, such as `line_crossed`")]
-    name: Annotated[str, doc("name of the line, zone, or rule")]
+    name: Annotated[str, doc("name of the line, zone, rule, or statement, or of what else the event is about")]
     track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
     box: Annotated[
@@ -280,7 +289,9 @@ class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag
     lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = []
     zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = []
     attributes: Annotated[list[AttributeOfObject] | None, doc("results of second models; absent if none")] = None
-    snapshot: Annotated[bytes | None, doc("JPEG of the object where it is largest and clear; absent if none")] = None
+    snapshot: Annotated[
+        bytes | None, doc("JPEG of the object, if possible where it is large and clear; absent if none")
+    ] = None
     snapshot_at: Annotated[str | None, doc("time of that frame in UTC, RFC 3339; absent if none")] = None
     snapshot_box: Annotated[
         tuple[float, float, float, float] | None, doc("box of the object in that frame; absent if none")
@@ -362,7 +373,9 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
         str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, `ended`, or, as the last status, `removed`")
     ]
     state_for_s: Annotated[float, doc("time in this state, in seconds")]
-    epoch: Annotated[int, doc("increases by 1 when the camera reconnects or changes its frame size")]
+    epoch: Annotated[
+        int, doc("increases when the camera reconnects, changes its frame size, or gets a new worker process")
+    ]
     reconnects: Annotated[int, doc("number of connections after the first")]
     grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]

@@ -118,6 +118,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     """
     folder = folder_of_model(name, shipped_models())
     if is_file(folder) and folder.suffix == ONNX_SUFFIX:
+        warn_if_replaceable(folder.parent, folder)
         return folder.parent, spec_of_file(folder)
     if exists(folder):
         spec = load_model_spec(folder)

@@ -18,7 +18,8 @@ def warn_if_replaceable(folder: Path, file: Path) -> None:
     try:
         require_private_folder(folder, content="models")
         for path in (folder / SPEC_NAME, file):
-            require_private_file(path)
+            if path.exists():  # a model can be an ONNX file alone
+                require_private_file(path)
     except Untrusted as error:
         log.warning("other users can replace the model: %s; %s", error.args[0], error.hint)
     except OSError:  # the detector reports a file that is missing

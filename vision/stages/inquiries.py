@@ -167,9 +167,11 @@ class InquiryStage:
                 continue
             self._watched_ns[watched] = meta.captured_ns + every_ns
             waiting = self._open.setdefault(meta.camera_id, [])
-            if len(waiting) < _MOST_OPEN:
-                expires_ns = time.monotonic_ns() + self._max_age_ns
-                waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
+            if len(waiting) >= _MOST_OPEN:
+                self._counters["skipped"] += 1
+                continue
+            expires_ns = time.monotonic_ns() + self._max_age_ns
+            waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
 
     def _copy(self, due: list[_Open], result: Result, frame: Frame) -> None:
         """Copy the frame for questions, if a copy is free."""

@@ -215,7 +215,7 @@ class ObjectStage:
 
 
 class ObjectSnapshotStage(ObjectStage):
-    """Adds summaries as `ObjectStage` does, with a snapshot of each object where it is largest and clear."""
+    """Adds summaries as `ObjectStage` does, with a snapshot of each object, if possible where it is large and clear."""
 
     def __init__(self, forget_s: float, crop: Crop, use: Callable[[AppConfig], Collection[str]] | None = None) -> None:
         """Create the stage.

@@ -101,7 +101,7 @@ class StateDatabase:
         self.notice: str | None = None
         self._write_lock = threading.Lock()
         self.defers_counters = False
-        self._failing = self._closed = False
+        self._failing = self._closed = self._is_removed = False
         self._counters: dict[str, CameraCounters] = {}
         self._pending: dict[tuple[str, str, str], int] = {}  # counters that wait for the events that changed them
         with contextlib.ExitStack() as opened:
@@ -215,7 +215,9 @@ class StateDatabase:
             if self._closed:
                 raise Closed("the state database is closed")
             try:
-                if self._sync.looks_due() and _identity(self.folder) != self._identity:
+                if self._sync.looks_due():
+                    self._is_removed = _identity(self.folder) != self._identity
+                if self._is_removed:
                     raise OSError(errno.ENOENT, "the folder or the file was removed; restart the program")
                 self._commit([*statements, *(self._pending_statements() if counters else ())])
                 if counters:

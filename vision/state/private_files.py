@@ -263,10 +263,15 @@ def _locked_file(path: Path) -> BinaryIO | None:
         file = path.open("ab")
     except OSError as error:
         raise Unwritable(f"the lock {path} cannot be opened: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # a different process holds the lock, or its last holder removed the file
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file
+    except (BlockingIOError, FileNotFoundError):
+        pass  # a different process holds the lock, or its last holder removed the file
+    except OSError as error:  # some network file systems have no locks
+        file.close()
+        raise Unwritable(f"{path} cannot be locked: {error.strerror}") from error
     file.close()
     return None
 

@@ -10,6 +10,7 @@ import pytest
 from tests.log_records import log_args
 from tests.unit.detect.test_classifier import save
 from vision.config import CascadeConfig, shipped_models
+from vision.runtime import builder
 from vision.runtime.builder import find_model, find_second_model
 
 NAME = "nanodet-g-416"
@@ -36,6 +37,19 @@ def test_replaceable_model_causes_one_warning(
     (folder / changed).chmod(mode)
     for _ in range(2):
         assert find_model(str(folder))[0] == folder
+    assert len(log_args(caplog, "vision.runtime.model_trust")) == warnings
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [(0o644, 0), (0o666, 1)])
+def test_replaceable_onnx_file_without_model_yaml_causes_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mode: int, warnings: int
+) -> None:
+    path = tmp_path / f"{NAME}.onnx"
+    shutil.copy(shipped_models() / NAME / path.name, path)
+    path.chmod(mode)
+    monkeypatch.setattr(builder, "spec_of_file", lambda _: find_model(NAME)[1])  # the file itself is no complete model
+    for _ in range(2):
+        assert find_model(str(path))[0] == tmp_path
     assert len(log_args(caplog, "vision.runtime.model_trust")) == warnings
 
 

@@ -243,6 +243,7 @@ def test_removed_folder_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixt
         shutil.rmtree(tmp_path / "state")
         wait_until(lambda: not state.events.append([payload(0)]), "the loss is noticed")
         assert state.events.lost == 1
+        assert not any(state.events.append([payload(0)]) for _ in range(20)), "no later event is stored either"
         assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
 
 

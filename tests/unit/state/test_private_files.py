@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import grp
 import multiprocessing
 import os
@@ -259,6 +261,16 @@ def test_unwritable_lock_raises_error(folder: Path) -> None:
     (folder / "l").mkdir()
     with pytest.raises(Unwritable), locked(folder / "l"):
         pytest.fail("the lock is a folder")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_file_system_without_locks_is_not_a_held_lock(folder: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(Unwritable), locked(folder / "l", timeout_s=60):
+        pytest.fail("nothing is locked")
 
 
 def test_waiting_for_lock_can_be_canceled(folder: Path) -> None:
