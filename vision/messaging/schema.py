@@ -118,9 +118,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     ] = None
     angle_deg: Annotated[
         float | None,
-        doc(
-            "angle of the longer side of an oriented box, 0 to less than 180, clockwise from the x axis; absent if upright"
-        ),
+        doc("angle of the longer side of an oriented box, 0 up to 180, clockwise from the x axis; absent if upright"),
     ] = None
     corners: Annotated[
         list[Pixel] | None,
