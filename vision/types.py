@@ -45,7 +45,7 @@ class DropReason(str, Enum):
     WORKER = "worker"  # the frame was waiting or in flight when its worker process ended
     STOPPED = "stopped"  # the frame was waiting or in flight when the program ended
 
-    __hash__ = str.__hash__  # the hash of an enumeration is much slower
+    __hash__ = str.__hash__  # otherwise, the enumeration computes its hash in Python
 
 
 SlowStage: TypeAlias = Literal["detector", "results"]

@@ -82,7 +82,7 @@ _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0
 
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_MAX_DETECTIONS: Final = 1_000  # number of detections from which processing several cameras together saves nothing
+_MAX_DETECTIONS: Final = 1_000  # maximum number of detections of several cameras that are processed together
 
 _shared_ids = itertools.count(1)
 
