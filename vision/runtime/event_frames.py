@@ -98,7 +98,7 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
     def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
         return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)
 
-    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode)))]
+    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode, use)))]
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import zmq
@@ -14,6 +16,8 @@ import zmq
 from tests.messages.processes import wait_until
 from vision.config import AppConfig
 from vision.language.messages import Question, decode_question
+from vision.runtime.builder import RunOptions
+from vision.runtime.event_frames import open_inquiries
 from vision.stages.inquiries import Box, InquiryStage
 from vision.types import Event, Frame, FrameMeta, Result, Timing, Tracks
 
@@ -102,6 +106,24 @@ def test_an_event_gets_an_id_and_becomes_a_question(receiver: Receiver) -> None:
     inquiries.close()
     assert inquiries.counters() == {f"language.questions.{key}": n for key, n in
                                     (("sent", 1), ("skipped", 0), ("failed", 0))}  # fmt: skip
+
+
+def test_a_mask_applies_to_the_images_of_later_questions(receiver: Receiver) -> None:
+    cameras = [{"id": "gate", "source": "gate.mp4"}]
+    keys: dict[str, Any] = {"cameras": cameras, "pipeline": "count", "language": {"url": "http://127.0.0.1:1/v1"}}
+    config = AppConfig.model_validate(keys | check())
+    mask = {"units": "fraction", "masks": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}
+    brightness = []
+    with ExitStack() as resources:
+        options = RunOptions(stop=threading.Event(), inquiries=receiver.address)
+        (inquiries,) = open_inquiries(config, options, resources)
+        for index, masks in ((200, {}), (210, {"gate": mask}), (220, {})):
+            inquiries.reconfigure(AppConfig.model_validate(keys | check() | {"privacy": masks}))
+            show(inquiries, index, event())
+            image = cv2.imdecode(np.frombuffer(receiver.next()[1][0], np.uint8), cv2.IMREAD_COLOR)
+            assert image is not None
+            brightness.append(round(float(image.mean()), -1))
+    assert brightness == [200, 0, 220]
 
 
 @pytest.mark.parametrize(
