@@ -254,6 +254,20 @@ class GroundPlane:
         return (a * u + b * v + c) / depth, (d * u + e * v + f) / depth
 
 
+def covered_parts(boxes_xyxy: FloatArray, nearer_xyxy: FloatArray) -> FloatArray:
+    """Return the part (M, N) of the area of each box (M, 4) that each box of `nearer_xyxy` (N, 4) covers.
+
+    A box only covers boxes whose lower edges are higher in the frame, because their objects are farther away.
+    """
+    low = np.maximum(boxes_xyxy[:, None, :2], nearer_xyxy[:, :2])
+    common = np.minimum(boxes_xyxy[:, None, 2:], nearer_xyxy[:, 2:]) - low
+    np.maximum(common, 0.0, out=common)
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    parts: FloatArray = common.prod(axis=2) / areas[:, None]
+    parts *= boxes_xyxy[:, 3:] < nearer_xyxy[:, 3]
+    return parts
+
+
 def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
     """Return the intersection over union (M, N) of each pair of boxes from (M, 4) and (N, 4)."""
     ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]

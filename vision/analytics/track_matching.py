@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
+from vision.analytics.track_state import PLACE
+
+_REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
+_WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
+_DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
+_CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
+_FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _BLOCK: Final = 4_000
 """Number of pairs up to which several cameras are compared at once, although only pairs of one camera can be near."""
@@ -147,3 +154,38 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
     worth = assigned >= 0
     worth &= cost[np.arange(len(tracks)), assigned] < 0
     best[tracks] = np.where(worth, detections[assigned], -1)
+
+
+def similarity(
+    state: FloatArray, size: FloatArray, at: FloatArray, noise: FloatArray, rows: IndexArray, columns: IndexArray
+) -> FloatArray:
+    """Return the similarity of K pairs of a track and a detection, from about 0 to 1.
+
+    It comes from overlap, distance, size, and direction. Overlap alone fails if frames are far apart in time, and
+    distance alone fails if objects are close together.
+
+    Args:
+        state: state of the tracks (ROWS, M), predicted at the time of the frame.
+        size: longer side of the box of each track (M,).
+        at: center x, center y, width, and height (4, N) of the detections.
+        noise: variance of the center of each detection (N,).
+        rows: index of the track of each pair (K,).
+        columns: index of the detection of each pair (K,).
+    """
+    track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
+    extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
+    offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
+    smaller = np.minimum(extent, seen_extent)
+    shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
+    np.maximum(shared, 0.0, out=shared)
+    common, smallest = shared[0] * shared[1], smaller[0] * smaller[1]
+    area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
+    overlap = common / (area + seen_area - common)
+    likeness = smallest * smallest / (area * seen_area)
+    variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + noise[columns]
+    distance2 = offset * offset / variance
+    value: FloatArray = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
+    along, moved2, speed2 = moved * speed, moved * moved, speed * speed
+    clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
+    value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
+    return value

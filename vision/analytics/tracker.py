@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, iou, round_px
-from vision.analytics.track_matching import Pairs, pairs_within_reach
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, covered_parts, iou, round_px
+from vision.analytics.track_matching import Pairs, pairs_within_reach, similarity
 from vision.analytics.track_sizes import SizeFilter, hidden_heights_px, size_step
 from vision.analytics.track_state import (
     AT,
@@ -64,23 +64,21 @@ _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the var
 _LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 
-# The similarity of a track and a detection, from about 0 to 1.
-_REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
+# The similarity of a track and a detection is from about 0 to 1 (`similarity`).
 _FARTHEST: Final = 2.0  # maximum distance of a match in object sizes, at which nearness is 0.01
-_WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
-_DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
-_CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
 _ANY_STAGE: Final = 0.12  # minimum similarity of a published track and a strong detection
 _WEAK_STAGE: Final = 0.5  # minimum similarity of a published track and a weak detection
 _STANDING_STAGE: Final = 0.7  # the same for a standing object that has had only weak detections for `weak_s`
 _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within which a weak detection can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
-_SAME_OBJECT_IOU: Final = 0.4  # a detection that overlaps a tracked object this much is the same object
+_COVERED: Final = 0.2  # part of a box from which a nearer box explains its weak detections
+_SAME_OBJECT_IOU: Final = 0.7  # a detection that overlaps a tracked object this much is the same object
+_PERHAPS_SAME_IOU: Final = 0.4  # with at least this overlap, it is another object only if it lasts `_PERHAPS_SAME_S`
+_PERHAPS_SAME_S: Final = 0.5
 
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Matrix that converts center x, center y, width, and height to corners x1, y1, x2, y2."""
 
-_FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 _MAX_DETECTIONS: Final = 1_000  # maximum number of detections of several cameras that are processed together
 
@@ -272,46 +270,42 @@ class _TracksTogether:
     def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
         """Match weak detections with tracks that were detected just before, and add the matches to `matches`.
 
-        Weak detections can continue the track of a standing object for longer. `tracks` and `weak` are overwritten.
+        Weak detections can continue the track of an object that stands still, or is partly behind another object, for
+        longer. `tracks` and `weak` are overwritten.
         """
-        now_s, config = self._now_s, self._config
-        just_before_s = _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
-        tracks &= self._state[SEEN_S] >= now_s - just_before_s
         if not count_nonzero(tracks):
             return
+        now_s, config = self._now_s, self._config
+        just_before_s = _WEAK_STEPS * self._usual_s + CLOCK_GRAIN_S
         weak_since_s = self._state[STRONG_S]
+        lasting = weak_since_s >= now_s - config.weak_standing_s
+        older = tracks & lasting
+        tracks &= self._state[SEEN_S] >= now_s - just_before_s
         recent = tracks & (weak_since_s >= now_s - np.maximum(config.weak_s, just_before_s))
+        older &= ~recent
+        if count_nonzero(older):
+            recent |= self._covered(older, matches)
         pairs.match(recent, weak, _WEAK_STAGE, matches)
-        tracks &= (matches < 0) & (weak_since_s >= now_s - config.weak_standing_s) & is_standing(self._state)
+        tracks &= (matches < 0) & lasting & is_standing(self._state)
         if count_nonzero(tracks):
             weak[matches[matches >= 0]] = False
             pairs.match(tracks, weak, _STANDING_STAGE, matches)
 
-    def _pairs(self, frame: FrameDetections) -> Pairs:
-        """Return the tracks and detections that are near each other, with their similarity.
+    def _covered(self, tracks: BoolArray, matches: IndexArray) -> BoolArray:
+        """Return a mask (M,) of the `tracks` whose objects are partly behind an object that was just detected."""
+        covered, hidden, nearer = np.zeros_like(tracks), tracks.nonzero()[0], (matches >= 0).nonzero()[0]
+        corners = _CORNERS.dot(self._state[AT]).T
+        covers = covered_parts(corners[hidden], corners[nearer]) >= _COVERED
+        if self._camera is not None:
+            covers &= self._camera[hidden][:, None] == self._camera[nearer]
+        covered[hidden] = covers.any(axis=1)
+        return covered
 
-        The similarity comes from overlap, distance, size, and direction. Overlap alone fails if frames are far apart in
-        time, and distance alone fails if objects are close together.
-        """
-        state, at = self._state, frame.at
-        size = np.maximum(state[2], state[3])
+    def _pairs(self, frame: FrameDetections) -> Pairs:
+        """Return the tracks and detections that are near each other, with their similarity."""
+        size = np.maximum(self._state[2], self._state[3])
         rows, columns = self._within_reach(size, frame)
-        track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
-        extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
-        offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
-        smaller = np.minimum(extent, seen_extent)
-        shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
-        np.maximum(shared, 0.0, out=shared)
-        common, smallest = shared[0] * shared[1], smaller[0] * smaller[1]
-        area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
-        overlap = common / (area + seen_area - common)
-        likeness = smallest * smallest / (area * seen_area)
-        variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
-        distance2 = offset * offset / variance
-        value = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
-        along, moved2, speed2 = moved * speed, moved * moved, speed * speed
-        clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
-        value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
+        value = similarity(self._state, size, frame.at, frame.noise, rows, columns)
         return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
 
     def _within_reach(self, size: FloatArray, frame: FrameDetections) -> tuple[IndexArray, IndexArray]:
@@ -395,24 +389,29 @@ class _TracksTogether:
     def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:
         """Start tracks for detections with at least `new_score` that neither match nor overlap a track.
 
-        The best detections come first, until there are `max_objects` tracks. `matched` are the matched detections.
+        If the overlap is at least `_PERHAPS_SAME_IOU`, the track is published `_PERHAPS_SAME_S` later. The best
+        detections come first, until there are `max_objects` tracks. `matched` are the matched detections.
         """
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
         new = fresh.nonzero()[0]
         if not len(new):
             return
+        later_s = np.zeros(len(frame.scores))
         if len(matched):
             overlap = iou(frame.boxes[new], frame.boxes[matched])
             overlap[frame.groups[new][:, None] != frame.groups[matched]] = 0.0
             if frame.camera is not None:
                 overlap[frame.camera[new][:, None] != frame.camera[matched]] = 0.0
-            new = new[overlap.max(axis=1) < _SAME_OBJECT_IOU]
+            most = overlap.max(axis=1)
+            later_s[new] = _PERHAPS_SAME_S * (most >= _PERHAPS_SAME_IOU)
+            new = new[most < _SAME_OBJECT_IOU]
         if not len(new):
             return
         new = self._best(new[np.argsort(-frame.scores[new], kind="stable")], frame.camera)
         now_s = self._clocks[0] if frame.camera is None else np.array(self._clocks)[frame.camera[new]]
         state = new_state(frame.at[:, new], _NOISE_OF_ROWS * frame.noise[new], frame.scores[new], now_s)
+        state[BORN_S] += later_s[new]
         self._state = np.concatenate([self._state, state], axis=1)
         self._ids = np.concatenate([self._ids, np.zeros(len(new), np.int64)])
         self._classes = np.concatenate([self._classes, frame.classes[new]])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vision.analytics.track_matching import Pairs
-from vision.analytics.tracker import Tracker
+from vision.analytics.tracker import Tracker, update_together
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
@@ -216,10 +216,43 @@ def test_objects_of_two_classes_at_one_position_are_two_tracks() -> None:
     assert sorted(results[-1].class_ids.tolist()) == [0, 1]
 
 
-def test_second_box_around_a_tracked_object_starts_no_track() -> None:
+@pytest.mark.parametrize(
+    ("offset_px", "lasts_s", "published"),
+    [(4.0, 3.0, 1), (10.0, 0.4, 1), (10.0, 0.8, 2), (16.0, 0.8, 2), (24.0, 0.3, 2)],  # overlaps 0.82, 0.6, 0.43, 0.25
+)
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_second_box_on_a_tracked_object_is_published_if_it_lasts(
+    fps: float, offset_px: float, lasts_s: float, published: int
+) -> None:
     seen = [detections((person(100), 0.9))] * 5
-    twice = [detections((person(100), 0.9), (person(108), 0.7))] * 10
-    assert len(ids(follow(Tracker(), [*seen, *twice]))) == 1
+    twice = [detections((person(100), 0.9), (person(100 + offset_px), 0.7))] * (1 + round(lasts_s * fps))
+    assert len(ids(follow(Tracker(), [*seen, *twice], fps))) == published
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+@pytest.mark.parametrize(("nearer_px", "same"), [(6.0, True), (-6.0, False)])
+def test_weak_detections_continue_the_track_of_an_object_behind_another_one(
+    nearer_px: float, same: bool, fps: float
+) -> None:
+    def frame(at: int) -> Detections:
+        x = 100 + 60 * at / fps
+        score = 0.3 if 1 <= at / fps < 4 else 0.9
+        return detections((person(x), score), (person(x + 20, 200 + nearer_px), 0.9))
+
+    results = follow(Tracker(), [frame(at) for at in range(round(5 * fps))], fps)
+    first, last = ({int(i) for i in tracks.track_ids} for tracks in (results[2], results[-1]))
+    assert len(first) == 2
+    assert (first == last) is same
+    assert all(len(tracks) == 2 for tracks in results[2:]) is same
+
+
+def test_objects_in_front_hide_only_objects_of_the_same_camera() -> None:
+    hidden, front = Tracker(TrackConfig()), Tracker(TrackConfig())
+    for at in range(40):
+        x, now_ns = 100.0 + 6 * at, START_NS + at * SECOND_NS // 10
+        found = detections((person(x), 0.9 if at < 10 else 0.3)), detections((person(x + 20, 206), 0.9))
+        results = update_together([(hidden, found[0], now_ns), (front, found[1], now_ns)])
+    assert [len(tracks) for tracks in results] == [0, 1]
 
 
 def test_ids_are_unique_in_the_process() -> None:
