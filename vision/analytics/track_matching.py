@@ -1,4 +1,4 @@
-"""`Pairs` matches tracks with detections by their similarity, and `pairs_within_reach` finds the pairs to compare."""
+"""`Pairs` matches tracks with detections by their `similarity`; `pairs_within_reach` finds the pairs to compare."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import lap
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.analytics.frame_detections import FrameDetections
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 from vision.analytics.track_state import PLACE
 
@@ -157,7 +158,7 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
 
 
 def similarity(
-    state: FloatArray, size: FloatArray, at: FloatArray, noise: FloatArray, rows: IndexArray, columns: IndexArray
+    state: FloatArray, size: FloatArray, frame: FrameDetections, rows: IndexArray, columns: IndexArray
 ) -> FloatArray:
     """Return the similarity of K pairs of a track and a detection, from about 0 to 1.
 
@@ -167,12 +168,11 @@ def similarity(
     Args:
         state: state of the tracks (ROWS, M), predicted at the time of the frame.
         size: longer side of the box of each track (M,).
-        at: center x, center y, width, and height (4, N) of the detections.
-        noise: variance of the center of each detection (N,).
+        frame: the detections.
         rows: index of the track of each pair (K,).
         columns: index of the detection of each pair (K,).
     """
-    track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), at.take(columns, axis=1)
+    track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), frame.at.take(columns, axis=1)
     extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
     offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
     smaller = np.minimum(extent, seen_extent)
@@ -182,7 +182,7 @@ def similarity(
     area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
     overlap = common / (area + seen_area - common)
     likeness = smallest * smallest / (area * seen_area)
-    variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + noise[columns]
+    variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
     distance2 = offset * offset / variance
     value: FloatArray = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
     along, moved2, speed2 = moved * speed, moved * moved, speed * speed

@@ -305,7 +305,7 @@ class _TracksTogether:
         """Return the tracks and detections that are near each other, with their similarity."""
         size = np.maximum(self._state[2], self._state[3])
         rows, columns = self._within_reach(size, frame)
-        value = similarity(self._state, size, frame.at, frame.noise, rows, columns)
+        value = similarity(self._state, size, frame, rows, columns)
         return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
 
     def _within_reach(self, size: FloatArray, frame: FrameDetections) -> tuple[IndexArray, IndexArray]:
