@@ -104,6 +104,14 @@ class Pairs:
         self._similarity = similarity[order]
         self._all_tracks, self._all_detections = shape
 
+    def can_match(self, tracks: BoolArray, detections: BoolArray, least: float) -> BoolArray:
+        """Return a mask of the `tracks` that `match` could match with `detections`."""
+        first = self._similarity.searchsorted(least, "right")
+        rows = self._tracks[first:]
+        found = np.zeros_like(tracks)
+        found[rows[tracks[rows] & detections[self._detections[first:]]]] = True
+        return found
+
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
         """Match tracks and detections, given as masks. Write the detection of each matched track to `matches`.
 

@@ -283,7 +283,7 @@ class _TracksTogether:
         tracks &= self._state[SEEN_S] >= now_s - just_before_s
         recent = tracks & (weak_since_s >= now_s - np.maximum(config.weak_s, just_before_s))
         older &= ~recent
-        if count_nonzero(older):
+        if count_nonzero(older) and count_nonzero(older := pairs.can_match(older, weak, _WEAK_STAGE)):
             recent |= self._covered(older, matches)
         pairs.match(recent, weak, _WEAK_STAGE, matches)
         tracks &= (matches < 0) & lasting & is_standing(self._state)

@@ -48,9 +48,7 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
 Instance: TypeAlias = Annotated[str, doc("identifies a start of the publisher; after each start, `seq` is 1 again")]
 Boot: TypeAlias = Annotated[str, doc("identifies a boot of the machine; processes with equal `boot` share its clock")]
-Seq: TypeAlias = Annotated[
-    int, doc("1, 2, 3, … per topic and instance; numbers are missing if messages were lost or a worker process ended")
-]
+Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a gap: lost messages, or a worker that ended")]
 
 
 class Header(TypedDict):
@@ -149,16 +147,11 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
     boot: Boot
     seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
-    epoch: Annotated[
-        int, doc("increases when the camera reconnects, changes its frame size, or gets a new worker process")
-    ]
+    epoch: Annotated[int, doc("increases when the camera reconnects, gets a new worker, or changes its frame size")]
     frame: Annotated[int, doc("number of the frame in its epoch, including dropped frames")]
     captured_at: Annotated[str, doc("time in UTC, RFC 3339")]
     captured_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    clock: Annotated[
-        str,
-        doc("source of the time: `rtcp` (the camera), `arrival` (the arrival on this machine), or `media` (a file)"),
-    ]
+    clock: Annotated[str, doc("source of the time: `rtcp` (camera), `arrival` (arrival here), or `media` (file)")]
     timing_ms: Annotated[StageTimes, doc("duration of each stage")]
     dropped_before: Annotated[dict[str, int], doc("frames dropped since the previous message, by reason")]
     width: Annotated[int, doc("width of the frame in pixels")]
@@ -287,9 +280,7 @@ class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag
     lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = []
     zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = []
     attributes: Annotated[list[AttributeOfObject] | None, doc("results of second models; absent if none")] = None
-    snapshot: Annotated[
-        bytes | None, doc("JPEG of the object, if possible where it is large and clear; absent if none")
-    ] = None
+    snapshot: Annotated[bytes | None, doc("JPEG of the object, if possible large and clear; absent if none")] = None
     snapshot_at: Annotated[str | None, doc("time of that frame in UTC, RFC 3339; absent if none")] = None
     snapshot_box: Annotated[
         tuple[float, float, float, float] | None, doc("box of the object in that frame; absent if none")
@@ -371,9 +362,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
         str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, `ended`, or, as the last status, `removed`")
     ]
     state_for_s: Annotated[float, doc("time in this state, in seconds")]
-    epoch: Annotated[
-        int, doc("increases when the camera reconnects, changes its frame size, or gets a new worker process")
-    ]
+    epoch: Annotated[int, doc("increases when the camera reconnects, gets a new worker, or changes its frame size")]
     reconnects: Annotated[int, doc("number of connections after the first")]
     grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]
