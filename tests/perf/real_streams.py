@@ -74,7 +74,7 @@ class _Kill:
     def summary(self) -> dict[str, Any]:
         """Return the figures of the cameras of the worker, and of the others. The worker's have the longer gaps."""
         own = {camera for camera, gap_s in self.gaps_s.items() if gap_s > _GAP_S}
-        others = [late for camera, lates in self.latencies_ms.items() if camera not in own for late in lates]
+        others = [late for camera, values in self.latencies_ms.items() if camera not in own for late in values]
         return {
             "worker": self.worker,
             "cameras_with_gap": len(own),
