@@ -13,7 +13,7 @@ from tests.short_video import save_beginning
 
 pytestmark = pytest.mark.integration
 
-NUMPY_ALONE = (
+NUMPY_AND_MSGSPEC = (
     "vision",
     "vision.errors",
     "vision.types",
@@ -69,7 +69,6 @@ THIRD_PARTY = GPU | {
     "onnx",
     "onnxruntime",
     "zmq",
-    "msgspec",
     "pydantic",
     "yaml",
     "rich",
@@ -88,7 +87,7 @@ def run_without(code: str, blocked: set[str]) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize(("modules", "blocked"), [(NUMPY_ALONE, THIRD_PARTY), (NO_GPU_LIBRARY, GPU)])
+@pytest.mark.parametrize(("modules", "blocked"), [(NUMPY_AND_MSGSPEC, THIRD_PARTY), (NO_GPU_LIBRARY, GPU)])
 def test_modules_need_no_blocked_library(modules: tuple[str, ...], blocked: set[str]) -> None:
     done = imports_without(", ".join(modules), blocked)
     assert done.returncode == 0, done.stderr
