@@ -36,10 +36,9 @@ from vision.config import AppConfig, CameraAnalytics, CameraConfig
 from vision.config.analytics import LineConfig, ZoneConfig
 from vision.config.rules import RuleConfig
 from vision.evaluation.simulation.truth import class_names
-from vision.evaluation.whatif.rejudge import Finder, FoundEvents, Judge, rejudge
+from vision.evaluation.whatif.rejudge import Judge, rejudge
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive
-from vision.outputs.archive.rows import ArchivedBlock
 from vision.outputs.archive.tables import archive_files
 from vision.stages.analytics import TrackStage
 from vision.types import Detections, FrameMeta, Result
@@ -183,29 +182,16 @@ def stored(folder: Path, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def judged(folder: Path, config: AppConfig, frames: int) -> dict[str, Any]:
-    """Judge the archive. Return the CPU time per camera-day, in total and for the events of objects."""
-    judge, archive, of_objects_s = Judge(config, "gate", class_names()), Archive(folder), 0.0
-    best_s = best_objects_s = math.inf
+    """Judge the archive. Return the CPU time per camera-day."""
+    judge, archive, best_s = Judge(config, "gate", class_names()), Archive(folder), math.inf
     for _ in range(REPEATS):
-        of_objects_s, finder = 0.0, Finder(judge)
-
-        def find(blocks: Any, finder: Finder = finder) -> Iterator[tuple[ArchivedBlock, FoundEvents]]:
-            nonlocal of_objects_s
-            for block in blocks:
-                began_s = time.process_time()
-                found = finder(block)
-                of_objects_s += time.process_time() - began_s
-                yield block, found
-
         began_s = time.process_time()
-        judgment = rejudge(archive, judge, "gate", 0, 1 << 61, find=find)
+        judgment = rejudge(archive, judge, "gate", 0, 1 << 61)
         best_s = min(best_s, time.process_time() - began_s)
-        best_objects_s = min(best_objects_s, of_objects_s)
     assert judgment.frames == frames
     return {
         "events_per_camera_day": round(len(judgment.events) * FRAMES_PER_DAY / frames),
         "cpu_s_per_camera_day": round(best_s * FRAMES_PER_DAY / frames, 1),
-        "of_which_events_of_objects_cpu_s": round(best_objects_s * FRAMES_PER_DAY / frames, 1),
     }
 
 

@@ -115,6 +115,14 @@ def test_only_kinds_that_are_sent_are_announced() -> None:
     assert announced(("events",)) == {}
 
 
+def test_only_cameras_that_are_sent_are_announced() -> None:
+    source = Source()
+    for cameras, number in ((["other"], 0), ([counts().camera, "other"], 6)):
+        discovery = Discovery(settings("mqtt://h"), ALL, cameras)
+        items = source.status("streaming"), counts()
+        assert sum(len(list(discovery.add(item))) for item in items) == number
+
+
 def test_announcements_are_repeated_only_after_changes() -> None:
     discovery = Discovery(settings("mqtt://h"), ALL)
     assert len(list(discovery.add(counts()))) == 3

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
-from vision.analytics.geometry import GroundPlane, IndexArray, LineSet
+from vision.analytics.geometry import GroundPlane, IndexArray
 from vision.analytics.lines import Crossing, LineWatch
-from vision.analytics.tracked_objects import TrackColumn, TrackedObjects, TrackSnapshot
+from vision.analytics.tracked_objects import TrackedObjects, TrackSnapshot
 from vision.analytics.zones import CrowdDetector, ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.state.counters import CameraCounters
@@ -28,6 +28,8 @@ _GROUND_ANCHOR: Final = "bottom-center"
 
 class Analytics:
     """Converter of one camera's tracks to the events and counts of its lines and zones. It is not thread-safe."""
+
+    _objects_type: type[TrackedObjects] = TrackedObjects
 
     def __init__(
         self,
@@ -153,16 +155,6 @@ class Analytics:
         names = (zone.name for zone in self._config.zones)
         return self._counters.snapshot(dict(zip(names, self._crowds.occupants, strict=True)))
 
-    def _make_objects(
-        self,
-        anchors: Sequence[str],
-        lines: LineSet,
-        ground: GroundPlane | None,
-        columns: Mapping[str, TrackColumn],
-        frame_size_px: tuple[int, int],
-    ) -> TrackedObjects:
-        return TrackedObjects(anchors, lines, ground, columns, frame_size_px)
-
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _watch(self, config: CameraAnalytics) -> None:
@@ -180,7 +172,7 @@ class Analytics:
 
         zones = [[to_pixels(ring) for ring in zone.rings] for zone in config.zones]
         self._zone_watch.place(zones, (width_px, height_px))
-        self._objects = self._make_objects(
+        self._objects = self._objects_type(
             self._anchors,
             self._line_watch.place([to_pixels(line.points) for line in config.lines]),
             GroundPlane(to_pixels(config.ground.points), config.ground.metres) if config.ground else None,

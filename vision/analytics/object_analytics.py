@@ -2,24 +2,24 @@
 
 The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
 detections in which it can change, and judges those of different objects together, although they are in different
-frames. The objects can also be divided among several processes.
+frames.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from vision.analytics.camera_analytics import Analytics
-from vision.analytics.geometry import BoolArray, GroundPlane, IndexArray, LineSet
+from vision.analytics.geometry import BoolArray, IndexArray
 from vision.analytics.line_rounds import LineRounds
 from vision.analytics.lines import Crossing
-from vision.analytics.recorded_objects import WHOLE, RecordedObjects, RecordedTracks, Share
-from vision.analytics.tracked_objects import MARGIN, TrackColumn
+from vision.analytics.recorded_objects import RecordedObjects, RecordedTracks
+from vision.analytics.tracked_objects import MARGIN
 from vision.types import Event
 
 _LOST: Final = 0
@@ -31,8 +31,7 @@ _DWELLS: Final = 3
 class ObjectEvent(NamedTuple):
     """An event of one object, without the counts of its line or zone."""
 
-    place: tuple[int, int, int, int]
-    """Order in which `Analytics` reports events. The first number is the frame, from 0 in each `judge`."""
+    frame: int  # from 0 in each `judge`
     kind: str
     name: str
     track_id: int
@@ -53,20 +52,16 @@ class _Change(NamedTuple):
 class ObjectAnalytics(Analytics):
     """Finds the events of objects in archived frames. It counts nothing, and finds no crowds."""
 
-    def _make_objects(
-        self,
-        anchors: Sequence[str],
-        lines: LineSet,
-        ground: GroundPlane | None,
-        columns: Mapping[str, TrackColumn],
-        frame_size_px: tuple[int, int],
-    ) -> RecordedObjects:
-        self._recorded = RecordedObjects(anchors, lines, ground, columns, frame_size_px)
-        return self._recorded
+    _objects_type = RecordedObjects
 
-    def judge(self, tracks: RecordedTracks, share: Share = WHOLE) -> list[ObjectEvent]:
-        """Return the events of a share of the objects in the next frames, in the order of `ObjectEvent.place`."""
-        self._load(tracks, share)
+    @property
+    def _recorded(self) -> RecordedObjects:
+        assert isinstance(self._objects, RecordedObjects)
+        return self._objects
+
+    def judge(self, tracks: RecordedTracks) -> list[ObjectEvent]:
+        """Return the events of the objects in the next frames, in the order in which `Analytics` reports them."""
+        self._load(tracks)
         objects, found, kind = self._recorded, list[ObjectEvent](), _LOST
         self._at = captured_ns = -1
         while self._changes:
@@ -81,21 +76,19 @@ class ObjectAnalytics(Analytics):
                 self._facts.clear()  # a lost object can return at once, with the same track id
             kind = change.kind
             for event in self._apply(change, captured_ns):
-                place = change.frame - objects.first, kind, change.order, len(found)
-                found.append(_without_counts(event, place))
+                found.append(_without_counts(event, change.frame - objects.first))
         objects.finish()
         self._line_watch.forget_absent(objects.clock.now_s)
         return found
 
     def end_epoch(self, frame_size_px: tuple[int, int], at_ns: int) -> list[ObjectEvent]:
         """Start a new epoch. Return the events that end the previous one, in the order of track ids."""
-        events = enumerate(self.restart(*frame_size_px, at_ns))
-        return [_without_counts(event, (0, _LOST, event.track_id or 0, number)) for number, event in events]
+        return [_without_counts(event, 0) for event in self.restart(*frame_size_px, at_ns)]
 
-    def _load(self, tracks: RecordedTracks, share: Share) -> None:
+    def _load(self, tracks: RecordedTracks) -> None:
         """Add the next frames, and find all changes in them."""
         objects = self._recorded
-        objects.load(tracks, self._forget_s, share)
+        objects.load(tracks, self._forget_s)
         fresh, continued = objects.new_rows()
         self._fresh = frozenset(fresh.tolist())
         self._changes: list[_Change] = []  # as a heap
@@ -201,6 +194,6 @@ class ObjectAnalytics(Analytics):
             yield from self._left(at, shape, "crossed", now_s, at_ns)
 
 
-def _without_counts(event: Event, place: tuple[int, int, int, int]) -> ObjectEvent:
+def _without_counts(event: Event, frame: int) -> ObjectEvent:
     assert event.track_id is not None
-    return ObjectEvent(place, event.kind, event.name, event.track_id, dict(event.data))
+    return ObjectEvent(frame, event.kind, event.name, event.track_id, dict(event.data))

@@ -52,7 +52,7 @@ class RecordedAnalytics(Analytics):
 
     def next_frame(self) -> int | None:
         """Return the next frame to judge; None if there is none."""
-        found = self._found[self._next].place[0] if self._next < len(self._found) else _END
+        found = self._found[self._next].frame if self._next < len(self._found) else _END
         frame = min(found, self._frames[0]) if self._frames else found
         return None if frame == _END else frame
 
@@ -71,7 +71,7 @@ class RecordedAnalytics(Analytics):
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:  # noqa: ARG002 - as in `Analytics`
         """Judge the frame of the latest `seek`. Return its events. `tracks` is not used."""
         first = self._next
-        while self._next < len(self._found) and self._found[self._next].place[0] == self._at:
+        while self._next < len(self._found) and self._found[self._next].frame == self._at:
             self._next += 1
         events = [self._counted(found, captured_ns) for found in self._found[first : self._next]]
         if self._times is not None:

@@ -10,7 +10,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,25 +66,6 @@ class RecordedRows:
     def joined(self, other: RecordedRows) -> RecordedRows:
         """Return the rows of this instance, followed by those of `other`."""
         return RecordedRows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
-
-
-class Share(NamedTuple):
-    """A part of the objects, for one of several processes."""
-
-    part: int  # from 0
-    number: int  # of shares
-
-    def of(self, rows: RecordedRows) -> RecordedRows:
-        """Return the rows of the objects in this share."""
-        if self.number == 1:
-            return rows
-        # The ids of a camera's tracks can have a common factor, so their remainders are not used directly.
-        mixed = (rows.track_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
-        return rows.take((mixed % np.uint64(self.number) == self.part).nonzero()[0])
-
-
-WHOLE: Final = Share(0, 1)
-"""The share that contains all objects."""
 
 
 class _Steps:
@@ -204,13 +184,12 @@ class RecordedObjects(TrackedObjects):
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    def load(self, tracks: RecordedTracks, forget_s: float, share: Share = WHOLE) -> None:
+    def load(self, tracks: RecordedTracks, forget_s: float) -> None:
         """Add the next frames, and forget most of the frames before.
 
         Args:
             tracks: tracks of the frames.
             forget_s: time in seconds after which an undetected object counts as gone, as in `Analytics`.
-            share: the objects to store. It must be the same in each call.
         """
         kept = self._trimmed()
         self.times = FrameTimes(self.clock, tracks.captured_ns)
@@ -225,8 +204,7 @@ class RecordedObjects(TrackedObjects):
         self._limits_s = np.concatenate([self._limits_s, now_s - memory_s - CLOCK_GRAIN_S])
         self._step_of = np.concatenate([self._step_of, np.array(steps[1:], np.intp)])
         self._is_step = np.concatenate([self._is_step, np.diff(steps) > 0])
-        # The columns of a box can depend on the other boxes of its frame, so other objects are left out after that.
-        joined = kept.joined(share.of(self._rows_of(tracks, counts)))
+        joined = kept.joined(self._rows_of(tracks, counts))
         self.rows = joined.take(np.lexsort((joined.frames, joined.track_ids)))
         self.lives = self._find_lives(forget_s)
         self._samples = self._find_samples()

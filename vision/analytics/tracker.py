@@ -270,7 +270,7 @@ class _TracksTogether:
     def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
         """Match weak detections with tracks that were detected just before, and add the matches to `matches`.
 
-        Weak detections can continue the track of an object that stands still, or is partly behind another object, for
+        Weak detections can continue the track of an object that does not move, or is partly behind another object, for
         longer. `tracks` and `weak` are overwritten.
         """
         if not count_nonzero(tracks):

@@ -72,9 +72,9 @@ class PrecisionRow:
     reason: str = ""
     """Why the precision was not measured; otherwise empty."""
     durations: Durations | None = None
-    """With a CUDA graph on a GPU."""
+    """Times of a batch; on a GPU, with a CUDA graph."""
     without_graph: Durations | None = None
-    """Without a CUDA graph. None on the CPU."""
+    """Times of a batch on a GPU without a CUDA graph. None on the CPU."""
     rows_per_s: float = 0.0
     """Throughput in rows of the batch, such as frames."""
     size_bytes: int = 0

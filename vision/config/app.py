@@ -168,7 +168,7 @@ class TrackConfig(ConfigSection):
     weak_s: float = Field(default=0.5, ge=0, le=60)
     """Maximum time in seconds for which only detections between `low_score` and `high_score` extend a track."""
     weak_standing_s: float = Field(default=20.0, ge=0, le=3600)
-    """Maximum time in seconds for which only such detections extend the track of an object that stands still, or that
+    """Maximum time in seconds for which only such detections extend the track of an object that does not move, or that
     is partly behind another tracked object; a value below `weak_s` has no effect."""
     lost_s: Minute = 1.5
     """Seconds without a detection after which a published track ends."""

@@ -32,6 +32,7 @@ _WITHOUT_REOPENING: Final = ("max_fps", "max_frame_age_s", "report_after_s")
 
 _NEEDS_RESTART: Final = "restart-needed"
 
+_Part = TypeVar("_Part", CameraAnalytics, CameraPrivacy)
 _Choosing = TypeVar("_Choosing", RecordingConfig, SinkConfig, Inquiry)
 """A section that applies to the cameras in its list `cameras`."""
 
@@ -241,11 +242,7 @@ def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any]
     Raises:
         ConfigError: a key is invalid, or conflicts with the rest of the configuration.
     """
-    analytics = {name: own for name, own in config.analytics.items() if name != camera_id}
-    if section is not None:
-        text = json.dumps(section, ensure_ascii=False)
-        analytics[camera_id] = validated_part(CameraAnalytics, text, f"analytics.{camera_id}", {})
-    return _checked(config, analytics=analytics)
+    return _checked(config, analytics=_with_part("analytics", config.analytics, camera_id, section, CameraAnalytics))
 
 
 def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:
@@ -254,11 +251,17 @@ def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] |
     Raises:
         ConfigError: a key is invalid, or conflicts with the rest of the configuration.
     """
-    privacy = {name: own for name, own in config.privacy.items() if name != camera_id}
+    return _checked(config, privacy=_with_part("privacy", config.privacy, camera_id, section, CameraPrivacy))
+
+
+def _with_part(
+    name: str, parts: Mapping[str, _Part], camera_id: str, section: Mapping[str, Any] | None, kind: type[_Part]
+) -> dict[str, _Part]:
+    """Return the `parts` of all cameras in the section `name`, with a different part of one camera."""
+    changed = {own: part for own, part in parts.items() if own != camera_id}
     if section is not None:
-        text = json.dumps(section, ensure_ascii=False)
-        privacy[camera_id] = validated_part(CameraPrivacy, text, f"privacy.{camera_id}", {})
-    return _checked(config, privacy=privacy)
+        changed[camera_id] = validated_part(kind, json.dumps(section, ensure_ascii=False), f"{name}.{camera_id}", {})
+    return changed
 
 
 def _checked(config: AppConfig, **changes: object) -> AppConfig:

@@ -133,7 +133,7 @@ class Answer(msgspec.Struct, array_like=True, tag="answer"):
     """The answer of a worker to one message. `outcomes` are in the order of the results in the message."""
 
     outcomes: list[Outcome]
-    counts: dict[int, Counts]  # changed counts, by number of the camera
+    counts: dict[int, Counts | None]  # changed counts, by number of the camera; None without lines and zones
     events: list[EventMessage]  # not numbered yet
     counters: list[CounterRow]  # changed counters
     records: list[bytes]  # detections messages in JSON

@@ -113,10 +113,10 @@ class _Outbox:
     def __init__(self, detections: DetectionsPublisher, cameras: Mapping[str, int]) -> None:
         self.events: list[EventMessage] = []
         self.objects: list[ObjectMessage] = []
-        self.counts: dict[int, Counts] = {}
+        self.counts: dict[int, Counts | None] = {}  # changed counts, by number of the camera
         self._detections = detections
         self.cameras = dict(cameras)
-        self._last_counts: dict[str, Counts] = {}
+        self._last_counts: dict[str, Counts | None] = {}
 
     def publish(self, result: Result) -> None:
         self._detections.publish(result)
@@ -125,7 +125,7 @@ class _Outbox:
         names = self._detections.class_names
         self.objects += [codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left]
         camera, counts = result.meta.camera_id, result.counts
-        if counts is not None and counts is not self._last_counts.get(camera):
+        if counts is not self._last_counts.get(camera):
             self._last_counts[camera] = self.counts[self.cameras[camera]] = counts
 
     def report(self, report: Report) -> None:

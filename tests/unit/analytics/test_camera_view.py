@@ -168,7 +168,7 @@ def test_light_that_is_switched_off_is_no_cover(video: list[Pixels]) -> None:
 
 
 def occluded(frame: Pixels, part: float) -> Pixels:
-    """Return a frame whose left part is hidden by a vehicle that stands still."""
+    """Return a frame whose left part is hidden by a parked vehicle."""
     width = int(frame.shape[1] * part)
     vehicle = np.random.default_rng(5).uniform(30, 220, (20, 30)).astype(np.float32)
     hidden: Pixels = np.array(frame)

@@ -118,7 +118,7 @@ def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
 
 
 def test_results_of_crowds_do_not_depend_on_the_other_cameras() -> None:
-    """With more pairs and more detections than the tracker processes at once."""
+    """The cameras have more pairs and more detections than the tracker processes at once."""
     numbers = (3, 90, 0, 400, 2, 5, 600, 60)
     alone, together = open_trackers([(800, 600)] * len(numbers)), open_trackers([(800, 600)] * len(numbers))
     cameras = [frames_of(seed, number=number) for seed, number in enumerate(numbers)]

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
 from vision.config import AppConfig, CameraConfig
@@ -15,7 +16,6 @@ from vision.config.analytics import CameraAnalytics
 from vision.config.rules import RuleConfig
 from vision.evaluation.simulation.truth import class_names
 from vision.evaluation.whatif.difference import Difference, compare
-from vision.evaluation.whatif.processes import FinderProcesses
 from vision.evaluation.whatif.rejudge import Judge, rejudge
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive, ArchivedEvent
@@ -34,9 +34,8 @@ def configuration(section: CameraAnalytics, rules: Sequence[RuleConfig] = RULES)
 
 
 def difference(folder: Path, config: AppConfig, since_us: int = 0) -> Difference:
-    archive, limits = Archive(folder), (since_us, 1 << 61)
-    judgment = rejudge(archive, Judge(config, "gate", class_names()), "gate", *limits)
-    return compare("gate", archive.events("gate", *limits), judgment.events)
+    judgment = rejudge(Archive(folder), Judge(config, "gate", class_names()), "gate", since_us, 1 << 61)
+    return compare("gate", judgment.published, judgment.events)
 
 
 @pytest.fixture(scope="module")
@@ -58,33 +57,22 @@ def test_same_configuration_gives_the_same_events(waiting: Site, recorded: Path)
     assert {"line_crossed", "zone_entered", "zone_left", "dwelling", "rule"} <= kinds
 
 
+@pytest.mark.parametrize("kind", ["camera_lost", "camera_back", "camera_moved", "statement", "of_my_stage"])
+def test_events_of_other_origin_are_no_difference(waiting: Site, tmp_path: Path, kind: str) -> None:
+    recorder = Recorder(tmp_path)
+    for number, result in enumerate(islice(live_results(waiting, detections_of(waiting)), 300)):
+        other = Event(kind, "gate", "gate", None, result.meta.captured_ns, {"phase": "instant"})
+        recorder.add(structs.replace(result, events=(*result.events, other)) if number == 100 else result)
+    recorder.close()
+    assert kind in {each.event.kind for each in Archive(tmp_path).events("gate", 0, 1 << 61)}
+    assert difference(tmp_path, configuration(waiting.section)).equal
+
+
 def test_other_scene_from_parquet_files_gives_the_same_events(tmp_path: Path) -> None:
     one = site("gate", "street", 3)
     assert record(tmp_path, one)
     compact(tmp_path, START_US + 10**12, keep_days=1000, max_mb=100)
     assert difference(tmp_path, configuration(one.section, ())).equal
-
-
-@pytest.mark.integration
-def test_several_processes_find_the_same_events(waiting: Site, recorded: Path) -> None:
-    judge = Judge(configuration(waiting.section), "gate", class_names())
-    expected = rejudge(Archive(recorded), judge, "gate", 0, 1 << 61)
-    with FinderProcesses(judge, 2) as processes:
-        found = rejudge(Archive(recorded), judge, "gate", 0, 1 << 61, find=processes.find)
-    assert found == expected and len(found.events) > 50
-
-
-def test_number_of_frames_includes_files_and_live_rows(waiting: Site, tmp_path: Path) -> None:
-    frames = list(islice(live_results(waiting, detections_of(waiting)), 30))
-    for number, result in enumerate(frames):
-        if number in (0, 20):
-            recorder = Recorder(tmp_path)
-        recorder.add(result)
-        if number in (19, 29):
-            recorder.close()
-        if number == 19:
-            compact(tmp_path, START_US + 7_200_000_000, keep_days=1000, max_mb=100)
-    assert Archive(tmp_path).number_of_frames("gate", 0, 1 << 61) == len(frames)
 
 
 def test_restart_of_the_program_starts_again(waiting: Site, tmp_path: Path) -> None:

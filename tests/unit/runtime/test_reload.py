@@ -236,6 +236,21 @@ def test_masks_apply_to_the_next_snapshot(site: Site) -> None:
         check_unbroken(site.frames(name))
 
 
+def test_removed_section_has_no_counts(site: Site) -> None:
+    def counted(name: str) -> int:
+        return sum(isinstance(item, CountsMessage) and item.camera == name for item in site.items)
+
+    site.wait(lambda: counted("a") > 0 and counted("b") > 0, "counts")
+    site.write(analytics=dict.fromkeys("bcd", SECTION))
+    site.change()
+    site.wait_frames("ab")
+    before = counted("b")
+    site.wait(lambda: counted("b") >= before + 2, "a report that began after the change")
+    of_a, of_b = counted("a"), counted("b")
+    site.wait(lambda: counted("b") >= of_b + 5, "further reports")
+    assert counted("a") == of_a
+
+
 def test_cameras_can_be_added_and_removed(site: Site) -> None:
     new = camera("new", 5, max_fps=10) | {"source": "synthetic:640x480@20?objects=3&seed=5"}
     assert site.change(AddCameraRequest(camera=new)) == {"added": ["new"]}

@@ -7,9 +7,8 @@ analytics read. Therefore, the same configuration yields the same events, bit fo
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy as np
 from vision.analytics.frame_clock import FrameTimes
 from vision.analytics.object_analytics import ObjectAnalytics, ObjectEvent
 from vision.analytics.recorded_analytics import RecordedAnalytics
-from vision.analytics.recorded_objects import WHOLE, Share
 from vision.analytics.reset_schedule import ResetSchedule
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
+from vision.config.rules import KINDS_OF_LINES, KINDS_OF_ZONES, RULE
 from vision.outputs.archive.reader import Archive, ArchivedCounts, ArchivedEvent
 from vision.outputs.archive.rows import ArchivedBlock
 from vision.stages.analytics import AnalyticsStage
@@ -33,6 +32,9 @@ WARM_UP_US: Final = 6 * 3_600_000_000
 at the start of the range."""
 
 _PROGRESS_FRAMES: Final = 10_000
+_JUDGED: Final = frozenset({*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE, "counters_reset"})
+"""Kinds of events that come from lines, zones, and rules. Others, such as `camera_lost`, are not judged again."""
+
 _NO_TIMING: Final = Timing(0, 0, 0)
 _NO_TRACKS: Final = Tracks(*np.zeros((5, 0)))
 _ROUNDING_S: Final = 1e-6
@@ -60,10 +62,6 @@ class FoundEvents:
 
     ended: Sequence[ObjectEvent]  # events that end the previous epoch, in the order of track ids
     events: Sequence[ObjectEvent]  # events in the frames of the block, in order
-
-
-Find: TypeAlias = Callable[[Iterable[ArchivedBlock]], Iterator[tuple[ArchivedBlock, FoundEvents]]]
-"""A function that yields each block with the events of its objects."""
 
 
 class Judge:
@@ -105,10 +103,10 @@ class Judge:
 
 
 class Finder:
-    """Finds the events of a share of the objects, block by block."""
+    """Finds the events of the objects, block by block."""
 
-    def __init__(self, judge: Judge, share: Share = WHOLE) -> None:
-        self._judge, self._share = judge, share
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
         self._started: tuple[str, int] | None = None  # start of the program, and epoch
         self._analytics: ObjectAnalytics | None = None
 
@@ -120,29 +118,8 @@ class Finder:
         elif self._started[1] != block.epoch and self._analytics is not None:
             ended = self._analytics.end_epoch(block.frame_size_px, block.tracks.captured_ns[0])
         self._started = block.instance, block.epoch
-        found = () if self._analytics is None else self._analytics.judge(block.tracks, self._share)
+        found = () if self._analytics is None else self._analytics.judge(block.tracks)
         return FoundEvents(ended, found)
-
-
-class FinderGroup:
-    """Several finders in one process, each for a share of the objects."""
-
-    def __init__(self, judge: Judge, number: int = 1) -> None:
-        self._finders = [Finder(judge, Share(index, number)) for index in range(number)]
-
-    def find(self, blocks: Iterable[ArchivedBlock]) -> Iterator[tuple[ArchivedBlock, FoundEvents]]:
-        """Yield each block with the events of its objects."""
-        for block in blocks:
-            yield block, together([finder(block) for finder in self._finders])
-
-
-def together(shares: Sequence[FoundEvents]) -> FoundEvents:
-    """Return the events of all shares of the objects in a block."""
-    if len(shares) == 1:
-        return shares[0]
-    place = itemgetter(0)
-    ended = sorted((event for share in shares for event in share.ended), key=place)
-    return FoundEvents(ended, sorted((event for share in shares for event in share.events), key=place))
 
 
 class RecordedStage(AnalyticsStage):
@@ -255,7 +232,6 @@ def rejudge(
     since_us: int,
     until_us: int,
     *,
-    find: Find | None = None,
     progress: Callable[[int], None] = lambda _frames: None,
 ) -> Judgment:
     """Judge the frames of a camera from `since_us` to before `until_us`, microseconds since 1970 (UTC).
@@ -266,22 +242,21 @@ def rejudge(
         camera: name of the camera.
         since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, but are not in the result.
         until_us: end of the range.
-        find: function that finds the events of the objects. If None, this process finds them.
         progress: function that receives the number of judged frames.
     """
     first_us = since_us - WARM_UP_US
-    earlier = archive.events(camera, first_us, until_us)
+    earlier = [each for each in archive.events(camera, first_us, until_us) if each.event.kind in _JUDGED]
     found, reported = Judgment([each for each in earlier if each.at_us >= since_us]), 0
     wanted: dict[tuple[str, int, int], list[int | None]] = {}
     for each in found.published:
         wanted.setdefault((each.instance, each.epoch, each.frame), []).append(each.event.track_id)
     initial = initial_counts(archive, camera, first_us, until_us, earlier)
-    stages, instance = judge.recorded_stages(), ""
-    for block, events in (find or FinderGroup(judge).find)(archive.blocks(camera, first_us, until_us)):
+    stages, find, instance = judge.recorded_stages(), Finder(judge), ""
+    for block in archive.blocks(camera, first_us, until_us):
         if block.instance != instance:  # the program was started again, with new stages
             instance = block.instance
             stages = judge.recorded_stages(initial.get(instance))
-        _judge_block(found, stages, block, events, since_us)
+        _judge_block(found, stages, block, find(block), since_us)
         for at, frame in enumerate(block.frames) if wanted else ():
             track_ids = wanted.get((instance, block.epoch, frame))
             if track_ids is not None:

@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from rich.console import Console
 
@@ -21,24 +20,17 @@ from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.whatif.difference import compare
-from vision.evaluation.whatif.processes import FinderProcesses
 from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, rejudge
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
 from vision.runtime.builder import find_model
 
-_MANY_FRAMES: Final = 100_000
-"""Number of frames of a camera from which further processes are worth their start, which takes about a second."""
-_MOST_PROCESSES: Final = 3  # further processes per camera; with more of them, the first one limits the speed
-
 
 class _Work(Protocol):
     """`_judge_camera` with its first arguments."""
 
-    def __call__(
-        self, camera: str, /, *, processes: int = 0, progress: Callable[[int], None] = ...
-    ) -> CameraReport: ...
+    def __call__(self, camera: str, /, *, progress: Callable[[int], None] = ...) -> CameraReport: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +122,17 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
 
 
 def _judge_all(work: _Work, cameras: Sequence[str], stop: threading.Event) -> list[CameraReport]:
-    """Judge each camera, in parallel if there are several cameras and several cores.
-
-    If there are more cores than cameras, further processes find the events of the objects of each camera.
-    """
-    cores = len(os.sched_getaffinity(0))
-    workers = min(len(cameras), cores)
-    judge = partial(work, processes=min(cores // workers - 1, _MOST_PROCESSES))
+    """Judge each camera, in parallel if there are several cameras and several cores."""
+    workers = min(len(cameras), len(os.sched_getaffinity(0)))
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
         if workers == 1:
             reports = list[CameraReport]()
             for camera in cameras:
-                reports.append(judge(camera, progress=lambda _frames: progress(len(reports))))
+                reports.append(work(camera, progress=lambda _frames: progress(len(reports))))
                 progress(len(reports))
             return reports
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pending = [pool.submit(judge, camera) for camera in cameras]
+            pending = [pool.submit(work, camera) for camera in cameras]
             try:
                 while not all(each.done() for each in pending):
                     progress(sum(each.done() for each in pending))
@@ -161,19 +148,12 @@ def _judge_camera(
     until_us: int,
     camera: str,
     *,
-    processes: int = 0,
     progress: Callable[[int], None] = lambda _frames: None,
 ) -> CameraReport:
-    """Judge one camera. If it has many frames, `processes` further processes find the events of its objects."""
     config, class_names, archive = selected.config, selected.class_names, selected.archive
     limits = since_us, until_us
     _check_class_ids(archive.class_names(camera, since_us - WARM_UP_US, until_us), class_names, camera)
-    judge = Judge(config, camera, class_names)
-    with ExitStack() as resources:
-        find = None
-        if processes and archive.number_of_frames(camera, since_us - WARM_UP_US, until_us) >= _MANY_FRAMES:
-            find = resources.enter_context(FinderProcesses(judge, processes)).find
-        judgment = rejudge(archive, judge, camera, *limits, find=find, progress=progress)
+    judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, progress=progress)
     return CameraReport(
         camera=camera,
         section=config.analytics.get(camera, CameraAnalytics()),

@@ -106,10 +106,6 @@ class Archive:
                 times += [at for (at,) in connection.execute("SELECT min(at_utc) FROM events") if at is not None]
         return min(times, default=None)
 
-    def number_of_frames(self, camera: str, since_us: int, until_us: int) -> int:
-        """Return the number of frames of a camera in the files and live rows that can contain rows of a time range."""
-        return sum(part.number for part in self._parts("frames", camera, since_us, until_us))
-
     def frames(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedFrame]:
         """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
         for frames, tracks in self._chunks(camera, since_us, until_us):

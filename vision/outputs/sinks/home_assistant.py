@@ -21,9 +21,15 @@ _EVENT_TYPES: Final = ["line_crossed", "zone_entered", "zone_left", "crowded", "
 class Discovery:
     """Creates discovery messages for the cameras, lines, and zones in the program's messages. It is not thread-safe."""
 
-    def __init__(self, settings: SinkSettings, kinds: Collection[str]) -> None:
-        """Create the announcer. Only the kinds of messages in `kinds`, which the sink also sends, get entities."""
+    def __init__(self, settings: SinkSettings, kinds: Collection[str], cameras: Collection[str] | None = None) -> None:
+        """Create the announcer.
+
+        Args:
+            kinds: the kinds of messages that the sink sends. Only these get entities.
+            cameras: the cameras whose messages the sink sends; None means all.
+        """
         self._kinds = frozenset(kinds)
+        self._cameras = None if cameras is None else frozenset(cameras)
         self._node = settings.node
         self._prefix = "/".join(settings.prefix)
         self._availability = availability_topic(settings)
@@ -31,6 +37,10 @@ class Discovery:
 
     def add(self, item: Item) -> Iterator[Outgoing]:
         """Yield messages that announce new entities, and messages that remove those of deleted cameras or shapes."""
+        if not isinstance(item, CameraStatusMessage | CountsMessage):
+            return
+        if self._cameras is not None and item.camera not in self._cameras:
+            return
         if isinstance(item, CameraStatusMessage) and item.state == REMOVED:
             removed = {topic for topic, _ in self._of_camera(item.camera)} if "status" in self._kinds else set()
             removed |= self._announced.pop(item.topic, frozenset())

@@ -133,7 +133,7 @@ def _discovery(options: Mapping[str, Any], settings: SinkSettings) -> Callable[[
         return lambda _item: []
     from vision.outputs.sinks.home_assistant import Discovery
 
-    discovery = Discovery(settings, options["messages"])
+    discovery = Discovery(settings, options["messages"], options["cameras"])
     return lambda item: list(discovery.add(item))
 
 
