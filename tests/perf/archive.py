@@ -230,8 +230,8 @@ def main() -> None:
         today, cores = date.today().isoformat(), len(os.sched_getaffinity(0))
         title = "Size of a camera-day in the archive, and CPU time of `vision whatif` for it."
         note = (
-            "Other programs used both cores, so CPU times are too high. The size of `tracks` is that of 10 objects per "
-            "frame; all other values are those of the frames that were measured."
+            "The size of `tracks` is that of 10 objects per frame; all other values are those of the frames that were "
+            "measured."
         )
         save(
             PerfResult(
