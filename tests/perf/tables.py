@@ -28,20 +28,23 @@ _VALUE: Final = re.compile(r"\{([\w.]+)/([\w.]+)(?:\*(\w+))?(:[^}]*)?\}")
 
 # {FILE/key.key:format} stands for a value of a result file; {FILE/key.key*1e-3:format} also converts its unit.
 README: Final = """\
-* **32 cameras at 30 frames/s on one NVIDIA H100** with nanodet-g-416, for 60 s: the latency from the time when a frame
-  is due until it is published is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
-{program_32_cameras/ms.total.p99:.1f} ms at p99. The program dropped none of \
-{program_32_cameras/results:,} frames, and used
-  {program_32_cameras/cores_busy:.2f} CPU cores.
+* **32 synthetic cameras at 30 frames/s on one NVIDIA H100**, with the model nanodet-g-416, for 60 s. The frames are
+  generated, so no video is decoded. The schedule of each camera has one frame every 33 ms. From the scheduled time of a
+  frame until the program publishes its detections, the latency is {program_32_cameras/ms.total.p50:.1f} ms at p50 and \
+{program_32_cameras/ms.total.p99:.1f} ms at p99. The program \
+dropped
+  none of {program_32_cameras/results:,} frames, and used \
+{program_32_cameras/cores_busy:.2f} CPU cores.
 """
 README_XEON: Final = """\
-* **On two cores of an Intel Xeon, without a GPU**: the throughput of `vision run --offline` is \
-{pipeline/ratios.one_camera_straightforward_loop:.2f} times that of a
-  simple loop with OpenCV, ONNX Runtime, and ZeroMQ (\
-{pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds on a shared machine).
+* **The shipped video on two cores of an Intel Xeon, without a GPU.** The median throughput of `vision run --offline` is
+  {pipeline/ratios.one_camera_straightforward_loop:.2f} times that of a simple loop in Python with OpenCV, \
+ONNX Runtime, and ZeroMQ. Other jobs used the machine too, \
+and
+  the ratio varied from {pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds.
 * **Tracking on one of these cores** takes \
-{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame for 10 \
-objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms for 100.
+{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame with 10 \
+objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame with 100 objects.
 """
 
 _STREAM: Final = (
@@ -54,14 +57,14 @@ _STREAMS: Final = {
     "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes",
     "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes",
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
-    "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, on another machine of this kind",
-    "worker_processes.6": "The same machine, each stream ends and is opened again every 6.7 s",
-    "worker_processes.7": "The same machine, one worker process is killed every 5 s",
-    "worker_processes.8": "The same machine, 64 cameras",
+    "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, second machine of this kind",
+    "worker_processes.6": "32 cameras as before, second machine, each stream ends and is opened again every 6.7 s",
+    "worker_processes.7": "32 cameras as before, second machine, one worker process is killed every 5 s",
+    "worker_processes.8": "64 cameras, 1920x1080, NVDEC, worker processes, second machine",
     "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
-    "one_process.1": "The same, each stream ends and is opened again every 6.7 s",
-    "one_process.3": "8 cameras, 1920x1080, NVDEC, one process, on another machine of this kind",
-    "one_process.4": "The same machine, each stream ends and is opened again every 6.7 s",
+    "one_process.1": "8 cameras, 1920x1080, NVDEC, one process, each stream ends and is opened again every 6.7 s",
+    "one_process.3": "8 cameras, 1920x1080, NVDEC, one process, second machine",
+    "one_process.4": "8 cameras as before, second machine, each stream ends and is opened again every 6.7 s",
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
 
@@ -70,14 +73,20 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         H100,
         (
             (
-                "32 cameras at 30 frames/s for 60 s: latency from the time a frame is due until it is published",
+                (
+                    "32 synthetic cameras at 30 frames/s for 60 s. The frames are generated, so no video is decoded. "
+                    "Latency from the scheduled time of a frame until the program publishes its detections"
+                ),
                 (
                     "p50 {program_32_cameras/ms.total.p50:.1f} ms, p99 {program_32_cameras/ms.total.p99:.1f} ms, "
                     "0 of {program_32_cameras/results:,} frames dropped, {program_32_cameras/cores_busy:.2f} CPU cores"
                 ),
             ),
             (
-                "The same on two freshly started machines, which stalled occasionally for up to 0.3 s",
+                (
+                    "32 synthetic cameras at 30 frames/s for 60 s, on two freshly started machines, on which frames "
+                    "occasionally waited for up to 0.3 s"
+                ),
                 (
                     "{program_32_cameras_new_machines/runs.0.dropped.superseded} of "
                     "{program_32_cameras_new_machines/runs.0.results:,} and "
@@ -101,7 +110,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 "{stage/goals.nv12_over_bgr_batch_32:.2f}, {stage/goals.i420_over_bgr_batch_32:.2f}",
             ),
             (
-                "The same with NV12, for frames of 1920x1080, batches of 8 and 32",
+                "Throughput of the stage with NV12 divided by that with BGR, frames of 1920x1080, batches of 8 and 32",
                 "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
             ),
             (
@@ -124,7 +133,10 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Memory with more cameras than the program can serve (64 cameras at 60 frames/s for 55 s)",
+                (
+                    "Memory 30 s after the start and again 55 s later, with more cameras than the program can serve "
+                    "(64 synthetic cameras at 60 frames/s)"
+                ),
                 (
                     "host {program_64_cameras_75_s/memory_mib.resident.last:,.0f} MiB, "
                     "GPU {program_64_cameras_75_s/memory_mib.device.last:,.0f} MiB, both unchanged"
@@ -147,25 +159,34 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Throughput of `vision run --offline` divided by that of ONNX Runtime alone with the same decoding",
+                (
+                    "Throughput of `vision run --offline` divided by that of ONNX Runtime alone, while another thread "
+                    "decodes the same video"
+                ),
                 (
                     "{pipeline/ratios.one_camera_onnxruntime_with_decoding_beside_it:.2f} "
                     "({pipeline/ratios_min_max.one_camera_onnxruntime_with_decoding_beside_it})"
                 ),
             ),
             (
-                "Throughput of `vision run --offline` divided by that of ONNX Runtime alone, two sessions",
+                "Throughput of `vision run --offline` divided by that of ONNX Runtime alone, without decoding",
                 (
                     "{pipeline/ratios.one_camera_onnxruntime_alone:.2f} "
                     "({pipeline/ratios_min_max.one_camera_onnxruntime_alone})"
                 ),
             ),
             (
-                "Latency from capture to subscriber with one camera at 10 frames/s: p99 minus the detector's p99",
+                (
+                    "p99 latency from capture to subscriber, minus the p99 latency of the detector, with one camera "
+                    "that plays the shipped video at 10 frames/s"
+                ),
                 "{latency/one_camera_10_frames_s.p99_less_detector_p99:.1f} ms",
             ),
             (
-                "Age of a frame when it enters a batch, with more cameras than the CPU can serve (four at 30 frames/s)",
+                (
+                    "Age of a frame when it enters a batch, with more cameras than the CPU can serve (four synthetic "
+                    "cameras at 30 frames/s)"
+                ),
                 (
                     "p99 {latency/four_cameras_30_frames_s_each.age_when_bound_p99:.0f} ms, at a frame interval of "
                     "{latency/four_cameras_30_frames_s_each.camera_interval:.0f} ms"
@@ -179,18 +200,21 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Memory at the start with four cameras, and its growth over 5 minutes",
+                "Memory 10 s after the start with four cameras, and its growth over the next 5 minutes",
                 "{memory/resident_mib_first:.0f} MiB, +{memory/slope_kib_per_minute:.0f} KiB per minute",
             ),
             (
-                "Time to track 10 and 100 objects on one core",
+                (
+                    "Time to track 10 objects (with 10 more boxes that have low scores) and 100 objects (with 50 more "
+                    "such boxes) on one core"
+                ),
                 (
                     "{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms, "
                     "{tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame"
                 ),
             ),
             (
-                "The same with the package `trackers`",
+                "Time to track the same objects with ByteTrack in the package `trackers`",
                 (
                     "{tracking/10_objects_10_unsure_boxes.trackers_bytetracktracker.p50_us*1e-3:.2f} ms, "
                     "{tracking/100_objects_50_unsure_boxes.trackers_bytetracktracker.p50_us*1e-3:.2f} ms per frame"
@@ -204,7 +228,7 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "The same with 4 lines",
+                "Time to evaluate 20 zones and 4 lines for the same objects",
                 (
                     "{tracking/analytics.100_tracks_at_10_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms, "
                     "{tracking/analytics.100_tracks_at_60_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms per frame"
