@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -29,6 +29,7 @@ from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
+from vision.messaging.open_states import OpenStates, decoded, end_of
 from vision.messaging.proxy import Proxy
 from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import (
@@ -43,7 +44,7 @@ from vision.messaging.schema import (
 )
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
-from vision.state.events import EventLog
+from vision.state.events import EventLog, state_statements
 from vision.state.free_space import FreeSpace
 from vision.state.private_files import open_restricted
 from vision.types import Result
@@ -141,10 +142,24 @@ class EventPublisher:
         self._encoding: Encoding = encoding
         self._event_log = event_log
         self._lock = threading.Lock()  # results and reports of the status come from different threads
+        self._open = OpenStates()
+        self._published = OpenStates()  # without those that the gate holds back
+        self._former = [] if event_log is None else list(decoded(event_log.open_states()))
 
-    def publish_admitted(self, events: Sequence[EventMessage], also: Sequence[Statement]) -> bool:
+    def publish_admitted(
+        self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool = True
+    ) -> bool:
         """Store and send the events that the gate admits now. See `publish` for the rest."""
-        return self.publish(events if self._gate is None else self._gate.admit(events), also)
+        with self._lock:
+            self._open.follow(events)
+        return self.publish(events if self._gate is None else self._gate.admit(events), also, counters=counters)
+
+    def end_states(self, cameras: Collection[str] | None) -> None:
+        """Publish the ends of the open states of these cameras; of all cameras if None."""
+        with self._lock:
+            ends = self._open.ends(cameras)
+        if ends:
+            self.publish_admitted(ends, (), counters=False)
 
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
@@ -152,12 +167,15 @@ class EventPublisher:
         If `counters` is True, also store the counters that wait. Return True if the events were stored. Otherwise, the
         events are sent without a number in the journal, and the statements are not run. The method is thread-safe.
 
+        The first call first ends the states that an earlier process left open.
+
         Raises:
             Closed: the socket or the database of the event log is closed.
             TypeError: the `data` of an event has unsupported types.
         """
         with self._lock:
-            return self._publish(events, also, counters=counters)
+            former, self._former = self._former, []
+            return self._publish([*map(end_of, former), *events], also, counters=counters)
 
     def _publish(self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool) -> bool:
         with self._socket.lock:
@@ -183,7 +201,12 @@ class EventPublisher:
             msgspec.structs.replace(event, journal=journal, number=number) for number, event in enumerate(events, first)
         ]
         payloads = [codec.encode(event) for event in stored]
-        return stored if self._event_log.append(payloads, also, counters=counters) else None
+        changed = {
+            state: None if start is None else codec.encode(start)
+            for state, start in self._published.follow(stored).items()
+        }
+        statements = [*also, *state_statements(changed)]
+        return stored if self._event_log.append(payloads, statements, counters=counters) else None
 
 
 class Publisher:
@@ -318,6 +341,13 @@ class Publisher:
         """Send events, as `EventPublisher.publish` does, unless the gate holds them back."""
         return self._events.publish_admitted(events, also)
 
+    def end_states(self, cameras: Collection[str] | None = None) -> None:
+        """Publish the ends of the states of these cameras that have begun, because nothing else will end them.
+
+        If `cameras` is None, the states of all cameras end. Raise `Closed` after `close`.
+        """
+        self._events.end_states(cameras)
+
     def publish_late(self, events: Sequence[EventMessage]) -> None:
         """Send events that the gate has held back, or amendments, as `EventPublisher.publish` does."""
         self._events.publish(events, counters=False)
@@ -352,6 +382,8 @@ class Publisher:
         """Send each part of a report as `publish_status` does, and the events that follow from it."""
         parts = list(report)
         for part in parts:
+            if isinstance(part, CameraReport) and part.state == REMOVED:
+                self.end_states([part.camera])
             self.publish_status(part)
         if self._node_events is not None:
             events = [event for part in parts for event in self._node_events.of(part)]

@@ -210,6 +210,8 @@ def open_recording_publisher(
         _open_metadata(config, config.onvif, options, publisher, keys=keys, resources=resources)
     if config.page is not None:
         _open_page(config, config.page, options, publisher, keys=keys, resources=resources)
+    if not options.offline:
+        resources.callback(publisher.end_states)  # while the processes above still receive messages
     return publisher, recorder
 
 

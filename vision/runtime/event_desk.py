@@ -40,6 +40,10 @@ class EventDesk:
         """Forget a removed camera. The database keeps its counters."""
         self._counters.pop(camera_id, None)
 
+    def end_states(self, camera_ids: Sequence[str]) -> None:
+        """Publish the ends of the states that a lost worker has reported for these cameras."""
+        self._publisher.end_states(camera_ids)
+
     def take(self, answer: Answer) -> None:
         """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""
         for camera_id, name, key, value in answer.counters:

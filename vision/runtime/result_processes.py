@@ -272,7 +272,9 @@ class _Link:
         self.totals.process_ended()
         if self._files is not None:
             self._files.clear()
-        self.is_lost = self.is_lost or bool(reason)
+        if reason:
+            self.is_lost = True
+            self._desk.end_states(list(self.cameras))
 
 
 class ResultProcesses:

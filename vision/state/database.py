@@ -59,6 +59,10 @@ INSERT INTO session VALUES (lower(hex(randomblob(4))), '', 1, 0);
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
+_STATES: Final = """
+CREATE TABLE IF NOT EXISTS states (state TEXT PRIMARY KEY, payload BLOB NOT NULL, checksum INTEGER NOT NULL)
+    WITHOUT ROWID;
+"""  # earlier databases of this version lack it
 
 
 class DamagedState(Exception):
@@ -270,6 +274,7 @@ class StateDatabase:
             if version == 0:
                 connection.executescript(_SCHEMA)
             _verify(connection)
+            connection.execute(_STATES)
         except BaseException:
             connection.close()
             raise

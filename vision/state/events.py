@@ -6,12 +6,15 @@ import contextlib
 import sqlite3
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
+
+StateKey: TypeAlias = tuple[str, str, str, int | None]
+"""Camera, kind, name, and track id, which the events of the start and of the end of a state have in common."""
 
 NUMBERS_SKIPPED: Final = 10_000
 """Number of event numbers that are skipped after a power failure, and maximum number of events between two syncs."""
@@ -22,6 +25,19 @@ _URGENT: Final = NUMBERS_SKIPPED // 2  # number of unsynced events from which th
 def event_checksum(number: int, payload: bytes) -> int:
     """Return the checksum (CRC-32) of an event's number and payload."""
     return zlib.crc32(payload, number & 0xFFFFFFFF)
+
+
+def state_statements(starts: Mapping[StateKey, bytes | None]) -> list[Statement]:
+    """Return the statements that store the starts of states. A start of None means that the state has ended."""
+    rows = [(_state_text(state), payload) for state, payload in starts.items() if payload is not None]
+    stored = [(text, payload, zlib.crc32(payload, zlib.crc32(text.encode()))) for text, payload in rows]
+    ended = [(_state_text(state),) for state, payload in starts.items() if payload is None]
+    statements: list[Statement] = [("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", stored)] if stored else []
+    return [*statements, ("DELETE FROM states WHERE state = ?", ended)] if ended else statements
+
+
+def _state_text(state: StateKey) -> str:
+    return "\0".join(map(str, state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +133,13 @@ class EventLog:
         except sqlite3.Error as error:
             raise OSError(None, str(error)) from error
         return Page(tuple(payloads), oldest, newest, more)
+
+    def open_states(self) -> list[bytes]:
+        """Return the stored starts of states that have not ended, in no order. Damaged rows are left out."""
+        rows = self._database.query("SELECT state, payload, checksum FROM states")
+        return [
+            payload for text, payload, checksum in rows if checksum == zlib.crc32(payload, zlib.crc32(text.encode()))
+        ]
 
     def carry_counters(self) -> None:
         """Store counters only together with events from now on, because each change of a counter is also an event."""

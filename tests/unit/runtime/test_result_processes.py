@@ -204,6 +204,37 @@ def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Pat
     assert crossings == {(camera, key): value for camera, key, value in rows if key in ("in", "out") and value}
 
 
+def test_states_of_a_killed_worker_and_of_a_stopped_program_end(tmp_path: Path) -> None:
+    zone = {**ZONE, "crowd_threshold": 0, "dwell_s": 0.1}
+    section = {"units": "fraction", "zones": [zone]}
+    rules = [{"name": "full", "when": "crowded left"}]
+    folder = tmp_path / "state"
+    more: dict[str, Any] = {"analytics": {"c0": section, "c1": section}, "rules": rules, "state_dir": str(folder)}
+    config = site(tmp_path, processes=2, cameras=2, **more)
+
+    def phases(events: list[EventMessage]) -> dict[tuple[str, str, int | None], list[tuple[str, int]]]:
+        found: dict[tuple[str, str, int | None], list[tuple[str, int]]] = {}
+        for event in events:
+            if event.data.get("phase") in ("begin", "end"):
+                state = event.camera, event.kind, event.track_id
+                found.setdefault(state, []).append((event.data["phase"], event.epoch))
+        return found
+
+    with ExitStack() as resources:
+        state = open_state(config, resources)
+        with running(config, state=state) as program:
+            rule = ("c0", "rule", None)
+            wait_until(lambda: phases(program.of(EventMessage)).get(rule, [])[-1:] == [("begin", 0)], "the rule begins")
+            program.workers()[0].kill()
+            wait_until(lambda: ("begin", 1) in phases(program.of(EventMessage)).get(rule, []), "it begins again")
+    with closing(sqlite3.connect(folder / "state.db")) as database:
+        rows = database.execute("SELECT payload FROM events ORDER BY number")
+        events = [msgspec.json.decode(payload, type=EventMessage) for (payload,) in rows]
+    for place, reports in phases(events).items():
+        assert reports == [(phase, epoch) for _, epoch in reports[::2] for phase in ("begin", "end")], place
+    assert any(event.camera == "c0" and event.data.get("interrupted") for event in events)
+
+
 def test_ids_of_tracks_are_never_used_again(tmp_path: Path) -> None:
     with running(site(tmp_path, processes=2, cameras=2)) as program:
         wait_until(lambda: len(program.of(DetectionsMessage)) > 60, "detections")

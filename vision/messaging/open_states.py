@@ -1,0 +1,80 @@
+"""`OpenStates` knows the states whose start was reported, and ends those that nothing else can end.
+
+The part that reported the start of a state normally reports its end. This is not possible if a result worker ended
+unexpectedly, if the program was killed, or if the camera was removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
+
+from vision.errors import MessageError
+from vision.messaging import codec
+from vision.messaging.schema import EventMessage
+from vision.messaging.times import rfc3339
+from vision.state.events import StateKey
+
+_MOST: Final = 10_000
+"""Number of states from which the oldest is forgotten. A stage can report starts without ends."""
+
+_OF_THE_START: Final = {"speed_kmh", "heading_deg", "occupancy", "stayed_s", "lasted_s", "suppressed"}
+"""Keys of `data` whose values describe the moment of the start."""
+
+
+class OpenStates:
+    """The states that have begun and not ended. It is not thread-safe."""
+
+    def __init__(self) -> None:
+        self._starts: dict[StateKey, EventMessage] = {}
+
+    def follow(self, events: Iterable[EventMessage]) -> dict[StateKey, EventMessage | None]:
+        """Take note of events. Return what changed: the start of each new state, and None for each other state."""
+        changed: dict[StateKey, EventMessage | None] = {}
+        for event in events:
+            phase, key = event.data.get("phase"), (event.camera, event.kind, event.name, event.track_id)
+            if event.amends is not None or phase not in ("begin", "end"):
+                continue
+            self._starts.pop(key, None)
+            changed[key] = None
+            if phase == "begin":
+                self._starts[key] = changed[key] = event
+            if len(self._starts) > _MOST:
+                oldest = next(iter(self._starts))
+                del self._starts[oldest]
+                changed[oldest] = None
+        return changed
+
+    def ends(self, cameras: Collection[str] | None = None) -> list[EventMessage]:
+        """Return an event without a number for the end of each open state. `follow` takes note of them.
+
+        Args:
+            cameras: ids of the cameras whose states end. If None, all states end.
+        """
+        return [end_of(start) for start in self._starts.values() if cameras is None or start.camera in cameras]
+
+
+def end_of(start: EventMessage) -> EventMessage:
+    """Return an event, at the present time, that ends the state which `start` reported. Its values are not known."""
+    data = {name: value for name, value in start.data.items() if name not in _OF_THE_START}
+    return EventMessage(
+        **codec.UNNUMBERED,
+        camera=start.camera,
+        epoch=start.epoch,
+        frame=start.frame,
+        at=rfc3339(time.time_ns()),
+        at_monotonic_ns=time.monotonic_ns(),
+        kind=start.kind,
+        name=start.name,
+        track_id=start.track_id,
+        data={**data, "phase": "end", "interrupted": True},
+    )
+
+
+def decoded(starts: Iterable[bytes]) -> Iterator[EventMessage]:
+    """Yield the stored events that can be decoded."""
+    for payload in starts:
+        with contextlib.suppress(MessageError):
+            yield codec.decode_as(EventMessage, payload, "state")
