@@ -48,6 +48,7 @@ _BIND_ERRORS: Final = {
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
 _BACKLOG: Final = 1024
+_GROUP_MODE: Final = 0o660
 _ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
 
 
@@ -118,6 +119,7 @@ class BoundSocket:
     def _bind(self, bind: str) -> None:
         if self._port is None:
             self.zmq.bind(bind)
+            _permit_group(bind)
             return
         self.zmq.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
         self.zmq.setsockopt(zmq.BACKLOG, _BACKLOG)
@@ -227,6 +229,18 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
         return path, path.stat().st_ino
     except OSError:
         return None
+
+
+def _permit_group(bind: str) -> None:
+    """Let the group of the service connect to an ipc:// socket in the runtime folder of the service.
+
+    systemd sets RUNTIME_DIRECTORY. In other folders, the umask decides who can connect.
+    """
+    path, folders = Path(bind.removeprefix("ipc://")), os.environ.get("RUNTIME_DIRECTORY")
+    if folders is None or not bind.startswith("ipc:///"):
+        return
+    if path.parent.resolve() in [Path(folder).resolve() for folder in folders.split(":")]:
+        path.chmod(_GROUP_MODE)
 
 
 def _check_free(bind: str, key: str) -> None:

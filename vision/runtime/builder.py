@@ -173,10 +173,7 @@ def open_recording_publisher(
     if options.sink is not None:
         return options.sink, None
     _, spec = find_model(config.model)
-    recorder = None
-    if options.record is not None:
-        recorder = Recorder(options.record)
-        resources.callback(_close_recorder, recorder, options.record)
+    recorder = None if options.record is None else _open_recorder(options.record, resources)
     keys = None if config.publish.curve is None else KeyFolder(Path(config.publish.curve))
     publisher = Publisher(
         config.publish.bind,
@@ -280,6 +277,12 @@ def require_hiding(config: AppConfig) -> None:
     """Raise `ConfigError` if the page must hide parts of images, but OpenCV cannot be imported."""
     if config.page is not None and any(section.masks or section.blur for section in config.privacy.values()):
         require_cv2("privacy, with page")
+
+
+def _open_recorder(path: Path, resources: ExitStack) -> Recorder:
+    recorder = Recorder(path)
+    resources.callback(_close_recorder, recorder, path)
+    return recorder
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status,
 from vision.errors import EXIT_CONFIG, EXIT_TEMPORARY, Closed, ConfigError, Unavailable, VisionError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher, Recorder
+from vision.state.database import StateDatabase
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -326,6 +327,35 @@ def test_ipc_socket_is_created_and_removed(tmp_path: Path) -> None:
             publisher.publish(result())
             assert names([subscriber.receive()]) == [("detections/gate", 1)]
     assert not path.exists()
+
+
+def test_group_can_connect_to_ipc_sockets_in_the_runtime_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, other = tmp_path / "run", tmp_path / "other"
+    for folder in (runtime, other):
+        folder.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{runtime}:{tmp_path / 'second'}")
+    modes = {}
+    for umask in (0o027, 0o000):
+        before = os.umask(umask)
+        try:
+            for folder in (runtime, other):
+                bind, replay = f"ipc://{folder}/out", f"ipc://{folder}/replay"
+                with (
+                    closing(StateDatabase(folder / "state")) as state,
+                    Publisher(bind, node="n", event_log=state.events, replay=replay),
+                ):
+                    files = [folder / "out", folder / "replay"]
+                    modes[umask, folder.name] = {stat.S_IMODE(file.stat().st_mode) for file in files}
+        finally:
+            os.umask(before)
+    assert modes == {
+        (0o027, "run"): {0o660},
+        (0o027, "other"): {0o750},
+        (0o000, "run"): {0o660},
+        (0o000, "other"): {0o777},
+    }
 
 
 def test_ipc_socket_of_running_publisher_is_not_replaced(tmp_path: Path) -> None:
