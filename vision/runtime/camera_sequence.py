@@ -46,7 +46,7 @@ class CameraSequence:
             unanswered: number of results that were sent to the worker, but that it did not answer.
         """
         self.seq += unanswered
-        self.last_id += SKIPPED_IDS * (self.last_id > 0)
+        self.last_id += SKIPPED_IDS
         self.carried = self.unreported + Counter(drops)
         self.unreported = Counter()
         self.epochs += 1

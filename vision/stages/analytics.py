@@ -95,7 +95,7 @@ class TrackStage:
         return HiddenObjects(self._least_score, self._config.new_score, self._score_key)
 
     def last_ids(self) -> dict[str, int]:
-        """Return the highest id of the tracks of each camera; 0 if there is none yet."""
+        """Return an upper limit of the track ids of each camera so far; 0 if there is none yet."""
         return {camera: ids.last for camera, ids in self._ids.items()}
 
     def continue_after(self, last_ids: Mapping[str, int]) -> None:
@@ -159,6 +159,7 @@ class _TrackIds(Iterator[int]):
 
     def skip(self, last: int) -> None:
         """Leave out all ids up to `last`."""
+        self.last = max(self.last, last)
         self._next += max(0, last - self._next + self._step) // self._step * self._step
 
 

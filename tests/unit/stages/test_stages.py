@@ -63,6 +63,18 @@ def test_each_camera_has_its_own_tracker() -> None:
     assert not ids["gate"] & ids["yard"]
 
 
+def test_ids_continue_when_a_process_is_replaced_twice() -> None:
+    """Also if the first replacement ends before it has given an id."""
+    stage = TrackStage(camera_ids=["gate", "yard"])
+    stage.continue_after({"gate": 7, "yard": 12})
+    reported = stage.last_ids()
+    stage = TrackStage(camera_ids=["gate", "yard"])
+    stage.continue_after(reported)
+    for index in range(3):
+        found = tracks(stage(result(walker(index), index=index)))
+    assert min(found.track_ids.tolist()) > 7
+
+
 def test_results_of_several_cameras_are_tracked_together() -> None:
     """The results equal those of single calls, also if a crowd makes several groups of cameras necessary."""
     alone, together = TrackStage(), TrackStage()

@@ -1,0 +1,12 @@
+"""Numbers of a camera that continue after the end of its result worker."""
+
+from __future__ import annotations
+
+from vision.runtime.camera_sequence import SKIPPED_IDS, CameraSequence
+
+
+def test_ids_that_the_worker_has_not_reported_yet_are_not_given_again() -> None:
+    """A worker that ends within its first second has reported no id, but may have given some."""
+    sequence = CameraSequence()
+    sequence.lost({}, unanswered=0)
+    assert sequence.last_id == SKIPPED_IDS
