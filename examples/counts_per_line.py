@@ -1,6 +1,8 @@
-"""Print the totals of each line and zone when they change.
+"""Print the totals of each line and zone, each time a message with totals arrives.
 
 python examples/counts_per_line.py [tcp://127.0.0.1:5555]
+
+The configuration of the publisher must have lines or zones, as in `vision run counting`.
 """
 
 import sys

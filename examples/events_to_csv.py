@@ -1,9 +1,10 @@
-"""Append every event to a CSV file.
+"""Append every event to a CSV file, each of them once.
 
 python examples/events_to_csv.py events.csv [tcp://127.0.0.1:5555]
 
-If `state_dir` is configured, events have numbers. The program then continues after the last number in the file, so that
-events that occurred while it was not running are added too, each of them once.
+The configuration of the publisher must contain `state_dir` and `publish: {replay: ADDRESS}`. The publisher then stores
+and numbers its events. This program requests all stored events after the last number in the file. So it also adds the
+events that occurred while it was not running, as far as the publisher still stores them.
 """
 
 import csv
@@ -22,7 +23,7 @@ if path.exists():
 
 with path.open("a", newline="") as file:
     writer = csv.writer(file)
-    for message in subscribe(address, kinds=["events"], since=number or None):
+    for message in subscribe(address, kinds=["events"], since=number):
         if isinstance(message, EventMessage):
             row = [message.number or "", message.at, message.camera, message.kind, message.name, message.track_id]
             writer.writerow([*row, json.dumps(message.data)])

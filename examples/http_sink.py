@@ -3,7 +3,7 @@
     pipeline: examples/http_sink.py
 
 Set the environment variable EVENTS_URL to the address of the server. A thread with a bounded queue sends the requests,
-so a slow server never delays detection. If the queue is full, events are dropped and counted in `status/node`.
+so a slow server never delays detection. If the queue is full, the sink drops events, and counts them in `status/node`.
 """
 
 import contextlib

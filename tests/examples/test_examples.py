@@ -34,13 +34,13 @@ def running(config: Path, *arguments: str, env: dict[str, str] | None = None) ->
             process.communicate(timeout=60)
 
 
-def configuration(tmp_path: Path, pipeline: str = "count") -> tuple[Path, str]:
-    """Write counting.yaml with another socket, and return it with the socket's address."""
+def configuration(tmp_path: Path, pipeline: str = "count", more: str = "") -> tuple[Path, str]:
+    """Write counting.yaml with another socket, and `more` in `publish`. Return it with the socket's address."""
     address = f"ipc://{tmp_path}/socket"
     text = COUNTING.read_text(encoding="utf-8").replace("source: vtest.mp4", f"source: {ROOT}/configs/vtest.mp4")
     text = "\n".join(line for line in text.splitlines() if not line.startswith("pipeline:"))
     path = tmp_path / "camera.yaml"
-    path.write_text(f'{text}\npipeline: {pipeline}\npublish: {{bind: "{address}"}}\n', encoding="utf-8")
+    path.write_text(f'{text}\npipeline: {pipeline}\npublish: {{bind: "{address}"{more}}}\n', encoding="utf-8")
     return path, address
 
 
@@ -68,15 +68,24 @@ def test_subscriber_prints_lines(tmp_path: Path, program: str, expected: str) ->
     assert expected in line
 
 
-def test_events_are_appended_to_csv(tmp_path: Path) -> None:
-    config, address = configuration(tmp_path)
+def test_stored_events_are_appended_to_csv_once(tmp_path: Path) -> None:
+    config, address = configuration(tmp_path, more=f', replay: "ipc://{tmp_path}/replay"')
+    config.write_text(f"{config.read_text(encoding='utf-8')}state_dir: {tmp_path}/state\n", encoding="utf-8")
     path = tmp_path / "events.csv"
     command = [sys.executable, str(EXAMPLES / "events_to_csv.py"), str(path), address]
-    with subprocess.Popen(command) as subscriber, running(config):
-        wait_for(lambda: path.exists() and path.read_text().count("\n") >= 3)
-        subscriber.kill()
+    with running(config):
+        for message in subscribe(address, kinds=["events"], timeout_s=60):
+            if isinstance(message, EventMessage) and (message.number or 0) >= 2:
+                break
+        path.touch()
+        for _ in range(2):  # the second program continues the file of the first
+            before = path.read_text()
+            with subprocess.Popen(command) as subscriber:
+                wait_for(lambda before=before: path.read_text().count("\n") >= before.count("\n") + 2)  # type: ignore[misc]
+                subscriber.kill()
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
+    assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
     assert {row[2] for row in rows} <= {"square", "node"}
     events = [json.loads(row[-1]) for row in rows if row[2] == "square" and row[3] != "camera_lost"]
     assert all(event["phase"] in {"instant", "begin", "end"} for event in events[:2])
