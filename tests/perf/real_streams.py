@@ -8,7 +8,8 @@
 Each camera plays the clip at the rate of the clip, and has a line and a zone. The packets of the clip are repeated
 without encoding them again, so that no stream ends during the run unless `--reopen-s` is given. The command prints one
 line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The
-first 6 s after the first message and the last second of the program are not measured.
+first 6 s after the first message and the last second of the program are not measured. If `--top` contains `verify`, the
+line also contains the number of verdicts and their latencies. `begin_s` is the begin on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import psutil
 
 from tests.perf.deployment import running, write_config
 from vision.client import Gap, Item, Restart, Subscription
-from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, EventMessage, Kind
+from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, EventMessage, Kind, NodeStatusMessage
 from vision.runtime.worker_process import worker_name
 
 _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
@@ -44,7 +45,7 @@ _LAST_S: Final = 1.0  # not measured, before the program is stopped
 _START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
 _GAP_S: Final = 0.25  # a camera without messages for longer belongs to the worker that was killed
-_SPARE_S: Final = 60.0  # by which a stream is longer than the run
+SPARE_S: Final = 60.0  # by which a stream is longer than the run
 _PHASES: Final = 8  # number of different lengths of the clips with `--reopen-s`
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
 
@@ -91,6 +92,9 @@ class _Received:
     seconds: Counter[int] = field(default_factory=Counter)  # number of frames in each second
     dropped: Counter[str] = field(default_factory=Counter)
     events: int = 0
+    verdicts_ms: list[float] = field(default_factory=list)  # from the event to the receipt of its verdict
+    verdict_requests_ms: list[float] = field(default_factory=list)  # from the request to the answer
+    node: NodeStatusMessage | None = None
     lost: int = 0
     restarts: int = 0
     last_status: dict[str, CameraStatusMessage] = field(default_factory=dict)
@@ -104,8 +108,13 @@ class _Received:
                 kill.add(item, since_s, late_ms)
             self.seconds[int(since_s)] += 1
             self.dropped.update(item.dropped_before)
-        elif isinstance(item, EventMessage):
+        elif isinstance(item, EventMessage) and item.amends is None:
             self.events += 1
+        elif isinstance(item, EventMessage) and item.verdict is not None:
+            self.verdicts_ms.append(time.monotonic() * 1e3 - item.at_monotonic_ns / 1e6)
+            self.verdict_requests_ms.append(item.verdict.latency_ms)
+        elif isinstance(item, NodeStatusMessage):
+            self.node = item
         elif isinstance(item, CameraStatusMessage):
             self.last_status[item.camera] = item
         elif isinstance(item, Gap):
@@ -127,8 +136,22 @@ class _Received:
             "events": self.events,
             "most_in_flight": max(map(abs, in_flight), default=None),
             "latency_ms": _percentiles(every),
+            **self._language(),
             "kills": [kill.summary() for kill in self.kills],
             "worst_camera_p99_ms": max((_percentiles(one)["p99"] for one in self.latencies_ms.values()), default=None),
+        }
+
+    def _language(self) -> dict[str, Any]:
+        """Return the figures of `verify`, and the counters since the start; an empty dict if no model is asked."""
+        counters = {} if self.node is None else self.node.counters
+        asked = {name: count for name, count in counters.items() if name.startswith("language.")}
+        if not asked:
+            return {}
+        return {
+            "verdicts": len(self.verdicts_ms),
+            "event_to_verdict_ms": _percentiles(self.verdicts_ms),
+            "request_to_verdict_ms": _percentiles(self.verdict_requests_ms),
+            "language_counters_since_start": asked,
         }
 
 
@@ -175,7 +198,7 @@ class _Processes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """Options of a run, except the number of cameras."""
 
     seconds: float
@@ -190,7 +213,7 @@ class _Run:
     top: dict[str, Any]
 
 
-def measure(clips: Sequence[Path], cameras: int, run: _Run) -> dict[str, Any]:
+def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
     """Run `vision run` on `cameras` cameras, which play the clips in turn. Return the measurements."""
     top = dict(run.top) if run.processes is None else run.top | {"processes": _number(run.processes)}
     asked_per_s = round(sum(_frames_per_s(clips[number % len(clips)]) for number in range(cameras)), 1)
@@ -238,7 +261,7 @@ def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iter
     raise RuntimeError(f"the program sends no detections; exit code {process.poll()}")
 
 
-def _receive(items: Iterator[Item], processes: _Processes, run: _Run) -> dict[str, Any]:
+def _receive(items: Iterator[Item], processes: _Processes, run: Run) -> dict[str, Any]:
     """Receive messages for `run.seconds` after the warm-up. Return the measurements."""
     while not isinstance(next(items), DetectionsMessage):
         pass
@@ -266,7 +289,12 @@ def _receive(items: Iterator[Item], processes: _Processes, run: _Run) -> dict[st
     cores = processes.cores(run.seconds)
     memory_mib = processes.memory_mib()
     time.sleep(_LAST_S)
-    totals = {"cores": round(sum(cores.values()), 2), "cores_by_process": cores, "rss_mib": memory_mib}
+    totals = {
+        "begin_s": begin_s,
+        "cores": round(sum(cores.values()), 2),
+        "cores_by_process": cores,
+        "rss_mib": memory_mib,
+    }
     return received.summary(run.seconds) | {"killed": killed} | totals
 
 
@@ -366,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = _parser().parse_args()
-    run = _Run(
+    run = Run(
         seconds=options.seconds,
         reader=options.reader,
         detect={"backend": options.backend, "max_batch": options.max_batch},
@@ -379,7 +407,7 @@ def main() -> None:
         top=options.top,
     )
     with tempfile.TemporaryDirectory() as folder:
-        clips = prepare(options.clip.absolute(), Path(folder), options.seconds + _SPARE_S, options.reopen_s)
+        clips = prepare(options.clip.absolute(), Path(folder), options.seconds + SPARE_S, options.reopen_s)
         for cameras in options.cameras:
             print(json.dumps(measure(clips, cameras, run)), flush=True)
 
