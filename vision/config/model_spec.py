@@ -164,7 +164,7 @@ class ProfileSpec(ConfigSection):
 
 
 class PluginSpec(ConfigSection):
-    """A library with plugins of TensorRT, which the ONNX file needs."""
+    """A library with TensorRT plugins, which the ONNX file needs."""
 
     file: LibraryName
     """Name of the library in the folder of model.yaml."""
@@ -219,7 +219,7 @@ class ModelSpec(_Spec):
     profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None
     """Ranges of the input shapes of a TensorRT engine; derived from `detect.max_batch` if absent."""
     plugins: tuple[Plugin, ...] = Field(default=())
-    """Plugins of TensorRT that the ONNX file needs; VisionNMS, VisionStarRelu, and StarRelu are part of this program;
+    """TensorRT plugins that the ONNX file needs; VisionNMS, VisionStarRelu, and StarRelu are part of this program;
     others are libraries. Such a model runs only with TensorRT."""
 
     @property

@@ -95,7 +95,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
 def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | None = None) -> None:
     """Run a model on the sample with ONNX Runtime, if it is installed. See `check_network` for the errors."""
     if spec.plugins:
-        return  # ONNX Runtime cannot run plugins of TensorRT, so only the start checks the outputs, with the engine
+        return  # ONNX Runtime cannot run TensorRT plugins, so only the start checks the outputs, with the engine
     try:
         network = importlib.import_module("vision.detect.onnxruntime.network")
     except ImportError:
@@ -248,10 +248,10 @@ def open_classifier(
 
 
 def refuse_plugins(spec: ModelSpec) -> None:
-    """Raise `ModelError` if a model cannot run with ONNX Runtime, because it needs plugins of TensorRT."""
+    """Raise `ModelError` if a model cannot run with ONNX Runtime, because it needs TensorRT plugins."""
     if spec.plugins:
         raise ModelError(
-            f"{spec.name} needs plugins of TensorRT, so it does not run on the CPU with ONNX Runtime",
+            f"{spec.name} needs TensorRT plugins, so it does not run on the CPU with ONNX Runtime",
             hint="run it on a GPU with TensorRT, or export the model without the plugins",
             code="plugins-need-tensorrt",
         )

@@ -51,7 +51,7 @@ class Task:
 
         Raises:
             ConfigError: `output` or `rejected` cannot be replaced. See `model_folder.require_free`.
-            ModelError: the model needs plugins of TensorRT, so its accuracy cannot be measured with ONNX Runtime.
+            ModelError: the model needs TensorRT plugins, so its accuracy cannot be measured with ONNX Runtime.
         """
         refuse_plugins(self.spec)
         require_free(self.output, force=self.force)

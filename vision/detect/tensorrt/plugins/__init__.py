@@ -1,1 +1,1 @@
-"""Plugins of TensorRT, whose kernels NVRTC compiles: layers of an ONNX file that TensorRT itself does not have."""
+"""TensorRT plugins, whose kernels NVRTC compiles: layers of an ONNX file that TensorRT itself does not have."""
