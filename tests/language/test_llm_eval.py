@@ -18,8 +18,10 @@ from tests.chat_server import Handler, Request, chat_server, json_answer
 from tests.language.conftest import KEY, TinyModel
 from tests.language.llama_server import MODEL, LlamaServer, llama_server
 from vision.cli.main import main
+from vision.detect.reference.crops import JpegEncoder
 from vision.errors import Closed, ConfigError
 from vision.evaluation.language.evaluate import evaluate_prompts
+from vision.types import Frame, FrameMeta
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 BOX = (16, 12, 32, 36)
@@ -145,6 +147,20 @@ def test_images_are_those_of_a_running_program(tmp_path: Path, capsys: pytest.Ca
         document = report(config, labels, capsys)
         assert len(document["notes"]) == 2, "no box, and too few images"
         assert image_of(server.requests[-1]).shape == (HEIGHT_PX, WIDTH_PX)
+
+
+def test_box_is_scaled_to_a_snapshot_that_was_scaled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = np.zeros((HEIGHT_PX * 4, WIDTH_PX * 4, 3), np.uint8)
+    frame[80:144, 64:192] = 255  # the object, whose box is in pixels of the frame
+    meta = FrameMeta("gate", 0, 0, 0, 0, WIDTH_PX * 4, HEIGHT_PX * 4)
+    small = JpegEncoder(max_side_px=WIDTH_PX * 2).encode(Frame.wrap(meta, frame, "bgr"))
+    (tmp_path / "scaled.jpg").write_bytes(small)
+    with chat_server(answer_by_brightness) as server:
+        config = write_config(tmp_path, server.url, ENTRY | {"crop": True, "margin": 0.0})
+        report(config, write_labels(tmp_path, snapshot="scaled.jpg", box=(64, 80, 192, 144)), capsys)
+        image = image_of(server.requests[0])
+    assert image.shape == (32, 64)
+    assert image.mean() > 245
 
 
 def test_answers_of_one_word_and_kept_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.detect.reference.yuv import FRACTION_BITS, yuv_coefficients
+from vision.drawing.frame_size import with_frame_size
 from vision.drawing.privacy import Hide
 from vision.types import Frame, YuvEncoding
 
@@ -122,6 +123,8 @@ class JpegEncoder:
     def encode(self, frame: Frame, draw: Callable[[NDArray[np.uint8]], None] | None = None) -> bytes:
         """Encode a frame. Return the contents of a JPEG file. Raise `ValueError` if OpenCV cannot encode the frame.
 
+        If the frame is scaled down, the file has a comment with its size (`vision.drawing.frame_size`).
+
         Args:
             draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None means that nothing is drawn.
         """
@@ -130,7 +133,10 @@ class JpegEncoder:
         if draw is not None:
             image = image.copy()
             draw(image)
-        return self._encoded(image)
+        encoded = self._encoded(image)
+        if max(width_px, height_px) <= self._max_side_px:
+            return encoded
+        return with_frame_size(encoded, width_px, height_px)
 
     def encode_part(self, frame: Frame, box_xyxy: tuple[float, float, float, float]) -> bytes:
         """Encode the part of a frame in a box, which can extend beyond the frame. Return the contents of a JPEG file.

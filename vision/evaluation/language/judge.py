@@ -15,6 +15,7 @@ import numpy as np
 
 from vision.config.language import LanguageServer, VerifyConfig
 from vision.detect.reference.crops import JpegEncoder
+from vision.drawing.frame_size import frame_size
 from vision.errors import Closed, ConfigError, LanguageError, ServerRefusal
 from vision.evaluation.language.judgments import Judgment, Judgments
 from vision.evaluation.language.labels import LabeledEvent
@@ -136,11 +137,20 @@ def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, f
 
 
 def _jpeg(encoder: JpegEncoder, path: Path, box: tuple[float, float, float, float] | None) -> bytes:
-    """Encode an image, or the part of it in a box, as a running program does. Raise `ConfigError` if this fails."""
+    """Encode an image, or the part of it in a box, as a running program does. Raise `ConfigError` if this fails.
+
+    If the image is a snapshot of a larger frame, the box is in pixels of the frame.
+    """
     with suppress(OSError, cv2.error):
-        decoded: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        file = path.read_bytes()
+        decoded: Any = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
         if decoded is not None:
             height_px, width_px = decoded.shape[:2]
             frame = Frame.wrap(FrameMeta("", 0, 0, 0, 0, width_px, height_px), decoded, "bgr")
-            return encoder.encode(frame) if box is None else encoder.encode_part(frame, box)
+            if box is None:
+                return encoder.encode(frame)
+            full_width_px, full_height_px = frame_size(file) or (width_px, height_px)
+            scale_x, scale_y = width_px / full_width_px, height_px / full_height_px
+            x1, y1, x2, y2 = box
+            return encoder.encode_part(frame, (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y))
     raise ConfigError(f"{path} is not an image that OpenCV can read", hint="use JPEG or PNG files", code="not-an-image")

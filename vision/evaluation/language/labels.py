@@ -44,7 +44,7 @@ class LabeledEvent:
     name: str
     at: str
     data: dict[str, Any]
-    box: tuple[float, float, float, float] | None  # of the object in the first image, in its pixels
+    box: tuple[float, float, float, float] | None  # of the object in the first image, in pixels of the frame
     images: tuple[Path, ...]
     is_true: bool
 
