@@ -113,7 +113,7 @@ def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
     return SupervisorPolicy(
         read_timeout_s=max(camera.read_timeout_s, slow_s),
         frozen_after_s=camera.frozen_after_s,
-        finite=isinstance(camera.address, RECORDED),
+        finite=isinstance(camera.address, (*RECORDED, Http)),  # HTTP servers also have files
         retry=not isinstance(camera.address, (File, Folder)),
         longest_call_s=camera.open_timeout_s + _CLOSE_S,
     )

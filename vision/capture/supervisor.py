@@ -36,7 +36,7 @@ class SupervisorPolicy:
 
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
     frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
-    finite: bool = False  # the source can end; for a camera, an end is a lost connection
+    finite: bool = False  # the source can end; otherwise, an end is a lost connection
     retry: bool = True  # reconnect after a failure; a file that cannot be read stays unreadable
     first_retry_s: float = 0.5
     longest_retry_s: float = 30.0

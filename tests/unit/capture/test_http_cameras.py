@@ -6,8 +6,9 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,10 +33,13 @@ from tests.http_cameras import (
     stored,
 )
 from tests.paths import ROOT
+from tests.unit.scripted_camera import RecordingSink
 from vision.capture.ffmpeg.source import FFmpegSource
+from vision.capture.open import supervisor_policy
 from vision.capture.source import Grab, StreamInfo
+from vision.capture.supervisor import CameraSupervisor
 from vision.config import CameraConfig
-from vision.errors import EndOfStream, SourceError
+from vision.errors import SourceError
 from vision.types import DropReason, FrameBuffer
 
 CERTIFICATES = ROOT / "tests" / "certificates"
@@ -217,18 +221,74 @@ def test_video_file_is_delivered_at_its_own_pace(*, with_length: bool) -> None:
     assert 0.08e9 < np.mean(np.diff(times)) < 0.13e9
 
 
+def short_clip(folder: Path, frames: int) -> Path:
+    """Write a clip with 50 frames/s."""
+    clip = folder / "short.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 20 * (number % 10), np.uint8))
+    writer.release()
+    return clip
+
+
+@contextmanager
+def supervised(answer: Answer, path: str) -> Iterator[tuple[CameraSupervisor, RecordingSink]]:
+    """Run the supervisor of a camera, as the program does, and wait up to 20 s for its end."""
+    sink = RecordingSink()
+    with http_camera(answer) as url:
+        camera = CameraConfig.model_validate({"id": "gate", "source": url + path, "reader": "ffmpeg"})
+        supervisor = CameraSupervisor("gate", lambda: FFmpegSource(camera, ("bgr",)), sink, supervisor_policy(camera))
+        thread = threading.Thread(target=supervisor.run)
+        thread.start()
+        try:
+            yield supervisor, sink
+        finally:
+            supervisor.stop()
+            thread.join()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_video_file_ends_like_a_file(tmp_path: Path) -> None:
     """An end is no lost connection, after which the camera would start again."""
-    clip = tmp_path / "short.avi"
-    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
-    for shade in range(10):
-        writer.write(np.full((48, 64, 3), 20 * shade, np.uint8))
-    writer.release()
-    with opened(stored(clip), "/short.avi") as (source, _):
-        for _ in range(10):
-            grab(source)
-        with pytest.raises(EndOfStream):
-            source.grab(20)
+    with supervised(stored(short_clip(tmp_path, 10)), "/short.avi") as (supervisor, sink):
+        wait_for(lambda: supervisor.status().state == "ended" or supervisor.status().reconnects > 0)
+        status = supervisor.status()
+    assert (status.state, status.reconnects, status.epoch, len(sink.metas)) == ("ended", 0, 0, 10)
+
+
+def test_video_file_that_arrives_only_in_part_is_a_lost_connection(tmp_path: Path) -> None:
+    data = short_clip(tmp_path, 150).read_bytes()
+
+    def cut(request: Request) -> None:
+        request.write(head("video/x-msvideo", len(data)) + data[: len(data) // 2])
+
+    with supervised(cut, "/short.avi") as (supervisor, _):
+        wait_for(lambda: supervisor.status().state in ("backing-off", "ended"))
+        assert supervisor.status().state == "backing-off"
+
+
+def test_playlist_that_ends_is_a_lost_connection() -> None:
+    """An encoder that restarts ends its playlist, and then continues."""
+    live = LiveHls(gops=1)
+
+    def ended(request: Request) -> None:
+        written: list[bytes] = []
+        live(replace(request, write=written.append))
+        answer = b"".join(written)
+        if not request.path.endswith(".ts"):
+            text = answer.partition(b"\r\n\r\n")[2] + b"#EXT-X-ENDLIST\n"
+            answer = head("application/vnd.apple.mpegurl", len(text)) + text
+        request.write(answer)
+
+    with supervised(ended, "/live.m3u8") as (supervisor, _):
+        wait_for(lambda: supervisor.status().state in ("backing-off", "ended"))
+        assert supervisor.status().state == "backing-off"
 
 
 @pytest.mark.integration

@@ -51,6 +51,8 @@ _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "1000
 _ONE_BY_ONE: Final = frozenset({"mpegts", "flv", "live_flv", "mpeg", "asf", "rtsp", "mjpeg", "mpjpeg"})
 """Containers, by FFmpeg's names, whose frames arrive one by one from a camera."""
 
+_PLAYLISTS: Final = frozenset({"hls", "dash"})
+_END_NS: Final = 1_000_000_000  # a file that is at most this much shorter than announced is complete
 _LATE_NS: Final = 500_000_000  # a stream that is this late restarts its schedule, as in `pacing`
 _LONGEST_STEP_NS: Final = 10_000_000_000  # a larger step of the times is a discontinuity
 _DEFAULT_FPS: Final = 25.0  # of a file without times
@@ -131,7 +133,9 @@ class ContainerConnection:
         self.stream = stream
         self.tap = None if tap is None else tap.connected(stream)
         names = container.format.name.split(",")
-        self._is_file = container.duration is not None or (is_file and "hls" not in names)
+        self._duration_ns = _duration_ns(container, stream)
+        # A playlist also ends when its encoder restarts, so its end is a lost connection.
+        self._is_file = (self._duration_ns is not None or is_file) and _PLAYLISTS.isdisjoint(names)
         one_by_one = has_no_times(container) or not _ONE_BY_ONE.isdisjoint(names)
         self._is_paced = self._is_file or not one_by_one
         self.fps = frame_rate(container, self.stream)
@@ -140,6 +144,7 @@ class ContainerConnection:
         """Yield each packet, and whether it is a key frame. If packets arrive in bursts, delay each until it is due."""
         pace = _Pace(closing, self.fps) if self._is_paced else None
         packets, frames = self._container.demux(self.stream), 0
+        first_ns = last_ns = None
         while True:
             began = time.monotonic()
             try:
@@ -153,15 +158,24 @@ class ContainerConnection:
             if pace is not None:
                 pace.wait(packet)
             frames += 1
+            pts_ns = time_ns(packet)
+            last_ns = last_ns if pts_ns is None else pts_ns
+            first_ns = last_ns if first_ns is None else first_ns
             if self.tap is not None:
-                self.tap.offer(packet, time_ns(packet))
+                self.tap.offer(packet, pts_ns)
             yield packet, packet.is_keyframe
-        if self._is_file:
+        if self._is_file and self._is_complete((last_ns or 0) - (first_ns or 0)):
             raise EndOfStream(f"{self._name}: ended after {frames} frames")
         raise SourceError(f"{self._name}: the camera ended the stream", code="stream-ended")
 
     def close(self) -> None:
         self._container.close()
+
+    def _is_complete(self, played_ns: int) -> bool:
+        """Return True if a file was received to its end. FFmpeg does not always report that a connection was lost."""
+        if self._duration_ns is None:
+            return True
+        return played_ns >= self._duration_ns - max(_END_NS, self._duration_ns // 20)
 
     def _reading_failed(self, error: av.FFmpegError, waited_s: float) -> SourceError:
         if isinstance(error, av.error.ExitError):  # PyAV's own timeout
@@ -171,6 +185,13 @@ class ContainerConnection:
         else:
             text, hint = f"the connection failed: {error.strerror}", "check the cable, network, and power of the camera"
         return SourceError(f"{self._name}: {text}", hint=hint, code="read")
+
+
+def _duration_ns(container: InputContainer, stream: VideoStream) -> int | None:
+    """Return the duration of a video that has an end; None if it is unknown."""
+    if stream.duration is not None and stream.time_base is not None:
+        return int(stream.duration * stream.time_base * 1_000_000_000)
+    return None if container.duration is None else container.duration * 1000
 
 
 class ImageConnection:
