@@ -107,6 +107,23 @@ def require_library(camera: CameraConfig) -> None:
             _require_pyav()
 
 
+def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], detector: str) -> None:
+    """Check that the detector accepts the frames of NVDEC if `reader: nvdec` requires NVDEC.
+
+    Args:
+        pixel_formats: the formats that the detector accepts.
+        detector: name of the detector, for the error.
+
+    Raises:
+        ConfigError: the detector does not accept them.
+    """
+    if camera.reader == "nvdec" and "nv12" not in pixel_formats:
+        text = f"camera {camera.id}: `reader: nvdec` decodes to nv12, but the detector, {detector}, reads only "
+        text += ", ".join(pixel_formats)
+        hint = "remove `reader`, or set `detect.backend: tensorrt`, which reads the frames of the GPU"
+        raise ConfigError(text, hint=hint, code="nvdec-detector")
+
+
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
     """Return the timeouts of a camera. If a low `fps` is configured, the read timeout is at least 3 frame intervals."""
     slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0

@@ -81,6 +81,9 @@ def config_conflicts(config: Section, references: References = References()) -> 
     analytics = _mapping(config, "analytics")
     for loc, camera in cameras:
         yield from (conflict.below(*loc) for conflict in camera_conflicts(camera))
+        if camera.get("reader") == "nvdec" and _mapping(config, "detect").get("backend") == "onnxruntime":
+            message = "expected 'auto' or 'ffmpeg' with detect.backend: onnxruntime, which cannot read NVDEC's frames"
+            yield Conflict((*loc, "reader"), "nvdec-detector", message)
         if camera.get("id") == "node":
             message = "expected a different name, because status/node is the topic of the program"
             yield Conflict((*loc, "id"), "reserved-id", message)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from vision.capture.open import chooses_nvdec, open_source, supervisor_policy
+from vision.capture.open import chooses_nvdec, open_source, require_formats, supervisor_policy
 from vision.capture.supervisor import CameraSupervisor
 from vision.config import AppConfig, CameraConfig
 from vision.detect.detector import Detector, ReadsDevice
@@ -71,6 +71,17 @@ class CameraFactory:
                 changed=self.changed,
             )
         return self._camera(config, slot, first_epoch)
+
+    def check(self, cameras: Sequence[CameraConfig]) -> None:
+        """Raise `ConfigError` if the detector does not accept the frames of a camera's reader.
+
+        An evaluation can decode with a different library, because it measures no decoder.
+        """
+        spec, options = self.detector.spec, self.options
+        if options.open_source is not None or options.sink is not None:
+            return
+        for camera in cameras:
+            require_formats(camera, spec.pixel_formats, spec.name)
 
     def reopen(self, config: CameraConfig, slot: LatestSlot, *, first_epoch: int) -> Camera:
         """Create a camera that continues to use a slot. The previous camera must no longer write to it."""
@@ -141,9 +152,13 @@ def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camer
     """Create a slot and a supervisor for each camera.
 
     Also return the workers that read the cameras; None if `RunOptions.capture_workers` is 0.
+
+    Raises:
+        ConfigError: the detector does not accept the frames of a camera's reader.
     """
     options, detector = factory.options, factory.detector
     options.check_stop()
+    factory.check(config.cameras)
     if isinstance(detector, ReadsDevice):
         log.info("%s", frame_budget(config.cameras, detector.spec.pixel_formats[0], factory.buffers))
     cameras = [factory.create(camera) for camera in config.cameras]

@@ -146,6 +146,7 @@ class Reloader:
         opened = [camera for camera in config.cameras if camera.id in (*plan.added, *plan.reopened)]
         for camera in opened if factory.options.open_source is None else ():
             require_library(camera)
+        factory.check(opened)
         check_room(factory, [camera for camera in opened if camera.id in plan.added])
         if not plan.is_empty:
             self._runtime.steps.submit(change_running(self._runtime, factory, config, plan)).result()

@@ -211,7 +211,7 @@ def test_unsupported_combination_is_refused(
         ("/dev/video0", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0)),
         ("/dev/video0", {"fps": 30}, SupervisorPolicy()),
         ("clip.mp4", {}, SupervisorPolicy(finite=True, retry=False)),
-        ("http://10.0.0.4/a.jpg", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0)),
+        ("http://10.0.0.4/a.jpg", {"fps": 0.1}, SupervisorPolicy(read_timeout_s=30.0, finite=True)),
         ("synthetic:", {}, SupervisorPolicy(finite=True)),
     ],
 )

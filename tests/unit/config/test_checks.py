@@ -130,6 +130,11 @@ def camera(**options: object) -> str:
         (camera(source="a.mp4", reader="nvdec", loop="true"), []),
         (camera(source="/dev/video0", reader="nvdec"), [(1, "cameras[0].reader", "wrong-reader")]),
         (
+            camera(source="a.mp4", reader="nvdec") + "\ndetect: {backend: onnxruntime}\n",
+            [(1, "cameras[0].reader", "nvdec-detector")],
+        ),
+        (camera(source="a.mp4", reader="nvdec") + "\ndetect: {backend: tensorrt}\n", []),
+        (
             camera(source="'rtsp://10.0.0.4/a'", reader="nvdec", transport="udp"),
             [(1, "cameras[0].transport", "lossy-transport")],
         ),

@@ -6,11 +6,12 @@ import io
 import logging
 import re
 import runpy
+import sqlite3
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,21 @@ def test_rules_publish_events() -> None:
     assert {name for name, _ in reports} == {"too-many"}
 
 
+@pytest.mark.integration
+def test_reader_that_the_detector_cannot_use_is_refused() -> None:
+    """The program does not replace a library that the configuration names."""
+
+    def on_cpu(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
+        return open_detector(folder, spec, detect.model_copy(update={"backend": "onnxruntime"}))
+
+    camera = {"id": "gate", "source": str(ROOT / "configs" / "vtest.mp4"), "reader": "nvdec"}
+    config = site("detect", cameras=(camera,), detect={"backend": "auto"})
+    options = RunOptions(stop=threading.Event(), open_detector=on_cpu)
+    with ExitStack() as resources, pytest.raises(ConfigError) as caught:
+        load_pipeline("detect")(config, options, resources)
+    assert caught.value.code == "nvdec-detector"
+
+
 def test_evaluation_writes_no_files(tmp_path: Path) -> None:
     run(counting(snapshots={"folder": f"{tmp_path}/shots"}, state_dir=f"{tmp_path}/state"))
     assert list(tmp_path.iterdir()) == []
@@ -267,9 +283,13 @@ def test_counters_and_event_numbers_continue_after_a_restart(tmp_path: Path) -> 
             pass
         line = [item for item in items if isinstance(item, CountsMessage)][-1].lines["middle"]
         crossings.append(line.in_ + line.out)
-        numbers += [item.number for item in items if isinstance(item, EventMessage)]
+        numbers += [item.number or 0 for item in items if isinstance(item, EventMessage)]
     assert crossings[1] > crossings[0] > 0
-    assert numbers == list(range(1, len(numbers) + 1))
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
+        stored = [number for (number,) in database.execute("SELECT number FROM events ORDER BY number")]
+    assert stored == list(range(1, len(stored) + 1))
+    assert numbers == sorted(set(numbers))
+    assert set(stored) >= set(numbers)  # the last events end what has begun, after the subscriber has left
 
 
 @pytest.mark.integration
