@@ -1,17 +1,16 @@
-"""`Pairs` matches tracks with detections by their `similarity`; `pairs_within_reach` finds the pairs to compare."""
+"""`Pairs` matches tracks with detections by their `similarity`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeAlias
+import math
+from typing import Final
 
 import lap
 import numpy as np
-from numpy.typing import NDArray
 
 from vision.analytics.frame_detections import FrameDetections
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
-from vision.analytics.track_state import PLACE
+from vision.analytics.track_state import PLACE, VAR_PLACE
 
 _REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
 _WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
@@ -19,62 +18,13 @@ _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for t
 _CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
-_BLOCK: Final = 4_000
-"""Number of pairs up to which several cameras are compared at once, although only pairs of one camera can be near."""
 
-Span: TypeAlias = tuple[int, int]
-"""The first and the end index of the tracks or detections of one camera."""
+def distance_of(least: float) -> float:
+    """Return the distance in standard deviations from which boxes that do not overlap are at most `least` similar.
 
-
-def pairs_within_reach(
-    places: FloatArray,
-    reach: FloatArray,
-    seen: FloatArray,
-    spans: Iterable[tuple[Span, Span]],
-    labels: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-) -> tuple[IndexArray, IndexArray]:
-    """Return the indices of the tracks (K,) and detections (K,) that are near each other and have the same labels.
-
-    The pairs are in the order of the tracks, and then of the detections. Comparisons in float32 are faster.
-
-    Args:
-        places: centers (2, M) of the tracks.
-        reach: largest distance (M,) from each track, horizontally and vertically.
-        seen: centers (2, N) of the detections.
-        spans: span of the tracks and span of the detections of each camera, in order.
-        labels: pairs of a label of each track (M,) and a label of each detection (N,), such as their cameras.
+    `least` must be greater than the weight of the direction, which a large distance does not reduce.
     """
-    at, seen_at, reach_px = places.astype(np.float32), seen.astype(np.float32), reach.astype(np.float32)
-    found = []
-    for (first, end), (first_seen, end_seen) in _blocks(spans):
-        offset = at[:, first:end, None] - seen_at[:, None, first_seen:end_seen]
-        within = np.abs(offset, out=offset) < reach_px[first:end, None]
-        near = within[0]
-        near &= within[1]
-        for of_tracks, of_detections in labels:
-            near &= of_tracks[first:end, None] == of_detections[first_seen:end_seen]
-        rows, columns = np.divmod(near.ravel().nonzero()[0], end_seen - first_seen)  # faster than 2-dimensional nonzero
-        if first or first_seen:
-            rows += first
-            columns += first_seen
-        found.append((rows, columns))
-    if len(found) == 1:
-        return found[0]
-    rows, columns = (np.concatenate(each) for each in zip(*found, strict=True))
-    return rows, columns
-
-
-def _blocks(spans: Iterable[tuple[Span, Span]]) -> list[tuple[Span, Span]]:
-    """Join the spans of successive cameras while they have at most `_BLOCK` pairs together."""
-    blocks: list[tuple[Span, Span]] = []
-    for (first, end), (first_seen, end_seen) in spans:
-        if blocks:
-            (begin, _), (begin_seen, _) = blocks[-1]
-            if (end - begin) * (end_seen - begin_seen) <= _BLOCK:
-                blocks[-1] = (begin, end), (begin_seen, end_seen)
-                continue
-        blocks.append(((first, end), (first_seen, end_seen)))
-    return blocks
+    return _REACH * math.sqrt(max(0.0, -math.log(2.0 * (least - _DIRECTION_WEIGHT))))
 
 
 class Pairs:
@@ -165,8 +115,15 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
     best[tracks] = np.where(worth, detections[assigned], -1)
 
 
+def place_variance(state: FloatArray, size: FloatArray) -> FloatArray:
+    """Return the variances (2, M) of the centers of tracks, at most that of the widest uncertainty of a match."""
+    widest = _WIDEST_UNCERTAINTY * size
+    variance: FloatArray = np.minimum(state[VAR_PLACE], widest * widest)
+    return variance
+
+
 def similarity(
-    state: FloatArray, size: FloatArray, frame: FrameDetections, rows: IndexArray, columns: IndexArray
+    state: FloatArray, variance: FloatArray, frame: FrameDetections, rows: IndexArray, columns: IndexArray
 ) -> FloatArray:
     """Return the similarity of K pairs of a track and a detection, from about 0 to 1.
 
@@ -175,12 +132,14 @@ def similarity(
 
     Args:
         state: state of the tracks (ROWS, M), predicted at the time of the frame.
-        size: longer side of the box of each track (M,).
+        variance: result of `place_variance` (2, M).
         frame: the detections.
         rows: index of the track of each pair (K,).
         columns: index of the detection of each pair (K,).
     """
-    track, seen = state.take(_FOR_SIMILARITY, axis=0).take(rows, axis=1), frame.at.take(columns, axis=1)
+    values = state.take(_FOR_SIMILARITY, axis=0)
+    values[6:8] = variance
+    track, seen = values.take(rows, axis=1), frame.at.take(columns, axis=1)
     extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
     offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
     smaller = np.minimum(extent, seen_extent)
@@ -190,8 +149,7 @@ def similarity(
     area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
     overlap = common / (area + seen_area - common)
     likeness = smallest * smallest / (area * seen_area)
-    variance = np.minimum(track[6:8], ((_WIDEST_UNCERTAINTY * size) ** 2)[rows]) + frame.noise[columns]
-    distance2 = offset * offset / variance
+    distance2 = offset * offset / (track[6:8] + frame.noise[columns])
     value: FloatArray = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
     along, moved2, speed2 = moved * speed, moved * moved, speed * speed
     clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)

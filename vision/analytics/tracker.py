@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -29,7 +29,8 @@ from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
 from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, covered_parts, iou, round_px
-from vision.analytics.track_matching import Pairs, pairs_within_reach, similarity
+from vision.analytics.near_pairs import Near, near_pairs
+from vision.analytics.track_matching import Pairs, distance_of, place_variance, similarity
 from vision.analytics.track_sizes import SizeFilter, hidden_heights_px, size_step
 from vision.analytics.track_state import (
     AT,
@@ -71,6 +72,8 @@ _WEAK_STAGE: Final = 0.5  # minimum similarity of a published track and a weak d
 _STANDING_STAGE: Final = 0.7  # the same for a standing object that has had only weak detections for `weak_s`
 _WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within which a weak detection can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
+_ANY_DISTANCE: Final = distance_of(_ANY_STAGE)  # beyond it, boxes that do not overlap cannot match
+_WEAK_DISTANCE: Final = distance_of(_WEAK_STAGE)
 _COVERED: Final = 0.2  # part of a box from which a nearer box explains its weak detections
 _SAME_OBJECT_IOU: Final = 0.7  # a detection that overlaps a tracked object this much is the same object
 _PERHAPS_SAME_IOU: Final = 0.4  # with at least this overlap, it is another object only if it lasts `_PERHAPS_SAME_S`
@@ -303,18 +306,17 @@ class _TracksTogether:
 
     def _pairs(self, frame: FrameDetections) -> Pairs:
         """Return the tracks and detections that are near each other, with their similarity."""
-        size = np.maximum(self._state[2], self._state[3])
-        rows, columns = self._within_reach(size, frame)
-        value = similarity(self._state, size, frame, rows, columns)
+        state, at = self._state, frame.at
+        size = np.maximum(state[2], state[3])
+        variance = place_variance(state, size)
+        # An unpublished track can match if only the direction is right, at any distance.
+        deviations = np.where(self._ids > 0, _ANY_DISTANCE, math.inf)
+        tracks = Near(state[PLACE], state[EXTENT], variance, deviations, self._groups, self._camera)
+        deviations = np.where(frame.strong, _ANY_DISTANCE, _WEAK_DISTANCE)
+        seen = Near(at[PLACE], at[EXTENT], frame.noise, deviations, frame.groups, frame.camera)
+        rows, columns = near_pairs(tracks, seen, _FARTHEST * size)
+        value = similarity(state, variance, frame, rows, columns)
         return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
-
-    def _within_reach(self, size: FloatArray, frame: FrameDetections) -> tuple[IndexArray, IndexArray]:
-        """Return the indices of the tracks (K,) and detections (K,) that are near each other and in the same group."""
-        spans = zip(self._ranges(self._camera, len(size)), self._ranges(frame.camera, len(frame.scores)), strict=True)
-        labels: list[tuple[NDArray[Any], NDArray[Any]]] = [(self._groups, frame.groups)]
-        if self._camera is not None and frame.camera is not None:
-            labels.append((self._camera, frame.camera))
-        return pairs_within_reach(self._state[PLACE], _FARTHEST * size, frame.at[PLACE], spans, labels)
 
     # --- the life of a track ------------------------------------------------------------------------------------------
 

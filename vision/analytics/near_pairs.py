@@ -1,0 +1,111 @@
+"""`near_pairs` finds the pairs of a track and a detection that are near enough to be compared."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from vision.analytics.class_groups import ClassIds
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
+
+_FEW: Final = 4_000
+"""Number of tracks times number of detections up to which it takes the least time to look at all pairs."""
+
+_SLACK: Final = 1.001  # factor by which reaches are larger than necessary, because of rounding errors
+
+
+class Near(NamedTuple):
+    """M tracks or detections for which pairs are searched."""
+
+    places: FloatArray  # (2, M) centers
+    extent: FloatArray  # (2, M) widths and heights
+    variance: FloatArray  # (2, M) or (M,) variances of the centers
+    deviations: FloatArray  # (M,) distance in standard deviations from which boxes that do not overlap cannot match
+    groups: ClassIds  # (M,) only objects of the same group can match
+    camera: IndexArray | None  # (M,) index of the camera; None if there is only one
+
+
+def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[IndexArray, IndexArray]:
+    """Return the indices of the tracks (K,) and detections (K,) that are near each other.
+
+    These are the pairs of the same camera and group whose distance is less than `farthest` (M,) of the track,
+    horizontally and vertically. Pairs that cannot match can be left out: their boxes do not overlap, and their distance
+    in standard deviations is at least `deviations` of one of them. The pairs are in the order of the tracks, and then
+    of the detections.
+    """
+    number = len(detections.groups)
+    if len(farthest) * number <= _FEW:
+        (keys,) = _compare_all(tracks, detections, farthest).ravel().nonzero()
+    else:
+        keys = _search(tracks, detections, farthest)
+    rows, columns = np.divmod(keys, number)  # faster than 2-dimensional nonzero
+    return rows, columns
+
+
+def _compare_all(tracks: Near, detections: Near, farthest: FloatArray) -> BoolArray:
+    """Return a mask (M, N) of the near pairs."""
+    offset = tracks.places[:, :, None] - detections.places[:, None, :]
+    within = np.abs(offset, out=offset) < farthest[:, None]
+    near: BoolArray = within[0]
+    near &= within[1]
+    near &= tracks.groups[:, None] == detections.groups
+    if tracks.camera is not None and detections.camera is not None:
+        near &= tracks.camera[:, None] == detections.camera
+    return near
+
+
+def _search(tracks: Near, detections: Near, farthest: FloatArray) -> IndexArray:
+    """Return the near pairs that can match, as track * N + detection, in ascending order.
+
+    A search in the sorted horizontal positions finds the candidates.
+    """
+    reach, seen_reach = np.fmin(_reach(tracks), farthest), _reach(detections)
+    first, end, order = _candidates(tracks, detections, np.minimum(reach[0] + seen_reach[0].max(), farthest))
+    number = end - first
+    rows = np.arange(len(number)).repeat(number)
+    at = np.arange(len(rows)) + (end - number.cumsum()).repeat(number)
+    of_track = _together(tracks.places, reach).repeat(number, axis=0)
+    of_detection = _together(detections.places, seen_reach).take(order, axis=0).take(at, axis=0)
+    offset = np.abs((of_track[:, 0] - of_detection[:, 0]).view(np.float64))
+    within = offset < (of_track[:, 1] + of_detection[:, 1]).view(np.float64)
+    (near,) = (within[::2] & within[1::2]).nonzero()
+    rows, columns = rows[near], order[at[near]]
+    allowed = tracks.groups[rows] == detections.groups[columns]
+    allowed &= np.maximum(offset[::2][near], offset[1::2][near]) < farthest[rows]
+    keys: IndexArray = (rows * len(order) + columns)[allowed]
+    keys.sort()
+    return keys
+
+
+def _reach(objects: Near) -> FloatArray:
+    """Return the horizontal and vertical reach (2, M) of objects.
+
+    A pair cannot match if the distance is at least the sum of both reaches, horizontally or vertically.
+    """
+    reach: FloatArray = _SLACK * np.maximum(0.5 * objects.extent, objects.deviations * np.sqrt(objects.variance))
+    return reach
+
+
+def _together(places: FloatArray, reach: FloatArray) -> Points:
+    """Return place and reach as complex numbers (M, 2), so that one NumPy call reads both coordinates of both."""
+    return np.ascontiguousarray(np.concatenate([places, reach]).T).view(np.complex128)
+
+
+def _candidates(tracks: Near, detections: Near, distance: FloatArray) -> tuple[IndexArray, IndexArray, IndexArray]:
+    """Return the detections of the same camera whose horizontal distance from each track is less than `distance` (M,).
+
+    Some of them can be farther away. The result is the first and the end index (M,) in the order (N,) of the
+    detections, and this order.
+    """
+    x, seen_x, distance = tracks.places[0], detections.places[0], _SLACK * distance
+    low, high = x - distance, x + distance
+    if tracks.camera is not None and detections.camera is not None:
+        # Move each camera by more than its width, so that one search finds no detections of other cameras.
+        shift = 2.0 * (max(high.max(), seen_x.max()) - min(low.min(), seen_x.min()))
+        low += shift * tracks.camera
+        high += shift * tracks.camera
+        seen_x = seen_x + shift * detections.camera
+    order = seen_x.argsort()
+    seen_x = seen_x[order]
+    return seen_x.searchsorted(low), seen_x.searchsorted(high, "right"), order
