@@ -46,9 +46,12 @@ class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 # The header of every message. The publisher adds it when it builds the message.
 Node: TypeAlias = Annotated[str, doc("name of the publishing machine")]
-Instance: TypeAlias = Annotated[str, doc("identifies a start of the publisher; after each start, `seq` is 1 again")]
-Boot: TypeAlias = Annotated[str, doc("identifies a boot of the machine; processes with equal `boot` share its clock")]
-Seq: TypeAlias = Annotated[int, doc("1, 2, 3, … per topic and instance; a gap: lost messages, or a worker that ended")]
+Instance: TypeAlias = Annotated[str, doc("identifies one run of the publisher; in each run, `seq` starts at 1")]
+Boot: TypeAlias = Annotated[str, doc("last boot of the machine; monotonic times with equal `boot` are comparable")]
+Seq: TypeAlias = Annotated[int, doc("number of the message in its topic, from 1 on; a gap usually means a loss")]
+Epoch: TypeAlias = Annotated[
+    int, doc("increases when the camera reconnects, gets a new worker process, or changes its frame size")
+]
 
 
 class Header(TypedDict):
@@ -63,11 +66,14 @@ class Header(TypedDict):
 class AttributeOfObject(_Compact, frozen=True, kw_only=True):
     """The class that a second model assigned to an object."""
 
-    model: Annotated[str, doc("name of the second model")]
+    model: Annotated[str, doc("name of the second model, from `cascade` in camera.yaml")]
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
     score: Annotated[float, doc("score from 0 to 1")]
-    age_ms: Annotated[int, doc("time from the frame that the second model read to this frame")]
+    age_ms: Annotated[int, doc("time from the frame that the second model read to this frame, in ms")]
 
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""x1, y1, x2, and y2 in pixels of the frame."""
 
 Pixel: TypeAlias = tuple[float, float]
 """x and y in pixels of the frame."""
@@ -97,18 +103,15 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
     class_id: Annotated[int, doc("number of the class in the model")]
     score: Annotated[float, doc("score from 0 to 1")]
-    box: Annotated[tuple[float, float, float, float], doc("x1, y1, x2, y2 in pixels of the frame; y points down")]
-    age_ms: Annotated[int | None, doc("time since the object was first detected; absent without tracking")] = None
+    box: Annotated[Box, doc("x1, y1, x2, y2 in pixels of the frame; y points down")]
+    age_ms: Annotated[int | None, doc("ms since the first detection of the object; absent without tracking")] = None
     hidden_px: Annotated[
-        float | None, doc("height of the part of the object that is hidden below its box; absent if nothing is hidden")
+        float | None, doc("height in pixels of the part of the object hidden below its box; absent if none")
     ] = None
-    previous_box: Annotated[
-        tuple[float, float, float, float] | None,
-        doc("box at the previous detection, when a track is published for the first time; otherwise absent"),
-    ] = None
-    attributes: Annotated[
-        list[AttributeOfObject] | None, doc("results of second models; absent if there are none yet")
-    ] = None
+    previous_box: Annotated[Box | None, doc("previous box of the object; only in the first message of its track")] = (
+        None
+    )
+    attributes: Annotated[list[AttributeOfObject] | None, doc("results of the second model; absent if none yet")] = None
     mask: Annotated[MaskOfObject | None, doc("pixels of the object; absent if the model finds no masks")] = None
     keypoints: Annotated[
         list[tuple[float, float, float]] | None,
@@ -120,7 +123,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     ] = None
     corners: Annotated[
         list[Pixel] | None,
-        doc("corners of an oriented box, clockwise; can lie outside the frame; absent if the box is upright"),
+        doc("corners of an oriented box, clockwise; can lie outside the frame; absent for upright boxes"),
     ] = None
 
     def __str__(self) -> str:
@@ -130,7 +133,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
 
 
 class StageTimes(_Compact, frozen=True, kw_only=True):
-    """The duration of each stage between camera and socket, in milliseconds."""
+    """The duration of each step between camera and socket, in milliseconds."""
 
     wait: Annotated[float, doc("time from capture to assignment to a batch, in which the frame waits for the detector")]
     submit: Annotated[float, doc("time from assignment to a batch to submission to the detector")]
@@ -140,29 +143,29 @@ class StageTimes(_Compact, frozen=True, kw_only=True):
 
 
 class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
-    """The objects in one frame of one camera. Sent for each inferred frame, even without objects."""
+    """The objects in one frame of one camera. Sent for each processed frame, even without objects."""
 
     node: Node
     instance: Instance
     boot: Boot
     seq: Seq
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
-    epoch: Annotated[int, doc("increases when the camera reconnects, gets a new worker, or changes its frame size")]
+    epoch: Epoch
     frame: Annotated[int, doc("number of the frame in its epoch, including dropped frames")]
-    captured_at: Annotated[str, doc("time in UTC, RFC 3339")]
+    captured_at: Annotated[str, doc("capture time of the frame in UTC, RFC 3339")]
     captured_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
-    clock: Annotated[str, doc("source of the time: `rtcp` (camera), `arrival` (arrival here), or `media` (file)")]
-    timing_ms: Annotated[StageTimes, doc("duration of each stage")]
-    dropped_before: Annotated[dict[str, int], doc("frames dropped since the previous message, by reason")]
+    clock: Annotated[str, doc("source of the time: `rtcp` (the camera), `arrival` (at this machine), `media` (file)")]
+    timing_ms: Annotated[StageTimes, doc("duration of each step, in ms")]
+    dropped_before: Annotated[dict[str, int], doc("frames of the camera dropped since its last message, by reason")]
     width: Annotated[int, doc("width of the frame in pixels")]
     height: Annotated[int, doc("height of the frame in pixels")]
     objects: Annotated[list[DetectedObject], doc("detected objects, highest score first")]
     truncated_candidates: Annotated[
-        int, doc("candidates above the capacity of the detector, which were ignored; absent means 0")
+        int, doc("possible objects that the detector ignored, because there were too many; absent means 0")
     ] = 0
-    invalid: Annotated[int, doc("objects left out because a value was not finite; absent means 0")] = 0
+    invalid: Annotated[int, doc("objects that the message omits, because a value is not finite; absent means 0")] = 0
     keypoint_names: Annotated[
-        list[str] | None, doc("names of the keypoints of each object; absent without keypoints or if not known")
+        list[str] | None, doc("names of the keypoints of each object; absent if there are no keypoints or names")
     ] = None
 
     @property
@@ -205,30 +208,27 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
     instance: Instance
     boot: Boot
     seq: Seq
-    camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
-    epoch: Annotated[int, doc("epoch of the frame in which the event was detected")]
-    frame: Annotated[int, doc("number of the frame in which the event was detected")]
+    camera: Annotated[str, doc("`id` of the camera in camera.yaml, or `node` for an event of the program")]
+    epoch: Annotated[int, doc("epoch of the frame in which the event was detected; 0 for an event of the program")]
+    frame: Annotated[int, doc("number of the frame in which the event was detected; 0 if there is no such frame")]
     at: Annotated[str, doc("time of the event in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     kind: Annotated[str, doc("kind of event, such as `line_crossed`")]
     name: Annotated[str, doc("name of the line, zone, rule, or statement, or of what else the event is about")]
     track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
-    box: Annotated[
-        tuple[float, float, float, float] | None,
-        doc("box of the object in this frame, as in detections; absent if the object is not in it"),
-    ] = None
+    box: Annotated[Box | None, doc("box of the object in this frame; absent if the object is not in it")] = None
     snapshot: Annotated[
         str | None, doc("path of a JPEG file of the frame on the publishing machine; absent if there is none")
     ] = None
-    journal: Annotated[str | None, doc("journal that stores the event; absent if none does")] = None
+    journal: Annotated[str | None, doc("id of the journal that stores the event; absent if none does")] = None
     number: Annotated[
-        int | None, doc("1, 2, 3, … in that journal, over all cameras and restarts; absent without a journal")
+        int | None, doc("number of the event in that journal, over all cameras and restarts; absent without one")
     ] = None
-    id: Annotated[str | None, doc("identifies an event that a language model is asked about; else absent")] = None
-    amends: Annotated[int | None, doc("`seq` of the event's first message, in a message with an answer")] = None
-    verdict: Annotated[Verdict | None, doc("answer of a language model; absent without an answer")] = None
-    description: Annotated[Description | None, doc("by a language model; absent without an answer")] = None
+    id: Annotated[str | None, doc("identifies an event about which a language model is asked; else absent")] = None
+    amends: Annotated[int | None, doc("in an amendment: `seq` of the first message of the event; else absent")] = None
+    verdict: Annotated[Verdict | None, doc("answer of a language model; absent if there is none")] = None
+    description: Annotated[Description | None, doc("description by a language model; absent if there is none")] = None
 
     @property
     def topic(self) -> str:
@@ -248,9 +248,7 @@ class ZoneVisit(_Compact, frozen=True, kw_only=True):
 
     name: Annotated[str, doc("name of the zone")]
     entered_at: Annotated[str, doc("time in UTC, RFC 3339")]
-    left_at: Annotated[str | None, doc("time in UTC, RFC 3339; absent if the object was inside when it was lost")] = (
-        None
-    )
+    left_at: Annotated[str | None, doc("time in UTC, RFC 3339; absent if the track ended inside the zone")] = None
 
 
 class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.objects/1"):
@@ -272,19 +270,17 @@ class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag
     duration_s: Annotated[float, doc("time from the first to the last detection, in seconds")]
     width: Annotated[int, doc("width of the frame in pixels")]
     height: Annotated[int, doc("height of the frame in pixels")]
-    box: Annotated[tuple[float, float, float, float], doc("last box of the object, as in detections")]
+    box: Annotated[Box, doc("last box of the object, as in detections")]
     path: Annotated[
         list[tuple[int, float, float]],
         doc("up to 64 positions: time since `first_seen` in ms, x and y of the bottom center of the box in pixels"),
     ]
     lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = []
     zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = []
-    attributes: Annotated[list[AttributeOfObject] | None, doc("results of second models; absent if none")] = None
+    attributes: Annotated[list[AttributeOfObject] | None, doc("results of the second model; absent if none")] = None
     snapshot: Annotated[bytes | None, doc("JPEG of the object, if possible large and clear; absent if none")] = None
-    snapshot_at: Annotated[str | None, doc("time of that frame in UTC, RFC 3339; absent if none")] = None
-    snapshot_box: Annotated[
-        tuple[float, float, float, float] | None, doc("box of the object in that frame; absent if none")
-    ] = None
+    snapshot_at: Annotated[str | None, doc("time of the frame of the snapshot in UTC, RFC 3339; absent if none")] = None
+    snapshot_box: Annotated[Box | None, doc("box of the object in the frame of the snapshot; absent if none")] = None
 
     @property
     def topic(self) -> str:
@@ -314,7 +310,7 @@ class ZoneCounts(_Compact, frozen=True, kw_only=True):
 
     occupancy: Annotated[int, doc("objects in the zone now")]
     entered: Annotated[int, doc("objects that entered")]
-    left: Annotated[int, doc("objects that left or were lost inside")]
+    left: Annotated[int, doc("objects that left, including those whose track ended inside the zone")]
     entered_by_class: Annotated[dict[str, int], doc("`entered` by class")]
     left_by_class: Annotated[dict[str, int], doc("`left` by class")]
     entered_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("entered"))] = None
@@ -362,14 +358,14 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
         str, doc("`connecting`, `streaming`, `frozen`, `backing-off`, `ended`, or, as the last status, `removed`")
     ]
     state_for_s: Annotated[float, doc("time in this state, in seconds")]
-    epoch: Annotated[int, doc("increases when the camera reconnects, gets a new worker, or changes its frame size")]
+    epoch: Epoch
     reconnects: Annotated[int, doc("number of connections after the first")]
     grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
     published: Annotated[int, doc("frames whose detections were published")]
     dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
     dropped_by_stage: Annotated[
         dict[str, int],
-        doc("the part of `dropped` that waited too long for a stage: `detector` or `results`, the steps after it"),
+        doc("the part of `dropped` that waited too long: for the `detector`, or for `results`, the steps after it"),
     ] = {}
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]
@@ -382,7 +378,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     last_error: Annotated[str | None, doc("why the last connection ended; absent while frames arrive")] = None
     hint: Annotated[str | None, doc("what to do about `last_error`; absent if there is no advice")] = None
     error_code: Annotated[str | None, doc("code of `last_error`, which `vision check` also reports")] = None
-    next_retry_in_s: Annotated[float | None, doc("time until the next attempt to connect, in seconds")] = None
+    next_retry_in_s: Annotated[float | None, doc("seconds until the next attempt to connect; absent if none")] = None
     width: Annotated[int | None, doc("width of the frame in pixels; absent before the first connection")] = None
     height: Annotated[int | None, doc("height of the frame in pixels; absent before the first connection")] = None
     decoder: Annotated[str | None, doc("decoder of the stream")] = None
@@ -411,9 +407,9 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True):
     graphs_off: Annotated[str | None, doc("why CUDA graphs are off; absent if they are on")] = None
     device_bytes: Annotated[
         int | None,
-        doc("GPU memory of the detector, including the cameras' buffers; absent without a GPU"),
+        doc("GPU memory of the detector in bytes, including the buffers of the cameras; absent without a GPU"),
     ] = None
-    page_locked_bytes: Annotated[int | None, doc("page-locked host memory; absent without a GPU")] = None
+    page_locked_bytes: Annotated[int | None, doc("page-locked host memory in bytes; absent without a GPU")] = None
 
 
 class SinkStatus(_Compact, frozen=True, kw_only=True):
@@ -424,7 +420,7 @@ class SinkStatus(_Compact, frozen=True, kw_only=True):
     queued: Annotated[int, doc("messages that wait on disk")] = 0
     queued_bytes: Annotated[int, doc("their size in bytes")] = 0
     sent: Annotated[int, doc("messages that the sink has confirmed")] = 0
-    lost: Annotated[int, doc("messages that exceeded the limits of the spool, were refused, or did not arrive")] = 0
+    lost: Annotated[int, doc("messages that were deleted, refused, or never received by the sink")] = 0
     last_error: Annotated[str | None, doc("the last error of the sink; absent if there was none")] = None
 
 
@@ -435,13 +431,16 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     uptime_s: Annotated[float, doc("time since the start of the program, in seconds")]
     version: Annotated[str, doc("version of the program")]
-    backend: Annotated[str, doc("detector, device, and precision")]
+    backend: Annotated[str, doc("back-end of the detector, with its device and precision")]
     model: Annotated[str, doc("name of the model")]
     rates: Annotated[dict[str, float], doc("frames per second: `grabbed` and `published`")]
-    latency_ms: Annotated[dict[str, LatencyPercentiles], doc("latency of each stage since the last status message")]
+    latency_ms: Annotated[
+        dict[str, LatencyPercentiles],
+        doc("latencies since the last status: `queue` (capture to detector), `detect`, `results` (after the detector)"),
+    ]
     dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
-    queues: Annotated[dict[str, int], doc("waiting frames, by queue")]
-    rss_bytes: Annotated[int, doc("resident memory of the main process")]
+    queues: Annotated[dict[str, int], doc("`results`: frames of batches whose results are not finished")]
+    rss_bytes: Annotated[int, doc("resident memory of the main process, in bytes")]
     memory_bytes: Annotated[dict[str, int], doc("memory by process; shared memory is divided among its users")] = {}
     counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = {}
     detector: Annotated[DetectorStatus | None, doc("status of the detector")] = None
@@ -458,7 +457,7 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     instance: Instance
     boot: Boot
     seq: Seq
-    replay: Annotated[str | None, doc("address to request missed events from; absent if there is none")] = None
+    replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
     sinks: Annotated[
         dict[str, SinkStatus], doc("status of each configured sink, by name; absent if there are none")
     ] = {}
@@ -476,12 +475,12 @@ AnyMessage: TypeAlias = (
 class ReplayRequest(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):
     """A request for missed events. Send it to the address in the field `replay` of `status/node`."""
 
-    since: Annotated[int, doc("number of the last event that you have; 0 means all stored events")] = 0
+    since: Annotated[int, doc("number of the last event that your program has; 0 means all stored events")] = 0
     journal: Annotated[
         str | None,
         doc("journal of that event; if it is no longer in use, `since` counts as 0. Absent means the current journal"),
     ] = None
-    limit: Annotated[int, doc("maximum number of events in the reply, up to 1000")] = 500
+    limit: Annotated[int, doc("maximum number of events in the reply, up to 1000; by default 500")] = 500
 
 
 class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-reply/1"):
@@ -490,8 +489,8 @@ class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     node: Annotated[str, doc("name of the publishing machine")]
     journal: Annotated[str, doc("journal in use")]
     oldest: Annotated[int, doc("number of the oldest stored event")]
-    newest: Annotated[int, doc("number of the newest published event")]
-    more: Annotated[bool, doc("true if there are more events: send a request with the last number of this reply")]
+    newest: Annotated[int, doc("highest number of an event in this journal")]
+    more: Annotated[bool, doc("true if there are more events: request them with the last number of this reply")]
     error: Annotated[str | None, doc("why the request failed; absent if it did not")] = None
 
 
