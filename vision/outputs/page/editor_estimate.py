@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from vision.config import AppConfig
 from vision.errors import ConfigError, Unavailable
+from vision.messaging.control_protocol import own_folder
+from vision.state.private_files import make_private_folder
 
 RANGE_S: Final = 3600
 CPU_LIMIT_S: Final = 60
@@ -53,6 +55,7 @@ class Estimator:
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
+            ModelError: other users can write to the runtime folder of the program, or it cannot be created.
             Unavailable: a different estimate is running, or this one exceeds a time limit.
         """
         if running.archive is None:
@@ -64,7 +67,10 @@ class Estimator:
             hint = "try again when it has ended"
             raise Unavailable("a different estimate is running", hint=hint, code="estimate-busy") from None
         try:
-            with tempfile.TemporaryDirectory(prefix="vision-estimate-") as folder:
+            # A service on a Jetson cannot write to /tmp.
+            parent = own_folder()
+            make_private_folder(parent)
+            with tempfile.TemporaryDirectory(prefix="estimate-", dir=parent) as folder:
                 return await self._run(Path(folder), _reduced(running, draft), camera)
         finally:
             self._lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def test_second_estimate_is_refused_and_a_canceled_one_ends(tmp_path: Path) -> N
         assert children() == []
 
     asyncio.run(run())
+
+
+def test_service_needs_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Jetson, the service cannot write to /tmp."""
+    runtime, archive = tmp_path / "run", tmp_path / "archive"
+    runtime.mkdir(mode=0o755)
+    archive.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(runtime))
+    with pytest.raises(ConfigError) as caught:  # the archive is empty
+        asyncio.run(estimate(Estimator(), archive))
+    assert caught.value.code == "estimate-failed" and str(archive) in str(caught.value)
+    assert list(runtime.iterdir()) == []
 
 
 def test_missing_archive_is_an_error(tmp_path: Path) -> None:
