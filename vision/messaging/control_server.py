@@ -182,6 +182,8 @@ class ControlServer:
             self._reply(sock, error_reply(error))
 
     def _answer(self, request: Request) -> Reply:
+        """Handle a request. The other clients wait, so the time that this takes does not count for them."""
+        began_s = time.monotonic()
         try:
             return self._handle(request)
         except VisionError as error:
@@ -190,6 +192,9 @@ class ControlServer:
             log.exception("a control request failed")
             text = f"unexpected exception: {type(error).__name__}: {error}"
             return error_reply(VisionError(text, code="control-bug"))
+        finally:
+            for connection in self._connections.values():
+                connection.deadline += time.monotonic() - began_s
 
     def _reload(self) -> None:
         reply = self._answer(ReloadRequest())

@@ -97,6 +97,30 @@ def test_other_users_are_refused(folder: Path) -> None:
     assert handler.requests == []
 
 
+def test_request_during_a_long_reload_waits_for_its_turn(folder: Path) -> None:
+    handling, done = threading.Event(), threading.Event()
+
+    def handle(request: Request) -> Reply:
+        if isinstance(request, ReloadRequest):
+            handling.set()
+            done.wait(60)
+        return NOTHING
+
+    message = framed(b'{"request":"remove-camera","id":"gate"}')
+    with ControlServer(folder / "long.control", handle, request_s=0.5) as server, socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(str(server.path))
+        sock.sendall(message[:1])
+        reload = threading.Thread(target=ask, args=(server.path, ReloadRequest()))
+        reload.start()
+        assert handling.wait(60)
+        sock.sendall(message[1:])
+        time.sleep(1.0)  # longer than `request_s`
+        done.set()
+        assert sock.recv(65536)
+        reload.join()
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
