@@ -50,7 +50,7 @@ def chaos(
 
     Cameras fail, processes are killed, and disks are full. RTSP cameras on this machine replace those of CONFIG, whose
     model, pipeline, and analytics are used. Without CONFIG, a small demo is used. Faults follow a schedule that depends
-    only on the options. The exit code is 0 if the program kept every promise: no crash, no lost event, all frames
+    only on the options. The exit code is 0 if no check is broken: for example, no crash, no lost event, all frames
     accounted for, and every camera back in time.
 
     Examples:
