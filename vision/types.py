@@ -306,6 +306,11 @@ class Attribute:
     seen_ns: int  # capture time of the classified frame
 
 
+ViewNumbers: TypeAlias = tuple[float, float, float, float, float, float]
+"""The numbers xx, xy, dx, yx, yy, dy, which place a configured point (x, y) at (xx x + xy y + dx, yx x + yy y + dy) in
+the present view of a camera. Points are in pixels of the frame."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Counters of the lines and zones of one camera, by name and then by key, such as ``in`` or ``in:person``."""
@@ -315,6 +320,8 @@ class Counts:
     occupancy: Mapping[str, int]  # current number of objects in each zone
     intervals: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     """95 % interval of the true number, by line or zone and by key; only for counts with measured accuracy."""
+    view: ViewNumbers | None = None
+    """Where the lines and zones are; None if they are at their configured positions."""
 
 
 @dataclass(frozen=True, slots=True)

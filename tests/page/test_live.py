@@ -169,3 +169,31 @@ def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:
 
     until(lambda: says("no route", "backing-off", "no route to host"), "no reason")
     until(lambda: says("", "streaming"), "the reason stays")
+
+
+DRAWN: Final = """async ([url, view]) => {
+  const { LiveView } = await import(url);
+  const live = new LiveView(document.body, "gate");
+  const points = [[0.25, 0], [0.25, 1]];
+  live.receive({ kind: "scene", lines: [{ name: "door", units: "fraction", points }], zones: [], masks: [] });
+  live.receive({ kind: "counts", lines: {}, zones: {}, view });
+  document.body.append(live.canvas);
+  const frame = new OffscreenCanvas(160, 120);
+  frame.getContext("2d").fillRect(0, 0, 160, 120);
+  live.overlay.draw(frame.transferToImageBitmap(), null);
+  const { width, height } = live.canvas;
+  const { data } = live.overlay.context.getImageData(0, Math.floor(height * 0.75), width, 1);
+  const lit = [...Array(width).keys()].filter((x) => data[4 * x] > 200);
+  return lit.reduce((sum, x) => sum + x, 0) / lit.length / width * 160;
+}"""
+
+
+def test_lines_are_drawn_where_a_moved_camera_counts(site: Site, zoo: Zoo, page: Page) -> None:
+    add(site, zoo, "plain")
+    show(page, site.url, ["plain"])
+    module = page.evaluate(
+        "[...document.scripts].concat(performance.getEntriesByType('resource'))"
+        ".map((each) => each.src || each.name).find((name) => name?.endsWith('/live.js'))"
+    )
+    assert page.evaluate(DRAWN, [module, None]) == pytest.approx(40, abs=2)
+    assert page.evaluate(DRAWN, [module, [1.0, 0.0, 50.0, 0.0, 1.0, 0.0]]) == pytest.approx(90, abs=2)

@@ -308,13 +308,18 @@ def displacement(view: Similarity, before: Similarity | None = None) -> float:
     return distance(view, np.eye(2, 3) if before is None else before, (WIDTH_PX, WIDTH_PX))
 
 
+def in_pixels(view: Similarity, width_px: int) -> Similarity:
+    """Return a view for points in pixels of a frame of this width."""
+    return np.column_stack([view[:, :2], view[:, 2] * (width_px / WIDTH_PX)])
+
+
 def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: int) -> CameraAnalytics:
     """Return the configuration with all points at their positions in the present view, in pixels of the frame."""
     scale = np.array(pixels_per_unit(section.units, width_px, height_px))
-    shift_px = view[:, 2] * (width_px / WIDTH_PX)
+    view = in_pixels(view, width_px)
 
     def place(points: Sequence[Point]) -> tuple[Point, ...]:
-        places = np.array(points, np.float64) * scale @ view[:, :2].T + shift_px
+        places = np.array(points, np.float64) * scale @ view[:, :2].T + view[:, 2]
         return tuple((x, y) for x, y in places.round(2).tolist())
 
     ground = section.ground

@@ -306,6 +306,7 @@ def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> Counts
             )
             for name, totals in counted.zones.items()
         },
+        view=counted.view,
     )
 
 

@@ -325,6 +325,10 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     lines: Annotated[dict[str, LineCounts], doc("counts of each line, by name")]
     zones: Annotated[dict[str, ZoneCounts], doc("counts of each zone, by name")]
+    view: Annotated[
+        tuple[float, float, float, float, float, float] | None,
+        doc("with `realign`, where the lines and zones are; absent if they are at their configured positions"),
+    ] = None
 
     @property
     def topic(self) -> str:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from msgspec import structs
 
 from vision.analytics.camera_analytics import Analytics
-from vision.analytics.camera_view import Similarity, displacement, moved
+from vision.analytics.camera_view import Similarity, displacement, in_pixels, moved
 from vision.analytics.class_groups import DEFAULT_GROUPS, ClassGroups
 from vision.analytics.count_accuracy import CountAccuracy, load_clips
 from vision.analytics.reset_schedule import ResetSchedule
@@ -251,7 +251,7 @@ class AnalyticsStage:
         if result.meta.camera_id not in self._held:
             events += watched.analytics.update(result.objects, result.meta.captured_ns)
         if events:
-            watched.counts = self._counts(result.meta.camera_id, watched.analytics)
+            watched.counts = self._counts(result.meta.camera_id, watched.analytics, watched.frame_size)
         return structs.replace(result, events=result.events + events, counts=watched.counts)
 
     def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
@@ -265,7 +265,7 @@ class AnalyticsStage:
             del self._cameras[camera_id]
             return events
         watched.resets = self._schedule(camera_id, watched.analytics)
-        watched.counts = self._counts(camera_id, watched.analytics)
+        watched.counts = self._counts(camera_id, watched.analytics, watched.frame_size)
         self._warn_outside(camera_id, watched.frame_size)
         return events
 
@@ -290,12 +290,15 @@ class AnalyticsStage:
             resets = self._schedule(meta.camera_id, analytics)
         else:
             analytics, resets = watched.analytics, watched.resets
-        counts = self._counts(meta.camera_id, analytics)
+        counts = self._counts(meta.camera_id, analytics, size)
         watched = self._cameras[meta.camera_id] = _Watched(analytics, meta.epoch, size, counts, resets)
         return watched, events
 
-    def _counts(self, camera_id: str, analytics: Analytics) -> Counts:
-        counts, accuracy = analytics.counts(), self._accuracy.get(camera_id)
+    def _counts(self, camera_id: str, analytics: Analytics, frame_size: tuple[int, int]) -> Counts:
+        counts, accuracy, view = analytics.counts(), self._accuracy.get(camera_id), self._views.get(camera_id)
+        if view is not None:
+            (xx, xy, dx), (yx, yy, dy) = in_pixels(view, frame_size[0]).round(6).tolist()
+            counts = replace(counts, view=(xx, xy, dx, yx, yy, dy))
         if accuracy is None:
             return counts
         return replace(counts, intervals=accuracy.intervals({**counts.lines, **counts.zones}))

@@ -20,7 +20,7 @@ from vision.config.changes import compare
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.camera_view import CameraViewStage, geometry_key, loaded, luma
 from vision.state.private_files import read_checked
-from vision.types import Event, Frame, FrameMeta, Result, Timing, Tracks
+from vision.types import Counts, Event, Frame, FrameMeta, Result, Timing, Tracks, ViewNumbers
 
 WIDTH, HEIGHT = 560, 420
 Pixels = NDArray[np.uint8]
@@ -56,6 +56,11 @@ class Program:
         self.analytics = AnalyticsStage(sections, ["person"])
         self.views = CameraViewStage(sections, self.analytics, folder)
         self.index = 0
+        self.counts: Counts | None = None
+
+    def view(self) -> ViewNumbers | None:
+        assert self.counts is not None
+        return self.counts.view
 
     def show(self, pixels: Pixels, objects: Tracks, seconds: float) -> list[Event]:
         """Show a frame for some seconds. Wait for the thread where it has work."""
@@ -68,6 +73,7 @@ class Program:
             while self.views.progress()["views"] is not None:
                 time.sleep(0.001)
             events += result.events
+            self.counts = result.counts
             self.index += 1
         return events
 
@@ -86,6 +92,7 @@ def kinds(events: list[Event]) -> list[tuple[str, str | None]]:
 def test_line_follows_the_scene(square: Pixels, program: Program) -> None:
     events = program.show(seen(square), person(200), 15)
     assert events == []
+    assert program.view() is None
     events = program.show(seen(square, 40), person(300), 10)  # the line is at 320 now, and the person before it
     assert ("camera_realigned", "instant") in kinds(events)
     realigned = next(event for event in events if event.kind == "camera_realigned")
@@ -93,6 +100,9 @@ def test_line_follows_the_scene(square: Pixels, program: Program) -> None:
     section = program.analytics.section("gate", WIDTH, HEIGHT)
     assert section is not None
     assert section.lines[0].points[0] == pytest.approx((320, 0), abs=2)
+    view = program.view()
+    assert view is not None
+    assert np.reshape(view, (2, 3)) @ (280, 0, 1) == pytest.approx(section.lines[0].points[0], abs=0.1)
     assert kinds(program.show(seen(square, 40), person(310), 2)) == []
     assert [event.kind for event in program.show(seen(square, 40), person(370), 2)] == ["line_crossed"]
     assert program.views.counters() == {"views.realigned": 1, "views.held": 0}

@@ -148,7 +148,7 @@ class RecordedStage(AnalyticsStage):
     def counts(self, camera_id: str) -> Counts | None:
         """Return the present counts of the camera; None if it has no lines or zones."""
         watched = self._cameras.get(camera_id)
-        return None if watched is None else self._counts(camera_id, watched.analytics)
+        return None if watched is None else self._counts(camera_id, watched.analytics, watched.frame_size)
 
 
 class RecordedStages:

@@ -272,7 +272,7 @@ class CameraFeed:
     def report(self, message: CameraStatusMessage | CountsMessage) -> None:
         """Send the state or the counts of the camera to all viewers, if what they show has changed."""
         if isinstance(message, CountsMessage):
-            kind, fields = "counts", {"lines": message.lines, "zones": message.zones}
+            kind, fields = "counts", {"lines": message.lines, "zones": message.zones, "view": message.view}
         else:
             reason = " – ".join(filter(None, (message.last_error, message.hint)))
             kind, fields = "state", {"state": message.state, "reason": reason}

@@ -11,7 +11,7 @@ kind        header                                                  data
 ``image``   ``result``                                              a JPEG
 ``scene``   ``lines``, ``zones``, ``masks``                         none
 ``state``   ``state``, ``reason``                                   none
-``counts``  ``lines``, ``zones``                                    none
+``counts``  ``lines``, ``zones``, ``view``                          none
 =========== ======================================================= ===============================
 
 All headers contain ``kind`` and ``camera``. ``stream`` and ``time`` (in µs) identify a coded frame and its result.

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.page.live_site import message_of
+from vision.messaging import codec
 from vision.messaging.packets import CodedPacket, FrameTime, Image, ImageRequest, PacketHeader
-from vision.messaging.schema import DetectionsMessage
+from vision.messaging.schema import CountsMessage, DetectionsMessage
 from vision.outputs.page.live_feed import CameraFeed
-from vision.types import FrameMeta
+from vision.types import Counts, FrameMeta
 
 pytestmark = pytest.mark.unit
 
@@ -207,3 +208,15 @@ def test_a_private_camera_wants_no_packets_and_whole_frames() -> None:
     assert not rig.feed.wants_packets
     assert rig.requests[0].max_width_px > 4096
     assert not Rig().feed.wants_images
+
+
+def test_viewers_receive_the_view_of_a_camera_that_was_moved() -> None:
+    """Lines and zones are then drawn where objects are counted."""
+    rig = Rig()
+    viewer = rig.viewer("h264")
+    counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.0, 40.0, 0.0, 1.0, 0.0))
+    report = codec.status({"node": "n", "instance": "i", "boot": "b", "seq": 1}, codec.counts("gate", counts, 0, 0))
+    assert isinstance(report, CountsMessage)
+    rig.feed.report(report)
+    (record,) = viewer.records
+    assert record["view"] == [1.0, 0.0, 40.0, 0.0, 1.0, 0.0]

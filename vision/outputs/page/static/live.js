@@ -312,14 +312,17 @@ class Overlay {
       const [x, y] = { fraction: [width, height], percent: [width / 100, height / 100] }[units] ?? [1, 1];
       return points.map((point) => [point[0] * x, point[1] * y]);
     };
+    // The positions in the present view of a camera that was moved.
+    const [xx, xy, dx, yx, yy, dy] = this.counts.view ?? [1, 0, 0, 0, 1, 0];
+    const follow = (shape, points) => place(shape, points).map(([x, y]) => [xx * x + xy * y + dx, yx * x + yy * y + dy]);
     for (const mask of this.scene.masks) this.path([place(mask, mask.polygon)], "", 0, "#000");
     for (const zone of this.scene.zones) {
-      const rings = [zone.polygon, ...zone.holes].map((ring) => place(zone, ring));
+      const rings = [zone.polygon, ...zone.holes].map((ring) => follow(zone, ring));
       this.path(rings, ZONE_COLOR, 1, `${ZONE_COLOR}2e`);
       this.label([zone.name, this.counts.zones[zone.name]?.occupancy], rings[0][0], ZONE_COLOR);
     }
     for (const line of this.scene.lines) {
-      const points = place(line, line.points);
+      const points = follow(line, line.points);
       this.path([points], LINE_COLOR, 2);
       const counts = this.counts.lines[line.name];
       this.label([line.name, counts && `${counts.in} in ${counts.out} out`], points[0], LINE_COLOR);
