@@ -62,7 +62,7 @@ def test_next_start_ends_the_states_of_a_killed_program(tmp_path: Path) -> None:
         assert phases(events, "stays") == ["begin", "end"]
         assert phases(events, "over") == ["begin", "end"]
         assert phases(events, "both") == ["begin", "end", "begin"]
-        end = next(event for event in events if event.data.get("interrupted"))
+        end = next(event for event in events if event.name == "stays" and event.data["phase"] == "end")
         assert (end.camera, end.kind, end.epoch) == ("gate", "rule", events[0].epoch)
         about = {"when": "crowded stays for 10s", "place": "stays"}
         assert end.data == {"phase": "end", "interrupted": True, **about}

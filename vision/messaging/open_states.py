@@ -63,7 +63,7 @@ def end_of(start: EventMessage) -> EventMessage:
         **codec.UNNUMBERED,
         camera=start.camera,
         epoch=start.epoch,
-        frame=start.frame,
+        frame=0,
         at=rfc3339(time.time_ns()),
         at_monotonic_ns=time.monotonic_ns(),
         kind=start.kind,

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vision.messaging.times import utc_ns
+from vision.types import ViewNumbers
 
 Encoding: TypeAlias = Literal["json", "msgpack"]
 
@@ -325,10 +326,7 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     lines: Annotated[dict[str, LineCounts], doc("counts of each line, by name")]
     zones: Annotated[dict[str, ZoneCounts], doc("counts of each zone, by name")]
-    view: Annotated[
-        tuple[float, float, float, float, float, float] | None,
-        doc("with `realign`, where the lines and zones are; absent if they are at their configured positions"),
-    ] = None
+    view: Annotated[ViewNumbers | None, doc("with `realign`, where lines and zones are; absent if not moved")] = None
 
     @property
     def topic(self) -> str:
@@ -462,9 +460,7 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     boot: Boot
     seq: Seq
     replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
-    sinks: Annotated[
-        dict[str, SinkStatus], doc("status of each configured sink, by name; absent if there are none")
-    ] = {}
+    sinks: Annotated[dict[str, SinkStatus], doc("status of each configured sink, by name; absent if none")] = {}
 
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport

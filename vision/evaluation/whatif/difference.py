@@ -56,7 +56,8 @@ def compare(
 
     Two events are the same event if their kind, name, object, phase, direction, time, and, for rules, their underlying
     kind of event are equal. If other data differ, the event has changed. If only the time differs, by at most
-    `MOVED_US`, the event has moved. Running totals are not compared.
+    `MOVED_US`, the event has moved. Running totals are not compared. Ends of states that were interrupted, for example
+    by the end of the program, do not follow from the tracks, so they are left out.
 
     Args:
         camera: name of the camera.
@@ -65,6 +66,7 @@ def compare(
         same_tracks: if True, both lists have the same track ids. Otherwise, objects and data are not compared.
     """
     changes, same = [], 0
+    before = [each for each in before if not each.event.data.get("interrupted")]
     pairs, lost, gained = _paired(before, after, lambda event: (_about(event, same_tracks), event.at_us))
     for old, new in pairs:
         if _data(old, same_tracks) == _data(new, same_tracks):
