@@ -35,6 +35,7 @@ from vision.messaging.replay_server import ReplayServer
 from vision.messaging.schema import (
     REMOVED,
     CameraReport,
+    CountsReport,
     Encoding,
     EventMessage,
     MaskFormat,
@@ -360,11 +361,16 @@ class Publisher:
                 self.socket.send(each.topic, codec.encode(numbered, self._encoding))
 
     def publish_status(self, report: StatusReport) -> None:
-        """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`."""
+        """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`.
+
+        The last status of a removed camera, and counts without lines and zones, are not sent again.
+        """
         topic = report.topic
         with self.socket.lock:
             message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks())
             self.socket.send_status(topic, codec.encode(message, self._encoding))
+            if isinstance(report, CountsReport) and not (report.lines or report.zones):
+                self.socket.forget(topic)
             if isinstance(report, CameraReport) and report.state == REMOVED:
                 self.socket.forget(topic)
                 self.socket.forget(f"counts/{report.camera}")

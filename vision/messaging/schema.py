@@ -240,7 +240,7 @@ class LineCrossing(_Compact, frozen=True, kw_only=True):
     """A crossing of a line by one object."""
 
     name: Annotated[str, doc("name of the line")]
-    direction: Annotated[str, doc("`in` (from left to right) or `out`")]
+    direction: Annotated[str, doc("`in` (from the left side of the line to its right side) or `out`")]
     at: Annotated[str, doc("time in UTC, RFC 3339")]
 
 
@@ -298,8 +298,8 @@ _INTERVAL = "95 % interval [low, high] of the true `{}`; absent without `accurac
 class LineCounts(_Compact, frozen=True, kw_only=True):
     """The counts of one line."""
 
-    in_: Annotated[int, doc("crossings from left to right")] = msgspec.field(name="in")
-    out: Annotated[int, doc("crossings from right to left")]
+    in_: Annotated[int, doc("crossings from the left side of the line to its right side")] = msgspec.field(name="in")
+    out: Annotated[int, doc("crossings from the right side of the line to its left side")]
     in_by_class: Annotated[dict[str, int], doc("`in` by class")]
     out_by_class: Annotated[dict[str, int], doc("`out` by class")]
     in_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("in"))] = None

@@ -27,7 +27,6 @@ from vision.capture.camera_status import CameraStatus
 from vision.capture.supervisor import CameraSupervisor
 from vision.detect.detector import Detector
 from vision.errors import DeviceError, SourceError
-from vision.messaging import codec
 from vision.messaging.own_processes import OWN_PROCESSES
 from vision.messaging.schema import REMOVED, CameraReport, NodeReport
 from vision.messaging.times import rfc3339
@@ -41,7 +40,16 @@ from vision.runtime.latest_slot import Clock
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.results import ResultHandler
 from vision.runtime.stage_runner import Observe
-from vision.runtime.status import Instant, camera_status, detector_status, percentiles, removed, resident_bytes, summary
+from vision.runtime.status import (
+    Instant,
+    camera_counts,
+    camera_status,
+    detector_status,
+    percentiles,
+    removed,
+    resident_bytes,
+    summary,
+)
 from vision.stages.stage import HasCounters, HasProgress, Report, Sink, Stage
 from vision.state.service_manager import notify
 from vision.version import version
@@ -297,8 +305,8 @@ class Runtime:
             metrics = results.metrics.cameras[camera_id]
             status, slot = self._status(camera), slots[camera_id]
             cameras.append(camera_status(camera_id, status, slot, metrics, now, published=published[camera_id]))
-            if metrics.counts is not None:
-                counts[camera_id] = codec.counts(camera_id, metrics.counts, now.monotonic_ns, now.utc_ns)
+            if (counted := camera_counts(camera_id, metrics, now)) is not None:
+                counts[camera_id] = counted
             # Release the GIL, because the inference thread would otherwise wait for it for 5 ms again and again. The
             # reports of 128 cameras take 14 ms of CPU time.
             time.sleep(0)

@@ -14,9 +14,11 @@ import msgspec
 from vision.capture.camera_status import CameraStatus
 from vision.detect.detector import Detector, ReportsMemory
 from vision.errors import redact
+from vision.messaging import codec
 from vision.messaging.schema import (
     REMOVED,
     CameraReport,
+    CountsReport,
     DetectorStatus,
     LatencyPercentiles,
 )
@@ -35,7 +37,8 @@ class CameraMetrics:
     rate: Rate  # rate of published results
     published: int = 0  # number of published results
     objects: int = 0  # number of objects in the last frame
-    counts: Counts | None = None
+    counts: Counts | None = None  # of the lines and zones; None if the camera has none
+    has_reported_counts: bool = False  # whether the last report contained counts of lines or zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,18 @@ def camera_status(
         decoder=status.decoder or None,
         clock=status.clock,
     )
+
+
+def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> CountsReport | None:
+    """Build the report of the counts of one camera. Return None if the camera has no lines and zones.
+
+    After the last line or zone was removed, the next report contains no counts, so that receivers remove theirs.
+    """
+    counts = metrics.counts
+    if counts is None and not metrics.has_reported_counts:
+        return None
+    metrics.has_reported_counts = counts is not None
+    return codec.counts(camera_id, counts or Counts({}, {}, {}), now.monotonic_ns, now.utc_ns)
 
 
 def removed(last: CameraReport) -> CameraReport:

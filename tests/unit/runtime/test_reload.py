@@ -236,7 +236,7 @@ def test_masks_apply_to_the_next_snapshot(site: Site) -> None:
         check_unbroken(site.frames(name))
 
 
-def test_removed_section_has_no_counts(site: Site) -> None:
+def test_removed_section_has_no_counts_after_an_empty_message(site: Site) -> None:
     def counted(name: str) -> int:
         return sum(isinstance(item, CountsMessage) and item.camera == name for item in site.items)
 
@@ -249,6 +249,11 @@ def test_removed_section_has_no_counts(site: Site) -> None:
     of_a, of_b = counted("a"), counted("b")
     site.wait(lambda: counted("b") >= of_b + 5, "further reports")
     assert counted("a") == of_a
+    last = site.last(CountsMessage, "a")
+    assert (last.lines, last.zones) == ({}, {})
+    with Subscription(site.content["publish"]["bind"], kinds=("counts",)) as later:
+        received = [later.receive(DEADLINE_S) for _ in range(6)]
+    assert {getattr(item, "topic", "") for item in received} == {f"counts/{name}" for name in "bcd"}
 
 
 def test_cameras_can_be_added_and_removed(site: Site) -> None:

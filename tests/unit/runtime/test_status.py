@@ -8,8 +8,8 @@ from vision.capture.camera_status import CameraStatus
 from vision.messaging.schema import CameraReport
 from vision.metrics import LatencyHistogram, Rate
 from vision.runtime.latest_slot import SlotCounts
-from vision.runtime.status import CameraMetrics, Instant, camera_status
-from vision.types import DropReason
+from vision.runtime.status import CameraMetrics, Instant, camera_counts, camera_status
+from vision.types import Counts, DropReason
 
 NOW = Instant(9_000_000_000, 0)
 DOWN = CameraStatus(
@@ -54,3 +54,17 @@ def test_camera_status_has_latency_percentiles_if_frames_were_published() -> Non
     latency = build(DOWN, 20, 30).latency_ms
     assert latency is not None
     assert latency.max == 30
+
+
+def test_counts_are_empty_once_after_the_last_line_was_removed() -> None:
+    metrics = CameraMetrics(LatencyHistogram(), Rate(lambda: 0))
+    assert camera_counts("gate", metrics, NOW) is None
+    metrics.counts = Counts({"door": {"in": 2}}, {}, {})
+    counted = camera_counts("gate", metrics, NOW)
+    assert counted is not None
+    assert counted.lines["door"].in_ == 2
+    metrics.counts = None
+    counted = camera_counts("gate", metrics, NOW)
+    assert counted is not None
+    assert (counted.lines, counted.zones) == ({}, {})
+    assert camera_counts("gate", metrics, NOW) is None
