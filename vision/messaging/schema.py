@@ -69,7 +69,7 @@ class AttributeOfObject(_Compact, frozen=True, kw_only=True):
 
     model: Annotated[str, doc("name of the second model, from `cascade` in camera.yaml")]
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
-    score: Annotated[float, doc("score from 0 to 1")]
+    score: Annotated[float, doc("score of the class, from 0 to 1")]
     age_ms: Annotated[int, doc("time from the frame that the second model read to this frame, in ms")]
 
 
@@ -103,7 +103,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
     track_id: Annotated[int | None, doc("identifies the object from frame to frame; absent without tracking")] = None
     class_name: Annotated[str, doc("name of the class")] = msgspec.field(name="class")
     class_id: Annotated[int, doc("number of the class in the model")]
-    score: Annotated[float, doc("score from 0 to 1")]
+    score: Annotated[float, doc("score of the class, from 0 to 1")]
     box: Annotated[Box, doc("x1, y1, x2, y2 in pixels of the frame; y points down")]
     age_ms: Annotated[int | None, doc("ms since the first detection of the object; absent without tracking")] = None
     hidden_px: Annotated[
@@ -136,11 +136,11 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
 class StageTimes(_Compact, frozen=True, kw_only=True):
     """The duration of each step between camera and socket, in milliseconds."""
 
-    wait: Annotated[float, doc("time from capture to assignment to a batch, in which the frame waits for the detector")]
-    submit: Annotated[float, doc("time from assignment to a batch to submission to the detector")]
-    infer: Annotated[float, doc("time from submission to detections")]
-    publish: Annotated[float, doc("time from detections to the socket, including tracking and all other stages")]
-    total: Annotated[float, doc("time from capture to the socket")]
+    wait: Annotated[float, doc("time from capture until the frame is added to a batch")]
+    submit: Annotated[float, doc("time from the addition to the batch until the batch is submitted to the detector")]
+    infer: Annotated[float, doc("time from the submission until the detections are known")]
+    publish: Annotated[float, doc("time from the detections until the message is sent, in which the stages run")]
+    total: Annotated[float, doc("time from capture until the message is sent")]
 
 
 class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
@@ -298,8 +298,8 @@ _INTERVAL = "95 % interval [low, high] of the true `{}`; absent without `accurac
 class LineCounts(_Compact, frozen=True, kw_only=True):
     """The counts of one line."""
 
-    in_: Annotated[int, doc("crossings from the left side of the line to its right side")] = msgspec.field(name="in")
-    out: Annotated[int, doc("crossings from the right side of the line to its left side")]
+    in_: Annotated[int, doc("crossings from the left to the right side of the line")] = msgspec.field(name="in")
+    out: Annotated[int, doc("crossings from the right to the left side of the line")]
     in_by_class: Annotated[dict[str, int], doc("`in` by class")]
     out_by_class: Annotated[dict[str, int], doc("`out` by class")]
     in_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("in"))] = None
@@ -309,9 +309,9 @@ class LineCounts(_Compact, frozen=True, kw_only=True):
 class ZoneCounts(_Compact, frozen=True, kw_only=True):
     """The counts of one zone."""
 
-    occupancy: Annotated[int, doc("objects in the zone now")]
-    entered: Annotated[int, doc("objects that entered")]
-    left: Annotated[int, doc("objects that left, including those whose track ended inside the zone")]
+    occupancy: Annotated[int, doc("number of objects in the zone now")]
+    entered: Annotated[int, doc("number of objects that entered")]
+    left: Annotated[int, doc("number of objects that left, including those whose track ended inside the zone")]
     entered_by_class: Annotated[dict[str, int], doc("`entered` by class")]
     left_by_class: Annotated[dict[str, int], doc("`left` by class")]
     entered_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("entered"))] = None
@@ -362,9 +362,9 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     state_for_s: Annotated[float, doc("time in this state, in seconds")]
     epoch: Epoch
     reconnects: Annotated[int, doc("number of connections after the first")]
-    grabbed: Annotated[int, doc("received frames: the sum of `published`, `dropped`, and the frames in flight")]
-    published: Annotated[int, doc("frames whose detections were published")]
-    dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
+    grabbed: Annotated[int, doc("number of received frames: `published` + `dropped` + frames in flight")]
+    published: Annotated[int, doc("number of frames whose detections were published")]
+    dropped: Annotated[dict[str, int], doc("number of dropped frames, by reason")]
     dropped_by_stage: Annotated[
         dict[str, int],
         doc("the part of `dropped` that waited too long: for the `detector`, or for `results`, the steps after it"),
@@ -372,7 +372,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]
     last_frame_age_s: Annotated[float | None, doc("seconds since the last frame; absent before the first")] = None
-    objects: Annotated[int, doc("objects in the last published frame")]
+    objects: Annotated[int, doc("number of objects in the last published frame")]
     latency_ms: Annotated[
         LatencyPercentiles | None,
         doc("latency from capture to publication; absent if no frame was published, and for files"),
@@ -383,7 +383,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     next_retry_in_s: Annotated[float | None, doc("seconds until the next attempt to connect; absent if none")] = None
     width: Annotated[int | None, doc("width of the frame in pixels; absent before the first connection")] = None
     height: Annotated[int | None, doc("height of the frame in pixels; absent before the first connection")] = None
-    decoder: Annotated[str | None, doc("decoder of the stream")] = None
+    decoder: Annotated[str | None, doc("name of the decoder, such as `pyav-h264`")] = None
     clock: Annotated[str | None, doc("source of capture times, as in detections")] = None
 
     @property
@@ -435,12 +435,12 @@ class NodeReport(_Compact, frozen=True, kw_only=True):
     version: Annotated[str, doc("version of the program")]
     backend: Annotated[str, doc("back-end of the detector, with its device and precision")]
     model: Annotated[str, doc("name of the model")]
-    rates: Annotated[dict[str, float], doc("frames per second: `grabbed` and `published`")]
+    rates: Annotated[dict[str, float], doc("frames per second of all cameras: `grabbed` and `published`")]
     latency_ms: Annotated[
         dict[str, LatencyPercentiles],
         doc("latencies since the last status: `queue` (capture to detector), `detect`, `results` (after the detector)"),
     ]
-    dropped: Annotated[dict[str, int], doc("dropped frames, by reason")]
+    dropped: Annotated[dict[str, int], doc("number of dropped frames, by reason")]
     queues: Annotated[dict[str, int], doc("`results`: frames of batches whose results are not finished")]
     rss_bytes: Annotated[int, doc("resident memory of the main process, in bytes")]
     memory_bytes: Annotated[dict[str, int], doc("memory by process; shared memory is divided among its users")] = {}
