@@ -56,6 +56,7 @@ class NodeEvents:
         self.settings = settings
         self._outages: dict[str, _Outage] = {}
         self._low: set[Path] = set()
+        self._recording_stopped = False
         self._lost = 0
         self._lost_at_ns: int | None = None
         self._started = False
@@ -98,11 +99,20 @@ class NodeEvents:
             yield _event("started", report, NODE, 0, data)
         for folder in self.settings.folders:
             yield from self._of_disk(folder, report)
+        yield from self._of_recording(report)
         lost, now_ns = report.counters.get("journal.lost", 0), report.at_monotonic_ns
         is_due = self._lost_at_ns is None or now_ns >= self._lost_at_ns + _LOST_INTERVAL_NS
         if lost > self._lost and is_due:
             yield _event("events_lost", report, NODE, 0, {"count": lost - self._lost})
             self._lost, self._lost_at_ns = lost, now_ns
+
+    def _of_recording(self, report: NodeReport) -> Iterator[EventMessage]:
+        stopped = report.counters.get("recording.stopped", 0)
+        if stopped and not self._recording_stopped:
+            yield _event("recording_stopped", report, NODE, 0, {"cameras": stopped})
+        elif not stopped and self._recording_stopped:
+            yield _event("recording_resumed", report, NODE, 0, {})
+        self._recording_stopped = stopped > 0
 
     def _of_disk(self, folder: Path, report: NodeReport) -> Iterator[EventMessage]:
         try:

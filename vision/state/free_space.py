@@ -22,8 +22,8 @@ class FreeSpace:
         self._checked_s = -_INTERVAL_S
         self._low = False
 
-    def is_low(self, *, now: bool = False) -> bool:
-        """Return True if the free space is below the reserve.
+    def is_low(self, *, now: bool = False, times: float = 1.0) -> bool:
+        """Return True if the free space is below the reserve, multiplied by `times`.
 
         Ask the system at most once per second, or in each call if `now` is True. If this fails, return the last result.
         """
@@ -34,5 +34,5 @@ class FreeSpace:
             except OSError:
                 return self._low
             reserve = min(_SHARE * disk.f_blocks * disk.f_frsize, _MOST_BYTES)
-            self._low = disk.f_bavail * disk.f_frsize < reserve
+            self._low = disk.f_bavail * disk.f_frsize < times * reserve
         return self._low

@@ -83,6 +83,20 @@ def test_lost_events_are_reported_at_most_once_per_minute() -> None:
     ]
 
 
+def test_recording_that_stops_is_reported_once_and_again_when_it_resumes() -> None:
+    events = NodeEvents(NodeEventSettings())
+    program(events, 0)
+    found = [program(events, at_s, recording_stopped=stopped) for at_s, stopped in enumerate((0, 2, 1, 0, 0, 1))]
+    assert found == [
+        [],
+        [("recording_stopped", {"cameras": 2})],
+        [],
+        [("recording_resumed", {})],
+        [],
+        [("recording_stopped", {"cameras": 1})],
+    ]
+
+
 def test_low_disk_is_reported_once_and_again_when_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Disk:
         f_frsize = 1_000_000

@@ -113,6 +113,7 @@ class Recording:
         if times is None:
             return
         try:
+            self._store.require_room()
             segment.opened.file.write(packet.data, pts=times[0], dts=times[1], key=packet.key)
         except OSError:
             self._missing += 1
@@ -146,6 +147,11 @@ class Recording:
         self._segment = _Segment(opened, times, connection, packet.parameters, packet.header.arrived_ns)
         self._append(self._segment, packet)
 
+    @property
+    def is_writing(self) -> bool:
+        """True if a file is open."""
+        return self._segment is not None
+
     def finish(self) -> None:
         """Complete the current file, if any. Raise `OSError` if this fails."""
         segment, self._segment = self._segment, None
@@ -166,6 +172,7 @@ class CameraRecorder:
     ) -> None:
         self.camera = camera
         self.failures = 0
+        self.is_stopped = False  # nothing can be written since the last failure
         self._config = config
         self._store = store
         self._ring = ring
@@ -175,7 +182,6 @@ class CameraRecorder:
         self._continuous: Recording | None = None
         self._lost = 0  # of recordings that have ended
         self._retry_ns = 0
-        self._failing = False
 
     @property
     def lost(self) -> int:
@@ -226,9 +232,14 @@ class CameraRecorder:
         except OSError as error:
             self._failed(error)
             return
-        if self._failing and (self._clip is not None or self._continuous is not None):
-            self._failing = False
+        if self.is_stopped and self._can_write():
+            self.is_stopped = False
             log.info("camera %s: recorded again", self.camera)
+
+    def _can_write(self) -> bool:
+        """Return True if a file is open or, if there is nothing to write, if the disk has room."""
+        present = [each for each in (self._clip, self._continuous) if each is not None]
+        return any(each.is_writing for each in present) if present else not self._store.is_full
 
     def _end_clip(self) -> None:
         clip, self._clip = self._clip, None
@@ -244,9 +255,9 @@ class CameraRecorder:
     def _failed(self, error: OSError) -> None:
         self.failures += 1
         self._retry_ns = self._clock() + _RETRY_NS
-        if not self._failing:
+        if not self.is_stopped:
             log.error("camera %s: cannot record: %s", self.camera, error.strerror or error)
-        self._failing = True
+        self.is_stopped = True
 
     def close(self) -> None:
         """Write the packets that have arrived, and complete all files."""

@@ -192,6 +192,7 @@ class Recorder:
             "recording.files": self._store.written,
             "recording.deleted": self._store.deleted,
             "recording.lost_packets": sum(camera.lost for camera in cameras) + self._ended["lost"],
+            "recording.stopped": sum(camera.is_stopped for camera in cameras),
             "recording.failures": sum(camera.failures for camera in cameras) + self._ended["failures"],
         }
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _DAY_NS: Final = 86_400_000_000_000
 _CLEAN_S: Final = 2.0  # time between two checks of the limits
+_RESUME: Final = 1.2  # multiple of the reserve from which the disk counts as free again
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class RecordingStore:
         self._folder = Path(config.folder)
         self._index = index
         self._utc_clock = utc_clock
+        self.is_full = False  # the free space is too small, although nothing is left to delete
         self._open: list[OpenFile] = []
         self._cleaned_s = 0.0
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +77,7 @@ class RecordingStore:
             ValueError: FFmpeg does not understand the key frame.
         """
         self.clean(now=True)
-        if self._space.is_low(now=True):
-            raise OSError(errno.ENOSPC, "the disk is nearly full")
+        self.require_room()
         utc_ns = key.header.arrived_utc_ns
         name = file_name(camera, utc_ns, kind, number)
         path = self._folder / name
@@ -92,6 +93,11 @@ class RecordingStore:
                 raise
         self._open.append(opened)
         return opened
+
+    def require_room(self) -> None:
+        """Raise `OSError` if the free space was too small when the limits were last checked."""
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "the disk is nearly full")
 
     def complete(self, opened: OpenFile) -> None:
         """Complete a file. If this fails, the entry stays in the state `writing` until the next start."""
@@ -115,6 +121,7 @@ class RecordingStore:
                 (self._folder / oldest.name).unlink(missing_ok=True)
                 self._index.remove_file(oldest.name)
                 self.deleted += 1
+        self.is_full = self._space.is_low(now=True, times=_RESUME if self.is_full else 1.0)
 
     def _exceeds(self, oldest: RecordedFile) -> bool:
         age_ns = self._utc_clock() - oldest.end_utc_ns

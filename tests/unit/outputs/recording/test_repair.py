@@ -170,6 +170,27 @@ def test_full_disk_makes_room_and_leaves_the_reserve(tmp_path: Path) -> None:
         assert faults(desk) == []
 
 
+@pytest.mark.integration
+def test_open_file_does_not_grow_into_the_reserve(tmp_path: Path) -> None:
+    """There is nothing to delete: the only recording is still being written."""
+    with small_disk(tmp_path / "disk") as disk, closing(RecordingIndex(tmp_path / "state")) as index:
+        desk = Desk(disk / "recordings", index, mode="continuous", file_s=3600)
+        arriving = packets(coded(frames=400))
+        desk.play(arriving[:100])
+        stopped = [desk.camera.is_stopped]
+        use(disk, 4_100_000)
+        desk.store.clean(now=True)
+        desk.play(arriving[100:200])
+        stopped.append(desk.camera.is_stopped)
+        assert sum(file.frames for file in index.files()) <= 101
+        use(disk, 0)
+        desk.play(arriving[200:])
+        stopped.append(desk.camera.is_stopped)
+        assert stopped == [False, True, False]
+        desk.camera.close()
+        assert decoded(disk / "recordings" / index.files()[-1].name).numbers[-1] == 399 % 64
+
+
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 WRITER = "from tests.unit.outputs.recording.killed_writer import main; main()"
