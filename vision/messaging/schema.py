@@ -379,7 +379,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     ] = None
     last_error: Annotated[str | None, doc("why the last connection ended; absent while frames arrive")] = None
     hint: Annotated[str | None, doc("what to do about `last_error`; absent if there is no advice")] = None
-    error_code: Annotated[str | None, doc("code of `last_error`, which `vision check` also reports")] = None
+    error_code: Annotated[str | None, doc("code of `last_error`, as in the output of `vision check`")] = None
     next_retry_in_s: Annotated[float | None, doc("seconds until the next attempt to connect; absent if none")] = None
     width: Annotated[int | None, doc("width of the frame in pixels; absent before the first connection")] = None
     height: Annotated[int | None, doc("height of the frame in pixels; absent before the first connection")] = None
@@ -418,11 +418,11 @@ class SinkStatus(_Compact, frozen=True, kw_only=True):
     """The status of one sink."""
 
     protocol: Annotated[str, doc("`mqtt`, `kafka`, `redis`, `nats`, or `webhook`")]
-    connected: Annotated[bool, doc("true if the last call to the sink succeeded")] = False
-    queued: Annotated[int, doc("messages that wait on disk")] = 0
-    queued_bytes: Annotated[int, doc("their size in bytes")] = 0
-    sent: Annotated[int, doc("messages that the sink has confirmed")] = 0
-    lost: Annotated[int, doc("messages that were deleted, refused, or never received by the sink")] = 0
+    connected: Annotated[bool, doc("true if the last call to the sink succeeded; absent means false")] = False
+    queued: Annotated[int, doc("number of messages that wait on disk; absent means 0")] = 0
+    queued_bytes: Annotated[int, doc("size of the messages that wait on disk, in bytes; absent means 0")] = 0
+    sent: Annotated[int, doc("number of messages that the sink has confirmed; absent means 0")] = 0
+    lost: Annotated[int, doc("number of messages that the sink did not get; absent means 0")] = 0
     last_error: Annotated[str | None, doc("the last error of the sink; absent if there was none")] = None
 
 
