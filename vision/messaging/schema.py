@@ -326,7 +326,7 @@ class CountsReport(_Compact, frozen=True, kw_only=True):
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     lines: Annotated[dict[str, LineCounts], doc("counts of each line, by name")]
     zones: Annotated[dict[str, ZoneCounts], doc("counts of each zone, by name")]
-    view: Annotated[ViewNumbers | None, doc("with `realign`, where lines and zones are; absent if not moved")] = None
+    view: Annotated[ViewNumbers | None, doc("how `realign` has moved the lines and zones; absent if not moved")] = None
 
     @property
     def topic(self) -> str:
