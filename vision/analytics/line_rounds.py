@@ -15,7 +15,7 @@ import numpy as np
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 from vision.analytics.lines import LineWatch
 from vision.analytics.recorded_objects import RecordedObjects
-from vision.analytics.tracked_objects import MARGIN, TrackSnapshot
+from vision.analytics.tracked_objects import MARGIN, TrackSnapshot, packed
 
 
 class RecordedCrossing(NamedTuple):
@@ -108,7 +108,7 @@ class LineRounds:
         table["seen_s"][at] = self._objects.now_s[found.frames[rows]]
         table["size"][at] = found.sizes[rows]
         table["class_id"][at] = found.class_ids[rows]
-        table["cut"][at] = found.cut[rows]
+        table["cut"][at] = packed(found.cut[rows])
         table["points"][at] = self._objects.points_of(found.columns[rows])
         table["jitter"][at] = [self._objects.jitter_at(row, frames[row] if frame is None else frame) for row in rows]
 

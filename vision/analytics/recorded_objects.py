@@ -23,6 +23,7 @@ from vision.analytics.tracked_objects import (
     WINDOW_S,
     TrackColumn,
     TrackedObjects,
+    packed,
 )
 
 
@@ -253,7 +254,7 @@ class RecordedObjects(TrackedObjects):
         for number in np.unique(counts[counts > 0]).tolist():
             rows = firsts[counts == number, None] + np.arange(number)
             columns[rows] = boxes[rows] @ self._matrix
-        columns += self._offset
+        columns += self._offset.of(len(columns))
         return columns
 
     def _find_lives(self, forget_s: float) -> Lives:
@@ -393,7 +394,7 @@ class RecordedObjects(TrackedObjects):
         table["seen_s"][:] = self.now_s[self.rows.frames[last]]
         table["size"][:] = self.rows.sizes[last]
         table["class_id"][:] = self.rows.class_ids[last]
-        table["cut"][:] = self.rows.cut[last]
+        table["cut"][:] = packed(self.rows.cut[last])
         table["points"][:] = self.points_of(self.rows.columns[last])
         table["jitter"][:] = [self.jitter_at(row, number - 1) for row in last.tolist()]
         values = zip(table.ids.tolist(), table["jitter"].tolist(), strict=True)

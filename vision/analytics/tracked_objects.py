@@ -23,6 +23,7 @@ from vision.analytics.frame_clock import FrameClock
 from vision.analytics.geometry import (
     EDGE_PX,
     BoolArray,
+    EqualRows,
     FloatArray,
     GroundPlane,
     IndexArray,
@@ -34,6 +35,7 @@ from vision.types import Tracks
 
 MARGIN: Final = 0.1
 """Margin of zones as a fraction of the box's longer side, and largest margin of lines: twice the jitter of boxes."""
+_MARGIN: Final = np.array(MARGIN)  # NumPy computes faster with an array than with a Python number
 STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
 CALM_S: Final = 5.0  # time constant with which the measured jitter of an object decreases
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
@@ -154,7 +156,7 @@ class TrackedObjects:
             "seen_s": TrackColumn(np.float64),
             "size": TrackColumn(np.float64),
             "points": TrackColumn(np.complex128, (len(anchors),)),
-            "cut": TrackColumn(np.bool_, (4,)),
+            "cut": TrackColumn(np.uint32),  # the four bytes of a row of `TrackSnapshot.cut`
             # Largest recent deviation from uniform motion, in object sizes; NaN until `trail` has three positions.
             "jitter": TrackColumn(np.float64, (), math.nan),
             "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
@@ -163,10 +165,12 @@ class TrackedObjects:
         self.clock = FrameClock()
         self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = ground
-        self._cut_from = _OUTWARD * (0.0, 0.0, *frame_size_px) - EDGE_PX
+        self._outward = EqualRows(_OUTWARD)
+        self._cut_from = EqualRows(_OUTWARD * (0.0, 0.0, *frame_size_px) - EDGE_PX)
         self._has_lines = bool(lines.anchors)
         self._end = 2 * len(anchors)
-        self._matrix, self._offset = _box_transform(anchors, lines)
+        self._matrix, offset = _box_transform(anchors, lines)
+        self._offset = EqualRows(offset)
         self._sample_times_s = [-math.inf] * SAMPLES  # the same for all objects
         self._sample = 0
 
@@ -186,18 +190,18 @@ class TrackedObjects:
         rows, fresh = table.rows_of(tracks.track_ids)
         if fresh is not None:
             self.oldest_s = min(self.oldest_s, now_s)
-        boxes = tracks.boxes_xyxy.astype(np.float64)
+        boxes = tracks.boxes_xyxy.astype(np.float64, order="C")
         cut = self.is_cut(boxes)
         if tracks.hidden_px is not None:
             boxes[:, 3] += tracks.hidden_px
         columns: FloatArray = boxes.dot(self._matrix)
-        columns += self._offset
+        columns += self._offset.of(len(columns))
         points = columns.view(np.complex128)[:, : end // 2]
         size = np.maximum(columns[:, end], columns[:, end + 1])
         table["seen_s"][rows] = now_s
         table["size"][rows] = size
         table["class_id"][rows] = tracks.class_ids
-        table["cut"][rows] = cut
+        table["cut"][rows] = packed(cut)
         if now_s - self._sample_times_s[self._sample] >= SPACING_S:
             self._sample = (self._sample + 1) % SAMPLES
             self._sample_times_s[self._sample] = now_s
@@ -206,14 +210,15 @@ class TrackedObjects:
             samples[rows] = points[:, 0]
             if self._has_lines:
                 self._measure_jitter()
-        distances = first = columns[:, end + 2 :]
+        distances = first = np.ascontiguousarray(columns[:, end + 2 :])
         if fresh is not None:
             first = self._appear(rows, fresh, columns, tracks.previous_xyxy)
-        return TrackSnapshot(now_s, rows, fresh, first, points, distances, MARGIN * size, cut)
+        return TrackSnapshot(now_s, rows, fresh, first, points, distances, _MARGIN * size, cut)
 
     def is_cut(self, boxes: FloatArray) -> BoolArray:
         """Return a mask (M, 4) of the sides of boxes (M, 4) that the edge of the frame cuts off."""
-        cut: BoolArray = boxes * _OUTWARD >= self._cut_from
+        number = len(boxes)
+        cut: BoolArray = boxes * self._outward.of(number) >= self._cut_from.of(number)
         return cut
 
     def _appear(
@@ -235,7 +240,7 @@ class TrackedObjects:
         columns = np.zeros((len(boxes), self._matrix.shape[1]))
         for corner, factors in zip(boxes.T.astype(np.float64), self._matrix, strict=True):
             columns += corner[:, None] * factors
-        columns += self._offset
+        columns += self._offset.of(len(columns))
         return columns
 
     def _measure_jitter(self) -> None:
@@ -285,6 +290,14 @@ class TrackedObjects:
                 times_s.append(time_s - now_s)
                 points.append(point)
         return times_s, points
+
+
+def packed(cut: BoolArray) -> NDArray[np.uint32]:
+    """Return rows (M, 4) of a mask as numbers (M,) for the column `cut` of the track table, which is faster to write.
+
+    `view(np.bool_)` converts the numbers back.
+    """
+    return np.ascontiguousarray(cut).view(np.uint32)[:, 0]
 
 
 def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
