@@ -10,6 +10,9 @@ without encoding them again, so that no stream ends during the run unless `--reo
 line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The
 first 6 s after the first message and the last second of the program are not measured. If `--top` contains `verify`, the
 line also contains the number of verdicts and their latencies. `begin_s` is the begin on the monotonic clock.
+
+A stream counts as settled from 1 s after the first frame of its epoch. With `--kill-s`, the line contains for each
+killed worker the longest time without a frame of its cameras, and the latencies of the other cameras.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
@@ -33,18 +36,17 @@ from typing import Any, Final
 
 import av
 import numpy as np
-import psutil
 
 from tests.perf.deployment import running, write_config
+from tests.perf.process_watch import ProcessWatch, watching
 from vision.client import Gap, Item, Restart, Subscription
 from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, EventMessage, Kind, NodeStatusMessage
-from vision.runtime.worker_process import worker_name
 
 _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
 _START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
-_GAP_S: Final = 0.25  # a camera without messages for longer belongs to the worker that was killed
+_OPENING_S: Final = 1.0  # after the first frame of a new epoch, the stream counts as settled
 SPARE_S: Final = 60.0  # by which a stream is longer than the run
 _PHASES: Final = 8  # number of different lengths of the clips with `--reopen-s`
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
@@ -64,22 +66,26 @@ class _Kill:
     at_s: float
     gaps_s: dict[str, float] = field(default_factory=dict)  # longest time without a message, by camera
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
+    own: set[str] = field(default_factory=set)  # cameras of the worker, which begin a new epoch
     _last_s: dict[str, float] = field(default_factory=dict)
 
-    def add(self, message: DetectionsMessage, since_s: float, late_ms: float) -> None:
+    def add(self, message: DetectionsMessage, since_s: float, late_ms: float, *, is_new_epoch: bool) -> None:
         gap_s = since_s - self._last_s.get(message.camera, self.at_s)
         self.gaps_s[message.camera] = max(gap_s, self.gaps_s.get(message.camera, 0.0))
         self._last_s[message.camera] = since_s
         self.latencies_ms.setdefault(message.camera, []).append(late_ms)
+        if is_new_epoch:
+            self.own.add(message.camera)
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of the cameras of the worker, and of the others. The worker's have the longer gaps."""
-        own = {camera for camera, gap_s in self.gaps_s.items() if gap_s > _GAP_S}
-        others = [late for camera, values in self.latencies_ms.items() if camera not in own for late in values]
+        others = [late for camera, values in self.latencies_ms.items() if camera not in self.own for late in values]
         return {
             "worker": self.worker,
-            "cameras_with_gap": len(own),
-            "longest_gap_s": round(max(self.gaps_s.values(), default=0.0), 2),
+            "cameras": len(self.own),
+            "longest_gap_s": round(max((self.gaps_s[camera] for camera in self.own), default=0.0), 2),
+            "longest_gap_of_others_s": round(
+                max((gap_s for camera, gap_s in self.gaps_s.items() if camera not in self.own), default=0.0), 2
+            ),
             "latency_of_others_ms": _percentiles(others),
         }
 
@@ -89,6 +95,8 @@ class _Received:
     """Messages that arrived during the measurement."""
 
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
+    settled_ms: list[float] = field(default_factory=list)  # latencies of streams that were opened long enough ago
+    epochs: dict[str, tuple[int, float]] = field(default_factory=dict)  # of each camera, with the time of its begin
     seconds: Counter[int] = field(default_factory=Counter)  # number of frames in each second
     dropped: Counter[str] = field(default_factory=Counter)
     events: int = 0
@@ -104,8 +112,14 @@ class _Received:
         if isinstance(item, DetectionsMessage):
             late_ms = time.monotonic() * 1e3 - item.captured_monotonic_ns / 1e6
             self.latencies_ms.setdefault(item.camera, []).append(late_ms)
+            epoch, opened_s = self.epochs.get(item.camera, (item.epoch, -math.inf))
+            if is_new := epoch != item.epoch:
+                opened_s = since_s
+            self.epochs[item.camera] = item.epoch, opened_s
+            if since_s - opened_s >= _OPENING_S:
+                self.settled_ms.append(late_ms)
             for kill in self.kills[-1:]:
-                kill.add(item, since_s, late_ms)
+                kill.add(item, since_s, late_ms, is_new_epoch=is_new)
             self.seconds[int(since_s)] += 1
             self.dropped.update(item.dropped_before)
         elif isinstance(item, EventMessage) and item.amends is None:
@@ -136,6 +150,7 @@ class _Received:
             "events": self.events,
             "most_in_flight": max(map(abs, in_flight), default=None),
             "latency_ms": _percentiles(every),
+            "latency_of_settled_streams_ms": _percentiles(self.settled_ms),
             **self._language(),
             "kills": [kill.summary() for kill in self.kills],
             "worst_camera_p99_ms": max((_percentiles(one)["p99"] for one in self.latencies_ms.values()), default=None),
@@ -160,41 +175,6 @@ def _percentiles(latencies_ms: Sequence[float]) -> dict[str, float]:
         return {}
     p50, p95, p99, most = np.percentile(latencies_ms, [50, 95, 99, 100]).round(2).tolist()
     return {"p50": p50, "p95": p95, "p99": p99, "max": most}
-
-
-@dataclass(slots=True)
-class _Processes:
-    """CPU time and memory of a program and its child processes, by name. `reset` starts a measurement."""
-
-    program: psutil.Process
-    begin_s: dict[int, float] = field(default_factory=dict)
-    ended_s: Counter[str] = field(default_factory=Counter)
-    last_s: dict[int, tuple[str, float]] = field(default_factory=dict)
-
-    def reset(self) -> None:
-        self.begin_s = {process.pid: _cpu_s(process) for process in self._all()}
-        self.last_s.clear()
-
-    def look(self) -> None:
-        """Read the CPU times, so that those of a process that ends later are known."""
-        for process in self._all():
-            with suppress(psutil.Error):
-                self.last_s[process.pid] = _name(process), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
-
-    def cores(self, seconds: float) -> dict[str, float]:
-        total: Counter[str] = Counter()
-        for pid, (name, used_s) in self.last_s.items():
-            total["main process" if pid == self.program.pid else name] += round(used_s / seconds, 3)  # type: ignore[assignment]
-        return {name: round(cores, 2) for name, cores in sorted(total.items())}
-
-    def memory_mib(self) -> float:
-        return round(sum(process.memory_info().rss for process in self._all()) / 2**20, 1)
-
-    def workers(self, name: str) -> list[psutil.Process]:
-        return [child for child in self._all()[1:] if (own := _name(child)) and name in own]
-
-    def _all(self) -> list[psutil.Process]:
-        return [self.program, *self.program.children(recursive=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +209,8 @@ def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
         with ExitStack() as opened:
             process = opened.enter_context(_started(path, service_ms, run.objects))
             subscription = opened.enter_context(Subscription(f"ipc://{path}.ipc", kinds=kinds, queue=_QUEUE))
-            measured = _receive(_items(subscription, process), _Processes(psutil.Process(process.pid)), run)
+            watch = opened.enter_context(watching(process.pid))
+            measured = _receive(_items(subscription, process), watch, run)
         measured["exit_code"] = process.returncode
     settings = {"cameras": cameras, "reader": run.reader, "seconds": run.seconds, "processes": run.processes}
     return settings | {"service_ms": service_ms, "asked_per_s": asked_per_s} | measured
@@ -261,13 +242,13 @@ def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iter
     raise RuntimeError(f"the program sends no detections; exit code {process.poll()}")
 
 
-def _receive(items: Iterator[Item], processes: _Processes, run: Run) -> dict[str, Any]:
+def _receive(items: Iterator[Item], watch: ProcessWatch, run: Run) -> dict[str, Any]:
     """Receive messages for `run.seconds` after the warm-up. Return the measurements."""
     while not isinstance(next(items), DetectionsMessage):
         pass
     begin_s = time.monotonic() + _SETTLE_S
-    received, killed = _Received(), 0
-    next_look_s, next_kill_s = begin_s, begin_s + (run.kill_s or math.inf)
+    received, killing = _Received(), _Killing(watch, run.kill, run.kill_s or math.inf)
+    next_look_s = begin_s
     for item in items:
         since_s = time.monotonic() - begin_s
         if since_s >= run.seconds:
@@ -275,53 +256,41 @@ def _receive(items: Iterator[Item], processes: _Processes, run: Run) -> dict[str
         if since_s < 0:
             continue
         if received.seconds.total() == 0:
-            processes.reset()
+            watch.reset()
+        killing.continue_at(since_s, begin_s, received.kills)
         received.add(item, since_s)
         if begin_s + since_s >= next_look_s:
-            processes.look()
+            watch.look()
             next_look_s += 1.0
-        if begin_s + since_s >= next_kill_s:
-            if workers := processes.workers(run.kill):
-                received.kills.append(_kill(workers, killed, since_s))
-                killed += 1
-            next_kill_s += run.kill_s or math.inf
-    processes.look()
-    cores = processes.cores(run.seconds)
-    memory_mib = processes.memory_mib()
+    cores, memory_mib = watch.usage(run.seconds)
     time.sleep(_LAST_S)
-    totals = {
-        "begin_s": begin_s,
-        "cores": round(sum(cores.values()), 2),
-        "cores_by_process": cores,
-        "rss_mib": memory_mib,
-    }
-    return received.summary(run.seconds) | {"killed": killed} | totals
+    totals = {"cores": round(sum(cores.values()), 2), "cores_by_process": cores, "rss_mib": memory_mib}
+    return {"begin_s": begin_s} | received.summary(run.seconds) | {"killed": len(received.kills)} | totals
 
 
-def _kill(workers: Sequence[psutil.Process], turn: int, since_s: float) -> _Kill:
-    """Kill one of the workers, each in turn."""
-    worker = workers[turn % len(workers)]
-    name = _name(worker)
-    worker.send_signal(signal.SIGKILL)
-    return _Kill(name, since_s)
+@dataclass(slots=True)
+class _Killing:
+    """Kills a worker after each interval of `every_s` seconds."""
 
+    watch: ProcessWatch
+    name: str
+    every_s: float
+    turn: int = 0
+    pending: Future[tuple[str, float]] | None = None
 
-def _name(process: psutil.Process) -> str:
-    """Return the name of a worker; an empty text if the process is not a worker, or has ended."""
-    with suppress(psutil.Error):
-        return worker_name(process.cmdline())
-    return ""
+    def continue_at(self, since_s: float, begin_s: float, kills: list[_Kill]) -> None:
+        """Order the next kill when it is due, and add a kill to `kills` once it has happened."""
+        if self.pending is None and since_s >= (self.turn + 1) * self.every_s:
+            self.pending = self.watch.kill(self.name, self.turn)
+        if self.pending is not None and self.pending.done():
+            worker, at_s = self.pending.result()
+            if worker:
+                kills.append(_Kill(worker, at_s - begin_s))
+            self.turn, self.pending = self.turn + 1, None
 
 
 def _number(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    with suppress(psutil.Error):
-        times = process.cpu_times()
-        return float(times.user + times.system)
-    return 0.0
 
 
 def _frames_per_s(clip: Path) -> float:

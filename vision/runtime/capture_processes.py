@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import select
 import struct
 import threading
@@ -19,7 +18,7 @@ import msgspec
 import psutil
 
 from vision.capture.camera_status import CameraStatus
-from vision.detect.detector import Detector, SharesFrames
+from vision.detect.detector import Detector
 from vision.errors import OutOfMemory
 from vision.runtime import frame_messages
 from vision.runtime.capture_worker import ENTRY
@@ -38,10 +37,10 @@ from vision.runtime.frame_messages import (
 )
 from vision.runtime.latest_slot import EXTRA_BUFFERS
 from vision.runtime.remote_slot import RemoteSlot
-from vision.runtime.shared_frames import allocate_shared
+from vision.runtime.shared_frames import FrameMemory, Layout, allocate_frames
 from vision.runtime.worker_channel import Connection, Message
 from vision.runtime.worker_process import Worker, Workers, WorkerSpec
-from vision.types import DropReason, FrameBuffer, PixelFormat
+from vision.types import DropReason
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +224,8 @@ class _Link:
         self._arrivals = arrivals
         self._reading = threading.Lock()
         self._returns: deque[tuple[int, int, int]] = deque()  # buffers to return, as in `encode_returns`
+        self._memory: dict[int, FrameMemory] = {}  # of the cameras of the present process, by number
+        self._former: dict[int, FrameMemory] = {}  # of an earlier process, which nothing writes to any longer
 
     # --- methods for the thread that polls the workers ----------------------------------------------------------------
 
@@ -246,7 +247,7 @@ class _Link:
             if isinstance(content, Configure):
                 self._configure(worker, content)
             elif isinstance(content, ClosedCamera):
-                self.cameras.pop(content.camera, None)
+                self._forget(content.camera)
             else:
                 self._store(content)
         except _BAD_MESSAGE as error:
@@ -262,28 +263,25 @@ class _Link:
         camera = self.cameras[number]
         camera.connected()
         camera.slot.abandon(DropReason.EPOCH)  # before the allocation, because there may be too little memory for both
-        buffers: list[FrameBuffer] = []
-        reply, fd = Configured(number, generation, self._count), None
+        self._memory.pop(number, None)
+        reply = Configured(number, generation, self._count)
         try:
-            exported = self._export(layout) if camera.on_gpu else None
-            if exported is not None:
-                reply.handle, buffers = exported
-            else:
-                fd, buffers = allocate_shared(self._detector, self._count, *layout)
+            memory = self._reused(camera, layout)
+            if memory is None:
+                memory = allocate_frames(self._detector, self._count, layout, on_gpu=camera.on_gpu)
         except (OutOfMemory, MemoryError) as error:
             reply.error = str(error.args[0])
-        try:
-            if not reply.error:
-                camera.slot.adopt(generation, layout, buffers, self._give_back(number, lossless=camera.slot.lossless))
-            worker.send(frame_messages.encode(reply), [] if fd is None else [fd])
-        finally:
-            if fd is not None:
-                os.close(fd)
+            worker.send(frame_messages.encode(reply))
+            return
+        self._memory[number], reply.handle = memory, memory.handle
+        camera.slot.adopt(generation, layout, memory.buffers, self._give_back(number, lossless=camera.slot.lossless))
+        worker.send(frame_messages.encode(reply), memory.fds)
 
-    def _export(self, layout: tuple[int, int, PixelFormat]) -> tuple[bytes, list[FrameBuffer]] | None:
-        return (
-            self._detector.exported_buffers(self._count, *layout) if isinstance(self._detector, SharesFrames) else None
-        )
+    def _reused(self, camera: RemoteCamera, layout: Layout) -> FrameMemory | None:
+        """Return the memory of an earlier process; None if there is none, or the program still reads it."""
+        # To free and to allocate GPU memory stops all work on the GPU, also for the cameras of other workers.
+        memory = self._former.pop(camera.number, None)
+        return memory if memory is not None and memory.layout == layout and camera.slot.is_idle else None
 
     def _give_back(self, number: int, *, lossless: bool) -> Callable[[int, int], None]:
         def give_back(generation: int, buffer: int) -> None:
@@ -301,12 +299,14 @@ class _Link:
                 pass
             self.frames = None
             frames.close()
+        self._former, self._memory = self._memory, {}
         for camera in self.cameras.values():
             if reason:
                 camera.lost(f"capture worker {reason}", worker.due_ns)
             else:
                 camera.slot.abandon(DropReason.STOPPED)
         self.cameras = {number: camera for number, camera in self.cameras.items() if not camera.is_retired}
+        self._former = {number: memory for number, memory in self._former.items() if number in self.cameras}
 
     def open_camera(self, camera: RemoteCamera) -> None:
         """Make the worker read one more camera."""
@@ -320,9 +320,14 @@ class _Link:
         """Make the worker stop reading a camera. The camera stays in `cameras` until a running worker confirms this."""
         camera.retire()
         if worker.pid is None:
-            self.cameras.pop(camera.number, None)
+            self._forget(camera.number)
         else:
             self._requests.append(frame_messages.Close(camera.number))
+
+    def _forget(self, number: int) -> None:
+        """Forget a camera that no process reads any longer, and its memory."""
+        for of_camera in (self.cameras, self._memory, self._former):
+            of_camera.pop(number, None)
 
     def send_requests(self, worker: Worker) -> None:
         """Send requests. If the worker has no room, keep them for the next call."""

@@ -12,8 +12,8 @@ import math
 import mmap
 import os
 import weakref
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,41 @@ def buffer_bytes(height_px: int, width_px: int, pixel_format: PixelFormat) -> in
     return -(-math.prod(frame_shape(height_px, width_px, pixel_format)) // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def allocate_shared(
-    detector: Detector, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
-) -> tuple[int, list[FrameBuffer]]:
-    """Allocate buffers in shared host memory, and page-lock them if the detector profits from it.
+Layout: TypeAlias = tuple[int, int, PixelFormat]
+"""Height in px, width in px, and format of the frames of a camera."""
 
-    Return a file descriptor for the worker, which the caller closes, and the buffers.
+
+@dataclass(frozen=True, slots=True)
+class FrameMemory:
+    """The frame buffers of one camera, which the main process allocated for a worker."""
+
+    layout: Layout
+    buffers: list[FrameBuffer]
+    handle: bytes  # with which the worker opens GPU memory; empty for shared host memory
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptor of shared host memory, which stays open as long as the buffers; empty for GPU memory."""
+        shared = self.buffers[0].shared
+        return [] if shared is None else [shared[0].fileno()]
+
+
+def allocate_frames(detector: Detector, count: int, layout: Layout, *, on_gpu: bool) -> FrameMemory:
+    """Allocate `count` buffers. `on_gpu` asks for GPU memory, which only some detectors and drivers can share.
+
+    Raises: see `_allocate_shared`.
+    """
+    if on_gpu and isinstance(detector, SharesFrames):
+        exported = detector.exported_buffers(count, *layout)
+        if exported is not None:
+            return FrameMemory(layout, exported[1], exported[0])
+    return FrameMemory(layout, _allocate_shared(detector, count, *layout), b"")
+
+
+def _allocate_shared(
+    detector: Detector, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
+) -> list[FrameBuffer]:
+    """Allocate buffers in shared host memory, and page-lock them if the detector profits from it.
 
     Raises:
         ValueError: the format does not allow this size.
@@ -71,14 +100,13 @@ def allocate_shared(
         if isinstance(detector, SharesFrames):
             buffers = detector.shared_buffers(memory, buffers)
         file, step = SharedFile(fd, size), buffer_bytes(height_px, width_px, pixel_format)
-        return fd, [replace(buffer, shared=(file, number * step)) for number, buffer in enumerate(buffers)]
-    except BaseException:
+        return [replace(buffer, shared=(file, number * step)) for number, buffer in enumerate(buffers)]
+    finally:
         os.close(fd)
-        raise
 
 
 def map_shared(fd: int, count: int, height_px: int, width_px: int, pixel_format: PixelFormat) -> list[FrameBuffer]:
-    """Return the buffers in the file `fd` of `allocate_shared`. Raise `MemoryError` if it cannot be mapped."""
+    """Return the buffers in the file `fd` of `allocate_frames`. Raise `MemoryError` if it cannot be mapped."""
     memory = map_file(fd, count * buffer_bytes(height_px, width_px, pixel_format))
     return _wrap(memory, count, height_px, width_px, pixel_format)
 

@@ -30,6 +30,7 @@ from vision.runtime.camera_factory import CameraFactory, build_capture
 from vision.runtime.camera_set import Camera
 from vision.runtime.capture_processes import CaptureProcesses
 from vision.runtime.runtime import Runtime
+from vision.runtime.shared_frames import FrameMemory, allocate_frames
 from vision.stages.stage import Report
 from vision.types import DropReason, FrameBuffer, PixelFormat, Result
 
@@ -162,7 +163,21 @@ def test_slow_detector_drops_old_frames() -> None:
     run.check()
 
 
-def test_killed_workers_are_replaced_and_every_frame_is_accounted_for() -> None:
+def allocations(monkeypatch: pytest.MonkeyPatch) -> list[FrameMemory]:
+    """Return a list of the memory that the main process allocates from now on."""
+    allocated: list[FrameMemory] = []
+
+    def allocate(*arguments: Any, on_gpu: bool) -> FrameMemory:
+        allocated.append(allocate_frames(*arguments, on_gpu=on_gpu))
+        return allocated[-1]
+
+    monkeypatch.setattr(capture_processes, "allocate_frames", allocate)
+    return allocated
+
+
+def test_killed_workers_are_replaced_and_every_frame_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new processes use the memory of the killed ones, so that nothing stops the GPU."""
+    allocated = allocations(monkeypatch)
     run = site(
         {f"c{n}": "synthetic:160x120@100" for n in range(4)}, workers=4, detector=FakeDetector(service_ns=5_000_000)
     )
@@ -178,6 +193,7 @@ def test_killed_workers_are_replaced_and_every_frame_is_accounted_for() -> None:
     finally:
         report = run.finish()
     run.check()
+    assert len(allocated) == 4
     assert epochs(run.results("c0")) == epochs(run.results("c2")) == {0}
     assert epochs(run.results("c1")) == {0, 1, 2}
     by_name = {camera.camera: camera for camera in report.cameras}
@@ -213,7 +229,9 @@ def test_faulty_camera_disturbs_only_its_worker(
     assert errors
 
 
-def test_camera_whose_library_does_not_return_gets_a_new_thread() -> None:
+def test_camera_whose_library_does_not_return_gets_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It also gets new memory, because the call that hangs may still write to the old one."""
+    allocated = allocations(monkeypatch)
     run = site(
         {"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True, hang_s=2.0
     )
@@ -224,6 +242,7 @@ def test_camera_whose_library_does_not_return_gets_a_new_thread() -> None:
     finally:
         run.finish()
     run.check()
+    assert len(allocated) == 3
     assert epochs(run.results("good-1")) == {0}
     assert epochs(run.results("stuck-0")) == {0, 1}
 
