@@ -39,7 +39,9 @@ class DropReason(str, Enum):
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the next stage was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached
-    STALE = "stale"  # the frame was older than `max_frame_age_s`, or was skipped because the decoder was too slow
+    STALE = (
+        "stale"  # the frame was older than `max_frame_age_s`, was skipped by a slow decoder, or its camera was frozen
+    )
     CORRUPT = "corrupt"  # the frame was between a packet loss and the next key frame, or could not be decoded
     EPOCH = "epoch"  # the frame was waiting when the source was lost or changed its frame size
     WORKER = "worker"  # the frame was waiting or in flight when its worker process ended
@@ -48,9 +50,10 @@ class DropReason(str, Enum):
     __hash__ = str.__hash__  # otherwise, the enumeration computes its hash in Python
 
 
-SlowStage: TypeAlias = Literal["detector", "results"]
-"""Stage for which a frame waited until it was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`. ``results``
-means the steps after the detector: the stages and the sinks."""
+SlowStage: TypeAlias = Literal["capture", "detector", "results"]
+"""Stage because of which a frame was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`. ``capture`` means the
+steps before the slot of the camera: the decoder was too slow, or the camera was frozen. ``results`` means the steps
+after the detector: the stages and the sinks."""
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:

@@ -367,7 +367,7 @@ class CameraReport(_Compact, frozen=True, kw_only=True):
     dropped: Annotated[dict[str, int], doc("number of dropped frames, by reason")]
     dropped_by_stage: Annotated[
         dict[str, int],
-        doc("the part of `dropped` that waited too long: for the `detector`, or for `results`, the steps after it"),
+        doc("the `superseded` and `stale` frames of `dropped`, by stage: `capture`, `detector`, or `results`"),
     ] = {}
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]

@@ -37,7 +37,7 @@ class SlotCounts:
     grabbed: int = 0
     taken: int = 0  # frames taken by the reader, without those that were dropped afterwards
     dropped: Counter[DropReason] = field(default_factory=Counter)
-    dropped_by_stage: Counter[SlowStage] = field(default_factory=Counter)  # the part of `dropped` with a slow stage
+    dropped_by_stage: Counter[SlowStage] = field(default_factory=Counter)  # of `dropped`: superseded and stale frames
     waiting: int = 0
     unfinished: int = 0  # frames whose result was neither published nor dropped yet
 
@@ -276,6 +276,10 @@ class LatestSlot:
         with self.changed:
             self._counts.grabbed += 1
             self._count_drop(reason)
+            if reason is DropReason.STALE:
+                self._counts.dropped_by_stage["capture"] += 1
+            elif reason is DropReason.SUPERSEDED:
+                self._counts.dropped_by_stage[self._awaited_stage()] += 1
 
     def flush(self, reason: DropReason) -> None:
         """Drop the waiting frame, if there is one, and count it under `reason`."""
@@ -408,11 +412,14 @@ class LatestSlot:
             self._unreported[before] = self._unreported.get(before, 0) + frames
         self._count_drop(reason)
         if reason in (DropReason.SUPERSEDED, DropReason.STALE):
-            stage: SlowStage = "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
-            self._counts.dropped_by_stage[stage] += 1
+            self._counts.dropped_by_stage[self._awaited_stage()] += 1
         self._free(waiting.frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         if self._lossless or self._ended:
             self.changed.notify_all()  # otherwise, nobody waits for this: the writer could already write
+
+    def _awaited_stage(self) -> SlowStage:
+        """Return the stage for which frames wait at present."""
+        return "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
 
     def _count_drop(self, reason: DropReason) -> None:
         self._counts.dropped[reason] += 1

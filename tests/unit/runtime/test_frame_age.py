@@ -66,6 +66,16 @@ def test_frame_that_the_detector_did_not_take_is_counted_for_the_detector() -> N
     assert camera.slot.counts().dropped_by_stage == {"detector": 2}
 
 
+def test_frame_of_a_frozen_camera_or_a_slow_decoder_is_counted_for_the_capture() -> None:
+    clock = ManualClock()
+    camera = Camera(slot_of(clock, max_frame_age_s=0.1), clock)
+    hand_over([take(camera) for _ in range(MAX_UNFINISHED)], keep=False)
+    camera.slot.drop(DropReason.STALE)
+    camera.slot.drop(DropReason.CORRUPT)
+    camera.slot.drop(DropReason.SUPERSEDED)  # by a capture worker, because the main process received no messages
+    assert camera.slot.counts().dropped_by_stage == {"capture": 1, "results": 1}
+
+
 def test_refused_frame_becomes_stale() -> None:
     clock = ManualClock()
     camera = Camera(slot_of(clock, max_frame_age_s=0.1), clock)
@@ -333,7 +343,7 @@ def test_scheduler_returns_the_time_without_the_wait_for_earlier_batches(paralle
 
 
 Step = st.sampled_from(
-    ["write", "write", "take", "take", "hand over", "publish", "stale", "stopped", "drop", "advance"]
+    ["write", "write", "take", "take", "hand over", "publish", "stale", "stopped", "drop", "skip", "advance"]
 )
 
 
@@ -359,6 +369,8 @@ def test_every_frame_is_accounted_for_with_results(steps: list[str]) -> None:
             published += step == "publish"
         elif step == "drop":
             camera.slot.drop(DropReason.CORRUPT)
+        elif step == "skip":
+            camera.slot.drop(DropReason.STALE)
         elif step == "advance":
             clock.advance_ms(30)
         counts = camera.slot.counts()

@@ -157,7 +157,7 @@ def _camera_metrics(
     dropped = {(name, reason): n for name, camera in cameras.items() for reason, n in camera.dropped.items()}
     yield _labeled("vision_frames_dropped", "Dropped frames.", ["camera", "reason"], dropped, counts=True)
     slow = {(name, stage): n for name, camera in cameras.items() for stage, n in camera.dropped_by_stage.items()}
-    text = "Dropped frames that waited too long for a stage."
+    text = "Superseded and stale frames, by the stage that was too slow."
     yield _labeled("vision_frames_dropped_by_stage", text, ["camera", "stage"], slow, counts=True)
     yield _labeled("vision_camera_fps", "Frames received per second.", ["camera"], {k: c.fps for k, c in each})
     ages = {key: camera.last_frame_age_s for key, camera in each if camera.last_frame_age_s is not None}
