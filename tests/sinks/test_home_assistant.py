@@ -7,18 +7,28 @@ Assistant 2024.3.3 (`homeassistant.components.mqtt`) accept these announcements 
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tests.messages.processes import wait_until
+from tests.messages.samples import camera_status
 from tests.sinks.test_delivery import settings
 from tests.sinks.test_selection import Source
 from vision.client import CountsMessage
+from vision.messaging import codec
+from vision.messaging.publisher import Publisher
 from vision.messaging.schema import LineCounts, ZoneCounts
 from vision.outputs.sinks.delivery import Outgoing
 from vision.outputs.sinks.home_assistant import Discovery
+from vision.outputs.sinks.program import Reader
+from vision.outputs.sinks.spool import Spool
+from vision.types import Counts
 
 _COMMON = {
     "availability",
@@ -141,3 +151,31 @@ def test_removed_camera_is_no_longer_announced() -> None:
     assert len(added) == 6
     assert content(list(discovery.add(source.status("removed")))) == dict.fromkeys(added)
     assert len(list(discovery.add(counts()))) == 3  # the camera was added again
+
+
+def test_sink_without_status_messages_also_notices_that_a_camera_was_removed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "messages": ["counts"], "cameras": None, "interval_s": 0.0, "position": None, "home_assistant": True,
+        "keys": None, "replay": None, "address": f"ipc://{tmp_path}/out",
+    }  # fmt: skip
+    sent: list[Outgoing] = []
+    with (
+        closing(Spool(tmp_path / "spool", max_bytes=1 << 20, max_age_s=60.0)) as spool,
+        Publisher(options["address"], node="n") as publisher,
+    ):
+        reader = Reader(options, spool, settings("mqtt://h"))
+        thread = threading.Thread(target=reader.run, args=(lambda: None,))
+        thread.start()
+        try:
+            wait_until(lambda: publisher.socket.joins > 0, "the sink subscribes")
+            publisher.publish_status(codec.counts("gate", Counts({"door": {}}, {}, {}), 0, 0))
+            wait_until(lambda: spool.count == 3, "the announcement of two counters, and the counts")
+            publisher.publish_status(camera_status(state="removed"))
+            wait_until(
+                lambda: [each.payload for each in spool.first(10)].count(b"") == 2, "the end of the announcement"
+            )
+            sent = spool.first(10)
+        finally:
+            reader.stop()
+            thread.join()
+    assert [each.topic for each in sent if each.payload] == ["counts/gate"]

@@ -23,6 +23,7 @@ from typing import Any, Final
 from vision.client import Item, Subscription
 from vision.errors import VisionError, redact, register_secret
 from vision.messaging.curve import KeyPair
+from vision.messaging.schema import Kind
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing, SinkSettings
 from vision.outputs.sinks.selection import Selection
 from vision.outputs.sinks.sender import Sender
@@ -86,9 +87,11 @@ class Reader:
         options, position = self._options, self.selection.position
         keys = KeyPair(*options["keys"]) if options["keys"] else None
         with_events = "events" in options["messages"]
+        # The last status of a camera shows that it was removed. `Selection` does not send it if it is not configured.
+        needed: list[Kind] = ["status"] if options["home_assistant"] else []
         subscription = Subscription(
             options["address"],
-            kinds=options["messages"],
+            kinds=list(dict.fromkeys([*options["messages"], *needed])),
             since=(position.journal, position.number) if with_events and position is not None else None,
             replay=options["replay"] if with_events else None,
             key=keys,
