@@ -11,13 +11,15 @@ import pytest
 from vision.capture.zoo.barcode import MOST_NUMBERS, paint_number, read_number
 from vision.capture.zoo.clips import FRAMES, GOP, Codec, clip
 from vision.capture.zoo.credentials import Gate
+from vision.capture.zoo.page import expectation
 from vision.capture.zoo.payloads import PAYLOAD_BYTES, payloads
-from vision.capture.zoo.persona import RtspStream
+from vision.capture.zoo.persona import PASSWORD, USER, RtspStream
 from vision.capture.zoo.playback import Disturbance, Playback, is_lost
 from vision.capture.zoo.rtp import CLOCK_HZ, RtpSender
 from vision.capture.zoo.scenes import Scene, draw_scene
 from vision.capture.zoo.zoo import PERSONAS, selected
 from vision.config import CameraConfig
+from vision.config.load import load_config_text
 from vision.errors import VisionError
 
 
@@ -81,6 +83,17 @@ def test_names_are_unique_and_can_be_camera_ids() -> None:
         CameraConfig.model_validate(
             {"id": persona.name, "source": persona.address(8600), "reader": persona.readers[0], **persona.settings}
         )
+
+
+def test_shown_remedy_can_be_used_in_a_configuration() -> None:
+    """A configuration file refuses literal passwords."""
+    (persona,) = selected(["no-account"])
+    text = expectation(persona)
+    assert "${CAMERA_PASSWORD}" in text and PASSWORD not in text
+    keys = ["id: a", "source: rtsp://192.0.2.1/", *text.partition(" -> ")[2].split(", ")]
+    config = load_config_text("cameras:\n  - " + "\n    ".join(keys), {"CAMERA_PASSWORD": PASSWORD})
+    (camera,) = config.cameras
+    assert (camera.user, camera.password) == (USER, PASSWORD)
 
 
 def test_every_remedy_is_a_valid_configuration() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from vision.capture.zoo.persona import HttpStream, Persona, Reader, Verdict
+from vision.capture.zoo.persona import PASSWORD, USER, HttpStream, Persona, Reader, Verdict
 
 _http = partial(Persona, scheme="http", path="/video")
 
@@ -119,7 +119,7 @@ _ACCESS: Final = (
         "needs a user and password, which are not configured",
         HttpStream(),
         auth="digest",
-        verdicts=_refused("unauthorized", {"user": "viewer", "password": "secret"}),
+        verdicts=_refused("unauthorized", {"user": USER, "password": PASSWORD}),
     ),
     _http("http-not-found", "no stream at this path", HttpStream(status=404), verdicts=_refused("no-stream")),
     _http(

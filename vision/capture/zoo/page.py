@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Final
 
-from vision.capture.zoo.persona import FAULTS, Persona, Reader, Verdict
+from vision.capture.zoo.persona import FAULTS, PASSWORD, Persona, Reader, Verdict
 from vision.capture.zoo.zoo import PERSONAS
 
 PLAYS: Final = "plays"
 _COLUMNS: Final = 120
+_VARIABLE: Final = "${CAMERA_PASSWORD}"  # in place of the password
 
 _TOP: Final = """\
 # Camera zoo
@@ -33,8 +34,8 @@ vision camera-zoo --list                          # the list, without serving
 [`vision chaos`](chaos.md) uses such cameras to check that the program survives faults.
 
 Each frame shows its number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads the
-number. Cameras with a password expect the user `viewer` and the password `secret`. The cameras with TLS need the
-command `openssl`, which creates their certificate.
+number. Cameras with a password expect the user `viewer` and the password `secret`, for which `${CAMERA_PASSWORD}` in
+the tables stands. The cameras with TLS need the command `openssl`, which creates their certificate.
 
 `make camera-zoo` reads each camera for which the tables below list `plays` or keys of camera.yaml, with each fault. The
 camera must deliver frames, also after the fault, and its frames must be counted as published or dropped, apart from the
@@ -63,14 +64,20 @@ def expectation(persona: Persona) -> str:
 def _expected(verdict: Verdict | None) -> str:
     if verdict is None:
         return PLAYS
-    keys = ", ".join(f"{key}: {value}" for key, value in (verdict.remedy or {}).items())
+    keys = ", ".join(_shown_keys(verdict))
     return f"{verdict.code} -> {keys}" if keys else verdict.code
+
+
+def _shown_keys(verdict: Verdict) -> Iterator[str]:
+    """Yield the keys of camera.yaml, which refuses literal passwords, with which the camera plays."""
+    for key, value in (verdict.remedy or {}).items():
+        yield f"{key}: {_VARIABLE if value == PASSWORD else value}"
 
 
 def _cell(verdict: Verdict | None) -> str:
     if verdict is None:
         return PLAYS
-    keys = ", ".join(f"`{key}: {value}`" for key, value in (verdict.remedy or {}).items())
+    keys = ", ".join(f"`{key}`" for key in _shown_keys(verdict))
     return f"`{verdict.code}` → {keys}" if keys else f"`{verdict.code}`"
 
 

@@ -8,8 +8,10 @@ from typing import Final
 from vision.capture.zoo.persona import (
     FAULTS,
     METADATA,
+    PASSWORD,
     SECOND_VIDEO,
     SOUND,
+    USER,
     Limit,
     Persona,
     Reader,
@@ -219,7 +221,7 @@ _SESSION: Final = (
         "no-account",
         "needs a user and password, which are not configured",
         auth="digest",
-        verdicts=_both("unauthorized", {"user": "viewer", "password": "secret"}),
+        verdicts=_both("unauthorized", {"user": USER, "password": PASSWORD}),
     ),
 )
 
