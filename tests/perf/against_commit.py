@@ -29,6 +29,12 @@ import numpy as np
 ROOT: Final = Path(__file__).resolve().parents[2]
 _STEP_NS: Final = 100_000_000
 _WIDTH, _HEIGHT = 1920, 1080
+OWN_TESTS: Final = (
+    "import sys, types; tests = sys.modules['tests'] = types.ModuleType('tests'); "
+    "tests.__path__ = [sys.argv[1] + '/tests']; "
+)
+"""Program that imports `tests` from the tree `sys.argv[1]`, and all other modules from the tree that is measured."""
+
 _WORKER: Final = "import runpy, sys; runpy.run_path(sys.argv[1])['work'](sys.argv[2])"
 
 

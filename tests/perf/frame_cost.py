@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import zmq
 
-from tests.perf.against_commit import find_any
+from tests.perf.against_commit import OWN_TESTS, find_any
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OBJECTS: Final = (1, 6, 20, 50)
@@ -56,7 +56,7 @@ print(flush=True)
 while True:
     socket.recv_multipart()
 """
-_WORKER: Final = "import sys; sys.path.append(sys.argv[1]); from tests.perf.frame_cost import work; work()"
+_WORKER: Final = OWN_TESTS + "from tests.perf.frame_cost import work; work()"
 
 
 # ------------------------------------------------------------------------------------------------ in each tree

@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import zmq
 
-from tests.perf.against_commit import find_any
+from tests.perf.against_commit import OWN_TESTS, find_any
 from tests.perf.frame_cost import make_crowd
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ _SHAPES: Final = {
     "zones": [{"name": "center", "polygon": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]}],
 }
 _RULE: Final = {"name": "crossed", "when": "line_crossed middle", "cooldown": "1s"}
-_WORKER: Final = "import sys; sys.path.append(sys.argv[1]); from tests.perf.throughput import work; work(sys.argv[2])"
+_WORKER: Final = OWN_TESTS + "from tests.perf.throughput import work; work(sys.argv[2])"
 
 
 def work(config: str) -> None:
