@@ -14,7 +14,11 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Return the stages, which change no results unless `detect.score_threshold` was raised."""
+    """Return the stages: a `ScoreFilter` and, if `language` is configured, a stage that asks the language model.
+
+    The filter removes objects only after a reload has raised `detect.score_threshold`. The module docstring of
+    `vision.runtime.builder` describes the errors.
+    """
     return [ScoreFilter(config.detect.score_threshold), *open_inquiries(config, options, resources)]
 
 

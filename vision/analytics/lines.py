@@ -232,7 +232,11 @@ class LineWatch:
             del self._absent[oldest]
 
     def _appear(self, table: TrackTable, seen: TrackSnapshot, times_s: Sequence[float] | None) -> None:
-        """Set the first sides of new objects. An object that returns within `_REMEMBERED_S` continues its path."""
+        """Set the first sides of new objects. An object that returns within `_REMEMBERED_S` continues its path instead.
+
+        `times_s` are the times of the rows of `seen`, if they belong to different frames. None means that all of them
+        have the time `seen.now_s`.
+        """
         appeared, number = seen.rows[seen.fresh], len(self._anchors)
         table["right"][appeared] = seen.first_distances > 0
         table["reach"][appeared] = np.abs(seen.first_distances[:, :number]) * _sizes_per_px(seen)[seen.fresh, None]

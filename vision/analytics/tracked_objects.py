@@ -224,7 +224,18 @@ class TrackedObjects:
     def _appear(
         self, rows: IndexArray, fresh: BoolArray, columns: FloatArray, previous_xyxy: NDArray[np.float32] | None
     ) -> FloatArray:
-        """Store the previous points of new objects. Return `TrackSnapshot.first_distances`."""
+        """Store the first points of new objects in the table. Return the distances of these points from the lines.
+
+        Args:
+            rows: rows (M,) of the objects in the table.
+            fresh: mask (M,) of the new objects, F of which are True.
+            columns: columns (M, ...) of the present boxes, as `_columns_of` returns them.
+            previous_xyxy: previous boxes (M, 4) of the objects, NaN where unknown. Where a box is known, the first
+                points are those of this box. Otherwise, they are those of the present box.
+
+        Returns:
+            `TrackSnapshot.first_distances` (F, 2 L).
+        """
         first: FloatArray = columns[fresh]
         if previous_xyxy is not None:
             before = self._columns_of(previous_xyxy[fresh])

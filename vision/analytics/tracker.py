@@ -438,7 +438,12 @@ class _TracksTogether:
     def _results(
         self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections, trust: FloatArray
     ) -> list[Tracks]:
-        """Return the published tracks of each camera's frame."""
+        """Return the tracks to publish, one `Tracks` per camera.
+
+        The arguments describe M tracks. `tracks` (M,) are their indices, grouped by camera. `matched` (M,) are the
+        indices of their detections in `frame`. A published box lies between the track's estimate and the detection: it
+        is moved from the estimate toward the detection by the fraction score × `trust` (M,).
+        """
         cameras = self._cameras_of(tracks)
         boxes, scores = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T, frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)

@@ -70,7 +70,11 @@ def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:
 
 
 def _spec(samples: Samples) -> ModelSpec:
-    """Return the spec of the model, or a spec that only names the size of its input for frames."""
+    """Return the spec of the model. If it has none, return one of which only the size of the input is meaningful.
+
+    The size is that of the first input with four axes, or `_FALLBACK_SIDE` if there is none. The other values only make
+    the spec valid.
+    """
     if samples.spec is not None:
         return samples.spec
     frames = next((shape for shape in samples.shapes.values() if len(shape) == 4), None)

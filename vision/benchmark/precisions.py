@@ -168,7 +168,10 @@ def _samples(graph: Graph, spec: ModelSpec | None, settings: PrecisionSettings, 
 def _measured(
     graph: Graph, precision: str, samples: Samples, reference: Sequence[Outputs], *, opening: Open, seconds: float
 ) -> PrecisionRow:
-    """Measure one precision. If this is not possible, return a row with the reason."""
+    """Measure the network with one precision for `seconds`, and compare its outputs with `reference`.
+
+    If the network cannot be opened with this precision, return a row that states only the reason.
+    """
     batch = next(iter(samples.shapes.values()))[0]
     try:
         network = opening(_variant(graph, precision, samples), precision, samples)

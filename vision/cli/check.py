@@ -142,7 +142,16 @@ def _is_running(path: Path) -> bool:
 def _faults_at(
     path: Path, *loc: int | str, of: tuple[type[VisionError], ...] = (ConfigError, ModelError, DeviceMissing)
 ) -> Iterator[None]:
-    """Add the file, line, and key of `loc` to each error of the types `of` that contains no `faults`."""
+    """Add the location of a key to the errors that the body raises.
+
+    An error of the types `of` without `faults` is raised again with the file, the line, and the key. Other errors are
+    not changed.
+
+    Args:
+        path: the configuration file.
+        loc: path of the key in the file, for example "cameras", 0, "source".
+        of: types of the errors.
+    """
     try:
         yield
     except of as error:

@@ -182,7 +182,7 @@ def read_config(name: str) -> AppConfig:
 
 
 def given(**values: object) -> dict[str, object]:
-    """Return the options that are not None, which are those that were given on the command line."""
+    """Return the options whose value is not None, by name. None means that the user did not give the option."""
     return {name: value for name, value in values.items() if value is not None}
 
 

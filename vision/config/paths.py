@@ -19,3 +19,12 @@ def is_file(path: Path) -> bool:
 def is_dir(path: Path) -> bool:
     """Return True if there is a folder at `path`."""
     return os.path.isdir(path)  # noqa: PTH112 - `Path.is_dir` raises errors
+
+
+def can_write(path: Path) -> bool:
+    """Return True if a file at `path` can be replaced or, if there is none, created. Symbolic links are followed.
+
+    False also means that `path` is a folder, or that its parent folder does not exist.
+    """
+    target = Path(os.path.realpath(path))  # `Path.resolve` raises errors
+    return not is_dir(target) and os.access(target if exists(target) else target.parent, os.W_OK)

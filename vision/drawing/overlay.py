@@ -210,7 +210,7 @@ class Overlay:
         area[inside] = np.rint(area[inside] * (1.0 - _MASK_FILL) + np.array(color) * _MASK_FILL).astype(np.uint8)
 
     def _skeleton(self, points: NDArray[np.float32], color: Color) -> None:
-        """Draw the keypoints (K, 3) of one object, except those with low scores.
+        """Draw the keypoints (K, 3) of one object, except those with low scores. The columns are x, y (px), and score.
 
         If there are 17 keypoints, as in COCO, also draw the limbs between them.
         """

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from vision.config import AppConfig, check_classes, load_config, nearest, resolve_config
-from vision.config.paths import is_dir
+from vision.config.paths import can_write
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation import passes
@@ -50,11 +50,12 @@ class Request:
         """Check that all outputs can be written, and create the folder for plots. Call this before the pipeline runs.
 
         Raises:
-            ConfigError: an output cannot be written, has the wrong extension, or needs a package that is missing.
+            ConfigError: an output cannot be written, has the wrong extension, or needs a package that is missing, or
+                `--accuracy` names an existing file that is not an accuracy file.
         """
         for option, path in self._files():
-            if path is not None and (is_dir(path) or not os.access(path.absolute().parent, os.W_OK)):
-                hint = "name a file in an existing folder"
+            if path is not None and not can_write(path):
+                hint = "name a file that you can write, in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
         if self.accuracy is not None:
             check_accuracy_file(self.accuracy)

@@ -1,7 +1,7 @@
-"""`ChatServer` asks a language model, on any server that has the API of OpenAI's chat completions.
+"""`ChatServer` sends requests to a language model server that is compatible with OpenAI's API for chat completions.
 
-Every request is limited in time and in bytes, even if the server accepts no connection, sends no answer, sends one byte
-per second, or never stops sending.
+Each request has a deadline, and each request and response has a maximum size. Both limits also apply if the server
+accepts no connection, sends no response, sends one byte per second, or never stops sending.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Answer:
 
 
 class ChatServer:
-    """A server of a language model. Its methods can be called by several threads at once."""
+    """Client of one language model server. Several threads can call its methods at the same time."""
 
     def __init__(self, config: LanguageServer, clock: Callable[[], float] = time.monotonic) -> None:
-        """Connect to nothing yet. `clock` returns seconds."""
+        """Create the client, without connecting. `clock` returns the time in seconds."""
         self._config = config
         self._url = config.url.rstrip("/")
         self._headers = {"Accept-Encoding": "identity"}  # a small compressed answer can expand to a very long one
@@ -58,7 +58,16 @@ class ChatServer:
         self._model = config.model
 
     def models(self, *, deadline_s: float | None = None) -> tuple[str, ...]:
-        """Return the names of the server's models. See `complete` for `deadline_s` and the errors."""
+        """Return the names of the server's models, at least one.
+
+        Args:
+            deadline_s: maximum time in seconds, if it is lower than the configured timeout. None means that timeout.
+
+        Raises:
+            ServerRefusal: the server refuses the key or the request.
+            ServerFailure: the server cannot be reached, is too slow or busy, or reports an internal error.
+            InvalidAnswer: the response is too long or unreadable, or lists no model.
+        """
         return self._within(deadline_s, self._models())
 
     def complete(
@@ -93,7 +102,12 @@ class ChatServer:
         return self._within(deadline_s, self._complete(prompt, images, expected, options))
 
     def _within(self, deadline_s: float | None, request: Coroutine[Any, Any, _T]) -> _T:
-        """Run a request in an event loop of its own, so that every wait of the request ends at the deadline."""
+        """Run a request in its own event loop, so that the deadline ends every wait of the request.
+
+        Raises:
+            ServerFailure: the deadline has passed, or the server cannot be reached.
+            InvalidAnswer: the server's response is not valid HTTP.
+        """
         limit_s = self._config.timeout_s if deadline_s is None else min(deadline_s, self._config.timeout_s)
         loop = asyncio.new_event_loop()
         try:
@@ -140,7 +154,11 @@ class ChatServer:
         return Answer(completion.text, parsed, confidence, name, completion.tokens, latency_ms)
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> bytes:
-        """Send one request, and return the body of the response. Raise `LanguageError` unless the status is 200."""
+        """Send one request, and return the body of the response.
+
+        Raises:
+            LanguageError: the status is not 200, or the body is too long.
+        """
         url, headers = self._url + path, dict(self._headers)
         if content is not None:
             headers["Content-Type"] = "application/json"
@@ -160,7 +178,7 @@ class ChatServer:
 
 
 def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
-    """Return the content of a message. Without images, it is a string, because some servers accept only strings."""
+    """Return the `content` field of a message. Without images, it is text, because some servers accept only text."""
     if not images:
         return prompt
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]

@@ -1,7 +1,8 @@
 """`HeldEvents` decides when to publish the events about which a language model is asked. It has no threads or sockets.
 
-An event whose entry of `verify:` has `wait_s` is held until its verdict, or until that time has passed. Every other
-event is published immediately, and again if an answer arrives.
+An event whose entry of `verify:` has `wait_s` is held until its verdict arrives, or until `wait_s` has passed. Every
+other event is published immediately. If an answer arrives after an event was published, the event is published again
+with the answer, as an amendment.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class _Held:
 
 
 class HeldEvents:
-    """Holds events, and amends published ones. Its methods can be called by several threads."""
+    """Holds the events that wait for a verdict, and amends published events with later answers. Thread-safe."""
 
     def __init__(self, entries: Sequence[VerifyConfig], clock: Callable[[], float] = time.monotonic) -> None:
-        """Hold no event yet. `clock` returns seconds."""
+        """Create the object, without held events. `entries` are those of `verify:`. `clock` returns the time in s."""
         self._entries, self._clock = tuple(entries), clock
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}  # by id
@@ -69,7 +70,10 @@ class HeldEvents:
             return amendments
 
     def answered(self, outcome: Outcome) -> list[EventMessage]:
-        """Return the events to publish because of an answer, or of the failure to get one."""
+        """Return the events to publish because of an answer, or because a question failed.
+
+        An outcome for an event that was not published yet is stored until `sent` is called with the event.
+        """
         with self._lock:
             held = self._held.get(outcome.id)
             if held is not None and outcome.purpose == "verify":
@@ -91,12 +95,12 @@ class HeldEvents:
             ]
 
     def release(self) -> list[EventMessage]:
-        """Stop holding all events that are held now. Return those to publish."""
+        """Stop waiting for the verdicts of all held events. Return the events to publish."""
         with self._lock:
             return [each for held in list(self._held.values()) for each in self._released(held, None)]
 
     def next_s(self) -> float | None:
-        """Return the time in seconds at which the next `wait_s` ends; None if no event waits."""
+        """Return the time, in seconds on `clock`, at which the first `wait_s` ends; None if no event is held."""
         with self._lock:
             return min((held.until_s for held in self._held.values()), default=None)
 

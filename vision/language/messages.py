@@ -1,6 +1,7 @@
-"""Messages between the program and the process that asks the language model, and the choice of events.
+"""Messages between the program and the process that asks the language model, and the selection of events to ask about.
 
-The program sends questions over a socket, each with its images. The process prints its messages as lines of JSON.
+The program sends questions over a socket, each with its images. The process prints its messages to standard output as
+lines of JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
-    """A statement that has become true, as an event without a header."""
+    """Report that a statement of `describe:` has become true. The event has no header yet."""
 
     event: EventMessage
 
@@ -101,7 +102,18 @@ def decode_line(text: str) -> Line:
 
 
 def chosen(entries: Sequence[_C], *, camera: str, kind: str, name: str, data: Mapping[str, Any]) -> _C | None:
-    """Return the first entry that chooses an event; None if there is none, or if the event ends a state."""
+    """Return the first entry of `verify:` or `describe:` whose filters match an event; None if there is none.
+
+    An absent filter matches every event. Events that end a state, and entries of `describe:` that check a statement,
+    never match.
+
+    Args:
+        entries: the entries, in the order of the configuration.
+        camera: id of the camera of the event.
+        kind: kind of the event.
+        name: name of the event's line, zone, or rule.
+        data: data of the event, whose `phase` and `class` are read.
+    """
     if data.get("phase") == "end":
         return None
     for entry in entries:
@@ -118,6 +130,6 @@ def chosen(entries: Sequence[_C], *, camera: str, kind: str, name: str, data: Ma
 
 
 def waiting_entry(entries: Sequence[VerifyConfig], event: EventMessage) -> VerifyConfig | None:
-    """Return the entry whose verdict the publication of an event waits for; None if there is none."""
+    """Return the entry whose verdict must arrive before an event is published; None if the event does not wait."""
     entry = chosen(entries, camera=event.camera, kind=event.kind, name=event.name, data=event.data)
     return entry if entry is not None and entry.wait_s is not None else None

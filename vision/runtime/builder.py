@@ -1,9 +1,14 @@
 """Functions that open the parts of a pipeline as configured. `vision.runtime.pipeline` assembles them.
 
 Most functions named `open_*` open a resource and register it with the `ExitStack` argument, which closes it. They can
-raise `ConfigError` if this machine lacks something that the configuration requires, `ModelError` if a model is missing,
-damaged, or different from its model.yaml, `DeviceError` if the device is missing or fails, `Unavailable` if an address,
-a disk, or a lock cannot be used at present, and `Closed` if the run was stopped while it was starting.
+raise these errors:
+
+* `ConfigError`: this machine lacks something that the configuration requires, or the configuration does not fit the
+  model, for example because it names a class that the model does not have.
+* `ModelError`: a model is missing, damaged, or different from its model.yaml.
+* `DeviceError`: the device is missing or fails.
+* `Unavailable`: an address, a disk, or a lock cannot be used at present.
+* `Closed`: the run was stopped while it was starting.
 """
 
 from __future__ import annotations
@@ -114,7 +119,8 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
         name: name of a shipped model, or path of a folder with model.yaml or of an ONNX file.
 
     Raises:
-        ModelError: there is no such model, its model.yaml is invalid, or the ONNX file does not describe it completely.
+        ModelError: there is no such model, its model.yaml is invalid, or `name` is an ONNX file that does not describe
+            the model completely.
     """
     folder = folder_of_model(name, shipped_models())
     if is_file(folder) and folder.suffix == ONNX_SUFFIX:

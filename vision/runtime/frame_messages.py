@@ -81,12 +81,12 @@ def decode_end(data: bytes) -> tuple[int, str]:
 
 
 def encode_returns(buffers: Sequence[tuple[int, int, int]]) -> bytes:
-    """Return a message of the kind `RETURN` for buffers, each of which is (camera, generation, buffer)."""
+    """Return a message of the kind `RETURN` for buffers, which are tuples (camera, generation, buffer)."""
     return b"".join(_RETURN.pack(*buffer) for buffer in buffers)
 
 
 def decode_returns(data: bytes) -> list[tuple[int, int, int]]:
-    """Return the buffers in a message of the kind `RETURN`."""
+    """Return the buffers in a message of the kind `RETURN`, as tuples (camera, generation, buffer)."""
     return list(_RETURN.iter_unpack(memoryview(data)[1:]))
 
 

@@ -1,6 +1,8 @@
-"""`Reloader`, which handles the requests of the control socket: it checks a new configuration, and applies it.
+"""`Reloader`, which handles the requests of the control socket.
 
-Everything that can be refused is checked before anything changes.
+It returns the status of the program and the lines, zones, and masks of a camera. It also changes the configuration: it
+reads the file again, adds or removes a camera, or replaces the lines, zones, and masks of a camera. It checks the whole
+new configuration before it applies any part of it.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ class Reloader:
         """Handle a request. Return the reply once the request is done.
 
         Raises:
-            VisionError: the request was refused, and nothing was changed.
+            ConfigError: the new configuration is invalid, the camera is unknown, the change requires a restart, or the
+                lines, zones, or masks have changed since the client read them. Nothing was changed.
+            VisionError: the request is refused for a different reason, such as an invalid model, or `Unavailable` if
+                the program is still starting or lacks memory. Nothing was changed.
         """
         if isinstance(request, StatusRequest):
             return self._status()
@@ -195,7 +200,9 @@ def _reported_to_service_manager() -> Iterator[None]:
 
 
 def check_models(config: AppConfig, path: Path | None) -> None:
-    """Check the folders of the models, because each process that starts later reads them. `path` is as in `_apply`.
+    """Check the folders of the models, because each process that starts later reads them.
+
+    `path` is the file of the configuration, for errors with lines. None means that it has no file.
 
     Raises:
         ConfigError: the configuration names a class that the model does not have.
@@ -210,7 +217,9 @@ def check_models(config: AppConfig, path: Path | None) -> None:
 
 
 def check_room(factory: CameraFactory, added: list[CameraConfig]) -> None:
-    """Check that memory and file descriptors suffice for more cameras.
+    """Check that the free memory, also that of the GPU if its detector is used, and the limit of open files suffice.
+
+    `added` are the cameras to add.
 
     Raises:
         Unavailable: they do not suffice at present.

@@ -53,14 +53,17 @@ class _Object:
     value: float = 0.0  # of the snapshot: its area in px², lower if the object is not clear
 
     def seen(self, box: Box, score: float, class_id: int, at_ns: int) -> None:
-        """Store a detection, and its position if the last one is old enough."""
+        """Store the object's box (x1, y1, x2, y2 in px), score, and class at the time `at_ns`.
+
+        Also append its position to the path if the last position is at least `spacing_ns` old.
+        """
         self.box, self.class_id, self.last_ns = box, class_id, at_ns
         self.score = max(self.score, score)
         if not self.path or at_ns - self.first_ns - self.path[-1][0] * 1_000_000 >= self.spacing_ns:
             self.add_position(at_ns)
 
     def add_position(self, at_ns: int) -> None:
-        """Append the position to the path. A full path loses every second position."""
+        """Append the bottom center of the box to the path. If the path is too long, remove every second position."""
         x1, _, x2, y2 = self.box
         self.path.append(((at_ns - self.first_ns) // 1_000_000, (x1 + x2) / 2, y2))
         if len(self.path) > _MAX_POSITIONS:
@@ -68,7 +71,10 @@ class _Object:
             self.spacing_ns *= 2
 
     def happened(self, event: Event) -> None:
-        """Store a crossing of a line, or the start or end of a stay in a zone."""
+        """Store a crossing of a line, the start of a stay in a zone, or the time at which the object left the zone.
+
+        Events of other kinds are ignored. So is the end of a stay for a different reason, such as a lost object.
+        """
         if event.kind == "line_crossed":
             self.crossings.append((event.name, str(event.data.get("direction", "")), event.at_ns))
         elif event.kind == "zone_entered":
@@ -114,7 +120,9 @@ class ObjectStage:
         return self.process(result, None)
 
     def process(self, result: Result, frame: Frame | None) -> Result:
-        """Return the result with summaries. If `frame` is not None, it is the frame of the result.
+        """Return the result with summaries of up to 20 objects that left. Later results contain the others.
+
+        If `frame` is not None, it is the frame of the result, of which snapshots can be taken.
 
         Raises:
             TypeError: the objects of the result are not tracked.
@@ -220,7 +228,11 @@ class ObjectSnapshotStage(ObjectStage):
     def __init__(self, forget_s: float, crop: Crop, use: Callable[[AppConfig], Collection[str]] | None = None) -> None:
         """Create the stage.
 
-        If `use` is not None, it is called with each new configuration. It returns the cameras whose `privacy` differs.
+        Args:
+            forget_s: seconds without a detection after which an object has left.
+            crop: function that returns the JPEG of a part of a frame.
+            use: function that is called with each new configuration, and returns the ids of the cameras whose `privacy`
+                differs from the previous configuration. None means that no camera has masks.
         """
         super().__init__(forget_s)
         self._crop = crop
@@ -303,9 +315,9 @@ def _rows(tracks: Tracks) -> Sequence[tuple[int, Box, float, int, int]]:
 
 
 def _is_covered(tracks: Tracks, row: int) -> bool:
-    """Return True if another object covers more than 30 % of this one.
+    """Return True if the box of one other object covers more than 30 % of the box in this row.
 
-    Only boxes that end lower in the frame count, because their objects are probably nearer.
+    Only boxes whose bottom edge is lower in the frame count, because their objects are probably nearer to the camera.
     """
     boxes = tracks.boxes_xyxy.astype(np.float64)
     x1, y1, x2, y2 = boxes[row]

@@ -52,12 +52,19 @@ class RuleStage:
                 self._cameras[camera_id] = camera
 
     def clock(self, camera_id: str) -> FrameClock | None:
-        """Return the clock of a camera's rules, with which frames without events can be skipped; None without rules."""
+        """Return the clock of a camera's rules; None if the camera has no rules.
+
+        A caller that judges recorded frames can leave out frames that have no events and cause no report (`due_s`). It
+        then advances this clock over these frames itself.
+        """
         camera = self._cameras.get(camera_id)
         return None if camera is None else camera.time
 
     def due_s(self, camera_id: str) -> float:
-        """Return the time, on the clock of a camera, before which frames without events cause no report."""
+        """Return the time in seconds, on the clock of a camera, before which frames without events cause no report.
+
+        Infinity means that only an event can cause a report.
+        """
         camera = self._cameras.get(camera_id)
         return math.inf if camera is None else min((rule.due_s() for rule in camera.rules), default=math.inf)
 
@@ -82,7 +89,7 @@ class _Camera:
         self._epoch: int | None = None
 
     def adopt(self, earlier: _Camera) -> None:
-        """Continue the clock, and the rules that have not changed."""
+        """Continue the clock and the unchanged rules of `earlier`. Keep its other rules that still report a state."""
         self.time, self._epoch = earlier.time, earlier._epoch
         known = {rule.identity: rule for rule in earlier.rules}
         self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
@@ -110,9 +117,9 @@ class _Camera:
 class _Now:
     """The time of one frame, and the number of objects in each zone at that time."""
 
-    time_s: float
-    at_ns: int
-    occupancy: Mapping[str, int]
+    time_s: float  # on the camera's clock
+    at_ns: int  # capture time
+    occupancy: Mapping[str, int]  # by the name of the zone
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""`ScoreFilter`, which removes objects with low scores after `detect.score_threshold` was raised."""
+"""`ScoreFilter`, which removes objects with low scores after a reload has raised `detect.score_threshold`.
+
+The detector keeps the threshold with which it was opened.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class ScoreFilter:
     """Removes detections below a threshold that is higher than that of the detector."""
 
     def __init__(self, score: float) -> None:
-        """Create the stage. `score` is the threshold of the detector, so the stage removes nothing yet."""
+        """Create the stage, which removes nothing before `reconfigure`. `score` is the threshold of the detector."""
         self._opened_with = score
         self._score: np.float32 | None = None
 

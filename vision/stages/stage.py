@@ -35,10 +35,13 @@ class ReadsLater(Protocol):
     """A `PixelStage` that lets the GPU read a frame after `with_frame` has returned."""
 
     def is_reading(self) -> bool:
-        """Return True if the GPU may still read a frame. The lease of the frame is kept until then."""
+        """Return True if the GPU may still read a frame that was passed to `with_frame`.
+
+        While this is True, the results thread keeps the leases of the frames.
+        """
 
     def wait_until_read(self) -> None:
-        """Wait until the GPU reads no frame."""
+        """Wait until the GPU has finished reading all frames that were passed to `with_frame`."""
 
 
 @runtime_checkable

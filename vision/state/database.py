@@ -205,7 +205,11 @@ class StateDatabase:
         return connection
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
-        """Run a query on the connection of the writing thread. Return all rows."""
+        """Run a query on the connection that writes, and return all rows. Only the writing thread may call this.
+
+        Raises:
+            sqlite3.Error: the database cannot be read, or is damaged.
+        """
         return self._writer.execute(sql, parameters).fetchall()
 
     def write(self, statements: Iterable[Statement], *, urgent: bool = False, counters: bool = True) -> bool:

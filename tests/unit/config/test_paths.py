@@ -10,6 +10,7 @@ import pytest
 from vision.capture.open import open_source
 from vision.config import CameraConfig
 from vision.config.load import load_config, resolve_config
+from vision.config.paths import can_write
 from vision.errors import VisionError
 from vision.evaluation.count_errors import check_accuracy_file
 from vision.evaluation.language.labels import read_labels
@@ -52,3 +53,14 @@ def test_image_of_a_label_whose_name_is_too_long_is_refused(tmp_path: Path) -> N
         read_labels(labels)
     assert [fault.line for fault in caught.value.faults] == [1]
     check_accuracy_file(Path("a" * 300 + ".json"))
+
+
+def test_files_that_can_be_written(tmp_path: Path) -> None:
+    existing = tmp_path / "existing.json"
+    existing.touch()
+    to_new, to_missing, to_folder = (tmp_path / f"to-{name}" for name in ("new", "missing", "folder"))
+    to_new.symlink_to(tmp_path / "new.json")
+    to_missing.symlink_to(tmp_path / "missing" / "new.json")
+    to_folder.symlink_to(tmp_path)
+    assert [can_write(path) for path in (existing, tmp_path / "new.json", to_new)] == [True, True, True]
+    assert [can_write(path) for path in (tmp_path, tmp_path / "missing" / "a", to_missing, to_folder)] == [False] * 4

@@ -166,6 +166,7 @@ def test_every_output_is_written(tmp_path: Path) -> None:
         ({"video": "gone/out.mp4"}, "not-writable"),
         ({"json": "gone/out.json"}, "not-writable"),
         ({"json": "."}, "not-writable"),
+        ({"json": "dangling.json"}, "not-writable"),
         ({"result": "gone/out.txt"}, "not-writable"),
         ({"plots": "gt.txt/plots"}, "not-writable"),
         ({"truth": "gone.txt"}, ""),
@@ -173,6 +174,7 @@ def test_every_output_is_written(tmp_path: Path) -> None:
 )
 def test_wrong_arguments_are_refused_before_the_run(change: dict[str, str], code: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"truth": write_truth(tmp_path), "class_name": CLASS}
+    (tmp_path / "dangling.json").symlink_to("gone/out.json")
     names = ("camera", "class_name")
     arguments |= {key: value if key in names else tmp_path / value for key, value in change.items()}
     with pytest.raises(ConfigError) as caught:

@@ -1,6 +1,7 @@
 """Monitoring of a stream before and after the decoder: lost packets, backlog, and arrival and capture times.
 
-GStreamer's threads call the ``on_`` methods; the camera's thread calls the others.
+GStreamer's threads call the ``on_`` methods, `PacketMonitor.replaced`, `DecodedFrames.skip`, and `DecodedFrames.put`.
+The camera's thread calls `PacketMonitor.started` and `DecodedFrames.get`.
 """
 
 from __future__ import annotations
@@ -30,24 +31,26 @@ _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong 
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """A decoded frame, the properties that the decoder does not pass on, and how many frames are missing before it."""
+    """A decoded frame, the properties that the decoder does not pass on, and the number of missing frames before it."""
 
     sample: Any  # a GstSample
     packet: PacketInfo
-    missing: Counter[DropReason]
+    missing: Counter[DropReason]  # frames between the previous decoded frame and this one, by reason
 
 
 class DecodedFrames:
     """A queue of the newest decoded frames. If it is full, a new frame replaces the oldest.
 
-    GStreamer's ``appsink`` can do this too, but does not report what it discards. The times of frames cannot show it,
-    because a decoder can change them, and several frames can have equal times.
+    GStreamer's ``appsink`` can replace frames in the same way, but does not report the frames that it discards. Gaps
+    in the times of the frames cannot show them, because a decoder can change these times, and several frames can have
+    equal times.
 
-    Missing frames are counted when `get` returns the next frame, or nothing. Therefore, they are counted in order.
+    `get` counts the missing frames when it returns the frame after them, or no frame. Therefore, they are counted in
+    order with the returned frames.
     """
 
     def __init__(self, skipped: SkippedFrames, most: int = SINK_FRAMES) -> None:
-        """Create an empty queue for `most` frames. `skipped` counts the frames that are missing."""
+        """Create an empty queue for up to `most` frames. `get` adds the missing frames to `skipped`."""
         self._skipped = skipped
         self._most = most
         self._changed = threading.Condition()
@@ -55,7 +58,7 @@ class DecodedFrames:
         self._missing: Counter[DropReason] = Counter()  # after the newest frame
 
     def skip(self, reason: DropReason) -> None:
-        """Record a missing frame."""
+        """Record that a frame is missing after the newest frame of the queue."""
         with self._changed:
             self._missing[reason] += 1
 
@@ -73,7 +76,7 @@ class DecodedFrames:
             self._changed.notify()
 
     def get(self, timeout_s: float) -> DecodedFrame | None:
-        """Remove and return the oldest frame; None if there is none within `timeout_s`."""
+        """Remove and return the oldest frame; None if there is none within `timeout_s`. Count the missing frames."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames, timeout_s)
             frame = self._frames.popleft() if self._frames else None
@@ -106,7 +109,10 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def on_decoded_frame(self, sample: Any) -> DecodedFrame:
-        """Return a decoded frame with its arrival time, capture time, and damage. Call this method for every frame."""
+        """Return a decoded frame with its arrival time, its capture time, and whether it counts as damaged.
+
+        Frames that the decoder discarded before this frame count as missing. Call this method for every decoded frame.
+        """
         pts = int(sample.get_buffer().pts)
         pts_ns = None if pts == NO_TIME else pts
         packet, passed_over = self._timeline.take_through(pts_ns)
@@ -124,7 +130,10 @@ class PacketMonitor:
         return DecodedFrame(sample, PacketInfo(arrived_ns, None, damaged), Counter())
 
     def replaced(self) -> None:
-        """Record that a different sender continues the stream. Frames may be missing at the change."""
+        """Record that the camera continues its stream with a new SSRC.
+
+        Packets may have been lost at the change. Therefore, frames count as damaged until an intact key frame.
+        """
         self._gate.lost()
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
@@ -133,7 +142,7 @@ class PacketMonitor:
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 
     def on_sender_report(self, _jitter_buffer: Any, sync: Any) -> None:
-        """Read the camera's clock from an RTCP sender report.
+        """Store the offset of the camera's clock (UTC) from the running time, as an RTCP sender report states it.
 
         The property ``add-reference-timestamp-meta`` would be simpler, but JetPack 6 has GStreamer 1.20 without it.
         """
@@ -148,7 +157,7 @@ class PacketMonitor:
         self._utc_offset_ns = utc_minus_running_time(data, *times)
 
     def on_event(self, _pad: Any, probe: Any) -> Any:
-        """Record the loss if an event reports lost packets."""
+        """Record that packets were lost if the event in `probe` reports it. Return that the event is passed on."""
         gst = library().Gst
         event = probe.get_event()
         if event.type == gst.EventType.CUSTOM_DOWNSTREAM and event.get_structure().has_name("GstRTPPacketLost"):
@@ -156,7 +165,10 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def on_coded_frame(self, pad: Any, probe: Any) -> Any:
-        """Pass a coded frame to the decoder, or drop the frame and count it as skipped."""
+        """Return that a coded frame is passed to the decoder, or that it is dropped. Count a dropped frame as skipped.
+
+        If the frame is dropped or counts as damaged, also request a key frame from the camera.
+        """
         gst = library().Gst
         buffer = probe.get_buffer()
         now_ns = time.monotonic_ns()

@@ -43,7 +43,7 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 
 
 def available(camera: CameraConfig) -> str | None:
-    """Return why GStreamer cannot open this camera, and what to install; None if it can."""
+    """Return the reason why GStreamer cannot open this camera, and the package to install; None if it can."""
     try:
         return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
@@ -53,7 +53,8 @@ def available(camera: CameraConfig) -> str | None:
 class GStreamerSource:
     """One camera, read through GStreamer. It implements `vision.capture.source.Source`.
 
-    Frames keep the decoder's own format if it is among `pixel_formats`, the formats that the detector accepts.
+    `pixel_formats` are the formats that the detector accepts. If the format of the decoder is one of them, the frames
+    are not converted.
     """
 
     live = True
@@ -73,7 +74,12 @@ class GStreamerSource:
         return Player(self._camera, self._pixel_formats, self._interrupted, self.skipped)
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first decoded frame, because only a decoded frame shows its format."""
+        """Connect, and wait for the first decoded frame, because only a decoded frame shows its format.
+
+        Raises:
+            SourceError: GStreamer or a package is missing, or the camera cannot be reached, refuses the connection, or
+                sends no frame that can be decoded.
+        """
         self.close()
         reason = available(self._camera)
         if reason is not None:
@@ -102,7 +108,10 @@ class GStreamerSource:
         return replace(info, height_px=height_px, width_px=width_px)
 
     def _diagnosed(self, error: SourceError) -> SourceError:
-        """Return the error of a connection. If GStreamer's error is unclear, requests to the camera find the cause."""
+        """Return the error to raise for a failed connection.
+
+        If the camera uses RTSP and GStreamer's error does not show the cause, requests to the camera find it.
+        """
         if error.code not in _UNCLEAR or not isinstance(self._camera.address, Rtsp):
             return error
         cause = explain_open(self._camera, late=error.code in _LATE)
@@ -156,7 +165,7 @@ class GStreamerSource:
             shown[...] = self._orientation.apply(plane)
 
     def interrupt(self) -> None:
-        """Make `open` raise an error and `grab` return None from now on."""
+        """Make the present and all later calls of `open` raise an error, and those of `grab` return None."""
         self._interrupted.set()
 
     def close(self) -> None:
@@ -186,8 +195,9 @@ _SLICE_S = 0.05  # longest delay until an interrupt or an error is detected
 class Player:
     """One pipeline of GStreamer, from `start` to `stop`.
 
-    GStreamer's threads call the ``_on_`` methods; the camera's thread calls the others. Waits are divided into short
-    slices, so that an interrupt or an error is detected without changing the pipeline's state from a second thread.
+    GStreamer's threads call the ``_on_`` methods and the methods that these call. The camera's thread calls `start`,
+    `pull`, and `stop`. `pull` waits in short slices, so that it detects an interrupt or an error, and no second thread
+    needs to change the state of the pipeline.
     """
 
     def __init__(
@@ -199,7 +209,7 @@ class Player:
     ) -> None:
         """Create the pipeline, but do not start it.
 
-        If `interrupted` is set, every wait ends. `skipped` counts the frames that the pipeline skips.
+        If `interrupted` is set, `pull` returns None. `skipped` counts the frames that the pipeline skips.
         """
         self._camera = camera
         self._pixel_formats = pixel_formats
@@ -249,7 +259,7 @@ class Player:
         """Return the next decoded frame; None if `timeout_s` passed or the source was interrupted.
 
         Raises:
-            SourceError: the pipeline failed or ended.
+            SourceError: the pipeline failed, or the camera ended the stream, and no earlier frame waits.
         """
         deadline = time.monotonic() + timeout_s
         while not self._interrupted.is_set():
@@ -374,7 +384,10 @@ class Player:
             self._fault = error
 
     def _relink(self, pad: Any) -> None:
-        """Decode the packets of a new SSRC, with which some cameras continue their stream."""
+        """Connect a new pad to the decoder, in place of the pad that is connected now.
+
+        Some cameras continue their stream with a new SSRC, for which GStreamer creates a new pad.
+        """
         previous = self._entry.get_peer()
         if previous is not None:
             previous.unlink(self._entry)

@@ -88,7 +88,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
 
 
 class RtspConnection:
-    """The session of one client."""
+    """The RTSP connection of one client: receives requests, responds to them, and plays the stream after PLAY."""
 
     def __init__(self, host: Host, link: Link) -> None:
         stream = host.persona.stream

@@ -21,7 +21,7 @@ HEADS: Final[dict[str, type[Head]]] = {}
 
 
 class Head(ABC):
-    """Base class of heads. Each head reads the outputs of one family of detectors. It is stateless and thread-safe."""
+    """Base class of heads. Each head reads the outputs of one family of detectors. It is immutable and thread-safe."""
 
     coding: ClassVar[Coding]
     root: ClassVar[bool] = False
@@ -82,7 +82,10 @@ class Head(ABC):
         return next((way for way in self._ways(shapes) if way.classes in counts), None)
 
     def could_fit(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if the head fits outputs of these shapes, which are those of the model file."""
+        """Return True if the head can read outputs of these shapes.
+
+        `shapes` are the shapes in the model file, in which outputs of some families have no batch axis.
+        """
         without_batch = self.without_batch(shapes)
         return (self.has_batch or bool(without_batch)) and self.fits(with_batch(shapes, without_batch)) is not None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vision.config.paths import is_dir
+from vision.config.paths import can_write
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.simulation.detector_errors import DETECTORS
@@ -39,7 +38,8 @@ class SimulationRequest:
         """Check that all outputs can be written. Call this before the simulation runs.
 
         Raises:
-            ConfigError: an output cannot be written, or the request for a video names several runs or no .mp4 file.
+            ConfigError: an output cannot be written, or a video does not end in .mp4, or is requested
+                for more than one scene, frame rate, or seed.
         """
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
@@ -49,8 +49,8 @@ class SimulationRequest:
             hint = "for example: vision eval --simulate --scene street --video street.mp4"
             raise ConfigError(fault, hint=hint, code="several-runs")
         for option, path in (("--json", self.json), ("--video", self.video)):
-            if path is not None and (is_dir(path) or not os.access(path.absolute().parent, os.W_OK)):
-                hint = "name a file in an existing folder"
+            if path is not None and not can_write(path):
+                hint = "name a file that you can write, in an existing folder"
                 raise ConfigError(f"{option}: cannot write {path}", hint=hint, code="not-writable")
 
 
@@ -59,7 +59,7 @@ def run_simulation(request: SimulationRequest, stop: threading.Event) -> int:
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: an argument is invalid, or a package is missing.
+        ConfigError: an argument is invalid, a file cannot be written, or a package is missing.
         VisionError: a file cannot be written.
     """
     request.check_outputs()
@@ -109,7 +109,7 @@ def _paint(request: SimulationRequest, video: Path, stop: threading.Event) -> li
 
 
 def _next_commands(request: SimulationRequest, video: Path) -> list[str]:
-    """Return the commands that evaluate the pipeline on the painted video."""
+    """Return lines with the commands that evaluate the pipeline on the video, one per class."""
     scene = build_scene(request.scenes[0], 0)
     _, config, *truths = outputs(video, scene)
     of_class = truths[1:] or truths

@@ -65,17 +65,26 @@ def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.
 
 
 def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: Files, stop: threading.Event) -> int:
-    """Do the same as `run_on_video` with the recordings of the camera that `selected_files` selects.
+    """Run both pipelines on the recordings of the camera from a time range, as `run_on_video` does on one video.
 
-    The time range is in microseconds since 1970 (UTC). The index of the configuration to compare with lists the
-    recordings.
+    The recordings are those of the configuration `request.against`, as its index lists them. `selected_files` selects
+    the files. Return the exit code.
+
+    Args:
+        request: the two configurations, and the camera.
+        since_us: start of the time range, in microseconds since 1970 (UTC).
+        until_us: end of the time range, in microseconds since 1970 (UTC).
+        files: files to write.
+        stop: event that ends the run when it is set.
 
     Raises:
         Closed: `stop` was set.
-        ConfigError: a configuration or an argument is invalid, nothing is recorded, or a file cannot be written.
+        ConfigError: a configuration or an argument is invalid, `request.against` does not record or has no complete
+            recording of this time, or a file cannot be written.
         ModelError: a model is missing, or its model.yaml is invalid.
         SourceError: a recording cannot be read to its end.
-        Unavailable: the index cannot be read, or a file cannot be written, at present.
+        Unavailable: the index cannot be read, or a file cannot be written, at present, for example because the disk is
+            full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
     if old.recording is None or old.state_dir is None:
@@ -94,9 +103,10 @@ def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: 
 
 
 def selected_files(recordings: Sequence[Recording], since_us: int, until_us: int) -> list[RecordedFile]:
-    """Return the complete files that show a part of a time range, oldest first. No two of them overlap.
+    """Return the complete files that overlap a time range, in microseconds since 1970 (UTC), oldest first.
 
-    A clip can show the same time as a continuous recording. In this case, the continuous recording is selected.
+    No two of the returned files overlap. A clip can show the same time as a continuous recording. In this case, the
+    continuous recording is selected.
     """
     selected: list[RecordedFile] = []
     for recording in sorted(recordings, key=lambda each: each.kind == "clip"):
@@ -131,7 +141,10 @@ def _compare(
 
 
 def _configuration(name: str, request: Comparison) -> AppConfig:
-    """Return a configuration with only the requested camera, without archive and snapshots, but with its rules."""
+    """Load a configuration, and return it with only the requested camera and without the outputs of a live run.
+
+    `select_camera` removes them, but the rules and `state_dir` are kept. The source of the camera is a placeholder.
+    """
     config = load_config(resolve_config(name), os.environ)
     cameras = tuple(
         camera.model_copy(update={"source": _ANY_FILE, "reader": "auto", "loop": False}) for camera in config.cameras

@@ -31,11 +31,14 @@ class HistoryRoutes:
         self._live = live
 
     def routes(self) -> list[BaseRoute]:
-        """Return the paths."""
+        """Return the Starlette routes of this class."""
         return [Route("/api/history", self.history)]
 
     def history(self, request: Request) -> Response:
-        """Respond with the counts of a camera. Starlette calls this in a thread, because it reads files."""
+        """Respond with the counts of a camera, status 400 if the query is invalid, or 503 if the archive is unreadable.
+
+        Starlette calls this in a thread, because it reads files.
+        """
         query = request.query_params
         try:
             hours, offset_min = int(query.get("hours", "24")), int(query.get("offset_min", "0"))
@@ -59,7 +62,7 @@ class HistoryRoutes:
 
 
 def _by_day(folder: Path, camera: str, since_s: float, until_s: float) -> Iterator[Sample]:
-    """Yield the samples day by day, so that at most one day is in memory."""
+    """Yield the archived samples from `since_s` to `until_s` (UTC). Read day by day to keep at most one in memory."""
     days = range(int(since_s) // _DAY_S, int(until_s) // _DAY_S + 1)
     return chain.from_iterable(
         archived_samples(folder, camera, max(since_s, day * _DAY_S), min(until_s, (day + 1) * _DAY_S)) for day in days

@@ -57,7 +57,7 @@ class Page:
         self._assets = assets
 
     def routes(self) -> list[BaseRoute]:
-        """Return the paths of the page."""
+        """Return the Starlette routes of this class and of the editor."""
         return [
             Route("/", self.index),
             Route("/static/{version}/{name:path}", self.static),
@@ -84,7 +84,7 @@ class Page:
         return Response(encode(content), media_type="application/json")
 
     def machine(self, _request: Request) -> Response:
-        """Respond with the state of GPUs, temperatures, memory, and disks. Starlette calls this in a thread."""
+        """Respond with the state of the GPUs, temperatures, memory, and disks. Starlette calls this in a thread."""
         if self._gpus is None:
             self._gpus = GpuSampler()
         names = ("state_dir", "recordings", "snapshots", "archive")

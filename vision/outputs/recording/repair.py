@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The content of a file."""
+    """The number of frames in the readable part of a file, and the time from its first to its last frame."""
 
     frames: int
     duration_ns: int
@@ -76,7 +76,7 @@ def cut_torn_end(path: Path) -> None:
 
 
 def measure(path: Path) -> Measured | None:
-    """Read all packets of a file. Return the measurements of the readable part; None if there is none."""
+    """Read all packets of the video in a file. Return the length of its readable part; None if no frame is readable."""
     frames, first, last = 0, None, 0
     with suppress(av.FFmpegError, ValueError, IndexError), av.open(str(path)) as container:
         video = container.streams.video[0]
@@ -126,7 +126,10 @@ def _unlisted(index: RecordingIndex, folder: Path) -> Iterator[Difference]:
 
 
 def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -> None:
-    """Make the index fit the files. Delete files without readable video, and entries without a file."""
+    """Correct the index for these differences. Delete files without readable video, and entries without a file.
+
+    Also remove incomplete fragments from the ends of the files.
+    """
     listed = {file.name: file for file in index.files()}
     adopt = _Adopt(index)
     for difference in sorted(differences, key=lambda each: each.name):

@@ -1,8 +1,10 @@
-"""`Spool` stores the messages of one sink on disk until they are delivered, and the position in the events.
+"""`Spool` stores the messages of one sink on disk until they are delivered, or deleted because of its limits.
 
-A message and the position after it are stored in one transaction. Therefore, a process that is killed neither misses an
-event nor stores it twice. SQLite forces the log to disk only at checkpoints, so a power failure can lose the
-newest transactions. The position is then that of the remaining messages, and the later events are requested again.
+It also stores the position: the number of the last event of the publisher that was stored. After a restart, the sink
+requests the events after this position. A message and its position are stored in one transaction. Therefore, a process
+that is killed neither misses an event nor stores it twice. SQLite forces its log to disk only at checkpoints, so a
+power failure can lose the newest transactions. The sink then continues with the last position that was not lost, and
+requests the events after it again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _OVERHEAD_BYTES: Final = 100  # of a row
 
 
 class Position(NamedTuple):
-    """The event after which the sink continues."""
+    """The last stored event: the journal of the publisher, and the number of the event in this journal."""
 
     journal: str
     number: int
