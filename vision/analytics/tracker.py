@@ -438,16 +438,11 @@ class _TracksTogether:
     def _results(
         self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections, trust: FloatArray
     ) -> list[Tracks]:
-        """Return the tracks to publish, one `Tracks` per camera.
-
-        The arguments describe M tracks. `tracks` (M,) are their indices, grouped by camera. `matched` (M,) are the
-        indices of their detections in `frame`. A published box lies between the track's estimate and the detection: it
-        is moved from the estimate toward the detection by the fraction score × `trust` (M,).
-        """
+        """Return each camera's tracks to publish. `tracks` and `matched` are indices (M,) of tracks and detections."""
         cameras = self._cameras_of(tracks)
         boxes, scores = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T, frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)
-        boxes += (scores * trust)[:, None] * (detected - boxes)
+        boxes += (scores * trust)[:, None] * (detected - boxes)  # from the track's position toward the detection
         edges_px = edges_of(self._edges_px, cameras)
         if edges_px is not None:
             clip_boxes(boxes, detected, edges_px)

@@ -120,7 +120,7 @@ class SubmitScheduler:
         self._running.append(_Running(size, now_ns))
 
     def done(self, now_ns: int) -> int:
-        """Record that the oldest running batch has finished.
+        """Record that the oldest running batch has finished at `now_ns`.
 
         Return how long the detector computed it, in ns, without the time that it waited for the previous batches.
         """
@@ -135,7 +135,10 @@ class SubmitScheduler:
         return now_ns - max(began_ns, batch.submitted_ns)
 
     def form_at_ns(self, size: int) -> int:
-        """Return the time in ns at which to form a batch of about `size` frames; 0 means immediately."""
+        """Return the time in ns at which to form a batch of about `size` frames.
+
+        0 means immediately, because the detector is idle or the duration of the running batches is not known yet.
+        """
         ahead = len(self._running) - self.parallel
         if ahead < 0:
             return 0

@@ -141,7 +141,12 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
 
 
 def _class_names(config: AppConfig) -> tuple[str, ...]:
-    """Return the model's class names by class id. Raise `ConfigError` if the model lacks a configured class."""
+    """Return the names of the model's classes, in the order of their ids.
+
+    Raises:
+        ConfigError: the configuration names a class that the model does not have.
+        ModelError: the model is missing or invalid.
+    """
     names = published_class_names(find_model(config.model)[1], config.detect)
     check_classes(config, names)
     return names
@@ -157,7 +162,7 @@ def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Return `options.sink` if it is set. Otherwise, open and return the publisher, which also records if requested."""
+    """Return `options.sink` if it is set. Otherwise, open the publisher as `open_recording_publisher` does."""
     return open_recording_publisher(config, options, resources, proxy=False)[0]
 
 
@@ -169,12 +174,22 @@ def open_recording_publisher(
     proxy: bool,
     language: LanguageProcess | None = None,
 ) -> tuple[Sink, Recorder | None]:
-    """Open the publisher as `open_publisher` does. Also return its recorder; None if nothing is recorded.
+    """Open the publisher, and start the processes that subscribe to it. Return the publisher and its recorder.
 
-    Also start the HTTP server, the page, the server of ONVIF metadata, the archive, and the sinks, if they are
-    configured, and `language`, unless it is None. `language` publishes events with their verdicts. An offline run has
-    no archive, no page, no ONVIF metadata, and, because it stores no events, no sinks. If `proxy` is True, other
-    processes can publish through the publisher.
+    The processes are the HTTP server, the page, the server of ONVIF metadata, the archive, and the sinks, if they are
+    configured. An offline run has no archive, no page, no ONVIF metadata, and, because it stores no events, no sinks.
+    If `options.sink` is set, return it and None, and open nothing.
+
+    Args:
+        config: the configuration.
+        options: options of the run. `record` names the file of the recorder.
+        resources: closes what was opened.
+        proxy: if True, other processes can publish through the publisher.
+        language: process that asks the language model and publishes events with their verdicts. It is started too. None
+            if the run does not ask the model.
+
+    Returns:
+        The publisher, and the recorder of its results; None in place of the recorder if nothing is recorded.
     """
     if options.sink is not None:
         return options.sink, None
@@ -301,7 +316,7 @@ def _close_recorder(recorder: Recorder, path: Path) -> None:
 def open_configured_detector(
     config: AppConfig, options: RunOptions, resources: ExitStack, *, score: float | None = None
 ) -> Detector:
-    """Load the model and open the detector. `score`, if given, replaces `detect.score_threshold`."""
+    """Load the model and open the detector. If `score` is not None, it replaces `detect.score_threshold`."""
     options.check_stop()
     folder, spec = find_model(config.model)
     began = time.monotonic()
@@ -325,7 +340,11 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
-    """Create the stage that evaluates all lines and zones. It continues `options.counters`, or else `options.state`."""
+    """Create the stage that evaluates all lines and zones.
+
+    Its counters continue from `options.counters` or, if that is None, from `options.state`. If both are None, they
+    start at 0.
+    """
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")
     return AnalyticsStage(

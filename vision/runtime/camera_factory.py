@@ -75,7 +75,8 @@ class CameraFactory:
     def check(self, cameras: Sequence[CameraConfig]) -> None:
         """Raise `ConfigError` if the detector does not accept the frames of a camera's reader.
 
-        An evaluation can decode with a different library, because it measures no decoder.
+        Do nothing if `options` replaces the opener of sources or the sink, as evaluations do: they can decode with a
+        different library, because they do not measure the decoder.
         """
         spec, options = self.detector.spec, self.options
         if options.open_source is not None or options.sink is not None:
@@ -121,7 +122,10 @@ class CameraFactory:
         return detector.frame_buffer
 
     def _fills_gpu_memory(self, config: CameraConfig) -> bool:
-        """Return True if the GPU decodes a camera, and the detector reads GPU memory. Log if only the first is true."""
+        """Return True if the GPU decodes a camera, and the detector reads GPU memory.
+
+        If the GPU decodes the camera, but the detector does not read GPU memory, log a warning.
+        """
         if not self._chooses_nvdec(config) and config.reader != "nvdec":
             return False
         if isinstance(self.detector, ReadsDevice):
@@ -179,14 +183,17 @@ def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camer
 
 
 def _frame_bytes(cameras: Sequence[CameraConfig], pixel_format: PixelFormat) -> int:
-    """Return the size of one frame of each camera in bytes."""
+    """Return the total size in bytes of one frame of each camera. Unknown frame sizes count as 1920x1080."""
     height_px, width_px = _ASSUMED_HW
     sizes = [frame_shape(camera.height or height_px, camera.width or width_px, pixel_format) for camera in cameras]
     return sum(math.prod(size) for size in sizes)
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """Return a text that states how much memory frame buffers need. Unknown frame sizes are assumed to be 1920x1080."""
+    """Return the log line about the memory that `buffers` frame buffers per camera need.
+
+    Unknown frame sizes are assumed to be 1920x1080.
+    """
     height_px, width_px = _ASSUMED_HW
     mib = buffers * _frame_bytes(cameras, pixel_format) / 2**20
     unknown = sum(camera.height is None or camera.width is None for camera in cameras)

@@ -29,7 +29,10 @@ class CameraSequence:
         self._is_new = False
 
     def shifted(self, meta: FrameMeta) -> FrameMeta:
-        """Return the description of a frame with the added epochs. After a worker has ended, `index` restarts at 0."""
+        """Return the description of a frame with the epochs that the ends of workers have added.
+
+        In an epoch that the end of a worker has started, `index` counts from the first frame of this epoch.
+        """
         if not self.epochs:
             return meta
         if self._is_new:
@@ -61,7 +64,7 @@ class WorkerTotals:
         self._last: dict[str, int] = {}  # of the current process
 
     def update(self, counters: dict[str, int]) -> None:
-        """Store the counters of the current process."""
+        """Store the counters of the current process, which have counted since its start."""
         self.counters.update(counters)
         self.counters.subtract(self._last)
         self._last = counters

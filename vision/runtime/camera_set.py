@@ -67,7 +67,7 @@ class CameraSet:
             watchdog.watch(part)
 
     def watch(self, part: Part) -> None:
-        """Observe a part, instead of an earlier part with the same name."""
+        """Let the watchdog, if there is one, observe a part instead of an earlier part with the same name."""
         if self._watchdog is not None:
             self._watchdog.forget(part.name)
             self._watchdog.watch(part)

@@ -122,7 +122,7 @@ class RemoteCamera:
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
 
     def next_process(self) -> CapturedCamera | None:
-        """Return what a new worker process reads. None if the source has ended."""
+        """Return the description of the camera for a new worker process; None if its source has ended."""
         return None if self._ended else self._camera
 
     def connected(self) -> None:
@@ -130,11 +130,14 @@ class RemoteCamera:
         self._connected = True
 
     def _present_connections(self) -> int:
-        """Return how many connections the present process has made to the camera."""
+        """Return the number of connections that the present worker process has made to the camera."""
         return self._status.reconnects + (self._connected or self._status.width_px > 0)
 
     def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
-        """Store the state that the worker sent at `at_ns` (monotonic)."""
+        """Store the state, and the call in progress, that the worker sent at `at_ns` (monotonic).
+
+        After the loss of a worker, the camera counts as working again once its new worker has grabbed a frame.
+        """
         self._status, self._blocked_in, self._status_ns = status, blocked_in, at_ns
         if self._lost is not None and status.grabbed:
             self._lost = None
@@ -292,7 +295,10 @@ class _Link:
         return give_back
 
     def lost(self, worker: Worker, reason: str) -> None:
-        """Receive the last frames, and drop the frames that wait."""
+        """Receive the last frames of the process, and drop the frames that wait.
+
+        After an unexpected end (`reason` is not empty), the cameras start a new epoch. Forget the retired cameras.
+        """
         frames = self.frames
         if frames is not None:
             while self.read(1024):

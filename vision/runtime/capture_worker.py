@@ -70,7 +70,10 @@ class FrameConnection(Connection):
         self._poller.register(end, select.POLLIN)
 
     def collect(self, is_enough: Callable[[], bool]) -> None:
-        """Wait a short time for buffers that come back, and give them to their sinks. Return early if `is_enough()`."""
+        """Wait up to 10 ms for buffers that the main process returns, and pass them to their sinks.
+
+        Return at once if `is_enough()` is True, because a different thread has already received them.
+        """
         with self._collecting:
             if is_enough():  # another thread has collected them
                 return
@@ -210,7 +213,10 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Receive a buffer that the main process has finished with. The thread of any camera can call this method."""
+        """Reuse a buffer that the main process has returned. Ignore it if it belongs to an earlier generation.
+
+        The thread of any camera can call this method.
+        """
         with self._changed:
             if generation == self._generation:
                 self._free.append(buffer)
@@ -228,7 +234,7 @@ class RemoteSink:
             self._send_drops()
 
     def close(self) -> None:
-        """Make all waiting calls raise `Closed` or return."""
+        """Make all calls that wait raise `Closed` or return."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

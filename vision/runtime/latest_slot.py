@@ -93,7 +93,10 @@ def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
 
 
 def finish_together(leases: Sequence[Lease], reasons: Iterable[DropReason | None]) -> None:
-    """Release leases after `hand_over`, and finish their results, as `LatestSlot.finish_result` does for each."""
+    """Release leases for which `hand_over` was called, and count their results as finished.
+
+    `reasons` contains, for each lease, the reason for which its result was dropped; None if it was published.
+    """
     if leases:
         with leases[0].slot.changed:
             for lease, reason in zip(leases, reasons, strict=True):
@@ -382,7 +385,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def begin_result(self) -> None:
-        """Count the result of a taken frame as unfinished. The caller must hold `changed`."""
+        """Count the result of a frame that was taken as unfinished. The caller must hold `changed`."""
         self._counts.unfinished += 1
 
     def finish_result(self, reason: DropReason | None) -> None:

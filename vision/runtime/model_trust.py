@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 @cache
 def warn_if_replaceable(folder: Path, file: Path) -> None:
-    """Log a warning, once per model, if other users can replace the model."""
+    """Log a warning, once per model, if other users can replace a model folder, its model.yaml, or its `file`.
+
+    Log nothing if these cannot be examined, for example because the file is missing. The detector reports such errors.
+    """
     try:
         require_private_folder(folder, content="models")
         for path in (folder / SPEC_NAME, file):

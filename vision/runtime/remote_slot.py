@@ -60,7 +60,10 @@ class RemoteSlot(LatestSlot):
     def adopt(
         self, generation: int, layout: tuple[int, int, PixelFormat], buffers: Sequence[FrameBuffer], give_back: GiveBack
     ) -> None:
-        """Replace the buffers. The worker owns all new buffers. Drop the waiting frames of the old ones."""
+        """Replace the buffers with those of a new generation. Drop the frames that wait in the old buffers.
+
+        The worker owns all new buffers until it sends a frame in one of them. `give_back` returns a buffer to it.
+        """
         self.abandon(DropReason.EPOCH)
         self._replace_buffers(layout, buffers)
         with self.changed:
@@ -78,7 +81,14 @@ class RemoteSlot(LatestSlot):
         self._replace_buffers(None, ())
 
     def receive(self, generation: int, number: int, fields: CommittedFrame) -> None:
-        """Put the frame in the buffer `number`. Drop it if the buffers were replaced. The caller must hold `changed`.
+        """Receive the frame that the worker has written to the buffer `number` of a generation of buffers.
+
+        Drop the frame if the buffers were replaced since then. The caller must hold `changed`.
+
+        Args:
+            generation: number of the generation of buffers.
+            number: number of the buffer in its generation.
+            fields: fields of the frame, from `frame_messages.decode_commit`.
 
         Raises:
             IndexError: there is no such buffer.

@@ -62,7 +62,7 @@ class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Begin(msgspec.Struct, array_like=True):
-    """The first message to a worker process: where an earlier process ended."""
+    """The first message to a worker process: its cameras, and the numbers and counters from which it continues."""
 
     cameras: Mapping[str, int]  # number of each of the worker's cameras in messages
     sequences: Mapping[str, int]  # last number of the detections messages of each camera
@@ -130,7 +130,7 @@ Outcome: TypeAlias = tuple[int, int]
 
 
 class Answer(msgspec.Struct, array_like=True, tag="answer"):
-    """The answer of a worker to one message. `outcomes` are in the order of the results in the message."""
+    """The answer of a worker to one `Results` message. `outcomes` are in the order of the results in that message."""
 
     outcomes: list[Outcome]
     counts: dict[int, Counts | None]  # changed counts, by number of the camera; None without lines and zones
@@ -231,7 +231,10 @@ class FrameFiles:
             os.close(fd)
 
     def frame(self, meta: FrameMeta, camera: int, place: tuple[int, int, PixelFormat]) -> Frame:
-        """Return a frame. Unmap the previous file of its camera if the frame is in a new one."""
+        """Return the frame at a place in a mapped file. If this file is new for the camera, unmap its previous file.
+
+        `camera` is the number of the camera. `place` is the number of the file, the offset in bytes, and the format.
+        """
         number, offset, pixel_format = place
         before = self._current.get(camera, number)
         self._current[camera] = number
@@ -256,9 +259,10 @@ def decode_work(data: bytes) -> Results | NewConfig:
 def decode_results(
     content: Results, fds: Sequence[int], camera_ids: Mapping[int, str], files: FrameFiles
 ) -> list[tuple[Result, Frame | None, int | None]]:
-    """Return each result in a message, its frame, and the time after which it is too old.
+    """Return each result in a message, its frame, and the time in ns after which it is too old.
 
     The frame is None if the message does not contain its place. A time of None means that the result is never too old.
+    The file descriptors are closed.
 
     Args:
         content: the message.

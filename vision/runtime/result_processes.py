@@ -117,7 +117,7 @@ class _Link:
         finish_together([frame.lease for frame in frames], [DropReason.WORKER] * len(frames))
 
     def flush(self) -> None:
-        """Send results and a configuration for which the worker had no room."""
+        """Send the results and the configuration that the worker had no room for."""
         with self._lock:
             self._send()
         unsent = self.config.unsent
@@ -228,7 +228,7 @@ class _Link:
                 self.sequences[camera_id].last_id = last_id
 
     def _finish(self, answer: Answer) -> None:
-        """Count the results that the worker has processed."""
+        """Finish the results of an answer: update the metrics, release the leases, and record the detections."""
         with self._lock:
             frames = [self._sent.popleft() for _ in answer.outcomes]
         self.answered += len(frames)
@@ -342,7 +342,7 @@ class ResultProcesses:
 
     @property
     def parts(self) -> list[object]:
-        """The publisher. The stages are in the workers."""
+        """The sinks, which consist of the publisher. The stages are in the workers."""
         return list(self.sinks)
 
     def progress(self) -> int | None:

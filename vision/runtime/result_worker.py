@@ -58,7 +58,7 @@ class HandedOverCounters:
         self._opened: dict[str, CameraCounters] = {}
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera. The object stays the same until `begin` is called for the camera."""
+        """Return the counters of a camera. Return the same object until `begin` is called for this camera."""
         if camera_id not in self._opened:
             self._opened[camera_id] = CameraCounters(self, camera_id)
         return self._opened[camera_id]
@@ -169,7 +169,11 @@ class _ResultWorker:
         self._files = FrameFiles()
 
     def handle(self, message: Message) -> None:
-        """Process a message, and answer it. Also send the totals if a second has passed."""
+        """Process a message of the main process: a list of results or a new configuration.
+
+        For results, send an `Answer`, and also `Totals` if the last ones are at least one second old. For a new
+        configuration, send `Totals`.
+        """
         content = decode_work(message.data)
         if isinstance(content, NewConfig):
             self._reconfigure(content)
@@ -211,7 +215,7 @@ class _ResultWorker:
         self.send_totals()
 
     def send_totals(self) -> None:
-        """Send the counters of the stages, and the highest track ids."""
+        """Send the counters of the stages, and the highest track id of each camera, as `Totals`."""
         last_ids: dict[str, int] = {}
         for stage in self._runner.stages:
             if isinstance(stage, TrackStage):

@@ -114,7 +114,7 @@ def map_shared(fd: int, count: int, height_px: int, width_px: int, pixel_format:
 def _wrap(
     memory: NDArray[np.uint8], count: int, height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> list[FrameBuffer]:
-    """Return `count` buffers in `memory`, which has one dimension."""
+    """Return `count` buffers that are views of `memory` (N,), at distances of `buffer_bytes`."""
     shape = frame_shape(height_px, width_px, pixel_format)
     step, nbytes = buffer_bytes(height_px, width_px, pixel_format), math.prod(shape)
     starts = range(0, count * step, step)
@@ -122,7 +122,13 @@ def _wrap(
 
 
 def map_file(fd: int, size: int) -> NDArray[np.uint8]:
-    """Map a file. The mapping exists as long as the array or a part of it. Raise `MemoryError` if this fails."""
+    """Map the first `size` bytes of a file, and return them as a uint8 array (size,) that can be written.
+
+    The mapping exists as long as the array or a view of it.
+
+    Raises:
+        MemoryError: the file cannot be mapped.
+    """
     try:
         mapped = mmap.mmap(fd, size)
     except OSError as error:

@@ -90,11 +90,11 @@ class StageRunner:
         return result
 
     def is_reading(self) -> bool:
-        """Return True if a stage may still read a frame that was passed to `run_stages`."""
+        """Return True if the GPU may still read a frame that was passed to `run_stages`."""
         return any(stage.is_reading() for stage in self._read_later)
 
     def wait_until_read(self) -> None:
-        """Wait until no stage reads a frame that was passed to `run_stages`."""
+        """Wait until the GPU has finished reading all frames that were passed to `run_stages`."""
         for stage in self._read_later:
             stage.wait_until_read()
 
@@ -152,7 +152,7 @@ class ResultMetrics:
         self.cameras[camera_id] = CameraMetrics(LatencyHistogram(), Rate(self._clock))
 
     def published(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
-        """Count a result that was published at `published_ns`."""
+        """Count a result with `objects` objects that was published at `published_ns`, and pass it to `observe`."""
         metrics = self.cameras[meta.camera_id]
         metrics.published += 1
         metrics.objects = objects

@@ -98,7 +98,7 @@ def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> Count
 
 
 def removed(last: CameraReport) -> CameraReport:
-    """Return the last report of a camera that was removed from the configuration."""
+    """Convert the last report of a camera to the report that it was removed: no frames, no objects, state `REMOVED`."""
     return msgspec.structs.replace(last, state=REMOVED, state_for_s=0.0, fps=0.0, published_fps=0.0, objects=0)
 
 

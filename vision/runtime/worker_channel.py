@@ -74,7 +74,7 @@ class Connection:
         return self._socket.fileno()
 
     def send(self, kind: bytes, data: bytes = b"", fds: Sequence[int] = ()) -> bool:
-        """Send a message. Return False if the other end is gone, or reads too slowly.
+        """Send a message. Return False if the other end is closed or has no room, or too many descriptors are in use.
 
         The descriptors in `fds` are duplicated, so the caller keeps its own.
 
@@ -189,7 +189,7 @@ class WorkerChannel:
         return self._connection.fileno()
 
     def ready(self) -> None:
-        """Report that the worker has opened everything. From now on, its failures do not end the program."""
+        """Report that the worker has opened everything. If it fails later, it is replaced, and the program goes on."""
         self._connection.send_waiting(READY, b"", (), HEARTBEAT_S)
 
     def beat(self) -> None:

@@ -59,7 +59,7 @@ class ProgramState:
         self.registry.register(_StatusCollector(self))
 
     def add(self, item: Item) -> None:
-        """Update the metrics with a message, or with a gap in the subscription. Ignore other items."""
+        """Update the metrics with a message, or with the lost messages of a `Gap`. Ignore items of other types."""
         if isinstance(item, DetectionsMessage):
             self._objects.labels(item.camera).set(len(item.objects))
             for stage in _STAGES:
@@ -101,7 +101,7 @@ class ProgramState:
             return self._node, dict(self._cameras), self._clock() - self._node_at_s
 
     def exposition(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus, encoded as UTF-8."""
         return generate_latest(self.registry)
 
 

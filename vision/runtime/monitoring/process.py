@@ -78,7 +78,7 @@ class MonitoringProcess:
         self._process.start()
 
     def counters(self) -> dict[str, int]:
-        """Return the number of restarts of the process."""
+        """Return the counter ``http.restarts``, the number of times that the process was started again."""
         return {"http.restarts": self._process.restarts}
 
     def close(self) -> None:

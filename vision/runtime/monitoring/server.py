@@ -102,7 +102,10 @@ class Endpoints:
         return _answer(problem=problem or "")
 
     async def healthz(self, _request: Request) -> Response:
-        """Respond with the states of the program and of all cameras."""
+        """Respond with the states of the program and of all cameras as JSON.
+
+        The status is 200 if the program works and each camera delivers frames or has ended, otherwise 503.
+        """
         node, cameras, age_s = self._state.status()
         problem = self._problem() or ("starting" if node is None else "")
         states = {name: camera.state for name, camera in sorted(cameras.items())}
@@ -113,7 +116,7 @@ class Endpoints:
         return JSONResponse(content, 200 if healthy else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """Respond with all metrics."""
+        """Respond with all metrics in the text format of Prometheus."""
         return Response(self._state.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     def _problem(self) -> str:
