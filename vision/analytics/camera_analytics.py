@@ -99,8 +99,8 @@ class Analytics:
     def reconfigure(self, config: CameraAnalytics, forget_s: float, at_ns: int) -> tuple[Event, ...]:
         """Continue with a new configuration. Lines and zones that have not changed continue without any event.
 
-        A line or zone with a known name keeps its counts. An object that is in a zone which was changed leaves the old
-        zone and enters the new one. Return the events of this, and of the ends of dwelling and crowding.
+        A line or zone whose name is known keeps its counts. If a zone has changed, the objects in it leave the old zone
+        and enter the new one. Return the events of these exits and entries, and of the ends of dwelling and crowding.
         """
         self._forget_s = forget_s
         if config == self._config:
@@ -257,7 +257,7 @@ class Analytics:
         return {"occupancy": self._crowds.occupants[zone]}
 
     def _about(self, row: int) -> dict[str, Any]:
-        """Return the event data that describes an object: class and, if known, speed and direction of travel."""
+        """Return the event data that describes the object in a row of the table: its class and, if known, motion."""
         about = self._facts.get(row)
         if about is not None:
             return about

@@ -165,7 +165,10 @@ class ViewTracker:
         self._unfit: Appearance | None = None  # the last image, if it did not fit
 
     def update(self, image: ViewImage, now_s: float) -> None:
-        """Compare an image, which was captured at `now_s`, with the appearances."""
+        """Compare an image, which was captured at `now_s` (seconds), with the appearances. Update `view` and `state`.
+
+        If necessary, store a new appearance. If the size of the images changes, start again without appearances.
+        """
         if self._updated_s is None or now_s - self._updated_s > _UNSEEN_S:  # for example without a connection
             self._fitted_s = now_s
         self._updated_s = now_s
@@ -297,14 +300,20 @@ class ViewTracker:
 
 
 def distance(a: Similarity, b: Similarity, shape: tuple[int, ...]) -> float:
-    """Return the largest distance between the places of a corner under two similarities, in widths of the image."""
+    """Return the largest distance between the positions to which two similarities map a corner of the image.
+
+    The unit is the width of the image, whose `shape` is (height, width, ...).
+    """
     height, width = shape[:2]
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
     return float(np.linalg.norm(corners @ (a - b).T, axis=1).max()) / width
 
 
 def displacement(view: Similarity, before: Similarity | None = None) -> float:
-    """Return how far a view has moved, from `before` or else from the reference, in widths of a square image."""
+    """Return the largest shift of a corner between `before` and `view`, in widths of a square image.
+
+    If `before` is None, compare `view` with the reference view.
+    """
     return distance(view, np.eye(2, 3) if before is None else before, (WIDTH_PX, WIDTH_PX))
 
 
@@ -336,7 +345,7 @@ def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: 
 
 
 def median(images: deque[Image]) -> Image:
-    """Return the median of images, in which objects that move are not visible."""
+    """Return the median (H, W) of images (H, W), in which objects that move are not visible."""
     middle: Image = np.median(np.stack(images), axis=0).astype(np.uint8)
     return middle
 
@@ -436,7 +445,10 @@ def _features(pixels: Image) -> tuple[Points32, NDArray[np.uint8]]:
 
 
 def _match(appearance: Appearance, found: tuple[Points32, NDArray[np.uint8]]) -> Similarity | None:
-    """Estimate the view of an image from its features; None if too few of them match."""
+    """Return an estimate of the view of an image; None if too few of its features match those of the appearance.
+
+    `found` contains the positions (N, 2) and the descriptors (N, 32) of the features of the image.
+    """
     import cv2
 
     (places, descriptors), (found_places, found_descriptors) = appearance.features(), found

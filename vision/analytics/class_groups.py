@@ -41,7 +41,7 @@ class ClassGroups:
         self.grouped = len(set(self._group.tolist())) < len(self._group)  # whether any class shares its group
 
     def of(self, class_ids: ClassIds) -> ClassIds:
-        """Return the group of each class. A class that the model does not name is its own group."""
+        """Return the group of each class id (N,). A class that the model does not name is its own group."""
         named = (class_ids >= 0) & (class_ids < len(self._group))
         return np.where(named, self._group.take(class_ids, mode="clip"), class_ids)
 
@@ -53,7 +53,7 @@ def single_boxes(
     groups: ClassIds,
     cameras: IndexArray | None = None,
 ) -> BoolArray:
-    """Return a mask (N,) of the boxes to keep.
+    """Return a mask (N,) of the boxes (N, 4) to keep. The other arguments are arrays (N,).
 
     If boxes of different classes in one group overlap (IoU of at least 0.6), keep only the box with the highest score.
     The detector itself suppresses the weaker boxes only within each class. `cameras` (N,) tells boxes of different

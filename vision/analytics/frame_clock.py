@@ -51,7 +51,7 @@ class FrameClock:
 
 
 class FrameTimes:
-    """The times that a clock will show at the next F frames. With these times, the clock can skip frames."""
+    """The times that a clock will show at the next F frames. `seek` sets the clock to one of them."""
 
     def __init__(self, clock: FrameClock, captured_ns: Sequence[int]) -> None:
         """Compute the times of the next frames from their capture times. `clock` itself does not advance."""
@@ -68,7 +68,7 @@ class FrameTimes:
             self._before.append((ahead.now_s, ahead.usual_s))
 
     def memory_s(self, wanted_s: float) -> list[float]:
-        """Return how long to keep state, in seconds, for each frame, as `FrameClock.memory_s` does for the last one."""
+        """Return, for each frame, the time in seconds that `FrameClock.memory_s` would return at this frame."""
         return [max(wanted_s, _FRAMES_REMEMBERED * usual_s) for _, usual_s in self._before[1:]]
 
     def seek(self, clock: FrameClock, frame: int) -> None:

@@ -99,7 +99,7 @@ class FrameDetections:
         self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
 
     def rows_of(self, camera: int, rows: IndexArray) -> IndexArray:
-        """Return the indices in `detections[camera]` of detections of this camera, given by their rows here."""
+        """Convert `rows` (M,) of this object, which belong to a camera, to indices (M,) in `detections[camera]`."""
         all_rows = rows if self._usable is None else self._usable.nonzero()[0][rows]
         return all_rows - sum(len(found.scores) for found in self.detections[:camera])
 

@@ -47,7 +47,7 @@ class Crossing(NamedTuple):
 
 
 class _Absent(NamedTuple):
-    """The state of a lost object."""
+    """The state of a lost object, from which its path continues if it returns."""
 
     seen_s: float  # time of its last detection
     columns: Mapping[str, NDArray[Any]]  # its row of the track table: the columns of `LineWatch`, and "points"
@@ -250,7 +250,10 @@ class LineWatch:
                     table[name][row] = values
 
     def _meet(self, table: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Record that an object's path meets the extension of a line, and whether they meet between the line's ends."""
+        """Record that the path of an object crosses a line or its extension, and if it crosses between the line's ends.
+
+        `at` is the index of the object in `seen`, and `row` is its row in `table`.
+        """
         anchor = self._set.anchors[line]
         before, now = complex(table["points"][row, anchor]), complex(seen.points[at, anchor])
         table["passed"][row, line] = self._set.is_passed(before, now, line)
@@ -258,7 +261,11 @@ class LineWatch:
         table["right"][row, line] = not table["right"][row, line]
 
     def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Measure how far objects went on their first side. Change that side if they first go far on the other."""
+        """Update the largest distance of objects whose first side is not established yet.
+
+        If an object goes beyond the line by a margin before its first side is established, the other side becomes its
+        first side. `is_right` (M, 2 L) is True if the object is on the right side of the line. Each line occurs twice.
+        """
         reach = table["reach"].take(seen.rows, axis=0)
         near = reach < MARGIN
         if not count_nonzero(near):

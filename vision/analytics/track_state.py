@@ -108,6 +108,13 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
     """For tracks that are detected again after a gap, compute the motion from only the last and the new position.
 
     The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
+
+    Args:
+        state: state (ROWS, M) of the tracks, which is changed.
+        again: indices of the tracks that are detected again.
+        at: detected centers and sizes (4, M).
+        noise: variances (4, M) of `at`.
+        gap_s: time (M,) in seconds since the last detection.
     """
     if not len(again):
         return
@@ -126,7 +133,14 @@ def is_standing(state: FloatArray) -> BoolArray:
 
 
 def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerTrack) -> FloatArray:
-    """Return the state (ROWS, N) of new tracks at the detected centers and sizes `at` (4, N) with variance `noise`."""
+    """Return the state (ROWS, N) of new tracks.
+
+    Args:
+        at: detected centers and sizes (4, N).
+        noise: variances (4, N) of `at`.
+        scores: scores (N,) of the detections.
+        now_s: times of the detections.
+    """
     state = np.zeros((ROWS, len(scores)))
     state[AT], state[SEEN_AT], state[VAR_AT] = at, at[PLACE], noise
     state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(at[2], at[3]) ** 2

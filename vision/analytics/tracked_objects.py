@@ -74,7 +74,11 @@ class TrackColumn:
         return np.full((number, *self.shape), self.blank, self.dtype)
 
     def carried(self, earlier: NDArray[Any], where: IndexArray) -> NDArray[Any]:
-        """Return the entries of `earlier` (N, ...) at the indices `where`; initial values where an index is -1."""
+        """Return the column after its entries for one object were rearranged.
+
+        `earlier` (N, E) contains E entries for each of N objects. Entry i of the result (N, F) is the entry `where[i]`
+        (F,) of `earlier`, or the initial value if `where[i]` is -1.
+        """
         values, known = self.rows(len(earlier)), where >= 0
         values[:, known] = earlier[:, where[known]]
         return values
@@ -255,7 +259,10 @@ class TrackedObjects:
         return columns
 
     def _measure_jitter(self) -> None:
-        """Measure how far the newest position in each trail is from a uniform motion through the previous two."""
+        """Update the column `jitter`: it decreases with time, and is at least the newest deviation from uniform motion.
+
+        The deviation is the distance, in object sizes, of the newest position from that which the previous two predict.
+        """
         last, middle, first = (self._sample - back for back in range(3))
         now_s, before_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))
         if first_s == -math.inf:

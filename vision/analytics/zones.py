@@ -228,7 +228,7 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def due_s(self) -> float:
-        """Return the time before which `update` changes nothing while the occupancy stays the same.
+        """Return the time in seconds before which `update` changes nothing while the occupancy stays the same.
 
         The time is infinite if no change of the crowding is pending.
         """

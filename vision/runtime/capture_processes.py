@@ -134,10 +134,7 @@ class RemoteCamera:
         return self._status.reconnects + (self._connected or self._status.width_px > 0)
 
     def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
-        """Store the state, and the call in progress, that the worker sent at `at_ns` (monotonic).
-
-        After the loss of a worker, the camera counts as working again once its new worker has grabbed a frame.
-        """
+        """Store the state, and the call in progress, that the worker sent at `at_ns` (monotonic)."""
         self._status, self._blocked_in, self._status_ns = status, blocked_in, at_ns
         if self._lost is not None and status.grabbed:
             self._lost = None
@@ -295,10 +292,7 @@ class _Link:
         return give_back
 
     def lost(self, worker: Worker, reason: str) -> None:
-        """Receive the last frames of the process, and drop the frames that wait.
-
-        After an unexpected end (`reason` is not empty), the cameras start a new epoch. Forget the retired cameras.
-        """
+        """Receive the last frames, and drop those that wait. Unless `reason` is empty, the cameras start an epoch."""
         frames = self.frames
         if frames is not None:
             while self.read(1024):

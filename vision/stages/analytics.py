@@ -83,7 +83,10 @@ class TrackStage:
             self._number(cameras)
 
     def _number(self, cameras: Sequence[str]) -> None:
-        """Make sure that every camera has ids of its own. With a new camera, all ids are divided again."""
+        """Assign a sequence of track ids to each camera, so that no two cameras have an id in common.
+
+        If there is a new camera, divide all ids above the highest one so far among the cameras again.
+        """
         self._reached = max([self._reached, *(ids.reached for ids in self._ids.values())])
         is_new = not self._ids.keys() >= set(cameras)
         self._ids = {camera: self._ids.get(camera) or _TrackIds(1, 1) for camera in cameras}
@@ -99,7 +102,10 @@ class TrackStage:
         return {camera: ids.last for camera, ids in self._ids.items()}
 
     def continue_after(self, last_ids: Mapping[str, int]) -> None:
-        """Give new tracks higher ids than those of an earlier process. Call this before the first frame."""
+        """Give new tracks of each camera higher ids than `last_ids`, the last ids of an earlier process, by camera id.
+
+        Call this before the first frame.
+        """
         for camera, last in last_ids.items():
             self._ids[camera].skip(last)
 
@@ -153,7 +159,7 @@ class _TrackIds(Iterator[int]):
         return self._next - 1
 
     def divide(self, first: int, step: int, after: int) -> None:
-        """Continue with the ids `first`, `first + step`, ... above `after`."""
+        """Continue with those of the ids `first`, `first + step`, `first + 2 * step`, ... that are above `after`."""
         self._next, self._step = first, step
         self.skip(after)
 
@@ -210,7 +216,10 @@ class AnalyticsStage:
         self._held: set[str] = set()
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`, and count nothing if `hold` is True."""
+        """Move the lines and zones of a camera by `view` from the next frame on; None means their configured positions.
+
+        While `hold` is True, the camera counts nothing.
+        """
         (self._held.add if hold else self._held.discard)(camera_id)
         known = self._views.get(camera_id)
         if view is None or displacement(view) == 0:
@@ -221,7 +230,10 @@ class AnalyticsStage:
             self._outdated.add(camera_id)
 
     def section(self, camera_id: str, width_px: int, height_px: int) -> CameraAnalytics | None:
-        """Return the configuration of a camera, with lines and zones at their positions in the present view."""
+        """Return the configuration of a camera, with lines and zones at their positions in the present view.
+
+        Return None if the camera has no lines and zones.
+        """
         section, view = self._sections.get(camera_id), self._views.get(camera_id)
         return section if section is None or view is None else moved(section, view, width_px, height_px)
 
@@ -255,7 +267,7 @@ class AnalyticsStage:
         return structs.replace(result, events=result.events + events, counts=watched.counts)
 
     def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
-        """Apply the present configuration to a camera. Return the events that this causes."""
+        """Apply the present configuration and view to the analytics of a camera. Return the events that this causes."""
         camera_id = meta.camera_id
         self._outdated.remove(camera_id)
         watched = self._cameras[camera_id]

@@ -46,7 +46,7 @@ _FORMAT: Final = 1
 
 
 class FollowsView(Protocol):
-    """The analytics stage."""
+    """Protocol of the analytics stage, which follows the view of a camera."""
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
         """Move the lines and zones of a camera by `view`, and count nothing while `hold` is True.
@@ -103,7 +103,7 @@ class CameraViewStage:
         self._cameras = cameras
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use new lines and zones. If those of a camera have changed, all of them refer to its present view."""
+        """Use new lines and zones. If those of a camera have changed, its present view becomes the reference view."""
         self._configure(config.analytics)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
@@ -130,7 +130,7 @@ class CameraViewStage:
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
-        """Return how often lines and zones were moved, and how many cameras count nothing at present."""
+        """Return the number of times that lines and zones were moved, and the number of cameras that count nothing."""
         held = sum(camera.seen[0] in _HELD for camera in self._cameras.values())
         return {"views.realigned": self._realigned, "views.held": held}
 
@@ -140,7 +140,7 @@ class CameraViewStage:
         self._worker.join(_STOP_S)
 
     def _changes(self, result: Result, camera: _Camera, seen: tuple[str, Similarity]) -> Iterator[Event]:
-        """Tell the analytics stage what has changed. Yield the events."""
+        """Pass the new view to the analytics stage. Yield events if counting stops or continues, or lines moved."""
         (state, view), (before, old) = seen, camera.told
         held, was_held = state in _HELD, before in _HELD
         moved_by = displacement(view, old)

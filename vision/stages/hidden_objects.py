@@ -34,7 +34,7 @@ class HiddenObjects:
         self.done = least >= new_score  # whether a warning is no longer possible
 
     def update(self, detections: Detections, meta: FrameMeta) -> None:
-        """Process the detections of one frame. Call this only while `done` is False."""
+        """Process the detections of one frame. Log the warning if it is due. Call this only while `done` is False."""
         best = float(detections.scores.max(initial=0.0))
         if best >= self._new_score - SCORE_GRAIN:
             self.done = True

@@ -91,7 +91,7 @@ class InquiryStage:
         self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Hide what a new configuration hides. Nothing else in this stage can change."""
+        """Pass a new configuration to `use`, which applies its `privacy`. Nothing else in this stage can change."""
         if self._use is not None:
             self._use(config)
 
@@ -174,7 +174,7 @@ class InquiryStage:
             waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
 
     def _copy(self, due: list[_Open], result: Result, frame: Frame) -> None:
-        """Copy the frame for questions, if a copy is free."""
+        """Copy the frame for the questions `due`. If no copy is free, leave them for a later frame."""
         self._due.append(due)
         if not self._worker.add(frame, result):
             self._due.pop()
@@ -234,7 +234,7 @@ def _question_of(open_: _Open, *, is_cropped: bool) -> Question:
 
 
 def _box_of(question: _Open, result: Result) -> Box | None:
-    """Return the box around the object of the event, with its margin; None if the whole frame is sent."""
+    """Return the box around the object of the event, with its margin; None to send the whole frame."""
     event, objects = question.event, result.objects
     if not question.entry.crop or event is None or event.track_id is None or not isinstance(objects, Tracks):
         return None

@@ -75,9 +75,9 @@ class _ObjectState:
     waits: bool = False  # a crop of the object is queued or being classified
 
     def is_due(self, now_ns: int) -> bool:
-        """Return True if the object is due for classification.
+        """Return True if the object is due for classification, and none of its crops waits.
 
-        If the clock was set back to before the object's last classification, a later due time is ignored.
+        If the clock was set back to before the object's last classification, the object is due immediately.
         """
         return not self.waits and self.due_ns is not None and (self.due_ns <= now_ns or self.looked_ns > now_ns)
 
@@ -111,7 +111,7 @@ class CascadeStage:
         self._worker = _ClassifierThread(classifier, config, lossless=lossless)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Cut out the objects that are due, and add all known attributes.
+        """Cut out the objects that are due for classification. Return the result with all known attributes.
 
         Raises:
             DeviceError: the model has failed.

@@ -68,14 +68,17 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Hide what a new configuration hides. Nothing else in this stage can change."""
+        """Pass a new configuration to `use`, which applies its `privacy`. Nothing else in this stage can change."""
         if self._use is not None:
             self._use(config)
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame if an event needs a snapshot, and add the path of the snapshot to the event.
+        """Copy the frame if events need a snapshot, and return the result with the path of the file in these events.
 
-        If no buffer is free, skip the snapshot, or wait if lossless. Raise `VisionError` if the thread has failed.
+        If no buffer is free, skip the snapshot and return the result unchanged, or wait if lossless.
+
+        Raises:
+            VisionError: the thread has failed.
         """
         self._worker.check()
         chosen = tuple(event for event in result.events if self._is_chosen(event))

@@ -69,7 +69,11 @@ class VideoStage:
         }
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Copy the frame for the thread of its camera. Raise `VisionError` if a lossless video cannot be written."""
+        """Copy the frame for the thread of its camera, and return `result`.
+
+        Raises:
+            VisionError: the video is lossless, and the thread of the camera has failed.
+        """
         worker = self._workers[frame.meta.camera_id]
         if self._lossless:
             worker.check()
@@ -89,7 +93,11 @@ class VideoStage:
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:
-        """Finish the videos and close the windows. Idempotent. Raise `VisionError` if a video could not be written."""
+        """Finish the videos and close the windows. Idempotent.
+
+        Raises:
+            VisionError: the thread of a camera has failed, for example because its video cannot be written.
+        """
         for worker in self._workers.values():
             worker.finish()
         if self._window is not None:
@@ -113,7 +121,13 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Write all frames. If there are none, create no file. Raise `VisionError` if the file cannot be written."""
+        """Draw all frames, write them to the file, if there is one, and show them, if there is a window.
+
+        If there are no frames, create no file.
+
+        Raises:
+            VisionError: the file cannot be written.
+        """
         first = next(copies, None)
         if first is None:
             return
