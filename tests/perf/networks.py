@@ -133,8 +133,8 @@ def yolov8(size: str) -> bytes:
     return build.model({"images": (TensorProto.FLOAT, ("batch", 3, 640, 640))}, {"output": shape})
 
 
-def _silu(build: _Builder, x: str, ins: int, outs: int, size: int = 1, *, stride: int = 1) -> str:
-    y = build.conv(x, ins, outs, size, stride=stride, gain=1.6)
+def _silu(build: _Builder, x: str, ins: int, outs: int, size: int = 1, *, stride: int = 1, gain: float = 1.6) -> str:
+    y = build.conv(x, ins, outs, size, stride=stride, gain=gain)
     return build.add("Mul", y, build.add("Sigmoid", y))
 
 
@@ -150,7 +150,8 @@ def _c2f(build: _Builder, x: str, ins: int, outs: int, count: int, *, residual: 
     half = outs // 2
     parts = build.split(_silu(build, x, ins, 2 * half), [half, half], 1)
     for _ in range(count):
-        y = _silu(build, _silu(build, parts[-1], half, half, 3), half, half, 3)
+        # A smaller gain in residual blocks, so that the sums of many blocks stay in the range of float16.
+        y = _silu(build, _silu(build, parts[-1], half, half, 3), half, half, 3, gain=0.8 if residual else 1.6)
         parts.append(build.add("Add", parts[-1], y) if residual else y)
     return _silu(build, _joined(build, *parts), (2 + count) * half, outs)
 

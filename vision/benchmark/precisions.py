@@ -255,11 +255,14 @@ def print_precisions(report: PrecisionReport, console: Console) -> None:
             f"{row.rows_per_s:.0f}",
             f"{row.size_bytes / 2**20:.1f}",
             f"{row.memory_mib:.0f}",
-            f"{100 * row.difference.error:.3f}",
+            "-" if row.difference.error is None else f"{100 * row.difference.error:.3f}",
             "" if same is None else f"{100 * same:.1f}",
         )
     console.print(table)
     missing = {f"{row.precision}, batch {row.batch}: {row.reason}" for row in report.rows if row.reason}
+    for row in report.rows:
+        if row.difference is not None and row.difference.error is None:
+            missing.add(f"{row.precision}, batch {row.batch}: the outputs contain NaN or infinite values")
     for text in (*sorted(missing), *report.notes):
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     legend = "error: difference of the outputs from float32; same: objects, or best classes, that agree with float32"

@@ -247,8 +247,11 @@ def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]])
 
 
 def _as_bfloat16(values: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
+    """Round values to bfloat16. Finite values stay finite: a mask of -infinity, multiplied by 0, would become NaN."""
     import ml_dtypes
     import onnx
 
-    contents = values.astype(ml_dtypes.bfloat16).tobytes()
+    limit = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]
+    limited = np.where(np.isfinite(values), np.clip(values, -limit, limit), values)
+    contents = limited.astype(ml_dtypes.bfloat16).tobytes()
     return onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, values.shape, contents, raw=True)

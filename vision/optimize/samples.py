@@ -48,8 +48,11 @@ class Samples:
 class Difference:
     """The differences between the outputs of a network and those of its float32 parent."""
 
-    error: float
-    """Root mean square of the difference, relative to that of the output, averaged over all float outputs."""
+    error: float | None
+    """Root mean square of the difference, relative to that of the output, averaged over all float outputs.
+
+    It is None if an output contains NaN or infinite values, for example because the precision has too small a range.
+    """
     agreement: float | None
     """Part of the results that are the same: objects of a detector, or best classes of another network.
 
@@ -164,7 +167,8 @@ def compare(samples: Samples, reference: Sequence[Outputs], found: Sequence[Outp
         for name, values in reference[0].items()
         if values.dtype.kind == "f"
     ]
-    error = float(np.mean(errors)) if errors else 0.0
+    mean = float(np.mean(errors)) if errors else 0.0
+    error = mean if np.isfinite(mean) else None
     if samples.spec is not None:
         count = len(class_names(samples.spec))
         parent, changed = (_objects(samples.spec, outputs) for outputs in (reference, found))

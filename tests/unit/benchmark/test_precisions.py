@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from tests.unit.optimize.models import SPEC, model, node, random, save_cells
-from vision.benchmark.precisions import PrecisionSettings, measure_precisions
+from vision.benchmark.precisions import PrecisionSettings, measure_precisions, print_precisions
 from vision.cli.main import main
 from vision.errors import ConfigError, DeviceMissing
 from vision.optimize.onnx_graph import open_graph
-from vision.optimize.samples import random_samples
+from vision.optimize.samples import compare, random_samples
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-sparse")
+SHAPES = {"images": (1, 3, 16, 16)}
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +91,10 @@ def test_detector_is_compared_on_frames(tmp_path: Path) -> None:
     same, changed, pruned = (rows[name].difference for name in ("fp32", "int8", "int8-sparse"))
     assert same is not None and changed is not None and pruned is not None
     assert same.error == 0
-    assert 0 < changed.error < 0.05
-    assert 0 < pruned.error < 0.05  # at most two weights of a group are not zero before the pruning
+    assert changed.error is not None and 0 < changed.error < 0.05
+    assert (
+        pruned.error is not None and 0 < pruned.error < 0.05
+    )  # at most two weights of a group are not zero before the pruning
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -98,7 +104,8 @@ def test_classifier_is_compared_on_random_inputs(tmp_path: Path, batch: int) -> 
     differences = [row.difference for row in report.rows]
     assert [row.batch for row in report.rows] == [batch] * 2
     assert differences[0] is not None and differences[0].agreement == 1
-    assert differences[1] is not None and 0 < differences[1].error < 0.1
+    difference = differences[1]
+    assert difference is not None and difference.error is not None and 0 < difference.error < 0.1
 
 
 def test_token_model_is_compared_on_valid_indices(tmp_path: Path) -> None:
@@ -109,6 +116,17 @@ def test_token_model_is_compared_on_valid_indices(tmp_path: Path) -> None:
     assert all((batch["mask"] == 1).all() for batch in samples.batches)
     report = measure_precisions(path, None, settings(shapes=shapes))
     assert [row.precision for row in report.rows if not row.reason] == ["fp32", "int8", "int8-sparse"]
+
+
+def test_output_that_is_not_finite_has_no_error_and_is_reported(tmp_path: Path) -> None:
+    report = measure_precisions(classifier(tmp_path), None, settings("fp32", shapes=SHAPES))
+    outputs = [{"output": np.ones((1, 10), np.float32)}]
+    overflowed = [{"output": np.full((1, 10), np.nan, np.float32)}]
+    found = compare(random_samples(open_graph(tmp_path / "classifier.onnx"), 1, SHAPES), outputs, overflowed)
+    assert found.error is None
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_precisions(replace(report, rows=(replace(report.rows[0], difference=found),)), console)
+    assert "fp32, batch 1: the outputs contain NaN or infinite values" in console.export_text()
 
 
 def test_open_shape_is_refused_with_the_option_that_sets_it(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
     assert float(np.max(np.abs(found - right) / np.abs(right))) <= 2.0**-8
 
 
+def test_finite_value_beyond_bfloat16_stays_finite() -> None:
+    """The lowest float32 is the usual mask of language models. As an infinite value, it would make NaN of a 0."""
+    lowest = float(np.finfo(np.float32).min)
+    rewritten = onnx.load_model_from_string(
+        rewrite_onnx(convolution(weight=lowest), "bf16", keep_inputs=False, keep_outputs=False)
+    )
+    found = np.asarray(onnx.numpy_helper.to_array(rewritten.graph.initializer[0]), np.float32)
+    assert np.all(np.isfinite(found))
+    assert float(found.min()) < 0.99 * lowest
+
+
 def test_weight_that_float16_does_not_have_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         rewrite_onnx(convolution(weight=70000.0), "fp16", keep_inputs=True, keep_outputs=True)
