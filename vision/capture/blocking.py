@@ -44,7 +44,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         read: Callable[[ResourceT], ValueT],
         close: Callable[[ResourceT], object],
     ) -> None:
-        """Create the reader. `name` appears in errors. The three functions run on the reader's separate thread."""
+        """Create the reader. `name` appears in errors. The three functions are called on the separate thread."""
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
@@ -107,7 +107,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make `open` raise an error and `read` return None from now on. Can be called from any thread."""
+        """Make present and later calls of `open` raise an error, and those of `read` return None. Thread-safe."""
         self.interrupted.set()
         self._outcomes.put(None)
 

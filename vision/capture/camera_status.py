@@ -172,7 +172,7 @@ class StatusTracker:
                 self._failure = Failure()
 
     def degraded(self, failure: Failure) -> None:
-        """Record a fault of the connection, which continues. `delivered` removes it."""
+        """Record a fault that does not end the connection. `delivered` removes it."""
         with self._lock:
             self._failure = failure
 
@@ -197,7 +197,7 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check how long the camera has been silent since the latest frame, connection, or wait for the sink.
+        """Check the time since the latest frame, connection, or wait for the sink. `now_ns` is monotonic.
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

@@ -99,7 +99,13 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
 
 
 def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
-    """Send requests until the camera refuses one, and explain the refusal. The first request contains no password."""
+    """Connect, and send requests until the camera refuses one. Return the explanation of the refusal.
+
+    The first request contains no password.
+
+    Raises:
+        OSError: the camera cannot be reached, closes the connection, or does not answer in time.
+    """
     host, port = url.hostname or "", url.port or _PORTS[url.scheme]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     answer_s = _ANSWER_LATE_S if late else _ANSWER_S

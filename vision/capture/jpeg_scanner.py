@@ -116,7 +116,7 @@ class JpegScanner:
         return self._restart() if len(data) > _MAX_BYTES else None
 
     def _segment_end(self, kind: int) -> int | None:
-        """Return where the segment at `_at` ends; None if more bytes are needed to find its end or to search it."""
+        """Return the end position of the segment at `_at`; None if more bytes are needed to find or search it."""
         if kind == _FILLER:
             return self._at + 1
         if kind in _WITHOUT_LENGTH:

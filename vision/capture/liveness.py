@@ -105,7 +105,7 @@ class FrozenFrameDetector:
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Compare a frame with the previous one. Return why the camera counts as frozen; empty if it does not."""
+        """Compare a frame with the previous one. Return the reason if the camera counts as frozen, otherwise ""."""
         if self._frozen_after_ns is None:
             return ""
         if self._same_rows(buffer):

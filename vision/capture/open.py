@@ -197,7 +197,10 @@ def _require_pyav() -> None:
 
 @cache
 def missing_pyav() -> str | None:
-    """Return why PyAV is not usable; None if it is usable. The result is cached, because a failed import is slow."""
+    """Return the reason why PyAV is not usable; None if it is usable.
+
+    The result is cached, because a failed import is slow.
+    """
     try:
         import av
     except ImportError as error:
@@ -296,7 +299,12 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
 
 
 def _require_bgr(name: str, pixel_formats: tuple[PixelFormat, ...]) -> None:
-    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that OpenCV delivers."""
+    """Check that OpenCV is installed, and that the detector accepts bgr, the only format that OpenCV delivers.
+
+    Raises:
+        ConfigError: OpenCV is missing.
+        SourceError: the detector does not accept bgr.
+    """
     require_cv2(f"camera {name}")
     if "bgr" not in pixel_formats:
         raise SourceError(
@@ -333,5 +341,5 @@ def _open_synthetic(
 
 @cache
 def _warn_once(text: str) -> None:
-    """Log a warning only once, because an unreachable camera reopens its source every half minute."""
+    """Log a warning once per text, because an unreachable camera reopens its source every half minute."""
     log.warning("%s", text)

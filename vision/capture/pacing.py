@@ -113,7 +113,7 @@ class PacedSource(ABC, Generic[FrameT]):
         self._write(self._frame, out)
 
     def interrupt(self) -> None:
-        """Make `grab` return None from now on."""
+        """Make the present and all later calls of `grab` return None."""
         self._pacer.interrupted.set()
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class PacedSource(ABC, Generic[FrameT]):
         """Write a frame into `out`, as `Source.retrieve` does."""
 
     def _mark(self, grab: Grab, _frame: FrameT, /) -> Grab:
-        """Return `grab` with the properties of the frame that only the subclass knows."""
+        """Return `grab`, extended by properties of the frame that only the subclass knows, such as damage."""
         return grab
 
     @abstractmethod

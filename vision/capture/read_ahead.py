@@ -97,7 +97,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def interrupt(self) -> None:
-        """Make `take` return None from now on. Any thread may call it."""
+        """Make the present and all later calls of `take` return None. Any thread may call this method."""
         with self._changed:
             self._interrupted = True
             self._changed.notify()
@@ -181,7 +181,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 
     def interrupt(self) -> None:
-        """Make `open` fail and `take` return None from now on. Any thread may call it."""
+        """Make the present and all later calls of `open` fail, and those of `take` return None. Thread-safe."""
         self.interrupted.set()
         reading = self._reading
         if reading is not None:

@@ -66,7 +66,7 @@ def keeps_order(codec: Literal["H264", "H265"], sequence_parameter_set: bytes) -
 
 
 def _h264_order(unit: bytes) -> bool:
-    """Read an SPS of H.264 (section 7.3.2.1.1)."""
+    """Return the result of `keeps_order` for an SPS of H.264 (section 7.3.2.1.1)."""
     if unit[0] & 31 != 7:
         return False
     bits = Bits(unit)
@@ -150,7 +150,7 @@ def _skip_buffering(bits: Bits) -> None:
 
 
 def _h265_order(unit: bytes) -> bool:
-    """Read an SPS of H.265 (section 7.3.2.2)."""
+    """Return the result of `keeps_order` for an SPS of H.265 (section 7.3.2.2)."""
     if unit[0] >> 1 & 63 != 33:
         return False
     bits = Bits(unit, header_bytes=2)

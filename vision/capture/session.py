@@ -276,7 +276,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return why the camera counts as frozen; empty if it does not."""
+        """Return the reason why the camera counts as frozen; empty if it does not. Also update its status."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames

@@ -186,7 +186,7 @@ class CameraSupervisor:
             pass
 
     def _connect_and_stream(self, parts: CameraParts) -> Failure | None:
-        """Run one connection. Return why it failed; None if the camera must not reconnect."""
+        """Run one connection until it ends. Return its failure; None if the camera must not reconnect."""
         connected = False
         try:
             parts.status.enter("connecting")

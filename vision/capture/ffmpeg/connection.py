@@ -68,7 +68,7 @@ class Connecting:
         self._resolved = False
 
     def hint(self) -> str:
-        """Return what to do if connecting takes too long."""
+        """Return the advice for the operator if connecting takes too long, which depends on the current step."""
         if not self._resolved:
             return "looking up the host name takes this long: check the name server, or use the IP address"
         return "check the address, cable, and power of the camera, or raise `open_timeout_s`"
@@ -94,7 +94,11 @@ class Connecting:
         return _open_container(camera, address, self._tap, is_file=False)
 
     def _resolve(self, address: Rtsp | Http) -> None:
-        """Look up the host name separately, because FFmpeg can neither interrupt the lookup nor report its failure."""
+        """Look up the host name separately, because FFmpeg can neither interrupt the lookup nor report its failure.
+
+        Raises:
+            SourceError: the name cannot be resolved.
+        """
         self._resolved = False
         try:
             socket.getaddrinfo(urlsplit(address.url).hostname, None, type=socket.SOCK_STREAM)
@@ -141,7 +145,12 @@ class ContainerConnection:
         self.fps = frame_rate(container, self.stream)
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[Packet[Any], bool]]:
-        """Yield each packet, and whether it is a key frame. If packets arrive in bursts, delay each until it is due."""
+        """Yield each packet, and True if it is a key frame. If packets arrive in bursts, delay each until it is due.
+
+        Raises:
+            EndOfStream: a file was received to its end.
+            SourceError: the connection failed, or the camera ended the stream.
+        """
         pace = _Pace(closing, self.fps) if self._is_paced else None
         packets, frames = self._container.demux(self.stream), 0
         first_ns = last_ns = None
@@ -172,7 +181,10 @@ class ContainerConnection:
         self._container.close()
 
     def _is_complete(self, played_ns: int) -> bool:
-        """Return True if a file was received to its end. FFmpeg does not always report that a connection was lost."""
+        """Return True if the received part of a file, `played_ns`, reaches about its end, or its duration is unknown.
+
+        FFmpeg does not always report that a connection was lost.
+        """
         if self._duration_ns is None:
             return True
         return played_ns >= self._duration_ns - max(_END_NS, self._duration_ns // 20)
@@ -188,7 +200,7 @@ class ContainerConnection:
 
 
 def _duration_ns(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return the duration of a video that has an end; None if it is unknown."""
+    """Return the duration of a video in ns; None if it is unknown."""
     if stream.duration is not None and stream.time_base is not None:
         return int(stream.duration * stream.time_base * 1_000_000_000)
     return None if container.duration is None else container.duration * 1000

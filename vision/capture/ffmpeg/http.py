@@ -181,7 +181,11 @@ class JpegConnection:
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
-        """Yield each JPEG as it arrives, and True, because every JPEG is a key frame."""
+        """Yield each JPEG as it arrives, and True, because every JPEG is a key frame. End when `closing` is set.
+
+        Raises:
+            SourceError: the camera ended the stream, refuses a request, or sends no JPEG.
+        """
         due = time.monotonic()
         while True:
             frames = 0
@@ -202,7 +206,11 @@ class JpegConnection:
         self._answer.response.close()
 
     def _jpegs(self) -> Iterator[bytes]:
-        """Yield the JPEGs of the current response."""
+        """Yield the JPEGs of the current response, and count the damaged ones as skipped.
+
+        Raises:
+            SourceError: the response fails, or contains no JPEG within `_SEARCHED_BYTES`.
+        """
         scanner, counted, searched = JpegScanner(), 0, 0
         chunk = self._answer.first
         while chunk:

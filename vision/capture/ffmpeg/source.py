@@ -80,7 +80,12 @@ class FFmpegSource:
             stream.close()
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame, because only a decoded frame shows its format."""
+        """Connect, and wait for the first key frame, because only a decoded frame shows its format.
+
+        Raises:
+            SourceError: the camera cannot be reached, refuses the connection, or sends no frame that can be decoded
+                within the open timeout, or `interrupt` was called.
+        """
         self.close()
         began, open_timeout_s = time.monotonic(), self._camera.open_timeout_s
         connection = self._reader.open(open_timeout_s + _DIAGNOSIS_S + _OPEN_MARGIN_S, self._connecting.hint)
@@ -126,7 +131,7 @@ class FFmpegSource:
         self._stream.decoder.write(self._frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Make `open` raise an error and `grab` return None from now on."""
+        """Make the present and all later calls of `open` raise an error, and those of `grab` return None."""
         self._reader.interrupt()
 
     def close(self) -> None:
@@ -134,7 +139,11 @@ class FFmpegSource:
         self._reader.close()
 
     def _next(self, timeout_s: float) -> _Frame | None:
-        """Return the next decoded frame; None if `timeout_s` passed or `interrupt` was called."""
+        """Return the next decoded frame; None if `timeout_s` passed or `interrupt` was called.
+
+        Raises:
+            SourceError: the connection failed or ended, and all earlier frames were returned.
+        """
         deadline = time.monotonic() + timeout_s
         stream = self._stream
         assert stream is not None
@@ -185,7 +194,10 @@ class _Stream:
         self.decoder.close()
 
     def decode(self, coded: Arrived[Coded]) -> list[_Frame]:
-        """Decode one coded frame. Return the frames that it completes."""
+        """Decode one coded frame. Return the frames that it completes.
+
+        Frames before the first key frame are not decoded. They are counted as skipped.
+        """
         packet = Packet(coded.frame) if isinstance(coded.frame, bytes) else coded.frame
         if self._has_gap(packet, after_skip=coded.after_skip) or packet.is_corrupt:
             self._gate.lost()

@@ -240,7 +240,7 @@ def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None
 
 
 def unavailable(address: SourceAddress, registry: Registry) -> str | None:
-    """Return why this machine cannot open the source, and what to install; None if it can.
+    """Return the reason why this machine cannot open the source, and the packages to install; None if it can.
 
     The elements for H.265 and JPEG are not checked, because only cameras that send these codecs require them.
     """
@@ -257,7 +257,7 @@ def unavailable(address: SourceAddress, registry: Registry) -> str | None:
 
 
 def missing(factories: Sequence[str], registry: Registry) -> str | None:
-    """Return what to install to create all of `factories`; None if nothing is missing."""
+    """Return a text that names the missing elements of `factories`, and their packages; None if none is missing."""
     absent = [name for name in factories if name != "capsfilter" and registry(name) is None]
     if not absent:
         return None

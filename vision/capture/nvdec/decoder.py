@@ -100,7 +100,11 @@ class NvdecDecoder:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame, parameters: bytes) -> Sequence[DecodedFrame]:
-        """Start a session if the format of `frame` is new. Return the remaining frames of the old session."""
+        """Start a session if the format of `frame` is new. Return the remaining frames of the old session.
+
+        Raises:
+            SourceError: NVDEC does not support the format, or has no memory for the session.
+        """
         if frame.format.name not in _EIGHT_BITS:
             raise SourceError(
                 f"expected frames of 8 bits in 4:2:0 for NVDEC, got {frame.format.name}",

@@ -114,7 +114,7 @@ class NvdecOrFFmpeg:
 
 
 def _require_room() -> None:
-    """Raise `SourceError` if less than 1/8 of the GPU memory is free."""
+    """Raise `SourceError` if less than 1/8 of the GPU memory is free, even after the idle sessions were closed."""
     free_bytes, total_bytes = memory_info()
     if free_bytes * _RESERVED < total_bytes:
         idle_sessions.close()

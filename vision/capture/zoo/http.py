@@ -55,7 +55,7 @@ async def serve_http(host: Host, state: HttpState, reader: asyncio.StreamReader,
 
 
 class HttpConnection:
-    """The connection of one client."""
+    """The HTTP connection of one client: responds to requests, and sends what the persona serves."""
 
     def __init__(self, host: Host, state: HttpState, link: Link) -> None:
         stream = host.persona.stream

@@ -44,7 +44,12 @@ class Request:
 
 
 async def serve_rtsp(host: Host, reader: asyncio.StreamReader, link: Link) -> None:
-    """Respond to the requests of one connection until the connection or its session ends."""
+    """Respond to the requests of one connection until the connection or its session ends.
+
+    Raises:
+        OSError: the client closed the connection during a response.
+        IncompleteReadError: the client closed the connection within a request.
+    """
     connection = RtspConnection(host, link)
     try:
         await connection.serve(reader)
@@ -134,7 +139,7 @@ class RtspConnection:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_video(self, url: str) -> bool:
-        """Return True if the URL of SETUP names the track that is played, or no track."""
+        """Return True if the URL of a SETUP request names the video track, which is played, or no track."""
         track = re.search(r"trackID=(\d+)", url)
         return track is None or int(track[1]) == video_index(self._stream)
 
