@@ -84,8 +84,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "32 synthetic cameras at 30 frames/s for 60 s, on two freshly started machines, on which frames "
-                    "occasionally waited for up to 0.3 s"
+                    "32 synthetic cameras at 30 frames/s for 60 s, on each of two freshly started machines, on which "
+                    "frames occasionally waited for up to 0.3 s"
                 ),
                 (
                     "{program_32_cameras_new_machines/runs.0.dropped.superseded} of "
@@ -106,27 +106,42 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Throughput of the stage with NV12, and with I420, divided by its throughput with BGR, batches of 32",
+                (
+                    "Throughput of the detection stage with NV12, and with I420, divided by its throughput with BGR. "
+                    "Batches of 32"
+                ),
                 "{stage/goals.nv12_over_bgr_batch_32:.2f}, {stage/goals.i420_over_bgr_batch_32:.2f}",
             ),
             (
-                "Throughput of the stage with NV12 divided by that with BGR, frames of 1920x1080, batches of 8 and 32",
+                (
+                    "Throughput of the detection stage with NV12 divided by its throughput with BGR. Frames of 1920x1080, "
+                    "batches of 8 and 32"
+                ),
                 "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
             ),
             (
-                "Throughput of the stage with batches of 8, divided by that of a simple loop on the same GPU",
+                (
+                    "Throughput of the detection stage with batches of 8, divided by that of a simple loop on the same "
+                    "GPU, which prepares one frame at a time on the CPU and waits for each result"
+                ),
                 "{stage/goals.batch_8_over_naive:.0f}",
             ),
             (
-                "Speedup of a CUDA graph over separate launches, for the network alone, batches of 1 and 2",
+                (
+                    "Throughput of the network alone as a CUDA graph, divided by its throughput with separate launches. "
+                    "Batches of 1 and 2"
+                ),
                 "{stage/goals.graph_over_eager_batch_1:.2f}, {stage/goals.graph_over_eager_batch_2:.2f}",
             ),
             (
-                "Time of a batch in the network alone with two streams, batches of 1, 8, and 32",
+                (
+                    "Time per batch of the network alone, with two CUDA streams that run in parallel. Batches of 1, 8, "
+                    "and 32"
+                ),
                 "{stage/engine_1:.2f} ms, {stage/engine_8:.2f} ms, {stage/engine_32:.2f} ms",
             ),
             (
-                "Duration of a start with a cached engine, and of the first start, which builds the engine",
+                "Time to open the detector with a cached engine, and at the first start, which builds the engine",
                 (
                     "{stage/start_as_configured_by_default_second_time_s.together:.1f} s, "
                     "{stage/start_as_configured_by_default_first_time_s.together:.1f} s"
@@ -134,8 +149,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Memory 30 s after the start and again 55 s later, with more cameras than the program can serve "
-                    "(64 synthetic cameras at 60 frames/s)"
+                    "Memory of the program 30 s after the start and again 55 s later, with more cameras than it can "
+                    "serve (64 synthetic cameras at 60 frames/s)"
                 ),
                 (
                     "host {program_64_cameras_75_s/memory_mib.resident.last:,.0f} MiB, "
@@ -177,6 +192,17 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
+                    "CPU time per frame of one camera that plays the shipped video, in an offline run: detector, video "
+                    "decoder, conversion to BGR in the camera thread, results thread, inference thread"
+                ),
+                (
+                    "{cpu_ms_per_frame/one_camera.detect:.1f} ms, {cpu_ms_per_frame/one_camera.decoders:.1f} ms, "
+                    "{cpu_ms_per_frame/one_camera.camera:.1f} ms, {cpu_ms_per_frame/one_camera.results:.1f} ms, "
+                    "{cpu_ms_per_frame/one_camera.inference:.1f} ms"
+                ),
+            ),
+            (
+                (
                     "p99 latency from capture to subscriber, minus the p99 latency of the detector, with one camera "
                     "that plays the shipped video at 10 frames/s"
                 ),
@@ -193,20 +219,26 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "p99 latency from the publisher to 100 subscribers, without and with one more that is stopped",
+                (
+                    "p99 latency from the publisher to 100 subscribers, without and with one more subscriber that is "
+                    "suspended"
+                ),
                 (
                     "{publishing/100_subscribers.latency_p99_ms:.1f} ms, "
                     "{publishing/100_subscribers_and_a_stopped_one.latency_p99_ms:.1f} ms"
                 ),
             ),
             (
-                "Memory 10 s after the start with four cameras, and its growth over the next 5 minutes",
+                (
+                    "Memory of `vision run` 10 s after the start, with four cameras that play the shipped video, and its "
+                    "growth over the next 5 minutes"
+                ),
                 "{memory/resident_mib_first:.0f} MiB, +{memory/slope_kib_per_minute:.0f} KiB per minute",
             ),
             (
                 (
-                    "Time to track 10 objects (with 10 more boxes that have low scores) and 100 objects (with 50 more "
-                    "such boxes) on one core"
+                    "Time to track 10 synthetic objects (with 10 more boxes that have low scores) and 100 synthetic "
+                    "objects (with 50 more such boxes) on one core"
                 ),
                 (
                     "{tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms, "
@@ -221,14 +253,14 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
                 ),
             ),
             (
-                "Time to evaluate 20 zones for 100 objects that move at 10 and at 60 pixels/s",
+                "Time to evaluate 20 zones for 100 synthetic objects that move at 10 and at 60 pixels/s",
                 (
                     "{tracking/analytics.100_tracks_at_10_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms, "
                     "{tracking/analytics.100_tracks_at_60_px_s_20_zones_0_lines.p50_us*1e-3:.2f} ms per frame"
                 ),
             ),
             (
-                "Time to evaluate 20 zones and 4 lines for the same objects",
+                "Time to evaluate 20 zones and 4 lines for the same 100 objects",
                 (
                     "{tracking/analytics.100_tracks_at_10_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms, "
                     "{tracking/analytics.100_tracks_at_60_px_s_20_zones_4_lines.p50_us*1e-3:.2f} ms per frame"
