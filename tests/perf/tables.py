@@ -114,8 +114,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Throughput of the detection stage with NV12 divided by its throughput with BGR. Frames of 1920x1080, "
-                    "batches of 8 and 32"
+                    "Throughput of the detection stage with NV12 divided by its throughput with BGR. Frames of "
+                    "1920x1080, batches of 8 and 32"
                 ),
                 "{stage/goals.nv12_over_bgr_8_1920x1080:.2f}, {stage/goals.nv12_over_bgr_32_1920x1080:.2f}",
             ),
@@ -230,8 +230,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Memory of `vision run` 10 s after the start, with four cameras that play the shipped video, and its "
-                    "growth over the next 5 minutes"
+                    "Memory of `vision run` 10 s after the start, with four cameras that play the shipped video, and "
+                    "its growth over the next 5 minutes"
                 ),
                 "{memory/resident_mib_first:.0f} MiB, +{memory/slope_kib_per_minute:.0f} KiB per minute",
             ),
