@@ -128,8 +128,8 @@ TABLES: Final[dict[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ),
             (
                 (
-                    "Throughput of the network alone as a CUDA graph, divided by its throughput with separate launches. "
-                    "Batches of 1 and 2"
+                    "Throughput of the network alone as a CUDA graph, divided by its throughput with separate "
+                    "launches. Batches of 1 and 2"
                 ),
                 "{stage/goals.graph_over_eager_batch_1:.2f}, {stage/goals.graph_over_eager_batch_2:.2f}",
             ),
