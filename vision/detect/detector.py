@@ -157,7 +157,9 @@ class SharesFrames(Protocol):
     def exported_buffers(
         self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
     ) -> tuple[bytes, list[FrameBuffer]] | None:
-        """Return a handle of GPU memory for another process, and buffers in this memory. None if the GPU has none.
+        """Return a handle of new GPU memory for another process, and `count` buffers in this memory.
+
+        Return None if the memory of this GPU cannot be exported to another process.
 
         `vision.gpu.memory.open_exported` returns the same buffers in the other process.
 

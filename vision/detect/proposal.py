@@ -261,7 +261,11 @@ def propose(path: Path, licence: str | None = None) -> Proposal:
 
 
 def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Origin) -> tuple[tuple[int, int], Match]:
-    """Return the input size (width, height) and the head that fits the sample best. Add their origins to `origin`."""
+    """Return the input size (width, height) and the head that fits the sample best. Add their origins to `origin`.
+
+    Raises:
+        ModelError: the model cannot be run, or no head fits its outputs.
+    """
     found, missing = origin.found, origin.missing
     declared = _frame_size(header)
     sizes: tuple[tuple[int, int], ...] = _SIZES

@@ -59,7 +59,15 @@ class Asker:
         ledger: Ledger | None = None,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        """Start no threads yet. `report` receives outcomes, statements, and log lines. Several threads call it."""
+        """Create the object, without threads.
+
+        Args:
+            config: the section `language` of the configuration.
+            entries: the entries of `verify:` and `describe:`.
+            report: function that receives outcomes, statements, and log lines. Several threads call it.
+            ledger: file of all questions and answers; None if there is none.
+            breaker: breaker of the server; None creates one.
+        """
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
         self._server = ChatServer(config)
@@ -86,7 +94,7 @@ class Asker:
             threading.Thread(target=run, name=f"ask-{number}", daemon=True).start()
 
     def add(self, question: Question, images: Sequence[bytes]) -> None:
-        """Queue a question, or report immediately that it gets no answer.
+        """Queue a question with its images (JPEG files), or report immediately that it gets no answer.
 
         Ignore a question about a statement that counts as true.
         """
@@ -189,7 +197,7 @@ class Asker:
             self._report(Outcome(id=question.id, purpose=question.purpose, verdict=verdict))
 
     def _is_true(self, question: Question) -> bool:
-        """Return True if a question is about a statement that was true, and that is not to be checked again yet."""
+        """Return True if a question is about a statement that was true, and whose checks are still suspended."""
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:

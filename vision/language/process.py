@@ -42,7 +42,7 @@ class PublishesLate(Protocol):
     """A publisher that can also publish the events that the gate has held."""
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
-        """Send events without passing the gate."""
+        """Send events without passing them to the gate again."""
 
 
 class LanguageProcess:

@@ -118,7 +118,7 @@ def _effort(known: KnownModel, precision: Precision) -> int:
 
 
 def fits(host: Host, known: KnownModel, precision: Precision, parallel: int) -> bool:
-    """Return whether a server of the model fits in the free memory, with a margin because the need is an estimate."""
+    """Return True if a server of the model fits in the free memory, with a margin, because its need is an estimate."""
     return known.need_mib(precision, parallel) * MARGIN <= host.left_mib
 
 
@@ -133,7 +133,7 @@ def _recipe(host: Host, server: ServerName, known: KnownModel, precision: Precis
 
 
 def _quantize(known: KnownModel, precision: Precision) -> Iterator[str]:
-    """Yield the command that quantizes a model without a published checkpoint."""
+    """Yield the commands that quantize a model, and a comment, if the model has no published checkpoint."""
     if precision not in known.checkpoints:
         arguments = ["--model_dir", known.checkpoints["fp16"], "--output_dir", _own_checkpoint(known)]
         command = shlex.join(["tensorrt-edgellm-quantize", "llm", *arguments, *_METHODS[precision]])

@@ -110,7 +110,7 @@ class KeyFolder:
     """The keys of a publisher, and of the clients that can connect to it."""
 
     def __init__(self, folder: Path) -> None:
-        """Read nothing yet."""
+        """Create the object for the keys in `folder`, without reading them."""
         self.folder = folder
         self._clients = folder / _CLIENTS
         self._internal: set[str] = set()

@@ -39,7 +39,7 @@ class HelperProcess:
         on_line: Callable[[str], None] = lambda _: None,
         stop_s: float = _STOP_S,
     ) -> None:
-        """Start nothing yet.
+        """Create the object. `start` starts the process.
 
         Args:
             name: name of the thread, and of the process in the log.

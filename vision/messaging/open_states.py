@@ -48,7 +48,9 @@ class OpenStates:
         return changed
 
     def ends(self, cameras: Collection[str] | None = None) -> list[EventMessage]:
-        """Return an event without a number for the end of each open state. `follow` takes note of them.
+        """Return an event without a number for the end of each open state.
+
+        The states stay open until `follow` receives these events.
 
         Args:
             cameras: ids of the cameras whose states end. If None, all states end.

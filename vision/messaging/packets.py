@@ -221,7 +221,7 @@ class LiveReceiver:
             self.socket.connect(address)
 
     def want_packets(self, camera_id: str, *, wanted: bool) -> None:
-        """Start or stop receiving the packets of a camera."""
+        """Start or stop receiving the packets of a camera, and the capture times of its frames."""
         for topic in (_TIMES + _topic(camera_id), _topic(camera_id)):  # no packet may arrive without its time
             self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + topic)
 

@@ -122,7 +122,7 @@ class EventGate(Protocol):
         """Return the events to publish now. The others are published later, or not at all."""
 
     def sent(self, events: Sequence[EventMessage]) -> None:
-        """Take note of the sequence numbers of events that have been sent."""
+        """Receive the events that were sent, with their sequence numbers."""
 
 
 class EventPublisher:
@@ -150,7 +150,10 @@ class EventPublisher:
     def publish_admitted(
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool = True
     ) -> bool:
-        """Store and send the events that the gate admits now. See `publish` for the rest."""
+        """Pass events to the gate, and store and send those that it admits now, as `publish` does.
+
+        The arguments, the result, and the errors are those of `publish`.
+        """
         with self._lock:
             self._open.follow(events)
         return self.publish(events if self._gate is None else self._gate.admit(events), also, counters=counters)

@@ -78,7 +78,7 @@ class Rules:
 
 
 class Decoder:
-    """Decoder for the raw outputs of one model. It is stateless, so any thread can call it."""
+    """Decoder for the raw outputs of one model. It does not change, so any thread can call it."""
 
     def __init__(
         self, spec: ModelSpec, rules: Rules, layout: Layout, without_batch: frozenset[str] = frozenset()

@@ -390,7 +390,11 @@ class _Builder:
         )
 
     def _measure_tensors(self, lane: ExecutionLane) -> tuple[Mapping[str, Output], TensorSizes]:
-        """Copy the constant inputs to the GPU. Return the outputs for one frame, and the sizes of a slot's tensors."""
+        """Copy the constant inputs to the GPU. Return the outputs for one frame, and the sizes of a slot's tensors.
+
+        Raises:
+            ModelError: the size of an output depends on the frame, or the outputs have no batch axis.
+        """
         model = self.model
         shapes: dict[str, tuple[int, ...]] = {}
         bytes_of: dict[str, int] = {}

@@ -161,7 +161,11 @@ class LoadedEngine:
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
-        """Create a context for one batch size on a stream. The caller must set its memory and addresses."""
+        """Create a context for one batch size on a stream, with its shapes. The caller sets its memory and addresses.
+
+        Raises:
+            ModelError: the engine has no profile for these shapes, or the value of an input is unknown or invalid.
+        """
         shapes = input_shapes(self.engine, self.spec, batch)
         profile = self.engine.choose(shapes)
         context = self.engine.create_context(profile, stream.address)
