@@ -15,7 +15,7 @@ import numpy as np
 from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import GroundPlane, IndexArray
 from vision.analytics.lines import Crossing, LineWatch
-from vision.analytics.tracked_objects import TrackedObjects, TrackSnapshot
+from vision.analytics.tracked_objects import TableLayout, TrackedObjects, TrackSnapshot
 from vision.analytics.zones import CrowdDetector, ZoneWatch
 from vision.config.analytics import CameraAnalytics, LineConfig, ZoneConfig, pixels_per_unit
 from vision.state.counters import CameraCounters
@@ -172,13 +172,14 @@ class Analytics:
 
         zones = [[to_pixels(ring) for ring in zone.rings] for zone in config.zones]
         self._zone_watch.place(zones, (width_px, height_px))
-        self._objects = self._objects_type(
+        layout = TableLayout(
             self._anchors,
             self._line_watch.place([to_pixels(line.points) for line in config.lines]),
             GroundPlane(to_pixels(config.ground.points), config.ground.metres) if config.ground else None,
             {**self._line_watch.columns, **self._zone_watch.columns},
             (width_px, height_px),
         )
+        self._objects = self._objects_type(layout)
         self._crowds = CrowdDetector(config.zones)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:

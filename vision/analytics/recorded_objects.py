@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameTimes
-from vision.analytics.geometry import BoolArray, FloatArray, GroundPlane, IndexArray, LineSet, Points
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
 from vision.analytics.tracked_objects import (
     CALM_S,
     SAMPLES,
     SPACING_S,
     WINDOW_S,
-    TrackColumn,
+    TableLayout,
     TrackedObjects,
     packed,
 )
@@ -139,15 +139,8 @@ class RecordedObjects(TrackedObjects):
     Frames and rows are numbered from 0 in memory, which also contains the last frames before those of `load`.
     """
 
-    def __init__(
-        self,
-        anchors: Sequence[str],
-        lines: LineSet,
-        ground: GroundPlane | None,
-        columns: Mapping[str, TrackColumn],
-        frame_size_px: tuple[int, int],
-    ) -> None:
-        super().__init__(anchors, lines, ground, columns, frame_size_px)
+    def __init__(self, layout: TableLayout) -> None:
+        super().__init__(layout)
         self.first = 0
         """First frame of the latest `load`."""
         self.now_s: FloatArray = np.zeros(0)

@@ -135,45 +135,40 @@ class TrackTable(dict[str, NDArray[Any]]):
             self[name] = values[kept]
 
 
+class TableLayout(NamedTuple):
+    """Definition of what is computed and stored for each object of a camera."""
+
+    anchors: Sequence[str]  # names of the columns of `TrackSnapshot.points`; the first must be the point on the ground
+    lines: LineSet  # the lines from which distances are computed
+    ground: GroundPlane | None  # converter from pixels to meters, for speeds; None if no ground points are configured
+    columns: Mapping[str, TrackColumn]  # columns of the table for the state that lines and zones store, by name
+    frame_size_px: tuple[int, int]  # width and height
+
+
 class TrackedObjects:
     """State and motion of the objects of one camera. `table` contains the state, and `clock` contains the time."""
 
-    def __init__(
-        self,
-        anchors: Sequence[str],
-        lines: LineSet,
-        ground: GroundPlane | None,
-        columns: Mapping[str, TrackColumn],
-        frame_size_px: tuple[int, int],
-    ) -> None:
-        """Create an empty table.
-
-        Args:
-            anchors: names of the columns of `TrackSnapshot.points`. The first must be the point on the ground.
-            lines: the lines from which distances are computed.
-            ground: converter from pixels to meters, for speeds; None if no ground points are configured.
-            columns: columns to add to `table`, by name, for the state that lines and zones store per object.
-            frame_size_px: width and height of the frame.
-        """
+    def __init__(self, layout: TableLayout) -> None:
+        """Create an empty table."""
         own = {
             "class_id": TrackColumn(np.int32),
             "seen_s": TrackColumn(np.float64),
             "size": TrackColumn(np.float64),
-            "points": TrackColumn(np.complex128, (len(anchors),)),
+            "points": TrackColumn(np.complex128, (len(layout.anchors),)),
             "cut": TrackColumn(np.uint32),  # the four bytes of a row of `TrackSnapshot.cut`
             # Largest recent deviation from uniform motion, in object sizes; NaN until `trail` has three positions.
             "jitter": TrackColumn(np.float64, (), math.nan),
             "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
         }
-        self.table = TrackTable({**own, **columns})
+        self.table = TrackTable({**own, **layout.columns})
         self.clock = FrameClock()
         self.oldest_s = math.inf  # no object was last detected before this time
-        self._ground = ground
+        self._ground = layout.ground
         self._outward = EqualRows(_OUTWARD)
-        self._cut_from = EqualRows(_OUTWARD * (0.0, 0.0, *frame_size_px) - EDGE_PX)
-        self._has_lines = bool(lines.anchors)
-        self._end = 2 * len(anchors)
-        self._matrix, offset = _box_transform(anchors, lines)
+        self._cut_from = EqualRows(_OUTWARD * (0.0, 0.0, *layout.frame_size_px) - EDGE_PX)
+        self._has_lines = bool(layout.lines.anchors)
+        self._end = 2 * len(layout.anchors)
+        self._matrix, offset = _box_transform(layout.anchors, layout.lines)
         self._offset = EqualRows(offset)
         self._sample_times_s = [-math.inf] * SAMPLES  # the same for all objects
         self._sample = 0
