@@ -24,7 +24,7 @@ class CounterStore(Protocol):
         """Return the counters of a camera."""
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
-        """Store new values. Return False if this is not possible now, so that the caller tries again later."""
+        """Store new values. Return False if they cannot be stored at present. The caller must then try again later."""
 
 
 class HasCameraCounters(Protocol):
@@ -90,5 +90,5 @@ class CameraCounters:
         return [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
 
     def written(self) -> None:
-        """Record that the counters of `changed` were written."""
+        """Mark all counters as stored. Call this after the rows of `changed` were written."""
         self._dirty.clear()

@@ -170,7 +170,7 @@ class StateDatabase:
     # --- for events and counters --------------------------------------------------------------------------------------
 
     def load_counters(self, camera_id: str) -> list[CounterRow]:
-        """Return the stored counters of a camera."""
+        """Return the stored counters of a camera. Only the thread that writes may call this."""
         rows = self.query("SELECT camera, name, key, value FROM counters WHERE camera = ?", camera_id)
         return [(camera, name, key, value) for camera, name, key, value in rows]
 
@@ -192,7 +192,7 @@ class StateDatabase:
         return [counter_statement(rows)] if rows else []
 
     def connect(self) -> sqlite3.Connection:
-        """Return a new connection to the database. The caller closes it."""
+        """Return a new connection to the database. The caller closes it. Raise `sqlite3.Error` if this fails."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # small pages, so that an event writes less data

@@ -135,18 +135,21 @@ class EventLog:
         return Page(tuple(payloads), oldest, newest, more)
 
     def open_states(self) -> list[bytes]:
-        """Return the stored starts of states that have not ended, in no order. Damaged rows are left out."""
+        """Return the stored start events of states that have not ended, in no order, without damaged rows.
+
+        Only the thread that appends may call this.
+        """
         rows = self._database.query("SELECT state, payload, checksum FROM states")
         return [
             payload for text, payload, checksum in rows if checksum == zlib.crc32(payload, zlib.crc32(text.encode()))
         ]
 
     def carry_counters(self) -> None:
-        """Store counters only together with events from now on, because each change of a counter is also an event."""
+        """Make the database store counters only together with events. Each change of a counter is also an event."""
         self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of stored and lost events, for the status of the program."""
+        """Return the counters ``journal.kept`` and ``journal.lost``, the numbers of stored and of lost events."""
         return {"journal.kept": self._count, "journal.lost": self.lost}
 
     # --- for the database ---------------------------------------------------------------------------------------------

@@ -191,7 +191,11 @@ def open_restricted(path: str | Path, flags: int) -> int:
 
 
 def write_checked(path: Path, contents: bytes) -> None:
-    """Replace the file at `path` with the SHA-256 of `contents`, followed by `contents`, as `write_whole` does."""
+    """Replace the file at `path` with the SHA-256 of `contents`, followed by `contents`.
+
+    Raises:
+        Unwritable: the file cannot be written.
+    """
     write_whole(path, hashlib.sha256(contents).digest() + contents)
 
 
@@ -215,7 +219,11 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the entries of a folder to disk, so that new and renamed files survive a power failure."""
+    """Force the entries of a folder to disk, so that new and renamed files survive a power failure.
+
+    Raises:
+        OSError: the folder cannot be opened, or the disk fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -50,7 +50,9 @@ _PARTS: Final = b"vision.parts"
 
 
 def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
-    """Move all rows of completed hours, join the files of completed days, and delete old days.
+    """Move the rows of completed hours to files, join the files of completed days, and delete old days.
+
+    Do nothing if a different process is doing the same in this folder.
 
     Args:
         folder: folder of the archive.
@@ -114,7 +116,10 @@ def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
-    """Return the rows of one camera from `start_us` to before `end_us`, with the columns and the order of the files."""
+    """Return the rows of one camera with a time from `start_us` to before `end_us` (microseconds since 1970, UTC).
+
+    The columns and the order of the rows are those of the files of the archive.
+    """
     names = [f'"{name}"' for name in live_columns(table)[1:]]
     if table == "tracks":
         columns = ", ".join(f"t.{name}" for name in names)
@@ -133,7 +138,15 @@ def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_u
 
 
 def _in_track_order(values: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Sort rows by track and frame. Replace the position in the frame with `order_shift` (docs/archive.md)."""
+    """Sort rows by track and frame, and replace the position in the frame with `order_shift` (docs/archive.md).
+
+    Args:
+        values: one sequence per column. The first two columns are the frame and the track, and the last column is the
+            position of the track in its frame.
+
+    Returns:
+        The columns in the same order; the last one contains `order_shift`.
+    """
     frame_ids, track_ids, positions = (np.array(values[at], np.int64) for at in (0, 1, -1))
     by_frame = np.lexsort((track_ids, frame_ids))
     starts = np.flatnonzero(np.diff(frame_ids[by_frame], prepend=-1))

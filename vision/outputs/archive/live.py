@@ -66,7 +66,7 @@ class LiveDatabase:
         return seq + 1 if stored_instance == instance else 1
 
     def received(self, topic: str, instance: str, seq: int) -> None:
-        """Note the number of the newest message of a topic. The next commit stores it."""
+        """Remember the sequence number of the newest message of a topic. The next commit stores it."""
         self._last_seq[topic] = instance, seq
         self._received = True
 
@@ -183,7 +183,11 @@ class LiveDatabase:
 
 
 def connect(folder: Path) -> sqlite3.Connection:
-    """Open the database of an archive, and create the file if it is missing."""
+    """Open the database in the folder of an archive, and create its file if it is missing. The caller closes it.
+
+    Raises:
+        sqlite3.Error: the database cannot be opened or created.
+    """
     connection = sqlite3.connect(folder / LIVE_NAME, timeout=_BUSY_MS / 1000)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

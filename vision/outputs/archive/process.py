@@ -75,7 +75,7 @@ class ArchiveProcess:
             log.warning("%s", line.strip())
 
     def counters(self) -> dict[str, int]:
-        """Return the number of restarts of the process."""
+        """Return the counter ``archive.restarts``, the number of restarts of the process."""
         return {"archive.restarts": self._process.restarts}
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ class ArchiveWriter:
         return self._live.last_event
 
     def add(self, item: Item) -> None:
-        """Add a message or a report of lost messages."""
+        """Add a message, or a `Gap` that reports lost messages, to the next commit. Ignore items of other types."""
         if isinstance(item, DetectionsMessage):
             self._instance, self._at_us = item.instance, utc_ns(item.captured_at) // 1000
             self._number("detections", item)
@@ -91,7 +91,7 @@ class ArchiveWriter:
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def _number(self, kind: str, message: DetectionsMessage | EventMessage | CountsMessage) -> None:
-        """Note the number of a message. Add a gap if messages are missing before the first one of this process.
+        """Remember the number of a message. Add a gap if messages are missing before the first message of a topic.
 
         The subscription reports messages that are missing after the first one.
         """

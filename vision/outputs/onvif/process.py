@@ -62,7 +62,7 @@ class MetadataProcess:
         log.info("ONVIF metadata at %sCAMERA", self.address)
 
     def counters(self) -> dict[str, int]:
-        """Return the number of restarts of the process."""
+        """Return the counter ``onvif.restarts``, the number of restarts of the process."""
         return {"onvif.restarts": self._process.restarts}
 
     def close(self) -> None:

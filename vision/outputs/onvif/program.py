@@ -61,7 +61,7 @@ class Documents:
         action()
 
     def action(self, item: Item) -> Callable[[], None] | None:
-        """Return what the server's thread must do for an item; None if it must do nothing."""
+        """Return the function that the server's thread must call for an item; None if there is nothing to do."""
         server = self.server
         if isinstance(item, CameraStatusMessage):
             camera = item.camera

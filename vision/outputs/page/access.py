@@ -47,7 +47,7 @@ class Sessions:
         return hmac.compare_digest(given.encode(), self._token)
 
     def new(self) -> str:
-        """Return the value of a cookie that is valid from now on, for `SESSION_S` seconds."""
+        """Return the value of a new cookie, which is valid for `SESSION_S` seconds."""
         return self._signed(int(self._clock()) + SESSION_S)
 
     def accepts_cookie(self, value: str) -> bool:
@@ -64,7 +64,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is refused."""
+    """The reason why a request is refused: the HTTP status, a code for programs, and a text for people."""
 
     status: int
     code: str
@@ -136,7 +136,10 @@ class AccessRules:
         return True
 
     def _is_same_site(self, headers: Headers, *, is_page: bool) -> bool:
-        """Return False if a header shows that the request is from a different website. A link to the page is fine."""
+        """Return False if a header shows that the request is from a different website.
+
+        A request for a page is allowed if it has no header ``Origin``, because other websites can link to the page.
+        """
         origin = headers.get("origin")
         if origin is not None:
             place = origin.partition("://")[2].lower()

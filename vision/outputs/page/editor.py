@@ -124,7 +124,11 @@ class Editor:
         return StreamingResponse(_when_done(estimate), media_type="application/json")
 
     async def apply(self, request: Request) -> Response:
-        """Apply a draft, and respond with what was changed and whether it was saved."""
+        """Apply a draft, and respond with the result: the changes, and whether they were saved.
+
+        Raises:
+            ConfigError: the setting `page.edit` is False, or the draft is not valid.
+        """
         if not self._can_change:
             hint = "set `page.edit: true`, or copy the YAML of the draft"
             raise ConfigError("this page cannot change the program", hint=hint, code="read-only")

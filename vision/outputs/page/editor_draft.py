@@ -63,7 +63,10 @@ def with_drawn(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any
 
 
 def drawn_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the editor shows of a section of `analytics`. The units of a new section are fractions."""
+    """Return the units, lines, zones, and ground of a section of `analytics` for the editor, also if it is missing.
+
+    Coordinates are pixels by default, and fractions of the frame in a missing or empty section.
+    """
     content = section or {}
     return {
         "units": content.get("units", "pixels" if content else "fraction"),
@@ -81,7 +84,10 @@ def with_masks(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any
 
 
 def masks_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the editor shows of a section of `privacy`. The units of a new section are fractions."""
+    """Return the units and masks of a section of `privacy` for the editor, also if it is missing.
+
+    Coordinates are pixels by default, and fractions of the frame in a missing or empty section.
+    """
     content = section or {}
     return {"units": content.get("units", "pixels" if content else "fraction"), "masks": content.get("masks") or []}
 

@@ -46,12 +46,15 @@ class Estimator:
         self._lock = asyncio.Lock()
 
     async def estimate(self, running: AppConfig, draft: AppConfig, camera: str) -> dict[str, Any]:
-        """Return how the events of the last hour would differ with a draft. If the call is canceled, end the process.
+        """Estimate how the events of the last hour would differ with a draft. If the call is canceled, end the process.
 
         Args:
             running: the configuration of the file, with absolute paths.
             draft: the configuration with the draft.
             camera: the camera to judge.
+
+        Returns:
+            The result of `_summary`.
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
@@ -131,7 +134,11 @@ def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
-    """Return the numbers of events, published and with the draft: in total, and by kind, name, and direction."""
+    """Return the numbers of events, as published and with the draft, for JSON.
+
+    ``published`` and ``now`` are totals, and ``rows`` has both for each kind, name, and direction. The other keys are
+    the period, numbers of differing events, and the numbers of frames and of lost frames.
+    """
     total = report["cameras"][camera]
     now = Counter({_key(event): event["events"] for event in total["tallies"]})
     published = Counter(now)

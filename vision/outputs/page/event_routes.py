@@ -21,11 +21,14 @@ class EventRoutes:
         self._media = media
 
     def routes(self) -> list[BaseRoute]:
-        """Return the paths."""
+        """Return the Starlette routes of the list of events."""
         return [Route("/api/events", self.events)]
 
     def events(self, request: Request) -> Response:
-        """Respond with one page of events. Starlette calls this in a thread, because it reads files."""
+        """Respond with one page of events. Starlette calls this in a thread, because it reads files.
+
+        The status is 400 if the query is not valid, and 503 if the events cannot be read.
+        """
         query = request.query_params
         try:
             chosen = EventFilter(

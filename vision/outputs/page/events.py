@@ -31,7 +31,7 @@ _END_US: Final = 10**17
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events to return. An empty text and None mean no limit. Times are microseconds since 1970 (UTC)."""
+    """Conditions that events must meet. An empty text and None mean no limit. Times are µs since 1970 (UTC)."""
 
     camera: str = ""
     kind: str = ""
@@ -70,7 +70,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Cursor(NamedTuple):
-    """Where the next page begins."""
+    """The position at which the next page of events begins. As text, it is the parameter ``cursor`` of a request."""
 
     number: int  # in the journal: events below this number follow
     before_us: int | None = None  # in the archive: events before this time follow; None while the journal has more

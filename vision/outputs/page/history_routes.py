@@ -62,7 +62,7 @@ class HistoryRoutes:
 
 
 def _by_day(folder: Path, camera: str, since_s: float, until_s: float) -> Iterator[Sample]:
-    """Yield the archived samples from `since_s` to `until_s` (UTC). Read day by day to keep at most one in memory."""
+    """Yield the archived samples from `since_s` to `until_s` (UTC). At most the samples of one day are in memory."""
     days = range(int(since_s) // _DAY_S, int(until_s) // _DAY_S + 1)
     return chain.from_iterable(
         archived_samples(folder, camera, max(since_s, day * _DAY_S), min(until_s, (day + 1) * _DAY_S)) for day in days

@@ -42,7 +42,7 @@ _decode = msgspec.json.Decoder(_Wish).decode
 
 
 def routes(hub: LiveHub) -> list[BaseRoute]:
-    """Return the paths of the live view."""
+    """Return the Starlette routes of the live view."""
     view = _LiveRoutes(hub)
     return [WebSocketRoute("/api/live", view.live), Route("/api/still/{camera:path}", view.still)]
 

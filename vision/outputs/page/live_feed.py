@@ -61,7 +61,7 @@ class _Stream:
     has_unique_times: bool = True
 
     def time_of(self, pts_ns: int | None) -> int:
-        """Return the time of the next packet in µs. Note whether the times identify the frames."""
+        """Return the time of the next packet in µs. Set `has_unique_times` to False if a recent packet has it too."""
         self.time_us = self.time_us + 1 if pts_ns is None else pts_ns // 1000
         if pts_ns is not None and self.time_us in self.recent_us:
             self.has_unique_times = False
@@ -156,7 +156,7 @@ class CameraFeed:
         return any(watch.waits for watch in self.watches)
 
     def add(self, viewer: Receiver, codecs: Collection[str]) -> None:
-        """Add a viewer, or make it start again with a key frame. `codecs` are those that it decodes."""
+        """Add a viewer, or restart a present one with a key frame. `codecs` are the codecs that the viewer decodes."""
         self.remove(viewer)
         watch = Watch(viewer, codecs)
         self.watches.append(watch)
@@ -218,7 +218,7 @@ class CameraFeed:
             watch.waits = True
 
     def frame_time(self, frame: FrameTime) -> None:
-        """Note the packet of a capture time. If the result has arrived already, send it."""
+        """Remember which packet has the capture time of a frame. If the result of that frame has arrived, send it."""
         stream = self._stream
         if stream is None or stream.connection != frame.connection:
             return

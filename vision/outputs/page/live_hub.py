@@ -41,7 +41,7 @@ class LiveHub:
     """The live views of all cameras. All methods can be called from any thread."""
 
     def __init__(self, settings: LiveSettings, address: str, keys: KeyPair | None = None) -> None:
-        """Start the thread. Nothing is received yet.
+        """Connect to the program, and start the thread. Packets and images are requested when a viewer needs them.
 
         Args:
             settings: settings of the live view.
@@ -74,7 +74,7 @@ class LiveHub:
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
-        """Show and hide what new settings require. The addresses of the packet sockets must not differ."""
+        """Apply new settings of lines, zones, and privacy. The addresses of the packet sockets must be the same."""
 
         def change() -> None:
             self._settings = settings
@@ -208,7 +208,7 @@ class LiveHub:
                     del self._feeds[feed.camera_id]
 
     def _update(self, feed: CameraFeed) -> None:
-        """Request what the viewers of a camera need now, and nothing else."""
+        """Request packets and images of a camera if a viewer needs them; end the requests that no viewer needs."""
         if feed.has_packets != feed.wants_packets:
             feed.has_packets = feed.wants_packets
             self._receiver.want_packets(feed.camera_id, wanted=feed.has_packets)

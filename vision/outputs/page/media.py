@@ -36,16 +36,17 @@ class Media:
         self._index = None if settings.state_dir is None else Path(settings.state_dir)
 
     def routes(self) -> list[BaseRoute]:
-        """Return the paths of the files."""
+        """Return the Starlette routes of snapshots and recordings."""
         return [
             Route("/api/snapshots/{name}", self.snapshot),
             Route("/api/recordings/{name:path}", self.recording),
         ]
 
     def described(self, events: Iterable[StoredEvent]) -> tuple[list[dict[str, Any]], str]:
-        """Return the events for JSON, with the addresses of their files, and a problem.
+        """Return the events as dictionaries for JSON, with the URLs of their files, and the text of a problem.
 
-        The problem is the reason why there are no videos; empty if the recordings can be read.
+        Each dictionary gets the keys ``snapshot`` and, if the recordings can be read, ``clip``. A value is None if the
+        event has no such file. The text states why the recordings cannot be read; it is empty if they can be read.
         """
         found = [(event, msgspec.to_builtins(event)) for event in events]
         for event, content in found:
@@ -60,14 +61,17 @@ class Media:
         return [content for _, content in found], ""
 
     async def snapshot(self, request: Request) -> Response:
-        """Respond with the JPEG file of an event."""
+        """Respond with the JPEG file of an event, or with the status 404 if there is no such file."""
         name = request.path_params["name"]
         if self._snapshots is None or not self._has_snapshot(name):
             return _missing()
         return FileResponse(self._snapshots / name, media_type="image/jpeg")
 
     def recording(self, request: Request) -> Response:
-        """Respond with a file of the index, or with the part of it that the header `Range` requests."""
+        """Respond with a file of the index, or with the part of it that the header `Range` requests.
+
+        The status is 404 if the index cannot be read or does not contain the file, or if the file is missing.
+        """
         name = request.path_params["name"]
         with contextlib.suppress(ConfigError, DamagedIndex, OSError, sqlite3.Error), self._opened_index() as index:
             path = None if index is None or index.file_named(name) is None else self._recorded(name)

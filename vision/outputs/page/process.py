@@ -128,7 +128,7 @@ class PageProcess:
         log.info("the page is at %s", self.address)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Show the lines and zones of a new configuration, and hide what it hides. Do not wait."""
+        """Send the lines, zones, and privacy settings of a new configuration to the process, without waiting for it."""
         live = LiveSettings.of(config, self._settings.live.packets)
         self._settings = msgspec.structs.replace(self._settings, live=live)
         self._process.update(self._options())
@@ -137,7 +137,7 @@ class PageProcess:
         return {"listener": self._listener.fileno(), "settings": msgspec.to_builtins(self._settings)}
 
     def counters(self) -> dict[str, int]:
-        """Return the number of restarts of the process."""
+        """Return the counter ``page.restarts``, the number of restarts of the process."""
         return {"page.restarts": self._process.restarts}
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ class PageState:
             return dict(self._amendments)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what the overview shows, for JSON."""
+        """Return the content of the overview for JSON: node, cameras, counts, and age of the last status."""
         with self._lock:
             age_s = self._clock() - self._node_at_s
             return {

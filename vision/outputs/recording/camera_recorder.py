@@ -189,7 +189,7 @@ class CameraRecorder:
         return self._lost + sum(each.lost for each in (self._clip, self._continuous) if each is not None)
 
     def trigger(self, trigger: Trigger) -> None:
-        """Start a clip of an event, or extend the current clip."""
+        """Start a clip of an event, or extend the current clip. An `OSError` is counted and not raised."""
         with_pre_ns = trigger.at_ns - round(self._config.pre_s * 1e9)
         end_ns = trigger.at_ns + round(self._config.post_s * 1e9) + _LATE_NS
         try:
@@ -215,7 +215,10 @@ class CameraRecorder:
         return Recording(self._store, self._ring, self.camera, kind, position=position, file_s=file_s)
 
     def write(self) -> None:
-        """Write the packets that have arrived, and end a clip that is complete."""
+        """Write the packets that have arrived, and end a clip that is complete. An `OSError` is counted and not raised.
+
+        Do nothing during the pause that follows an error.
+        """
         now_ns = self._clock()
         if now_ns < self._retry_ns:
             return
@@ -237,7 +240,7 @@ class CameraRecorder:
             log.info("camera %s: recorded again", self.camera)
 
     def _can_write(self) -> bool:
-        """Return True if a file is open or, if there is nothing to write, if the disk has room."""
+        """Return True if a file is open. If neither a clip nor a file is due, return True if the disk has room."""
         present = [each for each in (self._clip, self._continuous) if each is not None]
         return any(each.is_writing for each in present) if present else not self._store.is_full
 
@@ -260,7 +263,7 @@ class CameraRecorder:
         self.is_stopped = True
 
     def close(self) -> None:
-        """Write the packets that have arrived, and complete all files."""
+        """Write the packets that have arrived, and complete all files. An `OSError` is counted and not raised."""
         try:
             self._end_clip()
             if self._continuous is not None:

@@ -47,7 +47,7 @@ class RecordingProcess:
         self._process.start()
 
     def follow(self, cameras: Sequence[str]) -> None:
-        """Record these cameras from now on, and no others."""
+        """Replace the cameras that the process records."""
         self._options = replace(self._options, cameras=list(cameras))
         self._process.update(self._options.as_json())
 

@@ -114,7 +114,7 @@ class Recorder:
         self.follow(options.cameras)
 
     def follow(self, cameras: Collection[str]) -> None:
-        """Record `cameras` from now on, and no others. Files of other cameras are completed by the next `step`."""
+        """Replace the recorded cameras by `cameras`. The next `step` completes the files of removed cameras."""
         config, before = self._config, self._cameras
         new_ring = partial(PacketRing, config.ring_mb * 1_000_000, config.pre_s + _RING_S)
         self._rings = {camera: self._rings.get(camera) or new_ring() for camera in cameras}
@@ -161,7 +161,7 @@ class Recorder:
         report(self.counters())
 
     def step(self) -> None:
-        """Write what has arrived, and delete files that exceed the limits."""
+        """Process the events and packets that have arrived, and delete files that exceed the limits. Count errors."""
         self._take_events()
         for camera in self._cameras.values():
             camera.write()
@@ -219,7 +219,12 @@ def _follow(recorder: Recorder, options: RecorderOptions) -> None:
 
 
 def run(options: RecorderOptions) -> None:
-    """Record until standard input closes."""
+    """Repair the index of the recordings, and then record until standard input closes.
+
+    Raises:
+        Held: a different process records into the same state folder.
+        Unwritable: the lock file cannot be opened or created.
+    """
     with (
         locked(options.state_dir / LOCK, timeout_s=_LOCK_S),
         contextlib.closing(open_or_replace(options.state_dir)) as index,

@@ -135,7 +135,7 @@ def _ticks(ns: int) -> int:
 
 
 def _reorder_depth(times: Sequence[int], interval_ns: int) -> int:
-    """Return the number of frames by which the decoder must be ahead.
+    """Return the number of frames by which decoding must be ahead of presentation. `times` are in ns, in stream order.
 
     This is the maximum number of frames that precede a frame in the stream but are displayed after it. A difference of
     more than 16 frames, which no codec allows, is a jump and does not count.

@@ -30,7 +30,7 @@ class Outgoing:
     topic: str  # such as ``events/gate``; a topic that starts with a slash is complete and gets no prefix
     payload: bytes
     number: int = 0  # position in the spool
-    is_state: bool = False  # whether a newer message of the topic replaces this one
+    is_state: bool = False  # True if a newer message of the topic replaces this one
 
     @property
     def kind(self) -> str:

@@ -34,12 +34,16 @@ class MqttConnection:
         self._end = asyncio.create_task(_wait_for_end(client))
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages in order."""
+        """Deliver messages, and return when the broker has confirmed all of them.
+
+        Raises:
+            aiomqtt.MqttError: the connection has ended, or the broker has not confirmed a message in time.
+        """
         await self._until_end(asyncio.gather(*(self._publish(message) for message in messages)))
         return [""] * len(messages)
 
     async def check(self) -> None:
-        """Publish that the sink is online."""
+        """Publish that the sink is online. Raise `aiomqtt.MqttError` if the broker does not confirm it."""
         await self._until_end(self._say(ONLINE))
 
     async def close(self) -> None:
@@ -79,7 +83,11 @@ async def _wait_for_end(client: aiomqtt.Client) -> None:
 
 @asynccontextmanager
 async def connect_mqtt(settings: SinkSettings) -> AsyncIterator[MqttConnection]:
-    """Connect to a broker, which publishes ``offline`` if the connection is lost."""
+    """Connect to a broker for the duration of a `with` block. The broker publishes ``offline`` if the connection ends.
+
+    Raises:
+        aiomqtt.MqttError: there is no connection.
+    """
     host, port = settings.address.hosts[0]
     will = aiomqtt.Will(availability_topic(settings), OFFLINE, qos=_AT_LEAST_ONCE, retain=True)
     client = aiomqtt.Client(

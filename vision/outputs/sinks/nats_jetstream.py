@@ -33,7 +33,7 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages one after another.
+        """Deliver messages one after another. For each, return "", or a reason if it is too large for the server.
 
         If they were sent together while a cluster elects a leader, it could confirm a message but not an earlier one.
         """
@@ -54,7 +54,7 @@ class NatsConnection:
 
 @asynccontextmanager
 async def connect_nats(settings: SinkSettings) -> AsyncIterator[NatsConnection]:
-    """Connect to a server. If no stream contains the subjects of the program, create one."""
+    """Connect to a server for the duration of a `with` block. If no stream contains the subjects, create one."""
     scheme = "tls" if settings.address.tls else "nats"
     client = await nats.connect(
         f"{scheme}://{settings.address.servers}",
@@ -91,4 +91,4 @@ async def _ensure_stream(stream: JetStreamContext, settings: SinkSettings) -> No
 
 
 async def _ignore(_error: Exception) -> None:
-    """Do nothing, because a failed call also raises its error."""
+    """Ignore an error that the library reports, because the failed call also raises it."""

@@ -106,7 +106,7 @@ class Reader:
                     until_s = time.monotonic() + _DRAIN_S
 
     def stop(self) -> None:
-        """Make `run` return after 0.3 s, in which it stores the last messages."""
+        """Make `run` return. It first stores the messages that arrive within 0.3 s."""
         self._stop.set()
 
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:
@@ -141,7 +141,10 @@ def _discovery(options: Mapping[str, Any], settings: SinkSettings) -> Callable[[
 
 
 async def serve(options: Mapping[str, Any]) -> None:
-    """Receive and deliver messages until standard input closes. Then end the process."""
+    """Receive and deliver messages until standard input closes. Then end the process.
+
+    If messages cannot be received or stored, end the process with the exit status 1.
+    """
     settings = SinkSettings.of(options)
     try:
         spool = Spool(Path(options["spool"]), max_bytes=options["spool_bytes"], max_age_s=options["spool_age_s"])

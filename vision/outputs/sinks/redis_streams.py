@@ -27,7 +27,7 @@ class RedisConnection:
         self._prefix = ":".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Add messages to their streams in one transaction."""
+        """Add messages to their streams in one transaction. Raise `redis.RedisError` if the transaction fails."""
         async with self._client.pipeline(transaction=True) as pipeline:
             for message in messages:
                 entry: dict[str | bytes, str | bytes] = {
@@ -47,7 +47,7 @@ class RedisConnection:
 
 @asynccontextmanager
 async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection]:
-    """Connect to a server."""
+    """Connect to a server for the duration of a `with` block. Raise `redis.RedisError` if it does not answer."""
     host, port = settings.address.hosts[0]
     tls = {"ssl_ca_certs": None if settings.tls == "verify" else settings.tls} if settings.address.tls else {}
     client = Redis(

@@ -26,7 +26,7 @@ class Selection:
 
     Attributes:
         lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
-        position: the event after which the sink continues; None before the first event.
+        position: journal and number of the newest event that was passed on; None before the first event.
         sequences: for each topic of objects, the instance of the publisher and the last sequence number.
     """
 

@@ -55,7 +55,10 @@ class Sender:
         self._one_by_one = False  # after an error, until a message is delivered
 
     async def run(self) -> None:
-        """Deliver messages until `stop` is set. The pause is doubled with each error in a row, up to 15 s."""
+        """Deliver messages until `stop` is set. After an error, pause and connect again.
+
+        The pause is doubled with each further error, up to 15 s.
+        """
         while not self.stop.is_set():
             try:
                 async with self._connect(self._settings) as connection:

@@ -81,7 +81,7 @@ class Spool:
         return None if row is None else Position(*row)
 
     def sequences(self) -> dict[str, tuple[str, int]]:
-        """Return the stored instance of the publisher and the last sequence number, by topic."""
+        """Return, for each topic, the stored instance of the publisher and the last sequence number."""
         with self._lock:
             rows = self._database.execute("SELECT topic, instance, seq FROM sequences").fetchall()
         return {topic: (instance, seq) for topic, instance, seq in rows}
@@ -163,7 +163,10 @@ class Spool:
         size.count, size.nbytes = size.count + 1, size.nbytes + _size(message)
 
     def _delete_oldest(self, since_s: float, size: _Size) -> int:
-        """Delete messages from before `since_s`, and the oldest beyond the size limit. Return the number of both."""
+        """Delete messages that are older than `since_s`, and then the oldest ones if they exceed the size limit.
+
+        Subtract the deleted messages from `size`, and return their number.
+        """
         lost = last = 0
         with closing(self._database.execute("SELECT number, bytes, at_s FROM messages ORDER BY number")) as rows:
             for number, nbytes, at_s in rows:

@@ -22,7 +22,14 @@ _MAX_RESPONSE_BYTES: Final = 65_536
 
 
 def signature(secret: str, key: str, timestamp: int, payload: bytes) -> str:
-    """Return the value of the header ``webhook-signature``."""
+    """Return the value of the header ``webhook-signature``: an HMAC-SHA256 of the three other arguments.
+
+    Args:
+        secret: secret that the sink and the receiver share.
+        key: value of the header ``webhook-id``.
+        timestamp: value of the header ``webhook-timestamp``, seconds since 1970 (UTC).
+        payload: body of the request.
+    """
     signed = f"{key}.{timestamp}.".encode() + payload
     return f"v1,{base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256)).decode()}"
 
