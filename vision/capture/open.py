@@ -107,18 +107,13 @@ def require_library(camera: CameraConfig) -> None:
             _require_pyav()
 
 
-def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...], detector: str) -> None:
+def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> None:
     """Check that the detector accepts the frames of NVDEC if `reader: nvdec` requires NVDEC.
 
-    Args:
-        pixel_formats: the formats that the detector accepts.
-        detector: name of the detector, for the error.
-
-    Raises:
-        ConfigError: the detector does not accept them.
+    `pixel_formats` are the formats that the detector accepts. Raise `ConfigError` if it does not accept nv12.
     """
     if camera.reader == "nvdec" and "nv12" not in pixel_formats:
-        text = f"camera {camera.id}: `reader: nvdec` decodes to nv12, but the detector, {detector}, reads only "
+        text = f"camera {camera.id}: `reader: nvdec` decodes to nv12, but the detector reads only "
         text += ", ".join(pixel_formats)
         hint = "remove `reader`, or set `detect.backend: tensorrt`, which reads the frames of the GPU"
         raise ConfigError(text, hint=hint, code="nvdec-detector")

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vision.capture.open import open_source, require_library
+from vision.capture.open import open_source, require_formats, require_library
 from vision.capture.packet_tap import CODECS
 from vision.capture.session import DAMAGED_HINT
 from vision.capture.source import Source, StreamInfo
@@ -108,10 +108,12 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
         folder, spec = find_model(config.model)
         check_classes(config, published_class_names(spec, config.detect), path)
         with _faults_at(path, "detect", "backend", of=(ConfigError, DeviceMissing)):
-            check_model(folder, spec, config.detect)
+            formats = check_model(folder, spec, config.detect)
     for index, camera in enumerate(config.cameras):
         with _faults_at(path, "cameras", index, "source"):
             require_library(camera)
+        with _faults_at(path, "cameras", index, "reader"):
+            require_formats(camera, formats)
     for camera_id, section in config.analytics.items():
         with _faults_at(path, "analytics", camera_id, "accuracy"):
             open_accuracy({camera_id: section})

@@ -107,7 +107,9 @@ def _describe(folder: Path) -> ModelRow:
     return _row(folder, spec, class_names(spec), lambda: check_model(folder, spec, config))
 
 
-def _row(folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], None]) -> ModelRow:
+def _row(
+    folder: Path, spec: ModelSpec | ClassifierSpec, names: tuple[str, ...], check: Callable[[], object]
+) -> ModelRow:
     fault = ""
     try:
         with suppress(DeviceMissing):  # a GPU machine may lack ONNX Runtime and OpenCV

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from vision.detect.metadata import check_metadata, read_metadata
 from vision.detect.reference.heads import make_head
 from vision.drawing.test_pattern import FAKE_CLASSES
 from vision.errors import DeviceMissing, ModelError
+from vision.types import PixelFormat
 from vision.version import install_hint, require_cv2
 
 if TYPE_CHECKING:
@@ -67,8 +69,10 @@ def open_detector(
     return _open_onnxruntime(folder, spec, detect)
 
 
-def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
+def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[PixelFormat, ...]:
     """Check a model: raise the errors of `open_detector` that can be detected without building an engine.
+
+    Return the pixel formats that the detector will accept.
 
     The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would run the
     model, the GPU must support the precision. With the back-end ``fake``, no file is read.
@@ -80,16 +84,18 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> None:
         DeviceMissing: the configured back-end is not available.
     """
     if config.backend == "fake":
-        _open_fake(config).close()
-        return
+        with closing(_open_fake(config)) as fake:
+            return fake.spec.pixel_formats
     _check_header(folder, spec)
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
     if config.backend != "onnxruntime" and _has_tensorrt(config.precision, required=config.backend == "tensorrt"):
         _check_with_onnxruntime(path, spec, ids)
-        return
+        formats: tuple[PixelFormat, ...] = _tensorrt_module("frames").PIXEL_FORMATS
+        return formats
     one_thread = config.model_copy(update={"batches_in_flight": 1, "threads": 1})
-    _open_onnxruntime(folder, spec, one_thread).close()
+    with closing(_open_onnxruntime(folder, spec, one_thread)) as detector:
+        return detector.spec.pixel_formats
 
 
 def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | None = None) -> None:

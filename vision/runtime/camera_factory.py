@@ -78,11 +78,11 @@ class CameraFactory:
         Do nothing if `options` replaces the opener of sources or the sink, as evaluations do: they can decode with a
         different library, because they do not measure the decoder.
         """
-        spec, options = self.detector.spec, self.options
+        options = self.options
         if options.open_source is not None or options.sink is not None:
             return
         for camera in cameras:
-            require_formats(camera, spec.pixel_formats, spec.name)
+            require_formats(camera, self.detector.spec.pixel_formats)
 
     def reopen(self, config: CameraConfig, slot: LatestSlot, *, first_epoch: int) -> Camera:
         """Create a camera that continues to use a slot. The previous camera must no longer write to it."""

@@ -11,6 +11,15 @@ from vision.cli.check import check_configuration
 from vision.errors import VisionError
 
 
+def test_reader_that_the_detector_of_this_machine_cannot_use_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "camera.yaml"
+    path.write_text("cameras:\n  - id: gate\n    source: http://192.0.2.1/stream\n    reader: nvdec\n")
+    with pytest.raises(VisionError) as caught:
+        check_configuration(str(path))
+    [fault] = caught.value.faults
+    assert (fault.line, fault.key, fault.code) == (4, "cameras[0].reader", "nvdec-detector")
+
+
 @pytest.mark.parametrize(
     ("text", "missing", "expected"),
     [
