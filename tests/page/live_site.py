@@ -67,7 +67,7 @@ async (cameras) => {
       const intact = ((number ^ (number >> 4) ^ (number >> 8) ^ 10) & 15) === (code & 15);
       window.shown.push({
         camera, at: performance.now(), number: intact ? number : null,
-        result: detail && detail.objects[0]?.track_id, width: detail?.width, stream: view.frames.stream,
+        result: detail && detail.objects[0]?.track_id, width: detail?.width, stream: view.stream,
       });
     });
     view.start();
@@ -227,7 +227,7 @@ class Site:
         """Change settings of the live view."""
         self.hub.reconfigure(msgspec.structs.replace(self._settings, **settings))
 
-    def report(self, camera: str, state: str, error: str = "") -> None:
+    def report(self, camera: str, state: str) -> None:
         """Publish the state of a camera."""
         message = CameraStatusMessage(
             **_HEADER,  # type: ignore[arg-type]
@@ -244,7 +244,6 @@ class Site:
             fps=0,
             published_fps=0,
             objects=0,
-            last_error=error or None,
         )
         self.publisher.publish(message)
 

@@ -182,8 +182,8 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
     for place in ((0.6, 0.2), (0.9, 0.8), (0.9, 0.2), (0.6, 0.8)):
         drag(page, place)
     page.click("[data-tool=done]")
-    assert page.locator(".editor-view .zone.bad").count() == 1  # before the server has checked it
     page.wait_for_selector(".editor-faults li")
+    assert page.locator(".editor-view .zone.bad").count() == 1
     assert "analytics.gate.zones[0].polygon" in page.inner_text(".editor-faults")
     assert page.is_disabled("[data-tool=apply]")
     page.click("[data-tool=undo]")
@@ -197,7 +197,7 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
     with page.expect_response("**/estimate", timeout=300_000) as caught:
         page.click("[data-tool=estimate]")
     estimate = caught.value.json()
-    page.wait_for_selector(".editor table tr >> nth=1")
+    page.wait_for_selector(".editor .data dd")
 
     first = len(site.frames())
     page.click("[data-tool=apply]")

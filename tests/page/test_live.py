@@ -163,11 +163,11 @@ def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:
     note = page.locator(".live-note")
     assert note.is_visible()
 
-    def says(text: str, state: str, error: str = "") -> bool:
-        site.report("gate", state, error)
+    def says(text: str, state: str) -> bool:
+        site.report("gate", state)
         return text in note.inner_text() if text else not note.is_visible()
 
-    until(lambda: says("no route", "backing-off", "no route to host"), "no reason")
+    until(lambda: says("No connection to the camera", "backing-off"), "no reason")
     until(lambda: says("", "streaming"), "the reason stays")
 
 
@@ -175,8 +175,8 @@ DRAWN: Final = """async ([url, view]) => {
   const { LiveView } = await import(url);
   const live = new LiveView(document.body, "gate");
   const points = [[0.25, 0], [0.25, 1]];
-  live.receive({ kind: "scene", lines: [{ name: "door", units: "fraction", points }], zones: [], masks: [] });
-  live.receive({ kind: "counts", lines: {}, zones: {}, view });
+  live.scene({ shapes: [{ kind: "line", name: "door", units: "fraction", rings: [points] }] });
+  live.counts({ texts: {}, view });
   document.body.append(live.canvas);
   const frame = new OffscreenCanvas(160, 120);
   frame.getContext("2d").fillRect(0, 0, 160, 120);

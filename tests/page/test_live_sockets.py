@@ -127,7 +127,7 @@ def test_masks_of_a_running_program_apply_to_viewers_that_decode_packets(zoo: Zo
         received = records(client)
         assert any(header["kind"] == "packet" for header, _ in received)
         site.change(privacy={"gate": mask})
-        assert any(header["kind"] == "scene" and header["masks"] for header, _ in received)
+        assert any(header["kind"] == "scene" and header["shapes"] for header, _ in received)
         kinds = [next(received) for _ in range(40)]
         assert {header["kind"] for header, _ in kinds} <= {"image", "counts", "state"}
         for header, data in kinds:
@@ -245,10 +245,12 @@ def test_changed_lines_are_shown_without_a_new_connection() -> None:
         with socket_of(site) as client:
             wish(client, watch="gate")
             received = records(client)
-            assert next(received)[0]["lines"] == []
+            assert next(received)[0]["shapes"] == []
             line = {"name": "door", "points": [[0, 0], [9, 9]]}
             site.change(analytics={"gate": {"units": "pixels", "lines": [line], "zones": []}})
-            assert next(received)[0]["lines"] == [{**line, "units": "pixels"}]
+            assert next(received)[0]["shapes"] == [
+                {"kind": "line", "name": "door", "units": "pixels", "rings": [line["points"]]}
+            ]
 
 
 def test_a_still_of_a_camera_without_frames_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from tests.page.conftest import OpenInBrowser, StartProgram
 from tests.page.harness import TWO_CAMERAS
 from tests.paths import ROOT
 
-NO_BARS = """[...document.querySelectorAll(".live-canvas")].slice(-1).every((canvas) =>
+NO_BARS = """[...document.querySelectorAll(".view canvas")].slice(-1).every((canvas) =>
     Math.abs(canvas.clientWidth / canvas.clientHeight - 4 / 3) < 0.02 && canvas.style.objectFit === "fill")"""
 
 
@@ -17,7 +17,7 @@ def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, op
     page = opened.page
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
     assert page.locator(".tile h2").all_text_contents() == ["away", "north", "south"]
-    opened.wait_until("/port 9/.test(document.querySelector('.live-note').innerText)")
+    opened.wait_until("/port 9/.test(document.querySelector('.reason').innerText)")
     opened.wait_until("document.querySelector('.tile').innerText.split('port 9').length === 2")  # shown once
     opened.wait_until(NO_BARS)
     page.click(".tile a.view-link >> nth=1")
@@ -71,9 +71,9 @@ def test_events_of_a_running_program_appear_with_snapshots(
     page.wait_for_selector(".plot canvas >> nth=2")  # nothing was counted yet when the view opened
     assert "archive" in (page.locator("main [role=status]").text_content() or "")
     page.evaluate("location.hash = '#/events'")
-    page.wait_for_selector(".event img.thumb >> nth=1")
-    opened.wait_until("[...document.querySelectorAll('.event img.thumb')].some((each) => each.naturalWidth > 0)")
-    page.locator(".event:has(img.thumb) summary").first.click()
+    page.wait_for_selector(".event .thumb img >> nth=1")
+    opened.wait_until("[...document.querySelectorAll('.event .thumb img')].some((each) => each.naturalWidth > 0)")
+    page.locator(".event:has(.thumb img) summary").first.click()
     opened.wait_until("document.querySelector('.event[open] img.shot')?.naturalWidth > 0")
     page.select_option("#kind", "zone_entered")
     opened.wait_until(ALL_OF_THE_ZONE)

@@ -166,7 +166,7 @@ class AccessRules:
             return _refused(_TOO_LONG)
         given = parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
         if self._sessions is None or not self._sessions.accepts_token(given):
-            return RedirectResponse("/?login=failed", 303)
+            return RedirectResponse("/#token", 303)  # the style of the form shows a note
         response = RedirectResponse("/", 303)
         response.set_cookie(
             _cookie_name(request),

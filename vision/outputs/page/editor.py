@@ -72,6 +72,11 @@ _STATUS: Final = {
     "too-large": 413,
     "estimate-busy": 429,
 }
+_UNSAVED: Final = {
+    "shipped": "This configuration belongs to the program, so changes last until the program ends.",
+    "camera-not-in-file": "This camera is not in the configuration file, so changes last until the program ends.",
+    "not-writable": "The configuration file cannot be written, so changes last until the program ends.",
+}
 _Decoded = TypeVar("_Decoded")
 
 
@@ -152,11 +157,13 @@ class Editor:
             document = self._file.read()
         except ConfigError as error:
             return state | {"revision": "", "unsaved": "unreadable", "message": str(error)}
+        unsaved = self._file.unsaved(document, camera)
         differs = drawn_of(section(document, "analytics", camera)) != drawn_of(running.analytics)
         differs |= masks_of(section(document, "privacy", camera)) != masks_of(running.privacy)
         return state | {
             "revision": revision(document),
-            "unsaved": self._file.unsaved(document, camera),
+            "unsaved": unsaved,
+            "message": _UNSAVED.get(unsaved, ""),
             "differs_from_file": differs,
             "has_archive": document.root.child("archive") is not None,
         }
@@ -194,12 +201,12 @@ class Editor:
         )
         reply = ask(self._socket, request, timeout_s=_ANSWER_S)
         assert isinstance(reply, ChangedReply)
-        message = ""
+        message = _UNSAVED.get(unsaved, "")
         if not unsaved and checked.text != document.text:
             try:
                 self._file.write(checked.text)
             except (OSError, VisionError) as error:
-                unsaved, message = "not-writable", str(error)
+                unsaved, message = "not-writable", f"{_UNSAVED['not-writable']} {error}"
                 log.warning("the draft was applied, but not saved: %s", error)
         return {"changed": reply.stages, "unsaved": unsaved, "message": message}
 

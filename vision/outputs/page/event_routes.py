@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -50,11 +52,18 @@ class EventRoutes:
             "next": None if page.next is None else str(page.next),
             "source": page.source,
             "problem": problem,
+            "end": _ENDS[page.source] if page.next is None else "",
         }
         return Response(encode(content), media_type="application/json")
 
 
-_PAGE = 50
+_PAGE: Final = 50
+_ENDS: Final = {
+    "memory": "These are the events since this page's process started. To keep events, set state_dir in the "
+    "configuration.",
+    "journal": "There are no older events. To keep more events, configure an archive, or raise publish.max_events.",
+    "archive": "There are no older events in the archive.",
+}
 
 
 def _time(text: str) -> int | None:

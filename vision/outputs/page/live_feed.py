@@ -24,6 +24,14 @@ _SILENCE_NS: Final = 3_000_000_000  # without packets although there are results
 _KNOWN_FRAMES: Final = 256
 _MAX_WIDTH_PX: Final = 1280
 _ANY_WIDTH_PX: Final = 16384
+_STATES: Final = {
+    "streaming": "",
+    "connecting": "Connecting to the camera.",
+    "frozen": "The camera repeats the same frame.",
+    "backing-off": "No connection to the camera.",
+    "ended": "The source has ended.",
+    "removed": "The camera was removed.",
+}
 
 
 class Receiver(Protocol):
@@ -271,11 +279,13 @@ class CameraFeed:
 
     def report(self, message: CameraStatusMessage | CountsMessage) -> None:
         """Send the state or the counts of the camera to all viewers, if what they show has changed."""
+        fields: dict[str, Any]
         if isinstance(message, CountsMessage):
-            kind, fields = "counts", {"lines": message.lines, "zones": message.zones, "view": message.view}
+            texts = {f"line {name}": f"{line.in_} in {line.out} out" for name, line in message.lines.items()}
+            texts |= {f"zone {name}": str(zone.occupancy) for name, zone in message.zones.items()}
+            kind, fields = "counts", {"texts": texts, "view": message.view}
         else:
-            reason = " – ".join(filter(None, (message.last_error, message.hint)))
-            kind, fields = "state", {"state": message.state, "reason": reason}
+            kind, fields = "state", {"text": _STATES.get(message.state, message.state)}
         text = record({"kind": kind, "camera": self.camera_id, **fields})
         if self._texts.get(kind) != text:
             self._texts[kind] = text

@@ -9,9 +9,9 @@ kind        header                                                  data
 ``packet``  ``stream``, ``time``, ``key``; ``codec`` of key frames  a coded frame (Annex B)
 ``result``  ``stream``, ``time``, ``result``                        none
 ``image``   ``result``                                              a JPEG
-``scene``   ``lines``, ``zones``, ``masks``                         none
-``state``   ``state``, ``reason``                                   none
-``counts``  ``lines``, ``zones``, ``view``                          none
+``scene``   ``shapes``: the lines, zones, and masks                 none
+``state``   ``text``: why there are no new frames; empty if none    none
+``counts``  ``view``; ``texts`` by ``line NAME`` and ``zone NAME``  none
 =========== ======================================================= ===============================
 
 All headers contain ``kind`` and ``camera``. ``stream`` and ``time`` (in µs) identify a coded frame and its result.

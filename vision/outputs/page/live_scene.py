@@ -38,14 +38,15 @@ def _dumped(sections: Mapping[str, CameraAnalytics] | Mapping[str, CameraPrivacy
 
 
 def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the lines, zones, and masks of a camera, each with the unit of its points."""
+    """Return the masks, zones, and lines of a camera, in the order in which they are drawn.
+
+    A shape has the unit of its points, and rings: its points, and the holes of a zone.
+    """
     places, hidden = analytics or {}, privacy or {}
     unit = places.get("units", "pixels")
-    return {
-        "lines": [{"name": line["name"], "units": unit, "points": line["points"]} for line in places.get("lines", ())],
-        "zones": [
-            {"name": zone["name"], "units": unit, "polygon": zone["polygon"], "holes": zone.get("holes") or []}
-            for zone in places.get("zones", ())
-        ],
-        "masks": [{"units": hidden.get("units", "pixels"), "polygon": mask} for mask in hidden.get("masks", ())],
-    }
+    shapes = [("mask", "", hidden.get("units", "pixels"), [mask]) for mask in hidden.get("masks", ())]
+    shapes += [
+        ("zone", zone["name"], unit, [zone["polygon"], *(zone.get("holes") or ())]) for zone in places.get("zones", ())
+    ]
+    shapes += [("line", line["name"], unit, [line["points"]]) for line in places.get("lines", ())]
+    return {"shapes": [dict(zip(("kind", "name", "units", "rings"), shape, strict=True)) for shape in shapes]}

@@ -1,73 +1,77 @@
-// The frame of the page: the views, and the connection to the program.
-import { setText } from "./dom.js";
-import { Store } from "./store.js";
+// The frame of the page: the views, and the state of the program, which is requested once per second.
+import { Component, html, render, request } from "./ui.js";
 
-const VIEWS = {
-  __proto__: null,
-  camera: () => import("./camera.js"),
-  edit: () => import("./editor.js"),
-  events: () => import("./events.js"),
-  history: () => import("./history.js"),
-  "": () => import("./overview.js"),
-};
+const VIEWS = ["camera", "edit", "events", "history"]; // modules that are loaded when they are needed
+const INTERVAL_MS = 1000;
+const RESTARTED_MS = 10000; // how long a restart is announced
 
-const main = document.getElementById("main");
-const connection = document.getElementById("connection");
-const store = new Store();
-let close = () => {};
-let opened = 0;
+class App extends Component {
+  componentDidMount() {
+    addEventListener("hashchange", ({ oldURL }) => this.open(oldURL));
+    document.addEventListener("visibilitychange", () => this.refresh());
+    document.addEventListener("keydown", ({ key, defaultPrevented }) => {
+      if (key === "Escape" && !defaultPrevented && this.state.view === "camera") location.hash = "#/";
+    });
+    this.open();
+    this.refresh();
+  }
 
-// Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`.
-async function open() {
-  const number = (opened += 1);
-  const [, name = "", parameter = ""] = /^#\/(\w*)(?:\/(.+)|\?.*)?$/s.exec(location.hash) ?? [];
-  const view = await (VIEWS[name] ?? VIEWS[""])();
-  if (number !== opened) return;
-  close();
-  main.replaceChildren();
-  close = view.open(main, decode(parameter), store);
-  const current = ["events", "history"].includes(name) ? name : "";
-  for (const anchor of document.querySelectorAll(".bar nav a")) anchor.ariaCurrent = anchor.hash === `#/${current}` ? "page" : null;
-}
+  // Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`. `previous` is the address before.
+  async open(previous) {
+    const { hash } = location;
+    const [, name, parameter = ""] = /^#\/(\w*)(?:\/(.+)|\?.*)?$/s.exec(hash) ?? [];
+    if (previous && name === undefined) return; // the link to the content
+    const view = VIEWS.includes(name) ? name : "overview";
+    const { View } = await import(`./${view}.js`);
+    let id = parameter;
+    try {
+      id = decodeURIComponent(parameter);
+    } catch {} // a person has typed a `%`
+    if (hash !== location.hash) return;
+    if (previous) document.getElementById("main").focus();
+    scrollTo(0, 0);
+    this.setState({ View, view, id, previous });
+  }
 
-function decode(text) {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
+  // Request the state, and again after the interval. A hidden page requests nothing.
+  async refresh() {
+    clearTimeout(this.timer);
+    if (document.hidden || this.isBusy) return;
+    this.isBusy = true;
+    const answer = await request("/api/state");
+    this.isBusy = false;
+    const { program } = this.state;
+    if (answer.error) this.setState({ problem: answer.error });
+    else {
+      if (program && program.assets !== answer.assets) location.reload();
+      if (program?.node && program.node.instance !== answer.node?.instance) this.restartedAt = Date.now();
+      this.setState({ program: answer, problem: "" });
+    }
+    this.timer = setTimeout(() => this.refresh(), INTERVAL_MS);
+  }
+
+  // Return what the header says about the connection to the program.
+  connection({ program, problem }) {
+    if (problem) return `${problem} Trying again.`;
+    if (program?.node === null) return "Waiting for the program.";
+    if (program?.silent) return `No status from the program for ${Math.round(program.age_s)} s.`;
+    return Date.now() < this.restartedAt + RESTARTED_MS && "The program was restarted.";
+  }
+
+  render(_props, { View, view, id, previous, program, problem }) {
+    const current = view === "events" || view === "history" ? view : "";
+    const anchor = (name, text) => html`<a href="#/${name}" aria-current=${name === current ? "page" : null}>${text}</a>`;
+    return html`
+      <a class="skip" href="#main">Skip to the content</a>
+      <header class="bar">
+        <a class="brand" href="#/">vision</a>
+        <nav aria-label="Views">${anchor("", "Cameras")} ${anchor("events", "Events")} ${anchor("history", "History")}</nav>
+        <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${this.connection(this.state)}</p>
+      </header>
+      <main id="main" tabindex="-1">
+        ${View && program && html`<${View} key=${`${view} ${id}`} id=${id} program=${program} previous=${previous} />`}
+      </main>`;
   }
 }
 
-let version, instance, until;
-
-function showConnection(state, problem) {
-  if (!problem) version ??= state.assets;
-  if (!problem && version !== state.assets) location.reload();
-  const started = state?.node?.instance ?? instance;
-  const restarted = instance !== undefined && started !== instance;
-  instance = started;
-  let text = "";
-  if (problem) text = `${problem} Trying again.`;
-  else if (state.node === null) text = "Waiting for the program.";
-  else if (state.silent) text = `No status from the program for ${Math.round(state.age_s)} s.`;
-  else if (restarted) text = "The program was restarted.";
-  connection.classList.toggle("bad", Boolean(problem || state?.silent));
-  if (text || !(Date.now() < until)) setText(connection, text);
-  if (restarted) until = Date.now() + 10000;
-}
-
-addEventListener("hashchange", () => {
-  open();
-  main.focus({ preventScroll: true });
-  scrollTo(0, 0);
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.defaultPrevented && location.hash.startsWith("#/camera/")) location.hash = "#/";
-});
-document.querySelector(".skip").onclick = (event) => {
-  event.preventDefault();
-  main.focus();
-};
-store.listen(showConnection);
-store.refresh();
-open();
+render(html`<${App} />`, document.body);

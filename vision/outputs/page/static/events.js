@@ -1,25 +1,112 @@
+// Events, newest first, with snapshots and video: a list for one camera, and a view of all cameras with a filter.
+import { Component, html, join, link, request, Rows, rowsOf, words } from "./ui.js";
+
+const KINDS = {
+  line_crossed: "crossed the line", zone_entered: "entered the zone", zone_left: "left the zone", crowded: "crowd", dwelling: "stayed in the zone",
+  rule: "rule", camera_lost: "camera lost", camera_back: "camera back", camera_frozen: "camera frozen", camera_moved: "camera moved",
+};
+const LONGEST = 500; // events of the list from which a new one replaces it by the newest ones
+const time = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const keyOf = (event) => JSON.stringify([event.camera, event.at, event.kind, event.name, event.track_id, event.number]);
+
+// Return a short description, such as "person crossed the line door (in)".
+function title({ data, kind, name }) {
+  const how = [data.direction, data.phase].find((each) => ["in", "out", "begin", "end"].includes(each));
+  return join([typeof data.class === "string" && data.class, KINDS[kind] ?? words(kind), name, how && `(${how})`]);
+}
+
+// An item of the list. It requests the picture when it becomes visible, and the video when it is opened.
+class Item extends Component {
+  body({ event: { camera, snapshot, clip, data, verdict }, showCamera }) {
+    const video = clip && html`
+      <video src="${clip.url}#t=${Math.max(0, clip.offset_s - 3)}" controls muted playsinline preload="metadata" />
+      <p class="hint">If this browser cannot play the video, <a href=${clip.url} download>save it</a> to use a different player.</p>`;
+    const picture = snapshot && html`<a href=${snapshot} target="_blank"><img class="shot" src=${snapshot} alt="Snapshot of ${camera}" /></a>`;
+    return html`
+      <div class="event-body">
+        ${video || picture}
+        <${Rows} class="data" rows=${[...rowsOf(data), [verdict?.check, verdict?.answer]]} />
+        ${showCamera && camera !== "node" && html`<a href=${link("camera", camera)}>Open ${camera}</a>`}
+      </div>`;
+  }
+
+  render({ event, showCamera }, { open }) {
+    const { camera, at, snapshot, clip, description } = event;
+    const about = join([showCamera && camera, time.format(new Date(at)), clip && "video"], " · ");
+    return html`
+      <li>
+        <details class="event" onToggle=${({ target }) => this.setState({ open: target.open })}>
+          <summary>
+            <span class="thumb">${snapshot && html`<img src=${snapshot} alt="" loading="lazy" />`}</span>
+            <span class="event-text"><strong>${title(event)}</strong><span class="hint">${about}</span><span>${description?.text}</span></span>
+          </summary>
+          ${open && this.body(this.props)}
+        </details>
+      </li>`;
+  }
+}
+
+// The events that `filter` chooses: camera, kind, since, and until, as in the query of /api/events.
+// When `count`, the number of events so far, changes, new ones are loaded, unless the list has an end.
+export class EventList extends Component {
+  state = { events: [] };
+
+  componentDidMount() {
+    this.load();
+  }
+
+  componentDidUpdate({ count }) {
+    if (count !== this.props.count && !this.props.filter.until) this.load();
+  }
+
+  // Load the events of a cursor; the newest ones without it. Events that are already shown are updated.
+  async load(cursor) {
+    const query = new URLSearchParams(Object.entries({ ...this.props.filter, cursor }).filter(([, value]) => value));
+    const { events, ...page } = await request(`/api/events?${query}`);
+    if (page.error) return this.setState(page);
+    const { events: shown, next } = this.state;
+    const isNew = next === undefined || (!cursor && shown.length > LONGEST && !document.querySelector(".event[open]"));
+    const loaded = new Set(events.map(keyOf));
+    const others = isNew ? [] : shown.filter((event) => !loaded.has(keyOf(event)));
+    this.setState({ ...(isNew || cursor ? page : {}), error: "", events: cursor ? [...others, ...events] : [...events, ...others] });
+    // A filter can skip all events of a page.
+    if ((isNew || cursor) && page.next && !events.length) await this.load(page.next);
+  }
+
+  render({ showCamera }, { events, next, problem, end, error }) {
+    return html`
+      <section aria-label="Events">
+        <ol class="events">${events.map((event) => html`<${Item} key=${keyOf(event)} event=${event} showCamera=${showCamera} />`)}</ol>
+        <p class="hint" role="status">${error || join([problem, next === null && !events.length && "No events.", end])}</p>
+        ${next && html`<button onClick=${() => this.load(next)}>Older events</button>`}
+      </section>`;
+  }
+}
+
 // The events of all cameras, with a filter.
-import { choice, el, filterForm } from "./dom.js";
-import { EventList, KIND_NAMES } from "./event_list.js";
+export class View extends Component {
+  state = { filter: {} };
 
-const utc = ({ value }) => value && new Date(value).toISOString();
-
-export function open(main, _parameter, store) {
-  const camera = choice("camera", [["", "all cameras"]]);
-  const kind = choice("kind", [["", "all kinds"], ...KIND_NAMES.map((name) => [name, name.replaceAll("_", " ")])]);
-  const [since, until] = ["since", "until"].map((id) => el("input", { id, name: id, type: "datetime-local" }));
-  const place = el("section", { "aria-label": "Events" });
-  const apply = () => {
-    list.filter = { camera: camera.value, kind: kind.value, since: utc(since), until: utc(until) };
-    list.load(null);
-  };
-  const form = filterForm({ Camera: camera, Kind: kind, From: since, Until: until }, apply, el("button", { type: "reset" }, "Clear"));
-  main.append(el("h1", {}, "Events"), form, place);
-  const list = new EventList(place, {}, true);
-  return store.listen((state) => {
-    if (state === null) return;
-    const known = [...camera.options].map((option) => option.value);
-    for (const { camera: id } of state.cameras) if (!known.includes(id)) camera.append(el("option", { value: id }, id));
-    list.follow(state);
+  apply = ({ currentTarget: form }) => setTimeout(() => { // after a reset
+    const filter = Object.fromEntries(new FormData(form));
+    for (const key of ["since", "until"]) filter[key] &&= new Date(filter[key]).toISOString();
+    this.setState({ filter });
   });
+
+  render({ program }, { filter }) {
+    return html`
+      <h1>Events</h1>
+      <form class="filter" aria-label="Filter" onChange=${this.apply} onReset=${this.apply}>
+        <label>Camera <select name="camera">
+          <option value="">all cameras</option>${program.cameras.map(({ camera }) => html`<option value=${camera}>${camera}</option>`)}
+        </select></label>
+        <label>Kind <select id="kind" name="kind">
+          <option value="">all kinds</option>${Object.keys(KINDS).map((kind) => html`<option value=${kind}>${words(kind)}</option>`)}
+        </select></label>
+        <label>From <input name="since" type="datetime-local" /></label>
+        <label>Until <input name="until" type="datetime-local" /></label>
+        <button type="reset">Clear</button>
+      </form>
+      <${EventList} key=${JSON.stringify(filter)} filter=${filter} count=${program.events} showCamera />`;
+  }
 }

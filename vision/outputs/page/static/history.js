@@ -1,125 +1,131 @@
 // The counts of one camera over hours and days, as plots.
-import { choice, el, filterForm, join, request } from "./dom.js";
+import { Component, html, join, request } from "./ui.js";
 
-const RANGES = [[6, "6 hours"], [24, "24 hours"], [168, "7 days"], [720, "30 days"]];
+const RANGES = { 6: "6 hours", 24: "24 hours", 168: "7 days", 720: "30 days" };
 const REFRESH_MS = 60_000;
 const RETRY_MS = 5_000; // while there are no counts
-let plotting = null;
+const HEIGHT = 220;
+const COLORS = ["--accent", "--warn"];
 
-// Load uPlot, which is a script and not a module. Return null if that fails.
-function loadPlot() {
-  plotting ??= new Promise((resolve) => {
-    const src = new URL("./vendor/uPlot.iife.min.js", import.meta.url).href;
-    document.head.append(el("script", { src, onload: () => resolve(window.uPlot), onerror: () => resolve(null) }));
-  });
-  return plotting;
+// uPlot is a script and not a module. The promise is undefined if it cannot be loaded.
+const loading = new Promise((resolve) => {
+  const script = document.createElement("script");
+  script.src = new URL("./vendor/uPlot.iife.min.js", import.meta.url).href;
+  script.onload = script.onerror = () => resolve(window.uPlot);
+  document.head.append(script);
+});
+
+const timeText = (seconds) => new Date(seconds * 1000).toLocaleString();
+
+// Return the plots of one line or zone: a title, and columns of values by label.
+function plotsOf({ kind, name, first, second, occupancy }) {
+  if (kind === "line") return [[`Line ${name}: crossings`, { in: first, out: second }]];
+  return [[`Zone ${name}: objects`, { entered: first, left: second }], [`Zone ${name}: most objects at the same time`, { objects: occupancy }]];
 }
 
-const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
-
-// Return the options of uPlot for columns: a label, a color, values, and whether they are drawn as a line.
-function options(uPlot, title, width, columns) {
-  const grid = { stroke: color("--border"), width: 1 };
-  const axis = { stroke: color("--muted"), grid, ticks: grid };
-  const series = columns.map(([label, name, , isLine], index) => ({
-    label,
-    stroke: color(name),
-    fill: isLine ? undefined : `${color(name)}66`,
-    width: 2,
-    points: { show: false },
-    paths: isLine ? uPlot.paths.stepped({ align: 1 }) : uPlot.paths.bars({ size: [0.4, 24], align: index ? 1 : -1 }),
-  }));
-  return {
-    title,
-    width,
-    height: 220,
-    cursor: { drag: { x: false, y: false } },
-    scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
-    axes: [axis, { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], size: 52 }],
-    series: [{}, ...series],
-  };
-}
-
-// Return the plots of one line or zone, as pairs of a title and columns.
-function plots({ kind, name, first, second, occupancy }) {
-  const pair = (one, other) => [[one, "--series-1", first], [other, "--series-2", second]];
-  if (kind === "line") return [[`Line ${name}: crossings`, pair("in", "out")]];
-  return [
-    [`Zone ${name}: objects`, pair("entered", "left")],
-    [`Zone ${name}: most objects at the same time`, [["objects", "--series-3", occupancy, true]]],
-  ];
-}
-
-function table(times, columns) {
-  const row = (scope, first, cells, tag) => el("tr", {}, el("th", { scope }, first), ...cells.map((cell) => el(tag, {}, String(cell))));
-  const counted = times.map((at, index) => [at, columns.map(([, , values]) => values[index])]).filter(([, values]) => values.some((value) => value > 0));
-  const rows = counted.map(([at, values]) => row("row", new Date(at * 1000).toLocaleString(), values, "td"));
-  const body = el("tbody", {}, ...(rows.length ? rows : [el("tr", {}, el("td", { colspan: 3 }, "nothing was counted"))]));
-  const head = el("thead", {}, row("col", "time", columns.map(([label]) => label), "th"));
-  return el("details", {}, el("summary", {}, "Numbers"), el("div", { class: "scroll" }, el("table", {}, head, body)));
-}
-
-export function open(main, _parameter, store) {
-  const camera = choice("camera", []);
-  const range = choice("range", RANGES);
-  range.value = "24";
-  const status = el("p", { class: "hint", role: "status" });
-  const place = el("section", { class: "plots", "aria-label": "Plots" });
-  main.append(el("h1", {}, "History"), filterForm({ Camera: camera, Time: range }, () => load()), status, place);
-
-  let shown = [];
-  let generation = 0;
-  let loadedAt = 0;
-  const clear = () => {
-    for (const plot of shown) plot.destroy();
-    shown = [];
-    place.replaceChildren();
-  };
-  const widthOf = (figure) => figure.clientWidth - 24;
-
-  async function load() {
-    const number = (generation += 1);
-    loadedAt = Date.now();
-    const query = new URLSearchParams({ camera: camera.value, hours: range.value, offset_min: -new Date().getTimezoneOffset() });
-    const [uPlot, history] = await Promise.all([loadPlot(), request(`/api/history?${query}`)]);
-    if (number !== generation) return;
-    const problem = history.error ?? (uPlot ? "" : "The plots cannot be loaded.");
-    if (problem) return (status.textContent = problem);
-    clear();
-    const since = new Date(history.since_s * 1000).toLocaleString();
-    const memory = `No archive is configured, so these are the counts that this page's process has received since ${since}.`;
-    status.textContent = join([history.source === "memory" && memory, !history.series.length && "This camera has counted nothing in this time."]);
-    for (const [title, columns] of history.series.flatMap(plots)) {
-      const figure = place.appendChild(el("figure", { class: "plot" }));
-      shown.push(new uPlot(options(uPlot, title, widthOf(figure), columns), [history.times, ...columns.map(([, , values]) => values)], figure));
-      figure.append(table(history.times, columns));
-    }
+class Plot extends Component {
+  componentDidMount() {
+    const { uPlot, title, columns, times } = this.props;
+    const color = (name) => {
+      this.place.style.color = `var(${name})`;
+      return getComputedStyle(this.place).color;
+    };
+    const grid = { stroke: color("--border"), width: 1 };
+    const axis = { stroke: color("--muted"), grid, ticks: grid };
+    const series = Object.keys(columns).map((label, index, { length }) => {
+      const stroke = color(COLORS[index]);
+      const paths = uPlot.paths.bars({ size: [0.8 / length, 24], align: length - 1 && 2 * index - 1 });
+      return { label, stroke, fill: stroke.replace(")", ", 0.4)"), width: 2, points: { show: false }, paths };
+    });
+    this.place.style.color = "";
+    const size = () => ({ width: this.place.clientWidth, height: HEIGHT });
+    const options = {
+      title,
+      ...size(),
+      cursor: { drag: { x: false } },
+      scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+      axes: [axis, { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], size: 52 }],
+      series: [{}, ...series],
+    };
+    this.plot = new uPlot(options, [times, ...Object.values(columns)], this.place);
+    this.resizing = new ResizeObserver(() => this.plot.setSize(size()));
+    this.resizing.observe(this.place);
   }
 
-  const resize = new ResizeObserver(() => {
-    for (const plot of shown) plot.setSize({ width: widthOf(plot.root.parentElement), height: 220 });
-  });
-  resize.observe(place);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", load);
+  componentWillUnmount() {
+    this.resizing.disconnect();
+    this.plot.destroy();
+  }
 
-  const stop = store.listen((state) => {
-    if (!state?.cameras.length) return;
-    if (camera.options.length) {
-      const isRead = place.querySelector("details[open]") || place.contains(document.activeElement);
-      if (!isRead && Date.now() - loadedAt > (shown.length ? REFRESH_MS : RETRY_MS)) load();
-      return;
-    }
-    const ids = state.cameras.map((each) => each.camera);
-    const counted = ids.filter((id) => state.counts[id]);
-    camera.append(...(counted.length ? counted : ids).map((id) => el("option", { value: id }, id)));
-    load();
-  });
-  return () => {
-    stop();
-    resize.disconnect();
-    dark.removeEventListener("change", load);
-    generation += 1;
-    clear();
-  };
+  render({ columns, times }) {
+    const rows = times.map((at, index) => [at, ...Object.values(columns).map((values) => values[index])]).filter((row) => row.some((value, index) => index && value));
+    return html`
+      <figure class="plot">
+        <div ref=${(element) => (this.place = element)}></div>
+        <details>
+          <summary>Numbers</summary>
+          <div class="scroll">
+            <table>
+              <tr><th>time</th>${Object.keys(columns).map((label) => html`<th>${label}</th>`)}</tr>
+              ${rows.map(([at, ...values]) => html`<tr><th scope="row">${timeText(at)}</th>${values.map((value) => html`<td>${value}</td>`)}</tr>`)}
+            </table>
+            ${!rows.length && "nothing was counted"}
+          </div>
+        </details>
+      </figure>`;
+  }
+}
+
+export class View extends Component {
+  state = { hours: "24", plots: [] };
+
+  componentDidMount() {
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    this.dark.onchange = () => this.load();
+    this.load();
+  }
+
+  componentWillUnmount() {
+    this.dark.onchange = null;
+  }
+
+  // Load the counts again if that is due, but not while somebody reads them. The view is updated once per second.
+  componentDidUpdate(_props, { camera, hours }) {
+    const isRead = document.querySelector(".plot details[open]") || document.activeElement.closest(".plot");
+    const isDue = !isRead && Date.now() - this.loadedAt > (this.state.plots.length ? REFRESH_MS : RETRY_MS);
+    if (isDue || camera !== this.state.camera || hours !== this.state.hours) this.load();
+  }
+
+  // Return the cameras that count; all cameras if none does.
+  cameras({ cameras, counts }) {
+    const ids = cameras.map(({ camera }) => camera);
+    const counted = ids.filter((id) => counts[id]);
+    return counted.length ? counted : ids;
+  }
+
+  async load() {
+    const loadedAt = (this.loadedAt = Date.now());
+    const { hours, camera = this.cameras(this.props.program)[0] ?? "" } = this.state;
+    const query = new URLSearchParams({ camera, hours, offset_min: -new Date().getTimezoneOffset() });
+    const [uPlot, { error, source, since_s: since, times, series }] = await Promise.all([loading, request(`/api/history?${query}`)]);
+    if (loadedAt !== this.loadedAt) return;
+    if (error || !uPlot) return this.setState({ status: error ?? "The plots cannot be loaded." });
+    const memory = `No archive is configured, so these are the counts that this page's process has received since ${timeText(since)}.`;
+    const status = join([source === "memory" && memory, !series.length && "This camera has counted nothing in this time."]);
+    this.setState({ uPlot, status, times, loadedAt, plots: series.flatMap(plotsOf) });
+  }
+
+  render({ program }, { uPlot, status, times, plots, loadedAt, hours }) {
+    const range = ([value, text]) => html`<option value=${value} selected=${value === hours}>${text}</option>`;
+    return html`
+      <h1>History</h1>
+      <form class="filter" aria-label="Filter" onChange=${({ target }) => this.setState({ [target.name]: target.value })}>
+        <label>Camera <select name="camera">${this.cameras(program).map((id) => html`<option value=${id}>${id}</option>`)}</select></label>
+        <label>Time <select name="hours">${Object.entries(RANGES).map(range)}</select></label>
+      </form>
+      <p class="hint" role="status">${status}</p>
+      <section class="plots" aria-label="Plots">
+        ${plots.map(([title, columns]) => html`<${Plot} key=${title + loadedAt} ...${{ uPlot, title, columns, times }} />`)}
+      </section>`;
+  }
 }

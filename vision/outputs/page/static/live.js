@@ -3,7 +3,6 @@
 // The server sends coded frames and their results separately (live_format.py). A decoded frame is held until its result
 // arrives, so the boxes on a frame are always those of this frame. A frame without a result was skipped by the program,
 // and is not shown, unless no result arrives for two seconds, or too many frames are held.
-import { el, join, setText } from "./dom.js";
 
 const HELD_FRAMES = 60;
 const HELD_PIXELS = 4e7;
@@ -14,18 +13,8 @@ const TAIL_FRAMES = 30;
 const FAILURES = 3; // of a decoder, after which the view shows images
 const FAILURES_MS = 30000;
 const CODECS = { h264: "avc1.640028", hevc: "hev1.1.6.L120.B0" };
-const COLORS = ["#4fc3f7", "#ffb74d", "#81c784", "#f06292", "#fff176", "#ba68c8", "#4db6ac", "#ff8a65", "#90a4ae", "#dce775"];
-const LINE_COLOR = "#ffe13c";
-const ZONE_COLOR = "#78a0ff";
+const STYLES = { mask: { fill: "#000" }, zone: { stroke: "#78a0ff", fill: "#78a0ff2e", width: 1 }, line: { stroke: "#ffe13c", width: 2 } };
 const WAITING = "Waiting for the first frame.";
-const STATES = {
-  streaming: "",
-  connecting: "Connecting to the camera.",
-  frozen: "The camera repeats the same frame.",
-  "backing-off": "No connection to the camera.",
-  ended: "The source has ended.",
-  removed: "The camera was removed.",
-};
 
 // --- the connection -------------------------------------------------------------------------------------------------
 
@@ -34,81 +23,146 @@ const supported = Promise.all(Object.entries(CODECS).map(([name, codec]) =>
   globalThis.VideoDecoder?.isConfigSupported({ codec }).then((answer) => answer.supported && name, () => false),
 )).then((names) => names.filter(Boolean));
 
-// One web socket for all views of the page.
-const connection = {
-  views: new Map(), // a set of views by camera
-  socket: null,
+const views = new Map(); // by camera
+let socket = null; // for all views of the page
 
-  add(view) {
-    if (!this.views.has(view.cameraId)) this.views.set(view.cameraId, new Set());
-    this.views.get(view.cameraId).add(view);
-    if (this.socket === null) this.open();
-    else this.watch(view.cameraId);
-  },
+function open() {
+  if (socket || !views.size) return;
+  const opened = new WebSocket(`${location.origin.replace("http", "ws")}/api/live`);
+  opened.binaryType = "arraybuffer";
+  opened.onopen = () => {
+    for (const view of views.values()) watch(view);
+    closeUnused();
+  };
+  opened.onmessage = ({ data }) => receive(data);
+  opened.onclose = ({ reason }) => {
+    if (socket !== opened) return;
+    socket = null;
+    for (const view of views.values()) view.disconnected(reason);
+    setTimeout(open, RETRY_MS);
+  };
+  socket = opened;
+}
 
-  remove(view) {
-    const views = this.views.get(view.cameraId);
-    if (!views?.delete(view) || views.size) return;
-    this.views.delete(view.cameraId);
-    if (this.views.size) return this.send({ leave: view.cameraId });
-    clearTimeout(this.timer);
-    const { socket } = this;
-    this.socket = null;
-    // A browser reports an error if a connection that is just being opened is closed.
-    if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
-    else socket.close();
-  },
+// Close the connection if no view needs it. Browsers report an error if one that is just being opened is closed.
+function closeUnused() {
+  if (views.size || socket?.readyState !== WebSocket.OPEN) return;
+  socket.close();
+  socket = null;
+}
 
-  open() {
-    const socket = new WebSocket(`${location.origin.replace("http", "ws")}/api/live`);
-    socket.binaryType = "arraybuffer";
-    socket.onopen = () => [...this.views.keys()].forEach((camera) => this.watch(camera));
-    socket.onmessage = ({ data }) => this.receive(data);
-    socket.onclose = ({ reason }) => {
-      if (this.socket !== socket) return;
-      for (const views of this.views.values()) views.forEach((view) => view.disconnected(reason));
-      this.timer = setTimeout(() => this.open(), RETRY_MS);
-    };
-    this.socket = socket;
-  },
+function send(wish) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(wish));
+}
 
-  // Request the live view of a camera, starting with its next key frame.
-  async watch(camera) {
-    const codecs = await supported;
-    const views = this.views.get(camera);
-    if (views) this.send({ watch: camera, codecs: [...views].every((view) => view.decodes) ? codecs : [] });
-  },
+// Request the live view of a camera, starting with its next key frame.
+async function watch({ cameraId, decodes }) {
+  const codecs = decodes ? await supported : [];
+  if (views.has(cameraId)) send({ watch: cameraId, codecs });
+}
 
-  send(wish) {
-    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(wish));
-  },
-
-  // Split a message into its records, and pass each to the views of its camera.
-  receive(buffer) {
-    const numbers = new DataView(buffer);
-    for (let at = 0; at < buffer.byteLength; ) {
-      const [head, length] = [numbers.getUint32(at), numbers.getUint32(at + 4)];
-      const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, at + 8, head)));
-      const data = new Uint8Array(buffer, at + 8 + head, length);
-      at += 8 + head + length;
-      this.views.get(header.camera)?.forEach((view) => view.receive(header, data));
-    }
-  },
-};
+// Split a message into its records, and pass each to the view of its camera.
+function receive(buffer) {
+  const numbers = new DataView(buffer);
+  for (let at = 0; at < buffer.byteLength; ) {
+    const [head, length] = [numbers.getUint32(at), numbers.getUint32(at + 4)];
+    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, at + 8, head)));
+    const data = new Uint8Array(buffer, at + 8 + head, length);
+    at += 8 + head + length;
+    views.get(header.camera)?.[header.kind](header, data);
+  }
+}
 
 // --- frames and results ---------------------------------------------------------------------------------------------
 
-// Decodes the packets of one camera, and holds each frame until its result arrives.
-class Frames {
-  // `show(frame, result)` draws a frame, which is closed afterwards. `failed()` is called after an error.
-  constructor(show, failed) {
-    Object.assign(this, { show, failed, stream: 0, codec: "", decoder: null });
+export class LiveView {
+  decodes = true; // false if a decoder failed repeatedly
+  failures = [];
+  stream = 0;
+  isVisible = false;
+
+  // `start` adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
+  // detail is the result, or null. Nothing is received while the element or the page is not visible.
+  constructor(element, cameraId) {
+    Object.assign(this, { element, cameraId });
+    this.canvas = document.createElement("canvas");
+    Object.assign(this.canvas, { role: "img", ariaLabel: `Live view of ${cameraId}` });
+    this.note = document.createElement("p");
+    Object.assign(this.note, { role: "status", className: "live-note" });
+    this.overlay = new Overlay(this.canvas);
+    this.observer = new IntersectionObserver((entries) => {
+      this.isVisible = entries.at(-1).isIntersecting;
+      this.update();
+    });
+    this.sizes = new ResizeObserver(() => this.overlay.resize());
+    this.reset();
+  }
+
+  start() {
+    this.element.append(this.canvas, this.note);
+    this.say(WAITING);
+    this.observer.observe(this.element);
+    this.sizes.observe(this.canvas);
+    document.addEventListener("visibilitychange", this.update);
+  }
+
+  stop() {
+    this.observer.disconnect();
+    this.sizes.disconnect();
+    document.removeEventListener("visibilitychange", this.update);
+    this.isVisible = false;
+    this.update();
+  }
+
+  update = () => {
+    const isWanted = this.isVisible && !document.hidden;
+    if (isWanted === (views.get(this.cameraId) === this)) return;
+    this.reset();
+    if (isWanted) {
+      views.set(this.cameraId, this);
+      if (socket) watch(this);
+      else open();
+    } else {
+      views.delete(this.cameraId);
+      send({ leave: this.cameraId });
+      closeUnused();
+    }
+  };
+
+  // Forget what was received.
+  reset() {
+    if (this.decoder?.state !== "closed") this.decoder?.close();
+    for (const { frame } of this.held ?? []) frame.close();
+    Object.assign(this, { decoder: null, shown: null }); // `shown` is the last result
     this.held = []; // decoded frames in the order of presentation
     this.results = new Map(); // by stream and time
   }
 
+  // Start again with a key frame, or with images if that fails repeatedly.
+  failed() {
+    const now = performance.now();
+    this.failures = [...this.failures.filter((at) => now - at < FAILURES_MS), now];
+    this.decodes = this.failures.length < FAILURES;
+    this.reset();
+    watch(this);
+  }
+
+  disconnected(reason) {
+    this.reset();
+    this.say(`No connection to the program${reason && `: ${reason}`}. Trying again.`);
+    this.isWaiting = true;
+  }
+
+  say(words) {
+    this.isWaiting = words === WAITING;
+    this.note.textContent = words;
+    this.note.hidden = !words;
+  }
+
+  // --- one method for each kind of record
+
   packet({ stream, time, key, codec }, data) {
-    if (key && (stream !== this.stream || codec !== this.codec || this.decoder === null)) this.start(stream, codec);
+    if (key && (stream !== this.stream || codec !== this.codec || this.decoder === null)) this.startDecoder(stream, codec);
     if (this.decoder === null || stream !== this.stream) return;
     try {
       this.decoder.decode(new EncodedVideoChunk({ type: key ? "key" : "delta", timestamp: time, data }));
@@ -117,7 +171,34 @@ class Frames {
     }
   }
 
-  start(stream, codec) {
+  result({ stream, time, result }) {
+    const key = `${stream}:${time}`;
+    this.results.set(key, result);
+    if (this.results.size > HELD_RESULTS) this.results.delete(this.results.keys().next().value);
+    this.showUpTo(this.held.findIndex((each) => each.key === key));
+  }
+
+  async image({ result }, data) {
+    const bitmap = await createImageBitmap(new Blob([data], { type: "image/jpeg" })).catch(() => null);
+    if (bitmap && views.get(this.cameraId) === this) this.show(bitmap, result);
+    bitmap?.close();
+  }
+
+  scene({ shapes }) {
+    this.overlay.shapes = shapes;
+  }
+
+  counts(counts) {
+    this.overlay.counts = counts;
+  }
+
+  state({ text }) {
+    this.say(text);
+  }
+
+  // --- decoded frames
+
+  startDecoder(stream, codec) {
     const old = this.decoder;
     if (old?.state === "configured") old.flush().then(() => old.close(), () => {});
     const decoder = new VideoDecoder({
@@ -141,13 +222,6 @@ class Frames {
     }
   }
 
-  result({ stream, time, result }) {
-    const key = `${stream}:${time}`;
-    this.results.set(key, result);
-    if (this.results.size > HELD_RESULTS) this.results.delete(this.results.keys().next().value);
-    this.showUpTo(this.held.findIndex((each) => each.key === key));
-  }
-
   // Show a held frame; none if `index` is -1. The frames before it have no results.
   showUpTo(index) {
     for (const { frame, key } of this.held.splice(0, index + 1)) {
@@ -158,126 +232,32 @@ class Frames {
     }
   }
 
-  close() {
-    if (this.decoder?.state !== "closed") this.decoder?.close();
-    this.decoder = null;
-    for (const { frame } of this.held) frame.close();
-    this.held = [];
-    this.results.clear();
-  }
-}
-
-// --- the view -------------------------------------------------------------------------------------------------------
-
-export class LiveView {
-  // `start` adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
-  // detail is the result, or null. Nothing is received while the element or the page is not visible.
-  constructor(element, cameraId) {
-    Object.assign(this, { element, cameraId, frames: null, reason: "", visible: false });
-    this.decodes = true; // false if a decoder failed repeatedly
-    this.failures = [];
-    this.canvas = el("canvas", { class: "live-canvas", role: "img", "aria-label": `Live view of ${cameraId}` });
-    this.note = el("p", { class: "live-note", role: "status" });
-    this.overlay = new Overlay(this.canvas);
-    this.observer = new IntersectionObserver((entries) => {
-      this.visible = entries.at(-1).isIntersecting;
-      this.update();
-    });
-    this.sizes = new ResizeObserver(() => this.overlay.resize());
-    this.update = () => this.wants(this.visible && !document.hidden);
-  }
-
-  start() {
-    this.element.append(this.canvas, this.note);
-    this.say(WAITING);
-    this.observer.observe(this.element);
-    this.sizes.observe(this.canvas);
-    document.addEventListener("visibilitychange", this.update);
-  }
-
-  stop() {
-    this.wants(false);
-    this.observer.disconnect();
-    this.sizes.disconnect();
-    document.removeEventListener("visibilitychange", this.update);
-    this.canvas.remove();
-    this.note.remove();
-  }
-
-  wants(wanted) {
-    if (wanted === (this.frames !== null)) return;
-    this.shown = null; // epoch and frame number of the last frame
-    if (wanted) {
-      this.frames = new Frames((frame, result) => this.show(frame, result), () => this.failed());
-      connection.add(this);
-    } else {
-      connection.remove(this);
-      this.frames.close();
-      this.frames = null;
-    }
-  }
-
-  receive(header, data) {
-    const { kind, state, reason } = header;
-    if (kind === "packet" || kind === "result") this.frames[kind](header, data);
-    else if (kind === "image") this.image(header.result, data);
-    else if (kind === "state") this.say(join([STATES[state] ?? state, state !== "streaming" && reason]), reason);
-    else this.overlay[kind] = header; // scene or counts
-  }
-
-  async image(result, data) {
-    const bitmap = await createImageBitmap(new Blob([data], { type: "image/jpeg" })).catch(() => null);
-    if (bitmap) this.show(bitmap, result);
-    bitmap?.close();
-  }
-
   show(image, result) {
-    if (this.frames === null || (result && this.isOld(result))) return;
-    if (result) this.shown = [result.epoch, result.frame];
+    if (result) {
+      const { epoch, frame } = result;
+      if (this.shown && (epoch - this.shown.epoch || frame - this.shown.frame) <= 0) return; // an older one
+      this.shown = result;
+    }
     this.overlay.draw(image, result);
     if (this.isWaiting) this.say("");
     this.element.dispatchEvent(new CustomEvent("visionframe", { detail: result, bubbles: true }));
-  }
-
-  isOld({ epoch, frame }) {
-    return this.shown && (epoch < this.shown[0] || (epoch === this.shown[0] && frame <= this.shown[1]));
-  }
-
-  // Start again with a key frame, or with images if that fails repeatedly.
-  failed() {
-    const now = performance.now();
-    this.failures = [...this.failures.filter((at) => now - at < FAILURES_MS), now];
-    this.decodes = this.failures.length < FAILURES;
-    this.frames?.close();
-    connection.watch(this.cameraId);
-  }
-
-  disconnected(reason) {
-    this.frames.close();
-    this.shown = null;
-    this.say(`No connection to the program${reason && `: ${reason}`}. Trying again.`);
-    this.isWaiting = true;
-  }
-
-  // Show a note. `reason` is the part of it that says why the camera does not deliver frames.
-  say(words, reason = "") {
-    Object.assign(this, { reason, isWaiting: words === WAITING });
-    setText(this.note, words);
-    this.note.hidden = !words;
   }
 }
 
 // --- drawing --------------------------------------------------------------------------------------------------------
 
+// Colors of successive classes differ by the golden angle.
+const colorOf = (classId, alpha = 1) => `hsl(${Math.round(classId * 137.5 + 200) % 360} 90% 70% / ${alpha})`;
+
 class Overlay {
+  shapes = []; // lines, zones, and masks
+  counts = { texts: {} }; // of lines and zones
+  tails = new Map(); // the last positions of each track
+  frame = 0;
+
   constructor(canvas) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d", { alpha: false });
-    this.scene = { lines: [], zones: [], masks: [] };
-    this.counts = { lines: {}, zones: {} };
-    this.tails = new Map(); // the last positions of each track
-    this.classes = []; // in the order of their colors
-    this.frame = 0;
   }
 
   // Note the size of the canvas on the screen, so that drawing a frame needs no layout.
@@ -308,52 +288,42 @@ class Overlay {
 
   drawScene() {
     const [width, height] = this.size;
-    const place = ({ units }, points) => {
+    for (const { kind, name, units, rings } of this.shapes) {
       const [x, y] = { fraction: [width, height], percent: [width / 100, height / 100] }[units] ?? [1, 1];
-      return points.map((point) => [point[0] * x, point[1] * y]);
-    };
-    // The positions in the present view of a camera that was moved.
-    const [xx, xy, dx, yx, yy, dy] = this.counts.view ?? [1, 0, 0, 0, 1, 0];
-    const follow = (shape, points) => place(shape, points).map(([x, y]) => [xx * x + xy * y + dx, yx * x + yy * y + dy]);
-    for (const mask of this.scene.masks) this.path([place(mask, mask.polygon)], "", 0, "#000");
-    for (const zone of this.scene.zones) {
-      const rings = [zone.polygon, ...zone.holes].map((ring) => follow(zone, ring));
-      this.path(rings, ZONE_COLOR, 1, `${ZONE_COLOR}2e`);
-      this.label([zone.name, this.counts.zones[zone.name]?.occupancy], rings[0][0], ZONE_COLOR);
-    }
-    for (const line of this.scene.lines) {
-      const points = follow(line, line.points);
-      this.path([points], LINE_COLOR, 2);
-      const counts = this.counts.lines[line.name];
-      this.label([line.name, counts && `${counts.in} in ${counts.out} out`], points[0], LINE_COLOR);
+      // The positions in the present view of a camera that was moved. Masks stay where they are.
+      const [xx, xy, dx, yx, yy, dy] = (kind !== "mask" && this.counts.view) || [1, 0, 0, 0, 1, 0];
+      const place = (px, py) => [xx * px + xy * py + dx, yx * px + yy * py + dy];
+      const places = rings.map((points) => points.map((point) => place(point[0] * x, point[1] * y)));
+      this.path(places, STYLES[kind]);
+      if (name) this.label([name, this.counts.texts[`${kind} ${name}`]], places[0][0], STYLES[kind].stroke);
     }
   }
 
   drawObjects({ objects }) {
     this.frame += 1;
-    for (const { class: name, track_id: id, box, corners, mask, attributes } of objects) {
-      if (!this.classes.includes(name)) this.classes.push(name);
-      const color = COLORS[this.classes.indexOf(name) % COLORS.length];
+    for (const { class: name, class_id: classId, track_id: id, box, corners, mask, attributes } of objects) {
+      const color = colorOf(classId);
       const [left, top, right, bottom] = box;
-      for (const polygon of mask?.polygons ?? []) this.path([polygon], "", 0, `${color}66`);
-      this.path([corners ?? [[left, top], [right, top], [right, bottom], [left, bottom]]], color, 1.5);
+      for (const polygon of mask?.polygons ?? []) this.path([polygon], { fill: colorOf(classId, 0.4) });
+      this.path([corners ?? [[left, top], [right, top], [right, bottom], [left, bottom]]], { stroke: color, width: 1.5 });
       if (id !== undefined) {
         const points = [...(this.tails.get(id)?.points ?? []), [(left + right) / 2, bottom]].slice(-TAIL_FRAMES);
         this.tails.set(id, { points, frame: this.frame });
-        this.path([points], color, 1, "", false);
+        this.path([points], { stroke: color, width: 1, isOpen: true });
       }
       this.label([name, id, ...(attributes ?? []).map((each) => each.class)], [left, top], color);
     }
     for (const [id, { frame }] of this.tails) if (this.frame - frame > TAIL_FRAMES) this.tails.delete(id);
   }
 
-  // Draw rings of points, filled with the color `fill` if it is not empty. `width` is the width of the stroke in units.
-  path(rings, stroke, width, fill = "", isClosed = true) {
+  // Draw rings of points. `width` is the width of the stroke in units.
+  path(rings, { stroke, width, fill, isOpen }) {
     const { context } = this;
     context.beginPath();
     for (const ring of rings) {
-      ring.forEach((point, index) => context[index ? "lineTo" : "moveTo"](...point));
-      if (isClosed) context.closePath();
+      context.moveTo(...ring[0]);
+      for (const point of ring) context.lineTo(...point);
+      if (!isOpen) context.closePath();
     }
     Object.assign(context, { fillStyle: fill, strokeStyle: stroke, lineWidth: width * this.unit });
     if (fill) context.fill("evenodd");

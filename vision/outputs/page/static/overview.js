@@ -1,74 +1,55 @@
 // The overview: one tile per camera.
-import { dropText, el, join, link, number, setRows, setText } from "./dom.js";
-import { openHealth } from "./health.js";
+import { Health } from "./health.js";
 import { LiveView } from "./live.js";
+import { Component, html, join, link, number, Rows, textOf } from "./ui.js";
 
-// The live view of a camera, with its state and the reason why it does not deliver frames.
-export class CameraView {
-  constructor(id) {
-    this.view = el("div", { class: "view" });
-    this.badge = el("span", { class: "badge" });
-    this.reason = el("p", { class: "reason" });
-    this.live = new LiveView(this.view, id);
-    this.live.start();
+// The live view of a camera.
+export class Live extends Component {
+  componentDidMount() {
+    this.view = new LiveView(this.element, this.props.camera.camera);
+    this.view.start();
   }
 
-  update(camera) {
-    const { state, width, height } = camera;
-    setText(this.badge, state === "backing-off" ? "no connection" : state);
-    const retry = camera.next_retry_in_s === undefined ? "" : `Next attempt in ${number(camera.next_retry_in_s)} s.`;
-    setText(this.reason, join(this.live.reason ? [retry] : [camera.last_error, camera.hint, retry], " – "));
-    if (width) this.view.style.setProperty("--ratio", width / height);
-  }
-}
-
-let lastOpened = ""; // camera, whose tile receives the focus when a person returns
-
-class Tile extends CameraView {
-  constructor(id) {
-    super(id);
-    this.drops = el("p", { class: "drops" });
-    this.figures = el("dl", { class: "figures" });
-    this.link = el("a", { class: "view-link", href: link("camera", id), "aria-label": `Open ${id}`, onclick: () => (lastOpened = id) }, this.view);
-    this.element = el("article", { class: "tile" }, this.link, el("header", {}, el("h2", {}, id), this.badge), this.reason, this.figures, this.drops);
+  componentWillUnmount() {
+    this.view.stop();
   }
 
-  update(camera) {
-    super.update(camera);
-    this.element.dataset.state = camera.state;
-    const { p50, p99 } = camera.latency_ms ?? {};
-    setRows(this.figures, [["frames/s", number(camera.published_fps, 1)], ["p50 ms", number(p50)], ["p99 ms", number(p99)], ["objects", number(camera.objects)]]);
-    setText(this.drops, `dropped: ${dropText(camera.dropped)}`);
+  render({ camera: { width, height } }) {
+    const style = width ? { "--ratio": width / height } : null;
+    return html`<div class="view" style=${style} ref=${(element) => (this.element = element)}></div>`;
   }
 }
 
-export function open(main, _parameter, store) {
-  const grid = el("section", { class: "grid", "aria-label": "Cameras" });
-  const tiles = new Map();
-  const health = el("section", { "aria-label": "Program" });
-  main.append(el("h1", { class: "hidden" }, "Cameras"), health, grid);
-  const closeHealth = openHealth(health, store);
-  const stop = store.listen((state) => {
-    for (const [id, tile] of tiles) {
-      if (store.camera(id)) continue;
-      tile.live.stop();
-      tile.element.remove();
-      tiles.delete(id);
-    }
-    for (const camera of state?.cameras ?? []) {
-      const id = camera.camera;
-      if (!tiles.has(id)) {
-        const tile = new Tile(id);
-        tiles.set(id, tile);
-        grid.append(tile.element);
-        if (id === lastOpened) tile.link.focus();
-      }
-      tiles.get(id).update(camera);
-    }
-  });
-  return () => {
-    stop();
-    closeHealth();
-    for (const tile of tiles.values()) tile.live.stop();
-  };
+export const Badge = ({ state }) => html`<span class="badge" data-state=${state}>${state === "backing-off" ? "no connection" : state}</span>`;
+
+// Why a camera does not deliver frames.
+export function Reason({ camera: { last_error: error, hint, next_retry_in_s: retry } }) {
+  return html`<p class="reason">${join([error, hint, retry !== undefined && `Next attempt in ${number(retry)} s.`], " – ")}</p>`;
+}
+
+function Tile({ camera, focus }) {
+  const { camera: id, state, latency_ms: { p50, p99 } = {} } = camera;
+  const figures = [["frames/s", number(camera.published_fps, 1)], ["p50 ms", number(p50)], ["p99 ms", number(p99)], ["objects", number(camera.objects)]];
+  return html`
+    <article class="tile" data-state=${state}>
+      <a class="view-link" href=${link("camera", id)} aria-label="Open ${id}" ref=${focus}><${Live} camera=${camera} /></a>
+      <header><h2>${id}</h2><${Badge} state=${state} /></header>
+      <${Reason} camera=${camera} />
+      <${Rows} class="figures" rows=${figures} />
+      <p class="hint">dropped: ${textOf("", camera.dropped) || "none"}</p>
+    </article>`;
+}
+
+export class View extends Component {
+  // Return the focus to the camera from which a person returns.
+  focus = (anchor) => anchor && anchor.href === this.props.previous && anchor.focus();
+
+  render({ program }) {
+    return html`
+      <h1 class="hidden">Cameras</h1>
+      <${Health} program=${program} />
+      <section class="grid" aria-label="Cameras">
+        ${program.cameras.map((camera) => html`<${Tile} key=${camera.camera} camera=${camera} focus=${this.focus} />`)}
+      </section>`;
+  }
 }

@@ -1,0 +1,178 @@
+// The editor of lines, zones, holes, ground points, and masks of one camera.
+import { Draft } from "./draft.js";
+import { Drawing } from "./drawing.js";
+import { Component, html, join, link, request, Rows, words } from "./ui.js";
+
+const CHECK_MS = 300;
+const KINDS = ["line", "zone", "hole", "ground", "mask"];
+
+const drafts = new Map(); // of cameras whose editor was closed before the draft was applied
+
+export class View extends Component {
+  state = { faults: [], zoom: 1 };
+  id = encodeURIComponent(this.props.id);
+  closing = new AbortController();
+
+  componentDidMount() {
+    addEventListener("beforeunload", (event) => this.draft?.isChanged && event.preventDefault(), this.closing);
+    this.loadPicture();
+    this.load();
+  }
+
+  componentWillUnmount() {
+    if (this.draft?.isChanged) drafts.set(this.id, this.draft.now);
+    this.closing.abort();
+    clearTimeout(this.timer);
+    URL.revokeObjectURL(this.state.picture);
+  }
+
+  // --- requests
+
+  // Return the answer of the server. After a failure, it contains `code`, `error`, and if known `hint` and `faults`.
+  call(name, body) {
+    const post = body && { method: "POST", body, headers: { "content-type": "application/json" } };
+    return request(`/api/editor/${this.id}${name}`, { signal: this.closing.signal, ...post });
+  }
+
+  async load() {
+    const editor = await this.call("");
+    if (editor.code) return this.refused(editor);
+    const kept = drafts.get(this.id);
+    drafts.delete(this.id);
+    const notice = join([
+      kept && "Your draft was kept.",
+      editor.can_change ? editor.message : "This page cannot change the program. Copy the YAML instead.",
+      editor.differs_from_file && "The editor shows the running program, which differs from its file.",
+    ]);
+    this.setState({ editor, notice, refusal: null });
+    this.draft = new Draft(editor, () => this.changed());
+    if (kept) this.draft.content = JSON.parse(kept);
+    this.draft.commit();
+  }
+
+  async loadPicture() {
+    const response = await fetch(`/api/still/${this.id}`, this.closing).catch(() => null);
+    if (!response?.ok) return this.setState({ notice: "There is no picture of this camera at present." });
+    URL.revokeObjectURL(this.state.picture);
+    this.setState({ picture: URL.createObjectURL(await response.blob()) });
+  }
+
+  // Show a changed draft, and check it soon.
+  changed() {
+    this.setState({});
+    this.timer ??= setTimeout(() => this.check(), CHECK_MS);
+  }
+
+  async check() {
+    this.timer = null;
+    const checked = JSON.stringify(this.draft.content);
+    const { yaml = this.state.yaml, faults, error } = await this.call("/check", checked);
+    this.setState({ yaml, faults: error ? [{ key: "", message: error }] : faults, checked });
+  }
+
+  async apply() {
+    const { version, revision } = this.state.editor;
+    const sent = this.draft.now;
+    const answer = await this.call("/apply", JSON.stringify({ ...JSON.parse(sent), version, revision }));
+    if (answer.code) return this.refused(answer);
+    if (this.draft.now !== sent) drafts.set(this.id, this.draft.now); // somebody has drawn more since then
+    await this.load();
+    this.setState({ notice: answer.unsaved ? `Applied, but not saved. ${answer.message}` : "Applied and saved." });
+  }
+
+  refused({ code, error, hint, faults = [] }) {
+    this.setState({ refusal: code, faults, notice: join([error, hint, code === "no-answer" && "Your draft stays on this page."]) });
+  }
+
+  async estimate() {
+    this.setState({ estimate: { error: "Computing …" } });
+    this.setState({ estimate: await this.call("/estimate", this.draft.now) });
+  }
+
+  zoom = (factor) => this.setState(({ zoom }) => ({ zoom: Math.min(16, Math.max(1, zoom * factor)) }));
+
+  // --- what is shown
+
+  button(name, text, onClick, attributes) {
+    return html`<button data-tool=${name} onClick=${onClick} ...${attributes}>${text}</button>`;
+  }
+
+  tools({ draft }) {
+    const { kind } = draft.selected ?? {};
+    return html`
+      <div class="tools" role="toolbar" aria-label="Tools">
+        ${KINDS.map((each) => this.button(each, `Add ${each}`, () => draft.draw(each), { disabled: each === "hole" && kind !== "zone" }))}
+        ${draft.drawing && this.button("done", "Done", () => draft.finish())}
+        ${kind === "line" && this.button("swap", "Swap direction", () => draft.edit(({ points }) => points.reverse()))}
+        ${this.button("delete", "Delete", () => draft.remove(), { disabled: !kind })}
+        ${this.button("undo", "Undo", () => draft.go(-1), { disabled: !draft.step })}
+        ${this.button("redo", "Redo", () => draft.go(1), { disabled: !draft.steps[draft.step + 1] })}
+        ${this.button("out", "−", () => this.zoom(1 / 1.5), { "aria-label": "Zoom out" })}
+        ${this.button("in", "+", () => this.zoom(1.5), { "aria-label": "Zoom in" })}
+        ${this.button("picture", "New picture", () => this.loadPicture())}
+      </div>`;
+  }
+
+  // Return inputs for the properties of the selected shape.
+  properties({ draft }) {
+    const { kind, entry, path } = draft.selected ?? {};
+    const coordinate = (index, axis) => html`
+      <label>${index + 1} ${"xy"[axis]} <input type="number" step="any" value=${entry.metres[index][axis]}
+        onChange=${({ target }) => draft.edit((ground) => (ground.entry.metres[index][axis] = Number(target.value)))} /></label>`;
+    return html`
+      <div class="tools editor-properties" key=${path}>
+        ${entry?.name !== undefined && html`
+          <label>Name <input value=${entry.name} maxlength="64" onInput=${({ target }) => draft.edit((shape) => (shape.entry.name = target.value))} /></label>`}
+        ${kind === "ground" && html`
+          <p class="hint">Positions of the points on the ground, in meters</p>${[0, 1, 2, 3].map((index) => [coordinate(index, 0), coordinate(index, 1)])}`}
+      </div>`;
+  }
+
+  difference({ error, hint, rows, lost_frames: lost }) {
+    if (error) return join([error, hint]);
+    const row = ({ kind, name, direction, published, now }) => [`${words(kind)} ${name} ${direction}`, `${published} counted, ${now} with the draft`];
+    return html`<${Rows} class="data" rows=${rows.map(row)} />${lost > 0 && html`<p class="hint">The archive lacks ${lost} frames of this hour.</p>`}`;
+  }
+
+  side({ draft }, { editor, faults, checked, estimate, yaml }) {
+    const isValid = checked === draft.now && !faults.length;
+    const item = ({ path, kind, label }) => html`<button aria-pressed=${path === draft.path} onClick=${() => draft.select(path)}>${kind} ${label}</button>`;
+    return html`
+      <div class="details">
+        <div class="editor-list tools" role="group" aria-label="Shapes">${draft.shapes.map(item)}</div>
+        ${this.properties(this)}
+        <ul class="editor-faults" role="alert">
+          ${faults.map(({ line, key, message }) => html`<li>${join([line && `line ${line}`, key, message], ": ")}</li>`)}
+        </ul>
+        <p class="tools">
+          ${this.button("apply", "Apply", () => this.apply(), { disabled: !isValid || !editor.can_change || !draft.isChanged })}
+          ${this.button("estimate", "Count the last hour", () => this.estimate(), { disabled: !isValid || !editor.has_archive })}
+        </p>
+        <div role="status">${estimate && this.difference(estimate)}</div>
+        <label>YAML to copy <textarea readonly rows="12" value=${yaml} onFocus=${({ target }) => target.select()} /></label>
+      </div>`;
+  }
+
+  render({ id }, { notice, refusal, faults, picture, zoom }) {
+    const { draft } = this;
+    const faulty = new Set(faults.map((fault) => draft?.pathOf(fault)));
+    return html`
+      <header class="title"><a href=${link("camera", id)}>${id}</a><h1>Lines and zones</h1></header>
+      <p class="notice" role="status" hidden=${!notice}>
+        ${notice} ${refusal && refusal !== "no-answer" && this.button("load", "Show the present state", () => this.load())}
+      </p>
+      ${draft && html`
+        <div class="editor">
+          ${this.tools(this)}
+          <div class="camera">
+            <div>
+              <div class="editor-frame" style=${{ aspectRatio: draft.size.join("/") }}><div style=${{ width: `${100 * zoom}%` }}>
+                <${Drawing} draft=${draft} faulty=${faulty} picture=${picture} zoom=${this.zoom} />
+              </div></div>
+              <p class="hint" role="status">${draft.status}</p>
+            </div>
+            ${this.side(this, this.state)}
+          </div>
+        </div>`}`;
+  }
+}
