@@ -16,13 +16,15 @@ def _refused(code: str, remedy: Mapping[str, object] | None = None) -> Mapping[R
 
 
 _MOTION_JPEG: Final = (
-    _http("http-plain", "nothing: motion JPEG as a reference for the others", HttpStream()),
-    _http("http-one-per-second", "1 frame/s", HttpStream(fps=1)),
-    _http("http-fast", "30 frames/s", HttpStream(fps=30)),
-    _http("http-jpg-parts", "parts of the type image/jpg", HttpStream(part_type="image/jpg")),
-    _http("http-untyped-parts", "parts without a type", HttpStream(part_type=None)),
-    _http("http-no-lengths", "parts without a length", HttpStream(part_length=False)),
-    _http("http-bare-parts", "parts without any header", HttpStream(part_type=None, part_length=False)),
+    _http("http-plain", "nothing: the camera sends motion JPEG, as a reference for the others", HttpStream()),
+    _http("http-one-per-second", "the camera sends 1 frame/s", HttpStream(fps=1)),
+    _http("http-fast", "the camera sends 30 frames/s", HttpStream(fps=30)),
+    _http(
+        "http-jpg-parts", "the parts have the type image/jpg instead of image/jpeg", HttpStream(part_type="image/jpg")
+    ),
+    _http("http-untyped-parts", "the parts have no type", HttpStream(part_type=None)),
+    _http("http-no-lengths", "the parts have no length", HttpStream(part_length=False)),
+    _http("http-bare-parts", "the parts have no header", HttpStream(part_type=None, part_length=False)),
     _http(
         "http-no-boundary",
         "the header does not name the boundary",
@@ -30,7 +32,7 @@ _MOTION_JPEG: Final = (
     ),
     _http(
         "http-quoted-boundary",
-        "the boundary is quoted",
+        "the header contains the boundary in quotes",
         HttpStream(content_type='multipart/x-mixed-replace; boundary="frame"'),
     ),
     _http(
@@ -41,114 +43,162 @@ _MOTION_JPEG: Final = (
     _http(
         "http-other-boundary", "the boundary differs from the one that the header names", HttpStream(boundary="--else")
     ),
-    _http("http-line-feeds", "lines end with a line feed only", HttpStream(line_end="\n")),
+    _http("http-line-feeds", "the lines of a response end with only a line feed", HttpStream(line_end="\n")),
     _http("http-preamble", "text precedes the first part", HttpStream(preamble=b"welcome\r\n")),
     _http("http-text-parts", "a part with text precedes each frame", HttpStream(text_parts=True)),
-    _http("http-chunked", "chunked transfer encoding", HttpStream(chunked=True)),
-    _http("http-untyped", "no content type", HttpStream(content_type=None)),
+    _http("http-chunked", "the camera uses chunked transfer encoding", HttpStream(chunked=True)),
+    _http("http-untyped", "the response has no content type", HttpStream(content_type=None)),
     _http(
         "http-octets",
-        "the content type is application/octet-stream",
+        "the response has the content type application/octet-stream",
         HttpStream(content_type="application/octet-stream"),
     ),
-    _http("http-bare", "JPEGs in a row, typed image/jpeg", HttpStream(kind="bare", content_type="image/jpeg")),
+    _http(
+        "http-bare",
+        "the response contains several JPEGs without parts, and has the content type image/jpeg",
+        HttpStream(kind="bare", content_type="image/jpeg"),
+    ),
     _http(
         "http-bare-slow",
-        "JPEGs in a row, 2 frames/s",
+        "the response contains 2 JPEGs per second, without parts",
         HttpStream(kind="bare", fps=2, content_type="video/x-motion-jpeg"),
     ),
-    _http("http-no-huffman", "JPEGs without Huffman tables", HttpStream(huffman_tables=False)),
+    _http("http-no-huffman", "the JPEGs have no Huffman tables", HttpStream(huffman_tables=False)),
     _http(
         "http-marker-comment",
-        "JPEGs whose comments contain the markers of a JPEG",
+        "the JPEGs have comments that contain the markers of a JPEG",
         HttpStream(comment=b"\xff\xd9\xff\xd8 zoo \xff\xd8\xff\xe0"),
     ),
 )
 
 _OTHERS: Final = (
     _http(
-        "snapshot", "one JPEG per request", HttpStream(kind="snapshot", content_type="image/jpeg"), settings={"fps": 5}
+        "snapshot",
+        "the camera sends one JPEG per request",
+        HttpStream(kind="snapshot", content_type="image/jpeg"),
+        settings={"fps": 5},
     ),
     _http(
         "snapshot-closes",
-        "one JPEG per connection, without a length",
+        "the camera sends one JPEG per connection, without a length",
         HttpStream(kind="snapshot", content_type="image/jpeg", length=False),
         settings={"fps": 5},
     ),
-    _http("hls", "live HLS with segments of 1 s", HttpStream(kind="hls"), path="/live.m3u8"),
-    _http("hls-long", "live HLS with segments of 2 s", HttpStream(kind="hls", segment_s=2), path="/live.m3u8"),
-    _http("http-mp4", "an MP4 file", HttpStream(kind="mp4")),
-    _http("http-ts", "MPEG-TS", HttpStream(kind="ts", content_type="video/mp2t")),
+    _http("hls", "the camera sends live HLS with segments of 1 s", HttpStream(kind="hls"), path="/live.m3u8"),
+    _http(
+        "hls-long",
+        "the camera sends live HLS with segments of 2 s",
+        HttpStream(kind="hls", segment_s=2),
+        path="/live.m3u8",
+    ),
+    _http("http-mp4", "the camera sends an MP4 file", HttpStream(kind="mp4")),
+    _http("http-ts", "the camera sends MPEG-TS", HttpStream(kind="ts", content_type="video/mp2t")),
     _http(
         "http-ts-sound",
-        "MPEG-TS that announces sound, which never arrives",
+        "the camera sends MPEG-TS, and announces sound, which never arrives",
         HttpStream(kind="ts", content_type="video/mp2t", announced_sound=True),
     ),
-    _http("http-flv", "FLV", HttpStream(kind="flv", content_type="video/x-flv")),
+    _http("http-flv", "the camera sends FLV", HttpStream(kind="flv", content_type="video/x-flv")),
     _http(
         "http-flv-sound",
-        "FLV that announces sound, which never arrives",
+        "the camera sends FLV, and announces sound, which never arrives",
         HttpStream(kind="flv", content_type="video/x-flv", announced_sound=True),
     ),
 )
 
 _ACCESS: Final = (
-    _http("http-redirect", "redirects to a different path (302)", HttpStream(redirect=True)),
-    _http("http-capitals", "the address is written with HTTP://", HttpStream(), scheme="HTTP"),
-    _http("http-basic", "Basic authentication", HttpStream(), auth="basic", account=True),
-    _http("http-digest", "Digest authentication with `qop`", HttpStream(), auth="digest", account=True),
-    _http("http-digest-plain", "Digest authentication without `qop`", HttpStream(), auth="digest-plain", account=True),
+    _http("http-redirect", "the camera redirects to a different path (302)", HttpStream(redirect=True)),
+    _http("http-capitals", "the address starts with HTTP:// in capitals", HttpStream(), scheme="HTTP"),
+    _http("http-basic", "the camera requires Basic authentication", HttpStream(), auth="basic", account=True),
+    _http(
+        "http-digest", "the camera requires Digest authentication with `qop`", HttpStream(), auth="digest", account=True
+    ),
+    _http(
+        "http-digest-plain",
+        "the camera requires Digest authentication without `qop`",
+        HttpStream(),
+        auth="digest-plain",
+        account=True,
+    ),
     _http(
         "http-digest-sha256",
-        "Digest authentication with SHA-256 only",
+        "the camera requires Digest authentication with SHA-256",
         HttpStream(),
         auth="digest-sha256",
         account=True,
     ),
-    _http("http-digest-stale", "the first nonce expires at once", HttpStream(), auth="digest-stale", account=True),
-    _http("http-digest-and-basic", "offers Digest and Basic", HttpStream(), auth="both", account=True),
+    _http(
+        "http-digest-stale",
+        "the first nonce of the Digest authentication expires immediately",
+        HttpStream(),
+        auth="digest-stale",
+        account=True,
+    ),
+    _http(
+        "http-digest-and-basic",
+        "the camera offers Digest and Basic authentication",
+        HttpStream(),
+        auth="both",
+        account=True,
+    ),
     _http(
         "http-digest-ts",
-        "MPEG-TS with Digest authentication",
+        "the camera sends MPEG-TS, and requires Digest authentication",
         HttpStream(kind="ts", content_type="video/mp2t"),
         auth="digest",
         account=True,
     ),
     _http(
         "http-no-account",
-        "needs a user and password, which are not configured",
+        "the camera requires a user and a password, which are not configured",
         HttpStream(),
         auth="digest",
         verdicts=_refused("unauthorized", {"user": USER, "password": PASSWORD}),
     ),
-    _http("http-not-found", "no stream at this path", HttpStream(status=404), verdicts=_refused("no-stream")),
     _http(
-        "http-forbidden", "the user is not permitted to watch", HttpStream(status=403), verdicts=_refused("forbidden")
+        "http-not-found",
+        "the camera has no stream at this path",
+        HttpStream(status=404),
+        verdicts=_refused("no-stream"),
     ),
-    _http("http-busy", "accepts no further clients", HttpStream(status=503), verdicts=_refused("busy")),
-    _http("http-page", "a log-in page instead of a stream", HttpStream(kind="page"), verdicts=_refused("no-video")),
-    _http("http-empty", "an empty response", HttpStream(kind="empty"), verdicts=_refused("no-video")),
     _http(
-        "http-plays-nothing", "sends a header, but no frame", HttpStream(plays=False), verdicts=_refused("no-answer")
+        "http-forbidden",
+        "the camera does not permit this user to watch",
+        HttpStream(status=403),
+        verdicts=_refused("forbidden"),
+    ),
+    _http("http-busy", "the camera accepts no further clients", HttpStream(status=503), verdicts=_refused("busy")),
+    _http(
+        "http-page",
+        "the camera sends a login page instead of a stream",
+        HttpStream(kind="page"),
+        verdicts=_refused("no-video"),
+    ),
+    _http("http-empty", "the camera sends an empty response", HttpStream(kind="empty"), verdicts=_refused("no-video")),
+    _http(
+        "http-plays-nothing",
+        "the camera sends a header, but no frame",
+        HttpStream(plays=False),
+        verdicts=_refused("no-answer"),
     ),
     _http(
         "http-silent",
-        "accepts connections, but never responds",
+        "the camera accepts connections, but never responds",
         HttpStream(),
         port="silent",
         verdicts=_refused("no-answer"),
     ),
-    _http("http-closed", "refuses connections", HttpStream(), port="closed", verdicts=_refused("refused")),
+    _http("http-closed", "the camera refuses connections", HttpStream(), port="closed", verdicts=_refused("refused")),
     _http(
         "https-self-signed",
-        "HTTPS with a self-signed certificate",
+        "the camera uses TLS with a self-signed certificate",
         HttpStream(),
         scheme="https",
         verdicts=_refused("certificate", {"tls": "accept-any"}),
     ),
     _http(
         "https-no-tls",
-        "HTTP at an https:// address",
+        "the address starts with https://, but the camera does not use TLS",
         HttpStream(),
         scheme="https",
         port="plain",

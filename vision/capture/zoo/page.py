@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Final
 
-from vision.capture.zoo.persona import FAULTS, PASSWORD, Persona, Reader, Verdict
+from vision.capture.zoo.persona import FAULTS, PASSWORD, Limit, Persona, Reader, Verdict
 from vision.capture.zoo.zoo import PERSONAS
 
 PLAYS: Final = "plays"
@@ -21,26 +21,27 @@ _VARIABLE: Final = "${CAMERA_PASSWORD}"  # in place of the password
 _TOP: Final = """\
 # Camera zoo
 
-`vision camera-zoo` serves synthetic cameras on 127.0.0.1. Most of them show one oddity that real cameras can have. Use
-them to try a configuration without a real camera, or to test your own program.
+`vision camera-zoo` serves synthetic cameras on 127.0.0.1. Most of them imitate one unusual behavior of real cameras.
+Use the zoo to try a configuration without a real camera, or to test your own program.
 
 ```bash
 vision camera-zoo                                 # all cameras, one line each; Ctrl-C stops them
 vision camera-zoo --only b-frames --only digest   # two of them
-vision camera-zoo --fault cut                     # every 10 s while a camera streams, its connections are reset
+vision camera-zoo --fault cut                     # with the fault `cut`: see below
 vision camera-zoo --list                          # the list, without serving
 ```
 
 [`vision chaos`](chaos.md) uses such cameras to check that the program survives faults.
 
-Each frame shows its number as two rows of black and white blocks. `vision.capture.zoo.barcode.read_number` reads the
-number. Cameras with a password expect the user `viewer` and the password `secret`, for which `${CAMERA_PASSWORD}` in
-the tables stands. The cameras with TLS need the command `openssl`, which creates their certificate.
+* **Frame numbers.** Each frame shows its number as two rows of black and white blocks. The function `read_number` in
+  `vision.capture.zoo.barcode` reads the number.
+* **Passwords.** Cameras with a password expect the user `viewer` and the password `secret`. In the tables below,
+  `${CAMERA_PASSWORD}` stands for this password.
+* **Certificates.** For the cameras with TLS, the zoo creates a certificate with the command `openssl`, which must be
+  installed.
 
-`make camera-zoo` reads each camera for which the tables below list `plays` or keys of camera.yaml, with each fault. The
-camera must deliver frames, also after the fault, and its frames must be counted as published or dropped, apart from the
-[known limits](#known-limits). `./test` reads these cameras without a fault, and some of them with each fault. It also
-checks the listed codes.
+The option `--fault` selects a fault. From the first frame of a camera on, the faults `cut`, `stall`, and `restart`
+occur every 10 s. The faults `loss` and `slow` act all the time.
 
 | `--fault` | what happens |
 |---|---|
@@ -48,8 +49,21 @@ checks the listed codes.
 
 _TABLES: Final = """\
 
-In the tables of cameras, a code such as `no-stream` means that the reader cannot play the camera. `vision check` and
-the log report this code and the reason. With the keys after an arrow, the camera plays.
+The tables of cameras show for each reader what happens:
+
+* `plays` means that the reader plays the camera.
+* A code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log report this code
+  and the reason.
+* Keys after an arrow, such as `reader: ffmpeg`, are a remedy: with these keys in camera.yaml, the camera plays.
+
+`make camera-zoo` tests each camera that plays, if necessary with such keys, under each fault. The camera must deliver
+frames, also after the fault, and the program must count each frame as published or dropped. The [known
+limits](#known-limits) are the exceptions. `./test` tests these cameras without a fault, and some of them under each
+fault. It also tests that the readers report the listed codes.
+"""
+
+_LIMITS: Final = """\
+The program plays these cameras with limits:
 """
 
 
@@ -90,6 +104,13 @@ def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator
         yield f"| `{persona.name}` | {persona.odd} | {' | '.join(cells)} |"
 
 
+def _condition(limit: Limit) -> str:
+    """Return the faults under which a limit applies, as text; an empty text if it applies under any fault."""
+    if not limit.faults or len(limit.faults) == len(FAULTS):
+        return ""
+    return f" and {' or '.join(f'`--fault {fault}`' for fault in limit.faults)}"
+
+
 def page() -> str:
     """Return the page as Markdown."""
     lines = [_TOP.rstrip("\n"), *(f"| `{fault}` | {text} |" for fault, text in FAULTS.items()), _TABLES]
@@ -97,10 +118,10 @@ def page() -> str:
     lines += _table((persona for persona in PERSONAS if persona.is_rtsp), ("gstreamer", "ffmpeg"))
     lines += ["", "## HTTP cameras", ""]
     lines += _table((persona for persona in PERSONAS if not persona.is_rtsp), ("ffmpeg",))
-    lines += ["", "## Known limits", ""]
+    lines += ["", "## Known limits", "", *_LIMITS.splitlines(), ""]
     for persona in PERSONAS:
         for limit in persona.limits:
-            text = f"* `{persona.name}` with `reader: {limit.reader}`: the program {limit.text}."
+            text = f"* `{persona.name}` with `reader: {limit.reader}`{_condition(limit)}: the program {limit.text}."
             lines += wrap(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 

@@ -17,11 +17,11 @@ Fault = Literal["none", "cut", "stall", "restart", "loss", "slow"]
 FAULTS: Final[Mapping[Fault, str]] = MappingProxyType(
     {
         "none": "nothing",
-        "cut": "all connections are reset",
+        "cut": "the camera resets all connections",
         "stall": "the camera stops sending, and keeps its connections open",
-        "restart": "all connections are reset, and the port is closed for 1.5 s",
-        "loss": "one RTP packet, one TS packet, or half of a JPEG is missing in some frames",
-        "slow": "the data arrives in small pieces, and each response arrives 0.3 s late",
+        "restart": "the camera resets all connections, and closes its port for 1.5 s",
+        "loss": "some frames lack one RTP packet, one TS packet, or half of a JPEG",
+        "slow": "the camera sends data in small pieces, and each response 0.3 s late",
     }
 )
 
