@@ -51,7 +51,7 @@ class BenchSettings:
     batches_in_flight: tuple[int, ...] = ()  # empty means from 1 to the number of slots of the detector
     seconds: float = 2.0
     parts: tuple[Part, ...] = ("engine", "stage", "pipeline")
-    source: str = ""  # where the frames come from; empty means the shipped clip
+    source: str = ""  # the video or the synthetic camera that the frames are from; empty means the shipped clip
     pixel_format: PixelFormat = "bgr"
     score: float = 0.35  # threshold
 

@@ -118,7 +118,7 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """Return how far the ratio of two throughputs can deviate from 1 by chance; at least `_SAME_RATE`."""
+    """Return the deviation from 1 that the ratio of two throughputs can have by chance; at least `_SAME_RATE`."""
     return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 

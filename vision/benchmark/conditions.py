@@ -142,7 +142,7 @@ class Clocks:
     gpu_power_w: float | None = None  # of the whole module on a Jetson
     gpu_temperature_c: float | None = None
     power_state: str = ""  # P0 to P15
-    throttled: str = ""  # why the GPU clock is reduced; empty if it is not reduced
+    throttled: str = ""  # reasons why the GPU clock is reduced; empty if it is not reduced
     load: float | None = None  # load average of the last minute
 
 
@@ -237,7 +237,7 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Meter of the CPU use of this process and of other programs, from its creation on."""
+    """Meter of the CPU use of this process and of other programs since the creation of the meter."""
 
     def __init__(self) -> None:
         self._begin = _cpu_times()
@@ -265,7 +265,7 @@ def _cpu_times() -> tuple[float, float, float]:
 
 
 def available_cores(seconds: float = 0.25) -> float:
-    """Measure how many CPU cores this process gets when it tries to use all of them."""
+    """Return the mean number of CPU cores that this process gets if it tries to use all of them for `seconds`."""
     block = bytes(1 << 20)
     end_s = time.monotonic() + seconds
 

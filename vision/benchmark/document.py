@@ -91,7 +91,7 @@ class Bench:
     machine: Machine
     versions: Mapping[str, str]
     cores_available: float  # cores that the program could use; fewer than `machine.cores` if other programs ran
-    source: str  # where the frames come from
+    source: str  # the video or the synthetic camera that the frames are from
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Bench:
         return tuple(dict.fromkeys(row.case.precision for row in self.rows))
 
     def busy(self, row: Row) -> bool:
-        """Return whether other programs used more than `BUSY_PART` of the CPU cores during the measurement of a row."""
+        """Return True if other programs used more than `BUSY_PART` of the CPU cores during the measurement of a row."""
         return row.cores_others > BUSY_PART * self.machine.cores
 
     def rows_of(self, part: Part) -> tuple[Row, ...]:

@@ -174,9 +174,10 @@ def device_mib() -> float:
 class DeviceTimeline:
     """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
 
-    It replaces the graphs of a detector until `close` is called. Nothing else must use the detector until then. Events
-    cannot be recorded inside a CUDA graph. So a trace without `steps` shows each graph as one span, at full speed. A
-    trace with `steps` shows the separate steps, with gaps between them because each step is launched separately.
+    It replaces the graphs of a detector until `close` is called. Before that call, nothing else must use the detector.
+    Events cannot be recorded inside a CUDA graph. So a trace without `steps` shows each graph as one span, at full
+    speed. A trace with `steps` shows the separate steps, with gaps between them because each step is launched
+    separately.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:

@@ -67,7 +67,11 @@ def _capability() -> int:
 
 
 def read_memory(plan: Path) -> ModelMemory:
-    """Return the memory that was left during a plan. See `find_host` for the errors."""
+    """Return the memory that was free during a run of `vision plan`, from its JSON file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
+    """
     hint = "write the file with: vision plan CONFIG --json plan.json"
     try:
         document = json.loads(plan.read_bytes())

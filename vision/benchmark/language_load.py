@@ -60,7 +60,7 @@ class LanguageLoad:
             thread.join(_STOP_S)
 
     def result(self) -> LanguageRun:
-        """Return the answers so far."""
+        """Return the durations of all answers, and the number of failures, since the start."""
         with self._lock:
             return LanguageRun(Durations.of(self._latencies_ns), dict(self._failures))
 

@@ -257,7 +257,10 @@ class _Window:
             self.memory = memory
 
     def ends(self) -> tuple[_End, _End]:
-        """Return the counters at the start and at the end of the measurement. Call this after the run."""
+        """Return the counters at the start and at the end of the measurement; empty ones if it never started.
+
+        Call this after the run.
+        """
         if not self._ends:
             nothing = _End(time.monotonic_ns(), {}, {}, CpuUse(0.0, 0.0), {})
             return nothing, nothing

@@ -162,7 +162,7 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return whether `count` cameras together published at least the part `_FITS` of the requested rate.
+        """Return True if `count` cameras together published at least the part `_FITS` of the requested rate.
 
         Depending on when a run starts, it can contain one frame more or less of each camera. This difference is
         tolerated, up to the part `_AT_RANDOM` of the requested rate.
@@ -303,11 +303,11 @@ def find_capacity(
     Doubling stops at `MAX_CAMERAS`.
 
     Args:
-        fits: runs the given number of cameras, and returns whether the cameras reach their requested rates.
+        fits: runs the given number of cameras, and returns True if the cameras reach their requested rates.
         tried: a number of cameras that was already tried.
-        tried_fits: whether `tried` cameras fit.
+        tried_fits: True if `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.
-        time_left: returns whether another run may start.
+        time_left: returns True if another run may start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
     for _ in range(max_steps):

@@ -70,7 +70,7 @@ class PrecisionRow:
     precision: str
     batch: int
     reason: str = ""
-    """Why the precision was not measured; otherwise empty."""
+    """Reason why the precision was not measured; otherwise empty."""
     durations: Durations | None = None
     """Times of a batch; on a GPU, with a CUDA graph."""
     without_graph: Durations | None = None

@@ -59,6 +59,7 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
     """Probe every camera and return its stand-in. `folder` receives clips for runs of up to `seconds`.
 
     Raises:
+        ConfigError: the library that a camera needs is missing.
         SourceError: a file or a synthetic camera cannot be opened.
     """
     cameras = probe_cameras(config)

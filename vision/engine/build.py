@@ -395,7 +395,7 @@ _NO_RUNNER = re.compile(r"(?P<node>\S+) has no runners that implement it")
 
 
 def build_failure(log: LogLines, network: trt.INetworkDefinition) -> str:
-    """Return why a build failed: the operator that the GPU does not support, or else the errors in the log."""
+    """Return the reason why a build failed: an operator that the GPU does not support, or the errors in the log."""
     errors = [text for text in log.errors() if "catchCudaError" not in text] or list(log.errors())
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for text in errors:

@@ -47,7 +47,7 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return (input, outputs): whether each can be float16 without making boxes less accurate.
+        """Return two flags, for the input and for the outputs: True if float16 does not make boxes less accurate.
 
         A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
         float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher

@@ -226,7 +226,7 @@ class EngineCache:
             return Loaded(built.plan, path, built)
 
     def _nearest(self, model: str, key: EngineKey) -> str:
-        """Return why no engine has this key: how the most similar engine of the model differs, or that none exists."""
+        """Return the reason why no engine has this key, with the differences of the most similar engine, if any."""
         stored = [entry.key for entry in self.entries() if entry.model == model and not entry.fault]
         if not stored:
             return "not built yet"
@@ -413,7 +413,7 @@ def _faulty(path: Path, fault: str) -> Entry:
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return why an engine with this key cannot run on `library` and `gpu`; an empty text if it can.
+    """Return the reason why an engine with this key cannot run on `library` and `gpu`; an empty text if it can run.
 
     If `library` or `gpu` is None, any library or GPU is accepted.
     """

@@ -73,7 +73,7 @@ _loaded: Final[set[str]] = set()
 
 
 def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
-    """Return the contents of a plugin library after a check of its SHA-256."""
+    """Return the contents of a plugin library. Raise `ModelError` if it cannot be read, or its SHA-256 is wrong."""
     path = folder / plugin.file
     try:
         contents = path.read_bytes()

@@ -56,7 +56,7 @@ class Profile:
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:
-        """Return how far `shapes` are from the optimum: the sum of ``|log(size / opt)|`` over all dimensions."""
+        """Return the distance of `shapes` from the optimum: the sum of ``|log(size / opt)|`` over all dimensions."""
         return sum(
             abs(math.log(max(size, 1) / max(best, 1)))
             for name, shape in shapes.items()

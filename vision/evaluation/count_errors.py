@@ -41,7 +41,7 @@ def count_errors(
     *,
     lost_s: float,
 ) -> Clip:
-    """Compare counted and true crossings, entries, and exits. Return the errors in blocks of `BLOCK_S`.
+    """Compare counted and true crossings, entries, and exits.
 
     Args:
         section: lines and zones of the camera.
@@ -50,6 +50,9 @@ def count_errors(
         class_name: class of the labeled objects.
         video: the labeled video.
         lost_s: the `lost_s` of the tracker.
+
+    Returns:
+        For each line or zone, and for each key, such as ``in``, the errors in successive blocks of `BLOCK_S`.
     """
     true, counted = _true_times(section, truth, class_name, video, lost_s), _counted_times(events, class_name, video)
     clip: dict[str, dict[str, list[CountBlock]]] = {}
@@ -137,9 +140,15 @@ def true_passages(
 def _passages(
     times_s: NDArray[np.float64], inside: NDArray[np.bool_], far: NDArray[np.bool_], lost_s: float, *, stays: bool
 ) -> Iterator[tuple[float, str]]:
-    """Yield the time and the key of each passage of one object.
+    """Yield (time in seconds, ``entered`` or ``left``) for each passage of one object.
 
-    If `stays` is True, the end of the path does not count as an exit.
+    Args:
+        times_s: times of the object's boxes, (N,), ascending.
+        inside: True if the anchor point of the box is in the zone, (N,).
+        far: True if the anchor point is so far from the border of the zone that jitter of the box does not matter,
+            (N,).
+        lost_s: time in seconds without a box after which the object is lost.
+        stays: if True, the end of the path does not count as an exit.
     """
     is_inside = False
     for at, time_s in enumerate(times_s.tolist()):
@@ -164,8 +173,8 @@ def add_clip(path: Path, name: str, clip: Clip) -> int:
         the number of clips in the file.
 
     Raises:
-        ConfigError: the file exists, but is not an accuracy file.
-        VisionError: the file cannot be written.
+        ConfigError: the file exists, but cannot be read or is not an accuracy file.
+        VisionError: the file cannot be written, or cannot be read at present.
     """
     clips: Mapping[str, Clip] = load_clips(path) if exists(path) else {}
     clips = {**clips, name: clip}
@@ -180,7 +189,8 @@ def check_accuracy_file(path: Path) -> None:
     """Check that `add_clip` can add a clip to the file.
 
     Raises:
-        ConfigError: the name does not end in .json, or the file exists but is not an accuracy file.
+        ConfigError: the name does not end in .json, or the file exists, but cannot be read or is not an accuracy file.
+        Unavailable: the file cannot be read at present.
     """
     if path.suffix != ".json":
         raise ConfigError(f"--accuracy: expected a name that ends in .json, got {path}", code="accuracy-format")

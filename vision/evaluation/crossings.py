@@ -135,7 +135,7 @@ def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.fl
 
 
 def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask (N, 4): whether the frame cuts off the left, top, right, and bottom side of each box (N, 4)."""
+    """Return a mask (N, 4) of the sides (left, top, right, bottom) of boxes (N, 4) that the frame cuts off."""
     low, high = boxes_xyxy[:, :2] <= _EDGE_PX, boxes_xyxy[:, 2:] >= np.array(frame_size_px) - _EDGE_PX
     return np.concatenate([low, high], axis=1)
 
@@ -197,7 +197,7 @@ def _crossings(path: _Path, lost_s: float) -> Iterator[tuple[int, str]]:
 
 
 def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) -> bool:
-    """Return whether a visit to one side of the line establishes this side.
+    """Return True if a visit to one side of the line establishes this side. `visit` selects positions of the path.
 
     Less is required if `is_first` is True (no side is established before the visit), or if `is_last` is True (the
     object is lost after the visit).
@@ -213,7 +213,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return where the step to position `later` meets the extended line: 0 at the first end point, 1 at the second."""
+    """Return the place at which the step to position `later` meets the extended line, in the scale of `_Path.place`."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -111,7 +111,10 @@ def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
 
 
 def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Match the detections of one frame as `match_detections` does. ``table[d, t]`` is the IoU of two boxes."""
+    """Match the D detections of one frame as `match_detections` does. Return a mask (D, overlaps).
+
+    ``table[d, t]`` is the IoU of detection d and true box t.
+    """
     hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     free = np.ones((len(OVERLAPS), table.shape[1]), bool)
     at_overlap = np.arange(len(OVERLAPS))

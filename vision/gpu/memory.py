@@ -69,7 +69,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """Return how much memory this module has allocated and not yet freed."""
+    """Return the amount of memory that this module has allocated and not yet freed."""
     return _ledger.now
 
 
@@ -390,8 +390,9 @@ class _PartOfMemory:
 def export_frame_buffers(
     count: int, height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> tuple[bytes, list[FrameBuffer]] | None:
-    """Return a handle of new GPU memory, and frame buffers in it. None if this GPU cannot share its memory.
+    """Return a handle of new GPU memory, and `count` frame buffers in it; None if this GPU cannot share its memory.
 
+    The handle is for `open_exported` in another process.
     Raise ValueError if the format does not allow this size, and `OutOfMemory` if too little memory is free.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
@@ -409,8 +410,9 @@ def export_frame_buffers(
 def open_exported(
     handle: bytes, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> list[FrameBuffer]:
-    """Return the buffers of `export_frame_buffers` in another process.
+    """Return the frame buffers in GPU memory that `export_frame_buffers` allocated in another process.
 
+    `handle` is the handle that it returned, and the other arguments must be the same.
     Raise `DeviceError` if the memory cannot be opened.
     """
     use_device(open_device())

@@ -68,6 +68,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
         DeviceMissing: NVRTC is not installed.
         DeviceError: the source does not compile. The error contains the messages of the compiler.
         ModelError: the cache cannot be created or read, or other users can write to it.
+        Unavailable: the cache cannot be created or read at present, for example because the disk is full.
     """
     major, minor = nvrtc_version()
     options = source.options(arch)
@@ -88,7 +89,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
 
 
 def compile_ptx(source: Source, arch: str) -> bytes:
-    """Return the kernels as PTX, which TensorRT stores in an engine. For the errors, see `compile_cubin`.
+    """Return the kernels as PTX, which TensorRT stores in an engine.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
@@ -132,7 +133,10 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Load kernels on the GPU. Compile them if `cache` is None, or if this folder does not contain them."""
+        """Load kernels on the GPU. Compile them if `cache` is None, or if this folder does not contain them.
+
+        For the errors, see `compile_cubin`.
+        """
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:

@@ -17,7 +17,7 @@ _COMPILE_S: Final = 60
 
 
 class Disk:
-    """Controls how writing below one folder behaves, in the processes that are started with `environment`."""
+    """Control of faults of the disk below one folder, in the processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
         """Compile the library into the folder `work`. The disk works normally until `set_full` or `set_slow` is called.
@@ -43,12 +43,12 @@ class Disk:
         self._full = self._slow = False
 
     def set_full(self, full: bool) -> None:
-        """Let all writes below the folder fail with ENOSPC, or succeed again."""
+        """Make all writes below the folder fail with ENOSPC if `full` is True; let them succeed if it is False."""
         self._full = full
         self._write()
 
     def set_slow(self, slow: bool) -> None:
-        """Let fsync and fdatasync take 2 s longer, or their normal time again."""
+        """Make fsync and fdatasync take 2 s longer if `slow` is True; their normal time if it is False."""
         self._slow = slow
         self._write()
 

@@ -138,7 +138,11 @@ def _wrong_counters(record: Record, *, exact: bool) -> Iterator[str]:
 
 
 def check_ages(record: Record) -> Verdict:
-    """Check the age of each published frame at the start of inference, and that of its result without inference."""
+    """Check that the age of each published frame stays below its limits, except while a process is suspended.
+
+    At the start of inference, the limit is `max_frame_age_s`. At publication, without the time of inference, it is a
+    little higher.
+    """
     problems = []
     checked = 0
     stops = [
@@ -157,7 +161,10 @@ def check_ages(record: Record) -> Verdict:
 
 
 def check_resources(record: Record) -> Verdict:
-    """Check that the memory, threads, and descriptors of each process grow at most by their limits."""
+    """Check that the memory, threads, and descriptors of each process grow at most by their limits.
+
+    A process is judged only if it ran for at least 60 s after its warm-up.
+    """
     problems: list[str] = []
     judged: list[str] = []
     by_pid = groupby(sorted(record.samples, key=lambda sample: sample.pid), key=lambda sample: sample.pid)
@@ -187,7 +194,7 @@ def _growth(samples: Sequence[Sample]) -> Iterator[str]:
 
 
 def _active(record: Record, at_ns: int, kinds: Sequence[str]) -> list[Injected]:
-    """Return the faults of some kinds that were active at a time, or had ended less than 5 s before."""
+    """Return the faults of the kinds `kinds` that were active at `at_ns`, or ended at most 5 s before."""
     return [
         each
         for each in record.faults

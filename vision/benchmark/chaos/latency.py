@@ -38,7 +38,7 @@ def check_latency(record: Record) -> Verdict:
 
 
 def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two groups of latencies in ms: without faults, and of the other cameras during faults.
+    """Return two arrays of latencies of frames in ms: without faults, and of the other cameras during faults.
 
     Times in which a fault of a process is active are in neither group.
     """

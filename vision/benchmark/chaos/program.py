@@ -49,7 +49,7 @@ class Program:
         return dict(self._children)
 
     def poll(self) -> None:
-        """Start the program if it does not run, and record which processes have ended."""
+        """Start the program if it does not run and its pause is over. Record the ends of its processes."""
         now_ns = time.monotonic_ns()
         if self._process is None:
             if time.monotonic() >= self._start_at_s:

@@ -53,7 +53,10 @@ def check_recoveries(record: Record) -> Verdict:
 
 
 def measure_recoveries(record: Record) -> list[Recovery]:
-    """Return the recovery of each affected camera after each fault, except those that the run did not wait for."""
+    """Return the recovery of each affected camera after each fault.
+
+    A recovery is left out if the run ended before the camera came back and before its time was over.
+    """
     captured: dict[str, list[int]] = {camera: [] for camera in record.cameras}
     received: dict[str, list[int]] = {camera: [] for camera in record.cameras}
     for seen in sorted(record.frames, key=lambda seen: seen.captured_ns):
@@ -80,7 +83,10 @@ def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
 
 
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
-    """Return the time at which the last camera was back, or else had to be, by the number of the fault."""
+    """Return, by the number of the fault, the monotonic time in ns at which the last camera was back.
+
+    For a camera that never came back, this is the time at which it had to be back.
+    """
     back: dict[int, int] = {}
     for each in recoveries:
         number, took_s = each.fault.fault.number, each.allowed_s if each.took_s is None else each.took_s

@@ -61,7 +61,7 @@ def _faults_table(record: Record, recoveries: Sequence[Recovery]) -> Table:
 
 
 def _left_out(record: Record) -> Mapping[str, Mapping[str, int]]:
-    """Return how often each kind was left out for each reason."""
+    """Return the number of faults that were left out, by kind and reason."""
     counts: dict[str, dict[str, int]] = {}
     for each in record.faults:
         if each.left_out:

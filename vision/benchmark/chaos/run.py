@@ -73,7 +73,11 @@ class Run:
         self._record.start_s = time.monotonic() - began_s
 
     def play(self, stop: threading.Event, on_fault: OnFault) -> None:
-        """Play the schedule, then wait until all cameras deliver frames again. Raise `Closed` if `stop` is set."""
+        """Start the faults of the schedule at their times, then wait up to 60 s until all cameras deliver frames again.
+
+        Raises:
+            Closed: `stop` was set.
+        """
         record = self._record
         record.began_ns = time.monotonic_ns()
         for fault in self._plan.schedule:

@@ -80,7 +80,13 @@ def judge(
 def _judge_event(
     server: ChatServer, max_image_px: int, entry: VerifyConfig, event: LabeledEvent
 ) -> tuple[Judgment, str]:
-    """Ask about one event. Return the judgment, and the name of the model; an empty name if there is no answer."""
+    """Ask about one event. Return the judgment, and the name of the model; an empty name if there is no answer.
+
+    Raises:
+        ConfigError: an image cannot be read.
+        ServerRefusal: the server refuses the key, the model, or every request.
+        ServerFailure: the server cannot be reached. Other failures are in the judgment.
+    """
     encoder = JpegEncoder(max_side_px=max_image_px)
     box = _box_with_margin(event, entry)
     images = [_jpeg(encoder, path, box) for path in event.images[: entry.frames]]

@@ -180,8 +180,9 @@ class SimulatedDetector:
         return self._class_ids[number]
 
     def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the boxes, scores, and classes of false objects, which appear at random places for random times.
+        """Return the boxes (K, 4), scores (K,), and class IDs (K,) of false objects, `step_s` after the last frame.
 
+        False objects appear at random places and for random times.
         Their number in a frame has the same Poisson distribution at every frame rate.
         """
         rng, mean = self._rng, self._errors.false_per_frame

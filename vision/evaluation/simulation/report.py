@@ -80,7 +80,7 @@ def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
 
 
 def _joined(runs: Sequence[SceneScores]) -> tuple[FloatArray, FloatArray]:
-    """Return the speeds (K, 2) of all events, and the overlaps of all published boxes with their detections."""
+    """Return the columns `speeds_kmh` (K, 2) and `box_overlaps` (B,) of all runs, joined."""
     return np.concatenate([run.speeds_kmh for run in runs]), np.concatenate([run.box_overlaps for run in runs])
 
 

@@ -75,7 +75,7 @@ class SceneScores:
     lines: tuple[LineScore, ...]
     zones: tuple[ZoneScore, ...]
     speeds_kmh: FloatArray  # (K, 2) measured and true speed of the object of each event
-    box_overlaps: FloatArray  # overlap of each published box with its detection
+    box_overlaps: FloatArray  # (B,) overlap of each published box with its detection
 
     @property
     def true_crossings(self) -> int:
@@ -108,7 +108,7 @@ class Run:
     events: tuple[tuple[int, Event], ...]  # with their frame numbers, from 1
     boxes: Boxes
     occupancy: FloatArray  # (frames, zones)
-    box_overlaps: FloatArray  # overlap of each published box with its detection
+    box_overlaps: FloatArray  # (B,) overlap of each published box with its detection
 
 
 def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: int) -> FloatArray:

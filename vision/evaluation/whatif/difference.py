@@ -83,7 +83,7 @@ def compare(
 
 
 def _judged(archived: ArchivedEvent) -> Event:
-    """Return the event without what only a live run adds: the path of a snapshot, and the id of a question."""
+    """Return the event without the data that only a live run adds: the path of a snapshot, and the id of a question."""
     return replace(archived.event, snapshot="", id="")
 
 
@@ -130,7 +130,7 @@ def _candidates(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield pairs of events that differ in time by at most `MOVED_US`: the difference in µs, and their list indexes.
 
-    All that `_about` returns is equal for both events. Both lists are in the order of time.
+    `_about` returns the same for both events of a pair. Both lists must be in the order of time.
     """
     of_kind: dict[Hashable, list[int]] = {}
     for number, event in enumerate(gained):

@@ -314,8 +314,8 @@ def initial_counts(
 
     `events` contains the archived events of the time range.
 
-    The first archived counts include the events until then, so these are subtracted. The totals of a line come from
-    its first event instead, which contains exact totals.
+    The first archived counts of a start include the events before them, so these events are subtracted. The totals of a
+    line come from its first event instead, which contains exact totals.
     """
     first = archive.first_counts(camera, since_us, until_us)
     initial = {instance: _before(counted, events) for instance, counted in first.items()}
@@ -349,7 +349,7 @@ def _before(counted: ArchivedCounts, events: Sequence[ArchivedEvent]) -> Counts:
 
 
 def _counted_keys(kind: str, direction: str) -> Iterator[tuple[str, str]]:
-    """Yield the counter that an event of this kind increases, and whether it belongs to a line or a zone."""
+    """Yield the key of the counter that an event of this kind increases, and its owner, ``line`` or ``zone``."""
     if kind == "line_crossed":
         yield direction, "line"
     elif kind in ("zone_entered", "zone_left"):

@@ -122,7 +122,7 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
 
 
 def _judge_all(work: _Work, cameras: Sequence[str], stop: threading.Event) -> list[CameraReport]:
-    """Judge each camera, in parallel if there are several cameras and several cores."""
+    """Judge each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
     workers = min(len(cameras), len(os.sched_getaffinity(0)))
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
         if workers == 1:
