@@ -58,13 +58,17 @@ def load_pipeline(name: str) -> Build:
 
     Raises:
         ConfigError: the pipeline or the file does not exist, the file cannot be imported, there is no function
-            `build`, or it has the wrong arguments. The `build` function raises it if it does not return a runtime.
+            `build`, it has the wrong arguments, or other users can write to the file or to a folder above it. The
+            `build` function raises it if it does not return a runtime.
     """
     return with_video(_load_build(name))
 
 
 def run_result_worker(channel: WorkerChannel, setup: bytes) -> None:
-    """Run a result worker. A worker process calls this function."""
+    """Process results with the stages of the pipeline that `setup` names, until the main process stops the worker.
+
+    A worker process calls this function. For the errors, see `vision.runtime.result_worker.run`.
+    """
     result_worker.run(channel, setup, _load_stages)
 
 
@@ -87,7 +91,7 @@ def _load_build(name: str) -> Build:
 
 
 def _checked(build: Build, name: str) -> Build:
-    """Return a function that calls `build`, and checks its arguments and its result.
+    """Check the arguments of `build`. Return a function that calls it, and checks its result.
 
     Raises:
         ConfigError: `build` does not accept the three arguments.
@@ -120,7 +124,7 @@ def _import_shipped(name: str) -> ModuleType:
 
 
 def _require_trusted(path: Path) -> None:
-    """Check that other users cannot replace the program in a file. Raise `ConfigError` otherwise."""
+    """Raise `ConfigError` if other users can change the program in a file or replace the file."""
     try:
         require_private_folder(path.parent, content="programs")
         require_private_file(path)

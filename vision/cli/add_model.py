@@ -138,7 +138,7 @@ def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
 def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
     """Draw the objects on the frame, and write it to `path`. Return the path and an empty text.
 
-    If OpenCV is missing, return None and how to install OpenCV.
+    If OpenCV is missing, return None and the command that installs OpenCV.
 
     Raises:
         VisionError: the file cannot be written.

@@ -167,13 +167,13 @@ def _faults_at(
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """The result for one camera: the properties of its first frame, or why it delivered none."""
+    """The result for one camera: the properties of its first frame, or the error if it delivered none."""
 
     camera: str
     first_frame_s: float  # time until the first frame, or until the error
     error: str | None = None
     code: str | None = None  # stable name of the error, such as "no-stream"
-    hint: str | None = None  # what to do, which `error` contains too
+    hint: str | None = None  # advice to the operator, which `error` contains too
     width: int | None = None
     height: int | None = None
     fps: float | None = None

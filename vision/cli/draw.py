@@ -90,8 +90,8 @@ def draw_camera(
 ) -> Drawing:
     """Draw the lines and zones of a camera on one of its frames, and write the image to `path`.
 
-    `privacy` contains what is hidden, by camera id. If objects must be blurred, the whole frame is, because the command
-    detects no objects.
+    `privacy` contains the areas and the classes of objects to hide, by camera id. If there are classes to hide, the
+    whole frame is made unrecognizable, because the command detects no objects.
 
     If the image cannot be written, the result contains the error.
 

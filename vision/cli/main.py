@@ -155,7 +155,7 @@ class ConcealingStream(io.TextIOWrapper):
 
 
 def _conceal_output() -> None:
-    """Replace registered secrets in everything that this process prints from Python code from now on."""
+    """Replace standard output and standard error by streams that conceal registered secrets."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

@@ -46,7 +46,7 @@ class Hangup:
         self._had_terminal = os.isatty(2)
 
     def received(self, stop: threading.Event) -> None:
-        """Call the handler, now or once it is set. If the signal came because the terminal was closed, set `stop`."""
+        """Call the handler now, or as soon as it is set. If the terminal was closed, set `stop` instead."""
         if self._had_terminal and not os.isatty(2):
             stop.set()
             return

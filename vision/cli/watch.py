@@ -81,7 +81,7 @@ def watch(
 @dataclass(slots=True)
 class _Camera:
     state: str = "?"
-    outage: str = ""  # why the camera delivers no frames, and when it is retried
+    outage: str = ""  # state, next attempt, and error of a camera that delivers no frames; otherwise empty
     counts: str = ""
     objects: int = 0
     lost: int = 0

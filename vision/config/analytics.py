@@ -197,7 +197,7 @@ def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
 
 
 def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
-    """Return on which side of the line from `a` to `b` the point `c` lies: -1 or 1; 0 if it lies on the line."""
+    """Return 1 if the point `c` is right of the line from `a` to `b` (y downward), -1 if left, 0 if on the line."""
     product = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
     return (product > 0) - (product < 0)
 

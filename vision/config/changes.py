@@ -55,7 +55,7 @@ class Plan:
 
 
 def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
-    """Return what must change so that the program works as `new` requires.
+    """Return the changes with which the running program works as `new` requires.
 
     `detector_score` is the threshold with which the detector was opened. If `new` requires lower scores, it needs a
     restart.

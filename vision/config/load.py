@@ -36,9 +36,15 @@ _S = TypeVar("_S", bound=ConfigSection)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
-    """Read and check a camera.yaml, and make its paths absolute. Raise a `ConfigError` that lists every fault.
+    """Read and check a camera.yaml, and make its paths absolute.
 
-    `environ` contains the values of ``${NAME}``.
+    Args:
+        path: the file. Its folder is the base of relative paths in it.
+        environ: the values of ``${NAME}``.
+
+    Raises:
+        ConfigError: the file cannot be read, or has faults. The error lists every fault.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     whole = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     config = _validate_config(read_document(path, environ))

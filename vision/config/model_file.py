@@ -171,7 +171,7 @@ def _content_error(path: Path, label: str, start: bytes, error: NotOnnx) -> Mode
 
 
 def _named_content(start: bytes) -> tuple[str, str, str] | None:
-    """Identify a file by its first bytes. Return what it is, what to do, and the error code; None if it is unknown."""
+    """Identify a file by its first bytes. Return its kind, a hint, and an error code; None if the kind is unknown."""
     for offset, magic, format_ in _MAGIC:
         if start.startswith(magic, offset):
             return (*_FORMATS[format_], "model-format")
@@ -196,6 +196,7 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
 
     Raises:
         ModelError: see `read_model_header`; also, if the SHA-256 of the file differs from that in the spec.
+        Unavailable: see `read_model_header`.
     """
     path = folder / spec.file
     read_model_header(path, spec.name)

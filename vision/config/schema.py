@@ -100,7 +100,7 @@ def _named_by_user(schema: Schema) -> Schema:
 
 
 def key_paths(root: Schema, schema: Schema | None = None, base: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Yield the path of every key, such as ``analytics.*.lines[].name``, its schema, and whether it is required."""
+    """Yield the path of every key, such as ``analytics.*.lines[].name``, its schema, and True if it is required."""
     schema = resolve(root, root if schema is None else schema)
     for key, value in schema.get("properties", {}).items():
         path = f"{base}.{key}" if base else key

@@ -50,7 +50,12 @@ _UNPRINTABLE_TEXT: Final = "a character that cannot be printed"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
-    """Read and parse a file. Raise `ConfigError` if the file cannot be read or `parse_document` refuses its text."""
+    """Read and parse a file, as `parse_document` does.
+
+    Raises:
+        ConfigError: the file cannot be read, is too large or not UTF-8, or `parse_document` refuses its text.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
+    """
     return parse_document(_read(path), str(path), environ)
 
 

@@ -23,7 +23,7 @@ _LIMITED_RANGE, _FULL_RANGE = 1, 2  # AVColorRange of FFmpeg
 
 
 class JpegEncoder:
-    """Encodes frames. Not thread-safe."""
+    """Encoder of frames as JPEG files. It is not thread-safe."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()

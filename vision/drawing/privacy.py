@@ -57,7 +57,10 @@ class PrivacyFilter:
         boxes_xyxy: NDArray[np.float32],
         class_ids: NDArray[np.int32],
     ) -> None:
-        """Make the objects of the configured classes unrecognizable. `image` is a complete frame."""
+        """Make the objects of the configured classes unrecognizable. `image` is a complete frame.
+
+        `boxes_xyxy` (N, 4), in pixels of the frame, and `class_ids` (N,) describe all objects of the frame.
+        """
         blurred = self._blurred.get(camera_id)
         if not blurred:
             return

@@ -49,7 +49,13 @@ class Labels:
 
 
 def detect_all(path: Path, spec: ModelSpec, images: Iterable[Image], progress: Progress) -> list[Detections]:
-    """Return the objects that ONNX Runtime finds in each image, with scores of at least `LOWEST_SCORE`."""
+    """Return the objects that ONNX Runtime finds in each image, with scores of at least `LOWEST_SCORE`.
+
+    `progress` receives the number of processed images.
+
+    Raises:
+        ModelError: the model cannot be loaded or does not fit its spec.
+    """
     detector = OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)
     with closing(detector):
         found: list[Detections] = []
@@ -125,7 +131,7 @@ def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes
 
 
 def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
-    """Return for each object of `boxes` whether `others` contains it."""
+    """Return a mask of the objects (boxes with a score of at least `SCORE`) of `boxes` that `others` contains."""
     objects, near = boxes.rows(boxes.scores >= SCORE), others.rows(others.scores >= SCORE - _TOLERANCE)
     return match_detections(near, objects)[:, 0]
 

@@ -66,8 +66,8 @@ class Frames:
 class Collector:
     """Keeps a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
 
-    Whenever there are twice as many candidates as needed, every second one is removed, and from then on only half as
-    many frames are taken as before.
+    Whenever there are twice as many candidates as needed, every second one is removed, and the rate at which further
+    frames are taken is halved.
     """
 
     def __init__(self, camera: str, folder: Path, spec: InputSpec, most: int) -> None:

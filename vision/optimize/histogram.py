@@ -70,7 +70,7 @@ class Histogram:
             self.limit *= 2
 
     def trimmed(self, most_bins: int = BINS) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the counts up to the largest absolute value on both sides of 0, and the edges of the bins.
+        """Return counts (B,) up to the largest absolute value on both sides of 0, and the edges of the bins (B + 1,).
 
         If a side has more than `most_bins` bins, neighboring bins are added up.
         """
@@ -87,7 +87,7 @@ class Histogram:
         return counts, edges.astype(np.float32)
 
     def magnitudes(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the counts of absolute values, and the edges of the bins."""
+        """Return the counts of absolute values (B,), and the edges of the bins (B + 1,), from 0 upward."""
         counts, edges = self.trimmed()
         half = len(counts) // 2
         return counts[half:] + counts[:half][::-1], edges[half:]

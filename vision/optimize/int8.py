@@ -95,7 +95,7 @@ class Quantizer:
         self._judge = Judge(task.folder / task.spec.file, task.spec, frames, task.labels, self._progress)
 
     def thresholds(self, algorithm: Algorithm) -> Mapping[str, float]:
-        """Return the thresholds of the algorithm."""
+        """Return the threshold of each tensor with this algorithm, as `Calibration.thresholds` does. Show progress."""
         with self._progress("calibrating", len(self._frames.paths)) as step:
             return self._calibration.thresholds(algorithm, step)
 

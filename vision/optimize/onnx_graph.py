@@ -231,7 +231,11 @@ def _type_name(kind: int) -> str:
 
 
 def _upgraded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Return the model, converted to a newer opset if its opset is older than `OLDEST_OPSET`."""
+    """Return the model, converted to a newer opset if its opset is older than `OLDEST_OPSET`.
+
+    Raises:
+        ModelError: the conversion fails.
+    """
     from onnx import version_converter
 
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), _TARGET_OPSET)

@@ -103,7 +103,11 @@ def _inputs(graph: Graph) -> list[onnx.ValueInfoProto]:
 
 
 def _shape(tensor: onnx.ValueInfoProto, batch: int, given: Shapes) -> tuple[int, ...]:
-    """Return the shape of an input: from `given`, or else from the file with `batch` as a dynamic first axis."""
+    """Return the shape of an input: from `given`, or else from the file with `batch` as a dynamic first axis.
+
+    Raises:
+        ConfigError: the size of an axis is not known, or `given` contradicts the file.
+    """
     declared = [axis.dim_value or None for axis in tensor.type.tensor_type.shape.dim]
     shape = given.get(tensor.name)
     if shape is None:
@@ -161,7 +165,7 @@ def run_samples(session: Any, samples: Samples) -> list[Outputs]:
 
 
 def compare(samples: Samples, reference: Sequence[Outputs], found: Sequence[Outputs]) -> Difference:
-    """Compare the outputs of a changed network with those of its parent."""
+    """Compare the outputs of a changed network (`found`) with those of its parent (`reference`), batch by batch."""
     errors = [
         _relative_error([each[name] for each in reference], [each[name] for each in found])
         for name, values in reference[0].items()

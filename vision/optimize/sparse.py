@@ -61,7 +61,7 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
 
 
 def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Event, console: Console) -> bytes:
-    """Return the pruned model, repaired if `frames` is not None. Print how well each layer follows the pattern.
+    """Return the pruned model, repaired if `frames` is not None. Print the compliance of each layer.
 
     Raises:
         ConfigError: the model has no layers that can be sparse.
@@ -77,9 +77,10 @@ def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Eve
 
 
 def print_verification(path: Path, console: Console) -> int:
-    """Print how well each layer of an ONNX file follows the 2:4 pattern.
+    """Print the part of the groups that follow the 2:4 pattern, for each layer of an ONNX file.
 
-    Return exit code 0 if there are layers that can be sparse, and all of them follow it completely; otherwise 1.
+    Return exit code 0 if there are layers that can be sparse, and all their groups follow it; otherwise 1. For the
+    errors, see `open_graph`.
     """
     layers = verify(open_graph(path, quantized=True))
     print_compliance(layers, console)

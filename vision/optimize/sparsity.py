@@ -53,7 +53,7 @@ def compliant_part(weights: NDArray[Any], input_axis: int) -> float:
 
 
 def reason_to_skip(layer: Layer, graph: Graph) -> str:
-    """Return why a layer cannot be sparse; an empty text if it can."""
+    """Return the reason why a layer cannot be sparse; an empty text if it can be sparse."""
     inputs = {tensor.name for tensor in graph.model.graph.input}
     if layer.operator == "ConvTranspose":
         return "TensorRT has no sparse kernels for ConvTranspose"
@@ -68,7 +68,7 @@ def reason_to_skip(layer: Layer, graph: Graph) -> str:
 
 
 def eligible_layers(graph: Graph) -> Mapping[str, str]:
-    """Return for each layer why it cannot be sparse; an empty text if it can.
+    """Return, by the name of each layer, the reason why it cannot be sparse; an empty text if it can be sparse.
 
     If layers read the same weights along different axes, only those that use the axis of the first can be sparse.
     """

@@ -71,7 +71,7 @@ class Task:
         """Write the model and a report to the output folder or, if it lost too much accuracy, to `rejected`.
 
         Args:
-            change: what was done, as a sentence for model.yaml.
+            change: description of the change, as a sentence for model.yaml.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -109,7 +109,7 @@ class Progresses:
 
 
 def print_sources(frames: Frames, console: Console) -> None:
-    """Print how many frames were chosen and left out."""
+    """Print the numbers of frames that were chosen, left out, or unreadable."""
     sources = frames.sources
     text = f"{len(frames.paths)} frames chosen of {sources.read}, {sources.duplicates} near-duplicates left out"
     if sources.unreadable:
