@@ -50,6 +50,8 @@ _FIRST_RETRY_S: Final = 0.2
 _LONGEST_RETRY_S: Final = 30.0
 _START_S: Final = 60.0  # time without a heartbeat until a worker is ready, because imports from a slow disk take long
 _KILL_S: Final = 2.0  # time in which a killed process ends
+_EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
+_EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
 _MESSAGES_AT_ONCE: Final = 64  # from one worker, before it is the turn of the next
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
@@ -97,6 +99,7 @@ class _Process:
     failure: VisionError | None = None
     end: str = ""  # why it was killed; empty if it was not
     killed_ns: int = 0
+    closed_ns: int = 0  # time at which its connection was closed; 0 while it is open
 
 
 class Worker:
@@ -173,9 +176,12 @@ class Workers:
             if now_ns >= worker._due_ns:
                 self._start(worker)
         due = [worker._due_ns for worker in idle if worker._process is None]
-        wait_ns = min([int(timeout_s * 1e9), *(max(0, due_ns - now_ns) for due_ns in due)])
-        for key, _ in self._selector.select(wait_ns / 1e9):
+        wait_s = min([timeout_s, *(max(0, due_ns - now_ns) / 1e9 for due_ns in due)])
+        closing = [worker for worker in self._running() if self._process(worker).closed_ns]
+        for key, _ in self._selector.select(min(wait_s, _EXIT_POLL_S) if closing else wait_s):
             self._receive(key.data)
+        for worker in closing:
+            self._end_if_exited(worker)
         if self.clock() >= self._check_ns:
             self._check_ns = self.clock() + _CHECK_NS
             self._check()
@@ -241,7 +247,9 @@ class Workers:
             try:
                 received = process.connection.receive()
             except EOFError:
-                self._ended(worker)
+                process.closed_ns = self.clock()
+                self._selector.unregister(process.connection)
+                self._end_if_exited(worker)
                 return
             if received is None:
                 return
@@ -263,20 +271,28 @@ class Workers:
         elif kind == FAILURE:
             process.failure = failure(message.data)
 
+    def _end_if_exited(self, worker: Worker) -> None:
+        """Clean up after a process that has closed its connection, once it has ended or `_EXIT_NS` have passed.
+
+        The loop does not wait for the end, because the messages of the other workers would wait too.
+        """
+        process = self._process(worker)
+        if process.process.poll() is not None or self.clock() - process.closed_ns >= _EXIT_NS:
+            self._ended(worker)
+
     def _ended(self, worker: Worker) -> None:
         """Clean up after a process that closed its connection or does not end after a kill. Plan the next start.
 
         If the process reported a failure, and no process of the worker was ever ready, raise the failure.
         """
         process = self._process(worker)
-        code: int | None = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.process.wait(0.1)
+        code = process.process.poll()
         if code is None:  # it closed its connection, but continues to run
             process.process.kill()
             self._killed.append(process.process)
         OWN_PROCESSES.remove(process.process.pid)
-        self._selector.unregister(process.connection)
+        if not process.closed_ns:
+            self._selector.unregister(process.connection)
         process.connection.close()
         worker._process = None
         reason = process.end or _describe_end(code, process.failure)

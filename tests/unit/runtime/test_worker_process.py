@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,36 @@ def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float
     while not condition():
         assert time.monotonic() < deadline
         workers.poll(0.05)
+
+
+@dataclass
+class StoppedClock:
+    """Clock in ns that stands until the test sets `now_ns`."""
+
+    now_ns: int = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def test_worker_that_disconnects_but_does_not_end_delays_no_other_worker() -> None:
+    clock = StoppedClock(time.monotonic_ns())
+    workers, other, faulty = Workers(clock), Recorded(), Recorded()
+    echo, act = start(workers, "echo", other), start(workers, "act", faulty)
+    try:
+        assert act.send(b"disconnect")
+        assert echo.send(b"first")
+        poll_until(workers, lambda: len(other.messages) == 2)
+        for _ in range(100):  # no time passes for it, so it may still end by itself
+            workers.poll(0.005)
+        assert faulty.ends == []
+        assert echo.send(b"second")
+        poll_until(workers, lambda: len(other.messages) == 3)
+        clock.now_ns += 200_000_000
+        poll_until(workers, lambda: bool(faulty.ends))
+        assert faulty.ends == ["closed its connection"]
+    finally:
+        workers.stop(2.0)
 
 
 def start(workers: Workers, entry: str, recorded: Recorded, **options: object) -> Worker:

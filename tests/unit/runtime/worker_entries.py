@@ -48,6 +48,9 @@ def act(channel: WorkerChannel, setup: bytes) -> None:
                 log.warning("a line: %s", text)
             case ["raise"]:
                 raise RuntimeError("a bug")
+            case ["disconnect"]:
+                os.close(channel.fileno())
+                time.sleep(60)
             case ["linger"]:
                 with contextlib.suppress(Closed):
                     while True:
