@@ -7,7 +7,7 @@ zones must still expire, and their ages must not decrease.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
+from functools import lru_cache
 from typing import Final
 
 CLOCK_GRAIN_S: Final = 1e-3
@@ -55,17 +55,13 @@ class FrameTimes:
 
     def __init__(self, clock: FrameClock, captured_ns: Sequence[int]) -> None:
         """Compute the times of the next frames from their capture times. `clock` itself does not advance."""
-        ahead = copy(clock)
-        self._before = [(clock.now_s, clock.usual_s)]
         self._last_ns = [clock._last_ns, *captured_ns]
-        self.now_s: list[float] = []
+        states = _states(clock.now_s, clock.usual_s, clock._last_ns, tuple(captured_ns))
+        self._before = [(clock.now_s, clock.usual_s), *((now_s, usual_s) for now_s, usual_s, _ in states)]
+        self.now_s = [now_s for now_s, _, _ in states]
         """Time of each frame in seconds."""
-        self.steps_s: list[float] = []
+        self.steps_s = [step_s for _, _, step_s in states]
         """Time since the previous frame in seconds, for each frame."""
-        for each_ns in captured_ns:
-            self.steps_s.append(ahead.advance(each_ns))
-            self.now_s.append(ahead.now_s)
-            self._before.append((ahead.now_s, ahead.usual_s))
 
     def memory_s(self, wanted_s: float) -> list[float]:
         """Return, for each frame, the time in seconds that `FrameClock.memory_s` would return at this frame."""
@@ -77,3 +73,14 @@ class FrameTimes:
         If `frame` is F, set it to its state after the last frame.
         """
         (clock.now_s, clock.usual_s), clock._last_ns = self._before[frame], self._last_ns[frame]
+
+
+@lru_cache(maxsize=1)  # the clocks of the objects, the crowds, and the rules of a camera usually show the same times
+def _states(
+    now_s: float, usual_s: float, last_ns: int | None, captured_ns: tuple[int, ...]
+) -> list[tuple[float, float, float]]:
+    """Return `now_s` and `usual_s` of a clock after each frame, and the result of its `advance`."""
+    clock = FrameClock()
+    clock.now_s, clock.usual_s, clock._last_ns = now_s, usual_s, last_ns
+    steps_s = (clock.advance(each_ns) for each_ns in captured_ns)
+    return [(clock.now_s, clock.usual_s, step_s) for step_s in steps_s]

@@ -7,7 +7,8 @@ analytics read. Therefore, the same configuration yields the same events, bit fo
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
@@ -257,10 +258,7 @@ def rejudge(
             instance = block.instance
             stages = judge.recorded_stages(initial.get(instance))
         _judge_block(found, stages, block, find(block), since_us)
-        for at, frame in enumerate(block.frames) if wanted else ():
-            track_ids = wanted.get((instance, block.epoch, frame))
-            if track_ids is not None:
-                found.boxes.update(_boxes_in_block(block, at, track_ids))
+        found.boxes.update(_boxes_in_block(block, _published_in_block(block, wanted)))
         if found.frames // _PROGRESS_FRAMES > reported:
             reported = found.frames // _PROGRESS_FRAMES
             progress(found.frames)
@@ -271,28 +269,49 @@ def _judge_block(
     found: Judgment, stages: RecordedStages, block: ArchivedBlock, events: FoundEvents, since_us: int
 ) -> None:
     """Judge the frames of a block, and add the results from `since_us` on to `found`."""
+    objects: list[tuple[int, int]] = []  # frame and track id of each object that has an event
     for at, judged in stages.judge(block, events):
         if block.at_us[at] >= since_us:
             captured_ns, at_us = block.tracks.captured_ns[at], int(block.at_us[at])
             for event in judged:
                 event_us = at_us + (event.at_ns - captured_ns) // 1000
                 found.events.append(ArchivedEvent(event, block.instance, block.epoch, block.frames[at], event_us))
-            found.boxes.update(_boxes_in_block(block, at, [event.track_id for event in judged]))
+            objects += [(at, event.track_id) for event in judged if event.track_id is not None]
+    found.boxes.update(_boxes_in_block(block, objects))
     if block.at_us[-1] >= since_us:
         found.counts, found.frame_size_px = stages.counts(), block.frame_size_px
     found.frames += len(block.frames)
 
 
+def _published_in_block(
+    block: ArchivedBlock, wanted: Mapping[tuple[str, int, int], Sequence[int | None]]
+) -> Iterator[tuple[int, int]]:
+    """Yield the index of the frame and the track id of each object in a block that has a published event.
+
+    `wanted` contains the track ids of published events by instance, epoch, and frame.
+    """
+    for at, frame in enumerate(block.frames) if wanted else ():
+        for track_id in wanted.get((block.instance, block.epoch, frame), ()):
+            if track_id is not None:
+                yield at, track_id
+
+
 def _boxes_in_block(
-    block: ArchivedBlock, at: int, track_ids: Sequence[int | None]
+    block: ArchivedBlock, objects: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
-    """Yield the same as `boxes_of_tracks`, for the frame of index `at` in a block."""
-    tracks, key = block.tracks, (block.instance, block.epoch, block.frames[at])
-    first, end = tracks.frames.searchsorted([at, at + 1]).tolist()
-    for row, track_id in enumerate(tracks.track_ids[first:end].tolist(), first):
-        if track_id in track_ids:
-            x1, y1, x2, y2 = tracks.boxes_xyxy[row].tolist()
-            yield (*key, track_id), (x1, y1, x2, y2)
+    """Yield the same as `boxes_of_tracks`, for objects in a block, given by the index of their frame and their id."""
+    wanted = list(objects)
+    if not wanted:
+        return
+    track_ids, frames = block.tracks.track_ids.tolist(), block.tracks.frames
+    bounds = frames.searchsorted(np.arange(len(block.frames) + 1)).tolist()
+    found: list[tuple[int, int, int]] = []
+    for at, track_id in wanted:
+        with suppress(ValueError):  # an object that was lost is not in the frame of its event
+            found.append((track_ids.index(track_id, bounds[at], bounds[at + 1]), at, track_id))
+    corners = block.tracks.boxes_xyxy[[row for row, _, _ in found]].tolist()
+    for (_, at, track_id), (x1, y1, x2, y2) in zip(found, corners, strict=True):
+        yield (block.instance, block.epoch, block.frames[at], track_id), (x1, y1, x2, y2)
 
 
 def boxes_of_tracks(
