@@ -324,7 +324,7 @@ class Counts:
     intervals: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     """95 % interval of the true number, by line or zone and by key; only for counts with measured accuracy."""
     view: ViewNumbers | None = None
-    """Present positions of the lines and zones; None if they are at their configured positions."""
+    """Transformation of configured points to the present view; None if the view has not changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def load_clips(path: Path) -> dict[str, Clip]:
 
     Raises:
         ConfigError: the file cannot be read, or is not a valid file from `vision eval --accuracy`.
-        Unavailable: the file cannot be read at the moment, for a reason that can pass.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     hint = "write it with `vision eval CONFIG --truth GT.txt --accuracy FILE`"
     try:

@@ -58,7 +58,8 @@ def _compare_all(tracks: Near, detections: Near, farthest: FloatArray) -> BoolAr
 def _search(tracks: Near, detections: Near, farthest: FloatArray) -> IndexArray:
     """Return the near pairs that can match, as track * N + detection, in ascending order.
 
-    A search in the sorted horizontal positions finds the candidates.
+    A search in the sorted horizontal positions finds the candidates. `farthest` (M,) is the largest distance in pixels
+    between each track and a detection that it can match.
     """
     reach, seen_reach = np.fmin(_reach(tracks), farthest), _reach(detections)
     first, end, order = _candidates(tracks, detections, np.minimum(reach[0] + seen_reach[0].max(), farthest))

@@ -72,6 +72,8 @@ class SizeFilter:
     def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
         """Return the weight (M,) of each box `at` (4, M), from its width and height. Let `state` follow real changes.
 
+        `noise` (4, M) contains the variances of the boxes, and `cut` is a mask (M,) of those that the frame cuts off.
+
         The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
         leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
         its center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution

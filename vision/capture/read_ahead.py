@@ -103,7 +103,10 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame; None after a timeout or `interrupt`. If no frame is left, raise the error of `end`."""
+        """Return the next frame; None after a timeout or `interrupt`. If no frame is left, raise the error of `end`.
+
+        If the next frame is too old, skip to a later key frame, if there is one.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._end or self._interrupted, max(0.0, timeout_s))
             if self._interrupted:

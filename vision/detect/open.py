@@ -47,7 +47,7 @@ def open_detector(
         ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: the configured back-end is not available.
         DeviceError: the device failed.
-        Unavailable: the cache of engines cannot be used at present.
+        Unavailable: the file of the model or the cache of engines cannot be used at present.
     """
     if detect.backend == "fake":
         return _open_fake(detect)
@@ -82,6 +82,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[Pi
         ModelError: the file is missing, damaged, or not the model that the spec describes; or the GPU does not support
             the precision.
         DeviceMissing: the configured back-end is not available.
+        Unavailable: the file cannot be read at present.
     """
     if config.backend == "fake":
         with closing(_open_fake(config)) as fake:

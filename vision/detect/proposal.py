@@ -102,6 +102,7 @@ def spec_of_file(path: Path) -> ModelSpec:
     Raises:
         ModelError: the file is not a complete ONNX file, does not detect objects, or does not describe the model
             completely.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     refuse_other_format(path)
     header = read_model_header(path)
@@ -228,6 +229,7 @@ def propose(path: Path, licence: str | None = None) -> Proposal:
         ModelError: the file is not a complete ONNX file, does not detect objects, or cannot be run; or no head fits
             its outputs.
         DeviceMissing: ONNX Runtime is not installed.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     refuse_other_format(path)
     header = read_model_header(path)

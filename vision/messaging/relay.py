@@ -377,7 +377,7 @@ class Relay:
 
 
 def main() -> None:
-    """Run the program."""
+    """Run the relay with the options in the first line of standard input, until standard input closes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the publisher ends this program
         signal.signal(number, signal.SIG_IGN)
     options: dict[str, Any] = json.loads(sys.stdin.readline())

@@ -121,6 +121,7 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
     Raises:
         ModelError: there is no such model, its model.yaml is invalid, or `name` is an ONNX file that does not describe
             the model completely.
+        Unavailable: a file cannot be read at present, for example because the disk fails.
     """
     folder = folder_of_model(name, shipped_models())
     if is_file(folder) and folder.suffix == ONNX_SUFFIX:

@@ -104,7 +104,7 @@ class RemoteSink:
         Args:
             camera: number of the camera in messages.
             lossless: if True, `commit` and `configure` wait for the main process instead of dropping frames.
-            failure: function that returns why the source has failed; empty if it has not failed.
+            failure: function that returns the reason why the source has failed; empty if it has not failed.
         """
         self._camera = camera
         self._channel = channel

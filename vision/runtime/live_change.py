@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, plan: Plan) -> Iterator[None]:
-    """Apply the configuration `config`, which differs from the present one as `plan` describes.
+    """Return the steps that apply the configuration `config`, which differs from the present one as `plan` describes.
 
-    The caller must have checked that the plan needs no restart. Pass the result to `Runtime.steps.submit`.
+    The caller must have checked that the plan needs no restart. Pass the steps to `Runtime.steps.submit`.
     """
     cameras, results, configs = runtime.cameras, runtime.results, {camera.id: camera for camera in config.cameras}
     batcher = cameras.batcher

@@ -135,7 +135,10 @@ class InquiryStage:
         return structs.replace(result, events=events)
 
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
-        """Start the questions about an event. Return the event with an id if there are any."""
+        """Start the questions about an event, if any, and return the event with an id.
+
+        If too many questions of the camera are open, count the questions as skipped, and return the event unchanged.
+        """
         about: dict[str, Any] = {"camera": event.camera_id, "kind": event.kind, "name": event.name, "data": event.data}
         found: list[tuple[Purpose, VerifyConfig | DescribeConfig]] = []
         if (verify := chosen(self._verify, **about)) is not None:
@@ -157,7 +160,7 @@ class InquiryStage:
         return event
 
     def _start_watches(self, meta: FrameMeta) -> None:
-        """Start a question about each statement whose next check is due."""
+        """Start a question about each statement whose next check is due. Skip it if too many questions are open."""
         for entry in self._watches:
             if entry.cameras is not None and meta.camera_id not in entry.cameras:
                 continue

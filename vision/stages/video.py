@@ -123,7 +123,8 @@ class _CameraVideo:
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
         """Draw all frames, write them to the file, if there is one, and show them, if there is a window.
 
-        If there are no frames, create no file.
+        If there are no frames, create no file. While the disk is nearly full, count frames as lost instead of writing
+        them.
 
         Raises:
             VisionError: the file cannot be written.

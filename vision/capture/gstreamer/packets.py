@@ -109,7 +109,7 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def on_decoded_frame(self, sample: Any) -> DecodedFrame:
-        """Return a decoded frame with its arrival time, its capture time, and whether it counts as damaged.
+        """Return a decoded frame with its arrival time, its capture time, and a flag if it counts as damaged.
 
         Frames that the decoder discarded before this frame count as missing. Call this method for every decoded frame.
         """
@@ -165,7 +165,7 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def on_coded_frame(self, pad: Any, probe: Any) -> Any:
-        """Return that a coded frame is passed to the decoder, or that it is dropped. Count a dropped frame as skipped.
+        """Pass a coded frame to the decoder, or drop it, by the returned ``PadProbeReturn``. Count dropped frames.
 
         If the frame is dropped or counts as damaged, also request a key frame from the camera.
         """

@@ -94,7 +94,10 @@ class AccessRules:
         self._names = {"localhost", name, f"{name}.local"} | self._proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, or one web socket."""
+        """Pass an allowed request or web socket to the application.
+
+        Otherwise, respond with the refusal, or with the login page if the person must log in.
+        """
         if scope["type"] not in ("http", "websocket"):
             return
         connection = HTTPConnection(scope)

@@ -53,7 +53,10 @@ class PacketRing:
         self._parameters = b""
 
     def add(self, packet: CodedPacket) -> None:
-        """Add a packet, and remove the oldest packets beyond the limits."""
+        """Add a packet, and remove the oldest packets beyond the limits.
+
+        After the start of a connection or a loss, packets before the next key frame are not added.
+        """
         header, data = packet.header, packet.data
         with self._lock:
             self._note_losses(header)

@@ -75,6 +75,7 @@ class RecordingStore:
 
         Raises:
             ValueError: FFmpeg does not understand the key frame.
+            OSError: the disk is full or fails.
         """
         self.clean(now=True)
         self.require_room()
