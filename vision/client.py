@@ -88,7 +88,7 @@ class Silence:
 
     address: str
     for_s: float
-    connected: bool
+    connected: bool  # to the publisher
 
     def __str__(self) -> str:
         text = f"no messages from {self.address} for {self.for_s:.0f} s"

@@ -27,7 +27,8 @@ def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
     """Build and open the engine of a model with fixed shapes.
 
     Raises:
-        ModelError: the GPU, TensorRT, or the model does not support the precision.
+        ModelError: the GPU, TensorRT, or the model does not support the precision, or the values of an input determine
+            shapes.
         DeviceError: the GPU fails, or has too little memory.
     """
     device = open_device()

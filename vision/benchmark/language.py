@@ -158,7 +158,7 @@ def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
 def _ask(
     config: LanguageServer, images: Iterator[Sample], requests: int, complete: Callable[..., Answer]
 ) -> tuple[Answers, bool]:
-    """Ask about the next `requests` images. Return the answers, and whether one of them has a confidence."""
+    """Ask about the next `requests` images. Return the answers, and True if one of them has a confidence."""
     samples = list(islice(images, requests))
 
     def ask(sample: Sample) -> Answer | str:

@@ -152,8 +152,9 @@ def run_deployment(
     publish: bool = False,
     open_source: NamedOpener | None = None,
 ) -> DeploymentRun:
-    """Run the pipeline of a deployment for `seconds`. Measure about the last three quarters of the run.
+    """Run the pipeline of a deployment for `seconds`, and measure about the last three quarters of this time.
 
+    If the deployment has worker processes, the run also contains the time for their start.
     The run neither reads nor writes saved counters, writes no snapshots, sends nothing to sinks, and asks no language
     model.
 

@@ -242,6 +242,8 @@ def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int, language:
 def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, ...]:
     """Return the load of every part of the program during a run, the highest first.
 
+    If there are several threads or workers of one kind, the load is that of the busiest one.
+
     Args:
         parallel: number of batches that the detector computes at the same time.
         cores: number of CPU cores that the process can use.

@@ -136,7 +136,10 @@ def _line(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _position(fault: Fault, lines: Sequence[str]) -> str:
-    """Return the line of a fault as text, with the column unless the fault is at the first key of its line."""
+    """Return ``:LINE`` or ``:LINE:COLUMN`` of a fault; the column is omitted at the first key of a line.
+
+    Return an empty text if the line is not known.
+    """
     if not fault.line:
         return ""
     is_first = not _line(fault, lines)[: fault.column - 1].strip(" -")

@@ -143,7 +143,10 @@ def find_scales(model: bytes, spec: ModelSpec, kind: CalibratorKind, batches: It
 
 
 def device_memory(first: Batch, resources: ExitStack) -> Upload:
-    """Allocate GPU memory for batches of the shapes of `first`. Return a function that copies a batch to it."""
+    """Allocate GPU memory for batches of the shapes of `first`; `resources` frees it.
+
+    Return a function that copies a batch to this memory, and returns the address of each input by name.
+    """
     from vision.gpu.memory import DeviceBuffer
 
     buffers = {

@@ -141,7 +141,10 @@ class HeldEvents:
         return [event]
 
     def _released(self, held: _Held, outcome: Outcome | None) -> list[EventMessage]:
-        """Return the events to publish when `held` stops waiting. Without a verdict, `on_timeout` decides."""
+        """Return the events to publish when `held` stops waiting: the event, and later events of the same state.
+
+        The answer decides if they are published; without a verdict, `on_timeout` decides.
+        """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:
             del self._holder[state]

@@ -39,7 +39,11 @@ class Ledger:
         self._space = FreeSpace(folder)
 
     def write(self, entry: Mapping[str, Any], images: Sequence[bytes]) -> None:
-        """Append an entry with the SHA-256 of each image. If this fails, count the entry in `lost`."""
+        """Append an entry with the SHA-256 of each image. If this fails, count the entry in `lost`.
+
+        If the file would become larger than half of `max_bytes`, it first replaces the older file, and a new file
+        starts.
+        """
         hashes = [hashlib.sha256(image).hexdigest() for image in images]
         line = msgspec.json.encode({**entry, "images_sha256": hashes}) + b"\n"
         try:

@@ -50,7 +50,7 @@ class CodedPacket(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The packet of a decoded frame, and the capture time, which identifies the frame in messages."""
+    """The connection and time of a decoded frame's packet, and the capture time that identifies it in messages."""
 
     camera: str
     connection: int  # of the packet, as in `PacketHeader`

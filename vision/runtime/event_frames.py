@@ -33,7 +33,7 @@ class _SnapshotImages:
         self.reconfigure(config)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Hide what a new configuration hides."""
+        """Hide in later snapshots what `privacy` of a new configuration names; without `privacy`, hide nothing."""
         from vision.drawing.privacy import PrivacyFilter
 
         self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None

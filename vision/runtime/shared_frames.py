@@ -69,7 +69,7 @@ class FrameMemory:
 def allocate_frames(detector: Detector, count: int, layout: Layout, *, on_gpu: bool) -> FrameMemory:
     """Allocate `count` buffers. `on_gpu` asks for GPU memory, which only some detectors and drivers can share.
 
-    Raises: see `_allocate_shared`.
+    For the errors, see `_allocate_shared`.
     """
     if on_gpu and isinstance(detector, SharesFrames):
         exported = detector.exported_buffers(count, *layout)

@@ -183,7 +183,7 @@ class _Rule:
         self.states.clear()
 
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
-        """Return the data of the event that started a state, updated to the current frame.
+        """Return the data of the event that started a state, updated to the current frame, and `lasted_s`.
 
         If the event is from an earlier frame, its speed and heading are omitted.
         """

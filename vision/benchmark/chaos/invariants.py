@@ -104,7 +104,10 @@ def _unbalanced_at_end(record: Record) -> Iterator[str]:
 
 
 def check_events(record: Record) -> Verdict:
-    """Check that each numbered event was received once and is stored, and that the counters agree with the events."""
+    """Check that each numbered event was received once and is stored, and that the counters agree with the events.
+
+    Events without a number are a problem, unless there were faults of the disk.
+    """
     numbers = [event.number for event in record.events if event.number is not None]
     problems = list(record.reports)
     repeated = [number for number, count in Counter(numbers).items() if count > 1]

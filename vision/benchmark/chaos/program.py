@@ -69,7 +69,7 @@ class Program:
         self._children = present
 
     def sample(self) -> None:
-        """Record the resources of all processes."""
+        """Record the memory, threads, and descriptors of the program and of its child processes."""
         if self._process is None:
             return
         now_ns = time.monotonic_ns()

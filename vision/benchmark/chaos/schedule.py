@@ -97,7 +97,7 @@ class Fault:
 def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]) -> tuple[Fault, ...]:
     """Return the faults of a run in the order of their start. Equal arguments give equal schedules.
 
-    A run consists of equal rounds of at least 24 s with three faults each. A run that is shorter has one round, with
+    A run consists of equal rounds of at least 24 s with three faults each. A run of less than 24 s has one round, with
     shorter faults. Each kind is chosen once before any kind is repeated. No camera has two faults in one round; if a
     round has no camera left for a fault, the fault is omitted.
     """

@@ -131,6 +131,7 @@ class Session:
 
         Raises:
             SourceError: NVDEC cannot decode this stream, or has no memory for it.
+            DeviceError: the GPU is missing or does not work.
         """
         library = _library()
         device = open_device()

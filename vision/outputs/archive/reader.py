@@ -135,7 +135,7 @@ class Archive:
         return sorted(found, key=lambda each: (starts[each.instance], each.epoch, each.frame))
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
-        """Return the counts of a camera in a time range, oldest first."""
+        """Return the counts of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
         return _counts_of(self.rows("counts", camera, since_us, until_us))
 
     def first_counts(self, camera: str, since_us: int, until_us: int) -> dict[str, ArchivedCounts]:

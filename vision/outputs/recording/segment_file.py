@@ -75,7 +75,7 @@ class SegmentFile:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Raise `OSError` instead of an error of FFmpeg."""
+    """Within the `with` block, raise `OSError` instead of an error of FFmpeg."""
     try:
         yield
     except av.FFmpegError as error:

@@ -113,7 +113,10 @@ class RecordingStore:
         self.written += 1
 
     def clean(self, *, now: bool = False) -> None:
-        """Delete the oldest files that exceed a limit. Check the limits at most every 2 s, or in this call if `now`."""
+        """Delete the oldest files until no limit is exceeded, and update `is_full`.
+
+        If the limits were checked less than 2 s ago, do nothing, except if `now`. Raise `OSError` if this fails.
+        """
         if not now and time.monotonic() - self._cleaned_s < _CLEAN_S:
             return
         self._cleaned_s = time.monotonic()
@@ -141,7 +144,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Raise `OSError` instead of an error of SQLite."""
+    """Within the `with` block, raise `OSError` instead of an error of SQLite."""
     try:
         yield
     except sqlite3.Error as error:
