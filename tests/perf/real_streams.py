@@ -11,8 +11,9 @@ line of JSON per number of cameras. Latencies are in ms, from the capture of a f
 first 6 s after the first message and the last second of the program are not measured. If `--top` contains `verify`, the
 line also contains the number of verdicts and their latencies. `begin_s` is the begin on the monotonic clock.
 
-A stream counts as settled from 1 s after the first frame of its epoch. With `--kill-s`, the line contains for each
-killed worker the longest time without a frame of its cameras, and the latencies of the other cameras.
+A stream counts as settled from 1 s after the first frame of its epoch, and of each repetition of its clip. With
+`--kill-s`, the line contains for each killed worker the longest time without a frame of its cameras, and the latencies
+of the other cameras.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
 _START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
-_OPENING_S: Final = 1.0  # after the first frame of a new epoch, the stream counts as settled
+_OPENING_S: Final = 1.0  # after the first frame of an epoch or of a repetition, the stream counts as settled
 SPARE_S: Final = 60.0  # by which a stream is longer than the run
 _PHASES: Final = 8  # number of different lengths of the clips with `--reopen-s`
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
@@ -94,6 +95,7 @@ class _Kill:
 class _Received:
     """Messages that arrived during the measurement."""
 
+    clip_frames: dict[str, tuple[int, float]]  # number of frames of each camera's clip, and frames/s
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)  # by camera
     settled_ms: list[float] = field(default_factory=list)  # latencies of streams that were opened long enough ago
     epochs: dict[str, tuple[int, float]] = field(default_factory=dict)  # of each camera, with the time of its begin
@@ -116,7 +118,8 @@ class _Received:
             if is_new := epoch != item.epoch:
                 opened_s = since_s
             self.epochs[item.camera] = item.epoch, opened_s
-            if since_s - opened_s >= _OPENING_S:
+            frames, rate = self.clip_frames[item.camera]
+            if since_s - opened_s >= _OPENING_S and item.frame % frames >= _OPENING_S * rate:
                 self.settled_ms.append(late_ms)
             for kill in self.kills[-1:]:
                 kill.add(item, since_s, late_ms, is_new_epoch=is_new)
@@ -196,7 +199,7 @@ class Run:
 def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
     """Run `vision run` on `cameras` cameras, which play the clips in turn. Return the measurements."""
     top = dict(run.top) if run.processes is None else run.top | {"processes": _number(run.processes)}
-    asked_per_s = round(sum(_frames_per_s(clips[number % len(clips)]) for number in range(cameras)), 1)
+    asked_per_s = round(sum(_length(clips[number % len(clips)])[1] for number in range(cameras)), 1)
     service_ms = run.service_ms
     if run.overload is not None:  # the detector's rate is `max_batch` frames per `service_ms`
         service_ms = 1e3 * run.overload * run.detect["max_batch"] / asked_per_s
@@ -210,7 +213,8 @@ def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
             process = opened.enter_context(_started(path, service_ms, run.objects))
             subscription = opened.enter_context(Subscription(f"ipc://{path}.ipc", kinds=kinds, queue=_QUEUE))
             watch = opened.enter_context(watching(process.pid))
-            measured = _receive(_items(subscription, process), watch, run)
+            frames = {f"camera-{number}": _length(Path(source)) for number, source in enumerate(sources)}
+            measured = _receive(_items(subscription, process), watch, run, _Received(frames))
         measured["exit_code"] = process.returncode
     settings = {"cameras": cameras, "reader": run.reader, "seconds": run.seconds, "processes": run.processes}
     return settings | {"service_ms": service_ms, "asked_per_s": asked_per_s} | measured
@@ -242,12 +246,12 @@ def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iter
     raise RuntimeError(f"the program sends no detections; exit code {process.poll()}")
 
 
-def _receive(items: Iterator[Item], watch: ProcessWatch, run: Run) -> dict[str, Any]:
+def _receive(items: Iterator[Item], watch: ProcessWatch, run: Run, received: _Received) -> dict[str, Any]:
     """Receive messages for `run.seconds` after the warm-up. Return the measurements."""
     while not isinstance(next(items), DetectionsMessage):
         pass
     begin_s = time.monotonic() + _SETTLE_S
-    received, killing = _Received(), _Killing(watch, run.kill, run.kill_s or math.inf)
+    killing = _Killing(watch, run.kill, run.kill_s or math.inf)
     next_look_s = begin_s
     for item in items:
         since_s = time.monotonic() - begin_s
@@ -293,11 +297,12 @@ def _number(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _frames_per_s(clip: Path) -> float:
+def _length(clip: Path) -> tuple[int, float]:
+    """Return the number of frames of a clip, and its frames/s."""
     with av.open(str(clip)) as container:
-        rate = container.streams.video[0].average_rate
-        assert rate is not None
-        return float(rate)
+        stream = container.streams.video[0]
+        assert stream.average_rate is not None
+        return stream.frames, float(stream.average_rate)
 
 
 def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> list[Path]:
@@ -316,7 +321,7 @@ def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> l
 
 def _repeat(clip: Path, path: Path, seconds: float) -> Path:
     """Copy the packets of a clip to `path`, repeated or cut to `seconds`, without encoding them again."""
-    rate = Fraction(_frames_per_s(clip)).limit_denominator(1001)
+    rate = Fraction(_length(clip)[1]).limit_denominator(1001)
     with av.open(str(path), "w") as out:
         stream = None
         written = 0
