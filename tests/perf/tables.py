@@ -58,13 +58,19 @@ _STREAMS: Final = {
     "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes",
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
     "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, second machine of this kind",
-    "worker_processes.6": "32 cameras as before, second machine, each stream ends and is opened again every 6.7 s",
-    "worker_processes.7": "32 cameras as before, second machine, one worker process is killed every 5 s",
+    "worker_processes.6": (
+        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. Each stream ends, and is opened again, every 6.7 s"
+    ),
+    "worker_processes.7": (
+        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. One worker process is killed every 5 s"
+    ),
     "worker_processes.8": "64 cameras, 1920x1080, NVDEC, worker processes, second machine",
     "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
-    "one_process.1": "8 cameras, 1920x1080, NVDEC, one process, each stream ends and is opened again every 6.7 s",
+    "one_process.1": "8 cameras, 1920x1080, NVDEC, one process. Each stream ends, and is opened again, every 6.7 s",
     "one_process.3": "8 cameras, 1920x1080, NVDEC, one process, second machine",
-    "one_process.4": "8 cameras as before, second machine, each stream ends and is opened again every 6.7 s",
+    "one_process.4": (
+        "8 cameras, 1920x1080, NVDEC, one process, second machine. Each stream ends, and is opened again, every 6.7 s"
+    ),
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
 
