@@ -59,7 +59,8 @@ _STREAMS: Final = {
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
     "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, second machine of this kind",
     "worker_processes.6": (
-        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. Each stream ends, and is opened again, every 6.7 s"
+        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. Each stream ends, and is opened again, "
+        "every 6.7 s"
     ),
     "worker_processes.7": (
         "32 cameras, 1920x1080, NVDEC, worker processes, second machine. One worker process is killed every 5 s"
