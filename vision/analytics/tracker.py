@@ -477,7 +477,7 @@ class _TracksTogether:
         return None if self._camera is None else self._camera[tracks]
 
     def _ranges(self, camera: IndexArray | None, number: int) -> list[tuple[int, int]]:
-        """Return the first and the end index of each camera's tracks among `number` tracks of these cameras."""
+        """Return the first and the end index of each camera's tracks among `number` tracks, sorted by `camera`."""
         if camera is None:
             return [(0, number)]
         bounds = camera.searchsorted(np.arange(len(self._trackers) + 1)).tolist()

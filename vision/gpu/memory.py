@@ -339,9 +339,9 @@ def page_locked_frame_buffer(
 def locked_frame_buffers(
     memory: NDArray[np.uint8], frames: Sequence[FrameBuffer], *, in_place: bool
 ) -> list[FrameBuffer]:
-    """Page-lock `memory`, and return buffers for the frames in it, which are as `page_locked_frame_buffer` returns.
+    """Page-lock `memory`, and return a buffer for each of the frames in it, as `page_locked_frame_buffer` does.
 
-    The memory stays page-locked as long as a returned buffer exists. Errors: see `page_locked_frame_buffer`.
+    The memory stays page-locked as long as a returned buffer exists. For the errors, see `page_locked_frame_buffer`.
     """
     own = [] if in_place else [device_frame_buffer(each.height_px, each.width_px, each.pixel_format) for each in frames]
     lock = _PageLock(memory, f"{len(frames)} shared frames")

@@ -132,7 +132,10 @@ def _write_inputs(target: Path, folder: Path, model: bytes, spec: ModelSpec, fra
 
 
 def _run(command: Sequence[str], folder: Path, stop: threading.Event) -> str:
-    """Run a command. Return its output. If `stop` is set, end the command and its children, and raise `Closed`."""
+    """Run a command. Return its output and errors as text; its exit status is not checked.
+
+    If `stop` is set, kill the command and its children, and raise `Closed`.
+    """
     with (folder / "output").open("w+b") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
         try:

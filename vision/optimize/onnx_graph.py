@@ -134,7 +134,7 @@ class Graph:
             node.name = name if taken[name] == 1 else f"{name}_{index}"
 
     def _convert_constants(self) -> None:
-        """Convert Constant nodes that contain a tensor to initializers."""
+        """Convert Constant nodes that contain a tensor to initializers, except those that are outputs of the model."""
         graph = self.model.graph
         constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
         outputs = {output.name for output in graph.output}

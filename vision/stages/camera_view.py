@@ -61,10 +61,10 @@ class _Camera:
 
     key: str  # identifies the geometry of the lines and zones
     tracker: ViewTracker | None = None
-    saved: int = 0
-    due_ns: int = 0
-    seen: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))
-    told: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))
+    saved: int = 0  # `ViewTracker.changes` at the last save
+    due_ns: int = 0  # capture time of the next frame to examine
+    seen: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))  # state of the tracker, and its view
+    told: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))  # `seen` as last passed to the analytics
 
 
 class CameraViewStage:

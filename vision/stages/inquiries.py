@@ -135,7 +135,7 @@ class InquiryStage:
         return structs.replace(result, events=events)
 
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
-        """Start the questions about an event, if any, and return the event with an id.
+        """Start the questions about an event, and return the event with an id. Without questions, return it unchanged.
 
         If too many questions of the camera are open, count the questions as skipped, and return the event unchanged.
         """

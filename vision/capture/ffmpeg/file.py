@@ -120,7 +120,7 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return True unless the program rotates or mirrors the frame. The receivers of its packet would not do this."""
+    """Return False if the program rotates or mirrors the frame, which the receivers of its packet would not do."""
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)

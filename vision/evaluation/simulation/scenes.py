@@ -110,7 +110,7 @@ def approach(rng: Rng) -> Scene:
 
 
 def leaving(rng: Rng) -> Scene:
-    """Return a scene in which cars and people pass a low camera and move away from it."""
+    """Return a scene in which cars, trucks, and people pass a low camera and move away from it."""
     view = CameraView(height_m=2.5, tilt_deg=10.0)
     cars = _lane(rng, ("car", "car", "truck"), (4.0, 10.0), (-2.5, 2.5), towards=False, count=14)
     people = _lane(rng, ("person",), (0, 0), (-5.5, 5.5), towards=False, count=8)

@@ -139,7 +139,7 @@ class Archive:
         return _counts_of(self.rows("counts", camera, since_us, until_us))
 
     def first_counts(self, camera: str, since_us: int, until_us: int) -> dict[str, ArchivedCounts]:
-        """Return the first counts of each start of the program in a time range, by instance."""
+        """Return the first counts of each start of the program in a time range, by `instance`."""
         table = self._table("counts", camera, since_us, until_us)
         instances = table["instance"].cast(pa.string()).to_pylist()
         first = {instance: number for number, instance in reversed([*enumerate(instances)])}
@@ -152,7 +152,7 @@ class Archive:
         return found
 
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
-        """Return the gaps of a camera in a time range, oldest first."""
+        """Return the gaps of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
         rows = self.rows("gaps", camera, since_us, until_us)
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
