@@ -9,13 +9,17 @@ import lap
 import numpy as np
 
 from vision.analytics.frame_detections import FrameDetections
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, iou
 from vision.analytics.track_state import PLACE, VAR_PLACE
 
 _REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
 _WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
 _CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
+# A match can be wrong if a different object appears beside an object whose own detection is weak.
+_DOUBTFUL: Final = 0.5  # similarity of a match up to which it can be wrong
+_CLEAR: Final = 0.75  # similarity of the weak detection from which it can be the object itself
+_OTHER_IOU: Final = 0.4  # overlap below which two detections are two objects
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 
@@ -61,6 +65,34 @@ class Pairs:
         found = np.zeros_like(tracks)
         found[rows[tracks[rows] & detections[self._detections[first:]]]] = True
         return found
+
+    def release_misled(self, others: BoolArray, boxes: FloatArray, matches: IndexArray) -> None:
+        """Set matches to -1 that are probably different objects, if the object itself was probably detected, too.
+
+        Such a match is at most `_DOUBTFUL` similar, and one of the detections `others` is more than `_CLEAR` similar.
+        The two boxes overlap by less than `_OTHER_IOU`, so they are not two boxes of one object.
+
+        Args:
+            others: mask (N,) of detections that are not matched.
+            boxes: corners of the detections (N, 4).
+            matches: detection of each track (M,); -1 if there is none.
+        """
+        rows, columns = self._tracks, self._detections
+        if not len(rows) or self._similarity[0] > _DOUBTFUL:
+            return
+        end = self._similarity.searchsorted(_DOUBTFUL, "right")
+        is_doubtful = matches.take(rows[:end]) == columns[:end]
+        if not np.count_nonzero(is_doubtful):
+            return
+        first = self._similarity.searchsorted(_CLEAR, "right")
+        clear = others[columns[first:]].nonzero()[0] + first
+        best = np.empty(self._all_tracks, np.intp)
+        best.fill(-1)
+        best[rows[clear]] = columns[clear]  # the last of several pairs of a track is the best one
+        doubtful = rows[:end][is_doubtful]
+        doubtful = doubtful[best[doubtful] >= 0]
+        overlaps = iou(boxes[matches[doubtful]], boxes[best[doubtful]]).diagonal()
+        matches[doubtful[overlaps < _OTHER_IOU]] = -1
 
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
         """Match tracks and detections, given as masks. Write the detection of each matched track to `matches`.

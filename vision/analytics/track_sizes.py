@@ -34,6 +34,8 @@ _PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at whic
 _GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
 _TREND_S: Final = 0.2  # time constant of the moving average of growth
 _CLEAR_GROWTH: Final = 6.0  # variances of this average above which the growth is real, so the size follows immediately
+_STEADY_GROWTH: Final = 2.0  # variances; a greater product of this average and the next growth overrides doubts
+_SHAPED: Final = 4.0  # squares of the change of shape that are subtracted from this product
 _DOUBT: Final = 0.6  # weight of a box below which its size is doubted
 _DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
 _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
@@ -96,14 +98,15 @@ class SizeFilter:
             self._adopt_changes(state, at, changes, cut, belief)
         else:
             state[DOUBTED] = math.inf
-        share, trend = self._trend_share, state[TREND]
-        trend += share * (changes[0] - trend)
+        share, before = self._trend_share, state[TREND]
+        trend = before + share * (changes[0] - before)
         grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
         if count_nonzero(grows):
-            grows &= ~doubted
+            grows &= ~doubted | (before * changes[0] > _STEADY_GROWTH * variance + _SHAPED * of_shape)
             change_px = changes[0] * grows * extent
             change_px *= change_px
             state[VAR_EXTENT] += change_px
+        state[TREND] = trend
         return belief
 
     def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:

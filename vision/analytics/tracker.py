@@ -5,10 +5,10 @@ size. Therefore, the same rules apply at 30, 10, and 3 frames/s.
 
 Detections are matched with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object
 Tracking by Associating Every Detection Box", ECCV 2022): first strong detections with any of these tracks, then weak
-detections with tracks that were detected just before. The other strong detections continue unpublished tracks or start
-new tracks. The motion model is a Kalman filter in continuous time. Two parts come from OC-SORT (Cao et al.,
-"Observation-Centric SORT", CVPR 2023): the similarity includes the direction, and an option computes the motion of an
-object after a gap from only two positions.
+detections with tracks that were detected just before, and have no match or a doubtful one. The other strong detections
+continue unpublished tracks or start new tracks. The motion model is a Kalman filter in continuous time. Two parts come
+from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity includes the direction, and an option
+computes the motion of an object after a gap from only two positions.
 
 One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """
@@ -81,7 +81,6 @@ _PERHAPS_SAME_S: Final = 0.5
 
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Matrix that converts center x, center y, width, and height to corners x1, y1, x2, y2."""
-
 
 _MAX_DETECTIONS: Final = 1_000  # maximum number of detections of several cameras that are processed together
 
@@ -209,6 +208,7 @@ class _TracksTogether:
         self._clocks = [tracker._time.now_s for tracker in trackers]
         self._now_s: PerTrack = first._time.now_s
         self._usual_s: PerTrack = first._time.usual_s
+        self._tentative_s: PerTrack = first._time.memory_s(self._config.tentative_s)
         self._size_step: tuple[PerTrack, PerTrack] = first._size_step
         self._edges_px = first._edges_px  # (2,) if equal for all cameras, or (cameras, 2)
         self._state, self._ids = first._state, first._ids
@@ -226,8 +226,9 @@ class _TracksTogether:
         self._classes = np.concatenate([tracker._classes for tracker in trackers])
         self._groups = np.concatenate([tracker._groups for tracker in trackers])
         self._camera = np.arange(len(trackers)).repeat([len(tracker._ids) for tracker in trackers])
-        clocks = [(tracker._time.now_s, tracker._time.usual_s, *tracker._size_step) for tracker in trackers]
-        self._now_s, self._usual_s, *size_step = np.array(clocks).take(self._camera, axis=0).T
+        wanted_s, clocks = self._config.tentative_s, [(tracker._time, tracker._size_step) for tracker in trackers]
+        times = [(clock.now_s, clock.usual_s, clock.memory_s(wanted_s), *step) for clock, step in clocks]
+        self._now_s, self._usual_s, self._tentative_s, *size_step = np.array(times).take(self._camera, axis=0).T
         self._size_step = size_step[0], size_step[1]
 
     def update(self, detections: Sequence[Detections]) -> list[Tracks]:
@@ -246,7 +247,7 @@ class _TracksTogether:
             results = self._results(tracks[published], matched[published], frame, trust[published])
             if previous is not None:
                 results = self._with_previous(results, tracks[published], previous[published].astype(np.float32))
-            self._keep((self._ids > 0) | (self._now_s - self._state[SEEN_S] <= self._config.tentative_s))
+            self._keep((self._ids > 0) | (self._now_s - self._state[SEEN_S] <= self._tentative_s))
         self._begin(frame, matched)
         self._store()
         return results
@@ -263,7 +264,8 @@ class _TracksTogether:
         strong, published = frame.strong, self._ids > 0
         pairs.match(published, strong, _ANY_STAGE, matches)
         if count_nonzero(strong) < len(strong):
-            self._continue_weakly(pairs, published & (matches < 0), ~strong, matches)
+            pairs.release_misled(weak := ~strong, frame.boxes, matches)
+            self._continue_weakly(pairs, published & (matches < 0), weak, matches)
         if count_nonzero(published) < len(published):
             strong = strong.copy()
             strong[matches[matches >= 0]] = False
