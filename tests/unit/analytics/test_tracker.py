@@ -352,6 +352,31 @@ def test_unpublished_tracks_are_deleted() -> None:
     assert max(sizes) <= 4  # tentative_s is 0.25 s: three frames and the new one
 
 
+@pytest.mark.parametrize("fps", [2.0, 5.0, 10.0])
+@pytest.mark.parametrize("missed", [1, 2, 3])
+def test_new_object_can_be_missed_in_two_frames_at_any_rate(missed: int, fps: float) -> None:
+    seen = detections((person(100), 0.9))
+    results = follow(Tracker(), [seen, *[Detections.empty()] * missed, seen], fps)
+    assert len(results[-1]) == (missed <= 2)
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0])
+@pytest.mark.parametrize(("dx", "dy"), [(-30.0, 15.0), (30.0, 15.0), (-25.0, -25.0), (0.0, 45.0)])
+def test_person_who_appears_beside_a_weak_detection_does_not_get_its_track(dx: float, dy: float, fps: float) -> None:
+    """A person has weak detections for three frames. In these frames, a person who was hidden appears beside it."""
+    frames, weak = [], range(10, 13)
+    for at in range(20):
+        x = 100.0 + at * 60.0 / fps
+        other = ((person(x + dx, 200.0 + dy), 0.9),) if at >= weak.start else ()
+        frames.append(detections((person(x), 0.4 if at in weak else 0.9), *other))
+    results = follow(Tracker(), frames, fps)
+    (first,) = results[5].track_ids.tolist()
+    for at, tracks in enumerate(results[5:], start=5):
+        place = tracks.track_ids.tolist().index(first)
+        np.testing.assert_allclose(tracks.boxes_xyxy[place], person(100.0 + at * 60.0 / fps), atol=8.0)
+    assert len(results[-1]) == 2
+
+
 def test_frames_without_detections_are_accepted() -> None:
     tracker = Tracker()
     assert [len(tracks) for tracks in follow(tracker, [Detections.empty()] * 3)] == [0, 0, 0]

@@ -76,6 +76,15 @@ def test_box_follows_an_object_that_grows_or_shrinks(doubling_s: float, fps: flo
     assert quality.min() >= 0.8
 
 
+@pytest.mark.parametrize("score", [0.58, 0.7])
+def test_box_of_low_score_follows_an_object_that_grows_quickly(score: float) -> None:
+    widths = 60.0 * 2.0 ** np.arange(0.0, 2.9, 0.1)
+    boxes = [vehicle(500 - width / 2, 300 - width / 3, width, width * 2 / 3) for width in widths.tolist()]
+    results = followed(boxes, 10.0, score)
+    assert len(ids(results)) == 1
+    assert fits(boxes, results).min() >= 0.75
+
+
 @pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
 def test_box_follows_an_object_that_turns(fps: float) -> None:
     """The width goes from that of a car's front to that of its side within two seconds."""

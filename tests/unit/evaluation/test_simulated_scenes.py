@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from vision.evaluation.simulation.actors import KINDS, travel
+from vision.evaluation.simulation.actors import KINDS, Actor, travel
 from vision.evaluation.simulation.detector_errors import DETECTORS, SimulatedDetector
 from vision.evaluation.simulation.projection import CameraView, FloatArray
 from vision.evaluation.simulation.scenes import SCENES, Scene, build_scene
@@ -99,3 +99,63 @@ def test_object_that_approaches_or_leaves_is_counted_once(kind: str, leaves: boo
     run = run_scene(prepare_scene(scene, 0, frames_per_s), DETECTORS["exact"])
     directions = [event.data["direction"] for _, event in run.events if event.kind == "line_crossed"]
     assert directions == ["out" if leaves else "in"]
+
+
+TURNS = {
+    "turns around before the line": [],
+    "turns around behind the line": ["in", "out"],
+    "turns aside before the line": [],
+    "turns aside behind the line": ["in"],
+    "comes from the side": ["in"],
+}
+"""Crossings of a line 12 m from the camera by an object that turns, by its path."""
+
+
+def _path(turn: str, reach_m: float) -> list[tuple[float, float]]:
+    """Return a path whose turns have a radius of about `reach_m`."""
+    around = 9.0 if "behind" in turn else 14.5
+    if "around" in turn:
+        return [(-reach_m, 26.0), (-reach_m, around), (reach_m, around), (reach_m, 26.0)]
+    if "aside" in turn:
+        return [(0.0, 26.0), (0.0, around), (9.0, around)]
+    return [(-9.0, 16.0), (0.0, 16.0), (0.0, 8.0)]
+
+
+@pytest.mark.parametrize("frames_per_s", [2.0, 5.0, 30.0])
+@pytest.mark.parametrize(("height_m", "tilt_deg"), [(2.5, 10.0), (9.0, 32.0)])
+@pytest.mark.parametrize(("kind", "speed"), [("person", 1.2), ("person", 2.2), ("car", 3.0), ("car", 5.0)])
+def test_object_that_turns_keeps_its_id_and_is_counted_once(
+    kind: str, speed: float, height_m: float, tilt_deg: float, frames_per_s: float
+) -> None:
+    found = {}
+    for turn in TURNS:
+        reach_m = max(0.8, speed**2 / 4.0)  # a lateral acceleration of at most 4 m/s²
+        scene = Scene(
+            "one",
+            CameraView(height_m=height_m, tilt_deg=tilt_deg),
+            (travel(kind, _path(turn, reach_m), speed, 0.0),),
+            {"gate": ((-12.0, 12.0), (12.0, 12.0))},
+        )
+        run = run_scene(prepare_scene(scene, 0, frames_per_s), DETECTORS["exact"])
+        assert len(set(run.boxes.ids.tolist())) == 1, turn
+        found[turn] = [event.data["direction"] for _, event in run.events if event.kind == "line_crossed"]
+    assert found == TURNS
+
+
+@pytest.mark.parametrize("frames_per_s", [2.0, 5.0, 30.0])
+@pytest.mark.parametrize(("height_m", "tilt_deg"), [(2.5, 10.0), (9.0, 32.0)])
+def test_car_that_turns_on_the_spot_beside_a_line_keeps_its_id_and_is_not_counted(
+    height_m: float, tilt_deg: float, frames_per_s: float
+) -> None:
+    angles = np.linspace(0.0, 4.0 * np.pi, 200)
+    places = np.stack([0.2 * np.cos(angles), 15.5 + 0.2 * np.sin(angles)], axis=1)
+    actor = Actor(KINDS["car"], np.linspace(0.0, 8.0, 200), places)
+    view = CameraView(height_m=height_m, tilt_deg=tilt_deg)
+    prepared = prepare_scene(Scene("one", view, (actor,), {"gate": ((-12.0, 12.0), (12.0, 12.0))}), 0, frames_per_s)
+    ratios = [
+        np.divide(*(frame.boxes_xyxy[0, 2:] - frame.boxes_xyxy[0, :2])) for frame in prepared.frames if len(frame.ids)
+    ]
+    assert max(ratios) > 1.4 * min(ratios)
+    run = run_scene(prepared, DETECTORS["exact"])
+    assert len(set(run.boxes.ids.tolist())) == 1
+    assert not [event for _, event in run.events if event.kind == "line_crossed"]
