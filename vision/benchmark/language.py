@@ -142,7 +142,7 @@ def sample_images(count: int, max_px: int) -> Iterator[Sample]:
 
 
 def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
-    """Encode (H, W, 3) uint8 pixels in BGR. The longer side of the result has at most `max_px` pixels."""
+    """Encode (H, W, 3) uint8 pixels in BGR as a JPEG file. Its longer side has at most `max_px` pixels."""
     height_px, width_px = pixels.shape[:2]
     scale = min(1.0, max_px / max(height_px, width_px))
     frame = av.VideoFrame.from_ndarray(pixels, format="bgr24").reformat(

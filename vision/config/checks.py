@@ -323,7 +323,7 @@ def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple
 
 
 def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each section that the pipeline does not use, and each unknown kind of event."""
+    """Yield a conflict for each section that the pipeline does not use, and each unknown kind in `snapshots.kinds`."""
     pipeline = pipeline_name(config)
     unused = [
         ("analytics", _WITHOUT_ANALYTICS, "has no lines and zones; expected pipeline: count"),

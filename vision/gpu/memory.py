@@ -308,7 +308,8 @@ class DeviceFrameMemory:
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
     """Return a new frame buffer in GPU memory.
 
-    Raise ValueError if the format does not allow this size, and `OutOfMemory` if too little memory is free.
+    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
+    `DeviceError` if the allocation fails for a different reason.
     """
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
@@ -393,7 +394,8 @@ def export_frame_buffers(
     """Return a handle of new GPU memory, and `count` frame buffers in it; None if this GPU cannot share its memory.
 
     The handle is for `open_exported` in another process.
-    Raise ValueError if the format does not allow this size, and `OutOfMemory` if too little memory is free.
+    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
+    `DeviceError` if the allocation fails for a different reason.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     step = _export_step(nbytes)

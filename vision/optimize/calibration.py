@@ -158,7 +158,7 @@ class Calibration:
         return table.thresholds if table.thresholds.keys() >= set(self._names) else None
 
     def _find_with_tensorrt(self, algorithm: Algorithm, progress: Progress) -> dict[str, float]:
-        """Let TensorRT calibrate the model."""
+        """Let TensorRT calibrate the model. Return the thresholds by tensor."""
         from vision.engine.calibrators import find_scales, thresholds_in
 
         kind = _calibrator_kind(algorithm)

@@ -209,7 +209,10 @@ def _read_camera(camera: CameraConfig, collector: Collector, seconds: float, sto
 
 
 def _chosen(collectors: Sequence[Collector], unreadable: Sequence[str], count: int) -> Frames:
-    """Choose up to `count` candidates from all collectors. Delete the files of the other candidates."""
+    """Choose up to `count` candidates from all collectors. Delete the files of the other candidates.
+
+    Log each of the texts `unreadable`. Raise `ConfigError` if there are fewer than `FEWEST` candidates.
+    """
     for reason in unreadable:
         _log.warning("skipped: %s", reason)
     read = sum(collector.read for collector in collectors)

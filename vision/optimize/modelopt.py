@@ -39,7 +39,7 @@ class ModelOpt:
 
         Raises:
             ConfigError: the interpreter cannot be run, its environment lacks ModelOpt, or ModelOpt lacks an algorithm.
-        Unavailable: the interpreter cannot be started at present.
+            Unavailable: the interpreter cannot be started at present.
         """
         for algorithm in algorithms:
             if algorithm not in _METHODS:
