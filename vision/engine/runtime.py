@@ -244,7 +244,10 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Create the cache of compiled kernels that all contexts share, and load the contents of `file` if possible."""
+        """Create the cache of compiled kernels that all contexts share, and load `file` if it fits.
+
+        Raise `Untrusted` if `file` cannot be read or other users can write to it.
+        """
         cache = config.create_runtime_cache()
         kernels = read_checked(file)
         if kernels is None:

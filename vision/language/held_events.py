@@ -84,7 +84,7 @@ class HeldEvents:
             return []
 
     def expired(self) -> list[EventMessage]:
-        """Return the events to publish because their `wait_s` has passed."""
+        """Release the events whose `wait_s` has passed. Return those that `on_timeout` says to publish."""
         with self._lock:
             now_s = self._clock()
             return [

@@ -77,6 +77,7 @@ def require_nvdec(codec: str | None = None) -> None:
 
     Raises:
         SourceError: NVDEC is not usable, or does not support the codec.
+        DeviceError: the GPU does not work.
     """
     if codec is not None and codec not in CODECS:
         raise SourceError(
