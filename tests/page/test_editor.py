@@ -157,7 +157,7 @@ def opened(site: Site, open_page: OpenInBrowser, **options: Any) -> Page:
     one = open_page(f"{site.program.url}/#/edit/gate", **options)
     one.expected_errors = "status of (409|422|503)|ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|WebSocket"
     one.page.wait_for_selector(".editor-list button")
-    one.page.wait_for_selector("[data-tool=estimate]:enabled")  # the first check has ended
+    one.page.wait_for_selector("button:text-is('Count the last hour'):enabled")  # the first check has ended
     return one.page
 
 
@@ -178,29 +178,29 @@ def drag(page: Page, *places: tuple[float, float]) -> None:
 
 def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: OpenInBrowser) -> None:
     page = opened(site, open_page)
-    page.click("[data-tool=zone]")
+    page.click("button:text-is('Add zone')")
     for place in ((0.6, 0.2), (0.9, 0.8), (0.9, 0.2), (0.6, 0.8)):
         drag(page, place)
-    page.click("[data-tool=done]")
+    page.click("button:text-is('Done')")
     page.wait_for_selector(".editor-faults li")
     assert page.locator(".editor-view .zone.bad").count() == 1
     assert "analytics.gate.zones[0].polygon" in page.inner_text(".editor-faults")
-    assert page.is_disabled("[data-tool=apply]")
-    page.click("[data-tool=undo]")
+    assert page.is_disabled("button:text-is('Apply')")
+    page.click("button:text-is('Undo')")
     page.wait_for_selector(".editor-faults li", state="detached")
 
-    page.click("[data-tool=line]")
+    page.click("button:text-is('Add line')")
     drag(page, (0.5, 0.02), (0.5, 0.98))
     page.fill(".editor-properties input", "middle")
-    page.wait_for_selector("[data-tool=apply]:enabled")
+    page.wait_for_selector("button:text-is('Apply'):enabled")
     until(lambda: len(site.crossings("left")) > 2, "no crossings")
     with page.expect_response("**/estimate", timeout=300_000) as caught:
-        page.click("[data-tool=estimate]")
+        page.click("button:text-is('Count the last hour')")
     estimate = caught.value.json()
     page.wait_for_selector(".editor .data dd")
 
     first = len(site.frames())
-    page.click("[data-tool=apply]")
+    page.click("button:text-is('Apply')")
     page.wait_for_selector(".notice >> text=Applied and saved")
     until(lambda: site.crossings("middle"), "no crossing of the new line")
     numbers = [(message.epoch, message.seq) for message in site.frames()]
@@ -238,7 +238,7 @@ def check_estimate(site: Site, estimate: dict[str, Any]) -> None:
 def test_keyboard_alone_draws_moves_and_applies(site: Site, open_page: OpenInBrowser) -> None:
     page = opened(site, open_page, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.focus("[data-tool=line]")
+    page.focus("button:text-is('Add line')")
     keys = page.keyboard
     keys.press("Enter")
     for key in [*["Shift+ArrowUp"] * 3, "Enter", *["Shift+ArrowDown"] * 6, "Enter"]:
@@ -248,15 +248,15 @@ def test_keyboard_alone_draws_moves_and_applies(site: Site, open_page: OpenInBro
     label = page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert label.startswith("line line-1, point 1 of 2: 50.0 %")
     keys.press("ArrowLeft")
-    page.wait_for_selector("[data-tool=apply]:enabled")
+    page.wait_for_selector("button:text-is('Apply'):enabled")
     keys.press("Control+z")
     keys.press("Control+y")
     keys.press("Tab")
     keys.press("Delete")  # a line needs two points
     assert page.locator(".editor-list button").count() == 1
     keys.press("Control+z")
-    page.wait_for_selector("[data-tool=apply]:enabled")
-    page.focus("[data-tool=apply]")
+    page.wait_for_selector("button:text-is('Apply'):enabled")
+    page.focus("button:text-is('Apply')")
     keys.press("Enter")
     page.wait_for_selector(".notice >> text=Applied and saved")
     line = site.running()["lines"][1]
@@ -274,9 +274,9 @@ def test_second_editor_is_refused_and_can_load_the_present_state(site: Site, ope
     assert site.call("gate/apply", to_apply(state, zones=[]))[1]["code"] == "file-changed"
     page.click(".editor-list button")
     page.keyboard.press("Shift+ArrowRight")
-    page.wait_for_selector("[data-tool=apply]:enabled")
-    page.click("[data-tool=apply]")
-    page.click("[data-tool=load]")
+    page.wait_for_selector("button:text-is('Apply'):enabled")
+    page.click("button:text-is('Apply')")
+    page.click("button:text-is('Show the present state')")
     page.wait_for_selector(".editor-list button >> text=line new")
 
     # The file is as it was read, but a different program has changed the lines.
@@ -394,12 +394,12 @@ def test_program_that_ends_keeps_the_draft_in_the_browser(site: Site, open_page:
     page.wait_for_selector(".tile")
     page.go_back()
     page.wait_for_selector(".notice >> text=Your draft was kept")
-    page.wait_for_selector("[data-tool=apply]:enabled")
+    page.wait_for_selector("button:text-is('Apply'):enabled")
     site.program.stop()
-    page.click("[data-tool=apply]")
+    page.click("button:text-is('Apply')")
     page.wait_for_selector(".notice >> text=does not answer")
     assert page.locator(".editor-list button").count() == 1
     site.program.restart()
-    page.click("[data-tool=apply]")  # the restart has written a port to the file
-    page.click("[data-tool=load]")
-    page.wait_for_selector("[data-tool=apply]:disabled")
+    page.click("button:text-is('Apply')")  # the restart has written a port to the file
+    page.click("button:text-is('Show the present state')")
+    page.wait_for_selector("button:text-is('Apply'):disabled")

@@ -9,13 +9,16 @@ const HELP =
 
 const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
 const outline = (places, end) => `M${places.join("L")}${end}`;
-const outlined = (d, attributes) => html`<path d=${d} class="under" /><path d=${d} ...${attributes} />`;
 
 export class Drawing extends Component {
   state = { unit: 1 }; // pixels of the frame per pixel of the screen
 
+  get draft() {
+    return this.props.draft;
+  }
+
   componentDidMount() {
-    this.resizing = new ResizeObserver(() => this.setState({ unit: this.props.draft.size[0] / this.svg.clientWidth }));
+    this.resizing = new ResizeObserver(() => this.setState({ unit: this.draft.size[0] / this.svg.clientWidth }));
     this.resizing.observe(this.svg);
   }
 
@@ -24,7 +27,7 @@ export class Drawing extends Component {
   }
 
   componentDidUpdate() {
-    const { draft } = this.props;
+    const { draft } = this;
     if (draft.drawing) this.svg.querySelector(".cross").scrollIntoView({ block: "nearest", inline: "nearest" });
     if (draft.needsFocus) (this.svg.querySelector("[data-current]") ?? this.svg).focus();
     draft.needsFocus = false;
@@ -32,7 +35,7 @@ export class Drawing extends Component {
 
   place({ clientX, clientY }) {
     const { x, y } = new DOMPoint(clientX, clientY).matrixTransform(this.svg.getScreenCTM().inverse());
-    return [x, y].map((value, axis) => within(value, this.props.draft.size[axis]));
+    return [x, y].map((value, axis) => within(value, this.draft.size[axis]));
   }
 
   // --- mouse and fingers; two fingers zoom the page. `held` is what moves with the pointer
@@ -41,7 +44,7 @@ export class Drawing extends Component {
     if (event.button > 0) return;
     event.preventDefault();
     this.svg.setPointerCapture(event.pointerId);
-    const { draft } = this.props;
+    const { draft } = this;
     const place = this.place(event);
     this.held = { place, reach: (event.pointerType === "touch" ? 22 : 9) * this.state.unit };
     if (draft.drawing) return draft.add(place, this.held.reach);
@@ -52,7 +55,7 @@ export class Drawing extends Component {
   };
 
   moved = (event) => {
-    const { draft } = this.props;
+    const { draft } = this;
     const { from, place: start } = this.held ?? {};
     const place = this.place(event);
     if (draft.drawing) {
@@ -63,7 +66,7 @@ export class Drawing extends Component {
   };
 
   up = (event) => {
-    const { draft } = this.props;
+    const { draft } = this;
     const { from, place: start, reach } = this.held ?? {};
     const place = this.place(event);
     if (draft.drawing && distance(place, start) > reach) draft.add(place, reach); // a line was drawn by dragging
@@ -74,12 +77,12 @@ export class Drawing extends Component {
   // --- keyboard
 
   focused = ({ target: { dataset: { path, point = -1 } } }) => {
-    const { draft } = this.props;
+    const { draft } = this;
     if (path && !draft.drawing && !this.held && (path !== draft.path || Number(point) !== draft.point)) draft.select(path, Number(point));
   };
 
   pressed = (event) => {
-    const { draft } = this.props;
+    const { draft } = this;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (event.ctrlKey || event.metaKey) {
       if (key === "y" || (key === "z" && event.shiftKey)) draft.go(1);
@@ -96,8 +99,7 @@ export class Drawing extends Component {
   };
 
   nudge(steps) {
-    const { draft } = this.props;
-    const { unit } = this.state;
+    const { draft, state: { unit } } = this;
     const { drawing, selected, point } = draft;
     if (drawing) {
       drawing.cursor = drawing.cursor.map((value, axis) => within(value + steps[axis] * unit, draft.size[axis]));
@@ -114,7 +116,7 @@ export class Drawing extends Component {
   }
 
   enter() {
-    const { draft } = this.props;
+    const { draft } = this;
     const { drawing, selected, point } = draft;
     if (drawing) return draft.add(drawing.cursor, this.state.unit);
     if (!selected || point < 0 || CORNERS[selected.kind]) return;
@@ -140,7 +142,7 @@ export class Drawing extends Component {
   }
 
   shape(shape) {
-    const { draft, faulty } = this.props;
+    const { draft, props: { faulty } } = this;
     const { kind, path, label, holes = [] } = shape;
     const places = draft.places(shape);
     const isSelected = path === draft.path;
@@ -156,7 +158,7 @@ export class Drawing extends Component {
     const next = (index) => places[(index + 1) % places.length];
     return html`
       <g key=${path} class="${kind} ${isSelected ? "selected" : ""} ${faulty.has(path) ? "bad" : ""}">
-        ${outlined(rings.map((ring) => outline(ring, end)).join(""), { class: "shape", ...button(-1) })}
+        <path class="shape" d=${rings.map((ring) => outline(ring, end)).join("")} ...${button(-1)} />
         ${kind === "line" && this.arrow(places)}
         ${kind === "ground" && places.map((place, i) => [this.text(i + 1, place), this.text(this.meters(i), middle(place, next(i)))])}
         ${this.text(label, places[0])}
@@ -170,13 +172,13 @@ export class Drawing extends Component {
     const angle = Math.atan2(end[1] - start[1], end[0] - start[0]) + Math.PI / 2;
     const place = middle(start, end);
     return html`
-      <g ...${this.at(place, (angle * 180) / Math.PI)}>${outlined("M0 0H28M18-7L28 0L18 7", { class: "arrow" })}</g>
+      <g ...${this.at(place, (angle * 180) / Math.PI)}><path d="M0 0H28M18-7L28 0L18 7" /></g>
       ${this.text("in", place, 40 * Math.cos(angle) - 5, 40 * Math.sin(angle) + 5)}`;
   }
 
   // Return the length of a side of the ground.
   meters(index) {
-    const { metres } = this.props.draft.content.ground;
+    const { metres } = this.draft.content.ground;
     return `${distance(metres[index], metres[(index + 1) % 4]).toFixed(1)} m`;
   }
 
@@ -184,8 +186,8 @@ export class Drawing extends Component {
   unfinished({ kind, places, cursor }) {
     return html`
       <g class=${kind}>
-        ${outlined(outline([...places, cursor], ""))} ${places.map((place) => this.dot(place, 5))}
-        <g class="cross" ...${this.at(cursor)}>${outlined("M-12 0H12M0-12V12")}</g>
+        <path d=${outline([...places, cursor], "")} /> ${places.map((place) => this.dot(place, 5))}
+        <path class="cross" d="M-12 0H12M0-12V12" ...${this.at(cursor)} />
       </g>`;
   }
 

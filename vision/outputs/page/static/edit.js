@@ -93,23 +93,23 @@ export class View extends Component {
 
   // --- what is shown
 
-  button(name, text, onClick, attributes) {
-    return html`<button data-tool=${name} onClick=${onClick} ...${attributes}>${text}</button>`;
+  button(text, onClick, disabled = false) {
+    return html`<button onClick=${onClick} disabled=${disabled}>${text}</button>`;
   }
 
   tools({ draft }) {
     const { kind } = draft.selected ?? {};
     return html`
       <div class="tools" role="toolbar" aria-label="Tools">
-        ${KINDS.map((each) => this.button(each, `Add ${each}`, () => draft.draw(each), { disabled: each === "hole" && kind !== "zone" }))}
-        ${draft.drawing && this.button("done", "Done", () => draft.finish())}
-        ${kind === "line" && this.button("swap", "Swap direction", () => draft.edit(({ points }) => points.reverse()))}
-        ${this.button("delete", "Delete", () => draft.remove(), { disabled: !kind })}
-        ${this.button("undo", "Undo", () => draft.go(-1), { disabled: !draft.step })}
-        ${this.button("redo", "Redo", () => draft.go(1), { disabled: !draft.steps[draft.step + 1] })}
-        ${this.button("out", "−", () => this.zoom(1 / 1.5), { "aria-label": "Zoom out" })}
-        ${this.button("in", "+", () => this.zoom(1.5), { "aria-label": "Zoom in" })}
-        ${this.button("picture", "New picture", () => this.loadPicture())}
+        ${KINDS.map((each) => this.button(`Add ${each}`, () => draft.draw(each), each === "hole" && kind !== "zone"))}
+        ${draft.drawing && this.button("Done", () => draft.finish())}
+        ${kind === "line" && this.button("Swap direction", () => draft.edit(({ points }) => points.reverse()))}
+        ${this.button("Delete", () => draft.remove(), !kind)}
+        ${this.button("Undo", () => draft.go(-1), !draft.step)}
+        ${this.button("Redo", () => draft.go(1), !draft.steps[draft.step + 1])}
+        ${this.button("Zoom out", () => this.zoom(1 / 1.5))}
+        ${this.button("Zoom in", () => this.zoom(1.5))}
+        ${this.button("New picture", () => this.loadPicture())}
       </div>`;
   }
 
@@ -145,8 +145,8 @@ export class View extends Component {
           ${faults.map(({ line, key, message }) => html`<li>${join([line && `line ${line}`, key, message], ": ")}</li>`)}
         </ul>
         <p class="tools">
-          ${this.button("apply", "Apply", () => this.apply(), { disabled: !isValid || !editor.can_change || !draft.isChanged })}
-          ${this.button("estimate", "Count the last hour", () => this.estimate(), { disabled: !isValid || !editor.has_archive })}
+          ${this.button("Apply", () => this.apply(), !isValid || !editor.can_change || !draft.isChanged)}
+          ${this.button("Count the last hour", () => this.estimate(), !isValid || !editor.has_archive)}
         </p>
         <div role="status">${estimate && this.difference(estimate)}</div>
         <label>YAML to copy <textarea readonly rows="12" value=${yaml} onFocus=${({ target }) => target.select()} /></label>
@@ -159,7 +159,7 @@ export class View extends Component {
     return html`
       <header class="title"><a href=${link("camera", id)}>${id}</a><h1>Lines and zones</h1></header>
       <p class="notice" role="status" hidden=${!notice}>
-        ${notice} ${refusal && refusal !== "no-answer" && this.button("load", "Show the present state", () => this.load())}
+        ${notice} ${refusal && refusal !== "no-answer" && this.button("Show the present state", () => this.load())}
       </p>
       ${draft && html`
         <div class="editor">

@@ -5,7 +5,6 @@ const RANGES = { 6: "6 hours", 24: "24 hours", 168: "7 days", 720: "30 days" };
 const REFRESH_MS = 60_000;
 const RETRY_MS = 5_000; // while there are no counts
 const HEIGHT = 220;
-const COLORS = ["--accent", "--warn"];
 
 // uPlot is a script and not a module. The promise is undefined if it cannot be loaded.
 const loading = new Promise((resolve) => {
@@ -26,18 +25,14 @@ function plotsOf({ kind, name, first, second, occupancy }) {
 class Plot extends Component {
   componentDidMount() {
     const { uPlot, title, columns, times } = this.props;
-    const color = (name) => {
-      this.place.style.color = `var(${name})`;
-      return getComputedStyle(this.place).color;
-    };
-    const grid = { stroke: color("--border"), width: 1 };
-    const axis = { stroke: color("--muted"), grid, ticks: grid };
+    const { color, borderColor, outlineColor, accentColor } = getComputedStyle(this.place);
+    const grid = { stroke: borderColor, width: 1 };
+    const axis = { stroke: color, grid, ticks: grid };
     const series = Object.keys(columns).map((label, index, { length }) => {
-      const stroke = color(COLORS[index]);
+      const stroke = [outlineColor, accentColor][index];
       const paths = uPlot.paths.bars({ size: [0.8 / length, 24], align: length - 1 && 2 * index - 1 });
       return { label, stroke, fill: stroke.replace(")", ", 0.4)"), width: 2, points: { show: false }, paths };
     });
-    this.place.style.color = "";
     const size = () => ({ width: this.place.clientWidth, height: HEIGHT });
     const options = {
       title,
@@ -61,7 +56,7 @@ class Plot extends Component {
     const rows = times.map((at, index) => [at, ...Object.values(columns).map((values) => values[index])]).filter((row) => row.some((value, index) => index && value));
     return html`
       <figure class="plot">
-        <div ref=${(element) => (this.place = element)}></div>
+        <div class="colors" ref=${(element) => (this.place = element)}></div>
         <details>
           <summary>Numbers</summary>
           <div class="scroll">
