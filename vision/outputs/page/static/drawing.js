@@ -9,6 +9,7 @@ const HELP =
 
 const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
 const outline = (places, end) => `M${places.join("L")}${end}`;
+const outlined = (d, attributes) => html`<path d=${d} class="under" /><path d=${d} ...${attributes} />`;
 
 export class Drawing extends Component {
   state = { unit: 1 }; // pixels of the frame per pixel of the screen
@@ -158,7 +159,7 @@ export class Drawing extends Component {
     const next = (index) => places[(index + 1) % places.length];
     return html`
       <g key=${path} class="${kind} ${isSelected ? "selected" : ""} ${faulty.has(path) ? "bad" : ""}">
-        <path class="shape" d=${rings.map((ring) => outline(ring, end)).join("")} ...${button(-1)} />
+        ${outlined(rings.map((ring) => outline(ring, end)).join(""), { class: "shape", ...button(-1) })}
         ${kind === "line" && this.arrow(places)}
         ${kind === "ground" && places.map((place, i) => [this.text(i + 1, place), this.text(this.meters(i), middle(place, next(i)))])}
         ${this.text(label, places[0])}
@@ -172,7 +173,7 @@ export class Drawing extends Component {
     const angle = Math.atan2(end[1] - start[1], end[0] - start[0]) + Math.PI / 2;
     const place = middle(start, end);
     return html`
-      <g ...${this.at(place, (angle * 180) / Math.PI)}><path d="M0 0H28M18-7L28 0L18 7" /></g>
+      <g ...${this.at(place, (angle * 180) / Math.PI)}>${outlined("M0 0H28M18-7L28 0L18 7")}</g>
       ${this.text("in", place, 40 * Math.cos(angle) - 5, 40 * Math.sin(angle) + 5)}`;
   }
 
@@ -186,8 +187,8 @@ export class Drawing extends Component {
   unfinished({ kind, places, cursor }) {
     return html`
       <g class=${kind}>
-        <path d=${outline([...places, cursor], "")} /> ${places.map((place) => this.dot(place, 5))}
-        <path class="cross" d="M-12 0H12M0-12V12" ...${this.at(cursor)} />
+        ${outlined(outline([...places, cursor], ""))} ${places.map((place) => this.dot(place, 5))}
+        <g class="cross" ...${this.at(cursor)}>${outlined("M-12 0H12M0-12V12")}</g>
       </g>`;
   }
 
