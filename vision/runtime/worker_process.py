@@ -45,7 +45,7 @@ from vision.version import version
 log = logging.getLogger(__name__)
 
 _CHECK_NS: Final = 1_000_000_000  # interval between two checks for hangs and leaks
-_HEALTHY_NS: Final = 3_000_000_000  # a process that ran for this long is replaced without a growing pause
+_HEALTHY_NS: Final = 3_000_000_000  # a process that ran for this long is replaced at once
 _FIRST_RETRY_S: Final = 0.2
 _LONGEST_RETRY_S: Final = 30.0
 _START_S: Final = 60.0  # time without a heartbeat until a worker is ready, because imports from a slow disk take long
@@ -297,9 +297,11 @@ class Workers:
         worker._process = None
         reason = process.end or _describe_end(code, process.failure)
         now_ns = self.clock()
+        delay_s = 0.0
         if now_ns - process.started_ns >= _HEALTHY_NS:
             worker._backoff.reset()
-        delay_s = worker._backoff.next_delay_s()
+        else:
+            delay_s = worker._backoff.next_delay_s()
         worker._due_ns = now_ns + int(delay_s * 1e9)
         worker.restarts += not self._is_stopping
         orderly = self._is_stopping and code == 0
