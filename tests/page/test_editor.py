@@ -194,14 +194,17 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
     page.fill(".editor-properties input", "middle")
     page.wait_for_selector("button:text-is('Apply'):enabled")
     until(lambda: len(site.crossings("left")) > 2, "no crossings")
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url.rpartition("/")[2]))
     with page.expect_response("**/estimate", timeout=300_000) as caught:
-        page.click("button:text-is('Count the last hour')")
+        page.dblclick("button:text-is('Count the last hour')")
     estimate = caught.value.json()
     page.wait_for_selector(".editor .data dd")
 
     first = len(site.frames())
-    page.click("button:text-is('Apply')")
+    page.dblclick("button:text-is('Apply')")
     page.wait_for_selector(".notice >> text=Applied and saved")
+    assert (sent.count("estimate"), sent.count("apply")) == (1, 1)  # the second click of each has no effect
     until(lambda: site.crossings("middle"), "no crossing of the new line")
     numbers = [(message.epoch, message.seq) for message in site.frames()]
     assert numbers == [(numbers[0][0], number) for number in range(numbers[0][1], numbers[0][1] + len(numbers))]
@@ -230,6 +233,16 @@ def check_estimate(site: Site, estimate: dict[str, Any]) -> None:
     assert rows == {(each["kind"], each["name"], each["direction"] or ""): each["events"] for each in same["tallies"]}
     assert sum(row["published"] for row in estimate["rows"]) == same["published"]
     assert any(name == "middle" for _, name, _ in rows)
+
+
+def test_points_of_a_zoomed_frame_are_where_they_were_clicked(site: Site, open_page: OpenInBrowser) -> None:
+    page = opened(site, open_page)
+    page.click("button:text-is('Zoom in')")
+    until(lambda: page.evaluate("document.querySelector('.editor-frame').scrollLeft > 0"), "no zoom")
+    page.click("button:text-is('Add line')")
+    drag(page, (0.5, 0.5), (0.6, 0.5))
+    labels = [each.get_attribute("aria-label") or "" for each in page.locator(".dot[role=button]").all()]
+    assert labels[0].endswith("point 1 of 2: 50.0 %, 50.0 %") and "point 2 of 2: 60" in labels[1]
 
 
 # --- with the keyboard ------------------------------------------------------------------------------------------------

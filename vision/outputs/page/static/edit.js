@@ -73,6 +73,7 @@ export class View extends Component {
   async apply() {
     const { version, revision } = this.state.editor;
     const sent = this.draft.now;
+    this.setState({ checked: null }); // a second click does nothing
     const answer = await this.call("/apply", JSON.stringify({ ...JSON.parse(sent), version, revision }));
     if (answer.code) return this.refused(answer);
     if (this.draft.now !== sent) drafts.set(this.id, this.draft.now); // somebody has drawn more since then
@@ -81,15 +82,23 @@ export class View extends Component {
   }
 
   refused({ code, error, hint, faults = [] }) {
-    this.setState({ refusal: code, faults, notice: join([error, hint, code === "no-answer" && "Your draft stays on this page."]) });
+    const isAway = code === "no-answer"; // the draft can be applied later
+    this.setState({ refusal: code, faults, checked: isAway && this.draft?.now, notice: join([error, hint, isAway && "Your draft stays on this page."]) });
   }
 
   async estimate() {
-    this.setState({ estimate: { error: "Computing …" } });
+    this.setState({ estimate: { error: "Computing …", isBusy: true } });
     this.setState({ estimate: await this.call("/estimate", this.draft.now) });
   }
 
-  zoom = (factor) => this.setState(({ zoom }) => ({ zoom: Math.min(16, Math.max(1, zoom * factor)) }));
+  // Zoom around the middle of the visible part.
+  zoom = (factor) => {
+    const zoom = Math.min(16, Math.max(1, this.state.zoom * factor));
+    const { frame } = this;
+    const [x, y] = [frame.clientWidth / 2, frame.clientHeight / 2];
+    const grown = [frame.scrollLeft + x, frame.scrollTop + y].map((middle) => (middle * zoom) / this.state.zoom);
+    this.setState({ zoom }, () => frame.scrollTo(grown[0] - x, grown[1] - y));
+  };
 
   // --- what is shown
 
@@ -130,6 +139,7 @@ export class View extends Component {
 
   difference({ error, hint, rows, lost_frames: lost }) {
     if (error) return join([error, hint]);
+    if (!rows.length) return "There were no events, and the draft causes none.";
     const row = ({ kind, name, direction, published, now }) => [`${words(kind)} ${name} ${direction}`, `${published} counted, ${now} with the draft`];
     return html`<${Rows} class="data" rows=${rows.map(row)} />${lost > 0 && html`<p class="hint">The archive lacks ${lost} frames of this hour.</p>`}`;
   }
@@ -146,7 +156,7 @@ export class View extends Component {
         </ul>
         <p class="tools">
           ${this.button("Apply", () => this.apply(), !isValid || !editor.can_change || !draft.isChanged)}
-          ${this.button("Count the last hour", () => this.estimate(), !isValid || !editor.has_archive)}
+          ${this.button("Count the last hour", () => this.estimate(), !isValid || !editor.has_archive || estimate?.isBusy)}
         </p>
         <div role="status">${estimate && this.difference(estimate)}</div>
         <label>YAML to copy <textarea readonly rows="12" value=${yaml} onFocus=${({ target }) => target.select()} /></label>
@@ -166,7 +176,7 @@ export class View extends Component {
           ${this.tools(this)}
           <div class="camera">
             <div>
-              <div class="editor-frame" style=${{ aspectRatio: draft.size.join("/") }}><div style=${{ width: `${100 * zoom}%` }}>
+              <div class="editor-frame" ref=${(element) => (this.frame = element)} style=${{ aspectRatio: draft.size.join("/") }}><div style=${{ width: `${100 * zoom}%` }}>
                 <${Drawing} draft=${draft} faulty=${faulty} picture=${picture} zoom=${this.zoom} />
               </div></div>
               <p class="hint" role="status">${draft.status}</p>
