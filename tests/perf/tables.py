@@ -64,14 +64,11 @@ _STREAMS: Final = {
         "every 6.7 s"
     ),
     "worker_processes.7": (
-        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. One worker process is killed every 5 s"
+        "32 cameras, 1920x1080, NVDEC, worker processes, third machine. One worker process is killed every 5 s"
     ),
-    "worker_processes.8": "64 cameras, 1920x1080, NVDEC, worker processes, second machine",
-    "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
-    "one_process.1": "8 cameras, 1920x1080, NVDEC, one process. Each stream ends, and is opened again, every 6.7 s",
-    "one_process.3": "8 cameras, 1920x1080, NVDEC, one process, second machine",
-    "one_process.4": (
-        "8 cameras, 1920x1080, NVDEC, one process, second machine. Each stream ends, and is opened again, every 6.7 s"
+    "one_process.0": "8 cameras, 1920x1080, NVDEC, one process, third machine",
+    "one_process.1": (
+        "8 cameras, 1920x1080, NVDEC, one process, third machine. Each stream ends, and is opened again, every 6.7 s"
     ),
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
