@@ -240,6 +240,10 @@ def test_points_of_a_zoomed_frame_are_where_they_were_clicked(site: Site, open_p
     page.click("button:text-is('Zoom in')")
     until(lambda: page.evaluate("document.querySelector('.editor-frame').scrollLeft > 0"), "no zoom")
     page.click("button:text-is('Add line')")
+    page.hover("h1")
+    page.mouse.down()
+    page.hover(".editor-frame")
+    page.mouse.up()  # was pressed elsewhere
     drag(page, (0.5, 0.5), (0.6, 0.5))
     labels = [each.get_attribute("aria-label") or "" for each in page.locator(".dot[role=button]").all()]
     assert labels[0].endswith("point 1 of 2: 50.0 %, 50.0 %") and "point 2 of 2: 60" in labels[1]

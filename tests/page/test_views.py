@@ -27,6 +27,10 @@ def test_overview_shows_each_camera_and_opens_it(start_program: StartProgram, op
     assert page.url.endswith("#/camera/north")
     page.keyboard.press("Escape")
     page.wait_for_selector(".tile")
+    page.go_back()
+    page.wait_for_selector("h1:text-is('north')")
+    page.go_back()  # to the address without a view
+    page.wait_for_selector(".tile")
 
 
 def test_page_says_that_the_program_is_away_and_continues_when_it_is_back(

@@ -20,7 +20,7 @@ class App extends Component {
   async open(previous) {
     const { hash } = location;
     const [, name, parameter = ""] = /^#\/(\w*)(?:\/(.+)|\?.*)?$/s.exec(hash) ?? [];
-    if (previous && name === undefined) return; // the link to the content
+    if (hash && name === undefined && previous) return; // the link to the content
     const view = VIEWS.includes(name) ? name : "overview";
     const { View } = await import(`./${view}.js`);
     let id = parameter;

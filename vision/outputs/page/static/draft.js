@@ -44,7 +44,7 @@ export class Draft {
     if (!this.steps[this.step + by]) return;
     this.step += by;
     this.content = JSON.parse(this.now);
-    if (!this.selected) this.select(null);
+    if (this.path && !this.selected) this.select(null);
     this.changed();
   }
 

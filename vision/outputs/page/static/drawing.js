@@ -29,7 +29,6 @@ export class Drawing extends Component {
 
   componentDidUpdate() {
     const { draft } = this;
-    if (draft.drawing) this.svg.querySelector(".cross").scrollIntoView({ block: "nearest", inline: "nearest" });
     if (draft.needsFocus) (this.svg.querySelector("[data-current]") ?? this.svg).focus();
     draft.needsFocus = false;
   }
@@ -70,7 +69,7 @@ export class Drawing extends Component {
     const { draft } = this;
     const { from, place: start, reach } = this.held ?? {};
     const place = this.place(event);
-    if (draft.drawing && distance(place, start) > reach) draft.add(place, reach); // a line was drawn by dragging
+    if (draft.drawing && start && distance(place, start) > reach) draft.add(place, reach); // a line was drawn by dragging
     if (from) draft.commit();
     this.held = null;
   };
@@ -104,7 +103,7 @@ export class Drawing extends Component {
     const { drawing, selected, point } = draft;
     if (drawing) {
       drawing.cursor = drawing.cursor.map((value, axis) => within(value + steps[axis] * unit, draft.size[axis]));
-      return this.setState({});
+      return this.setState({}, () => this.svg.querySelector(".cross").scrollIntoView({ block: "nearest", inline: "nearest" }));
     }
     if (!selected) return;
     const places = draft.places(selected);
