@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +32,6 @@ from vision.outputs.archive.rows import (
 )
 from vision.outputs.archive.tables import DAY_US, FORMAT, SCHEMAS, Table, archive_files
 from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
-
-_Item = TypeVar("_Item")
 
 _NO_TIMING: Final = Timing(0, 0, 0)
 _ATTEMPTS: Final = 5
@@ -115,13 +112,9 @@ class Archive:
             yield from _frames_of(camera, frames, tracks, since_us, until_us)
 
     def blocks(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
-        """Yield the same frames as `frames`, in blocks of at most about `_BLOCK_ROWS` tracks.
-
-        A thread reads the next hour while the caller processes the blocks of the present one.
-        """
-        hours = self._chunks(camera, since_us, until_us, _JUDGED)
-        for blocks in _ahead([*blocks_of(*hour, since_us, until_us)] for hour in hours):
-            yield from blocks
+        """Yield the same frames as `frames`, in blocks of at most about `_BLOCK_ROWS` tracks."""
+        for frames, tracks in self._chunks(camera, since_us, until_us, _JUDGED):
+            yield from blocks_of(frames, tracks, since_us, until_us)
 
     def class_names(self, camera: str, since_us: int, until_us: int) -> dict[int, str]:
         """Return the name of each class of the tracks in a time range, by class id.
@@ -232,15 +225,6 @@ class Archive:
                 return read_live(connection, table, camera, since_us, until_us)
         except sqlite3.Error as error:
             raise ConfigError(f"{self._folder / LIVE_NAME}: {error}", code="archive-unreadable") from error
-
-
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Yield the same items. A thread computes the next one while the caller processes the present one."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
 
 
 class _Part:

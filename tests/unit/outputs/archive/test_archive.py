@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +14,11 @@ from msgspec.structs import replace
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
 from vision.config.rules import RuleConfig
-from vision.errors import ConfigError
 from vision.messaging import codec
 from vision.messaging.schema import AnyMessage
 from vision.outputs.archive import compaction
 from vision.outputs.archive.compaction import compact, write_parquet
-from vision.outputs.archive.reader import Archive, _ahead
+from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.tables import COLUMNS, DAY_US, HOUR_US, SCHEMAS, archive_files
 from vision.outputs.archive.writer import ArchiveWriter
 from vision.types import Counts, Detections, Event, FrameMeta, Result, Timing, Tracks
@@ -245,28 +242,3 @@ def test_column_of_a_file_is_compressed_as_a_whole(tmp_path: Path) -> None:
         sizes.append(group.column(schema.names.index("x")).total_compressed_size)
     assert sizes[0] > 24_000
     assert sizes[1] < 1.1 * sizes[0]  # the second half, in the same page, repeats the first
-
-
-def test_next_hour_is_read_while_the_present_one_is_used() -> None:
-    is_read = threading.Event()
-
-    def hours() -> Iterator[int]:
-        yield 1
-        is_read.set()
-        yield 2
-
-    found = _ahead(hours())
-    assert next(found) == 1
-    assert is_read.wait(30)
-    assert list(found) == [2]
-
-
-def test_error_of_reading_reaches_the_caller() -> None:
-    def hours() -> Iterator[int]:
-        yield 1
-        raise ConfigError("unreadable", code="archive-unreadable")
-
-    found = _ahead(hours())
-    assert next(found) == 1
-    with pytest.raises(ConfigError):
-        next(found)
