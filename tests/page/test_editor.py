@@ -235,6 +235,23 @@ def check_estimate(site: Site, estimate: dict[str, Any]) -> None:
     assert any(name == "middle" for _, name, _ in rows)
 
 
+def test_sides_that_cross_are_marked_while_a_point_is_dragged(site: Site, open_page: OpenInBrowser) -> None:
+    page = opened(site, open_page)
+    page.click("button:text-is('Add zone')")
+    for place in ((0.6, 0.2), (0.8, 0.2), (0.8, 0.8), (0.6, 0.8)):
+        drag(page, place)
+    page.click("button:text-is('Done')")
+    page.hover(".dot[data-point='0']")
+    page.mouse.down()
+    box = page.locator(".editor-view").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.5 * box["height"], steps=3)
+    page.wait_for_selector(".editor-view .zone.bad")
+    page.mouse.up()
+    page.click("button:text-is('Undo')")
+    page.wait_for_selector(".editor-view .zone.bad", state="detached")
+
+
 def test_points_of_a_zoomed_frame_are_where_they_were_clicked(site: Site, open_page: OpenInBrowser) -> None:
     page = opened(site, open_page)
     page.click("button:text-is('Zoom in')")
