@@ -86,11 +86,15 @@ class Pairs:
             return
         first = self._similarity.searchsorted(_CLEAR, "right")
         clear = others[columns[first:]].nonzero()[0] + first
+        if not len(clear):
+            return
         best = np.empty(self._all_tracks, np.intp)
         best.fill(-1)
         best[rows[clear]] = columns[clear]  # the last of several pairs of a track is the best one
         doubtful = rows[:end][is_doubtful]
         doubtful = doubtful[best[doubtful] >= 0]
+        if not len(doubtful):
+            return
         overlaps = iou(boxes[matches[doubtful]], boxes[best[doubtful]]).diagonal()
         matches[doubtful[overlaps < _OTHER_IOU]] = -1
 
