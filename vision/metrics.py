@@ -68,7 +68,10 @@ def _quantile_ms(up_to: Sequence[int], q: float, max_ns: int) -> float:
 
 
 class Rate:
-    """Measures the number of events per second over a sliding window of up to 10,000 events."""
+    """Measures the number of events per second over the last `window_s` seconds.
+
+    Only the last 10,000 events are stored, so the result is at most 10,000 / `window_s` after the first window.
+    """
 
     def __init__(self, clock: Callable[[], int], window_s: float = 5.0) -> None:
         self._clock = clock

@@ -105,7 +105,9 @@ class FrameDetections:
 
 
 def edges_of(edges_px: FloatArray | None, camera: IndexArray | None) -> FloatArray | None:
-    """Return the width and height of the frame of each detection, (N, 2) or for all (2,); None if unknown.
+    """Return the frame size (width, height) in px for each of N detections, (N, 2).
+
+    If `edges_px` is None, return None. If all frames have the same size, or there is only one camera, return (2,).
 
     Args:
         edges_px: width and height of all frames (2,), or of each camera's frame (cameras, 2); None if unknown.

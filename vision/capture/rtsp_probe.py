@@ -1,6 +1,7 @@
-"""Probe that sends the requests up to SETUP to an RTSP camera, to find the request that the camera refuses.
+"""Probe that sends the requests OPTIONS, DESCRIBE, and SETUP to an RTSP camera, to find the one that it refuses.
 
-The libraries report most refusals with the same error. The probe does not send PLAY, so the camera sends no video.
+GStreamer and FFmpeg report most refusals with the same error. The probe does not send PLAY, so the camera sends no
+video. If SETUP succeeds, the probe ends the session with TEARDOWN.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from vision.config.fields import ConfigSection, HttpAddress
 
 
 class OnvifConfig(ConfigSection):
-    """An RTSP server with the frames and events of each camera as ONVIF metadata."""
+    """An RTSP server with the objects, events, and counts of each camera as ONVIF metadata, without video."""
 
     bind: HttpAddress = "127.0.0.1:8554"
     """Address and port; other machines can only reach it with `user` and `password`."""

@@ -158,6 +158,7 @@ class ChatServer:
 
         Raises:
             LanguageError: the status is not 200, or the body is too long.
+            httpx.HTTPError, httpx.InvalidURL, OSError: the exchange failed. `_within` converts these exceptions.
         """
         url, headers = self._url + path, dict(self._headers)
         if content is not None:

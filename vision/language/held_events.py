@@ -53,7 +53,7 @@ class HeldEvents:
         self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0)
 
     def admit(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Return the events to publish now, and hold the others."""
+        """Return the events to publish now. Hold the others, or discard the ends of states that were not published."""
         with self._lock:
             return [each for event in events for each in self._admitted(event)]
 
@@ -141,9 +141,9 @@ class HeldEvents:
         return [event]
 
     def _released(self, held: _Held, outcome: Outcome | None) -> list[EventMessage]:
-        """Return the events to publish when `held` stops waiting: the event, and later events of the same state.
+        """Stop holding an event. Return the events to publish: the event, and the end of its state if it has arrived.
 
-        The answer decides if they are published; without a verdict, `on_timeout` decides.
+        Return nothing if `keep` does not contain the answer, or if there is no verdict and `on_timeout` is `drop`.
         """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:

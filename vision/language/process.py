@@ -91,9 +91,10 @@ class LanguageProcess:
         self._thread.start()
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish now. The others wait for their verdict, or until their time is up.
+        """Return the events to publish now. Hold or discard the others, as `HeldEvents.admit` does.
 
-        Raise the exception of the thread if it has failed.
+        Raises:
+            Exception: the thread failed with this exception when it published events.
         """
         if self._error is not None:
             raise self._error

@@ -94,7 +94,7 @@ def temperatures() -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The used and the total size of a memory or a disk, in bytes."""
+    """The used and the total space of the main memory or of a disk, in bytes."""
 
     used_bytes: int
     total_bytes: int

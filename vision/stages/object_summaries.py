@@ -63,7 +63,11 @@ class _Object:
             self.add_position(at_ns)
 
     def add_position(self, at_ns: int) -> None:
-        """Append the bottom center of the box to the path. If the path is too long, remove every second position."""
+        """Append the bottom center of the box to the path.
+
+        If the path then has more than `_MAX_POSITIONS` positions, remove every second one except the newest, and double
+        `spacing_ns`.
+        """
         x1, _, x2, y2 = self.box
         self.path.append(((at_ns - self.first_ns) // 1_000_000, (x1 + x2) / 2, y2))
         if len(self.path) > _MAX_POSITIONS:

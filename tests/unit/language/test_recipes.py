@@ -86,7 +86,7 @@ def test_documentation_lists_the_computed_memory() -> None:
         formats: list[Precision] = ["fp16", "fp8", "int4", "q4_k_m"]
         for precision, shown in zip(formats, row.split(" | "), strict=True):
             published = precision != "q4_k_m" or precision in known.checkpoints
-            assert shown == (f"{known.need_mib(precision) / 1024:.1f} GiB" if published else "no published file")
+            assert shown == (f"{known.need_mib(precision) / 1024:.1f} GiB" if published else "not published")
 
 
 def test_model_without_a_checkpoint_is_quantized_first() -> None:

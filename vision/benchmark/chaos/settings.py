@@ -71,7 +71,10 @@ class Subject:
 
 
 def demo(cameras: int) -> Subject:
-    """Return a configuration with a fake detector, lines, and zones, which needs little CPU time."""
+    """Return the subject of a run without a user's configuration, with the number of `cameras`.
+
+    Each camera has a line and a zone. The detector is `fake`, so the run needs little CPU time.
+    """
     text = _DEMO.replace("CAMERAS", ", ".join(_DEMO_CAMERA % index for index in range(cameras)))
     text = text.replace("ANALYTICS", ", ".join(_DEMO_LINES % index for index in range(cameras)))
     config = load_config_text(text, {})
@@ -80,9 +83,10 @@ def demo(cameras: int) -> Subject:
 
 
 def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
-    """Return the user's configuration with `cameras` cameras, which have the sizes and rates of `stand_ins`.
+    """Return a subject with the user's configuration and the number of `cameras`.
 
-    The rate is at least 10 frames/s.
+    The cameras have the frame sizes and rates of `stand_ins`, in turn. The rate is at least 10 frames/s, and a size is
+    an even number of at least 16 pixels.
     """
     chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
     config = _named(repeated(config, stand_ins, cameras))

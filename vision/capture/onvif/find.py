@@ -145,11 +145,11 @@ def _cameras(device: Device, input_px: tuple[int, int], ids: set[str]) -> Iterat
 
 
 def preferred_profile(profiles: Iterable[Profile], input_px: tuple[int, int]) -> Profile | None:
-    """Return the smallest stream that is as wide or as high as the detector's input; otherwise the largest stream.
+    """Return the smallest stream that is at least as wide or at least as high as the detector's input.
 
-    Only streams that `vision` can read are considered. Return None if there are none. A frame is scaled to fit into the
-    input, so one side is enough. A larger stream costs time for decoding, but adds no detail. A smaller stream has less
-    detail than the detector can use.
+    If all streams are narrower and lower, return the largest one. Ignore streams that `vision` cannot read. Return None
+    if no other stream is left. `input_px` is the width and height of the input in px. A frame is scaled to fit into the
+    input, so one side is enough. A larger stream costs time for decoding, but adds no detail.
     """
     usable = [each for each in profiles if each.codec in CODECS and each.address]
     large = [each for each in usable if each.width >= input_px[0] or each.height >= input_px[1]]

@@ -1,4 +1,4 @@
-"""Parts of a classifier of objects that all back-ends share: the geometry of crops, and the activation of scores."""
+"""Code of second models that all back-ends share: the geometry of crops, and the activation and checks of scores."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Checks of a model's results on the sample. They refuse results that no correctly described model can give.
+"""Checks of a model's outputs for the sample frames. They find outputs that contradict its description.
 
-The shapes of outputs do not identify a family of models: boxes can be corners or centers, in pixels or fractions,
-before or after suppression. The values of the outputs for two frames do. No check requires that the sample shows
-objects that the model knows.
+The shapes of outputs do not show how to read them: boxes can be corners or centers, in pixels or fractions, before or
+after suppression. Therefore, the checks examine the values of the outputs. No check requires that the sample frames
+show objects that the model knows.
 """
 
 from __future__ import annotations

@@ -27,7 +27,13 @@ _PACKAGES: Final = ("prometheus_client", "starlette", "uvicorn")
 def open_monitoring(
     config: HttpConfig, publisher: Publisher, interval_s: float, keys: KeyFolder | None
 ) -> MonitoringProcess:
-    """Start the process for the messages of `publisher`. `keys` are the publisher's keys for CURVE, or None.
+    """Start the process that serves metrics and health, and log its address.
+
+    Args:
+        config: the section `http` of the configuration.
+        publisher: publisher whose messages the process receives.
+        interval_s: interval between two status messages.
+        keys: keys of the publisher for CURVE; None if messages are not encrypted.
 
     Raises:
         ConfigError, Unavailable, OSError: the process cannot be started; see `MonitoringProcess`.
