@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision.analytics.class_groups import ClassIds
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 
 _FEW: Final = 4_000
 """Number of tracks times number of detections up to which it takes the least time to look at all pairs."""
@@ -44,9 +45,10 @@ def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[In
 
 
 def _compare_all(tracks: Near, detections: Near, farthest: FloatArray) -> BoolArray:
-    """Return a mask (M, N) of the near pairs."""
-    offset = tracks.places[:, :, None] - detections.places[:, None, :]
-    within = np.abs(offset, out=offset) < farthest[:, None]
+    """Return a mask (M, N) of the near pairs. Comparisons in float32 are faster."""
+    places, seen = tracks.places.astype(np.float32), detections.places.astype(np.float32)
+    offset = places[:, :, None] - seen[:, None, :]
+    within = np.abs(offset, out=offset) < farthest.astype(np.float32)[:, None]
     near: BoolArray = within[0]
     near &= within[1]
     near &= tracks.groups[:, None] == detections.groups
@@ -68,12 +70,12 @@ def _search(tracks: Near, detections: Near, farthest: FloatArray) -> IndexArray:
     at = np.arange(len(rows)) + (end - number.cumsum()).repeat(number)
     of_track = _together(tracks.places, reach).repeat(number, axis=0)
     of_detection = _together(detections.places, seen_reach).take(order, axis=0).take(at, axis=0)
-    offset = np.abs((of_track[:, 0] - of_detection[:, 0]).view(np.float64))
-    within = offset < (of_track[:, 1] + of_detection[:, 1]).view(np.float64)
+    offset = np.abs((of_track[:, 0] - of_detection[:, 0]).view(np.float32))
+    within = offset < (of_track[:, 1] + of_detection[:, 1]).view(np.float32)
     (near,) = (within[::2] & within[1::2]).nonzero()
     rows, columns = rows[near], order[at[near]]
     allowed = tracks.groups[rows] == detections.groups[columns]
-    allowed &= np.maximum(offset[::2][near], offset[1::2][near]) < farthest[rows]
+    allowed &= np.maximum(offset[::2][near], offset[1::2][near]) < farthest.astype(np.float32)[rows]
     keys: IndexArray = (rows * len(order) + columns)[allowed]
     keys.sort()
     return keys
@@ -88,9 +90,11 @@ def _reach(objects: Near) -> FloatArray:
     return reach
 
 
-def _together(places: FloatArray, reach: FloatArray) -> Points:
+def _together(places: FloatArray, reach: FloatArray) -> NDArray[np.complex64]:
     """Return place and reach as complex numbers (M, 2), so that one NumPy call reads both coordinates of both."""
-    return np.ascontiguousarray(np.concatenate([places, reach]).T).view(np.complex128)
+    table = np.empty((len(reach[0]), 4), np.float32)
+    table[:, :2], table[:, 2:] = places.T, reach.T
+    return table.view(np.complex64)
 
 
 def _candidates(tracks: Near, detections: Near, distance: FloatArray) -> tuple[IndexArray, IndexArray, IndexArray]:

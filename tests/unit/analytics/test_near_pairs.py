@@ -63,7 +63,7 @@ def test_pairs_are_those_of_a_comparison_of_all(seed: int, cameras: int) -> None
         (track, detection)
         for track, place in enumerate(state[PLACE].T)
         for detection in range(len(frame.scores))
-        if np.abs(place - frame.at[PLACE, detection]).max() < farthest[track]
+        if np.abs(np.float32(place) - np.float32(frame.at[PLACE, detection])).max() < np.float32(farthest[track])
         and earlier.groups[track] == frame.groups[detection]
         and camera_of(earlier, track) == camera_of(frame, detection)
     ]
