@@ -11,7 +11,7 @@ from vision.config import AppConfig, CameraConfig
 _ASSUMED_FPS: Final = 30.0  # rate of a camera whose configuration contains no rate
 _ONE_PROCESS_FPS: Final = 300.0  # frames/s that one process serves without delays
 _WORKER_FPS: Final = 480.0  # frames/s that one result worker serves without delays
-_FEWEST_CORES: Final = 8  # with fewer cores, the workers compete with the main process
+_FEWEST_CORES: Final = 4  # two workers of each kind need no more than this
 _CORES_PER_WORKER: Final = 2  # one for a capture worker, and one for a result worker
 _MOST: Final = 8
 

@@ -21,7 +21,9 @@ def chosen(cameras: int, fps: float, cores: int, monkeypatch: pytest.MonkeyPatch
     [
         (10, 30, 64, 1),  # 300 frames/s
         (11, 30, 64, 2),
-        (128, 30, 7, 1),
+        (128, 30, 3, 1),
+        (128, 30, 4, 2),
+        (128, 30, 7, 3),
         (128, 30, 8, 4),
         (64, 30, 16, 4),  # 1,920 frames/s
         (128, 30, 16, 8),
