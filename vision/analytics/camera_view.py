@@ -199,7 +199,7 @@ class ViewTracker:
             self.state = "unsure"
 
     def _is_new(self, view: Similarity, image: ViewImage, now_s: float) -> bool:
-        """Return True if enough images in a row agree on a view that is not the present one."""
+        """Return True if enough successive images, up to `image`, agree on `view`, which is not the present view."""
         self._recent.clear()
         if self._candidate is not None and distance(view, self._candidate, image.pixels.shape) <= _MOVED:
             self._agreeing += 1
@@ -236,7 +236,10 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Store an appearance in front. Never remove the one nearest to the reference view, which it defines."""
+        """Insert an appearance as the first one. If there are then too many, remove the last one.
+
+        The appearance whose view is nearest to the reference view is never removed, because it defines this view.
+        """
         self.appearances.insert(0, added)
         self.changes += 1
         if len(self.appearances) > _APPEARANCES:

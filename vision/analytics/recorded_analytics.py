@@ -38,9 +38,11 @@ class RecordedAnalytics(Analytics):
         self._zones = {zone.name: number for number, zone in enumerate(config.zones)}
 
     def load(self, found: Sequence[ObjectEvent], captured_ns: Sequence[int]) -> None:
-        """Add the next frames: the events of their objects in order, and their capture times.
+        """Load the next frames. After they are judged, call `finish`, before the next `load` and before a new epoch.
 
-        Once they are judged, call `finish`, before the next `load` and before a new epoch.
+        Args:
+            found: events of the objects in these frames, in the order of the frames.
+            captured_ns: capture time of each frame.
         """
         self._found, self._next, self._at = found, 0, -1
         self._frames: list[int] = []  # frames to judge although they have no event of an object, as a heap

@@ -135,9 +135,9 @@ class RtspProbe:
 
 
 def only_other_digests(challenges: Sequence[str]) -> bool:
-    """Return True if the libraries support none of the algorithms that the camera accepts, for example only SHA-256.
+    """Return True if the camera accepts neither Basic nor Digest with MD5, but for example only Digest with SHA-256.
 
-    Return False if there are no challenges.
+    GStreamer and FFmpeg cannot log in to such a camera. Return False if there are no challenges.
     """
     return bool(challenges) and not any(_is_supported(one) for one in challenges)
 

@@ -368,7 +368,7 @@ def _replay_conflicts(config: Section) -> Iterator[Conflict]:
 
 
 def publish_conflicts(publish: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each address that other machines can reach without encryption."""
+    """Yield a conflict for each address that other machines can reach, unless `curve` or `insecure` is set."""
     if publish.get("curve") is not None or publish.get("insecure") is True:
         return
     for key in ("bind", "replay"):

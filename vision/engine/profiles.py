@@ -206,14 +206,24 @@ def _profile(
 
 
 def _value_range(tensor: NetworkInput, spec: AnySpec, profile: ProfileSpec) -> Range:
-    """Return the range of a shape input: from the profile, or else only the values in `input.constants`."""
+    """Return the range of the values of an input that determines shapes.
+
+    If the profile has no range, the minimum, the optimum, and the maximum are the values in `input.constants`.
+
+    Raises:
+        ModelError: model.yaml has no values for the input, or they are not whole numbers.
+    """
     if tensor.name in profile.values or tensor.name not in spec.input.constants:
         return _given(tensor, profile.values, "values")
     return Range(*[shape_values(spec, tensor.name)] * 3)
 
 
 def shape_values(spec: AnySpec, name: str) -> Shape:
-    """Return the values of a shape input from `input.constants`. Raise `ModelError` if they are not whole numbers."""
+    """Return the values of an input that determines shapes, from `input.constants`.
+
+    Raises:
+        ModelError: the values are not whole numbers.
+    """
     given = spec.input.constants[name]
     if any(value != int(value) for value in given):
         raise ModelError(

@@ -69,7 +69,7 @@ class MessageSocket(Protocol):
     lock: threading.Lock
 
     def send(self, topic: str, payload: bytes) -> None:
-        """Send a message without blocking."""
+        """Send a message without blocking. Subscribers that are too slow lose it."""
 
 
 class RecordsResults(Protocol):

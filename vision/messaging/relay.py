@@ -68,7 +68,7 @@ class Bucket:
         return int(self._left)
 
     def take(self, count: int) -> None:
-        """Use `count` bytes or connections."""
+        """Subtract `count` bytes or connections from those that are permitted now."""
         self._left -= count
 
 

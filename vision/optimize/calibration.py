@@ -37,7 +37,7 @@ _VERSION: Final = 1  # to be increased if the same frames give different thresho
 
 
 class _Table(msgspec.Struct, frozen=True):
-    """Contents of a file in the cache."""
+    """Contents of a cache file: the thresholds, and the model, frames, and algorithm for which they were computed."""
 
     model_sha256: str
     frames_sha256: str

@@ -73,10 +73,15 @@ class Quantizer:
     def __init__(
         self, task: Task, graph: Graph, frames: Frames, options: Int8Options, *, folder: Path, stop: threading.Event
     ) -> None:
-        """Measure the parent.
+        """Measure the accuracy of the model before it is quantized.
 
         Args:
+            task: the model to quantize, and its labels, if there are any.
+            graph: the ONNX graph to quantize.
+            frames: frames for the calibration and the comparison.
+            options: the route of the calibration, and its settings.
             folder: temporary folder.
+            stop: set to end the work.
 
         Raises:
             Closed: `stop` was set.

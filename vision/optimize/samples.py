@@ -165,7 +165,10 @@ def run_samples(session: Any, samples: Samples) -> list[Outputs]:
 
 
 def compare(samples: Samples, reference: Sequence[Outputs], found: Sequence[Outputs]) -> Difference:
-    """Compare the outputs of a changed network (`found`) with those of its parent (`reference`), batch by batch."""
+    """Return how much the outputs of a changed network (`found`) differ from those of its parent (`reference`).
+
+    Both contain the outputs for each batch of `samples`.
+    """
     errors = [
         _relative_error([each[name] for each in reference], [each[name] for each in found])
         for name, values in reference[0].items()

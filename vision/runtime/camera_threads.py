@@ -88,10 +88,10 @@ class CameraThreads:
         return len(self._abandoned) + threads_left_running(_LEFT_S)
 
     def join(self, deadline_s: float) -> list[str]:
-        """Wait for the threads until `deadline_s` (`time.monotonic`), and longer while they end one after the other.
+        """Wait until all threads have ended, at most until `deadline_s` (`time.monotonic`).
 
-        After the deadline, stop waiting once no thread has ended for 0.5 s. Return the names and the calls of the
-        threads that are still running.
+        Wait longer if threads still end: after the deadline, stop when no thread has ended for 0.5 s. Return the names
+        of the threads that are still running, with the calls in which they hang.
         """
         waiting = list(self._running.values())
         while waiting and (left_s := deadline_s - time.monotonic()) > 0:

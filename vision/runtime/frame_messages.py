@@ -53,7 +53,7 @@ def decode_commit(data: bytes) -> tuple[int, int, int, CommittedFrame]:
 
 
 def frame_meta(frame: CommittedFrame, camera_id: str, height_px: int, width_px: int) -> FrameMeta:
-    """Return the description of a frame from `decode_commit`."""
+    """Return the metadata of a frame. `frame` contains the fields that `decode_commit` returned."""
     epoch, index, captured_ns, utc_ns, clock, yuv = frame
     times, size = (captured_ns, utc_ns), (width_px, height_px)
     return FrameMeta(camera_id, index, epoch, *times, *size, _CLOCKS[clock], _ENCODINGS[yuv])
@@ -132,12 +132,12 @@ class Statuses(msgspec.Struct, tag=True, array_like=True):
 
 
 class Configured(msgspec.Struct, tag=True, array_like=True):
-    """Reply to `Configure`. Memory of the host comes as a descriptor, and memory of the GPU as a handle."""
+    """Reply to `Configure`, with the buffers. For host memory, a file descriptor comes together with the message."""
 
     camera: int
     generation: int
     buffers: int = 0
-    handle: bytes = b""  # empty if the memory is in the host
+    handle: bytes = b""  # with which the worker opens GPU memory; empty for host memory
     error: str = ""  # why there are no buffers; empty if there are
 
 

@@ -167,7 +167,7 @@ def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Pipeline
 
 
 def with_video(build: Build) -> Build:
-    """Return a function that calls `build` and, if requested, appends the stage that writes or shows the video."""
+    """Return a function that calls `build`, and then appends the stage for `--video` or `--show`, if one is given."""
 
     def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         if not isinstance(build, Pipeline) and process_count(config) > 1:

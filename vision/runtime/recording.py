@@ -37,13 +37,13 @@ class Packets:
             self.recorder.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
-        """Return the tap of a camera that this process reads; None if capture workers read the cameras."""
+        """Return the object that passes on the packets of a camera; None if capture workers read the cameras."""
         if self.socket is None:
             return None
         return PacketTap(camera_id, self.socket, recorded=camera_id in self.recorded)
 
     def frame_tap(self, camera_id: str) -> FrameTap | None:
-        """Return the tap for frames of a camera that this process reads; None if capture workers read the cameras."""
+        """Return the object that passes on the frames of a camera; None if capture workers read the cameras."""
         return None if self.frame_taps is None else self.frame_taps.tap(camera_id)
 
 

@@ -284,7 +284,7 @@ class Setup:
     content: bytes
 
     def encode(self) -> bytes:
-        """Return the message."""
+        """Return the message: the length of a JSON header (4 bytes), the header, and `content`."""
         header = json.dumps([self.version, self.log_level]).encode()
         return len(header).to_bytes(4, "little") + header + self.content
 

@@ -42,7 +42,7 @@ _NUMBERS: Final = (*_REALS, "int32", "int64")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Grid cells into which each stride divides the model's input, in the order of the strides, and row by row."""
+    """The N cells into which the strides divide the model's input: those of the first stride first, and row by row."""
 
     cells: Floats  # (N, 2) column and row
     strides: Floats  # (N,) model pixels

@@ -137,10 +137,10 @@ def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[
 def joined_with_extra(
     head: HeadSpec, shapes: Mapping[str, Shape], axis: int, before: int, class_count: int
 ) -> Iterator[tuple[str, int | None, Extra]]:
-    """Find the outputs whose axis `axis` has space for `before` values, at least one class, and the task's values.
+    """Yield the outputs whose axis `axis` has space for `before` values, at least one class, and the task's values.
 
     Yields:
-        Name, number of classes (None if the model does not fix it), and the values of the task.
+        Name of the output, number of classes (None if the length of the axis is not known), and values of the task.
     """
     for name, _, space in joined(shapes, axis, before):
         for extra in extras(head, shapes, space, class_count):

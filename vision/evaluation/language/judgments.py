@@ -45,7 +45,10 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson score interval, which is also valid for shares near 0 and 1; 0 to 1 if there are no events."""
+        """Lower and upper limit of the Wilson score interval, which is also valid for shares near 0 and 1.
+
+        The limits are 0 and 1 if there are no events.
+        """
         if not self.total:
             return 0.0, 1.0
         square = _Z * _Z / self.total

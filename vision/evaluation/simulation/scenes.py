@@ -80,9 +80,15 @@ def plaza(rng: Rng) -> Scene:
 def _lane(
     rng: Rng, kinds: Sequence[str], speeds: tuple[float, float], offsets: Sequence[float], *, towards: bool, count: int
 ) -> list[Actor]:
-    """Return actors that follow each other in lanes along the view, far enough apart that they do not collide.
+    """Return `count` actors that move along lanes in the direction of view, one after the other without collisions.
 
-    If `towards` is True, the actors approach the camera; if False, they move away from it.
+    Args:
+        rng: generator of the kinds, lanes, speeds, and start times.
+        kinds: kinds to choose from.
+        speeds: lowest and highest speed in m/s of actors that are not persons.
+        offsets: distance of each lane from the middle of the view, in m.
+        towards: True if the actors approach the camera, and False if they move away from it.
+        count: number of actors.
     """
     actors = []
     free_s = dict.fromkeys(offsets, 0.0)

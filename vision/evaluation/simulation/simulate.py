@@ -137,7 +137,7 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
 
 
 def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
-    """Build a scene and its ground truth."""
+    """Build the scene called `name`, and compute its ground truth, as `prepare_scene` does."""
     return prepare_scene(build_scene(name, seed), seed, frames_per_s, timing)
 
 

@@ -78,7 +78,7 @@ def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
 
 
 def _move_hours(connection: sqlite3.Connection, folder: Path, now_us: int) -> None:
-    """Move the rows of each hour that ended before `now_us`."""
+    """Move the rows of each hour that ended before `now_us` from the database to Parquet files."""
     hours = set()
     for table, column in _TIME_COLUMN.items():
         query = f"SELECT DISTINCT camera, {column} / {HOUR_US} FROM {table} WHERE {column} < ?"

@@ -407,7 +407,7 @@ class _Objects:
         return first.tolist(), end.tolist()
 
     def tracks(self, first: int, end: int) -> Tracks:
-        """Return the tracks of one frame, whose rows are from `first` to before `end`."""
+        """Return the tracks of one frame. `first` and `end` are its bounds, which `bounds` returns."""
         hidden, previous = self._has_hidden, self._has_previous
         return Tracks(
             self._boxes[first:end],

@@ -1,4 +1,4 @@
-"""Conversion of the rows of an archive to what the analytics reads, for many frames at once."""
+"""Functions that convert the rows of an archive to the arrays that `RecordedAnalytics` judges, in blocks of frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK_ROWS: Final = 50_000  # the arrays of a block should fit into the caches 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedBlock:
-    """F successive frames of one size, start of the program, and epoch, with what the analytics reads."""
+    """F successive frames with the same size, `instance`, and epoch, and their tracks."""
 
     instance: str
     epoch: int
@@ -41,9 +41,9 @@ def captured_ns(frames: pa.Table) -> NDArray[np.int64]:
 
 
 def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
-    """Yield the frames of a time range in blocks.
+    """Yield the frames from `since_us` to before `until_us` (µs since 1970, UTC), in blocks.
 
-    The frames must be in the order of publication, and the tracks in the order of tracks, then frames.
+    The rows of `frames` must be in the order of publication. Those of `tracks` must be sorted by track, then by frame.
     """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)

@@ -46,7 +46,9 @@ class Estimator:
         self._lock = asyncio.Lock()
 
     async def estimate(self, running: AppConfig, draft: AppConfig, camera: str) -> dict[str, Any]:
-        """Estimate how the events of the last hour would differ with a draft. If the call is canceled, end the process.
+        """Compute with `vision whatif` how the events of the last hour would differ with a draft.
+
+        If the call is canceled, end the process of `vision whatif`.
 
         Args:
             running: the configuration of the file, with absolute paths.
@@ -54,7 +56,7 @@ class Estimator:
             camera: the camera to judge.
 
         Returns:
-            The result of `_summary`.
+            Numbers of events, as published and with the draft, for JSON: see `_summary`.
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.

@@ -75,7 +75,7 @@ class WebFormat:
         return self._format.to_annexb(data)
 
     def start(self, frame: bytes) -> tuple[str, bytes] | None:
-        """Return the codec for WebCodecs, and the key frame `frame` with its parameter sets.
+        """Return the codec string for WebCodecs, and the key frame `frame` with its parameter sets.
 
         Return None if a decoder cannot start with this frame. `frame` is in Annex B.
         """
@@ -89,7 +89,7 @@ class WebFormat:
 
 
 def codec_string(codec: str, parameters: bytes) -> str | None:
-    """Return the codec for WebCodecs (RFC 6381), from parameter sets in Annex B; None if no SPS is complete."""
+    """Return the codec string for WebCodecs (RFC 6381), from parameter sets in Annex B; None if no SPS is complete."""
     kind = _SPS_TYPES[codec]
     for unit in _UNITS.split(parameters):
         if unit and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
@@ -102,9 +102,9 @@ def _h264_string(unit: bytes) -> str | None:
 
 
 def _h265_string(unit: bytes) -> str | None:
-    """Return the codec from an SPS (Rec. ITU-T H.265, section 7.3.3), as ISO/IEC 14496-15 annex E defines.
+    """Return the codec string for an H.265 SPS, such as "hev1.1.6.L93.B0"; None if the SPS is truncated.
 
-    Return None if the SPS is truncated.
+    Rec. ITU-T H.265, section 7.3.3, defines the fields of the SPS, and ISO/IEC 14496-15, annex E, defines the string.
     """
     bits = Bits(unit, header_bytes=2)
     try:

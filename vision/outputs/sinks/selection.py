@@ -52,7 +52,10 @@ class Selection:
         self._states: dict[str, str] = {}  # last sent state of each camera
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Take an item of the subscription. Yield the messages to send now."""
+        """Process an item of the subscription. Yield the messages to send now.
+
+        Iterate to the end, because the item is processed during the iteration.
+        """
         if isinstance(item, Gap):
             self.lost += item.lost if item.topic == EVENTS else 0  # for objects, `_count_missing` counts them
         elif isinstance(item, NewJournal):
