@@ -63,7 +63,7 @@ class EqualRows:
         self._rows = np.tile(row, (1, 1))
 
     def of(self, number: int) -> FloatArray:
-        """Return an array (`number`, C) of equal rows, or one row (C,) if the array would need much memory."""
+        """Return an array (`number`, C) of equal rows. Above `_MOST_EQUAL_ROWS`, return one row (C,) to save memory."""
         if number > len(self._rows):
             if number > _MOST_EQUAL_ROWS:
                 return self._row

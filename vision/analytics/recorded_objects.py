@@ -362,9 +362,14 @@ class RecordedObjects(TrackedObjects):
         self.times.seek(self.clock, frame - self.first)
 
     def look_at(self, row: int, frame: int) -> int:
-        """Prepare `motion` and the columns of the table for an event of an object. Return its row in the table.
+        """Write the class and the size of an object into the table, so that `motion` and an event can read them.
 
-        `row` is the last row of the object up to the event, and `frame` is the frame up to which positions are stored.
+        Args:
+            row: the last row of the object up to the event.
+            frame: the last frame whose positions `motion` uses; negative if there is none.
+
+        Returns:
+            The row of the object in the table.
         """
         at = int(self.table.ids.searchsorted(self.rows.track_ids[row]))
         self.table["class_id"][at] = self.rows.class_ids[row]
@@ -374,7 +379,10 @@ class RecordedObjects(TrackedObjects):
         return at
 
     def finish(self) -> None:
-        """Go to the end of the frames, forget the objects that are gone, and update the others."""
+        """Go to the end of the frames. Remove the objects that are gone, and store the last state of the others.
+
+        The next frames continue with this state.
+        """
         table, number = self.table, len(self.now_s)
         self.seek(number)
         self._step = self._steps.number

@@ -195,7 +195,10 @@ class CrowdDetector:
         }
 
     def adopt(self, earlier: CrowdDetector, kept: IndexArray) -> None:
-        """Continue the occupancy and the crowding of the zones with the indices `kept` in `earlier`; -1 means none."""
+        """Continue with the occupancy and the crowding of the zones that `earlier` has already observed.
+
+        `kept` contains, for each zone, its index in `earlier`; -1 if it is a new zone.
+        """
         for zone, before in enumerate(kept.tolist()):
             if before < 0:
                 continue

@@ -98,7 +98,7 @@ class SourceCalls:
 
 
 class _Call:
-    """One call to a source. A context manager from a generator takes twice as long."""
+    """Context manager that records one call to a source. A `contextlib.contextmanager` would take twice as long."""
 
     __slots__ = ("_calls", "_name", "_span")
 

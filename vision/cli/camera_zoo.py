@@ -1,4 +1,4 @@
-"""The command `vision camera-zoo`, which serves synthetic cameras with the oddities of real ones."""
+"""The command `vision camera-zoo`, which serves synthetic cameras that imitate unusual real ones."""
 
 from __future__ import annotations
 

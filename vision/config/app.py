@@ -61,7 +61,7 @@ class EngineConfig(ConfigSection):
 
 
 class DetectConfig(ConfigSection):
-    """Classes, thresholds, back-end and speed of the detector."""
+    """Back-end, thresholds, classes, precision, and batches of the detector."""
 
     backend: Literal["auto", "tensorrt", "onnxruntime", "fake"] = "auto"
     """Library that runs the model; auto: TensorRT if TensorRT and a GPU are available, otherwise ONNX Runtime."""

@@ -100,7 +100,13 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """Match detections to true boxes at each of `OVERLAPS`. Return a mask (N, overlaps) of matched detections."""
+    """Match detections to true boxes of the same frame, separately for each minimum IoU in `OVERLAPS`.
+
+    The detection with the highest score comes first. It matches the free true box that it overlaps most.
+
+    Returns:
+        Mask (N, len(OVERLAPS)) of the N detections in `found` that match a true box.
+    """
     hits = np.zeros((len(found), len(OVERLAPS)), bool)
     last = int(max(truth.frames.max(initial=0), found.frames.max(initial=0)))
     for true_rows, found_rows in zip(truth.slices(last), found.slices(last), strict=True):
@@ -111,9 +117,14 @@ def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
 
 
 def _match_frame(table: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Match the D detections of one frame as `match_detections` does. Return a mask (D, overlaps).
+    """Match the D detections of one frame with its T true boxes, as `match_detections` does.
 
-    ``table[d, t]`` is the IoU of detection d and true box t.
+    Args:
+        table: IoU (D, T) of each detection with each true box.
+        scores: scores (D,) of the detections.
+
+    Returns:
+        Mask (D, len(OVERLAPS)) of the detections that match a true box.
     """
     hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     free = np.ones((len(OVERLAPS), table.shape[1]), bool)

@@ -56,7 +56,7 @@ The tables of cameras show for each reader what happens:
   and the reason.
 * Keys after an arrow, such as `reader: ffmpeg`, are a remedy: with these keys in camera.yaml, the camera plays.
 
-`make camera-zoo` tests each camera that plays, if necessary with such keys, under each fault. The camera must deliver
+`make camera-zoo` tests each camera that plays without or with such keys, under each fault. The camera must deliver
 frames, also after the fault, and the program must count each frame as published or dropped. The [known
 limits](#known-limits) are the exceptions. `./test` tests these cameras without a fault, and some of them under each
 fault. It also tests that the readers report the listed codes.

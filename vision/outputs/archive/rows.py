@@ -79,7 +79,10 @@ def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) 
 
 
 def _judged_rows(table: pa.Table, frame_ids: NDArray[np.int64]) -> RecordedTracks:
-    """Return the tracks of the frames `frame_ids` (F,) in the order of publication, without the capture times."""
+    """Return the tracks in the order of publication. Their capture times are empty.
+
+    `table` contains the tracks of the frames `frame_ids` (F,), sorted by track, then by frame.
+    """
     values = numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
     frames = frame_ids.searchsorted(values["frame_id"])
     order = published_order(frames, values["order_shift"])

@@ -15,10 +15,19 @@ _MAX_WINDOWS: Final = 40
 
 
 def read_archive(folder: Path, chosen: EventFilter, before_us: int, limit: int) -> tuple[list[StoredEvent], int | None]:
-    """Return the chosen events before a time, newest first, and the time before which the next page begins.
+    """Return a page of archived events, newest first.
 
-    The time is None if there are no older events. Time ranges of an hour or more are read until there are at least
-    `limit` events, so there can be more than `limit`. After `_MAX_WINDOWS` ranges, there can also be fewer.
+    Read time ranges of an hour or more, from the newest to the oldest, until there are at least `limit` events.
+    Therefore, there can be more than `limit`. After `_MAX_WINDOWS` ranges, there can also be fewer.
+
+    Args:
+        folder: folder of the archive.
+        chosen: conditions of the events.
+        before_us: time before which the events happened, in µs since 1970 (UTC).
+        limit: wanted number of events.
+
+    Returns:
+        The events, and `before_us` for the next page; None if there are no older events.
 
     Raises:
         ConfigError: there is no archive, or it cannot be read.

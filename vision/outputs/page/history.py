@@ -101,7 +101,7 @@ class CountBuckets:
         counts.add(sample, number)
 
     def forget_before(self, at_s: float) -> None:
-        """Remove the buckets that end before a time."""
+        """Remove the buckets that end before `at_s` or at this time."""
         oldest = self._number(at_s)
         for counts in self._counts.values():
             for number in [each for each in counts.buckets if each < oldest]:
