@@ -137,7 +137,7 @@ class RtspProbe:
 def only_other_digests(challenges: Sequence[str]) -> bool:
     """Return True if the camera accepts neither Basic nor Digest with MD5, but for example only Digest with SHA-256.
 
-    GStreamer and FFmpeg cannot log in to such a camera. Return False if there are no challenges.
+    Many versions of GStreamer and FFmpeg cannot log in to such a camera. Return False if there are no challenges.
     """
     return bool(challenges) and not any(_is_supported(one) for one in challenges)
 

@@ -104,7 +104,11 @@ def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Pro
 
 
 def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
-    """Return the boxes of all images. If `classes` exceeds 1, each class of an image counts as a separate frame."""
+    """Return the boxes that were found in all images.
+
+    `classes` is the number of classes. If it exceeds 1, the boxes of each image and class get a frame number of their
+    own, so that only boxes of the same class are compared.
+    """
     rows = [
         (index * classes + (class_id if classes > 1 else 0) + 1, -1, *box, score)
         for index, each in enumerate(found)

@@ -16,9 +16,10 @@ Places = NDArray[np.int64]
 
 
 class Patches:
-    """Layout of a Conv, Gemm, or MatMul layer without groups.
+    """Converts the weights of one Conv, Gemm, or MatMul layer without groups to a matrix, and its inputs to rows.
 
-    The matrix has a column for each kernel position and input channel. The channels of a position are consecutive.
+    The matrix and the rows have a column for each kernel position and input channel. The channels of a position are in
+    consecutive columns.
     """
 
     def __init__(self, graph: Graph, layer: Layer) -> None:

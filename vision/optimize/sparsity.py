@@ -84,7 +84,7 @@ def eligible_layers(graph: Graph) -> Mapping[str, str]:
 
 
 def verify(graph: Graph) -> list[Compliance]:
-    """Return the compliance of all layers."""
+    """Return for each layer how much of its weights follows the 2:4 pattern, or why it cannot be sparse."""
     reasons = eligible_layers(graph)
     return [
         Compliance(

@@ -57,7 +57,7 @@ class FollowsView(Protocol):
 
 @dataclass(slots=True)
 class _Camera:
-    """One camera: the thread of the stage owns `tracker`, and replaces `seen`."""
+    """The state of one camera. Only the thread of the stage uses `tracker` and writes `seen`."""
 
     key: str  # identifies the geometry of the lines and zones
     tracker: ViewTracker | None = None

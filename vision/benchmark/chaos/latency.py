@@ -21,10 +21,11 @@ _PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector
 
 
 def check_latency(record: Record) -> Verdict:
-    """Compare the p99 of the latency of the other cameras during faults with the p99 without faults.
+    """Check that the p99 latency of cameras without a fault, while other cameras have faults, is not much higher.
 
-    The two groups alternate through the whole run, so that other programs on the machine disturb both. Faults of
-    processes are left out, because they affect all cameras.
+    The latency is compared with that in times without faults. Both kinds of times alternate through the whole run, so
+    other programs on the machine disturb both. Faults that affect all cameras do not count. The check fails if the p99
+    is more than `MAX_RATIO` times as high, and gives no verdict if one of the groups has too few frames.
     """
     undisturbed_ms, others_ms = split_latencies(record)
     if not len(undisturbed_ms) or not len(others_ms):

@@ -349,7 +349,11 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return, for each part, the number of score values to read, the index of the first, and the size of the tensor."""
+    """Return which values of the score tensors the kernel reads, for one frame.
+
+    Returns:
+        For each part of the layout, the number of values, the index of the first one, and the size of the tensor.
+    """
     found = []
     for part in layout.parts:
         tensor = tensors[part.scores.output]

@@ -244,6 +244,9 @@ def rejudge(
         since_us: start of the range. The frames up to `WARM_UP_US` before it are judged too, but are not in the result.
         until_us: end of the range.
         progress: function that receives the number of judged frames.
+
+    Returns:
+        The events and counts that the configuration gives, and the events that were published in the range.
     """
     first_us = since_us - WARM_UP_US
     earlier = [each for each in archive.events(camera, first_us, until_us) if each.event.kind in _JUDGED]
@@ -286,7 +289,7 @@ def _judge_block(
 def _published_in_block(
     block: ArchivedBlock, wanted: Mapping[tuple[str, int, int], Sequence[int | None]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the index of the frame and the track id of each object in a block that has a published event.
+    """Yield the index of the frame and the track id for each published event of an object in a block.
 
     `wanted` contains the track ids of published events by instance, epoch, and frame.
     """
@@ -299,7 +302,10 @@ def _published_in_block(
 def _boxes_in_block(
     block: ArchivedBlock, objects: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
-    """Yield the same as `boxes_of_tracks`, for objects in a block, given by the index of their frame and their id."""
+    """Yield an entry of `Judgment.boxes` for each of `objects` that the block contains, as `boxes_of_tracks` does.
+
+    An object is given by the index of its frame in the block, and its track id.
+    """
     wanted = list(objects)
     if not wanted:
         return
@@ -317,7 +323,10 @@ def _boxes_in_block(
 def boxes_of_tracks(
     result: Result, instance: str, track_ids: Sequence[int | None]
 ) -> Iterator[tuple[tuple[str, int, int, int], Box]]:
-    """Yield the key in `Judgment.boxes` and the box of each of these tracks that the frame contains."""
+    """Yield an entry of `Judgment.boxes` for each track in the frame of `result` whose id is in `track_ids`.
+
+    `instance` identifies the run of the program. An entry is the key (instance, epoch, frame, track id) and the box.
+    """
     tracks, meta = result.objects, result.meta
     if not track_ids or not isinstance(tracks, Tracks):
         return
