@@ -28,12 +28,11 @@ export class Health extends Component {
 
   render({ program: { node, cameras } }, { open, machine }) {
     if (!node) return null;
-    const failing = cameras.filter(({ state }) => !["streaming", "ended"].includes(state)).length;
-    const work = failing ? `${failing} of ${cameras.length} cameras without frames` : `${cameras.length} cameras work`;
+    const working = cameras.filter(({ state }) => ["streaming", "ended"].includes(state)).length;
     return html`
       <details class="health" onToggle=${({ target }) => this.setState({ open: target.open })}>
         <summary>
-          <strong>Program</strong> <span class="hint">${node.node} · ${work} · ${number(node.rates.published)} frames/s · up ${duration(node.uptime_s)}</span>
+          <strong>Program</strong> <span class="hint">${node.node} · ${working} of ${cameras.length} cameras work · ${number(node.rates.published)} frames/s · up ${duration(node.uptime_s)}</span>
         </summary>
         ${open && html`<${Rows} class="details wide" rows=${[...programRows(node), ...machineRows(machine)]} />`}
       </details>`;

@@ -58,6 +58,7 @@ export function duration(seconds) {
 
 function entryText(name, key, value) {
   const isObject = typeof value === "object";
+  if (key.endsWith("_by_class") && Object.keys(value).length < 2) return ""; // the total says the same
   const text = textOf(isObject ? key : `${name}.${key}`, value);
   return text && `${words(key)} ${isObject ? `(${text})` : text}`;
 }
