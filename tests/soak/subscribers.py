@@ -1,4 +1,4 @@
-"""Subscribers that attack the message sockets of a running program: what the other subscribers notice.
+"""Subscribers that attack the message sockets of a running program, and what other subscribers notice.
 
 python -m tests.soak.subscribers [--seconds 30] [--processes 1] [--only many_connections,...] [--save]
 
@@ -85,7 +85,7 @@ class _Captured(msgspec.Struct):
 
 
 class Received:
-    """What one process has received since the previous call of `take`."""
+    """Messages that one process has received since the previous call of `take`."""
 
     def __init__(self) -> None:
         self.counters: Mapping[str, int] = {}
