@@ -58,9 +58,10 @@ _STANDING_SPEED: Final = 0.2  # sizes per second
 
 
 def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return the transition matrix (20, 20) of the filter for a step, and the growth (20, 1) of variances at size 1.
+    """Return the matrix (20, 20) that moves the state of a track by `step_s` seconds, and the growth of its variances.
 
-    See Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
+    The growth (20, 1) is that of an object whose size is 1. See Gillespie, "Exact numerical simulation of the
+    Ornstein-Uhlenbeck process and its integral", 1996.
     """
     moves: list[float] = []
     growths: list[float] = []

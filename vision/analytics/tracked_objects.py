@@ -116,12 +116,12 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids.searchsorted(track_ids), ~present
 
     def adopt(self, earlier: TrackTable, places: Mapping[str, IndexArray]) -> None:
-        """Replace the rows with those of an earlier table.
+        """Replace all rows with those of an earlier table, whose configuration can be different.
 
         Args:
             earlier: the earlier table.
-            places: for each column whose entries have changed, the index of each entry in the earlier row; -1 for an
-                entry that starts with its initial value.
+            places: by the name of a column that has entries for other lines or zones in the earlier table: for each
+                entry, its index in the earlier column; -1 for a new entry, which gets its initial value.
         """
         self._ids = earlier._ids
         for name, column in self._kinds.items():

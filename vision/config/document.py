@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from vision.config.secret_values import SECRET_KEYS
 from vision.config.wording import Loc, dotted, quoted
 from vision.errors import ConfigError, Fault
 
@@ -90,12 +91,12 @@ class Document:
     def shown(self, loc: Loc) -> str:
         """Describe the value at `loc` for a message: a scalar as written in the file, otherwise a summary.
 
-        Passwords are left out.
+        Do not show the values of `SECRET_KEYS`.
         """
         node = self.node(loc)
         if node is None or node.value is None:
             return "nothing"
-        if loc[-1] in ("password", "token", "api_key"):
+        if loc[-1] in SECRET_KEYS:
             return "a value that is not shown"
         if isinstance(node.value, tuple):
             return f"a list of {len(node.value)}" if node.value else "an empty list"
@@ -115,8 +116,8 @@ class Document:
 def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
     """Create the error that lists the faults of a file, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
 
-    If there is only one fault, its line of `text` follows, with a caret below the column. The line is left out if it is
-    blank or may contain a secret.
+    If there is only one fault, its line of `text` follows, with a caret below the column, unless the line is blank or
+    may contain a secret.
     """
     unique = tuple(sorted(set(faults)))
     lines = text.splitlines()

@@ -14,7 +14,7 @@ Span: TypeAlias = tuple[int, int]
 _PUBLIC_KEYS: Final = frozenset({"id", "node", "name", "bind", "replay", "model", "pipeline", "classes"})
 """Keys whose values are published, or name a part of this machine."""
 
-_SECRET_KEYS: Final = frozenset({"password", "token", "api_key", "secret"})
+SECRET_KEYS: Final = frozenset({"password", "token", "api_key", "secret"})
 """Keys whose values are always secrets, even if they look like paths."""
 
 _QUERY_VALUE: Final = re.compile(r"=([^&;#]+)")
@@ -25,9 +25,9 @@ def register_values(key: str, text: str, spans: Sequence[Span]) -> None:
     """Register the parts `spans` of `text`, which is the value of `key`, as secrets.
 
     Paths, values of `_PUBLIC_KEYS`, and the scheme, host, and port of a URL are no secrets, except as values of
-    `_SECRET_KEYS`.
+    `SECRET_KEYS`.
     """
-    is_secret = key in _SECRET_KEYS
+    is_secret = key in SECRET_KEYS
     if key in _PUBLIC_KEYS or (text.startswith(("/", "./", "../")) and not is_secret):
         return
     if "://" not in text or is_secret:

@@ -120,7 +120,7 @@ def true_passages(
 ) -> Iterator[tuple[float, str]]:
     """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone and each true exit from it.
 
-    If the last box of an object is less than `lost_s` before the end of the video, an exit at this box is left out,
+    If the last box of an object is less than `lost_s` before the end of the video, do not yield an exit at this box,
     because the video ends before the pipeline reports such an exit.
     """
     size_px = video.width_px, video.height_px

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from vision.types import FrameMeta
 
 SKIPPED_IDS: Final = 10_000
-"""Number of track ids of each camera that are left out after the end of a worker, which reports its ids only once per
-second."""
+"""Number of track ids of each camera that the next worker skips after a worker has ended, because a worker reports its
+ids only once per second."""
 
 
 class CameraSequence:

@@ -164,7 +164,7 @@ class _TrackIds(Iterator[int]):
         self.skip(after)
 
     def skip(self, last: int) -> None:
-        """Leave out all ids up to `last`."""
+        """Skip all ids up to `last`: later ids are above it."""
         self.last = max(self.last, last)
         self._next += max(0, last - self._next + self._step) // self._step * self._step
 

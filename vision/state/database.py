@@ -3,7 +3,7 @@
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
 killed loses nothing. `BackgroundSync` forces the log to disk about once per second, because forcing it for every event
 would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The numbers of lost
-events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are left out. New counters are stored in the
+events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are skipped. New counters are stored in the
 transaction of the events that changed them.
 
 ===========================  =====================================================================

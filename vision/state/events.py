@@ -105,7 +105,7 @@ class EventLog:
     def read(self, since: int, *, limit: int = 500, max_bytes: int = 2**20) -> Page:
         """Return up to `limit` of the events that follow number `since`, with up to `max_bytes` in total.
 
-        The first event is returned even if it is larger than `max_bytes`. Events with a wrong checksum are left out.
+        The first event is returned even if it is larger than `max_bytes`. Events with a wrong checksum are skipped.
 
         Raises:
             OSError: the database is not readable.

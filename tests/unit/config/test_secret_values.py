@@ -85,6 +85,21 @@ def test_written_password_is_a_fault(source: str) -> None:
     assert [fault.code for fault in caught.value.faults] == ["written-password"]
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"http": {"bind": "127.0.0.1:9090", "token": SECRET[:4]}},
+        {"onvif": {"user": "a", "password": SECRET[:4]}},
+        {"sinks": [{"name": "hook", "address": "http://h/", "secret": SECRET[:4]}]},
+    ],
+)
+def test_too_short_written_secret_is_not_shown(section: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({}, **section)
+    assert "a value that is not shown" in str(caught.value)
+    assert SECRET[:4] not in f"{caught.value} {caught.value.faults}"
+
+
 @pytest.mark.parametrize("secret", ["/x9Qabcdefgh1234zzzz", "../x9Qabcdefgh1234zzzz", "a://x9Qabcdefgh1234zzzz/h"])
 def test_secret_that_looks_like_a_path_or_an_address_is_hidden(secret: str) -> None:
     load({}, secret, http={"bind": "127.0.0.1:9090", "token": "${P}"})
@@ -114,4 +129,4 @@ def test_each_field_for_a_secret_is_known() -> None:
             collect(part)
 
     collect(AppConfig)
-    assert names == secret_values._SECRET_KEYS
+    assert names == secret_values.SECRET_KEYS

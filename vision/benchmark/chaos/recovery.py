@@ -55,7 +55,7 @@ def check_recoveries(record: Record) -> Verdict:
 def measure_recoveries(record: Record) -> list[Recovery]:
     """Return the recovery of each affected camera after each fault.
 
-    A recovery is left out if the run ended before the camera came back and before its time was over.
+    Omit a recovery if the run ended before the camera came back and before the time for its recovery was over.
     """
     captured: dict[str, list[int]] = {camera: [] for camera in record.cameras}
     received: dict[str, list[int]] = {camera: [] for camera in record.cameras}

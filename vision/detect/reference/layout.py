@@ -105,10 +105,10 @@ def is_size(axis: int | None, size: int) -> bool:
 
 
 def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tuple[str, int | None, int | None]]:
-    """Find the outputs whose axis `axis` (1 or 2) has space for at least one class score and `others` other values.
+    """Yield the outputs whose axis `axis` (1 or 2) has space for at least one class score and `others` other values.
 
     Yields:
-        Name, number of boxes, and number of classes. A number is None if the model does not fix it.
+        Name of the output, number of boxes, and number of classes. A number is None if the model does not fix it.
     """
     for name, table in tables(shapes).items():
         values, boxes = table[axis - 1], table[2 - axis]

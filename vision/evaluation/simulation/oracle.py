@@ -169,9 +169,9 @@ def _contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
 
 
 def _distance(polygon: FloatArray, points: FloatArray, size: FloatArray) -> FloatArray:
-    """Return the distances (N,) of points (N, 2) from the border of a polygon (K, 2).
+    """Return the distances (N,) of points (N, 2) from the border of a polygon (K, 2), all in px.
 
-    Sides on the edge of the frame, whose width and height are `size` (2,), are left out, because nothing crosses them.
+    Ignore sides on the edge of the frame, because nothing crosses them. `size` (2,) is the frame's width and height.
     """
     ends = np.roll(polygon, -1, axis=0)
     on_edge = ((polygon <= 0) & (ends <= 0)) | ((polygon >= size) & (ends >= size))

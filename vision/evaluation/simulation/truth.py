@@ -34,8 +34,8 @@ class TrueFrame:
 def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
     """Return the visible objects in the frames at `times_s`, (T,).
 
-    An object is left out if less than the part `LEAST_VISIBLE` of its box is visible, or if both sides of its clipped
-    box are shorter than `_LEAST_SIDE_PX`.
+    Omit an object if less than the part `LEAST_VISIBLE` of its box is visible, or if both sides of its clipped box are
+    shorter than `_LEAST_SIDE_PX`.
     """
     solids = Solids(scene, times_s)
     return [_observe(float(time_s), solids, index, scene) for index, time_s in enumerate(times_s)]
@@ -67,7 +67,7 @@ class Solids:
     def nearest_first(self, index: int) -> NDArray[np.intp]:
         """Return the 0-based indices of the solids in frame `index`, nearest first.
 
-        A solid is left out unless both sides of its clipped box are longer than one pixel.
+        Omit a solid unless both sides of its clipped box are longer than one pixel.
         """
         sides = self.clipped[:, index, 2:] - self.clipped[:, index, :2]
         present = np.flatnonzero((sides > 1.0).all(axis=1))  # comparisons with NaN are false

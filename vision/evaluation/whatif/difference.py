@@ -57,7 +57,7 @@ def compare(
     Two events are the same event if their kind, name, object, phase, direction, time, and, for rules, their underlying
     kind of event are equal. If other data differ, the event has changed. If only the time differs, by at most
     `MOVED_US`, the event has moved. Running totals are not compared. Ends of states that were interrupted, for example
-    by the end of the program, do not follow from the tracks, so they are left out.
+    by the end of the program, are ignored, because they do not follow from the tracks.
 
     Args:
         camera: name of the camera.

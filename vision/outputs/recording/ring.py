@@ -33,8 +33,8 @@ class PacketRing:
     frame with which all players can start arrived in the last 10 s.
 
     Old packets are removed together with all packets up to the next key frame, because they cannot be decoded without
-    their key frame. After a lost packet, packets are left out until the next key frame. One thread calls `add`; any
-    thread can call the other methods.
+    their key frame. After a lost packet, the ring ignores packets until the next key frame. One thread calls
+    `add`; any thread can call the other methods.
     """
 
     def __init__(self, max_bytes: int, max_s: float) -> None:

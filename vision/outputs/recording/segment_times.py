@@ -111,7 +111,11 @@ class SegmentTimes:
         return self._after_last(pts_ns, self._window.pop(0))
 
     def _pts_ns(self, header: PacketHeader, arrived_ns: int) -> int:
-        """Return the presentation time since the first packet, without jumps."""
+        """Return the presentation time of a packet in ns since the first packet.
+
+        It continues without a jump if the timestamps of the camera jump. If the packet has no timestamp, it follows
+        from `arrived_ns`, the arrival time since the first packet.
+        """
         rate = self.pace.rate
         if header.pts_ns is None:
             return arrived_ns + self._ahead_ns
