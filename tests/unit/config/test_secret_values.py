@@ -95,7 +95,7 @@ def test_written_password_is_a_fault(source: str) -> None:
 )
 def test_too_short_written_secret_is_not_shown(section: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load({}, **section)
+        load({}, SECRET, **section)
     assert "a value that is not shown" in str(caught.value)
     assert SECRET[:4] not in f"{caught.value} {caught.value.faults}"
 
