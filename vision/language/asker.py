@@ -71,7 +71,7 @@ class Asker:
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
         self._server = ChatServer(config)
-        self._breaker = breaker or CircuitBreaker()
+        self._breaker = breaker or CircuitBreaker(config.timeout_s)
         self._queue: FairQueue[_Waiting] = FairQueue(most=config.queue, most_bytes=_QUEUE_BYTES)
         self._latency = LatencyHistogram()
         self._lock = threading.Lock()
@@ -158,16 +158,24 @@ class Asker:
                 deadline_s=left_s,
             )
         except LanguageError as error:
-            if _shows_failure(error) and not (error.code == "too-slow" and left_s < self._config.timeout_s):
-                self._breaker.failed(asked_s)
-            else:
-                self._breaker.succeeded()
             self._log(error.code, str(error))
+            self._judge(error, asked_s)
             self._fail(waiting, error.code, prompt)
             return
-        self._breaker.succeeded()
+        self._judge(None, asked_s)
         self._latency.observe(int(answer.latency_ms * 1e6))
         self._answered(waiting, entry, prompt, answer)
+
+    def _judge(self, error: LanguageError | None, asked_s: float) -> None:
+        """Pass the result of a question that was asked at `asked_s` to the breaker, and log if it opens or closes."""
+        if error is None or not _shows_failure(error):
+            if self._breaker.succeeded():
+                self._report(LogLine(text="the server responds again, so it gets all questions", is_problem=False))
+            return
+        opens = self._breaker.timed_out(asked_s) if error.code == "too-slow" else self._breaker.failed(asked_s)
+        if opens:
+            text = "the server fails, so it gets only a question from time to time, until it responds again"
+            self._report(LogLine(text=text, is_problem=False))
 
     def _answered(self, waiting: _Waiting, entry: VerifyConfig | DescribeConfig, prompt: str, answer: Answer) -> None:
         question, latency_ms = waiting.question, round(answer.latency_ms, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -15,18 +16,33 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 class CircuitBreaker:
     """Counts the failures of a server. After three in a row it opens, and then admits one question per pause.
 
+    A question that got no answer before its deadline counts as a failure only if the server has been silent for
+    `timeout_s`, because a deadline can be short. Otherwise, it neither opens nor closes the breaker.
+
     The pauses double up to a minute. Each is multiplied by a random factor from 0.5 to 1.5, so that several programs do
     not probe a server at the same time. The first success closes the breaker. The methods can be called by several
     threads.
     """
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, random_part: Callable[[], float] = random.random
+        self,
+        timeout_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        random_part: Callable[[], float] = random.random,
     ) -> None:
-        """Create a closed breaker. `clock` returns seconds, and `random_part` a number from 0 to 1."""
-        self._clock, self._random_part = clock, random_part
+        """Create a closed breaker.
+
+        Args:
+            timeout_s: time in seconds without an answer after which a server counts as failing.
+            clock: function that returns seconds.
+            random_part: function that returns a number from 0 to 1.
+        """
+        self._timeout_s, self._clock, self._random_part = timeout_s, clock, random_part
         self._lock = threading.Lock()
         self._failures = 0
+        self._answered_s = -math.inf  # time of the last success
+        self._silent_s = math.inf  # since when the server has answered no question; infinite if it has no such question
         self._pause_s = 0.0
         self._opened_s = 0.0
         self._probe_s = 0.0
@@ -45,26 +61,45 @@ class CircuitBreaker:
             self._schedule()
             return True
 
-    def succeeded(self) -> None:
-        """Close the breaker."""
+    def succeeded(self) -> bool:
+        """Close the breaker. Return True if it was open."""
         with self._lock:
-            self._failures = 0
+            was_open, self._failures = self.is_open, 0
+            self._answered_s, self._silent_s = self._clock(), math.inf
+            return was_open
 
-    def failed(self, asked_s: float) -> None:
-        """Count the failure of a question that was asked at `asked_s`. Ignore it if the breaker has opened since."""
+    def failed(self, asked_s: float) -> bool:
+        """Count the failure of a question that was asked at `asked_s`. Ignore it if the breaker has opened since.
+
+        Return True if this opens the breaker.
+        """
         with self._lock:
-            if self.is_open and asked_s < self._opened_s:
-                return
-            self._failures += 1
-            if self._failures == _FAILURES:
-                self._pause_s = 0.0
-                self._opened_s = self._clock()
-                self._schedule()
+            return self._count(asked_s)
+
+    def timed_out(self, asked_s: float) -> bool:
+        """Count a failure if the question that was asked at `asked_s`, or the server, had no answer for `timeout_s`.
+
+        Return True if this opens the breaker.
+        """
+        with self._lock:
+            self._silent_s = min(self._silent_s, max(asked_s, self._answered_s))
+            return self._clock() - min(asked_s, self._silent_s) >= self._timeout_s and self._count(asked_s)
 
     def opened_after(self, moment_s: float) -> bool:
         """Return True if the breaker is open, and opened after `moment_s`."""
         with self._lock:
             return self.is_open and self._opened_s > moment_s
+
+    def _count(self, asked_s: float) -> bool:
+        if self.is_open and asked_s < self._opened_s:
+            return False
+        self._failures += 1
+        if self._failures != _FAILURES:
+            return False
+        self._pause_s = 0.0
+        self._opened_s = self._clock()
+        self._schedule()
+        return True
 
     def _schedule(self) -> None:
         """Schedule the next probe, which is due even if the current one gets no answer."""

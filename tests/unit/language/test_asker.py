@@ -47,11 +47,14 @@ def question(check: str = "real", id_: str = "1", camera: str = "gate", *, left_
 class Asking:
     """An asker whose questions the test asks one by one, and the lines that it reports."""
 
-    def __init__(self, server: ChatHttpServer, *, ledger: Ledger | None = None, **keys: Any) -> None:
+    def __init__(
+        self, server: ChatHttpServer, *, ledger: Ledger | None = None, pauses: bool = True, **keys: Any
+    ) -> None:
         self.lines: list[Line] = []
-        self.breaker = CircuitBreaker()
         options: dict[str, Any] = {"model": MODEL, "timeout_s": 60.0} | keys
         config = LanguageConfig(url=server.url, **options)
+        random_part = 0.5 if pauses else -0.5  # a pause has a length of 0.5 + `random_part` s, and longer ones follow
+        self.breaker = CircuitBreaker(config.timeout_s, random_part=lambda: random_part)
         entries: list[VerifyConfig | DescribeConfig] = [VERIFY, TOKEN, DESCRIBE, WATCH]
         self.asker = Asker(config, entries, self.lines.append, ledger=ledger, breaker=self.breaker)
 
@@ -150,13 +153,69 @@ def test_the_breaker_opens_only_if_the_server_fails(code: str, opens: bool) -> N
     assert asking.asker.totals().gauges["breaker_open"] == opens
 
 
-def test_a_short_deadline_is_no_failure_of_the_server() -> None:
-    with chat_server(lambda handler: handler.hang()) as server:
+def _trickle_head(handler: Handler) -> None:
+    while not handler.server.closed.wait(0.02):
+        handler.wfile.write(b"H")
+        handler.wfile.flush()
+
+
+def _trickle_responses(handler: Handler) -> None:
+    while not handler.server.closed.wait(0.02):
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler.wfile.flush()
+
+
+WITHOUT_END: dict[str, Callable[[Handler], None]] = {
+    "hung": lambda handler: handler.hang(),
+    "slow body": lambda handler: handler.trickle(b" ", 0.02),
+    "slow head": _trickle_head,
+    "informational responses": _trickle_responses,
+}
+
+
+@pytest.mark.parametrize("chat", WITHOUT_END.values(), ids=WITHOUT_END.keys())
+def test_a_server_without_answers_opens_the_breaker_also_with_short_deadlines(chat: Callable[[Handler], None]) -> None:
+    with chat_server(chat) as server:
+        asking = Asking(server, timeout_s=0.5)
+        for number in range(50):
+            if not asking.breaker.is_open:
+                asking.ask(question(id_=str(number), left_s=0.2))
+    assert asking.breaker.is_open
+    assert {each.error for each in asking.outcomes()} <= {"too-slow", "expired"}
+
+
+def test_short_deadlines_alone_do_not_open_the_breaker() -> None:
+    with chat_server(WITHOUT_END["hung"]) as server:
         asking = Asking(server)
         for number in range(4):
             asking.ask(question(id_=str(number), left_s=0.05))
     assert not asking.breaker.is_open
     assert {each.error for each in asking.outcomes()} <= {"too-slow", "expired"}
+
+
+def test_an_open_breaker_stays_open_after_a_short_probe_without_an_answer() -> None:
+    with chat_server(BAD["server-error"]) as server:
+        asking = Asking(server, pauses=False)
+        for number in range(3):
+            asking.ask(question(id_=str(number)))
+        server.script.chat = WITHOUT_END["hung"]
+        while len(server.requests) == 3:
+            asking.ask(question(id_="short", left_s=0.3))
+    assert asking.outcomes()[-1].error == "too-slow"
+    assert asking.breaker.is_open
+
+
+def test_the_log_says_when_the_breaker_opens_and_closes() -> None:
+    with chat_server(BAD["server-error"]) as server:
+        asking = Asking(server, pauses=False)
+        found = []
+        for number in range(6):
+            if number == 4:
+                server.script.chat = respond(json_answer("yes"))
+            asking.ask(question(id_=str(number)))
+            lines = [line for line in asking.lines if isinstance(line, LogLine) and not line.is_problem]
+            found.append((len(lines), asking.breaker.is_open))
+    assert found == [(0, False), (0, False), (1, True), (1, True), (2, False), (2, False)]
 
 
 def test_questions_that_are_too_old_or_displaced_are_not_asked() -> None:
