@@ -26,6 +26,7 @@ OLDEST_OPSET: Final = 13
 """Lowest opset in which QuantizeLinear and DequantizeLinear have an axis for scales of each channel."""
 
 _TARGET_OPSET: Final = 17
+_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _QUANTIZED: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
      "MatMulInteger"}
@@ -58,10 +59,16 @@ class Layer:
 
 
 class Graph:
-    """An ONNX model in memory whose nodes all have unique names, and whose weights are initializers."""
+    """An ONNX model in memory whose nodes all have unique names, and whose weights are initializers.
+
+    Each layer has weights and a bias of its own, so that a change to a layer does not affect other nodes. Only layers
+    of a quantized model can share weights.
+    """
 
     def __init__(self, model: onnx.ModelProto, sha256: str) -> None:
-        """Take ownership of `model`, and change it in place: name its nodes, and convert constants to initializers.
+        """Take ownership of `model`, and change it in place.
+
+        Give names to its nodes, convert constants to initializers, and copy the weights and biases that are shared.
 
         Args:
             sha256: hash of the original file, including external weights.
@@ -71,6 +78,7 @@ class Graph:
         self._name_nodes()
         self._convert_constants()
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._separate_parameters()
         self.layers: tuple[Layer, ...] = tuple(self._layers())
 
     def copy(self) -> Graph:
@@ -134,16 +142,38 @@ class Graph:
             node.name = name if taken[name] == 1 else f"{name}_{index}"
 
     def _convert_constants(self) -> None:
-        """Convert Constant nodes that contain a tensor to initializers, except those that are outputs of the model."""
+        """Convert nodes that give a constant tensor to initializers, except those that are outputs of the model.
+
+        These are Constant nodes that contain a tensor, and Identity nodes of an initializer, with which exporters share
+        equal weights and biases.
+        """
         graph = self.model.graph
-        constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+        constants = {tensor.name: tensor for tensor in graph.initializer}
         outputs = {output.name for output in graph.output}
-        for node in constants:
+        for node in list(graph.node):
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                source = node.attribute[0].t
+            elif node.op_type == "Identity" and node.input[0] in constants:
+                source = constants[node.input[0]]
+            else:
+                continue
             if node.output[0] not in outputs:
                 tensor = graph.initializer.add()
-                tensor.CopyFrom(node.attribute[0].t)
+                tensor.CopyFrom(source)
                 tensor.name = node.output[0]
+                constants[tensor.name] = tensor
                 graph.node.remove(node)
+
+    def _separate_parameters(self) -> None:
+        """Give each layer its own copy of weights and of a bias that have several readers."""
+        reads = Counter(_names_read(self.model.graph))
+        for node in self.model.graph.node:
+            if node.op_type not in _WEIGHTED:
+                continue
+            for index, name in enumerate(node.input):
+                if index and name in self.initializers and reads[name] > 1:
+                    reads[name] -= 1  # the last reader keeps the original
+                    node.input[index] = self.add_initializer(f"{node.name}_input_{index}", self.array(name))
 
     def _source(self, name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
         """Return the tensor from which `name` is copied, quantized, or dequantized, in any number of steps."""
@@ -154,8 +184,7 @@ class Graph:
     def _layers(self) -> Iterator[Layer]:
         producers = self.producers()
         for node in self.model.graph.node:
-            at = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}.get(node.op_type)
-            if at is None or len(node.input) < 2 or node.input[0] in self.initializers:
+            if node.op_type not in _WEIGHTED or len(node.input) < 2 or node.input[0] in self.initializers:
                 continue
             name = self._source(node.input[1], producers)
             weights = self.initializers.get(name)
@@ -166,6 +195,16 @@ class Graph:
             group = attribute(node, "group", 1)
             shape = tuple(weights.dims)
             yield Layer(node.name, node.op_type, node.input[0], name, bias, shape, output_axis, input_axis, group)
+
+
+def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the name of each tensor that a graph or one of its inner graphs reads or returns, once for each reader."""
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for each in node.attribute:
+            for inner in (each.g, *each.graphs):
+                yield from _names_read(inner)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -68,19 +68,8 @@ def reason_to_skip(layer: Layer, graph: Graph) -> str:
 
 
 def eligible_layers(graph: Graph) -> Mapping[str, str]:
-    """Return, by the name of each layer, the reason why it cannot be sparse; an empty text if it can be sparse.
-
-    If layers read the same weights along different axes, only those that use the axis of the first can be sparse.
-    """
-    reasons: dict[str, str] = {}
-    axes: dict[str, Layer] = {}
-    for layer in graph.layers:
-        reason = reason_to_skip(layer, graph)
-        first = axes.setdefault(layer.weights, layer) if not reason else layer
-        if first.input_axis != layer.input_axis:
-            reason = f"it shares its weights with {first.name}, which reads them along a different axis"
-        reasons[layer.name] = reason
-    return reasons
+    """Return, by the name of each layer, the reason why it cannot be sparse; an empty text if it can be sparse."""
+    return {layer.name: reason_to_skip(layer, graph) for layer in graph.layers}
 
 
 def verify(graph: Graph) -> list[Compliance]:
@@ -112,11 +101,10 @@ def sparsify(
     graph: Graph, prune: Repair = prune_by_magnitude, progress: Callable[[int], None] = lambda _: None
 ) -> Graph:
     """Return a copy of a model whose eligible layers follow the 2:4 pattern. `prune` changes one layer at a time."""
-    result, done = graph.copy(), set()
+    result = graph.copy()
     reasons = eligible_layers(result)
     for index, layer in enumerate(result.layers, start=1):
-        if not reasons[layer.name] and layer.weights not in done:
+        if not reasons[layer.name]:
             prune(result, layer)
-            done.add(layer.weights)
         progress(index)
     return result

@@ -17,10 +17,11 @@ from vision.cli.main import main
 from vision.config.load import load_model_spec
 from vision.errors import Closed, ConfigError, VisionError
 from vision.optimize import sparse
+from vision.optimize.frames import frames_of_images
 from vision.optimize.onnx_graph import Graph, open_session
 from vision.optimize.patches import Patches
 from vision.optimize.quantize import quantize
-from vision.optimize.repair import fit, sparse_gpt_mask
+from vision.optimize.repair import LeastSquares, fit, sparse_gpt_mask
 from vision.optimize.sparsity import compliant_part, magnitude_mask, sparsify, verify
 from vision.optimize.task import Task
 
@@ -89,12 +90,10 @@ def test_dense_model_does_not_comply(tmp_path: Path) -> None:
     assert [layer.compliant for layer in verify(graph_of(mixed_model(), tmp_path)) if not layer.skipped] == [0] * 4
 
 
-def test_weights_that_are_shared_along_different_axes_are_pruned_along_the_first(tmp_path: Path) -> None:
+def test_weights_that_are_shared_along_different_axes_are_pruned_along_each(tmp_path: Path) -> None:
     nodes = [node("Gemm", ["images", "w"], "a"), node("Gemm", ["a", "w"], "output", transB=1)]
     graph = sparsify(graph_of(model(nodes, {"w": random(8, 8)}, shape=("batch", 8)), tmp_path))
-    first, second = verify(graph)
-    assert (first.skipped, first.compliant) == ("", 1)
-    assert second.skipped
+    assert [(layer.skipped, layer.compliant) for layer in verify(graph)] == [("", 1), ("", 1)]
 
 
 def test_zeros_stay_zeros_after_quantization(tmp_path: Path) -> None:
@@ -219,6 +218,59 @@ def test_repair_restores_a_model_whose_channels_repeat(tmp_path: Path, images: P
     run(tmp_path, images, repair=True)
     report = json.loads((tmp_path / "out" / "optimization.json").read_text())
     assert report["accuracy"]["value"] > 0.99
+
+
+def branches(biases: tuple[str, str, str], *, identity: bool = False) -> onnx.ModelProto:
+    """Return a model with three convolutions of the same frame, whose outputs depend on large biases."""
+    nodes = [node("Conv", ["images", "first"], "relu0", pads=[1, 1, 1, 1])]
+    weights = {"first": np.abs(random(8, 3, 3, 3))}
+    for index, bias in enumerate(biases):
+        weights |= {f"w{index}": random(8, 8, 1, 1, seed=index) + 0.5, bias: random(8, seed=9)}
+        if identity:
+            nodes.append(node("Identity", [bias], f"same{index}"))
+        nodes.append(node("Conv", ["relu0", f"w{index}", f"same{index}" if identity else bias], f"conv{index}"))
+    nodes.append(node("Concat", [f"conv{index}" for index in range(3)], "output", axis=1))
+    return model(nodes, weights)
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_layers_that_share_a_bias_are_repaired_as_well_as_others(tmp_path: Path, images: Path, identity: bool) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    frames = frames_of_images(images, folder, SPEC.input, 16, lambda _: None)
+    values = np.stack(cell_images(16)).transpose(0, 3, 1, 2)[:, ::-1].astype(np.float32) / 255
+
+    def outputs(graph: Graph) -> np.ndarray:
+        return np.asarray(open_session(graph.serialized()).run(None, {"images": values})[0])
+
+    def repaired(made: onnx.ModelProto) -> np.ndarray:
+        dense = graph_of(made, tmp_path)
+        return outputs(sparsify(dense, LeastSquares(dense, SPEC, frames, 16)))
+
+    wanted = outputs(graph_of(branches(("b0", "b1", "b2")), tmp_path))
+    separate = repaired(branches(("b0", "b1", "b2")))
+    assert np.abs(separate - wanted).mean() < 0.5 * np.abs(wanted).mean()
+    np.testing.assert_allclose(repaired(branches(("b", "b", "b"), identity=identity)), separate, rtol=1e-4, atol=1e-4)
+
+
+def test_each_layer_gets_its_own_weights_and_the_model_computes_the_same(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", ["images", "w", "b"], "a"),
+        node("Conv", ["a", "w", "b"], "c"),
+        node("Reshape", ["b", "shape"], "b3"),
+        node("Add", ["c", "b3"], "output"),
+    ]
+    made = model(nodes, {"w": random(3, 3, 1, 1), "b": random(3), "shape": np.array([3, 1, 1])})
+    graph = graph_of(made, tmp_path)
+    first, second = graph.layers
+    assert first.weights != second.weights
+    assert len({first.bias, second.bias, "b"}) == 3
+    inputs = {"images": random(1, 3, 32, 32)}
+    (wanted,), (given,) = (
+        open_session(each).run(None, inputs) for each in (made.SerializeToString(), graph.serialized())
+    )
+    np.testing.assert_array_equal(given, wanted)
+    assert graph.copy().serialized() == graph.serialized()
 
 
 def test_sparse_model_that_loses_too_much_is_written_aside(tmp_path: Path, images: Path) -> None:
