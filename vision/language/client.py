@@ -18,7 +18,7 @@ import httpx
 import msgspec
 
 from vision.config.language import LanguageServer
-from vision.errors import InvalidAnswer, LanguageError, ServerFailure
+from vision.errors import InvalidAnswer, LanguageError
 from vision.language import answers, refusals
 
 _ANSWER_BYTES: Final = 1 << 20
@@ -27,6 +27,7 @@ _MAX_TOKENS: Final = 256
 _TOKENS_OF_CHOICE: Final = 8  # some tokenizers split a short word
 _ALTERNATIVES: Final = 5  # number of tokens whose probabilities are requested
 _LONGEST_NAME: Final = 200
+_FINISH_S: Final = 1.0
 
 _T = TypeVar("_T")
 
@@ -110,15 +111,18 @@ class ChatServer:
         """
         limit_s = self._config.timeout_s if deadline_s is None else min(deadline_s, self._config.timeout_s)
         loop = asyncio.new_event_loop()
+        task = loop.create_task(asyncio.wait_for(request, max(limit_s, 0.0)))
         try:
-            return loop.run_until_complete(asyncio.wait_for(request, max(limit_s, 0.0)))
+            return loop.run_until_complete(task)
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
-            raise ServerFailure(f"{self._url} gave no answer in {limit_s:.1f} s", code="too-slow") from error
+            raise refusals.too_slow(self._url, limit_s) from error
         except httpx.RemoteProtocolError as error:
             raise InvalidAnswer(f"{self._url} gave no valid HTTP response: {error}", code="not-http") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise refusals.unreachable(self._url, error) from error
         finally:
+            task.cancel()  # it is still pending if the user has interrupted the program
+            loop.run_until_complete(_finish())
             loop.close()  # without waiting for a name server that does not answer
 
     async def _models(self) -> tuple[str, ...]:
@@ -176,6 +180,15 @@ class ChatServer:
         if response.status_code != httpx.codes.OK:
             raise refusals.of_status(url, response.status_code, bytes(received))
         return bytes(received)
+
+
+async def _finish() -> None:
+    """Close the generators of a response that was not read to its end, and wait for the tasks that close some of them.
+
+    asyncio prints a message about each task that is pending when its loop closes. Wait for at most `_FINISH_S`.
+    """
+    closing = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
+    await asyncio.wait({closing, *asyncio.all_tasks()} - {asyncio.current_task()}, timeout=_FINISH_S)
 
 
 def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:

@@ -52,6 +52,12 @@ def unreachable(url: str, error: Exception) -> ServerFailure:
     return ServerFailure(f"cannot reach {url}: {error or type(error).__name__}", hint=hint, code="unreachable")
 
 
+def too_slow(url: str, limit_s: float) -> ServerFailure:
+    """Return the error for a server that gives no answer in `limit_s` seconds."""
+    hint = "set a higher `language.timeout_s` or `wait_s`, send fewer or smaller images, or use a faster model"
+    return ServerFailure(f"{url} gave no answer in {limit_s:.1f} s", hint=hint, code="too-slow")
+
+
 def image_too_large(text: str) -> ServerRefusal:
     """Return the error for images that are too large."""
     return ServerRefusal(text, hint="set a lower `language.max_image_px`, or send fewer frames", code="image-too-large")

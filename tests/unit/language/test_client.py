@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 import threading
@@ -189,6 +190,22 @@ def test_an_answer_is_limited_in_time(server: ChatHttpServer, chat: Callable[[Ha
     with pytest.raises(ServerFailure) as caught:
         client(server, model=MODEL).complete("?", deadline_s=0.3)
     assert caught.value.code == "too-slow"
+    assert caught.value.hint
+
+
+WITHOUT_END = SLOW | {"fast body": lambda handler: handler.trickle(b"data: {}\n" * 5000, 0.0)}
+
+
+@pytest.mark.parametrize("name", WITHOUT_END)
+def test_an_answer_without_end_leaves_no_task(
+    server: ChatHttpServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script.chat = WITHOUT_END[name]
+    with pytest.raises(LanguageError) as caught:
+        client(server, model=MODEL).complete("?", deadline_s=0.3 if name in SLOW else 60.0)
+    assert caught.value.code == ("too-slow" if name in SLOW else "too-long")
+    gc.collect()
+    assert caplog.messages == []  # without a configured log, such messages of asyncio are printed to standard error
 
 
 def test_a_server_that_never_accepts_is_limited_in_time() -> None:
