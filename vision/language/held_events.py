@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -21,9 +21,11 @@ from vision.errors import conceal
 from vision.language.messages import Outcome, waiting_entry
 from vision.messaging.schema import EventMessage
 
+_MOST_HELD: Final = 4096  # events that wait for a verdict
 _MOST_SENT: Final = 4096  # published events that an answer can still amend
 _MOST_EARLY: Final = 1024  # answers to events that have not been published yet
 _MOST_DROPPED: Final = 4096  # states whose start was not published
+_MOST_UNANSWERED: Final = 4096  # dropped events that wait for the ledger
 
 _State: TypeAlias = tuple[str, str, str, int | None]
 
@@ -38,6 +40,15 @@ class _Held:
     following: list[EventMessage] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """An event that was dropped without a verdict, because `on_timeout` is `drop`."""
+
+    event: EventMessage
+    check: str  # name of the entry of `verify:`
+    reason: str  # code
+
+
 class HeldEvents:
     """Holds the events that wait for a verdict, and amends published events with later answers. Thread-safe."""
 
@@ -50,7 +61,9 @@ class HeldEvents:
         self._sent: OrderedDict[str, EventMessage] = OrderedDict()
         self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
         self._dropped: OrderedDict[_State, None] = OrderedDict()
-        self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0)
+        self._unanswered: deque[Unanswered] = deque(maxlen=_MOST_UNANSWERED)
+        self.forgotten = 0  # dropped events that `unanswered` did not return, because it was not called in time
+        self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0, displaced=0)
 
     def admit(self, events: Sequence[EventMessage]) -> list[EventMessage]:
         """Return the events to publish now. Hold the others, or discard the ends of states that were not published."""
@@ -91,13 +104,20 @@ class HeldEvents:
                 each
                 for held in list(self._held.values())
                 if held.until_s <= now_s
-                for each in self._released(held, None)
+                for each in self._released(held, None, "no-verdict-in-time")
             ]
 
     def release(self) -> list[EventMessage]:
         """Stop waiting for the verdicts of all held events. Return the events to publish."""
         with self._lock:
-            return [each for held in list(self._held.values()) for each in self._released(held, None)]
+            return [each for held in list(self._held.values()) for each in self._released(held, None, "stopped")]
+
+    def unanswered(self) -> list[Unanswered]:
+        """Return the events that were dropped without a verdict since the last call."""
+        with self._lock:
+            found = list(self._unanswered)
+            self._unanswered.clear()
+            return found
 
     def next_s(self) -> float | None:
         """Return the time, in seconds on `clock`, at which the first `wait_s` ends; None if no event is held."""
@@ -121,12 +141,15 @@ class HeldEvents:
         if event.id is not None and (others := [each for each in outcomes if each is not verdict]):
             _put(self._early, event.id, others, _MOST_EARLY)
         if event.id is None or verdict is not None:
-            return self._released(held, verdict)
+            return self._released(held, verdict, "not-asked")
         self.counters["held"] += 1
         self._held[event.id] = held
         if event.data.get("phase") == "begin":
             self._holder[_state(event)] = event.id
-        return []
+        if len(self._held) <= _MOST_HELD:
+            return []
+        self.counters["displaced"] += 1
+        return self._released(next(iter(self._held.values())), None, "too-many-held")
 
     def _admitted_end(self, event: EventMessage) -> list[EventMessage]:
         """Treat the end of a state like its start: publish it after the start, or not at all."""
@@ -140,10 +163,11 @@ class HeldEvents:
             return []
         return [event]
 
-    def _released(self, held: _Held, outcome: Outcome | None) -> list[EventMessage]:
+    def _released(self, held: _Held, outcome: Outcome | None, reason: str = "") -> list[EventMessage]:
         """Stop holding an event. Return the events to publish: the event, and the end of its state if it has arrived.
 
         Return nothing if `keep` does not contain the answer, or if there is no verdict and `on_timeout` is `drop`.
+        `reason` is the code of the reason why there is no outcome.
         """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:
@@ -158,6 +182,9 @@ class HeldEvents:
         if is_kept:
             return [event, *held.following]
         self.counters["dropped"] += 1 + len(held.following)
+        if verdict is None:
+            self.forgotten += len(self._unanswered) == _MOST_UNANSWERED
+            self._unanswered.append(Unanswered(event, held.entry.name, reason if outcome is None else outcome.error))
         if event.data.get("phase") == "begin" and not held.following:
             _put(self._dropped, state, None, _MOST_DROPPED)
         return []

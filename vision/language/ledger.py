@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,10 @@ _OLDER: Final = "ledger-older.jsonl"
 
 
 class Ledger:
-    """Two files of JSON lines in one folder. When the newer has half of the maximum size, it replaces the older."""
+    """Two files of JSON lines in one folder. When the newer has half of the maximum size, it replaces the older.
+
+    Several processes can write to the same folder at the same time.
+    """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         """Create the folder and the file.
@@ -49,19 +54,35 @@ class Ledger:
         try:
             if self._space.is_low():
                 raise OSError("the disk is nearly full")
-            if os.fstat(self._file).st_size + len(line) > self._max_bytes // 2:
-                self._path.replace(self._older)
-                full, self._file = self._file, self._open()
-                os.close(full)
-            written = os.write(self._file, line)
-            if written < len(line):
-                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-                raise OSError("the disk is full")
+            self._lock()
+            try:
+                self._append(line)
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError:
             self.lost += 1
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        if os.fstat(self._file).st_size + len(line) > self._max_bytes // 2:
+            self._path.replace(self._older)
+            self._lock()
+        written = os.write(self._file, line)
+        if written < len(line):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError("the disk is full")
+
+    def _lock(self) -> None:
+        """Lock the newer file for this process. Open it again if it has replaced the older file, or was removed."""
+        while True:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), self._path.stat()):
+                    return
+            former, self._file = self._file, self._open()
+            os.close(former)
 
     def _open(self) -> int:
         return open_restricted(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,7 +1,8 @@
 """Messages between the program and the process that asks the language model, and the selection of events to ask about.
 
 The program sends questions over a socket, each with its images. The process prints its messages to standard output as
-lines of JSON.
+lines of JSON. If a stage of the program cannot send a question, it sends the outcome to the program itself, over a
+second socket.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def encode_question(question: Question) -> bytes:
 def decode_question(data: bytes) -> Question:
     """Decode a question. Raise `msgspec.MsgspecError` if `data` is something else."""
     return _questions.decode(data)
+
+
+def failures_address(address: str) -> str:
+    """Return the address to which stages report the questions that they could not send to `address`."""
+    return f"{address}-failures"
 
 
 def encode_line(line: Line) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import queue
 import secrets
 import sys
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+import zmq
 
 from vision.config.app import AppConfig
 from vision.errors import Closed, ConfigError, registered_secrets
 from vision.language.held_events import HeldEvents
 from vision.language.ledger import Ledger
-from vision.language.messages import LogLine, Outcome, Statement, Totals, decode_line
+from vision.language.messages import LogLine, Outcome, Statement, Totals, decode_line, failures_address
 from vision.messaging.helper_process import HelperProcess
 from vision.messaging.schema import EventMessage
 
@@ -48,7 +50,8 @@ class PublishesLate(Protocol):
 class LanguageProcess:
     """The process, and the thread that publishes what follows from its answers.
 
-    The class is the `EventGate` of the publisher. `address` is the address to which stages send questions.
+    The class is the `EventGate` of the publisher. `address` is the address to which stages send questions. They report
+    failed questions to `failures_address(address)`, which a second thread of this class reads.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -63,8 +66,10 @@ class LanguageProcess:
         if missing:
             hint = "pip install 'vision-streams[language]'"
             raise ConfigError(f"language: the package {missing[0]} is missing", hint=hint, code="package-missing")
-        if config.language.ledger is not None:
-            Ledger(Path(config.language.ledger), max_bytes=config.language.ledger_mb * 1_000_000).close()
+        self._config = config.language
+        self._ledger: Ledger | None = None
+        if (checked := self._open_ledger()) is not None:
+            checked.close()
         self.address = f"ipc://@vision-{secrets.token_hex(16)}"  # abstract, so that no file can stay behind
         self._held = HeldEvents(config.verify)
         self._totals, self._earlier = Totals(counters={}, gauges={}), Counter[str]()
@@ -83,10 +88,22 @@ class LanguageProcess:
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
         self._process = HelperProcess("language", program, options, on_line=self._read)
         self._thread = threading.Thread(target=self._publish, name="verdicts", daemon=True)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     def start(self, publisher: PublishesLate) -> None:
-        """Start the process and the thread, which publishes through `publisher`."""
+        """Start the process and the threads. Events are published through `publisher`.
+
+        Raises:
+            ConfigError: the folder of the ledger cannot be used.
+            Unavailable: the folder of the ledger cannot be used at present.
+        """
         self._publisher = publisher
+        self._ledger = self._open_ledger()
+        self._context = zmq.Context()
+        failures = self._context.socket(zmq.PULL)
+        failures.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        failures.bind(failures_address(self.address))
+        threading.Thread(target=self._receive, args=(failures,), name="failed-questions", daemon=True).start()
         self._process.start()
         self._thread.start()
 
@@ -113,15 +130,24 @@ class LanguageProcess:
         own = {f"events.{name}": count for name, count in self._held.counters.items()}
         own |= {"events.waiting": self._held.waiting(), "events.discarded": self._discarded}
         own["restarts"] = self._process.restarts
+        if self._ledger is not None:
+            own["ledger_lost"] = counters["ledger_lost"] + self._ledger.lost + self._held.forgotten
         return {f"language.{name}": int(value) for name, value in {**counters, **totals.gauges, **own}.items()}
 
     def close(self) -> None:
         """End the process, and publish the events that still wait, as if their time was up. Idempotent."""
         self._process.close()
+        if self._context is not None:
+            self._context.term()  # ends `_receive`
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):  # the thread hangs in the publisher
                 self._todo.put(None, timeout=_STOP_S)
             self._thread.join(_STOP_S)
+
+    def _open_ledger(self) -> Ledger | None:
+        if self._config.ledger is None:
+            return None
+        return Ledger(Path(self._config.ledger), max_bytes=self._config.ledger_mb * 1_000_000)
 
     def _read(self, text: str) -> None:
         """Handle a line that the process printed. The thread that supervises the process calls this method."""
@@ -139,6 +165,15 @@ class LanguageProcess:
         else:
             self._add(line)
 
+    def _receive(self, failures: zmq.Socket[bytes]) -> None:
+        """Handle the questions that stages could not send. A thread calls this method."""
+        with contextlib.suppress(zmq.ContextTerminated):
+            while True:
+                with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                    if isinstance(line := decode_line(failures.recv().decode()), Outcome):
+                        self._add(line)
+        failures.close(linger=0)
+
     def _add(self, todo: list[EventMessage] | Outcome | Statement) -> None:
         """Pass `todo` to the thread. If the queue is full, because the thread is too slow, discard and count `todo`."""
         try:
@@ -147,7 +182,11 @@ class LanguageProcess:
             self._discarded += 1
 
     def _publish(self) -> None:
-        """Publish events until `close`. The thread calls this method."""
+        """Publish events and write to the ledger until `close`. The thread calls this method."""
+        with contextlib.nullcontext() if self._ledger is None else contextlib.closing(self._ledger):
+            self._publish_all()
+
+    def _publish_all(self) -> None:
         is_open = True
         while is_open:
             events: list[EventMessage] = []
@@ -162,6 +201,7 @@ class LanguageProcess:
                     events += todo
             events += self._held.expired() if is_open else self._held.release()
             self._send(events)
+            self._record()
             self._check_process()
 
     def _send(self, events: Sequence[EventMessage]) -> None:
@@ -174,6 +214,14 @@ class LanguageProcess:
             pass
         except Exception as error:  # noqa: BLE001 - `admit` raises it
             self._error = error
+
+    def _record(self) -> None:
+        """Write a line to the ledger for each event that was dropped without a verdict."""
+        for each in self._held.unanswered():
+            if self._ledger is not None:
+                event = each.event
+                about = {"id": event.id or "", "check": each.check, "camera": event.camera, "at": event.at}
+                self._ledger.write({**about, "kind": event.kind, "name": event.name, "dropped": each.reason}, [])
 
     def _pause_s(self) -> float:
         next_s = self._held.next_s()

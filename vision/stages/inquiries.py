@@ -2,13 +2,16 @@
 
 The results thread only copies a frame when a question needs one. A thread of the stage encodes the copies and sends
 them. If no copy is free, a question gets its image from a later frame. Nothing waits for the process: if it receives
-nothing, questions are skipped and counted.
+nothing, questions are skipped and counted. The stage reports each question that it cannot send, so that its event does
+not wait for an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +24,16 @@ from msgspec import structs
 
 from vision.config.app import AppConfig
 from vision.config.language import DescribeConfig, Inquiry, VerifyConfig
-from vision.language.messages import LARGEST_IMAGE_BYTES, Purpose, Question, chosen, encode_question
+from vision.language.messages import (
+    LARGEST_IMAGE_BYTES,
+    Outcome,
+    Purpose,
+    Question,
+    chosen,
+    encode_line,
+    encode_question,
+    failures_address,
+)
 from vision.messaging.times import rfc3339
 from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result, Tracks
@@ -33,6 +45,7 @@ _MOST_OPEN: Final = 8  # questions of one camera that still need images
 _QUEUED: Final = 16  # messages that wait in the socket
 _LINGER_MS: Final = 100
 _STOP_S: Final = 1.0
+_LOG_S: Final = 60.0  # time between two log lines with the same code
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x1, y1, x2, y2 of a part of a frame, in pixels. The box can extend beyond the frame."""
@@ -54,10 +67,52 @@ class _Open:
     images: list[bytes] = field(default_factory=list)
     offsets_ms: list[int] = field(default_factory=list)
     copied: int = 0  # number of frames that were copied
+    is_given_up: bool = False
 
     @property
     def is_complete(self) -> bool:
-        return self.copied == self.entry.frames
+        return self.copied == self.entry.frames or self.is_given_up
+
+
+class _Unasked:
+    """Counts, reports, and logs the questions that are not asked. Thread-safe."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        """Connect to the program. `address` is the address of the process that asks the model."""
+        self.counters = Counter(skipped=0, failed=0)
+        self._lock = threading.Lock()
+        self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
+        self._socket = context.socket(zmq.PUSH)
+        self._socket.connect(failures_address(address))
+
+    def add(self, question: _Open, code: str, text: str, *, counter: str) -> None:
+        """Give up a question, so that its event does not wait for an answer. Do this only once per question.
+
+        Log each code at most once per minute. If the program does not receive the report, discard the report.
+        """
+        with self._lock:
+            if question.is_given_up:
+                return
+            question.is_given_up = True
+            self.counters[counter] += 1
+            now_s = time.monotonic()
+            if now_s - self._logged_s.get(code, -_LOG_S) >= _LOG_S:
+                self._logged_s[code] = now_s
+                log.warning("language: no question about %s: %s", question.meta.camera_id, text)
+            if question.id and not self._socket.closed:
+                outcome = Outcome(id=question.id, purpose=question.purpose, error=code)
+                with contextlib.suppress(zmq.Again):
+                    self._socket.send(encode_line(outcome).encode(), zmq.NOBLOCK)
+
+    def count_skipped(self, number: int) -> None:
+        """Count skipped questions about events that have no id, and therefore do not wait."""
+        with self._lock:
+            self.counters["skipped"] += number
+
+    def close(self) -> None:
+        """Send the waiting reports, and close the socket. Idempotent."""
+        with self._lock:
+            self._socket.close(linger=_LINGER_MS)
 
 
 class InquiryStage:
@@ -83,11 +138,12 @@ class InquiryStage:
         self._open: dict[str, list[_Open]] = {}  # by camera
         self._watched_ns: dict[tuple[str, str], int] = {}  # next check of each statement, by its name and the camera
         self._due: deque[list[_Open]] = deque()  # questions that get each copy, in the order of the copies
-        self._counters = Counter(sent=0, skipped=0, failed=0)
+        self._sent = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
         self._socket.connect(address)
+        self._unasked = _Unasked(self._context, address)
         self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
@@ -111,19 +167,22 @@ class InquiryStage:
             self._copy(due, result, frame)
         real_ns = time.monotonic_ns()
         late = [each for each in waiting if not each.is_complete and each.expires_ns < real_ns]
-        self._counters["skipped"] += len(late)
+        for each in late:
+            self._unasked.add(each, "image-late", "no frame came in time", counter="skipped")
         self._open[camera_id] = [each for each in waiting if not each.is_complete and each not in late]
         return result
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of questions that were sent, skipped, and failed."""
-        return {f"language.questions.{name}": count for name, count in self._counters.items()}
+        counters = {"sent": self._sent, **self._unasked.counters}
+        return {f"language.questions.{name}": count for name, count in counters.items()}
 
     def close(self) -> None:
         """Send the waiting questions, and stop. Give up after one second. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
         self._socket.close(linger=_LINGER_MS)
+        self._unasked.close()
         self._context.term()
 
     # --- in the results thread ----------------------------------------------------------------------------------------
@@ -149,7 +208,7 @@ class InquiryStage:
         if not found:
             return event
         if len(waiting) + len(found) > _MOST_OPEN:
-            self._counters["skipped"] += len(found)
+            self._unasked.count_skipped(len(found))
             return event
         event = replace(event, id=secrets.token_hex(8))
         for purpose, entry in found:
@@ -171,7 +230,7 @@ class InquiryStage:
             self._watched_ns[watched] = meta.captured_ns + every_ns
             waiting = self._open.setdefault(meta.camera_id, [])
             if len(waiting) >= _MOST_OPEN:
-                self._counters["skipped"] += 1
+                self._unasked.count_skipped(1)
                 continue
             expires_ns = time.monotonic_ns() + self._max_age_ns
             waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
@@ -191,11 +250,12 @@ class InquiryStage:
     def _work(self, copies: Iterator[tuple[Frame, Result]]) -> None:
         for frame, result in copies:
             for question in self._due.popleft():
+                if question.is_given_up:
+                    continue
                 try:
                     self._add_image(question, frame, result)
                 except Exception as error:  # noqa: BLE001 - no failure of a question may end the program
-                    self._counters["failed"] += 1
-                    log.warning("language: no question about an event of %s: %s", frame.meta.camera_id, error)
+                    self._unasked.add(question, "image-failed", str(error), counter="failed")
 
     def _add_image(self, question: _Open, frame: Frame, result: Result) -> None:
         box = _box_of(question, result)
@@ -210,9 +270,10 @@ class InquiryStage:
         try:
             self._socket.send_multipart([header, *question.images], zmq.NOBLOCK)
         except zmq.Again:
-            self._counters["skipped"] += 1
+            text = "the process that asks the language model does not receive questions fast enough"
+            self._unasked.add(question, "process-busy", text, counter="skipped")
         else:
-            self._counters["sent"] += 1
+            self._sent += 1
 
 
 def _question_of(open_: _Open, *, is_cropped: bool) -> Question:

@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -21,8 +22,13 @@ from tests.messages.processes import wait_until
 from tests.unit.language.test_process import undocumented
 from tests.unit.runtime.test_result_processes import RULE, Running, running, site
 from vision.config import AppConfig
+from vision.language.messages import LARGEST_IMAGE_BYTES
+from vision.language.process import LanguageProcess
+from vision.messaging import codec
 from vision.messaging.schema import EventMessage
 from vision.runtime.builder import open_state
+from vision.stages.inquiries import InquiryStage
+from vision.types import Detections, Event, Frame, FrameMeta, Result, Timing
 
 pytestmark = pytest.mark.integration
 
@@ -176,3 +182,44 @@ def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
         before = len(amendments(program))
         wait_until(lambda: len(amendments(program)) > before, "another verdict", 60)
     assert program.failure is None
+
+
+class Published:
+    """Collects the events that the process publishes late."""
+
+    def __init__(self) -> None:
+        self.events: list[EventMessage] = []
+
+    def publish_late(self, events: Sequence[EventMessage]) -> None:
+        self.events += events
+
+
+@pytest.mark.parametrize("on_timeout", ["send", "drop"])
+def test_an_event_whose_image_is_too_large_does_not_wait(tmp_path: Path, on_timeout: str) -> None:
+    content = {
+        "pipeline": "count",
+        "cameras": [{"id": "gate", "source": "synthetic:64x48"}],
+        "language": {"url": "http://127.0.0.1:9/v1", "ledger": str(tmp_path)},
+        "verify": [{"name": "real", "prompt": "?", "wait_s": 3600, "on_timeout": on_timeout}],
+    }
+    config, published = AppConfig.model_validate(content), Published()
+    meta = FrameMeta("gate", 3, 0, 1, 10**18, 64, 48)
+    frame = Frame.wrap(meta, np.zeros((48, 64, 3), np.uint8), "bgr")
+    none = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
+    result = Result(meta, none, Timing(0, 0, 0), events=(Event("rule", "intruder", "gate", None, 1),))
+    with LanguageProcess(config) as process:
+        process.start(published)
+        with closing(
+            InquiryStage(config, process.address, lambda _frame, _box: bytes(LARGEST_IMAGE_BYTES + 1))
+        ) as asks:
+            asked = asks.with_frame(result, frame)
+            event = codec.event(codec.UNNUMBERED, asked.events[0], asked)
+            admitted = list(process.admit([event]))
+            wait_until(lambda: process.counters()["language.events.timed_out"] == 1, "the end of the wait", 60)
+    assert [*admitted, *published.events] == ([event] if on_timeout == "send" else [])
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    expected: dict[str, Any] = {
+        "id": event.id, "check": "real", "camera": "gate", "at": event.at, "kind": "rule", "name": "intruder",
+        "dropped": "image-failed", "images_sha256": [],
+    }  # fmt: skip
+    assert lines == ([expected] if on_timeout == "drop" else [])

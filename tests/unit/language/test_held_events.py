@@ -168,6 +168,46 @@ def test_a_description_of_a_waiting_event_comes_after_it() -> None:
     assert (amendment.amends, amendment.verdict) == (2, verdict("yes"))
 
 
+@pytest.mark.parametrize("on_timeout", ["send", "drop"])
+def test_held_events_are_limited_and_the_oldest_is_released(on_timeout: str) -> None:
+    events = held_events(wait_s=3600.0, on_timeout=on_timeout)
+    released = [each for number in range(4100) for each in events.admit([event(id_=f"{number}")])]
+    assert events.waiting() == 4096
+    assert events.counters["displaced"] == 4
+    assert [each.id for each in released] == (["0", "1", "2", "3"] if on_timeout == "send" else [])
+    assert {each.reason for each in events.unanswered()} == (set() if on_timeout == "send" else {"too-many-held"})
+
+
+def test_each_event_that_is_dropped_without_a_verdict_has_a_reason() -> None:
+    clock = Clock()
+    events = held_events(clock, wait_s=2.0, on_timeout="drop", keep=("yes",))
+    events.admit([event(id_=None), event(id_="failed", phase="begin"), event(id_="answered"), event(id_="late")])
+    assert events.answered(failed("failed")) == []
+    assert events.answered(answered("no", "answered")) == []
+    events.answered(Outcome(id="early", purpose="verify", error="queue-full"))
+    events.admit([event(id_="early"), event(id_=None, phase="end")])
+    clock.now_s = 2.0
+    events.expired()
+    events.admit([event(id_="held")])
+    events.release()
+    found = events.unanswered()
+    assert [(each.event.id, each.check, each.reason) for each in found] == [
+        (None, "real", "not-asked"),
+        ("failed", "real", "too-slow"),
+        ("early", "real", "queue-full"),
+        ("late", "real", "no-verdict-in-time"),
+        ("held", "real", "stopped"),
+    ]
+    assert events.unanswered() == []
+
+
+def test_dropped_events_that_nobody_records_are_limited_and_counted() -> None:
+    events = held_events(wait_s=2.0, on_timeout="drop")
+    events.admit([event(id_=None)] * 5000)
+    assert events.forgotten == 5000 - 4096
+    assert len(events.unanswered()) == 4096
+
+
 def test_memory_is_limited() -> None:
     events = held_events()
     for number in range(6000):

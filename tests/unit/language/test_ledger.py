@@ -42,6 +42,17 @@ def test_the_size_is_limited_and_the_newest_entries_stay(tmp_path: Path) -> None
     assert ledger.lost == 0
 
 
+def test_two_writers_share_the_files(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path, max_bytes=2000)) as first, closing(Ledger(tmp_path, max_bytes=2000)) as second:
+        for number in range(200):
+            (first if number % 3 else second).write({"number": number}, [])
+    kept = [entry["number"] for name in ("ledger-older.jsonl", "ledger.jsonl") for entry in entries(tmp_path, name)]
+    assert len(kept) > 20
+    assert kept == list(range(200 - len(kept), 200))
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2000
+    assert first.lost + second.lost == 0
+
+
 def test_a_full_disk_loses_whole_entries(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path, max_bytes=10**6)) as ledger, file_size_limit(100):
         for number in range(10):

@@ -15,7 +15,14 @@ import zmq
 
 from tests.messages.processes import wait_until
 from vision.config import AppConfig
-from vision.language.messages import Question, decode_question
+from vision.language.messages import (
+    LARGEST_IMAGE_BYTES,
+    Outcome,
+    Question,
+    decode_line,
+    decode_question,
+    failures_address,
+)
 from vision.runtime.builder import RunOptions
 from vision.runtime.event_frames import open_inquiries
 from vision.stages.inquiries import Box, InquiryStage
@@ -39,6 +46,18 @@ class Receiver:
         assert self._socket.poll(60_000)
         header, *images = self._socket.recv_multipart()
         return decode_question(header), images
+
+    def failures(self, number: int) -> list[Outcome]:
+        """Return the next reports about questions that were not sent."""
+        with self._context.socket(zmq.PULL) as socket:
+            socket.bind(failures_address(self.address))
+            found = []
+            for _ in range(number):
+                assert socket.poll(60_000)
+                outcome = decode_line(socket.recv().decode())
+                assert isinstance(outcome, Outcome)
+                found.append(outcome)
+            return found
 
     def is_empty(self) -> bool:
         return not self._socket.poll(200)
@@ -234,6 +253,55 @@ def test_a_process_that_does_not_receive_is_not_waited_for() -> None:
     assert counters["language.questions.sent"] + counters["language.questions.skipped"] == 100
     inquiries.close()
     absent.close()
+
+
+def test_an_image_that_is_too_large_is_reported_for_each_event_and_logged_once(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    inquiries = stage(receiver, lambda _frame, _box: bytes(LARGEST_IMAGE_BYTES + 1), **check(wait_s=3600, frames=2))
+    ids = []
+    for index in range(5):
+        ids.append(show(inquiries, 20 * index, event()).events[0].id)
+        show(inquiries, 20 * index + 10)
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    failures = receiver.failures(5)
+    assert [(each.id, each.purpose, each.error) for each in failures] == [
+        (id_, "verify", "image-failed") for id_ in ids
+    ]
+    assert inquiries.counters()["language.questions.failed"] == 5
+    assert len(caplog.records) == 1
+    inquiries.close()
+
+
+def test_a_question_that_the_process_does_not_receive_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    absent = Receiver()
+    inquiries = stage(absent, **check(wait_s=3600))
+    ids = []
+    for index in range(40):
+        ids.append(show(inquiries, index, event()).events[0].id)
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    counters = inquiries.counters()
+    skipped = counters["language.questions.skipped"]
+    assert skipped == 40 - counters["language.questions.sent"] >= 24
+    failures = absent.failures(skipped)
+    assert {each.error for each in failures} == {"process-busy"}
+    assert [each.id for each in failures] == ids[-skipped:]
+    assert len(caplog.records) == 1
+    inquiries.close()
+    absent.close()
+
+
+def test_a_question_whose_images_are_late_is_reported(receiver: Receiver) -> None:
+    inquiries = stage(receiver, **check(wait_s=0.2, frames=2, spacing_s=0.1))
+    id_ = show(inquiries, 10, event()).events[0].id
+
+    def is_late() -> bool:
+        show(inquiries, 10)  # too early for the second image
+        return inquiries.counters()["language.questions.skipped"] == 1
+
+    wait_until(is_late, "the question to expire", 60)
+    assert receiver.failures(1) == [Outcome(id=id_, purpose="verify", error="image-late")]
+    inquiries.close()
 
 
 def test_open_questions_of_a_camera_are_limited(receiver: Receiver) -> None:
