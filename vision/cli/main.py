@@ -10,13 +10,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated, Final, Literal
 
 import typer
 
 from vision.cli.session import Session, add_command
-from vision.errors import conceal
+from vision.errors import conceal, redact
 
 COMMANDS: Final = {
     "run": "Detect objects in camera streams, and publish the results.",
@@ -167,6 +169,13 @@ def _conceal_output() -> None:
                 write_through=stream.write_through,
             )
             setattr(sys, name, wrapped)
+    sys.excepthook = _print_exception
+    threading.excepthook = lambda failed: _print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+
+
+def _print_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Print an exception that nothing has caught, without the users and passwords of URLs in its text."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def entry() -> None:

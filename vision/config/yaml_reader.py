@@ -8,6 +8,7 @@ can change the structure. docs/decisions/010-yaml-positions.md compares this des
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def parse_document(text: str, name: str, environ: Mapping[str, str] | None = Non
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_passing(error):
@@ -96,6 +97,13 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         fault = Fault(raw.count(b"\n", 0, error.start) + 1, 1, "", "not-utf8", f"not valid UTF-8 at byte {error.start}")
         raise faulty(str(path), [fault], hint="save the file as UTF-8") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file. A named pipe that nothing writes to is empty. Without this flag, the call would never return."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)  # a pipe of the shell, such as `<(...)`, is read to its end
+    return descriptor
 
 
 def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:

@@ -137,14 +137,15 @@ def read_private(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        Untrusted: the file is a link, cannot be read, or can be written by other users.
+        Untrusted: the file is a link or no regular file, cannot be read, or can be written by other users.
         Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     hint = f"`rm {path}`; the next start creates the file again"
     try:
         with open(path, "rb", opener=_open_no_link) as file:
-            reason = _who_may_write(os.fstat(file.fileno()))  # not of `path`, which can now name a different file
-            contents = file.read()
+            status = os.fstat(file.fileno())  # not of `path`, which can now name a different file
+            reason = _who_may_write(status) if stat.S_ISREG(status.st_mode) else "is not a regular file"
+            contents = b"" if reason else file.read()
     except FileNotFoundError:
         raise
     except OSError as error:  # such as ELOOP for a link
@@ -157,7 +158,7 @@ def read_private(path: Path) -> bytes:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # it would wait for ever at a named pipe
 
 
 def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -107,3 +109,15 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert_hidden(part.decode(errors="replace").replace(PIPELINE, ""))
     assert_hidden(log)
     assert_hidden(titles)
+
+
+@pytest.mark.parametrize("where", ["raise error", "import threading; threading.Thread(target=fail).start()"])
+def test_address_in_a_traceback_is_shown_without_its_password(where: str) -> None:
+    """Also if the password is not registered, because it does not come from the configuration."""
+    program = (
+        "from vision.cli.main import _conceal_output; _conceal_output()\n"
+        "error = RuntimeError('no rtsp://u:hunter2@cam/')\n"
+        f"def fail(): raise error\n{where}"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr
+    assert "RuntimeError: no rtsp://***@cam/" in shown

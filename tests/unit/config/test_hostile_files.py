@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from vision.config.load import load_config_text
+from vision.config.load import load_config, load_config_text
 from vision.errors import ConfigError
 from vision.pipelines import load_pipeline
 
@@ -78,3 +80,30 @@ def test_commands_in_a_configuration_are_plain_text_or_refused(
         with pytest.raises(ConfigError):
             load_config_text(f"cameras: [{camera}]\nmodel: {value!r}\nnode: {value!r}\n", {"P": value})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(20)
+def test_named_pipe_without_a_writer_is_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "camera.yaml"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert caught.value.code == "empty"
+
+
+@pytest.mark.timeout(20)
+def test_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    """Shells pass the output of a command as a pipe, as in ``vision check <(envsubst < camera.yaml)``."""
+    path = tmp_path / "camera.yaml"
+    os.mkfifo(path)
+    text = "cameras: [{id: a, source: 'synthetic:'}]"
+    keep_open = os.open(path, os.O_RDWR)  # so that the writer is there before the reader
+
+    def write() -> None:
+        path.write_text(text)
+        os.close(keep_open)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert [camera.id for camera in load_config(path, {}).cameras] == ["a"]
+    writer.join()

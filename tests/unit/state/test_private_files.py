@@ -105,6 +105,13 @@ def test_group_with_other_members_is_refused(
     assert private_files._is_private_group(900) is trusted
 
 
+@pytest.mark.timeout(20)
+def test_named_pipe_is_refused(folder: Path) -> None:
+    os.mkfifo(folder / "engine", 0o600)
+    with pytest.raises(Untrusted, match="not a regular file"):
+        read_private(folder / "engine")
+
+
 def test_unknown_group_is_refused() -> None:
     assert not private_files._is_private_group(3_999_999)
 
