@@ -158,7 +158,7 @@ def read_private(path: Path) -> bytes:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # it would wait for ever at a named pipe
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a named pipe would block it
 
 
 def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = None) -> None:
