@@ -157,7 +157,12 @@ def verify_conflicts(section: Section) -> Iterator[Conflict]:
 
 def describe_conflicts(section: Section) -> Iterator[Conflict]:
     """Yield the conflicts between the keys of an entry of `describe:`."""
-    for given, other in (("statement", "every_s"), ("every_s", "statement"), ("again_after_s", "statement")):
+    for given, other in (
+        ("statement", "every_s"),
+        ("every_s", "statement"),
+        ("again_after_s", "statement"),
+        ("format", "statement"),
+    ):
         if section.get(given) is not None and section.get(other) is None:
             yield Conflict((given,), "given-alone", f"expected {other} too, because the keys are only valid together")
     for key in ("prompt", "kinds", "names", "classes", "crop", "margin"):
@@ -196,6 +201,9 @@ class DescribeConfig(Inquiry):
     statement is true, and then an event reports this."""
     every_s: Day | None = None
     """Seconds between two checks of `statement`."""
+    format: Literal["json", "token"] = "json"
+    """Form of the answer about `statement`; json: the answer and its confidence, as JSON; token: only the answer, which
+    is faster."""
     again_after_s: float | None = Field(default=None, gt=0, le=30 * 86_400)
     """Seconds after which a statement that was true is checked again; not until the next start if absent."""
 

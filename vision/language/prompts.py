@@ -34,7 +34,7 @@ def answers_of(entry: VerifyConfig | DescribeConfig) -> tuple[str, ...]:
 
 def is_json(entry: VerifyConfig | DescribeConfig) -> bool:
     """Return True if an entry with possible answers requests an answer and its confidence as JSON."""
-    return not isinstance(entry, VerifyConfig) or entry.format == "json"
+    return entry.format == "json"
 
 
 def schema_of(answers: tuple[str, ...]) -> dict[str, Any]:

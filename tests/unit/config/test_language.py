@@ -47,6 +47,8 @@ def faults(text: str) -> list[tuple[str, str]]:
         (SERVER + VERIFY + ", classes: [cat]}]\ndetect: {classes: [person]}",
          [("verify[0].classes[0]", "never-detected")]),
         (SERVER + "describe: [{name: a, statement: x}]", [("describe[0].statement", "given-alone")]),
+        (SERVER + "describe: [{name: a, statement: x, every_s: 1, format: token}]", []),
+        (SERVER + "describe: [{name: a, format: token}]", [("describe[0].format", "given-alone")]),
         (SERVER + "describe: [{name: a, every_s: 1}]", [("describe[0].every_s", "given-alone")]),
         (SERVER + "describe: [{name: a, statement: x, every_s: 1, kinds: [rule]}]",
          [("describe[0].kinds", "no-effect")]),

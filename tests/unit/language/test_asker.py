@@ -34,6 +34,7 @@ VERIFY = VerifyConfig(name="real", prompt="Is it a person?")
 TOKEN = VerifyConfig(name="token", prompt="Is it a person?", format="token")
 DESCRIBE = DescribeConfig(name="words")
 WATCH = DescribeConfig(name="open", statement="The gate is open.", every_s=1.0)
+WATCH_TOKEN = DescribeConfig(name="shut", statement="The gate is shut.", every_s=1.0, format="token")
 
 
 def question(check: str = "real", id_: str = "1", camera: str = "gate", *, left_s: float = 60.0) -> Question:
@@ -55,7 +56,7 @@ class Asking:
         config = LanguageConfig(url=server.url, **options)
         random_part = 0.5 if pauses else -0.5  # a pause has a length of 0.5 + `random_part` s, and longer ones follow
         self.breaker = CircuitBreaker(config.timeout_s, random_part=lambda: random_part)
-        entries: list[VerifyConfig | DescribeConfig] = [VERIFY, TOKEN, DESCRIBE, WATCH]
+        entries: list[VerifyConfig | DescribeConfig] = [VERIFY, TOKEN, DESCRIBE, WATCH, WATCH_TOKEN]
         self.asker = Asker(config, entries, self.lines.append, ledger=ledger, breaker=self.breaker)
 
     def ask(self, asked: Question, images: tuple[bytes, ...] = (b"jpeg",)) -> None:
@@ -114,6 +115,25 @@ def test_a_token_a_description_and_a_statement() -> None:
         ("yard", "statement", "open", 3),
     ]
     assert asking.counters()["requests"] == 5
+
+
+def test_a_server_that_refuses_schemas_can_check_a_statement() -> None:
+    def refuse_schemas(handler: Handler) -> None:
+        refused = "response_format" in handler.server.requests[-1].body
+        handler.send({"error": "unsupported schema"} if refused else completion(words.pop(0)), 400 if refused else 200)
+
+    words = ["No", "Yes"]
+    with chat_server(refuse_schemas) as server:
+        asking = Asking(server)
+        asking.ask(question("open", ""))
+        for _ in range(2):
+            asking.ask(question("shut", ""))
+    assert asking.counters() == {"requests": 3, "errors.refused": 1, "answers.shut.no": 1, "answers.shut.yes": 1}
+    (statement,) = [line.event for line in asking.lines if isinstance(line, Statement)]
+    assert (statement.name, statement.data["statement"]) == ("shut", "The gate is shut.")
+    assert statement.verdict is not None
+    assert statement.verdict.answer == "yes"
+    assert "Answer with one word: yes, no" in server.requests[-1].prompt
 
 
 BAD = {
