@@ -44,7 +44,21 @@ def test_missing_driver_is_reported_with_a_hint_and_exit_code_75(tmp_path: Path,
     assert hint.startswith("  hint: ")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("nvidiactl", True), ("nvhost-gpu", True), ("null", False)])
-def test_gpu_is_found_by_its_device_file(tmp_path: Path, name: str, expected: bool) -> None:
-    (tmp_path / name).touch()
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"dev/nvidiactl": b""}, True),
+        ({"dev/nvhost-gpu": b""}, True),
+        ({"dev/null": b""}, False),
+        ({"proc/device-tree/compatible": b"nvidia,p3767-0005\0nvidia,tegra234\0"}, True),
+        ({"proc/device-tree/compatible": b"raspberrypi,4-model-b\0"}, False),
+        ({"sys/bus/pci/devices/0/vendor": b"0x10de\n", "sys/bus/pci/devices/0/class": b"0x030200\n"}, True),
+        ({"sys/bus/pci/devices/0/vendor": b"0x10de\n", "sys/bus/pci/devices/0/class": b"0x0c0330\n"}, False),  # USB
+        ({"sys/bus/pci/devices/0/vendor": b"0x8086\n", "sys/bus/pci/devices/0/class": b"0x030000\n"}, False),
+    ],
+)
+def test_gpu_is_found_also_before_its_driver_is_loaded(tmp_path: Path, files: dict[str, bytes], expected: bool) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     assert has_nvidia_gpu(tmp_path) == expected

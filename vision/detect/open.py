@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -149,9 +150,24 @@ def _report_no_gpu(missing: DeviceMissing) -> None:
         log.debug("%s", missing.args[0])
 
 
-def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
-    """Return True if the operating system lists an NVIDIA GPU, integrated or discrete, even if it cannot be used."""
-    return any((devices / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu"))
+def has_nvidia_gpu(root: Path = Path("/")) -> bool:
+    """Return True if this machine has an NVIDIA GPU, integrated or discrete, even if its driver is not loaded.
+
+    `root` contains the folders ``dev``, ``proc``, and ``sys`` of the machine.
+    """
+    if any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu")):
+        return True
+    with contextlib.suppress(OSError):
+        if b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes():  # a Jetson
+            return True
+    return any(map(_is_nvidia_graphics_card, (root / "sys/bus/pci/devices").glob("*")))
+
+
+def _is_nvidia_graphics_card(device: Path) -> bool:
+    """Return True if a PCI device has NVIDIA's vendor id, and the class of a display controller."""
+    with contextlib.suppress(OSError):
+        return (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
+    return False
 
 
 def _tensorrt_module(name: str) -> ModuleType:
