@@ -101,8 +101,12 @@ class LanguageProcess:
         self._ledger = self._open_ledger()
         self._context = zmq.Context()
         failures = self._context.socket(zmq.PULL)
-        failures.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        failures.bind(failures_address(self.address))
+        try:
+            failures.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+            failures.bind(failures_address(self.address))
+        except zmq.ZMQError:
+            failures.close()  # `close` waits until the socket is closed
+            raise
         threading.Thread(target=self._receive, args=(failures,), name="failed-questions", daemon=True).start()
         self._process.start()
         self._thread.start()
@@ -167,12 +171,11 @@ class LanguageProcess:
 
     def _receive(self, failures: zmq.Socket[bytes]) -> None:
         """Handle the questions that stages could not send. A thread calls this method."""
-        with contextlib.suppress(zmq.ContextTerminated):
+        with contextlib.suppress(zmq.ContextTerminated), contextlib.closing(failures):
             while True:
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                     if isinstance(line := decode_line(failures.recv().decode()), Outcome):
                         self._add(line)
-        failures.close(linger=0)
 
     def _add(self, todo: list[EventMessage] | Outcome | Statement) -> None:
         """Pass `todo` to the thread. If the queue is full, because the thread is too slow, discard and count `todo`."""
