@@ -109,6 +109,7 @@ def test_announcements_have_only_documented_keys() -> None:
         ("objects", {"objects": 3}, "3"),
         ("events", {"kind": "rule", "name": "<long>"}, {"event_type": "rule", "name": "<long>"}),
         ("events", {"kind": "disk_low", "name": "x"}, ""),
+        ("events", {"kind": "rule", "name": "long", "amends": 7}, ""),
         ("queue occupancy", msgspec.to_builtins(counts()), "2"),
         ("door in", msgspec.to_builtins(counts()), "5"),
         ("door out", msgspec.to_builtins(counts()), "6"),

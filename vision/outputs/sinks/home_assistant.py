@@ -79,7 +79,11 @@ class Discovery:
             event = {
                 "state_topic": f"{self._prefix}/events/{camera}",
                 "event_types": _EVENT_TYPES,
-                "value_template": f"{{% if value_json.kind in {types} %}}{{{{ {fields} | tojson }}}}{{% endif %}}",
+                # An amendment is not a new event.
+                "value_template": (
+                    f"{{% if value_json.kind in {types} and value_json.amends is not defined %}}"
+                    f"{{{{ {fields} | tojson }}}}{{% endif %}}"
+                ),
             }
             yield self._entity("event", camera, "events", event)
 
