@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from vision.benchmark.document import Bench, Row, check_writable
 from vision.benchmark.loops import FEWEST_FOR_P99
 from vision.errors import ConfigError
+from vision.evaluation.figure_file import write_figure
 from vision.version import install_hint, require_package
 
 SUFFIXES: Final = (".svg", ".png", ".pdf")
@@ -57,6 +58,7 @@ def draw(bench: Bench, path: Path) -> None:
 
     Raises:
         ConfigError: there is nothing to draw, or the file cannot be written.
+        Unavailable: the file cannot be written at present, for example because the disk is full.
     """
     from matplotlib.figure import Figure
 
@@ -83,10 +85,7 @@ def draw(bench: Bench, path: Path) -> None:
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
     figure.suptitle(f"{bench.model}, {bench.library}, {bench.machine.gpu or bench.machine.cpu}")
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    write_figure(figure, path, "--plot")
 
 
 def _sizes(lines: Lines) -> list[int]:

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.errors import VisionError
 from vision.evaluation.detection import DetectionScores
+from vision.evaluation.figure_file import write_figure
 from vision.evaluation.language.judgments import Judgments
 from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
@@ -137,7 +137,4 @@ def _figure(width_in: float, height_in: float, columns: int) -> tuple[Any, list[
 
 
 def _save(figure: Any, path: Path, option: str = "--plots") -> None:
-    try:
-        figure.savefig(path, dpi=_DPI)
-    except OSError as error:
-        raise VisionError(f"{option}: cannot write {path}: {error.strerror}") from error
+    write_figure(figure, path, option, dpi=_DPI)

@@ -27,6 +27,11 @@ from vision.optimize.task import Progresses, Task, print_sources, report_of
 from vision.optimize.thresholds import Algorithm
 
 SHOWN_LAYERS: Final = 12
+HINT: Final = (
+    "keep the N worst layers in float with --keep N, try other algorithms with --algorithm, or measure on labeled "
+    "video with --video and --truth; --max-drop allows a larger loss"
+)
+"""Hint for the case that an int8 model lost too much accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,8 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
         folder = Path(temporary)
         frames = task.collect(folder, stop)
         print_sources(frames, console)
-        best = _best(Quantizer(task, graph, frames, options, folder=folder, stop=stop), options, console)
+        quantizer = Quantizer(task, graph, frames, options, folder=folder, stop=stop)
+        best, points = _best(quantizer, options, console)
     layers = len(graph.layers)
     change = (
         f"Quantized to int8 by `vision calibrate` from {task.spec.name}: {best.algorithm}, {len(frames.paths)} frames, "
@@ -168,13 +174,22 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
         "layers": layers,
         **report_of(frames),
     }
-    task.finish(best.contents, best.accuracy, change, report, console)
-    text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{precision: int8}}`"
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    task.install(best.contents, best.accuracy, change, report)
+    try:
+        if points and options.plot is not None:
+            plot_trade_off(points, layers, options.plot)
+    finally:  # the result counts more than its plot
+        task.conclude(best.accuracy, HINT, console)
+        text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{precision: int8}}`"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> Tried:
-    """Try all algorithms, and return the most accurate result. Show the ranking and the trade-off if requested."""
+def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> tuple[Tried, Sequence[tuple[int, Accuracy]]]:
+    """Try all algorithms. Return the most accurate result, and its trade-off. Print what was requested.
+
+    The trade-off is the accuracy for several numbers of layers to keep; it is empty without `options.sensitivity`.
+    """
+    points: list[tuple[int, Accuracy]] = []
     tried: list[Tried] = []
     rankings: dict[Algorithm, list[LayerError]] = {}
     for algorithm in options.algorithms:
@@ -188,9 +203,7 @@ def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> Tried
         numbers = numbers_to_try(len(ranking))
         points = [(number, quantizer.attempt(best.algorithm, ranking, number).accuracy) for number in numbers]
         _print_trade_off(points, console)
-        if options.plot is not None:
-            plot_trade_off(points, len(ranking), options.plot)
-    return best
+    return best, points
 
 
 # ------------------------------------------------------------------------------------------------ output

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.config import ModelSpec
-from vision.errors import from_os_error
+from vision.evaluation.figure_file import write_figure
 from vision.evaluation.passes import Progress
 from vision.optimize.accuracy import Accuracy
 from vision.optimize.calibration import run
@@ -99,7 +99,4 @@ def plot_trade_off(points: Sequence[tuple[int, Accuracy]], layers: int, path: Pa
     axes.grid(color="#e6e8ec")
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise from_os_error(f"--plot: cannot write {path}", error, code="not-writable") from error
+    write_figure(figure, path, "--plot")

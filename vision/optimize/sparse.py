@@ -24,6 +24,9 @@ from vision.optimize.task import Progresses, Task, print_sources, report_of
 REPAIR_FRAMES: Final = 64
 """Maximum number of frames from which weights are repaired."""
 
+HINT: Final = "use more frames, or measure on labeled video with --video and --truth; --max-drop allows a larger loss"
+"""Hint for the case that a sparse model lost too much accuracy."""
+
 
 def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) -> None:
     """Prune, measure, and install a model. Print the results. If `repair` is True, repair the remaining weights.
@@ -55,7 +58,8 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
     method = "least-squares repair" if repair else "magnitude"
     change = f"Pruned to 2:4 sparsity by `vision sparsify` from {task.spec.name}: {method}."
     report = {"method": method, **({} if frames is None else report_of(frames))}
-    task.finish(contents, accuracy, change, report, console)
+    task.install(contents, accuracy, change, report)
+    task.conclude(accuracy, HINT if repair else f"repair the weights with --repair; {HINT}", console)
     text = f"in camera.yaml, write `model: {task.reference}` and `detect: {{engine: {{sparse_weights: true}}}}`"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 

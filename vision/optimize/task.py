@@ -65,9 +65,7 @@ class Task:
                 return frames_of_images(self.images, folder, size, self.frames, step)
             return frames_of_cameras(self.cameras, folder, size, self.frames, seconds=self.seconds, step=step)
 
-    def finish(
-        self, contents: bytes, accuracy: Accuracy, change: str, report: Mapping[str, object], console: Console
-    ) -> None:
+    def install(self, contents: bytes, accuracy: Accuracy, change: str, report: Mapping[str, object]) -> None:
         """Write the model and a report to the output folder or, if it lost too much accuracy, to `rejected`.
 
         Args:
@@ -75,10 +73,8 @@ class Task:
 
         Raises:
             ConfigError: the folder cannot be written.
-            VisionError: the model lost too much accuracy (code ``accuracy-drop``).
+            Unavailable: the folder cannot be written at present, for example because the disk is full.
         """
-        passed = accuracy.drop <= self.max_drop
-        target = self.output if passed else self.rejected
         spec = derived_spec(self.spec, self.output.name, contents, change)
         whole = {
             "schema": "vision.optimization/1",
@@ -87,15 +83,30 @@ class Task:
             "accuracy": {"metric": accuracy.metric, "parent": accuracy.parent, "value": accuracy.value},
             "max_drop": self.max_drop,
         }
-        install(target, spec, contents, whole)
-        if not passed:
+        install(self._target(accuracy), spec, contents, whole)
+
+    def conclude(self, accuracy: Accuracy, hint: str, console: Console) -> None:
+        """Print where the model was installed.
+
+        Args:
+            hint: what to try if the model lost too much accuracy.
+
+        Raises:
+            VisionError: the model lost too much accuracy (code ``accuracy-drop``).
+        """
+        target = self._target(accuracy)
+        if target == self.rejected:
             raise VisionError(
                 f"{accuracy.metric} drops by {accuracy.drop:.4f}, from {accuracy.parent:.4f} to {accuracy.value:.4f}; "
                 f"at most {self.max_drop:g} is allowed; the model is in {target}",
-                hint="docs/optimization.md lists what to try; --max-drop allows a larger loss",
+                hint=hint,
                 code="accuracy-drop",
             )
         console.print(f"{target}: written", soft_wrap=True, highlight=False, markup=False)
+
+    def _target(self, accuracy: Accuracy) -> Path:
+        """Return the folder of a result with this accuracy."""
+        return self.output if accuracy.drop <= self.max_drop else self.rejected
 
 
 @dataclass(frozen=True, slots=True)

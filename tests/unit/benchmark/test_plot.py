@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,12 +37,12 @@ def drawn(*rows: Row, **other: object) -> list[Any]:
     figure = pytest.importorskip("matplotlib.figure").Figure
 
     class Kept(figure):  # type: ignore[misc, valid-type]
-        def savefig(self, *_: object) -> None:
+        def savefig(self, *_: Any, **__: Any) -> None:
             figures.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure", Kept)
-        draw(bench(*rows, **other), Path("unused.png"))
+        draw(bench(*rows, **other), Path(os.devnull))
     return list(figures[0].axes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,15 @@ from rich.console import Console
 from tests.unit.optimize.models import SPEC, cell_images, save_cells, save_images
 from vision.cli.main import main
 from vision.config.load import load_model_spec
-from vision.errors import Closed, ConfigError, ModelError, VisionError
+from vision.errors import Closed, ConfigError, ModelError, Unavailable, VisionError
 from vision.optimize import int8
-from vision.optimize.accuracy import Labels, agreement
+from vision.optimize.accuracy import Accuracy, Labels, agreement
 from vision.optimize.calibration import Calibration
 from vision.optimize.frames import Frames, frames_of_images
 from vision.optimize.int8 import Int8Options
 from vision.optimize.onnx_graph import open_graph
 from vision.optimize.quantize import quantized_inputs
+from vision.optimize.sensitivity import plot_trade_off
 from vision.optimize.task import Task
 from vision.types import Detections
 
@@ -76,6 +78,7 @@ def test_model_that_loses_too_much_is_written_aside(tmp_path: Path, images: Path
     assert left(tmp_path) == {"out.rejected"}
     report = json.loads((tmp_path / "out.rejected" / "optimization.json").read_text())
     assert report["accuracy"]["parent"] - report["accuracy"]["value"] > 0.01
+    assert "--keep N" in str(caught.value) and "--truth" in str(caught.value)
 
 
 def test_keeping_the_worst_layer_restores_the_accuracy(tmp_path: Path, images: Path) -> None:
@@ -85,6 +88,40 @@ def test_keeping_the_worst_layer_restores_the_accuracy(tmp_path: Path, images: P
     assert report["kept"] == ["conv1"]
     assert report["accuracy"]["value"] > 0.99
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_model_is_installed_even_if_the_disk_of_the_plot_is_full(tmp_path: Path, model: Path, images: Path) -> None:
+    plot = tmp_path / "plot.png"
+    plot.symlink_to("/dev/full")
+    with pytest.raises(Unavailable) as caught:
+        run(model, images, tmp_path / "out", sensitivity=True, plot=plot)
+    assert (caught.value.code, caught.value.exit_code) == ("not-writable", 75)
+    assert load_model_spec(tmp_path / "out").name == "out"
+
+
+def test_rejected_model_also_has_a_plot(tmp_path: Path, images: Path) -> None:
+    model = save_cells(tmp_path / "cells", outlier=2000.0)
+    with pytest.raises(VisionError) as caught:
+        run(model, images, tmp_path / "out", sensitivity=True, plot=tmp_path / "plot.png")
+    assert caught.value.code == "accuracy-drop"
+    assert left(tmp_path) == {"out.rejected", "plot.png"}
+
+
+@pytest.mark.parametrize("before", [None, b"the plot of a previous run"])
+def test_plot_that_cannot_be_written_completely_leaves_what_was_there(tmp_path: Path, before: bytes | None) -> None:
+    plot = tmp_path / "plot.png"
+    if before is not None:
+        plot.write_bytes(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the system refuses larger files
+    try:
+        with pytest.raises(VisionError):
+            plot_trade_off([(0, Accuracy("AP@0.5", 0.9, 0.8))], 4, plot)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == (
+        {} if before is None else {plot.name: before}
+    )
 
 
 def test_best_algorithm_is_installed(tmp_path: Path, model: Path, images: Path) -> None:
