@@ -27,6 +27,10 @@ from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import PageState
 
 PATIENCE_S = 60.0
+
+# What Chromium writes to the console while the program is away: which one depends on when a connection ends.
+PROGRAM_AWAY = "WebSocket|ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE"
+
 TWO_CAMERAS = """
 model: nanodet-g-416
 detect: {backend: fake}

@@ -21,7 +21,7 @@ import yaml
 from playwright.sync_api import Page
 
 from tests.page.conftest import OpenInBrowser
-from tests.page.harness import PATIENCE_S, Program, until
+from tests.page.harness import PATIENCE_S, PROGRAM_AWAY, Program, until
 from vision.client import Item, Subscription
 from vision.messaging.control_protocol import (
     AddCameraRequest,
@@ -155,7 +155,7 @@ LINE = {"name": "new", "points": [[50, 2], [50, 98]], "anchor": "center"}
 
 def opened(site: Site, open_page: OpenInBrowser, **options: Any) -> Page:
     one = open_page(f"{site.program.url}/#/edit/gate", **options)
-    one.expected_errors = "status of (409|422|503)|ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|WebSocket"
+    one.expected_errors = f"status of (409|422|503)|{PROGRAM_AWAY}"
     one.page.wait_for_selector(".editor-list button")
     one.page.wait_for_selector("button:text-is('Count the last hour'):enabled")  # the first check has ended
     return one.page

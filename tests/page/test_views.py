@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.page.conftest import OpenInBrowser, StartProgram
-from tests.page.harness import TWO_CAMERAS
+from tests.page.harness import PROGRAM_AWAY, TWO_CAMERAS
 from tests.paths import ROOT
 
 NO_BARS = """[...document.querySelectorAll(".view canvas")].slice(-1).every((canvas) =>
@@ -38,7 +38,7 @@ def test_page_says_that_the_program_is_away_and_continues_when_it_is_back(
 ) -> None:
     program = start_program(TWO_CAMERAS)
     opened = open_page(program.url)
-    opened.expected_errors = "WebSocket|ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE"
+    opened.expected_errors = PROGRAM_AWAY
     page = opened.page
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
     program.restart()
