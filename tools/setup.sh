@@ -17,9 +17,9 @@ find_python() {
   die "expected Python 3.10 or later, found $(python3 --version 2>&1 || true). On Debian and Ubuntu: apt-get install python3"
 }
 
-# apt_install PACKAGE...: installs the packages that are missing. Without root or sudo, it lists them and returns 1.
+# apt_install PACKAGE...: installs the packages that are missing. Returns 1 if some remain missing, and lists them.
 apt_install() {
-  local package missing=() sudo=()
+  local package missing=() available=() absent=() sudo=()
   command -v dpkg-query >/dev/null || { say "this is not a Debian system, so these packages are not installed: $*"; return 1; }
   for package in "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -34,13 +34,20 @@ apt_install() {
       return 1
     fi
   fi
-  say "installing Debian packages: ${missing[*]}"
   local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
   "${apt[@]}" update >/dev/null 2>&1 || say "apt-get update failed, so the existing package lists are used"
-  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null || {
-    say "apt-get could not install: ${missing[*]}"
-    return 1
-  }
+  # One package that this distribution lacks must not keep apt-get from installing the others: Ubuntu has no `chromium`.
+  for package in "${missing[@]}"; do
+    if LC_ALL=C apt-cache policy "$package" | grep -q '^ *Candidate: [^(]'; then available+=("$package"); else absent+=("$package"); fi
+  done
+  if [ ${#available[@]} -gt 0 ]; then
+    say "installing Debian packages: ${available[*]}"
+    "${apt[@]}" install -y --no-install-recommends "${available[@]}" >/dev/null || {
+      say "apt-get could not install: ${available[*]}"
+      return 1
+    }
+  fi
+  [ ${#absent[@]} -eq 0 ] || { say "the package lists of this system do not contain: ${absent[*]}"; return 1; }
 }
 
 # show_progress: reads the output of pip, and prints the name and size of each download of at least 1 MB.
