@@ -317,7 +317,7 @@ def _subscribe(bugs: Bugs, folder: Path, sockets: Any, inputs: Any, choice: rand
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 _PATHS: Final = (
-    *("/livez", "/readyz", "/healthz", "/metrics", "/", "/api/state", "/api/machine", "/api/events?camera=a&limit=5"),
+    *("/livez", "/readyz", "/healthz", "/metrics", "/", "/api/state", "/api/health", "/api/events?camera=a&limit=5"),
     *("/api/history?camera=a&since=1h&step=60", "/api/editor/a", "/api/editor/a/check", "/api/editor/a/estimate"),
     *("/api/still/a", "/api/live", "/api/snapshots/a.jpg", "/api/recordings/a/b.mp4", "/static/x/app.js"),
 )

@@ -1,19 +1,20 @@
-"""The path `/api/history`, which returns the counts of a camera over hours and days."""
+"""The path `/api/history`, which returns the counts of a camera over hours and days, as the columns of plots."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from vision.errors import ConfigError
-from vision.outputs.page.history import History, LiveHistory, Sample, archived_samples, history_of
+from vision.outputs.page.history import History, LiveHistory, Sample, Series, archived_samples, history_of
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import encode
 
@@ -43,14 +44,17 @@ class HistoryRoutes:
         try:
             hours, offset_min = int(query.get("hours", "24")), int(query.get("offset_min", "0"))
             step_s = _STEPS_S[hours]
-        except (ValueError, KeyError):
-            text = f"expected hours out of {', '.join(map(str, _STEPS_S))}, and offset_min as a number"
+            local = timezone(timedelta(minutes=offset_min))
+        except (ValueError, KeyError, OverflowError):
+            text = f"expected hours out of {', '.join(map(str, _STEPS_S))}, and offset_min of less than a day"
             return JSONResponse({"code": "query", "error": text}, 400)
         try:
             history = self._history(query.get("camera", ""), hours * 3600, step_s, offset_min * 60)
         except ConfigError as error:
             return JSONResponse({"code": error.code, "error": str(error)}, 503)
-        return Response(encode(history), media_type="application/json")
+        plots = [plot for series in history.series for plot in _plots(series)]
+        content = {"status": _status(history, local), "times": history.times, "plots": plots}
+        return Response(encode(content), media_type="application/json")
 
     def _history(self, camera: str, length_s: int, step_s: int, offset_s: int) -> History:
         until_s = time.time()
@@ -59,6 +63,30 @@ class HistoryRoutes:
             return (self._live or LiveHistory()).history(camera, since_s, until_s)
         samples = _by_day(self._archive, camera, since_s - _DAY_S, until_s)
         return history_of(samples, step_s=step_s, offset_s=offset_s, since_s=since_s, until_s=until_s)
+
+
+def _plots(series: Series) -> list[dict[str, Any]]:
+    """Return the plots of a line or a zone. A plot has a title, and columns: lists of values by their label."""
+    if series.kind == "line":
+        columns = {"in": series.first, "out": series.second}
+        return [{"title": f"Line {series.name}: crossings", "columns": columns}]
+    columns, occupancy = {"entered": series.first, "left": series.second}, {"objects": series.occupancy}
+    return [
+        {"title": f"Zone {series.name}: objects", "columns": columns},
+        {"title": f"Zone {series.name}: most objects at the same time", "columns": occupancy},
+    ]
+
+
+def _status(history: History, local: timezone) -> str:
+    """Return what a person must know about the plots. `local` is the time zone of the browser."""
+    sentences = []
+    if history.source == "memory":
+        since = datetime.fromtimestamp(history.since_s, local)
+        counts = f"the counts that this page's process has received since {since:%Y-%m-%d %H:%M}"
+        sentences.append(f"No archive is configured, so these are {counts}.")
+    if not history.series:
+        sentences.append("This camera has counted nothing in this time.")
+    return " ".join(sentences)
 
 
 def _by_day(folder: Path, camera: str, since_s: float, until_s: float) -> Iterator[Sample]:

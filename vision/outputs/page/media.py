@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from vision.errors import ConfigError
+from vision.outputs.page.event_texts import texts_of
 from vision.outputs.page.events import StoredEvent
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.recording.index import DamagedIndex, RecordingIndex
@@ -43,12 +44,12 @@ class Media:
         ]
 
     def described(self, events: Iterable[StoredEvent]) -> tuple[list[dict[str, Any]], str]:
-        """Return the events as dictionaries for JSON, with the URLs of their files, and the text of a problem.
+        """Return the events as dictionaries for JSON, with their texts and URLs, and the text of a problem.
 
         Each dictionary gets the keys ``snapshot`` and, if the recordings can be read, ``clip``. A value is None if the
         event has no such file. The text states why the recordings cannot be read; it is empty if they can be read.
         """
-        found = [(event, msgspec.to_builtins(event)) for event in events]
+        found = [(event, msgspec.to_builtins(event) | texts_of(event)) for event in events]
         for event, content in found:
             name = Path(event.snapshot or "").name
             content["snapshot"] = f"/api/snapshots/{quote(name)}" if self._has_snapshot(name) else None

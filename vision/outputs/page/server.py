@@ -32,6 +32,7 @@ from vision.outputs.page.history import LiveHistory
 from vision.outputs.page.history_routes import HistoryRoutes
 from vision.outputs.page.live_hub import LiveHub
 from vision.outputs.page.media import Media
+from vision.outputs.page.overview import machine_rows, overview, program_rows
 from vision.outputs.page.settings import PageSettings
 from vision.outputs.page.state import PageState, encode, follow
 
@@ -48,7 +49,7 @@ _HEADERS: Final = {
 
 
 class Page:
-    """Serves the page itself, the state of the program, the state of the machine, and the editor."""
+    """Serves the page itself, the state of the program and of the machine, and the editor."""
 
     def __init__(self, settings: PageSettings, state: PageState, assets: Assets) -> None:
         self._gpus: GpuSampler | None = None  # opened when somebody looks
@@ -62,7 +63,7 @@ class Page:
             Route("/", self.index),
             Route("/static/{version}/{name:path}", self.static),
             Route("/api/state", self.state),
-            Route("/api/machine", self.machine),
+            Route("/api/health", self.health),
             *editor.routes(self._settings),
         ]
 
@@ -78,24 +79,27 @@ class Page:
         """Respond with a file of the page."""
         return self._assets.file(request.path_params["version"], request.path_params["name"])
 
-    async def state(self, _request: Request) -> Response:
-        """Respond with the state of the program and of all cameras."""
-        content = {**self._state.snapshot(), "assets": self._assets.version, "edit": self._settings.edit}
+    async def state(self, request: Request) -> Response:
+        """Respond with the state of the program and of all cameras, with the details of the camera in the query."""
+        state = overview(self._state.snapshot(), request.query_params.get("camera", ""))
+        content = {**state, "assets": self._assets.version, "edit": self._settings.edit}
         return Response(encode(content), media_type="application/json")
 
-    def machine(self, _request: Request) -> Response:
-        """Respond with the state of the GPUs, temperatures, memory, and disks. Starlette calls this in a thread."""
+    def health(self, _request: Request) -> Response:
+        """Respond with the state of the program and of the machine. Starlette calls this in a thread."""
         if self._gpus is None:
             self._gpus = GpuSampler()
         names = ("state_dir", "recordings", "snapshots", "archive")
         folders = [(name, Path(folder)) for name in names if (folder := getattr(self._settings, name)) is not None]
-        content = {
+        machine = {
             "gpus": self._gpus.read(),
+            "disks": disks([*folders, ("system", Path("/"))]),
             "temperatures": temperatures(),
             "memory": memory(),
-            "disks": disks([*folders, ("system", Path("/"))]),
         }
-        return Response(encode(content), media_type="application/json")
+        node = self._state.snapshot().node
+        rows = [*(program_rows(node) if node is not None else ()), *machine_rows(machine)]
+        return Response(encode({"rows": rows}), media_type="application/json")
 
 
 def application(settings: PageSettings, state: PageState, more: Sequence[BaseRoute] = ()) -> ASGIApp:

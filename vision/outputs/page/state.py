@@ -6,7 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -24,6 +25,18 @@ from vision.outputs.page.settings import PageSettings
 KEPT_EVENTS: Final = 1000
 _SILENT_STATUSES: Final = 5.0  # number of missing status messages after which the program counts as silent
 _SHORTEST_SILENCE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The newest messages at one time."""
+
+    node: NodeStatusMessage | None  # None before the first status of the program
+    cameras: list[CameraStatusMessage]  # sorted by camera
+    counts: dict[str, CountsMessage]  # by camera
+    event_count: int  # number of events so far
+    age_s: float  # seconds since the last status of the program
+    silent: bool  # True if several statuses are missing
 
 
 class PageState:
@@ -88,18 +101,18 @@ class PageState:
         with self._lock:
             return dict(self._amendments)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the content of the overview for JSON: node, cameras, counts, and age of the last status."""
+    def snapshot(self) -> Snapshot:
+        """Return the newest messages."""
         with self._lock:
             age_s = self._clock() - self._node_at_s
-            return {
-                "age_s": round(age_s, 3),
-                "silent": age_s > self._silence_s,
-                "node": self._node,
-                "cameras": [self._cameras[name] for name in sorted(self._cameras)],
-                "counts": dict(self._counts),
-                "events": self._event_count,
-            }
+            return Snapshot(
+                node=self._node,
+                cameras=[self._cameras[name] for name in sorted(self._cameras)],
+                counts=dict(self._counts),
+                event_count=self._event_count,
+                age_s=age_s,
+                silent=age_s > self._silence_s,
+            )
 
 
 def follow(state: PageState, settings: PageSettings) -> None:

@@ -64,7 +64,7 @@ def test_own_requests_and_links_from_other_websites_are_answered() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [STATE, "/api/events", "/api/history", "/api/machine", "/api/snapshots/a.jpg", "/api/recordings/a.mp4", "/x"],
+    [STATE, "/api/events", "/api/history", "/api/health", "/api/snapshots/a.jpg", "/api/recordings/a.mp4", "/x"],
 )
 @pytest.mark.parametrize("given", ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN, "Bearer \xff"])
 def test_wrong_token_is_refused(path: str, given: str) -> None:

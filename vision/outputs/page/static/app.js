@@ -13,7 +13,6 @@ class App extends Component {
       if (key === "Escape" && !defaultPrevented && this.state.view === "camera") location.hash = "#/";
     });
     this.open();
-    this.refresh();
   }
 
   // Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`. `previous` is the address before.
@@ -30,7 +29,7 @@ class App extends Component {
     if (hash !== location.hash) return;
     if (previous) document.getElementById("main").focus();
     scrollTo(0, 0);
-    this.setState({ View, view, id, previous });
+    this.setState({ View, view, id, previous }, () => this.refresh());
   }
 
   // Request the state, and again after the interval. A hidden page requests nothing.
@@ -38,27 +37,21 @@ class App extends Component {
     clearTimeout(this.timer);
     if (document.hidden || this.isBusy) return;
     this.isBusy = true;
-    const answer = await request("/api/state");
+    const answer = await request(`/api/state?${new URLSearchParams({ camera: this.state.id })}`);
     this.isBusy = false;
     const { program } = this.state;
     if (answer.error) this.setState({ problem: answer.error });
     else {
       if (program && program.assets !== answer.assets) location.reload();
-      if (program?.node && program.node.instance !== answer.node?.instance) this.restartedAt = Date.now();
+      if (program?.instance && program.instance !== answer.instance) this.restartedAt = Date.now();
       this.setState({ program: answer, problem: "" });
     }
     this.timer = setTimeout(() => this.refresh(), INTERVAL_MS);
   }
 
-  // Return what the header says about the connection to the program.
-  connection({ program, problem }) {
-    if (problem) return `${problem} Trying again.`;
-    if (program?.node === null) return "Waiting for the program.";
-    if (program?.silent) return `No status from the program for ${Math.round(program.age_s)} s.`;
-    return Date.now() < this.restartedAt + RESTARTED_MS && "The program was restarted.";
-  }
-
   render(_props, { View, view, id, previous, program, problem }) {
+    const isRestarted = Date.now() < this.restartedAt + RESTARTED_MS;
+    const notice = problem ? `${problem} Trying again.` : program?.notice || (isRestarted && "The program was restarted.");
     const current = view === "events" || view === "history" ? view : "";
     const anchor = (name, text) => html`<a href="#/${name}" aria-current=${name === current ? "page" : null}>${text}</a>`;
     return html`
@@ -66,7 +59,7 @@ class App extends Component {
       <header class="bar">
         <a class="brand" href="#/">vision</a>
         <nav aria-label="Views">${anchor("", "Cameras")} ${anchor("events", "Events")} ${anchor("history", "History")}</nav>
-        <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${this.connection(this.state)}</p>
+        <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${notice}</p>
       </header>
       <main id="main" tabindex="-1">
         ${View && program && html`<${View} key=${`${view} ${id}`} id=${id} program=${program} previous=${previous} />`}

@@ -1,23 +1,21 @@
 // One camera: a large live view, its state, its counts, and its events.
 import { EventList } from "./events.js";
-import { Badge, Live, Reason } from "./overview.js";
-import { html, link, Rows, rowsOf, textOf } from "./ui.js";
+import { Badge, Live } from "./overview.js";
+import { html, link, Rows } from "./ui.js";
 
 export function View({ id, program }) {
-  const camera = program.cameras.find((each) => each.camera === id) ?? { camera: id, state: "unknown camera" };
-  const { published_fps, fps, latency_ms, dropped, objects, width, height, decoder, reconnects } = camera;
-  const { lines, zones } = program.counts[id] ?? {};
-  const values = { published_fps, fps, latency_ms, dropped: textOf("", dropped) || "none", objects, decoder, reconnects, frame: width && `${width} × ${height}` };
+  const unknown = { camera: id, label: "unknown camera" };
+  const camera = program.cameras.find((each) => each.camera === id) ?? unknown;
   return html`
     <header class="title">
-      <a href="#/">Cameras</a><h1>${id}</h1><${Badge} state=${camera.state} />
+      <a href="#/">Cameras</a><h1>${id}</h1><${Badge} ...${camera} />
       ${program.edit && html`<a class="button" href=${link("edit", id)}>Edit lines and zones</a>`}
     </header>
     <div class="camera">
       <${Live} camera=${camera} />
       <aside>
-        <${Reason} camera=${camera} />
-        <${Rows} class="details" rows=${[...rowsOf(values), ...rowsOf(lines, "line "), ...rowsOf(zones, "zone ")]} />
+        <p class="reason">${camera.reason}</p>
+        <${Rows} class="details" rows=${camera.details ?? []} />
       </aside>
     </div>
     <h2>Events</h2>

@@ -1,7 +1,7 @@
 // The editor of lines, zones, holes, ground points, and masks of one camera.
 import { Draft } from "./draft.js";
 import { Drawing } from "./drawing.js";
-import { Component, html, join, link, request, Rows, words } from "./ui.js";
+import { Component, html, join, link, request, Rows } from "./ui.js";
 
 const CHECK_MS = 300;
 const KINDS = ["line", "zone", "hole", "ground", "mask"];
@@ -140,7 +140,7 @@ export class View extends Component {
   difference({ error, hint, rows, lost_frames: lost }) {
     if (error) return join([error, hint]);
     if (!rows.length) return "There were no events, and the draft causes none.";
-    const row = ({ kind, name, direction, published, now }) => [`${words(kind)} ${name} ${direction}`, `${published} counted, ${now} with the draft`];
+    const row = ({ kind, name, direction, published, now }) => [`${kind.replaceAll("_", " ")} ${name} ${direction}`, `${published} counted, ${now} with the draft`];
     return html`<${Rows} class="data" rows=${rows.map(row)} />${lost > 0 && html`<p class="hint">The archive lacks ${lost} frames of this hour.</p>`}`;
   }
 

@@ -1,23 +1,12 @@
 // Events, newest first, with snapshots and video: a list for one camera, and a view of all cameras with a filter.
-import { Component, html, join, link, request, Rows, rowsOf, words } from "./ui.js";
+import { Component, html, join, link, request, Rows } from "./ui.js";
 
-const KINDS = {
-  line_crossed: "crossed the line", zone_entered: "entered the zone", zone_left: "left the zone", crowded: "crowd", dwelling: "stayed in the zone",
-  rule: "rule", camera_lost: "camera lost", camera_back: "camera back", camera_frozen: "camera frozen", camera_moved: "camera moved",
-};
 const LONGEST = 500; // events of the list from which a new one replaces it by the newest ones
 const time = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-const keyOf = (event) => JSON.stringify([event.camera, event.at, event.kind, event.name, event.track_id, event.number]);
-
-// Return a short description, such as "person crossed the line door (in)".
-function title({ data, kind, name }) {
-  const how = [data.direction, data.phase].find((each) => ["in", "out", "begin", "end"].includes(each));
-  return join([typeof data.class === "string" && data.class, KINDS[kind] ?? words(kind), name, how && `(${how})`]);
-}
 
 // An item of the list. It requests the picture when it becomes visible, and the video when it is opened.
 class Item extends Component {
-  body({ event: { camera, snapshot, clip, data, verdict }, showCamera }) {
+  body({ event: { camera, snapshot, clip, rows }, showCamera }) {
     const video = clip && html`
       <video src="${clip.url}#t=${Math.max(0, clip.offset_s - 3)}" controls muted playsinline preload="metadata" />
       <p class="hint">If this browser cannot play the video, <a href=${clip.url} download>save it</a> to use a different player.</p>`;
@@ -25,20 +14,20 @@ class Item extends Component {
     return html`
       <div class="event-body">
         ${video || picture}
-        <${Rows} class="data" rows=${[...rowsOf(data), [verdict?.check, verdict?.answer]]} />
+        <${Rows} class="data" rows=${rows} />
         ${showCamera && camera !== "node" && html`<a href=${link("camera", camera)}>Open ${camera}</a>`}
       </div>`;
   }
 
   render({ event, showCamera }, { open }) {
-    const { camera, at, snapshot, clip, description } = event;
+    const { camera, at, snapshot, clip, title, description } = event;
     const about = join([showCamera && camera, time.format(new Date(at)), clip && "video"], " · ");
     return html`
       <li>
         <details class="event" onToggle=${({ target }) => this.setState({ open: target.open })}>
           <summary>
             <span class="thumb">${snapshot && html`<img src=${snapshot} alt="" loading="lazy" />`}</span>
-            <span class="event-text"><strong>${title(event)}</strong><span class="hint">${about}</span><span>${description?.text}</span></span>
+            <span class="event-text"><strong>${title}</strong><span class="hint">${about}</span><span>${description?.text}</span></span>
           </summary>
           ${open && this.body(this.props)}
         </details>
@@ -66,8 +55,8 @@ export class EventList extends Component {
     if (page.error) return this.setState(page);
     const { events: shown, next } = this.state;
     const isNew = next === undefined || (!cursor && shown.length > LONGEST && !document.querySelector(".event[open]"));
-    const loaded = new Set(events.map(keyOf));
-    const others = isNew ? [] : shown.filter((event) => !loaded.has(keyOf(event)));
+    const loaded = new Set(events.map(({ key }) => key));
+    const others = isNew ? [] : shown.filter(({ key }) => !loaded.has(key));
     this.setState({ ...(isNew || cursor ? page : {}), error: "", events: cursor ? [...others, ...events] : [...events, ...others] });
     // A filter can skip all events of a page.
     if ((isNew || cursor) && page.next && !events.length) await this.load(page.next);
@@ -76,7 +65,7 @@ export class EventList extends Component {
   render({ showCamera }, { events, next, problem, end, error }) {
     return html`
       <section aria-label="Events">
-        <ol class="events">${events.map((event) => html`<${Item} key=${keyOf(event)} event=${event} showCamera=${showCamera} />`)}</ol>
+        <ol class="events">${events.map((event) => html`<${Item} key=${event.key} event=${event} showCamera=${showCamera} />`)}</ol>
         <p class="hint" role="status">${error || join([problem, next === null && !events.length && "No events.", end])}</p>
         ${next && html`<button onClick=${() => this.load(next)}>Older events</button>`}
       </section>`;
@@ -101,7 +90,7 @@ export class View extends Component {
           <option value="">all cameras</option>${program.cameras.map(({ camera }) => html`<option value=${camera}>${camera}</option>`)}
         </select></label>
         <label>Kind <select id="kind" name="kind">
-          <option value="">all kinds</option>${Object.keys(KINDS).map((kind) => html`<option value=${kind}>${words(kind)}</option>`)}
+          <option value="">all kinds</option>${program.kinds.map(([kind, text]) => html`<option value=${kind}>${text}</option>`)}
         </select></label>
         <label>From <input name="since" type="datetime-local" /></label>
         <label>Until <input name="until" type="datetime-local" /></label>

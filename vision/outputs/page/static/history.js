@@ -1,5 +1,5 @@
 // The counts of one camera over hours and days, as plots.
-import { Component, html, join, request } from "./ui.js";
+import { Component, html, request } from "./ui.js";
 
 const RANGES = { 6: "6 hours", 24: "24 hours", 168: "7 days", 720: "30 days" };
 const REFRESH_MS = 60_000;
@@ -15,12 +15,6 @@ const loading = new Promise((resolve) => {
 });
 
 const timeText = (seconds) => new Date(seconds * 1000).toLocaleString();
-
-// Return the plots of one line or zone: a title, and columns of values by label.
-function plotsOf({ kind, name, first, second, occupancy }) {
-  if (kind === "line") return [[`Line ${name}: crossings`, { in: first, out: second }]];
-  return [[`Zone ${name}: objects`, { entered: first, left: second }], [`Zone ${name}: most objects at the same time`, { objects: occupancy }]];
-}
 
 class Plot extends Component {
   componentDidMount() {
@@ -91,23 +85,14 @@ export class View extends Component {
     if (isDue || camera !== this.state.camera || hours !== this.state.hours) this.load();
   }
 
-  // Return the cameras that count; all cameras if none does.
-  cameras({ cameras, counts }) {
-    const ids = cameras.map(({ camera }) => camera);
-    const counted = ids.filter((id) => counts[id]);
-    return counted.length ? counted : ids;
-  }
-
   async load() {
     const loadedAt = (this.loadedAt = Date.now());
-    const { hours, camera = this.cameras(this.props.program)[0] ?? "" } = this.state;
+    const { hours, camera = this.props.program.counting[0] ?? "" } = this.state;
     const query = new URLSearchParams({ camera, hours, offset_min: -new Date().getTimezoneOffset() });
-    const [uPlot, { error, source, since_s: since, times, series }] = await Promise.all([loading, request(`/api/history?${query}`)]);
+    const [uPlot, { error, ...history }] = await Promise.all([loading, request(`/api/history?${query}`)]);
     if (loadedAt !== this.loadedAt) return;
-    if (error || !uPlot) return this.setState({ status: error ?? "The plots cannot be loaded." });
-    const memory = `No archive is configured, so these are the counts that this page's process has received since ${timeText(since)}.`;
-    const status = join([source === "memory" && memory, !series.length && "This camera has counted nothing in this time."]);
-    this.setState({ uPlot, status, times, loadedAt, plots: series.flatMap(plotsOf) });
+    if (error || !uPlot) this.setState({ status: error ?? "The plots cannot be loaded." });
+    else this.setState({ uPlot, loadedAt, ...history });
   }
 
   render({ program }, { uPlot, status, times, plots, loadedAt, hours }) {
@@ -115,12 +100,12 @@ export class View extends Component {
     return html`
       <h1>History</h1>
       <form class="filter" aria-label="Filter" onChange=${({ target }) => this.setState({ [target.name]: target.value })}>
-        <label>Camera <select name="camera">${this.cameras(program).map((id) => html`<option value=${id}>${id}</option>`)}</select></label>
+        <label>Camera <select name="camera">${program.counting.map((id) => html`<option value=${id}>${id}</option>`)}</select></label>
         <label>Time <select name="hours">${Object.entries(RANGES).map(range)}</select></label>
       </form>
       <p class="hint" role="status">${status}</p>
       <section class="plots" aria-label="Plots">
-        ${plots.map(([title, columns]) => html`<${Plot} key=${title + loadedAt} ...${{ uPlot, title, columns, times }} />`)}
+        ${plots.map((plot) => html`<${Plot} key=${plot.title + loadedAt} uPlot=${uPlot} times=${times} ...${plot} />`)}
       </section>`;
   }
 }

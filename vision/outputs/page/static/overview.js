@@ -1,7 +1,7 @@
 // The overview: one tile per camera.
 import { Health } from "./health.js";
 import { LiveView } from "./live.js";
-import { Component, html, join, link, number, Rows, textOf } from "./ui.js";
+import { Component, html, link, Rows } from "./ui.js";
 
 // The live view of a camera.
 export class Live extends Component {
@@ -20,23 +20,17 @@ export class Live extends Component {
   }
 }
 
-export const Badge = ({ state }) => html`<span class="badge" data-state=${state}>${state === "backing-off" ? "no connection" : state}</span>`;
-
-// Why a camera does not deliver frames.
-export function Reason({ camera: { last_error: error, hint, next_retry_in_s: retry } }) {
-  return html`<p class="reason">${join([error, hint, retry !== undefined && `Next attempt in ${number(retry)} s.`], " – ")}</p>`;
-}
+export const Badge = ({ state, label }) => html`<span class="badge" data-state=${state}>${label}</span>`;
 
 function Tile({ camera, focus }) {
-  const { camera: id, state, latency_ms: { p50, p99 } = {} } = camera;
-  const figures = [["frames/s", number(camera.published_fps, 1)], ["p50 ms", number(p50)], ["p99 ms", number(p99)], ["objects", number(camera.objects)]];
+  const id = camera.camera;
   return html`
-    <article class="tile" data-state=${state}>
+    <article class="tile" data-state=${camera.state}>
       <a class="view-link" href=${link("camera", id)} aria-label="Open ${id}" ref=${focus}><${Live} camera=${camera} /></a>
-      <header><h2>${id}</h2><${Badge} state=${state} /></header>
-      <${Reason} camera=${camera} />
-      <${Rows} class="figures" rows=${figures} />
-      <p class="hint">dropped: ${textOf("", camera.dropped) || "none"}</p>
+      <header><h2>${id}</h2><${Badge} ...${camera} /></header>
+      <p class="reason">${camera.reason}</p>
+      <${Rows} class="figures" rows=${camera.figures} />
+      <p class="hint">dropped: ${camera.dropped}</p>
     </article>`;
 }
 
@@ -47,7 +41,7 @@ export class View extends Component {
   render({ program }) {
     return html`
       <h1 class="hidden">Cameras</h1>
-      <${Health} program=${program} />
+      <${Health} summary=${program.summary} />
       <section class="grid" aria-label="Cameras">
         ${program.cameras.map((camera) => html`<${Tile} key=${camera.camera} camera=${camera} focus=${this.focus} />`)}
       </section>`;
