@@ -27,7 +27,7 @@ from vision.capture.open import missing_pyav
 from vision.cli.options import Json
 from vision.cli.session import command
 from vision.config.page import PageConfig
-from vision.detect.open import has_nvidia_gpu
+from vision.detect.gpu_presence import has_nvidia_gpu
 from vision.engine.library import MODULES, TEGRA_RELEASE, missing_hint
 from vision.errors import EXIT_OK, EXIT_RUNTIME, ConfigError, DeviceError, DeviceMissing
 from vision.evaluation.tracks import INSTALL

@@ -138,8 +138,11 @@ def render_status(report: Report, width: int) -> Group:
     rows = [_row(camera, report) for camera in report.cameras]
     table = camera_table(rows, width)
     table.title = f"vision, up {report.node.uptime_s:.0f} s"
-    if report.node.detector is not None and report.node.detector.graphs_off:
-        table.caption = Text(f"{report.node.model} runs without CUDA graphs: {report.node.detector.graphs_off}")
+    detector = report.node.detector
+    if detector is not None and detector.gpu_unused:
+        table.caption = Text(f"{report.node.model} runs on the CPU, not on the GPU: {detector.gpu_unused}")
+    elif detector is not None and detector.graphs_off:
+        table.caption = Text(f"{report.node.model} runs without CUDA graphs: {detector.graphs_off}")
     outages = ((camera.camera, describe_outage(camera)) for camera in report.cameras)
     texts = (outage_text(name, outage) for name, outage in outages if outage)
     return Group(table, *narrow_counts(rows, table), *texts)

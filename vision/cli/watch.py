@@ -155,9 +155,11 @@ class Board:
 
 def _describe_node(status: NodeStatusMessage) -> str:
     graphs_off = status.detector.graphs_off if status.detector is not None else None
-    graphs = f", no CUDA graphs: {graphs_off}" if graphs_off else ""
+    gpu_unused = status.detector.gpu_unused if status.detector is not None else None
+    notes = f", no CUDA graphs: {graphs_off}" if graphs_off else ""
+    notes += f", the GPU is not used: {gpu_unused}" if gpu_unused else ""
     memory = f", {total_memory(status)}" if status.memory_bytes else ""
-    return f"{status.node}: {status.model} on {status.backend}, up {status.uptime_s:.0f} s{memory}{graphs}"
+    return f"{status.node}: {status.model} on {status.backend}, up {status.uptime_s:.0f} s{memory}{notes}"
 
 
 def _describe_event(event: EventMessage) -> str:

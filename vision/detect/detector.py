@@ -60,6 +60,9 @@ class DetectorSpec:
     """Pixel formats that `submit` accepts, in order of ascending cost."""
     gpu: GpuSpec | None = None
     """Properties of a detector on a GPU. None if the detector runs on the CPU."""
+    gpu_unused: str = ""
+    """Reason why the detector runs on the CPU although this machine has an NVIDIA GPU. Empty if the detector uses the
+    GPU, if there is none, or if the configuration requests the CPU."""
 
 
 class Detector(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import logging
@@ -17,6 +16,7 @@ from vision.config import CascadeConfig, ClassifierSpec, DetectConfig, ModelSpec
 from vision.config.model_file import read_model_header
 from vision.detect.classes import class_ids, class_names
 from vision.detect.detector import IN_FLIGHT_CPU, Detector
+from vision.detect.gpu_presence import reason_for_cpu
 from vision.detect.metadata import check_metadata, read_metadata
 from vision.detect.reference.heads import make_head
 from vision.drawing.test_pattern import FAKE_CLASSES
@@ -39,7 +39,8 @@ def open_detector(
     """Open the detector for the model in `folder` with the configured back-end.
 
     The back-end ``auto`` means TensorRT if the library and a GPU are present. Otherwise it means ONNX Runtime, and the
-    reason is logged. TensorRT can take minutes to build an engine; another thread can set `stop` to cancel the call.
+    reason is logged, and is in `DetectorSpec.gpu_unused`. TensorRT can take minutes to build an engine; another thread
+    can set `stop` to cancel the call.
 
     Raises:
         Closed: `stop` was set.
@@ -47,6 +48,7 @@ def open_detector(
             is not installed.
         ModelError: the file is missing, damaged, or not the model that the spec describes.
         DeviceMissing: the configured back-end is not available.
+        DeviceNotReady: this machine has a GPU, but its driver does not answer, also with ``auto``.
         DeviceError: the device failed.
         Unavailable: the file of the model or the cache of engines cannot be used at present.
     """
@@ -64,7 +66,7 @@ def open_detector(
         except DeviceMissing as missing:
             if detect.backend == "tensorrt":
                 raise
-            _report_no_gpu(missing)
+            return _open_onnxruntime(folder, spec, detect, gpu_unused=_report_cpu(missing, "detect"))
         else:
             return detector
     return _open_onnxruntime(folder, spec, detect)
@@ -91,7 +93,9 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[Pi
     _check_header(folder, spec)
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
-    if config.backend != "onnxruntime" and _has_tensorrt(config.precision, required=config.backend == "tensorrt"):
+    if config.backend != "onnxruntime" and _has_tensorrt(
+        config.precision, "detect", required=config.backend == "tensorrt"
+    ):
         _check_with_onnxruntime(path, spec, ids)
         formats: tuple[PixelFormat, ...] = _tensorrt_module("frames").PIXEL_FORMATS
         return formats
@@ -120,18 +124,20 @@ def _check_header(folder: Path, spec: ModelSpec) -> None:
     check_metadata(spec, read_metadata(read_model_header(folder / spec.file, spec.name)))
 
 
-def _has_tensorrt(precision: Precision, *, required: bool) -> bool:
+def _has_tensorrt(precision: Precision, section: str, *, required: bool) -> bool:
     """Return True if TensorRT and a GPU that supports the precision are available.
 
     Raises:
         DeviceMissing: `required` is True, but TensorRT or the GPU is not available.
+        DeviceNotReady: this machine has a GPU, but its driver does not answer; see `reason_for_cpu`.
         ModelError: the GPU does not support the precision.
     """
     try:
         _tensorrt_module("detector").check_device(precision)
-    except DeviceMissing:
+    except DeviceMissing as missing:
         if required:
             raise
+        reason_for_cpu(missing, section)
         return False
     return True
 
@@ -141,33 +147,15 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
     return FAKE_CLASSES if detect.backend == "fake" else class_names(spec)
 
 
-def _report_no_gpu(missing: DeviceMissing) -> None:
-    if has_nvidia_gpu():
-        hint = f"; {missing.hint}" if missing.hint else ""
-        log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s%s", missing.args[0], hint)
+def _report_cpu(missing: DeviceMissing, section: str) -> str:
+    """Log why the CPU is used, and return the reason of `reason_for_cpu`. Raise `DeviceNotReady` as it does."""
+    reason = reason_for_cpu(missing, section)
+    if reason:
+        log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s", reason)
     else:
         log.info("no NVIDIA GPU: detecting on the CPU with ONNX Runtime")
         log.debug("%s", missing.args[0])
-
-
-def has_nvidia_gpu(root: Path = Path("/")) -> bool:
-    """Return True if this machine has an NVIDIA GPU, integrated or discrete, even if its driver is not loaded.
-
-    `root` contains the folders ``dev``, ``proc``, and ``sys`` of the machine.
-    """
-    if any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu")):
-        return True
-    with contextlib.suppress(OSError):
-        if b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes():  # a Jetson
-            return True
-    return any(map(_is_nvidia_graphics_card, (root / "sys/bus/pci/devices").glob("*")))
-
-
-def _is_nvidia_graphics_card(device: Path) -> bool:
-    """Return True if a PCI device has NVIDIA's vendor id, and the class of a display controller."""
-    with contextlib.suppress(OSError):
-        return (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
-    return False
+    return reason
 
 
 def _tensorrt_module(name: str) -> ModuleType:
@@ -181,8 +169,11 @@ def _tensorrt_module(name: str) -> ModuleType:
         ) from error
 
 
-def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
-    """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`."""
+def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig, *, gpu_unused: str = "") -> Detector:
+    """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`.
+
+    For `gpu_unused`, see `DetectorSpec`.
+    """
     refuse_plugins(spec)
     ids = class_ids(class_names(spec), detect.classes, spec.name)
     path = checked_model_file(folder, spec)
@@ -198,6 +189,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig) -> De
         classes=ids,
         batches_in_flight=detect.batches_in_flight or IN_FLIGHT_CPU,
         threads=detect.threads,
+        gpu_unused=gpu_unused,
     )
 
 
@@ -236,7 +228,7 @@ def open_second_model(
         except DeviceMissing as missing:
             if cascade.backend == "tensorrt":
                 raise
-            _report_no_gpu(missing)
+            _report_cpu(missing, "cascade")
         else:
             return classifier
     return open_classifier(folder, spec, threads=cascade.threads, max_batch=cascade.max_batch)
@@ -244,7 +236,9 @@ def open_second_model(
 
 def check_second_model(folder: Path, spec: ClassifierSpec, cascade: CascadeConfig) -> None:
     """Check a second model: raise the errors of `open_second_model` that can be detected without building an engine."""
-    if cascade.backend != "onnxruntime" and _has_tensorrt(cascade.precision, required=cascade.backend == "tensorrt"):
+    if cascade.backend != "onnxruntime" and _has_tensorrt(
+        cascade.precision, "cascade", required=cascade.backend == "tensorrt"
+    ):
         read_model_header(checked_model_file(folder, spec), spec.name)
         if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("cv2") is None:
             return  # only the start checks the outputs, with the engine

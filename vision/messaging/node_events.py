@@ -97,6 +97,8 @@ class NodeEvents:
             self._started = True
             data = {"version": report.version, "backend": report.backend, "model": report.model}
             yield _event("started", report, NODE, 0, data)
+            if report.detector is not None and report.detector.gpu_unused is not None:
+                yield _event("gpu_unused", report, NODE, 0, {"reason": report.detector.gpu_unused})
         for folder in self.settings.folders:
             yield from self._of_disk(folder, report)
         yield from self._of_recording(report)

@@ -407,6 +407,7 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True):
     max_batch: Annotated[int, doc("maximum number of frames in a batch")]
     graphs: Annotated[bool | None, doc("true if each batch runs as one CUDA graph; absent without a GPU")] = None
     graphs_off: Annotated[str | None, doc("why CUDA graphs are off; absent if they are on")] = None
+    gpu_unused: Annotated[str | None, doc("why the CPU does the work of the NVIDIA GPU; absent if not")] = None
     device_bytes: Annotated[
         int | None,
         doc("GPU memory of the detector in bytes, including the buffers of the cameras; absent without a GPU"),

@@ -1,21 +1,27 @@
-"""`open_patiently`, which repeats the start of a service until disks, addresses, and locks can be used."""
+"""`open_patiently`, which repeats the start of a service until disks, addresses, and locks can be used.
+
+It also waits for the driver of the GPU, but then only a new process can use the GPU.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, TypeVar
 
 from vision.capture.liveness import Backoff
-from vision.errors import Closed, Unavailable, from_os_error
+from vision.detect.gpu_presence import driver_answers
+from vision.errors import Closed, DeviceNotReady, Unavailable, from_os_error
 from vision.state.service_manager import extend_start, is_service, notify
 
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S: Final = 4.0
 _LONGEST_RETRY_S: Final = 60.0
+_DRIVER_S: Final = 120.0  # longest wait for the driver, after which the service manager starts a new process
 
 _Value = TypeVar("_Value")
 
@@ -27,6 +33,7 @@ def open_patiently(
     *,
     patient: bool | None = None,
     backoff: Backoff | None = None,
+    driver_s: float = _DRIVER_S,
 ) -> _Value:
     """Return the result of `open_parts`, whose resources are registered with `resources`.
 
@@ -39,9 +46,12 @@ def open_patiently(
         stop: event that ends the wait.
         patient: if False, raise the first error. None means True for a service, otherwise False.
         backoff: the times between attempts. None means random times of 1 s to 60 s.
+        driver_s: longest wait in seconds for the driver of the GPU.
 
     Raises:
         Unavailable: `patient` is False, and a part cannot be opened at present.
+        DeviceNotReady: the driver of the GPU did not answer. If `patient`, it did not answer for `driver_s`, or it
+            answers now, but only to a new process.
         Closed: `stop` was set during a wait.
         ConfigError: `open_parts` raised an `OSError` that only an operator can solve.
         Exception: `open_parts` raised another error, which is raised unchanged.
@@ -54,6 +64,10 @@ def open_patiently(
                 value = open_parts(attempt)
                 resources.enter_context(attempt.pop_all())
                 return value
+        except DeviceNotReady as error:
+            if patient:
+                _wait_for_driver(error, backoff, stop, driver_s)
+            raise
         except (Unavailable, OSError) as error:
             failure = from_os_error("the program cannot start", error) if isinstance(error, OSError) else error
             if not patient or not isinstance(failure, Unavailable):
@@ -71,3 +85,18 @@ def _wait(failure: Unavailable, backoff: Backoff, stop: threading.Event) -> None
     notify(f"STATUS=waiting to start: {failure.args[0]}")
     if stop.wait(delay_s):
         raise Closed("stopped while starting")
+
+
+def _wait_for_driver(failure: DeviceNotReady, backoff: Backoff, stop: threading.Event, longest_s: float) -> None:
+    """Wait until the driver of the GPU answers to a new process, but at most for about `longest_s` seconds."""
+    log.warning("waiting up to %.0f s for the driver of the GPU: %s", longest_s, failure.args[0])
+    notify("STATUS=waiting for the driver of the GPU")
+    deadline_s = time.monotonic() + longest_s
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        delay_s = min(backoff.next_delay_s(), left_s)
+        extend_start(delay_s)
+        if stop.wait(delay_s):
+            raise Closed("stopped while starting")
+        if driver_answers():
+            log.info("the driver of the GPU answers; the program ends, because only a new process can use the GPU")
+            return

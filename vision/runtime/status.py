@@ -111,6 +111,7 @@ def detector_status(detector: Detector) -> DetectorStatus:
         max_batch=spec.max_batch,
         graphs=None if spec.gpu is None else spec.gpu.graphs,
         graphs_off=None if spec.gpu is None else spec.gpu.graphs_off or None,
+        gpu_unused=spec.gpu_unused or None,
         device_bytes=None if memory is None else memory.device_bytes,
         page_locked_bytes=None if memory is None else memory.page_locked_bytes,
     )

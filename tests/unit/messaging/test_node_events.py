@@ -14,6 +14,7 @@ from tests.messages.samples import camera_status, node_status
 from vision.client import EventMessage, Subscription
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher
+from vision.messaging.schema import DetectorStatus
 from vision.state.database import StateDatabase
 
 S = 1_000_000_000
@@ -71,6 +72,14 @@ def test_start_is_reported_once() -> None:
     events = NodeEvents(NodeEventSettings())
     assert [kind for kind, _ in program(events, 0)] == ["started"]
     assert program(events, 1) == []
+
+
+def test_gpu_that_is_not_used_is_reported_once() -> None:
+    events = NodeEvents(NodeEventSettings())
+    detector = DetectorStatus(batches_in_flight=3, max_batch=1, gpu_unused="old driver")
+    report = msgspec.structs.replace(node_status(), detector=detector)
+    assert [event.kind for event in events.of(report)] == ["started", "gpu_unused"]
+    assert list(events.of(report)) == []
 
 
 def test_lost_events_are_reported_at_most_once_per_minute() -> None:

@@ -38,6 +38,14 @@ class OnAGpu(FakeDetector):
         return {"detector.outputs_grown": 3}
 
 
+class OnTheCpu(FakeDetector):
+    """A fake detector that runs on the CPU although the machine has a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = replace(self.spec, gpu_unused=REASON)
+
+
 def reported(detector: FakeDetector) -> Report:
     site = AppConfig.model_validate({"cameras": [{"id": "gate", "source": "synthetic:64x64@100?frames=3"}]})
     with ExitStack() as resources:
@@ -74,8 +82,9 @@ def on_terminal(report: Report) -> str:
             ),
             {"detector.outputs_grown": 3},
         ),
+        (OnTheCpu(), DetectorStatus(batches_in_flight=2, max_batch=8, gpu_unused=REASON), {}),
     ],
-    ids=["no GPU", "graphs", "no graphs"],
+    ids=["no GPU", "graphs", "no graphs", "GPU unused"],
 )
 def test_status_describes_the_detector(
     detector: FakeDetector, expected: DetectorStatus, counters: Mapping[str, int]
@@ -84,4 +93,4 @@ def test_status_describes_the_detector(
     node = report.node
     assert node.detector == expected
     assert node.counters == {"detector.truncated_candidates": 0, "cameras.abandoned_threads": 0, **counters}
-    assert (REASON in on_terminal(report)) == bool(expected.graphs_off)
+    assert (REASON in on_terminal(report)) == bool(expected.graphs_off or expected.gpu_unused)

@@ -53,6 +53,7 @@ class OnnxRuntimeDetector:
         batches_in_flight: int = 3,
         threads: int | None = None,
         max_batch: int = 1,
+        gpu_unused: str = "",
     ) -> None:
         """Load the model, run it once to check its outputs, and start the worker threads.
 
@@ -67,6 +68,7 @@ class OnnxRuntimeDetector:
             batches_in_flight: number of slots. With more slots than workers, no worker waits for the next batch.
             threads: total number of threads. None or 0 uses one thread per core that the process may use.
             max_batch: maximum number of frames in one `submit`. A larger batch size in the model file overrides it.
+            gpu_unused: see `DetectorSpec`.
 
         Raises:
             ModelError: the model cannot be loaded or run, or its inputs or outputs do not fit the spec.
@@ -84,6 +86,7 @@ class OnnxRuntimeDetector:
             parallel=len(workers),
             max_batch=max(max_batch, workers[0].batch),
             pixel_formats=PIXEL_FORMATS,
+            gpu_unused=gpu_unused,
         )
         self._in_flight = InFlight[_Job](self.spec)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()

@@ -180,6 +180,9 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     yield _labeled("vision_counter", "Other counters and sizes of the program, by name.", ["name"], counters)
     yield from _sink_metrics(node)
     detector = node.detector
+    if detector is not None:
+        text = "1 if the detector runs on the CPU although the machine has an NVIDIA GPU."
+        yield _gauge("vision_gpu_unused", text, float(detector.gpu_unused is not None))
     if detector is not None and detector.graphs is not None:
         yield _gauge("vision_detector_graphs", "1 if batches run as CUDA graphs.", float(detector.graphs))
     if detector is not None and detector.device_bytes is not None:

@@ -21,7 +21,7 @@ from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status,
 from vision.client import Gap
 from vision.messaging import codec
 from vision.messaging.http_server import http_server
-from vision.messaging.schema import CameraStatusMessage, NodeStatusMessage, SinkStatus
+from vision.messaging.schema import CameraStatusMessage, DetectorStatus, NodeStatusMessage, SinkStatus
 from vision.outputs.hardware import GpuSampler
 from vision.runtime.monitoring.gpu import gpu_metrics
 from vision.runtime.monitoring.metrics import ProgramState
@@ -51,7 +51,8 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
         assert isinstance(node, NodeStatusMessage)
         counters = {"publish.connected": 3, "journal.lost": 1}
         sinks = {"home": SinkStatus(protocol="mqtt", connected=True, queued=3, sent=7, lost=1)}
-        state.add(msgspec.structs.replace(node, counters=counters, sinks=sinks))
+        detector = DetectorStatus(batches_in_flight=3, max_batch=1, gpu_unused="no driver")
+        state.add(msgspec.structs.replace(node, counters=counters, sinks=sinks, detector=detector))
     return state
 
 
