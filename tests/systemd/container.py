@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.paths import ROOT
 
 BOOT_S = 60.0
+NOT_PERMITTED = re.compile("Operation not permitted|Permission denied|Read-only file system|No medium found", re.I)
+"""The reasons of mount and systemd-nspawn without the rights of root, or without a writable hierarchy of cgroups."""
+_ENGLISH = {"LC_ALL": "C"}
+
 _SLOW_UNITS = ("systemd-networkd-wait-online", "NetworkManager-wait-online", "systemd-time-wait-sync", "apt-daily")
 
 
@@ -89,8 +95,12 @@ def booted(folder: Path) -> Iterator[Container]:
         command = ["setpriv", "--pdeathsig", "TERM"]  # if the tests are killed, the container shuts down
         command += ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
         command += ["--console=pipe", "--link-journal=no", f"--machine=vision-{os.getpid()}", f"--directory={root}"]
+        command += [f"--bind-ro={path}" for path in _programs()]
         with (tmpfs / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            environment = os.environ | _ENGLISH
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         leader = _leader(process, tmpfs / "log")
         container = Container(root, leader)
         _wait_until_booted(container)
@@ -99,16 +109,37 @@ def booted(folder: Path) -> Iterator[Container]:
         if leader is not None:
             os.kill(leader, signal.SIGKILL)  # and with PID 1, all processes of the container
         if process is not None:
-            process.kill()
-            process.wait()
+            _end(process, now=leader is None)
         for mount in reversed(mounts):
             subprocess.run(["umount", "--recursive", "--lazy", str(mount)], check=False, capture_output=True)
 
 
+def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
+    """Wait until systemd-nspawn has cleaned up after the end of its container. Kill it if it does not, or `now`."""
+    if not now:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+    process.kill()
+    process.wait()
+
+
+def skip_or_fail(what: str, output: str) -> NoReturn:
+    """Skip the test if the output says that this machine does not permit something. Otherwise, fail the test."""
+    if NOT_PERMITTED.search(output):
+        pytest.skip(f"this machine does not permit {what}: {output.strip()}")
+    raise AssertionError(f"{what} failed: {output.strip()}")
+
+
 def _mount(*arguments: str | Path) -> None:
-    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+    command = ["mount", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | _ENGLISH)
     if done.returncode:
-        pytest.skip(f"this machine cannot mount: {done.stderr.strip()}")
+        skip_or_fail("mounts", done.stderr)
+
+
+def _programs() -> set[str]:
+    """Return folders that the container needs, and that can be mounts, which the view of the root does not contain."""
+    return {str(ROOT), sys.prefix, sys.base_prefix} - {"/", "/usr"}
 
 
 def _prepare(root: Path) -> None:
@@ -132,7 +163,7 @@ def _leader(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline_s = time.monotonic() + BOOT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            pytest.skip(f"no container can be started: {log.read_text().strip()}")
+            skip_or_fail("containers", log.read_text())
         for child in children.read_text().split():
             if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
                 return int(child)

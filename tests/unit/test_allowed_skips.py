@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.allowed_skips import allowed
+from tests.systemd.container import skip_or_fail
 
 pytest_plugins = ["pytester"]
 
@@ -37,3 +38,27 @@ def test_missing_gpu_is_allowed() -> None:
 
 def test_missing_package_is_not_allowed() -> None:
     assert not allowed("tests/unit/engine/test_build.py::test_x", "needs TensorRT")
+
+
+CONTAINER_TEST = "tests/systemd/test_service.py::test_x"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "mount: /tmp/tmpfs: permission denied.",
+        "Failed to move root directory: Operation not permitted",
+        "Failed to create //payload subcgroup: Read-only file system",
+        "Failed to determine whether the unified cgroups hierarchy is used: No medium found",
+    ],
+)
+def test_container_is_skipped_where_it_is_not_permitted(output: str) -> None:
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        skip_or_fail("containers", output)
+    assert allowed(CONTAINER_TEST, str(skipped.value))
+
+
+def test_other_failure_of_a_container_is_not_skipped() -> None:
+    with pytest.raises(AssertionError):
+        skip_or_fail("containers", "Directory /x doesn't look like an OS root directory")
+    assert not allowed(CONTAINER_TEST, "needs systemd-nspawn")
