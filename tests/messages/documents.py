@@ -13,7 +13,8 @@ from typing import Any, get_args
 import msgspec
 
 from tests.messages.processes import REPOSITORY
-from vision.messaging.schema import AnyMessage, ReplayReply, ReplayRequest, schema_of
+from vision.messaging.replay_schema import ReplayReply, ReplayRequest
+from vision.messaging.schema import AnyMessage, schema_of
 
 PAGE = REPOSITORY / "docs" / "messages.md"
 SCHEMAS = REPOSITORY / "docs" / "schemas"

@@ -48,7 +48,8 @@ from vision.evaluation.passes import Video
 from vision.evaluation.tracks import match_frames
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher
-from vision.messaging.schema import Encoding, ReplayReply
+from vision.messaging.replay_schema import ReplayReply
+from vision.messaging.schema import Encoding
 
 LONGEST_S: Final = 10.0
 _LONGEST_INPUT: Final = 100_000  # bytes

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import MessageError, conceal
+from vision.messaging.replay_schema import ReplayReply, ReplayRequest
 from vision.messaging.schema import (
     KINDS,
     NODE,
@@ -41,8 +42,6 @@ from vision.messaging.schema import (
     MaskFormat,
     NodeStatusMessage,
     ObjectMessage,
-    ReplayReply,
-    ReplayRequest,
     SinkStatus,
     StageTimes,
     StatusMessage,

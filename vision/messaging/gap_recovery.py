@@ -18,7 +18,8 @@ import zmq
 from vision.errors import ConfigError, MessageError
 from vision.messaging import codec
 from vision.messaging.curve import KeyPair
-from vision.messaging.schema import EventMessage, NodeStatusMessage, ReplayReply, ReplayRequest
+from vision.messaging.replay_schema import ReplayReply, ReplayRequest
+from vision.messaging.schema import EventMessage, NodeStatusMessage
 from vision.messaging.sockets import check_address, reachable_address, set_common_options
 
 EVENTS: Final = "events/"

@@ -1,8 +1,8 @@
 """Server that sends missed events again on request, on a separate socket.
 
-A request is one part: a `vision.messaging.schema.ReplayRequest` in JSON. The reply is a `ReplayReply` in JSON and
-one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log in its
-own thread, so large requests do not delay results.
+A request is one part: a `ReplayRequest` in JSON (`vision.messaging.replay_schema`). The reply is a `ReplayReply` in
+JSON and one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log
+in its own thread, so large requests do not delay results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from vision.errors import MessageError
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.exposed_port import PortLimits
-from vision.messaging.schema import Encoding, EventMessage, ReplayReply, ReplayRequest
+from vision.messaging.replay_schema import ReplayReply, ReplayRequest
+from vision.messaging.schema import Encoding, EventMessage
 from vision.messaging.sockets import BoundSocket
 from vision.state.events import EventLog
 

@@ -36,7 +36,7 @@ def doc(description: str) -> Meta:
     return Meta(description=description)
 
 
-class _Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base class of all structs. `repr` omits fields that are None; encoded messages omit default values."""
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Header(TypedDict):
     seq: int
 
 
-class AttributeOfObject(_Compact, frozen=True, kw_only=True):
+class AttributeOfObject(Compact, frozen=True, kw_only=True):
     """The class that a second model assigned to an object."""
 
     model: Annotated[str, doc("name of the second model, from `cascade` in camera.yaml")]
@@ -80,7 +80,7 @@ Pixel: TypeAlias = tuple[float, float]
 """x and y in pixels of the frame."""
 
 
-class MaskOfObject(_Compact, frozen=True, kw_only=True):
+class MaskOfObject(Compact, frozen=True, kw_only=True):
     """The pixels of an object, as `polygons`, or as run lengths (`size` and `counts`) in the format of COCO."""
 
     polygons: Annotated[
@@ -97,7 +97,7 @@ class MaskOfObject(_Compact, frozen=True, kw_only=True):
     ] = None
 
 
-class DetectedObject(_Compact, frozen=True, kw_only=True):
+class DetectedObject(Compact, frozen=True, kw_only=True):
     """One object in one frame."""
 
     track_id: Annotated[int | None, doc("identifies the object from frame to frame; absent without tracking")] = None
@@ -133,7 +133,7 @@ class DetectedObject(_Compact, frozen=True, kw_only=True):
         return f"{self.class_name}{track} {self.score:.2f} at {','.join(f'{x:.0f}' for x in self.box)}"
 
 
-class StageTimes(_Compact, frozen=True, kw_only=True):
+class StageTimes(Compact, frozen=True, kw_only=True):
     """The duration of each step between camera and socket, in milliseconds."""
 
     wait: Annotated[float, doc("time from capture until the frame is added to a batch")]
@@ -143,7 +143,7 @@ class StageTimes(_Compact, frozen=True, kw_only=True):
     total: Annotated[float, doc("time from capture until the message is sent")]
 
 
-class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
+class DetectionsMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
     """The objects in one frame of one camera. Sent for each processed frame, even without objects."""
 
     node: Node
@@ -183,7 +183,7 @@ class DetectionsMessage(_Compact, frozen=True, kw_only=True, tag_field="schema",
         return f"{self.camera} frame {self.frame}: {', '.join(map(str, self.objects)) or 'no objects'}"
 
 
-class Verdict(_Compact, frozen=True, kw_only=True):
+class Verdict(Compact, frozen=True, kw_only=True):
     """The answer of a language model to a question about an event."""
 
     check: Annotated[str, doc("`name` of the entry of `verify` or `describe` in camera.yaml")]
@@ -193,7 +193,7 @@ class Verdict(_Compact, frozen=True, kw_only=True):
     latency_ms: Annotated[float, doc("time from the request to the answer, in milliseconds")]
 
 
-class Description(_Compact, frozen=True, kw_only=True):
+class Description(Compact, frozen=True, kw_only=True):
     """The description of an event by a language model. The fields have the same meaning as those of `Verdict`."""
 
     check: str
@@ -202,7 +202,7 @@ class Description(_Compact, frozen=True, kw_only=True):
     latency_ms: float
 
 
-class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.events/1"):
+class EventMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.events/1"):
     """An event of one camera."""
 
     node: Node
@@ -236,7 +236,7 @@ class EventMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag=
         return f"events/{self.camera}"
 
 
-class LineCrossing(_Compact, frozen=True, kw_only=True):
+class LineCrossing(Compact, frozen=True, kw_only=True):
     """A crossing of a line by one object."""
 
     name: Annotated[str, doc("name of the line")]
@@ -244,7 +244,7 @@ class LineCrossing(_Compact, frozen=True, kw_only=True):
     at: Annotated[str, doc("time in UTC, RFC 3339")]
 
 
-class ZoneVisit(_Compact, frozen=True, kw_only=True):
+class ZoneVisit(Compact, frozen=True, kw_only=True):
     """A stay of one object in a zone."""
 
     name: Annotated[str, doc("name of the zone")]
@@ -252,7 +252,7 @@ class ZoneVisit(_Compact, frozen=True, kw_only=True):
     left_at: Annotated[str | None, doc("time in UTC, RFC 3339; absent if the track ended inside the zone")] = None
 
 
-class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.objects/1"):
+class ObjectMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.objects/1"):
     """A summary of one object, sent after it has left the scene."""
 
     node: Node
@@ -295,7 +295,7 @@ class ObjectMessage(_Compact, frozen=True, kw_only=True, tag_field="schema", tag
 _INTERVAL = "95 % interval [low, high] of the true `{}`; absent without `accuracy` in camera.yaml"
 
 
-class LineCounts(_Compact, frozen=True, kw_only=True):
+class LineCounts(Compact, frozen=True, kw_only=True):
     """The counts of one line."""
 
     in_: Annotated[int, doc("crossings from the left to the right side of the line")] = msgspec.field(name="in")
@@ -306,7 +306,7 @@ class LineCounts(_Compact, frozen=True, kw_only=True):
     out_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("out"))] = None
 
 
-class ZoneCounts(_Compact, frozen=True, kw_only=True):
+class ZoneCounts(Compact, frozen=True, kw_only=True):
     """The counts of one zone."""
 
     occupancy: Annotated[int, doc("number of objects in the zone now")]
@@ -318,7 +318,7 @@ class ZoneCounts(_Compact, frozen=True, kw_only=True):
     left_interval: Annotated[tuple[int, int] | None, doc(_INTERVAL.format("left"))] = None
 
 
-class CountsReport(_Compact, frozen=True, kw_only=True):
+class CountsReport(Compact, frozen=True, kw_only=True):
     """A `CountsMessage` without its header."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
@@ -342,7 +342,7 @@ class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema",
     seq: Seq
 
 
-class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
+class LatencyPercentiles(Compact, frozen=True, kw_only=True):
     """Percentiles of a latency since the last status message, in milliseconds."""
 
     p50: Annotated[float, doc("median in ms")]
@@ -350,7 +350,7 @@ class LatencyPercentiles(_Compact, frozen=True, kw_only=True):
     max: Annotated[float, doc("maximum in ms")]
 
 
-class CameraReport(_Compact, frozen=True, kw_only=True):
+class CameraReport(Compact, frozen=True, kw_only=True):
     """A `CameraStatusMessage` without its header."""
 
     camera: Annotated[str, doc("`id` of the camera in camera.yaml")]
@@ -400,7 +400,7 @@ class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="sc
     seq: Seq
 
 
-class DetectorStatus(_Compact, frozen=True, kw_only=True):
+class DetectorStatus(Compact, frozen=True, kw_only=True):
     """The status of the detector."""
 
     batches_in_flight: Annotated[int, doc("maximum number of batches in flight")]
@@ -415,7 +415,7 @@ class DetectorStatus(_Compact, frozen=True, kw_only=True):
     page_locked_bytes: Annotated[int | None, doc("page-locked host memory in bytes; absent without a GPU")] = None
 
 
-class SinkStatus(_Compact, frozen=True, kw_only=True):
+class SinkStatus(Compact, frozen=True, kw_only=True):
     """The status of one sink."""
 
     protocol: Annotated[str, doc("`mqtt`, `kafka`, `redis`, `nats`, or `webhook`")]
@@ -427,7 +427,7 @@ class SinkStatus(_Compact, frozen=True, kw_only=True):
     last_error: Annotated[str | None, doc("the last error of the sink; absent if there was none")] = None
 
 
-class NodeReport(_Compact, frozen=True, kw_only=True):
+class NodeReport(Compact, frozen=True, kw_only=True):
     """A `NodeStatusMessage` without its header."""
 
     at: Annotated[str, doc("time in UTC, RFC 3339")]
@@ -471,28 +471,6 @@ StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessa
 AnyMessage: TypeAlias = (
     DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage | ObjectMessage
 )
-
-
-class ReplayRequest(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):
-    """A request for missed events. Send it to the address in the field `replay` of `status/node`."""
-
-    since: Annotated[int, doc("number of the last event that your program has; 0 means all stored events")] = 0
-    journal: Annotated[
-        str | None,
-        doc("journal of that event; if it is no longer in use, `since` counts as 0. Absent means the current journal"),
-    ] = None
-    limit: Annotated[int, doc("maximum number of events in the reply, up to 1000; by default 500")] = 500
-
-
-class ReplayReply(_Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-reply/1"):
-    """The first part of the reply. Each further part is an event as it was published, oldest first."""
-
-    node: Annotated[str, doc("name of the publishing machine")]
-    journal: Annotated[str, doc("journal in use")]
-    oldest: Annotated[int, doc("number of the oldest stored event")]
-    newest: Annotated[int, doc("highest number of an event in this journal")]
-    more: Annotated[bool, doc("true if there are more events: request them with the last number of this reply")]
-    error: Annotated[str | None, doc("why the request failed; absent if it did not")] = None
 
 
 def schema_of(message: type[Struct]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.messages.samples import HEADER, crossed, result
 from vision.errors import MessageError
-from vision.messaging import codec, schema
+from vision.messaging import codec, replay_schema, schema
 from vision.messaging.gap_recovery import Gap, GapRecovery, InOrder, NewJournal
 
 S = 1_000_000_000
@@ -20,8 +20,8 @@ def event(number: int | None, journal: str = "one") -> schema.EventMessage:
     return codec.event(HEADER, crossed(), result(), journal=None if number is None else journal, number=number)
 
 
-def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> schema.ReplayReply:
-    return schema.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
+def reply(newest: int, *, journal: str = "one", oldest: int = 1, more: bool = False) -> replay_schema.ReplayReply:
+    return replay_schema.ReplayReply(node="n", journal=journal, oldest=oldest, newest=newest, more=more)
 
 
 @dataclass
@@ -47,7 +47,9 @@ class Server:
         self.stored += range(first, self.newest + 1)
         return [event(number, self.journal) for number in range(first, self.newest + 1)]
 
-    def reply_to(self, request: schema.ReplayRequest) -> tuple[schema.ReplayReply, list[schema.EventMessage]]:
+    def reply_to(
+        self, request: replay_schema.ReplayRequest
+    ) -> tuple[replay_schema.ReplayReply, list[schema.EventMessage]]:
         since = request.since if request.journal in (None, self.journal) else 0
         after = [number for number in self.stored if number > since]
         header = reply(self.newest, journal=self.journal, more=len(after) > self.page)
@@ -211,7 +213,7 @@ def test_journal_change_is_detected_by_next_event() -> None:
 def test_reply_with_error_is_raised() -> None:
     recovery = GapRecovery(0, clock=Clock())
     recovery.request()
-    refusal = schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
+    refusal = replay_schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
     with pytest.raises(MessageError) as caught:
         list(recovery.replied(refusal, []))
     assert "E-17" in str(caught.value)
@@ -220,7 +222,7 @@ def test_reply_with_error_is_raised() -> None:
 def test_request_after_an_error_is_repeated_later_and_later() -> None:
     clock = Clock()
     recovery = GapRecovery(0, clock=clock)
-    refusal = schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
+    refusal = replay_schema.ReplayReply(node="n", journal="one", oldest=0, newest=0, more=False, error="E-17")
     waits = []
     for _ in range(12):
         clock.now_ns += recovery.wait_ns()
