@@ -14,23 +14,27 @@ from vision.errors import InvalidAnswer, LanguageError, ServerFailure, ServerRef
 from vision.language.breaker import CircuitBreaker
 from vision.language.client import Answer, ChatServer
 from vision.language.fair_queue import FairQueue
+from vision.language.image_budget import ImageBudget
 from vision.language.ledger import Ledger
 from vision.language.messages import (
+    IMAGE_BUDGET_BYTES,
     MOST_TEXT,
     STATEMENT,
     Line,
     LogLine,
     Outcome,
     Question,
+    Received,
     Statement,
     Totals,
+    Unasked,
+    subject_of,
 )
 from vision.language.prompts import TRUE, answers_of, is_json, prompt_of, schema_of
 from vision.messaging import codec
 from vision.messaging.schema import Description, EventMessage, Verdict
 from vision.metrics import LatencyHistogram
 
-_QUEUE_BYTES: Final = 64 << 20
 _LOG_S: Final = 60.0  # time between two log lines about the same kind of error
 _BROKEN: Final = ("too-long", "not-http", "rubbish")
 """Codes of invalid answers that are signs of a server that does not work."""
@@ -38,7 +42,7 @@ _PASSABLE: Final = ("images-refused", "image-too-large", "refused")
 """Codes of refusals that concern only one question, and are no sign of a server that does not work."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """A question with its images, and the time at which it arrived."""
 
@@ -72,7 +76,8 @@ class Asker:
         self._entries = {entry.name: entry for entry in entries}
         self._server = ChatServer(config)
         self._breaker = breaker or CircuitBreaker(config.timeout_s)
-        self._queue: FairQueue[_Waiting] = FairQueue(most=config.queue, most_bytes=_QUEUE_BYTES)
+        self._queue: FairQueue[_Waiting] = FairQueue(most=config.queue)
+        self._images: ImageBudget[_Waiting] = ImageBudget(IMAGE_BUDGET_BYTES)
         self._latency = LatencyHistogram()
         self._lock = threading.Lock()
         self._counters: Counter[str] = Counter(requests=0)
@@ -101,13 +106,14 @@ class Asker:
         waiting = _Waiting(question, images, time.monotonic())
         if self._is_true(question):
             return
+        if (subject := subject_of(question)) is not None:
+            self._report(Received(subject=subject))
         if question.check not in self._entries:
-            self._fail(waiting, "unknown-check")
+            self._skip(waiting, "unknown-check")
         elif not self._breaker.admits():
-            self._fail(waiting, "breaker-open")
+            self._skip(waiting, "breaker-open")
         else:
-            for displaced in self._queue.put(question.camera, waiting, sum(map(len, images))):
-                self._fail(displaced, "queue-full")
+            self._put(waiting)
 
     def ask_next(self) -> None:
         """Wait for a question, ask the server, and report the outcome. Of a statement, report only that it is true.
@@ -117,13 +123,14 @@ class Asker:
         """
         waiting = self._queue.take()
         assert waiting is not None
+        self._images.remove(waiting.question.camera, waiting)
         if self._is_true(waiting.question):
             return
         left_s = (waiting.question.expires_ns - time.monotonic_ns()) / 1e9
         if left_s <= 0:
-            self._fail(waiting, "expired")
+            self._skip(waiting, "expired")
         elif self._breaker.opened_after(waiting.arrived_s):
-            self._fail(waiting, "breaker-open")
+            self._skip(waiting, "breaker-open")
         else:
             self._ask(waiting, left_s)
 
@@ -132,7 +139,7 @@ class Asker:
         latency = self._latency.snapshot(reset=True)
         gauges = {
             "queue": len(self._queue),
-            "queue_bytes": self._queue.nbytes,
+            "queue_bytes": self._images.nbytes,
             "breaker_open": int(self._breaker.is_open),
             "latency_p50_ms": round(latency.p50_ms),
             "latency_p99_ms": round(latency.p99_ms),
@@ -142,6 +149,19 @@ class Asker:
         if self._ledger is not None:
             counters["ledger_lost"] = self._ledger.lost
         return Totals(counters=counters, gauges=gauges)
+
+    def _put(self, waiting: _Waiting) -> None:
+        """Queue a question. Report the questions that it displaces because of their number, or of their images."""
+        camera = waiting.question.camera
+        removed = self._images.add(camera, waiting, sum(map(len, waiting.images)))
+        for each in removed:
+            if each is waiting or self._queue.remove(each.question.camera, each):
+                self._skip(each, "queue-full")
+        if waiting in removed:
+            return
+        for each in self._queue.put(camera, waiting):
+            self._images.remove(each.question.camera, each)
+            self._skip(each, "queue-full")
 
     def _ask(self, waiting: _Waiting, left_s: float) -> None:
         question = waiting.question
@@ -232,11 +252,16 @@ class Asker:
         )
         self._report(Statement(event=event))
 
-    def _fail(self, waiting: _Waiting, code: str, prompt: str = "") -> None:
+    def _skip(self, waiting: _Waiting, code: str) -> None:
+        """Count and report a question that is not asked."""
+        self._count(f"errors.{code}")
+        if (subject := subject_of(waiting.question)) is not None:
+            self._report(Unasked(subject=subject, reason=code))
+
+    def _fail(self, waiting: _Waiting, code: str, prompt: str) -> None:
         question = waiting.question
         self._count(f"errors.{code}")
-        if prompt:
-            self._record(waiting, prompt, {"error": code})
+        self._record(waiting, prompt, {"error": code})
         if question.id:
             self._report(Outcome(id=question.id, purpose=question.purpose, error=code))
 

@@ -24,48 +24,51 @@ _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """A queue with limits. It serves the camera that was asked about least recently, and its newest entry first.
+    """A queue with a limit. It serves the camera that was asked about least recently, and its newest entry first.
 
     The queue stores the last turn of a camera even while no entry of the camera waits. Therefore, a camera that needs
-    less than its share does not wait behind busy cameras.
+    less than its share does not wait behind busy cameras. Of the cameras that were never asked about, the one with the
+    fewest entries so far comes first, so that shares are fair from the first turn on.
 
-    Beyond a limit, the camera with the most entries loses its oldest one, so a busy camera cannot displace the entries
-    of a quiet one. The methods can be called by several threads.
+    Beyond the limit, the camera with the most entries loses its oldest one, so a busy camera cannot displace the
+    entries of a quiet one. The methods can be called by several threads.
     """
 
-    def __init__(self, *, most: int, most_bytes: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, *, most: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """Create an empty queue.
 
         Args:
             most: maximum number of entries.
-            most_bytes: maximum size of all entries in bytes.
             clock_ns: clock that tells when questions expire, in ns.
         """
-        self.nbytes = 0
-        self._most, self._most_bytes, self._clock_ns = most, most_bytes, clock_ns
+        self._most, self._clock_ns = most, clock_ns
         self._changed = threading.Condition()
-        self._waiting: dict[str, deque[tuple[_T, int]]] = {}
-        """The entries of each camera and their sizes in bytes, oldest first."""
+        self._waiting: dict[str, deque[_T]] = {}
+        """The entries of each camera, oldest first."""
         self._turns: dict[str, int] = {}
         """Number of the last turn of each camera. The camera that was asked about least recently comes first."""
         self._turn = 0
+        self._arrived: dict[str, int] = {}
+        """Number of the entries so far of each camera that had no turn yet."""
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def put(self, camera: str, entry: _T, nbytes: int) -> list[_T]:
-        """Add an entry of `nbytes` bytes. Return the entries that were displaced, which can include the new one.
+    def put(self, camera: str, entry: _T) -> list[_T]:
+        """Add an entry. Return the entries that were displaced, which can include the new one.
 
-        Of the cameras with the most entries, the one that was asked about most recently loses an entry.
+        Of the cameras with the most entries, the one that was asked about most recently loses an entry. If none of them
+        was asked about yet, it is the one with the most entries so far.
         """
         with self._changed:
-            self._waiting.setdefault(camera, deque()).append((entry, nbytes))
+            if camera not in self._turns:
+                _put(self._arrived, camera, self._arrived.get(camera, 0) + 1)
+            self._waiting.setdefault(camera, deque()).append(entry)
             self._count += 1
-            self.nbytes += nbytes
             displaced = []
-            while self._count > self._most or (self.nbytes > self._most_bytes and self._count > 0):
-                busiest = max(self._waiting, key=lambda name: (len(self._waiting[name]), self._turns.get(name, 0)))
+            while self._count > self._most:
+                busiest = max(self._waiting, key=lambda name: (len(self._waiting[name]), *self._rank(name)))
                 displaced.append(self._removed(busiest, 0))
             self._changed.notify()
             return displaced
@@ -81,29 +84,53 @@ class FairQueue(Generic[_T]):
                 return None
             if (expired := self._expired()) is not None:
                 return self._removed(*expired)
-            camera = min(self._waiting, key=lambda name: self._turns.get(name, 0))
+            camera = min(self._waiting, key=self._rank)
             self._turn += 1
-            self._turns.pop(camera, None)
-            self._turns[camera] = self._turn
-            if len(self._turns) > _MOST_CAMERAS:
-                del self._turns[next(iter(self._turns))]
+            self._arrived.pop(camera, None)
+            _put(self._turns, camera, self._turn)
             return self._removed(camera, -1)
+
+    def take_expired(self) -> _T | None:
+        """Remove an expired entry, and return it; None if there is none."""
+        with self._changed:
+            expired = self._expired()
+            return None if expired is None else self._removed(*expired)
+
+    def remove(self, camera: str, entry: _T) -> bool:
+        """Remove an entry of a camera. Return False if it does not wait any more."""
+        with self._changed:
+            for position, each in enumerate(self._waiting.get(camera, ())):
+                if each is entry:
+                    self._removed(camera, position)
+                    return True
+            return False
+
+    def _rank(self, camera: str) -> tuple[int, int]:
+        """Return a value that is lower for a camera that was asked about earlier, or never."""
+        return self._turns.get(camera, 0), self._arrived.get(camera, 0)
 
     def _expired(self) -> tuple[str, int] | None:
         """Return the camera and the position of an expired entry; None if there is none."""
         now_ns = self._clock_ns()
         for camera, entries in self._waiting.items():
-            for position, (entry, _) in enumerate(entries):
+            for position, entry in enumerate(entries):
                 if entry.question.expires_ns <= now_ns:
                     return camera, position
         return None
 
     def _removed(self, camera: str, position: int) -> _T:
         entries = self._waiting[camera]
-        entry, nbytes = entries[position]
+        entry = entries[position]
         del entries[position]
         if not entries:
             del self._waiting[camera]
         self._count -= 1
-        self.nbytes -= nbytes
         return entry
+
+
+def _put(numbers: dict[str, int], camera: str, number: int) -> None:
+    """Store the number of a camera as the newest, and forget the oldest of too many cameras."""
+    numbers.pop(camera, None)
+    numbers[camera] = number
+    if len(numbers) > _MOST_CAMERAS:
+        del numbers[next(iter(numbers))]

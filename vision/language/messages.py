@@ -1,7 +1,7 @@
 """Messages between the program and the process that asks the language model, and the selection of events to ask about.
 
-The program sends questions over a socket, each with its images. The process prints its messages to standard output as
-lines of JSON. If a stage of the program cannot send a question, it sends the outcome to the program itself, over a
+The stages of the program send questions over a socket, each with its images. The process prints its messages to
+standard output as lines of JSON. If a stage cannot send a question, it reports this to the program itself, over a
 second socket.
 """
 
@@ -22,6 +22,10 @@ STATEMENT: Final = "statement"
 """Kind of the events that report that a statement of `describe:` is true."""
 
 LARGEST_IMAGE_BYTES: Final = 4 << 20
+LARGEST_QUESTION_BYTES: Final = 8 << 20
+"""Maximum size of all images of one question."""
+IMAGE_BUDGET_BYTES: Final = 64 << 20
+"""Maximum size of the images of all questions that wait in the stages, and of those that wait for the server."""
 MOST_TEXT: Final = 4000  # maximum number of characters of a description
 
 _C = TypeVar("_C", bound=Inquiry)
@@ -44,14 +48,39 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     cropped: bool
 
 
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """The event that a question is about. `id` is empty if the event got none."""
+
+    id: str
+    purpose: Purpose
+    check: str  # name of the entry of `verify:` or `describe:`
+    camera: str
+    at: str
+    kind: str
+    name: str
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
-    """The outcome of a question: a verdict, a description, or an error."""
+    """The outcome of a question that the server was asked: a verdict, a description, or an error."""
 
     id: str
     purpose: Purpose
     verdict: Verdict | None = None
     description: Description | None = None
     error: str = ""  # code of the error; empty if there is an answer
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
+    """The process has received a question about an event, and will report an `Outcome` or `Unasked`."""
+
+    subject: Subject
+
+
+class Unasked(msgspec.Struct, frozen=True, kw_only=True, tag="unasked"):
+    """The server was not asked a question about an event, or the process ended before the answer."""
+
+    subject: Subject
+    reason: str  # code
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
@@ -74,7 +103,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True, tag="totals"):
     gauges: Mapping[str, int]
 
 
-Line: TypeAlias = Outcome | Statement | LogLine | Totals
+Line: TypeAlias = Received | Unasked | Outcome | Statement | LogLine | Totals
 
 _questions = msgspec.msgpack.Decoder(Question)
 _lines: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Line)
@@ -91,9 +120,25 @@ def decode_question(data: bytes) -> Question:
     return _questions.decode(data)
 
 
-def failures_address(address: str) -> str:
-    """Return the address to which stages report the questions that they could not send to `address`."""
-    return f"{address}-failures"
+def subject_of(question: Question) -> Subject | None:
+    """Return the event that a question is about; None if the question is about a statement."""
+    if not question.id:
+        return None
+    facts = question.facts
+    return Subject(
+        id=question.id,
+        purpose=question.purpose,
+        check=question.check,
+        camera=question.camera,
+        at=question.at,
+        kind=str(facts.get("kind", "")),
+        name=str(facts.get("name", "")),
+    )
+
+
+def failures_address(name: str) -> str:
+    """Return the address to which stages report the questions that they could not send to the socket `name`."""
+    return f"ipc://@{name}-failures"
 
 
 def encode_line(line: Line) -> str:

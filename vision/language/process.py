@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import zmq
@@ -24,7 +24,17 @@ from vision.config.app import AppConfig
 from vision.errors import Closed, ConfigError, registered_secrets
 from vision.language.held_events import HeldEvents
 from vision.language.ledger import Ledger
-from vision.language.messages import LogLine, Outcome, Statement, Totals, decode_line, failures_address
+from vision.language.messages import (
+    LogLine,
+    Outcome,
+    Received,
+    Statement,
+    Subject,
+    Totals,
+    Unasked,
+    decode_line,
+    failures_address,
+)
 from vision.messaging.helper_process import HelperProcess
 from vision.messaging.schema import EventMessage
 
@@ -39,6 +49,8 @@ _POLL_S: Final = 1.0
 _MOST_WAITING: Final = 4096  # answers and amendments that wait for the thread
 _STOP_S: Final = 2.0
 
+_Todo: TypeAlias = "list[EventMessage] | Unasked | Outcome | Statement"
+
 
 class PublishesLate(Protocol):
     """A publisher that can also publish the events that the gate has held."""
@@ -50,8 +62,10 @@ class PublishesLate(Protocol):
 class LanguageProcess:
     """The process, and the thread that publishes what follows from its answers.
 
-    The class is the `EventGate` of the publisher. `address` is the address to which stages send questions. They report
-    failed questions to `failures_address(address)`, which a second thread of this class reads.
+    The class is the `EventGate` of the publisher. `address` is the name of the socket to which stages send questions.
+    They report questions that they cannot send to `failures_address(address)`, which a second thread of this class
+    reads. The questions that the process has received and not answered are lost if it ends. Then their events stop
+    waiting.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -70,11 +84,13 @@ class LanguageProcess:
         self._ledger: Ledger | None = None
         if (checked := self._open_ledger()) is not None:
             checked.close()
-        self.address = f"ipc://@vision-{secrets.token_hex(16)}"  # abstract, so that no file can stay behind
+        self.address = f"vision-{secrets.token_hex(16)}"
         self._held = HeldEvents(config.verify)
-        self._totals, self._earlier = Totals(counters={}, gauges={}), Counter[str]()
+        self._counts = Counter[str](), Totals(counters={}, gauges={})  # of the earlier processes, and of this one
+        self._asked: dict[tuple[str, str], Subject] = {}  # by id and purpose: what the process has to answer
+        self._lost = 0
         self._heard_s = time.monotonic()
-        self._todo: queue.Queue[list[EventMessage] | Outcome | Statement | None] = queue.Queue(_MOST_WAITING)
+        self._todo: queue.Queue[_Todo | None] = queue.Queue(_MOST_WAITING)
         self._discarded = 0
         self._publisher: PublishesLate | None = None
         self._error: Exception | None = None
@@ -86,7 +102,7 @@ class LanguageProcess:
             "secrets": registered_secrets(),
         }
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("language", program, options, on_line=self._read)
+        self._process = HelperProcess("language", program, options, on_line=self._read, on_end=self._forget)
         self._thread = threading.Thread(target=self._publish, name="verdicts", daemon=True)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
@@ -129,8 +145,9 @@ class LanguageProcess:
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the process and of the held events, by name."""
-        totals = self._totals
-        counters = self._earlier + Counter(totals.counters)
+        earlier, totals = self._counts
+        counters = earlier + Counter(totals.counters)
+        counters["lost"] = self._lost
         own = {f"events.{name}": count for name, count in self._held.counters.items()}
         own |= {"events.waiting": self._held.waiting(), "events.discarded": self._discarded}
         own["restarts"] = self._process.restarts
@@ -161,23 +178,36 @@ class LanguageProcess:
         except msgspec.MsgspecError:
             return
         if isinstance(line, Totals):
-            if line.counters.get("requests", 0) < self._totals.counters.get("requests", 0):  # of a new process
-                self._earlier += Counter(self._totals.counters)
-            self._totals = line
+            self._counts = self._counts[0], line
         elif isinstance(line, LogLine):
             log.log(logging.WARNING if line.is_problem else logging.INFO, "language: %s", line.text)
+        elif isinstance(line, Received):
+            self._asked[line.subject.id, line.subject.purpose] = line.subject
         else:
+            if isinstance(line, Outcome):
+                self._asked.pop((line.id, line.purpose), None)
+            elif isinstance(line, Unasked):
+                self._asked.pop((line.subject.id, line.subject.purpose), None)
             self._add(line)
+
+    def _forget(self) -> None:
+        """Give up the questions that a process had when it ended. The same thread as for `_read` calls this method."""
+        earlier, totals = self._counts
+        self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
+        asked, self._asked = self._asked, {}
+        self._lost += len(asked)
+        for subject in asked.values():
+            self._add(Unasked(subject=subject, reason="process-ended"))
 
     def _receive(self, failures: zmq.Socket[bytes]) -> None:
         """Handle the questions that stages could not send. A thread calls this method."""
         with contextlib.suppress(zmq.ContextTerminated), contextlib.closing(failures):
             while True:
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-                    if isinstance(line := decode_line(failures.recv().decode()), Outcome):
+                    if isinstance(line := decode_line(failures.recv().decode()), Unasked):
                         self._add(line)
 
-    def _add(self, todo: list[EventMessage] | Outcome | Statement) -> None:
+    def _add(self, todo: _Todo) -> None:
         """Pass `todo` to the thread. If the queue is full, because the thread is too slow, discard and count `todo`."""
         try:
             self._todo.put_nowait(todo)
@@ -196,7 +226,9 @@ class LanguageProcess:
             with contextlib.suppress(queue.Empty):
                 todo = self._todo.get(timeout=self._pause_s())
                 is_open = todo is not None
-                if isinstance(todo, Outcome):
+                if isinstance(todo, Unasked):
+                    events += self._not_asked(todo)
+                elif isinstance(todo, Outcome):
                     events += self._held.answered(todo)
                 elif isinstance(todo, Statement):
                     events.append(todo.event)
@@ -206,6 +238,17 @@ class LanguageProcess:
             self._send(events)
             self._record()
             self._check_process()
+
+    def _not_asked(self, unasked: Unasked) -> list[EventMessage]:
+        """Write to the ledger that there is no answer. Return the event to publish if it has waited."""
+        subject = unasked.subject
+        if self._ledger is not None:
+            about = {"id": subject.id, "check": subject.check, "camera": subject.camera, "at": subject.at}
+            about |= {"kind": subject.kind, "name": subject.name}
+            self._ledger.write({**about, "unasked": unasked.reason}, [])
+        if not subject.id:
+            return []
+        return self._held.answered(Outcome(id=subject.id, purpose=subject.purpose, error=unasked.reason))
 
     def _send(self, events: Sequence[EventMessage]) -> None:
         if not events:

@@ -1,7 +1,7 @@
 """The program of the process that asks the language model.
 
 The process is separate, so that no server and no answer can delay or end the program. It receives questions over a
-socket that drops messages when it is full, and prints lines (`vision.language.messages`).
+socket, and prints lines (`vision.language.messages`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-import zmq
-
 from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.errors import VisionError, register_secret
 from vision.language.asker import Asker
 from vision.language.ledger import Ledger
-from vision.language.messages import LARGEST_IMAGE_BYTES, Line, LogLine, decode_question, encode_line
+from vision.language.messages import Line, LogLine, encode_line
+from vision.language.question_channel import receive_questions
 
-_QUEUED: Final = 16  # messages that wait in the socket
 _TOTALS_S: Final = 0.5
 _NICENESS: Final = 10  # detection comes first on the CPU
 
@@ -85,19 +82,7 @@ def _run(work: Any, address: str, asker: Asker, output: _Output) -> None:
 
 
 def _receive(address: str, asker: Asker, _output: _Output) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.PULL)
-    socket.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-    socket.setsockopt(zmq.RCVHWM, _QUEUED)
-    socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_IMAGE_BYTES)
-    socket.bind(address)
-    while True:
-        header, *images = socket.recv_multipart()
-        try:
-            question = decode_question(header)
-        except msgspec.MsgspecError:
-            continue
-        asker.add(question, images)
+    receive_questions(address, asker.add)
 
 
 def _send_totals(_address: str, asker: Asker, output: _Output) -> None:

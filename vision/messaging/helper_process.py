@@ -37,6 +37,7 @@ class HelperProcess:
         *,
         fds: Sequence[int] = (),
         on_line: Callable[[str], None] = lambda _: None,
+        on_end: Callable[[], None] = lambda: None,
         stop_s: float = _STOP_S,
     ) -> None:
         """Create the object. `start` starts the process.
@@ -47,6 +48,7 @@ class HelperProcess:
             options: options of the program.
             fds: descriptors that the program inherits.
             on_line: function that receives each line that the program prints.
+            on_end: function that is called when the process has ended, after its last line, unless `close` ends it.
             stop_s: time in seconds after which `close` kills the process, if it has not ended by then.
         """
         self.restarts = 0
@@ -54,7 +56,7 @@ class HelperProcess:
         self._command = [sys.executable, *arguments]
         self._options = json.dumps(options)
         self._fds = tuple(fds)
-        self._on_line = on_line
+        self._on_line, self._on_end = on_line, on_end
         self._stop_s = stop_s
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process
@@ -135,6 +137,7 @@ class HelperProcess:
             _close_input(process)
             if self._closed.is_set():
                 return
+            self._on_end()
             log.warning("the process %s ended (%d), and is started again", self._name, code)
             pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _LONGEST_PAUSE_S else pause_s
             self._closed.wait(pause_s)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vision.config import AppConfig
 from vision.config.app import SnapshotConfig
 from vision.detect.open import published_class_names
+from vision.language.messages import IMAGE_BUDGET_BYTES
 from vision.runtime.builder import RunOptions, find_model
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.inquiries import Box, InquiryStage
@@ -98,7 +99,10 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
     def encode(frame: Frame, box_xyxy: Box | None) -> bytes:
         return encoder.encode(frame) if box_xyxy is None else encoder.encode_part(frame, box_xyxy)
 
-    return [resources.enter_context(closing(InquiryStage(config, options.inquiries, encode, use)))]
+    cameras = len(config.cameras)
+    most_bytes = IMAGE_BUDGET_BYTES * (len(options.group) or cameras) // max(1, cameras)
+    stage = InquiryStage(config, options.inquiries, encode, use, most_bytes=most_bytes)
+    return [resources.enter_context(closing(stage))]
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:

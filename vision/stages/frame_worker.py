@@ -42,13 +42,24 @@ class FrameWorker:
     """
 
     def __init__(
-        self, name: str, work: Callable[[Iterator[tuple[Frame, Result]]], None], *, buffers: int, lossless: bool
+        self,
+        name: str,
+        work: Callable[[Iterator[tuple[Frame, Result]]], None],
+        *,
+        buffers: int,
+        lossless: bool,
+        most_bytes: int | None = None,
     ) -> None:
         """Start the thread, which calls `work` once.
 
-        Up to `buffers` copies exist at once, including the copy that the thread is processing. If `lossless` is True,
-        `add` waits for a free buffer instead of skipping a frame. `work` receives an iterator over the copies in order.
-        Each copy is valid until the next iteration.
+        Args:
+            name: name of the thread.
+            work: function that receives an iterator over the copies in order. Each copy is valid until the next
+                iteration.
+            buffers: maximum number of copies, including the copy that the thread is processing.
+            lossless: if True, `add` waits for a free buffer instead of skipping a frame.
+            most_bytes: size of all copies in bytes beyond which frames are skipped, except the only one. None means no
+                limit. It has no effect if `lossless` is True.
         """
         self.skipped = 0
         self._name = name
@@ -56,6 +67,9 @@ class FrameWorker:
         self._lossless = lossless
         self._error: Exception | None = None
         self._buffers = buffers
+        self._most_bytes = most_bytes
+        self._used_bytes = 0  # of the copies that wait or are processed
+        self._lock = threading.Lock()
         self._done = 0  # number of processed copies
         self._free: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         for _ in range(buffers):
@@ -66,9 +80,13 @@ class FrameWorker:
 
     def add(self, frame: Frame, result: Result) -> bool:
         """Copy a frame for the thread. Return False if the frame was skipped."""
+        if not self._reserve(frame.pixels.nbytes):
+            self.skipped += 1
+            return False
         try:
             copy = self._free.get(block=self._lossless)
         except queue.Empty:
+            self._release(frame.pixels.nbytes)
             self.skipped += 1
             return False
         copy.fill(frame, result)
@@ -110,6 +128,22 @@ class FrameWorker:
             try:
                 yield copy.content
             finally:
+                self._release(copy.content[0].pixels.nbytes)
                 copy.content = None
+                if self._most_bytes is not None and self._buffers * len(copy.memory) > self._most_bytes:
+                    copy.memory = np.empty(0, np.uint8)  # such large copies in all buffers would exceed the limit
                 self._done += 1
                 self._free.put(copy)
+
+    def _reserve(self, nbytes: int) -> bool:
+        """Count a copy. Return False without counting it if the copies would become too large."""
+        with self._lock:
+            most = None if self._lossless else self._most_bytes
+            if most is not None and self._used_bytes and self._used_bytes + nbytes > most:
+                return False
+            self._used_bytes += nbytes
+            return True
+
+    def _release(self, nbytes: int) -> None:
+        with self._lock:
+            self._used_bytes -= nbytes

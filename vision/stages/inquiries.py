@@ -1,9 +1,9 @@
 """`InquiryStage` sends events and their frames to the process that asks the language model.
 
-The results thread only copies a frame when a question needs one. A thread of the stage encodes the copies and sends
-them. If no copy is free, a question gets its image from a later frame. Nothing waits for the process: if it receives
-nothing, questions are skipped and counted. The stage reports each question that it cannot send, so that its event does
-not wait for an answer.
+The results thread only copies a frame when a question needs one. A thread of the stage encodes the copies, and another
+one sends them. If no copy is free, a question gets its image from a later frame. Nothing waits for the process: if it
+receives nothing, questions are skipped and counted. The stage reports each question that it cannot send, so that its
+event does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ from msgspec import structs
 
 from vision.config.app import AppConfig
 from vision.config.language import DescribeConfig, Inquiry, VerifyConfig
+from vision.language.image_budget import ImageBudget
 from vision.language.messages import (
+    IMAGE_BUDGET_BYTES,
     LARGEST_IMAGE_BYTES,
-    Outcome,
+    LARGEST_QUESTION_BYTES,
     Purpose,
     Question,
+    Subject,
+    Unasked,
     chosen,
     encode_line,
-    encode_question,
     failures_address,
 )
+from vision.language.question_channel import QuestionSender
 from vision.messaging.times import rfc3339
 from vision.stages.frame_worker import FrameWorker
 from vision.types import Event, Frame, FrameMeta, Result, Tracks
@@ -42,7 +46,6 @@ log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 8  # number of frames that can wait to be encoded
 _MOST_OPEN: Final = 8  # questions of one camera that still need images
-_QUEUED: Final = 16  # messages that wait in the socket
 _LINGER_MS: Final = 100
 _STOP_S: Final = 1.0
 _LOG_S: Final = 60.0  # time between two log lines with the same code
@@ -68,66 +71,104 @@ class _Open:
     offsets_ms: list[int] = field(default_factory=list)
     copied: int = 0  # number of frames that were copied
     is_given_up: bool = False
+    complete: Question | None = None  # the question, when it has all its images
+
+    @property
+    def question(self) -> Question:
+        assert self.complete is not None
+        return self.complete
 
     @property
     def is_complete(self) -> bool:
         return self.copied == self.entry.frames or self.is_given_up
 
 
-class _Unasked:
+class _Failures:
     """Counts, reports, and logs the questions that are not asked. Thread-safe."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(self, address: str) -> None:
         """Connect to the program. `address` is the address of the process that asks the model."""
         self.counters = Counter(skipped=0, failed=0)
         self._lock = threading.Lock()
         self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
-        self._socket = context.socket(zmq.PUSH)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
         self._socket.connect(failures_address(address))
 
-    def add(self, question: _Open, code: str, text: str, *, counter: str) -> None:
-        """Give up a question, so that its event does not wait for an answer. Do this only once per question.
+    def add(self, question: _Open, code: str, text: str, *, counter: str) -> bool:
+        """Give up a question, so that its event does not wait for an answer. Return False if this was done before.
 
         Log each code at most once per minute. If the program does not receive the report, discard the report.
         """
         with self._lock:
             if question.is_given_up:
-                return
+                return False
             question.is_given_up = True
             self.counters[counter] += 1
             now_s = time.monotonic()
             if now_s - self._logged_s.get(code, -_LOG_S) >= _LOG_S:
                 self._logged_s[code] = now_s
                 log.warning("language: no question about %s: %s", question.meta.camera_id, text)
-            if question.id and not self._socket.closed:
-                outcome = Outcome(id=question.id, purpose=question.purpose, error=code)
-                with contextlib.suppress(zmq.Again):
-                    self._socket.send(encode_line(outcome).encode(), zmq.NOBLOCK)
+            if question.event is not None:
+                subject = _subject_of(question.event, question.id, question.purpose, question.entry, question.meta)
+                self._report(subject, code)
+            return True
 
-    def count_skipped(self, number: int) -> None:
-        """Count skipped questions about events that have no id, and therefore do not wait."""
+    def add_unopened(self, event: Event | None, purpose: Purpose, entry: Inquiry, meta: FrameMeta) -> None:
+        """Count and report a question that was not started, because too many questions are open.
+
+        Its event has no id, and therefore does not wait. `event` is None for a statement.
+        """
         with self._lock:
-            self.counters["skipped"] += number
+            self.counters["skipped"] += 1
+            if event is not None:
+                self._report(_subject_of(event, "", purpose, entry, meta), "not-asked")
 
     def close(self) -> None:
         """Send the waiting reports, and close the socket. Idempotent."""
         with self._lock:
             self._socket.close(linger=_LINGER_MS)
+        self._context.term()
+
+    def _report(self, subject: Subject, code: str) -> None:
+        if not self._socket.closed:
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(encode_line(Unasked(subject=subject, reason=code)).encode(), zmq.NOBLOCK)
+
+
+def _subject_of(event: Event, id_: str, purpose: Purpose, entry: Inquiry, meta: FrameMeta) -> Subject:
+    return Subject(
+        id=id_,
+        purpose=purpose,
+        check=entry.name,
+        camera=event.camera_id,
+        at=rfc3339(meta.captured_utc_ns),
+        kind=event.kind,
+        name=event.name,
+    )
 
 
 class InquiryStage:
     """Chooses events and statements, collects their images, and sends them as questions."""
 
     def __init__(
-        self, config: AppConfig, address: str, encode: Encode, use: Callable[[AppConfig], None] | None = None
+        self,
+        config: AppConfig,
+        address: str,
+        encode: Encode,
+        use: Callable[[AppConfig], None] | None = None,
+        *,
+        most_bytes: int = IMAGE_BUDGET_BYTES,
     ) -> None:
-        """Start the thread, and connect to the process.
+        """Start the threads, and connect to the process.
 
         Args:
             config: the configuration, with `language`.
             address: address of the process.
             encode: function that returns a frame, or the part of it in a box, as a JPEG file. The thread calls it.
             use: function that is called with each new configuration; None if `encode` does not depend on it.
+            most_bytes: maximum size in bytes of the images that wait, and of the copies of frames. If necessary, it is
+                exceeded by one question, and by one copy.
         """
         self._use = use
         assert config.language is not None
@@ -139,12 +180,10 @@ class InquiryStage:
         self._watched_ns: dict[tuple[str, str], int] = {}  # next check of each statement, by its name and the camera
         self._due: deque[list[_Open]] = deque()  # questions that get each copy, in the order of the copies
         self._sent = 0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
-        self._socket.connect(address)
-        self._unasked = _Unasked(self._context, address)
-        self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False)
+        self._budget: ImageBudget[_Open] = ImageBudget(max(most_bytes, LARGEST_QUESTION_BYTES))
+        self._failures = _Failures(address)
+        self._sender = QuestionSender(address, sent=self._count_sent, given_up=self._give_up_unsent)
+        self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False, most_bytes=most_bytes)
 
     def reconfigure(self, config: AppConfig) -> None:
         """Pass a new configuration to `use`, which applies its `privacy`. Nothing else in this stage can change."""
@@ -168,22 +207,21 @@ class InquiryStage:
         real_ns = time.monotonic_ns()
         late = [each for each in waiting if not each.is_complete and each.expires_ns < real_ns]
         for each in late:
-            self._unasked.add(each, "image-late", "no frame came in time", counter="skipped")
+            self._give_up(each, "image-late", "no frame came in time", counter="skipped")
         self._open[camera_id] = [each for each in waiting if not each.is_complete and each not in late]
         return result
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of questions that were sent, skipped, and failed."""
-        counters = {"sent": self._sent, **self._unasked.counters}
+        counters = {"sent": self._sent, **self._failures.counters}
         return {f"language.questions.{name}": count for name, count in counters.items()}
 
     def close(self) -> None:
-        """Send the waiting questions, and stop. Give up after one second. Idempotent."""
+        """Send the waiting questions, and stop. Give up after two seconds. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
-        self._socket.close(linger=_LINGER_MS)
-        self._unasked.close()
-        self._context.term()
+        self._sender.close(_STOP_S)
+        self._failures.close()
 
     # --- in the results thread ----------------------------------------------------------------------------------------
 
@@ -196,7 +234,7 @@ class InquiryStage:
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
         """Start the questions about an event, and return the event with an id. Without questions, return it unchanged.
 
-        If too many questions of the camera are open, count the questions as skipped, and return the event unchanged.
+        If too many questions of the camera are open, report that they are skipped, and return the event unchanged.
         """
         about: dict[str, Any] = {"camera": event.camera_id, "kind": event.kind, "name": event.name, "data": event.data}
         found: list[tuple[Purpose, VerifyConfig | DescribeConfig]] = []
@@ -208,7 +246,8 @@ class InquiryStage:
         if not found:
             return event
         if len(waiting) + len(found) > _MOST_OPEN:
-            self._unasked.count_skipped(len(found))
+            for purpose, entry in found:
+                self._failures.add_unopened(event, purpose, entry, meta)
             return event
         event = replace(event, id=secrets.token_hex(8))
         for purpose, entry in found:
@@ -230,7 +269,7 @@ class InquiryStage:
             self._watched_ns[watched] = meta.captured_ns + every_ns
             waiting = self._open.setdefault(meta.camera_id, [])
             if len(waiting) >= _MOST_OPEN:
-                self._unasked.count_skipped(1)
+                self._failures.add_unopened(None, "describe", entry, meta)
                 continue
             expires_ns = time.monotonic_ns() + self._max_age_ns
             waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
@@ -255,25 +294,50 @@ class InquiryStage:
                 try:
                     self._add_image(question, frame, result)
                 except Exception as error:  # noqa: BLE001 - no failure of a question may end the program
-                    self._unasked.add(question, "image-failed", str(error), counter="failed")
+                    self._give_up(question, "image-failed", str(error), counter="failed")
 
     def _add_image(self, question: _Open, frame: Frame, result: Result) -> None:
         box = _box_of(question, result)
         image = self._encode(frame, box)
         if len(image) > LARGEST_IMAGE_BYTES:
             raise ValueError(f"the image has {len(image)} bytes; set a lower `language.max_image_px`")
+        if (size := len(image) + sum(map(len, question.images))) > LARGEST_QUESTION_BYTES:
+            raise ValueError(f"the images have {size} bytes; set lower `frames` or `language.max_image_px`")
         question.images.append(image)
         question.offsets_ms.append(round((result.meta.captured_ns - question.meta.captured_ns) / 1e6))
-        if len(question.images) < question.entry.frames:
+        self._limit_memory(question, len(image))
+        if question.is_given_up or len(question.images) < question.entry.frames:
             return
-        header = encode_question(_question_of(question, is_cropped=box is not None))
-        try:
-            self._socket.send_multipart([header, *question.images], zmq.NOBLOCK)
-        except zmq.Again:
-            text = "the process that asks the language model does not receive questions fast enough"
-            self._unasked.add(question, "process-busy", text, counter="skipped")
-        else:
-            self._sent += 1
+        question.complete = _question_of(question, is_cropped=box is not None)
+        self._sender.put(question)
+
+    def _limit_memory(self, question: _Open, added_bytes: int) -> None:
+        """Count the image of a question, and give up the questions that must make room for it."""
+        text = "the images of the waiting questions need too much memory"
+        for each in self._budget.add(question.meta.camera_id, question, added_bytes):
+            if each.complete is None or self._sender.remove(each.meta.camera_id, each):
+                self._give_up(each, "image-budget", text, counter="skipped")
+        if question.is_given_up:  # the results thread has given it up in the meantime
+            self._budget.remove(question.meta.camera_id, question)
+
+    # --- in all threads -----------------------------------------------------------------------------------------------
+
+    def _give_up(self, question: _Open, code: str, text: str, *, counter: str) -> None:
+        if self._failures.add(question, code, text, counter=counter):
+            self._release(question)
+
+    def _give_up_unsent(self, question: _Open) -> None:
+        text = "the process that asks the language model does not receive questions fast enough"
+        self._give_up(question, "process-busy", text, counter="skipped")
+
+    def _count_sent(self, question: _Open) -> None:
+        self._sent += 1
+        self._release(question)
+
+    def _release(self, question: _Open) -> None:
+        """Release the images of a question."""
+        question.images = []
+        self._budget.remove(question.meta.camera_id, question)
 
 
 def _question_of(open_: _Open, *, is_cropped: bool) -> Question:

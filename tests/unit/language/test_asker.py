@@ -22,6 +22,7 @@ from vision.language.messages import (
     Outcome,
     Question,
     Statement,
+    Unasked,
     decode_line,
     decode_question,
     encode_line,
@@ -60,13 +61,20 @@ class Asking:
         self.asker = Asker(config, entries, self.lines.append, ledger=ledger, breaker=self.breaker)
 
     def ask(self, asked: Question, images: tuple[bytes, ...] = (b"jpeg",)) -> None:
-        before = len(self.lines)
+        before = len(self.outcomes())
         self.asker.add(asked, images)
-        if len(self.lines) == before:
+        if len(self.outcomes()) == before:
             self.asker.ask_next()
 
     def outcomes(self) -> list[Outcome]:
-        return [line for line in self.lines if isinstance(line, Outcome)]
+        """Return the outcomes. Those of questions that were not asked contain the reason as an error."""
+        return [
+            line
+            if isinstance(line, Outcome)
+            else Outcome(id=line.subject.id, purpose=line.subject.purpose, error=line.reason)
+            for line in self.lines
+            if isinstance(line, Outcome | Unasked)
+        ]
 
     def logs(self) -> list[str]:
         return [line.text for line in self.lines if isinstance(line, LogLine)]
@@ -249,6 +257,17 @@ def test_questions_that_are_too_old_or_displaced_are_not_asked() -> None:
     found = {each.id: each.error for each in asking.outcomes()}
     assert found == {"1": "expired", "q0": "queue-full", "q1": "queue-full", "q3": "", "u": "unknown-check"}
     assert len(server.requests) == 1
+
+
+def test_images_that_wait_are_limited_and_a_small_camera_keeps_its_own() -> None:
+    with chat_server() as server:
+        asking = Asking(server)
+        asking.asker.add(question(id_="other", camera="yard"), (bytes(1000),))
+        for number in range(40):
+            asking.asker.add(question(id_=f"q{number}"), (bytes(2 << 20), bytes(1 << 20)))
+            assert asking.asker.totals().gauges["queue_bytes"] <= 64 << 20
+    assert [(each.id, each.error) for each in asking.outcomes()] == [(f"q{n}", "queue-full") for n in range(19)]
+    assert asking.asker.totals().gauges["queue_bytes"] == 21 * (3 << 20) + 1000
 
 
 def test_the_ledger_keeps_questions_and_answers(tmp_path: Path) -> None:

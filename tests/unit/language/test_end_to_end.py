@@ -184,6 +184,36 @@ def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
     assert program.failure is None
 
 
+@pytest.mark.parametrize("on_timeout", ["send", "drop"])
+def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout: str) -> None:
+    """Kill the process again and again while the server hangs. Each event is then published once, or dropped."""
+    with chat_server(lambda handler: handler.hang()) as server:
+        verify = [CHECK | {"wait_s": 3600, "on_timeout": on_timeout}]
+        config = asking(tmp_path, server, verify=verify, language={"ledger": str(tmp_path / "ledger")})
+        with running(config) as program:
+            for kill in range(3):
+                wait_until(
+                    is_counted(program, "events.held", 1 + counters(program).get("language.lost", 0)), "events", 60
+                )
+                wait_until(lambda: len(server.requests) > 0, "a request", 60)
+                server.requests.clear()
+                os.kill(language_process().pid, signal.SIGKILL)
+                wait_until(is_counted(program, "restarts", kill + 1), "the restart", 60)
+                wait_until(is_counted(program, "events.timed_out", kill + 1), "the end of the wait", 60)
+            lost = counters(program)["language.lost"]
+            published = [each.id for each in events(program)]
+    assert program.failure is None
+    lines = [json.loads(line) for line in (tmp_path / "ledger" / "ledger.jsonl").read_text().splitlines()]
+    ended = [line["id"] for line in lines if line.get("unasked") == "process-ended"]
+    assert len(ended) == len(set(ended)) >= lost >= 3
+    if on_timeout == "send":
+        assert len(published) == len(set(published)) >= 3
+        assert set(published) <= set(ended)
+    else:
+        assert not published
+        assert {line["id"] for line in lines if line.get("dropped") == "process-ended"} == set(ended)
+
+
 class Published:
     """Collects the events that the process publishes late."""
 
@@ -192,6 +222,39 @@ class Published:
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
         self.events += events
+
+
+def _resident_mib() -> float:
+    return sum(each.memory_info().rss for each in (psutil.Process(), language_process())) / 2**20
+
+
+def test_memory_stays_flat_if_large_images_wait_for_a_server_that_hangs() -> None:
+    content = {
+        "pipeline": "count",
+        "cameras": [{"id": f"c{number}", "source": "synthetic:64x48"} for number in range(4)],
+        "verify": [{"name": "real", "prompt": "?"}],
+    }
+    none = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
+    jpeg = np.random.default_rng(0).integers(0, 256, LARGEST_IMAGE_BYTES, np.uint8)
+    with chat_server(lambda handler: handler.hang()) as server:
+        config = AppConfig.model_validate(content | {"language": {"url": server.url, "max_age_s": 3600}})
+        with LanguageProcess(config) as process:
+            process.start(Published())
+            asks = InquiryStage(config, process.address, lambda _frame, _box: jpeg.tobytes())
+            with closing(asks):
+                resident_mib = []
+                for number in range(120):
+                    meta = FrameMeta(f"c{number % 4}", number, 0, number, 10**18, 64, 48)
+                    event = Event("rule", "intruder", meta.camera_id, None, 1)
+                    frame = Frame.wrap(meta, np.zeros((48, 64, 3), np.uint8), "bgr")
+                    asks.with_frame(Result(meta, none, Timing(0, 0, 0), events=(event,)), frame)
+                    least = number + 1
+                    wait_until(lambda: asks.counters()["language.questions.sent"] >= least, "the question", 60)  # noqa: B023
+                    resident_mib.append(_resident_mib())
+                wait_until(lambda: process.counters()["language.errors.queue-full"] >= 100, "the limit", 60)
+                assert process.counters()["language.queue_bytes"] <= 64 << 20
+    assert max(resident_mib[60:]) - max(resident_mib[30:60]) < 16
+    assert max(resident_mib) - resident_mib[0] < 64 + 48  # the images that wait, and those of one request
 
 
 @pytest.mark.parametrize("on_timeout", ["send", "drop"])
@@ -222,4 +285,5 @@ def test_an_event_whose_image_is_too_large_does_not_wait(tmp_path: Path, on_time
         "id": event.id, "check": "real", "camera": "gate", "at": event.at, "kind": "rule", "name": "intruder",
         "dropped": "image-failed", "images_sha256": [],
     }  # fmt: skip
-    assert lines == ([expected] if on_timeout == "drop" else [])
+    unasked = {("unasked" if key == "dropped" else key): value for key, value in expected.items()}
+    assert lines == ([unasked, expected] if on_timeout == "drop" else [unasked])

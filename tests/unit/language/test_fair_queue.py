@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from vision.language.messages import Question
 pytestmark = pytest.mark.unit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     name: str
     question: Question
@@ -37,12 +38,12 @@ def entry(name: str, camera: str = "", *, expires_s: float = 1e9) -> Entry:
     return Entry(name, asked)
 
 
-def queue(most: int = 4, most_bytes: int = 100, clock: Clock | None = None) -> FairQueue[Entry]:
-    return FairQueue(most=most, most_bytes=most_bytes, clock_ns=(clock or Clock()).ns)
+def queue(most: int = 4, clock: Clock | None = None) -> FairQueue[Entry]:
+    return FairQueue(most=most, clock_ns=(clock or Clock()).ns)
 
 
-def put(waiting: FairQueue[Entry], added: Entry, nbytes: int = 1) -> list[str]:
-    return [displaced.name for displaced in waiting.put(added.question.camera, added, nbytes)]
+def put(waiting: FairQueue[Entry], added: Entry) -> list[str]:
+    return [displaced.name for displaced in waiting.put(added.question.camera, added)]
 
 
 def taken(waiting: FairQueue[Entry]) -> list[str]:
@@ -53,7 +54,7 @@ def test_cameras_take_turns_and_the_newest_comes_first() -> None:
     waiting = queue(10)
     for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
         put(waiting, entry(name))
-    assert taken(waiting) == ["a3", "b2", "c1", "a2", "b1", "a1"]
+    assert taken(waiting) == ["c1", "b2", "a3", "b1", "a2", "a1"]
     assert waiting.take(0) is None
 
 
@@ -68,21 +69,20 @@ def test_a_camera_keeps_its_turn_while_it_has_no_entries() -> None:
     assert taken(waiting) == ["b2", "a2"]
 
 
-def served(quiet_every_s: float, *, cameras: int, answer_s: float, max_age_s: float, most: int) -> Counter[str]:
-    """Simulate a server with one request at a time for 64 questions of a quiet camera. The others ask each second.
+def served(quiet: list[float], *, cameras: int, answer_s: float, max_age_s: float, most: int) -> Counter[str]:
+    """Simulate a server with one request at a time. The busy cameras ask each second, the quiet one at `quiet`, in s.
 
-    The first of the 64 questions comes when the server has been asked about each busy camera once. Return the
-    number of questions of each camera that were asked before they expired.
+    Return the number of questions of each camera that were asked before they expired.
     """
-    clock, asked, next_quiet_s = Clock(), Counter[str](), quiet_every_s
-    waiting = queue(most, 10**9, clock)
-    free_s, end_s = 0.0, 65 * quiet_every_s
+    clock, asked, left = Clock(), Counter[str](), list(quiet)
+    waiting = queue(most, clock)
+    free_s, end_s = 0.0, quiet[-1] + max_age_s
     while clock.now_s < end_s:
         for number in range(cameras - 1):
             put(waiting, entry("busy", f"busy-{number}", expires_s=clock.now_s + max_age_s))
-        if clock.now_s >= next_quiet_s:
+        if left and clock.now_s >= left[0]:
             put(waiting, entry("quiet", "quiet", expires_s=clock.now_s + max_age_s))
-            next_quiet_s += quiet_every_s
+            left.pop(0)
         while free_s <= clock.now_s and (each := waiting.take(0)) is not None:
             if each.question.expires_ns > clock.ns():
                 asked[each.question.camera] += 1
@@ -92,12 +92,44 @@ def served(quiet_every_s: float, *, cameras: int, answer_s: float, max_age_s: fl
 
 
 @pytest.mark.parametrize("most", [16, 64])
-def test_a_camera_that_needs_less_than_its_share_is_served_completely(most: int) -> None:
-    asked = served(66.0, cameras=32, answer_s=2.0, max_age_s=30.0, most=most)
-    assert asked["quiet"] == 64
+@pytest.mark.parametrize("first_s", [1.0, 66.0])
+def test_a_camera_that_needs_less_than_its_share_is_served_completely(most: int, first_s: float) -> None:
+    quiet = [first_s + 66.0 * number for number in range(32)]
+    asked = served(quiet, cameras=32, answer_s=2.0, max_age_s=30.0, most=most)
+    assert asked["quiet"] == 32
     busy = [count for camera, count in asked.items() if camera != "quiet"]
     assert len(busy) == 31
     assert max(busy) - min(busy) <= 1
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_shares_hold_from_the_first_turn_on(seed: int) -> None:
+    """Fill a queue at random before the first turn and between turns, and check each turn and each loss."""
+    chance = random.Random(seed)
+    rates = {f"c{number}": chance.choice([0.05, 0.5, 3.0]) for number in range(chance.randint(2, 12))}
+    waiting, held = queue(chance.randint(2, 24)), dict.fromkeys(rates, 0)
+    turns, arrived = Counter[str](), Counter[str]()
+    for turn in range(60):
+        for _ in range(chance.choice([1, 40]) if turn == 0 else chance.randint(0, 3)):
+            (camera,) = chance.choices(list(rates), list(rates.values()))
+            held[camera] += 1
+            arrived[camera] += 1
+            for lost in waiting.put(camera, entry("x", camera)):
+                loser = lost.question.camera
+                assert held[loser] == max(held.values())
+                equal = [each for each in held if held[each] == held[loser]]
+                assert turns[loser] or not any(turns[each] for each in equal)
+                assert turns[loser] or arrived[loser] == max(arrived[each] for each in equal)
+                held[loser] -= 1
+        before = dict(held)
+        if (taken := waiting.take(0)) is None:
+            continue
+        camera = taken.question.camera
+        never = [each for each in rates if before[each] and not turns[each]]
+        assert not never or arrived[camera] == min(arrived[each] for each in never)
+        assert not never or camera in never
+        turns[camera] += 1
+        held[camera] -= 1
 
 
 def test_expired_entries_come_first_and_are_no_turn() -> None:
@@ -121,14 +153,6 @@ def test_a_busy_camera_displaces_only_itself() -> None:
     assert taken(waiting) == ["b1", "a49", "a48", "a47"]
 
 
-def test_bytes_are_limited() -> None:
-    waiting = queue(10, most_bytes=100)
-    assert put(waiting, entry("a1"), 60) == []
-    assert put(waiting, entry("a2"), 60) == ["a1"]
-    assert put(waiting, entry("b1"), 200) == ["a2", "b1"]
-    assert (len(waiting), waiting.nbytes) == (0, 0)
-
-
 def test_more_cameras_than_places() -> None:
     waiting = queue(4)
     for number in range(10):
@@ -142,3 +166,17 @@ def test_cameras_that_are_gone_are_forgotten() -> None:
         put(waiting, entry("x", f"c{number}"))
         assert waiting.take(0) is not None
     assert len(waiting._turns) == 4096
+
+
+def test_entries_can_be_removed() -> None:
+    clock = Clock()
+    waiting = queue(clock=clock)
+    first, second, old = entry("a1"), entry("a2"), entry("b1", expires_s=1.0)
+    for each in (first, second, old):
+        put(waiting, each)
+    assert waiting.remove("a", first)
+    assert not waiting.remove("a", first)
+    assert waiting.take_expired() is None
+    clock.now_s = 2.0
+    assert waiting.take_expired() is old
+    assert taken(waiting) == ["a2"]

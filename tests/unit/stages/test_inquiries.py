@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,12 +19,13 @@ from tests.messages.processes import wait_until
 from vision.config import AppConfig
 from vision.language.messages import (
     LARGEST_IMAGE_BYTES,
-    Outcome,
+    LARGEST_QUESTION_BYTES,
     Question,
+    Unasked,
     decode_line,
-    decode_question,
     failures_address,
 )
+from vision.language.question_channel import receive_questions
 from vision.runtime.builder import RunOptions
 from vision.runtime.event_frames import open_inquiries
 from vision.stages.inquiries import Box, InquiryStage
@@ -35,44 +38,42 @@ class Receiver:
     """The other end of the stage's socket."""
 
     def __init__(self) -> None:
-        self.address = f"ipc://@vision-test-{secrets.token_hex(8)}"
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.PULL)
+        self.address = f"vision-test-{secrets.token_hex(8)}"
+        self._questions: queue.SimpleQueue[tuple[Question, list[bytes]]] = queue.SimpleQueue()
 
     def open(self) -> None:
-        self._socket.bind(self.address)
+        def add(question: Question, images: Sequence[bytes]) -> None:
+            self._questions.put((question, list(images)))
+
+        threading.Thread(target=receive_questions, args=(self.address, add), daemon=True).start()
 
     def next(self) -> tuple[Question, list[bytes]]:
-        assert self._socket.poll(60_000)
-        header, *images = self._socket.recv_multipart()
-        return decode_question(header), images
+        return self._questions.get(timeout=60)
 
-    def failures(self, number: int) -> list[Outcome]:
+    def failures(self, number: int) -> list[Unasked]:
         """Return the next reports about questions that were not sent."""
-        with self._context.socket(zmq.PULL) as socket:
+        with zmq.Context() as context, context.socket(zmq.PULL) as socket:
             socket.bind(failures_address(self.address))
             found = []
             for _ in range(number):
                 assert socket.poll(60_000)
-                outcome = decode_line(socket.recv().decode())
-                assert isinstance(outcome, Outcome)
-                found.append(outcome)
+                line = decode_line(socket.recv().decode())
+                assert isinstance(line, Unasked)
+                found.append(line)
             return found
 
     def is_empty(self) -> bool:
-        return not self._socket.poll(200)
-
-    def close(self) -> None:
-        self._socket.close(linger=0)
-        self._context.term()
+        with contextlib.suppress(queue.Empty):
+            self._questions.get(timeout=0.2)
+            return False
+        return True
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
+def receiver() -> Receiver:
     made = Receiver()
     made.open()
-    yield made
-    made.close()
+    return made
 
 
 def encode(frame: Frame, box: Box | None) -> bytes:
@@ -80,11 +81,11 @@ def encode(frame: Frame, box: Box | None) -> bytes:
     return f"{frame.meta.index} {frame.pixels[0, 0, 0]} {box}".encode()
 
 
-def stage(receiver: Receiver, encoder: Any = encode, **top: Any) -> InquiryStage:
+def stage(receiver: Receiver, encoder: Any = encode, *, budget: int = 64 << 20, **top: Any) -> InquiryStage:
     cameras = [{"id": name, "source": f"{name}.mp4"} for name in ("gate", "yard")]
     language = {"url": "http://127.0.0.1:1/v1"}
     config = AppConfig.model_validate({"cameras": cameras, "pipeline": "count", "language": language} | top)
-    return InquiryStage(config, receiver.address, encoder)
+    return InquiryStage(config, receiver.address, encoder, most_bytes=budget)
 
 
 def check(**keys: Any) -> dict[str, Any]:
@@ -189,9 +190,9 @@ def test_an_event_is_verified_and_described(receiver: Receiver) -> None:
     inquiries = stage(receiver, **check(), describe=[{"name": "words"}])
     after = show(inquiries, 0, event())
     asked = [receiver.next()[0] for _ in range(2)]
-    assert [(each.check, each.purpose, each.id) for each in asked] == [
+    assert {(each.check, each.purpose, each.id) for each in asked} == {
         ("real", "verify", after.events[0].id), ("words", "describe", after.events[0].id),
-    ]  # fmt: skip
+    }  # fmt: skip
     inquiries.close()
 
 
@@ -202,7 +203,7 @@ def test_a_statement_is_asked_at_intervals(receiver: Receiver) -> None:
         show(inquiries, index)
         show(inquiries, index, camera="yard")
     asked = [receiver.next()[0] for _ in range(3)]
-    assert [(each.frame, each.id, each.camera) for each in asked] == [
+    assert sorted((each.frame, each.id, each.camera) for each in asked) == [
         (0, "", "gate"),
         (10, "", "gate"),
         (20, "", "gate"),
@@ -243,16 +244,69 @@ def test_a_failure_to_encode_is_counted_and_ends_nothing(receiver: Receiver) -> 
 
 
 def test_a_process_that_does_not_receive_is_not_waited_for() -> None:
+    inquiries = stage(Receiver(), **check())
+    for index in range(100):
+        show(inquiries, index, event())
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    assert inquiries.counters()["language.questions.skipped"] == 36
+    inquiries.close()
+    assert inquiries.counters() == {"language.questions.sent": 0, "language.questions.skipped": 100,
+                                    "language.questions.failed": 0}  # fmt: skip
+
+
+def test_the_first_questions_after_a_pause_of_the_process_come_from_all_cameras() -> None:
     absent = Receiver()
     inquiries = stage(absent, **check())
     for index in range(100):
         show(inquiries, index, event())
         wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
-    counters = inquiries.counters()
-    assert counters["language.questions.sent"] <= 16
-    assert counters["language.questions.sent"] + counters["language.questions.skipped"] == 100
+    show(inquiries, 100, event(camera="yard"), camera="yard")
+    wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    absent.open()
+    asked = [absent.next()[0] for _ in range(3)]
+    assert [(each.camera, each.frame) for each in asked] == [("yard", 100), ("gate", 99), ("gate", 98)]
     inquiries.close()
-    absent.close()
+
+
+def test_images_that_wait_are_limited_in_bytes_and_each_camera_keeps_its_newest() -> None:
+    absent = Receiver()
+    inquiries = stage(absent, lambda _frame, _box: bytes(2 << 20), budget=8 << 20, **check(wait_s=3600))
+    ids = []
+    for index in range(10):
+        ids.append(show(inquiries, index, event()).events[0].id)
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+        assert inquiries._budget.nbytes <= 8 << 20
+    other = show(inquiries, 10, event(camera="yard"), camera="yard").events[0].id
+    wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    failures = absent.failures(7)
+    assert [(each.subject.id, each.reason) for each in failures] == [(id_, "image-budget") for id_ in ids[:7]]
+    absent.open()
+    assert {absent.next()[0].id for _ in range(4)} == {*ids[7:], other}
+    inquiries.close()
+    assert inquiries._budget.nbytes == 0
+
+
+def test_images_of_incomplete_questions_are_limited_in_bytes(receiver: Receiver) -> None:
+    inquiries = stage(
+        receiver, lambda _frame, _box: bytes(3 << 20), budget=8 << 20, **check(wait_s=3600, frames=2, spacing_s=1.0)
+    )
+    ids = []
+    for index in range(3):
+        ids.append(show(inquiries, index, event()).events[0].id)
+        wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
+    assert [(each.subject.id, each.reason) for each in receiver.failures(1)] == [(ids[0], "image-budget")]
+    assert inquiries._budget.nbytes == 6 << 20
+    inquiries.close()
+
+
+def test_the_images_of_one_question_are_limited(receiver: Receiver) -> None:
+    inquiries = stage(receiver, lambda _frame, _box: bytes(3 << 20), **check(frames=3, spacing_s=0.1, wait_s=3600))
+    id_ = show(inquiries, 0, event()).events[0].id
+    for index in (1, 2):
+        show(inquiries, index)
+    assert [(each.subject.id, each.reason) for each in receiver.failures(1)] == [(id_, "image-failed")]
+    assert LARGEST_QUESTION_BYTES < 9 << 20
+    inquiries.close()
 
 
 def test_an_image_that_is_too_large_is_reported_for_each_event_and_logged_once(
@@ -265,7 +319,7 @@ def test_an_image_that_is_too_large_is_reported_for_each_event_and_logged_once(
         show(inquiries, 20 * index + 10)
         wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
     failures = receiver.failures(5)
-    assert [(each.id, each.purpose, each.error) for each in failures] == [
+    assert [(each.subject.id, each.subject.purpose, each.reason) for each in failures] == [
         (id_, "verify", "image-failed") for id_ in ids
     ]
     assert inquiries.counters()["language.questions.failed"] == 5
@@ -277,18 +331,22 @@ def test_a_question_that_the_process_does_not_receive_is_reported(caplog: pytest
     absent = Receiver()
     inquiries = stage(absent, **check(wait_s=3600))
     ids = []
-    for index in range(40):
+    for index in range(80):
         ids.append(show(inquiries, index, event()).events[0].id)
         wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
-    counters = inquiries.counters()
-    skipped = counters["language.questions.skipped"]
-    assert skipped == 40 - counters["language.questions.sent"] >= 24
-    failures = absent.failures(skipped)
-    assert {each.error for each in failures} == {"process-busy"}
-    assert [each.id for each in failures] == ids[-skipped:]
+    failures = absent.failures(16)
+    assert {each.reason for each in failures} == {"process-busy"}
+    assert [each.subject.id for each in failures] == ids[:16]
     assert len(caplog.records) == 1
     inquiries.close()
-    absent.close()
+
+
+def test_a_question_that_expires_while_the_process_is_absent_is_reported() -> None:
+    absent = Receiver()
+    inquiries = stage(absent, **check(wait_s=0.3))
+    id_ = show(inquiries, 0, event()).events[0].id
+    assert [(each.subject.id, each.reason) for each in absent.failures(1)] == [(id_, "process-busy")]
+    inquiries.close()
 
 
 def test_a_question_whose_images_are_late_is_reported(receiver: Receiver) -> None:
@@ -300,7 +358,9 @@ def test_a_question_whose_images_are_late_is_reported(receiver: Receiver) -> Non
         return inquiries.counters()["language.questions.skipped"] == 1
 
     wait_until(is_late, "the question to expire", 60)
-    assert receiver.failures(1) == [Outcome(id=id_, purpose="verify", error="image-late")]
+    (failure,) = receiver.failures(1)
+    subject = failure.subject
+    assert (subject.id, subject.check, subject.camera, failure.reason) == (id_, "real", "gate", "image-late")
     inquiries.close()
 
 
@@ -308,6 +368,8 @@ def test_open_questions_of_a_camera_are_limited(receiver: Receiver) -> None:
     inquiries = stage(receiver, **check(frames=16, spacing_s=60))
     ids = [bool(show(inquiries, index, event()).events[0].id) for index in range(12)]
     assert ids == [True] * 8 + [False] * 4
+    failures = receiver.failures(4)
+    assert {(each.subject.id, each.subject.kind, each.reason) for each in failures} == {("", "rule", "not-asked")}
     assert inquiries.counters()["language.questions.skipped"] == 4
     assert show(inquiries, 12, event(camera="yard"), camera="yard").events[0].id
     inquiries.close()
