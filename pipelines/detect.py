@@ -9,17 +9,19 @@ from vision.config import AppConfig
 from vision.runtime.builder import RunOptions
 from vision.runtime.event_frames import open_inquiries
 from vision.runtime.pipeline import pipeline
+from vision.runtime.views import open_views
 from vision.stages.score_filter import ScoreFilter
 from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Return the stages: a `ScoreFilter` and, if `language` is configured, a stage that asks the language model.
+    """Return the stages: a `ScoreFilter` and, if configured, those that watch views and ask the language model.
 
     The filter removes objects only after a reload has raised `detect.score_threshold`. The module docstring of
     `vision.runtime.builder` describes the errors.
     """
-    return [ScoreFilter(config.detect.score_threshold), *open_inquiries(config, options, resources)]
+    views = open_views(config, options, resources)
+    return [ScoreFilter(config.detect.score_threshold), *views, *open_inquiries(config, options, resources)]
 
 
 build = pipeline(open_stages)

@@ -12,14 +12,16 @@ from vision.config import AppConfig
 from vision.runtime.builder import RunOptions, open_cascade, open_tracking
 from vision.runtime.event_frames import open_inquiries
 from vision.runtime.pipeline import pipeline
+from vision.runtime.views import open_views
 from vision.stages.object_summaries import open_objects
 from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the tracker and, if configured, the second model, the summaries of objects, and the inquiries."""
+    """Open and return the tracker and, if configured, the second model and the stages for views, objects, inquiries."""
     cascade, track = open_cascade(config, options, resources), open_tracking(config)
-    return [track, *cascade, *open_objects(config), *open_inquiries(config, options, resources)]
+    views, inquiries = open_views(config, options, resources), open_inquiries(config, options, resources)
+    return [track, *cascade, *views, *open_objects(config), *inquiries]
 
 
 build = pipeline(open_stages)

@@ -41,6 +41,7 @@ from vision.config.onvif import OnvifConfig
 from vision.config.page import PageConfig
 from vision.config.privacy import CameraPrivacy
 from vision.config.recording import RecordingConfig
+from vision.config.reporting import REALIGN_PATIENCE_S, ReportAfter
 from vision.config.rules import RuleConfig
 from vision.config.sinks import Sinks
 from vision.config.source_address import File, Folder, SourceAddress, parse_source, with_account
@@ -127,8 +128,8 @@ class CameraConfig(ConfigSection):
     max_frame_age_s: Minute = 0.5
     """Maximum age in seconds of a frame when inference starts, and again when its result is processed. For the result,
     the time of inference does not count. Older frames are dropped."""
-    report_after_s: Day | None = 60.0
-    """Seconds without new frames after which an event reports the camera as lost or frozen; null means never."""
+    report_after_s: ReportAfter = ReportAfter()
+    """Times after which events report faults of this camera; each time that is absent is that of all cameras."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
 
@@ -288,6 +289,8 @@ class AppConfig(ConfigSection):
     """Classes, thresholds, back-end, and speed of the detector."""
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, max_length=1000)
     """Sources of frames."""
+    report_after_s: ReportAfter = ReportAfter()
+    """Times after which events report faults of cameras."""
     track: TrackConfig = TrackConfig()
     """Tracking of objects from frame to frame."""
     analytics: Mapping[Identifier, CameraAnalytics] = Field(default_factory=dict)
@@ -344,3 +347,17 @@ class AppConfig(ConfigSection):
         return data
 
     _consistent = free_of(config_conflicts)
+
+    def report_after(self, camera: CameraConfig) -> ReportAfter:
+        """Return the times after which events report faults of a camera: its own, else those of all cameras."""
+        own = camera.report_after_s
+        chosen = self.report_after_s.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+        if camera.id not in self.analytics or not self.analytics[camera.id].realign:
+            return chosen
+        missing = [key for key in ("moved", "covered") if getattr(chosen, key) is None]
+        return chosen.model_copy(update=dict.fromkeys(missing, REALIGN_PATIENCE_S))
+
+    @property
+    def watched_views(self) -> tuple[str, ...]:
+        """The ids of the cameras whose frames must be compared with their backgrounds."""
+        return tuple(camera.id for camera in self.cameras if self.report_after(camera).watches_view)

@@ -30,6 +30,9 @@ from vision.errors import ConfigError, Fault
 _WITHOUT_REOPENING: Final = ("max_fps", "max_frame_age_s", "report_after_s")
 """Keys of a camera that can change while it is connected."""
 
+_LIVE_SECTIONS: Final = ("cameras", "report_after_s", "analytics", "privacy", "rules")
+"""Sections that can change while the program runs."""
+
 _NEEDS_RESTART: Final = "restart-needed"
 
 _Part = TypeVar("_Part", CameraAnalytics, CameraPrivacy)
@@ -45,7 +48,7 @@ class Plan:
     removed: tuple[str, ...] = ()
     reopened: tuple[str, ...] = ()  # cameras that connect again, with a new epoch
     adjusted: tuple[str, ...] = ()  # cameras whose rate, age limit, or report changes without a new connection
-    stages: tuple[str, ...] = ()  # keys of tracking, analytics, privacy, rules, and scores
+    stages: tuple[str, ...] = ()  # keys of tracking, analytics, privacy, rules, scores, and reports of all cameras
     restart: tuple[Loc, ...] = ()  # keys that need a restart
 
     @property
@@ -90,8 +93,9 @@ def _stage_keys(running: AppConfig, new: AppConfig) -> Iterator[str]:
     before, after = running.model_dump(), new.model_dump()
     for key in ("analytics", "privacy"):
         yield from (f"{key}.{camera}" for camera in sorted(_differing(before[key], after[key])))
-    if before["rules"] != after["rules"]:
-        yield "rules"
+    for key in ("report_after_s", "rules"):
+        if before[key] != after[key]:
+            yield key
     if before["detect"]["score_threshold"] != after["detect"]["score_threshold"]:
         yield "detect.score_threshold"
     yield from (f"track.{key}" for key in sorted(_differing(before["track"], after["track"])))
@@ -99,10 +103,10 @@ def _stage_keys(running: AppConfig, new: AppConfig) -> Iterator[str]:
 
 def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> Iterator[Loc]:
     before, after = running.model_dump(), new.model_dump()
-    if not any(section.realign for section in running.analytics.values()):  # the stage that realigns is not open
-        yield from (("analytics", camera, "realign") for camera, section in new.analytics.items() if section.realign)
+    if not running.watched_views:  # the stage that watches views is not open
+        yield from _view_keys(new)
     for key in before:
-        if key in ("cameras", "analytics", "privacy", "rules") or before[key] == after[key]:
+        if key in _LIVE_SECTIONS or before[key] == after[key]:
             continue
         if not isinstance(before[key], dict) or not isinstance(after[key], dict):
             yield (key,)
@@ -110,6 +114,17 @@ def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> 
         for part in sorted(_differing(before[key], after[key])):
             if not _is_live(key, part, new, detector_score):
                 yield (key, part)
+
+
+def _view_keys(config: AppConfig) -> Iterator[Loc]:
+    """Yield the keys for which frames are compared with the backgrounds of cameras."""
+    yield from (("analytics", camera, "realign") for camera, section in config.analytics.items() if section.realign)
+    for key in ("moved", "covered"):
+        if getattr(config.report_after_s, key) is not None:
+            yield ("report_after_s", key)
+        for index, camera in enumerate(config.cameras):
+            if getattr(camera.report_after_s, key) is not None:
+                yield ("cameras", index, "report_after_s", key)
 
 
 def _is_live(section: str, key: str, new: AppConfig, detector_score: float) -> bool:

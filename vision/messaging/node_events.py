@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from vision.config import AppConfig
+from vision.config.reporting import ReportAfter
 from vision.errors import conceal
 from vision.messaging import codec
 from vision.messaging.schema import NODE, REMOVED, CameraReport, EventMessage, NodeReport, StatusReport
 
-DEFAULT_PATIENCE_S: Final = 60.0
-
 _DELIVERS: Final = ("streaming", "ended")
 _LOST_INTERVAL_NS: Final = 60_000_000_000  # between two events that report lost events
 _RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as free again
+_DEFAULT_PATIENCE: Final = ReportAfter()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeEventSettings:
     """Settings of `NodeEvents`: how long a camera can fail before it is reported, and the limit of free disk space."""
 
-    patience_s: Mapping[str, float | None] = field(default_factory=dict)  # by camera; None means no report
+    patience: Mapping[str, ReportAfter] = field(default_factory=dict)  # by camera
     folders: Sequence[Path] = ()  # folders whose disks are checked
     min_free_bytes: int = 0
 
@@ -37,7 +37,7 @@ class NodeEventSettings:
         """Return the settings of a configuration."""
         folders = [config.state_dir, config.snapshots.folder if config.snapshots is not None else None]
         return cls(
-            patience_s={camera.id: camera.report_after_s for camera in config.cameras},
+            patience={camera.id: config.report_after(camera) for camera in config.cameras},
             folders=[Path(folder) for folder in folders if folder is not None],
             min_free_bytes=config.status.min_free_mb * 1_000_000,
         )
@@ -69,28 +69,31 @@ class NodeEvents:
             yield from self._of_program(report)
 
     def _of_camera(self, report: CameraReport) -> Iterator[EventMessage]:
-        now_ns, patience_s = report.at_monotonic_ns, self.settings.patience_s.get(report.camera, DEFAULT_PATIENCE_S)
+        now_ns, patience = report.at_monotonic_ns, self.settings.patience.get(report.camera, _DEFAULT_PATIENCE)
         outage = self._outages.get(report.camera)
         if report.state == REMOVED:
             self._outages.pop(report.camera, None)
             return
         if report.state in _DELIVERS:
-            if outage is not None and outage.kind:
+            if outage is None or (report.state == "streaming" and report.state_for_s < patience.back):
+                return
+            if outage.kind:
                 data = {"after": outage.kind, "outage_s": round((now_ns - outage.since_ns) / 1e9, 1)}
                 yield _event("camera_back", report, report.camera, report.epoch, data)
-            self._outages.pop(report.camera, None)
+            del self._outages[report.camera]
             return
         if outage is None:
             outage = self._outages[report.camera] = _Outage(now_ns - round(report.state_for_s * 1e9))
-        kind = "camera_frozen" if report.state == "frozen" else "camera_lost"
         # A camera that is frozen is connected again and again, which is the same outage.
+        is_frozen = report.state == "frozen" or report.error_code == "frozen"
+        patience_s = patience.frozen if is_frozen else patience.lost
         if patience_s is None or outage.kind or now_ns - outage.since_ns < patience_s * 1e9:
             return
-        outage.kind = kind
+        outage.kind = "camera_frozen" if is_frozen else "camera_lost"
         data = {"state": report.state, "outage_s": round((now_ns - outage.since_ns) / 1e9, 1)}
         if report.last_error is not None:
             data["reason"] = conceal(report.last_error)
-        yield _event(kind, report, report.camera, report.epoch, data)
+        yield _event(outage.kind, report, report.camera, report.epoch, data)
 
     def _of_program(self, report: NodeReport) -> Iterator[EventMessage]:
         if not self._started:

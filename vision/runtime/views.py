@@ -1,4 +1,4 @@
-"""Opens the stage that keeps lines and zones in place when a camera is moved."""
+"""Opens the stage that finds cameras that were moved or covered."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from vision.version import require_cv2
 
 
 def open_views(
-    config: AppConfig, options: RunOptions, resources: ExitStack, analytics: AnalyticsStage
+    config: AppConfig, options: RunOptions, resources: ExitStack, analytics: AnalyticsStage | None = None
 ) -> list[CameraViewStage]:
-    """Open the stage that moves lines and zones. Return an empty list if no camera has ``realign: true``.
+    """Open the stage that reports moved and covered cameras, and moves their lines and zones in `analytics`.
 
-    The frames of files are not compared, because the lines and zones of a file are drawn on its frames.
+    Return an empty list if the configuration requests this for no camera. The frames of offline runs are not compared,
+    because the lines and zones of a file are drawn on its frames.
     """
-    if options.offline or not any(section.realign for section in config.analytics.values()):
+    if options.offline or not config.watched_views:
         return []
-    require_cv2("analytics.<camera>.realign")
+    require_cv2("report_after_s.moved, report_after_s.covered, and analytics.<camera>.realign")
     folder = None if config.state_dir is None else Path(config.state_dir) / "views"
-    return [resources.enter_context(closing(CameraViewStage(config.analytics, analytics, folder)))]
+    return [resources.enter_context(closing(CameraViewStage(config, analytics, folder)))]

@@ -1,8 +1,9 @@
-"""`CameraViewStage` keeps lines and zones in place if a camera is moved, and holds the counts while this is impossible.
+"""`CameraViewStage` finds cameras that were moved or covered. It keeps lines and zones in place if configured.
 
-A thread of the stage compares a frame of each camera with the stored backgrounds every 2.5 seconds
-(`vision.analytics.camera_view`). If the camera has moved a little, the analytics continue with lines and zones at their
-new positions. If the scene cannot be found, nothing is counted until it is found again.
+A thread of the stage compares a frame of each watched camera with the stored backgrounds every 2.5 seconds
+(`vision.analytics.camera_view`). With `realign`, the analytics continue with lines and zones at their new positions
+after a small movement, and count nothing while the scene cannot be found. Without it, the stage only reports a camera
+that was moved.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ from vision.analytics.camera_view import (
 )
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
+from vision.config.reporting import ReportAfter
 from vision.errors import VisionError
 from vision.stages.frame_worker import FrameWorker
 from vision.state.private_files import make_private_folder, read_checked, write_checked
@@ -40,7 +42,9 @@ log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 2
 _STOP_S: Final = 1.0
-_HELD: Final = ("moved", "covered")
+_DISPLACED: Final = 0.01  # shift of a corner, in widths of the frame, above which a camera without `realign` was moved
+_RETURNED: Final = 0.005  # shift below which it is back
+_GAP_S: Final = 7.0  # time without frames, for example without a connection, that does not count
 _MOST_BYTES: Final = 8 << 20  # of a file with the appearances of a camera
 _FORMAT: Final = 1
 
@@ -55,27 +59,53 @@ class FollowsView(Protocol):
         """
 
 
+_Fault: TypeAlias = Literal["", "moved", "covered"]
+_FAULTS: Final[Mapping[str, _Fault]] = {"moved": "moved", "covered": "covered"}  # by state of the tracker
+
+
+class _Seen(NamedTuple):
+    """The findings of the thread about a camera. The results thread compares the objects by identity."""
+
+    view: Similarity
+    held: bool  # True if counting must stop
+    is_learned: bool  # False until the camera has a background
+    reported: _Fault  # the fault that lasted for as long as the configuration requires
+
+
+_UNSEEN: Final = _Seen(np.eye(2, 3), held=False, is_learned=False, reported="")
+
+
 @dataclass(slots=True)
 class _Camera:
-    """The state of one camera. Only the thread of the stage uses `tracker` and writes `seen`."""
+    """The state of one camera. Only the thread of the stage uses the tracker and the times, and writes `seen`."""
 
     key: str  # identifies the geometry of the lines and zones
+    realigns: bool
+    stores: bool  # True if its backgrounds are kept over restarts
+    patience: ReportAfter
     tracker: ViewTracker | None = None
     saved: int = 0  # `ViewTracker.changes` at the last save
     due_ns: int = 0  # capture time of the next frame to examine
-    seen: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))  # state of the tracker, and its view
-    told: tuple[str, Similarity] = field(default=("learning", np.eye(2, 3)))  # `seen` as last passed to the analytics
+    examined_s: float | None = None  # capture time of the last examined frame
+    found_s: float = 0.0  # capture time of the last frame without a fault
+    seen: _Seen = _UNSEEN
+    told: _Seen | None = None  # `seen` as last passed to the analytics and to subscribers
 
 
 class CameraViewStage:
-    """Moves the lines and zones of each camera with `realign: true`. Place it before the analytics stage."""
+    """Reports cameras that were moved or covered, and moves the lines and zones of cameras with `realign: true`.
 
-    def __init__(self, sections: Mapping[str, CameraAnalytics], analytics: FollowsView, folder: Path | None) -> None:
+    Place it before the analytics stage, if there is one.
+    """
+
+    def __init__(self, config: AppConfig, analytics: FollowsView | None, folder: Path | None) -> None:
         """Start the thread.
 
         Args:
-            sections: the section `analytics` by camera id. Cameras without `realign: true` are ignored.
-            folder: folder for the backgrounds of the cameras. If None, they are learned again after each start.
+            config: the configuration, which selects the cameras to watch.
+            analytics: the stage that follows the views of the cameras; None if the pipeline has no such stage.
+            folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, they are learned
+                again after each start.
 
         Raises:
             ConfigError: the folder cannot be created, or is not private.
@@ -85,26 +115,48 @@ class CameraViewStage:
         if folder is not None:
             make_private_folder(folder)
         self._cameras: dict[str, _Camera] = {}
-        self._configure(sections)
+        self._ending: dict[str, _Fault] = {}  # reported faults of cameras that are no longer watched
+        self.reconfigure(config)
         self._realigned = 0
         self._worker = FrameWorker("views", self._compare, buffers=_BUFFERS, lossless=False)
 
-    def _configure(self, sections: Mapping[str, CameraAnalytics]) -> None:
-        cameras = {}
-        for camera_id, section in sections.items():
-            if not section.realign:
-                continue
-            key, known = geometry_key(section), self._cameras.get(camera_id)
-            if known is not None and known.key != key and displacement(known.seen[1]) > 0:
-                log.warning("camera %s: its lines and zones now refer to its present view", camera_id)
-            cameras[camera_id] = known if known is not None and known.key == key else _Camera(key)
+    def reconfigure(self, config: AppConfig) -> None:
+        """Use a new configuration. If the lines and zones of a camera have changed, its present view is the reference.
+
+        A camera that was reported as moved or covered gets the end of this state with its next result if it is no
+        longer watched, or if its present view has become the reference.
+        """
+        cameras, watched = {}, set(config.watched_views)
+        for each in config.cameras:
+            if each.id in watched:
+                section = config.analytics.get(each.id, CameraAnalytics())
+                cameras[each.id] = self._configured(each.id, section, config.report_after(each))
+        present = {each.id for each in config.cameras}
         for camera_id in self._cameras.keys() - cameras.keys():
-            self._analytics.follow(camera_id, None, hold=False)
+            self._follow(camera_id, None, held=False)
+            told = self._cameras[camera_id].told
+            if told is not None and camera_id in present:  # the publisher ends the states of removed cameras
+                self._ending[camera_id] = told.reported
         self._cameras = cameras
 
-    def reconfigure(self, config: AppConfig) -> None:
-        """Use new lines and zones. If those of a camera have changed, its present view becomes the reference view."""
-        self._configure(config.analytics)
+    def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
+        """Return the camera with these settings. Continue with what is known about it, unless its geometry changed."""
+        known, key = self._cameras.get(camera_id), geometry_key(section)
+        stores = section.realign or bool(section.lines or section.zones or section.ground)
+        new = _Camera(key, section.realign, stores, patience)
+        if known is None:
+            return new
+        told = None if known.told is None else known.told._replace(view=_UNSEEN.view, is_learned=False)
+        if known.key != key:
+            new.told = told
+            if displacement(known.seen.view) > 0:
+                log.warning("camera %s: its lines and zones now refer to its present view", camera_id)
+            return new
+        if known.realigns != section.realign:
+            self._follow(camera_id, None, held=False)
+            known.told = told
+        known.realigns, known.stores, known.patience = section.realign, stores, patience
+        return known
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Give the frame to the thread if one is due. Return the result with events if the view has changed.
@@ -113,17 +165,18 @@ class CameraViewStage:
             VisionError: the thread has failed.
         """
         self._worker.check()
-        camera = self._cameras.get(result.meta.camera_id)
-        if camera is None:
-            return result
-        if result.meta.captured_ns >= camera.due_ns and self._worker.add(frame, result):
-            camera.due_ns = result.meta.captured_ns + int(INTERVAL_S * 1e9)
-        seen = camera.seen
-        if seen is camera.told:
-            return result
-        events = tuple(self._changes(result, camera, seen))
-        camera.told = seen
-        return replace(result, events=result.events + events) if events else result
+        camera_id = result.meta.camera_id
+        events: list[Event] = []
+        if self._ending and (fault := self._ending.pop(camera_id, "")):
+            events.append(_event(f"camera_{fault}", result, {"phase": "end"}))
+        camera = self._cameras.get(camera_id)
+        if camera is not None:
+            if result.meta.captured_ns >= camera.due_ns and self._worker.add(frame, result):
+                camera.due_ns = result.meta.captured_ns + int(INTERVAL_S * 1e9)
+            if (seen := camera.seen) is not camera.told:
+                events += self._changes(result, camera, seen)
+                camera.told = seen
+        return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
         """Return the progress of the thread."""
@@ -131,7 +184,7 @@ class CameraViewStage:
 
     def counters(self) -> Mapping[str, int]:
         """Return the number of times that lines and zones were moved, and the number of cameras that count nothing."""
-        held = sum(camera.seen[0] in _HELD for camera in self._cameras.values())
+        held = sum(camera.realigns and camera.seen.held for camera in self._cameras.values())
         return {"views.realigned": self._realigned, "views.held": held}
 
     def close(self) -> None:
@@ -139,39 +192,49 @@ class CameraViewStage:
         self._worker.finish()
         self._worker.join(_STOP_S)
 
-    def _changes(self, result: Result, camera: _Camera, seen: tuple[str, Similarity]) -> Iterator[Event]:
-        """Pass the new view to the analytics stage. Yield events if counting stops or continues, or lines moved."""
-        (state, view), (before, old) = seen, camera.told
-        held, was_held = state in _HELD, before in _HELD
-        moved_by = displacement(view, old)
-        self._analytics.follow(result.meta.camera_id, view, hold=held)
-        if held != was_held:
-            data = {"phase": "begin", "reason": state} if held else {"phase": "end", "reason": before}
-            yield _event("camera_moved", result, data)
-        if moved_by > 0 and before != "learning":  # otherwise, it is the view before the restart
+    def _follow(self, camera_id: str, view: Similarity | None, *, held: bool) -> None:
+        if self._analytics is not None:
+            self._analytics.follow(camera_id, view, hold=held)
+
+    def _changes(self, result: Result, camera: _Camera, seen: _Seen) -> Iterator[Event]:
+        """Pass the new view to the analytics stage. Yield events if a fault begins or ends, or if lines were moved."""
+        told = camera.told or _UNSEEN
+        if camera.realigns:
+            self._follow(result.meta.camera_id, seen.view, held=seen.held)
+        if told.reported and seen.reported != told.reported:
+            yield _event(f"camera_{told.reported}", result, {"phase": "end"})
+        if seen.reported and seen.reported != told.reported:
+            is_known = not seen.held and displacement(seen.view) > 0
+            where = _described(seen.view, result.meta.width_px) if is_known else {}
+            yield _event(f"camera_{seen.reported}", result, {"phase": "begin", **where})
+        if camera.realigns and told.is_learned and displacement(seen.view, told.view) > 0:
             self._realigned += 1
-            yield _event("camera_realigned", result, {"phase": "instant", **_described(view, result.meta.width_px)})
+            yield _event(
+                "camera_realigned", result, {"phase": "instant", **_described(seen.view, result.meta.width_px)}
+            )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _compare(self, copies: Iterator[tuple[Frame, Result]]) -> None:
         for frame, result in copies:
-            camera = self._cameras.get(result.meta.camera_id)
+            camera_id, now_s = result.meta.camera_id, result.meta.captured_ns / 1e9
+            camera = self._cameras.get(camera_id)
             if camera is None:
                 continue
             if camera.tracker is None:
-                camera.tracker = self._opened(result.meta.camera_id, camera)
+                camera.tracker = self._opened(camera_id, camera)
             tracker = camera.tracker
-            image = view_image(luma(frame), result.objects.boxes_xyxy)
-            tracker.update(image, result.meta.captured_ns / 1e9)
-            if tracker.changes != camera.saved or displacement(tracker.view, camera.seen[1]) > 0:
+            tracker.update(view_image(luma(frame), result.objects.boxes_xyxy), now_s)
+            if tracker.changes != camera.saved or displacement(tracker.view, camera.seen.view) > 0:
                 camera.saved = tracker.changes
-                self._save(result.meta.camera_id, camera, tracker)
-            if tracker.state != camera.seen[0] or tracker.view is not camera.seen[1]:
-                camera.seen = tracker.state, tracker.view
+                self._save(camera_id, camera, tracker)
+            held = tracker.state in _FAULTS
+            seen = _Seen(tracker.view, held, tracker.state != "learning", _reported(camera, tracker, now_s))
+            if seen.view is not camera.seen.view or seen[1:] != camera.seen[1:]:
+                camera.seen = seen
 
     def _opened(self, camera_id: str, camera: _Camera) -> ViewTracker:
-        if self._folder is None:
+        if self._folder is None or not camera.stores:
             return ViewTracker()
         path = self._folder / f"{camera_id}.npz"
         try:
@@ -182,12 +245,38 @@ class CameraViewStage:
             return ViewTracker()
 
     def _save(self, camera_id: str, camera: _Camera, tracker: ViewTracker) -> None:
-        if self._folder is None:
+        if self._folder is None or not camera.stores:
             return
         try:
             write_checked(self._folder / f"{camera_id}.npz", saved(tracker, camera.key))
         except (VisionError, OSError) as error:
             log.warning("camera %s: cannot store its view: %s", camera_id, error)
+
+
+def _reported(camera: _Camera, tracker: ViewTracker, now_s: float) -> _Fault:
+    """Return the fault of a camera after the frame at `now_s` (seconds), if it has lasted for as long as configured."""
+    if camera.examined_s is None or now_s - camera.examined_s > _GAP_S:
+        camera.found_s = now_s
+    camera.examined_s = now_s
+    fault, reported = _fault(camera, tracker), camera.seen.reported
+    if not fault:
+        if tracker.state != "unsure":
+            camera.found_s = now_s
+        return ""
+    patience_s = camera.patience.moved if fault == "moved" else camera.patience.covered
+    if patience_s is None:
+        return ""
+    return fault if fault == reported or now_s - camera.found_s >= patience_s else reported
+
+
+def _fault(camera: _Camera, tracker: ViewTracker) -> _Fault:
+    if tracker.state in _FAULTS:
+        return _FAULTS[tracker.state]
+    if camera.realigns:
+        return ""
+    if camera.seen.reported == "moved":
+        return "moved" if displacement(tracker.view) > _RETURNED else ""
+    return "moved" if tracker.state == "aligned" and displacement(tracker.view) > _DISPLACED else ""
 
 
 def luma(frame: Frame) -> Image:

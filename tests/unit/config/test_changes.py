@@ -55,7 +55,9 @@ GATE, YARD = BASE["cameras"]
         (with_cameras({**GATE, "source": "rtsp://192.0.2.1/b"}, YARD), Plan(reopened=("gate",))),
         (with_cameras({**GATE, "password": "${CODE}", "user": "u"}, YARD), Plan(reopened=("gate",))),
         (with_cameras({**GATE, "max_fps": 5}, YARD), Plan(adjusted=("gate",))),
-        (with_cameras(GATE, {**YARD, "max_frame_age_s": 1, "report_after_s": None}), Plan(adjusted=("yard",))),
+        (with_cameras(GATE, {**YARD, "max_frame_age_s": 1}), Plan(adjusted=("yard",))),
+        (with_cameras(GATE, {**YARD, "report_after_s": {"lost": None}}), Plan(adjusted=("yard",))),
+        ({**BASE, "report_after_s": {"back": 5}}, Plan(stages=("report_after_s",))),
         ({**BASE, "analytics": {"gate": {"lines": [{**LINE, "direction": "in"}]}}}, Plan(stages=("analytics.gate",))),
         ({**BASE, "privacy": {"yard": {"blur": ["person"]}}}, Plan(stages=("privacy.yard",))),
         ({**BASE, "rules": []}, Plan(stages=("rules",))),
@@ -130,7 +132,7 @@ def test_every_key_is_live_or_needs_a_restart() -> None:
     """A section that a later version adds must not be ignored."""
     running = AppConfig.model_validate(BASE)
     for key in AppConfig.model_fields:
-        if key not in ("cameras", "analytics", "rules", "track", "detect", *MENTION_CAMERAS):
+        if key not in ("cameras", "report_after_s", "analytics", "rules", "track", "detect", *MENTION_CAMERAS):
             plan = compare(running, running.model_copy(update={key: "different"}), 0.0)
             assert plan.restart == ((key,),), key
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.messages.samples import camera_status, node_status
 from vision.client import EventMessage, Subscription
+from vision.config import AppConfig
+from vision.config.reporting import ReportAfter
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher
 from vision.messaging.schema import DetectorStatus
@@ -20,17 +22,21 @@ from vision.state.database import StateDatabase
 S = 1_000_000_000
 
 
-def kinds(events: NodeEvents, *states: tuple[float, str]) -> list[tuple[float, str]]:
+def kinds(events: NodeEvents, *states: tuple[float, str], **more: Any) -> list[tuple[float, str]]:
     """Return the time and the kind of each event, for a camera with these states at these times in seconds."""
-    found = []
+    found, before, since_s = [], "", 0.0
     for at_s, state in states:
-        report = camera_status(at_monotonic_ns=int(at_s * S), state=state, state_for_s=0.0, last_error="E-17")
+        before, since_s = state, at_s if state != before else since_s
+        report = camera_status(
+            at_monotonic_ns=int(at_s * S), state=state, state_for_s=at_s - since_s, last_error="E-17", **more
+        )
         found += [(at_s, event.kind) for event in events.of(report)]
     return found
 
 
-def camera_events(patience_s: float | None = 10.0) -> NodeEvents:
-    return NodeEvents(NodeEventSettings({"gate": patience_s}))
+def camera_events(patience_s: float | None = 10.0, **others: float | None) -> NodeEvents:
+    patience = ReportAfter.model_validate({"lost": patience_s, "frozen": patience_s, **others})
+    return NodeEvents(NodeEventSettings({"gate": patience}))
 
 
 def test_camera_is_reported_once_after_its_patience_and_when_it_is_back() -> None:
@@ -51,6 +57,33 @@ def test_frozen_camera_is_one_outage() -> None:
 
 def test_camera_without_patience_is_never_reported() -> None:
     assert kinds(camera_events(None), (0, "backing-off"), (1000, "backing-off"), (2000, "streaming")) == []
+
+
+def test_lost_and_frozen_have_their_own_patience() -> None:
+    lost, frozen = [(t, "backing-off") for t in range(40)], [(t, "frozen") for t in range(40)]
+    assert kinds(camera_events(10, frozen=20), *lost) == [(10, "camera_lost")]
+    assert kinds(camera_events(10, frozen=20), *frozen) == [(20, "camera_frozen")]
+    assert kinds(camera_events(10, frozen=None), *frozen) == []
+    assert kinds(camera_events(10, frozen=None), *lost, error_code="frozen") == []  # while it is connected again
+
+
+def test_camera_is_back_when_it_has_delivered_for_long_enough() -> None:
+    flapping = [(t, "streaming" if t % 5 else "backing-off") for t in range(1, 31)]
+    states = [(0, "backing-off"), *flapping, *[(t, "streaming") for t in range(31, 60)]]
+    assert kinds(camera_events(back=10), *states) == [(10, "camera_lost"), (41, "camera_back")]
+    ended = [(0, "backing-off"), (11, "backing-off"), (12, "ended")]
+    assert kinds(camera_events(back=10), *ended) == [(11, "camera_lost"), (12, "camera_back")]
+
+
+def test_patience_of_a_camera_replaces_single_times() -> None:
+    gate = {"id": "gate", "source": "csi:0", "report_after_s": {"lost": None, "moved": 5}}
+    yard = {"id": "yard", "source": "csi:1"}
+    document = {"cameras": [gate, yard], "report_after_s": {"lost": 30, "back": 7, "covered": 20}}
+    config = AppConfig.model_validate({**document, "pipeline": "count", "analytics": {"yard": {"realign": True}}})
+    gate_times, yard_times = (config.report_after(camera) for camera in config.cameras)
+    assert gate_times == ReportAfter(lost=None, frozen=60, back=7, moved=5, covered=20)
+    assert yard_times == ReportAfter(lost=30, frozen=60, back=7, moved=10, covered=20)
+    assert NodeEventSettings.of(config).patience == {"gate": gate_times, "yard": yard_times}
 
 
 def test_event_contains_the_reason_and_the_duration() -> None:
@@ -122,7 +155,7 @@ def test_low_disk_is_reported_once_and_again_when_it_is_free(tmp_path: Path, mon
 
 
 def test_events_are_stored_and_can_be_requested(tmp_path: Path) -> None:
-    node_events = NodeEvents(NodeEventSettings({"gate": 0.0}))
+    node_events = camera_events(0.001)
     with (
         closing(StateDatabase(tmp_path, boot="b", max_events=100)) as database,
         Publisher(
@@ -133,7 +166,7 @@ def test_events_are_stored_and_can_be_requested(tmp_path: Path) -> None:
             node_events=node_events,
         ) as publisher,
     ):
-        publisher.report([camera_status(state="backing-off"), node_status()])
+        publisher.report([camera_status(state="backing-off", state_for_s=1.0), node_status()])
         with Subscription(publisher.address, kinds=("events",), since=0) as subscription:
             found = [subscription.receive(20), subscription.receive(20)]
     assert [(event.kind, event.number) for event in found if isinstance(event, EventMessage)] == [

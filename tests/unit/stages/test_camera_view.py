@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from vision.analytics.camera_view import INTERVAL_S
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.changes import compare
+from vision.config.reporting import ReportAfter
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.camera_view import CameraViewStage, geometry_key, loaded, luma
 from vision.state.private_files import read_checked
@@ -48,13 +50,21 @@ def person(at: float) -> Tracks:
     )  # fmt: skip
 
 
+def config_of(section: dict[str, Any] | None = SECTION, **report_after_s: float | None) -> AppConfig:
+    camera = {"id": "gate", "source": "synthetic:160x120@20"}
+    analytics = {} if section is None else {"gate": section}
+    return AppConfig.model_validate(
+        {"pipeline": "count", "cameras": [camera], "analytics": analytics, "report_after_s": report_after_s}
+    )
+
+
 class Program:
     """The two stages, and a camera with 10 frames/s."""
 
-    def __init__(self, folder: Path | None) -> None:
-        sections = {"gate": CameraAnalytics.model_validate(SECTION)}
-        self.analytics = AnalyticsStage(sections, ["person"])
-        self.views = CameraViewStage(sections, self.analytics, folder)
+    def __init__(self, folder: Path | None, config: AppConfig | None = None) -> None:
+        config = config or config_of()
+        self.analytics = AnalyticsStage(config.analytics, ["person"])
+        self.views = CameraViewStage(config, self.analytics, folder)
         self.index = 0
         self.counts: Counts | None = None
 
@@ -108,14 +118,106 @@ def test_line_follows_the_scene(square: Pixels, program: Program) -> None:
     assert program.views.counters() == {"views.realigned": 1, "views.held": 0}
 
 
+GRAY = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+
+
 def test_nothing_is_counted_while_the_lens_is_covered(square: Pixels, program: Program) -> None:
     program.show(seen(square), person(200), 15)
-    events = program.show(np.full((HEIGHT, WIDTH, 3), 90, np.uint8), person(200), 12)
-    assert kinds(events) == [("camera_moved", "begin")]
-    assert events[0].data["reason"] == "covered"
-    assert program.views.counters()["views.held"] == 1
-    assert program.show(np.full((HEIGHT, WIDTH, 3), 90, np.uint8), person(400), 2) == []
-    assert ("camera_moved", "end") in kinds(program.show(seen(square), person(200), 4))
+    assert program.show(GRAY, person(200), 6) == []
+    assert program.views.counters()["views.held"] == 1  # the event follows when the patience is over
+    assert kinds(program.show(GRAY, person(200), 8)) == [("camera_covered", "begin")]
+    assert program.show(GRAY, person(400), 2) == []
+    assert ("camera_covered", "end") in kinds(program.show(seen(square), person(200), 4))
+
+
+UNALIGNED: dict[str, Any] = {**SECTION, "realign": False}
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Program]:
+    """Return a program that reports movements and covers, and leaves the lines where they are."""
+    started = Program(tmp_path / "views", config_of(UNALIGNED, moved=15, covered=30))
+    with closing(started.views):
+        yield started
+
+
+def other_way(square: Pixels) -> Pixels:
+    return np.ascontiguousarray(np.rot90(square, 2)[78 : 78 + HEIGHT, 104 : 104 + WIDTH])
+
+
+def test_movement_is_reported_without_realignment(square: Pixels, watching: Program) -> None:
+    watching.show(seen(square), person(200), 15)
+    assert watching.show(seen(square, 40), person(200), 12) == []
+    (event,) = watching.show(seen(square, 40), person(200), 8)
+    assert (event.kind, event.data["phase"]) == ("camera_moved", "begin")
+    assert event.data["shift_x_px"] == pytest.approx(40, abs=1)
+    assert watching.view() is None
+    assert kinds(watching.show(seen(square, 40), person(300), 1)) == [("line_crossed", "instant")]  # still at 280
+    assert kinds(watching.show(seen(square), person(300), 10)) == [("camera_moved", "end")]
+    assert watching.views.counters() == {"views.realigned": 0, "views.held": 0}
+
+
+def test_a_different_scene_and_a_cover_have_their_own_patience(square: Pixels, watching: Program) -> None:
+    watching.show(seen(square), person(200), 15)
+    assert watching.show(other_way(square), person(200), 12) == []
+    assert kinds(watching.show(other_way(square), person(200), 8)) == [("camera_moved", "begin")]
+    assert kinds(watching.show(seen(square), person(200), 5)) == [("camera_moved", "end")]
+    assert watching.show(GRAY, person(200), 27) == []
+    assert kinds(watching.show(GRAY, person(200), 8)) == [("camera_covered", "begin")]
+    assert kinds(watching.show(seen(square), person(200), 5)) == [("camera_covered", "end")]
+
+
+def test_small_drift_and_a_short_cover_are_not_reported(square: Pixels, watching: Program) -> None:
+    watching.show(seen(square), person(200), 15)
+    assert watching.show(seen(square, 4), person(200), 40) == []  # 0.7 % of the width
+    assert watching.show(GRAY, person(200), 20) == []
+    assert watching.show(seen(square), person(200), 20) == []
+
+
+def test_time_without_frames_is_no_fault(square: Pixels, watching: Program) -> None:
+    watching.show(seen(square), person(200), 15)
+    watching.show(other_way(square), person(200), 5)
+    watching.index += 36_000
+    assert watching.show(other_way(square), person(200), 10) == []
+    assert kinds(watching.show(other_way(square), person(200), 10)) == [("camera_moved", "begin")]
+
+
+def test_movement_while_the_program_was_stopped_is_reported(square: Pixels, watching: Program, tmp_path: Path) -> None:
+    watching.show(seen(square), person(200), 15)
+    watching.views.close()
+    again = Program(tmp_path / "views", config_of(UNALIGNED, moved=15))
+    with closing(again.views):
+        assert kinds(again.show(seen(square, 40), person(200), 25)) == [("camera_moved", "begin")]
+
+
+def test_only_the_configured_faults_are_reported(square: Pixels) -> None:
+    program = Program(None, config_of(None, covered=10))
+    with closing(program.views):
+        program.show(seen(square), person(200), 15)
+        assert program.show(seen(square, 40), person(200), 30) == []
+        assert kinds(program.show(GRAY, person(200), 20)) == [("camera_covered", "begin")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(config_of(UNALIGNED), id="no longer watched"),
+        pytest.param(config_of({**UNALIGNED, "units": "percent", "lines": []}, moved=15), id="new reference"),
+        pytest.param(config_of(SECTION, moved=15), id="realigned"),
+    ],
+)
+def test_reported_movement_ends_if_the_configuration_changes(
+    square: Pixels, watching: Program, change: AppConfig
+) -> None:
+    watching.show(seen(square), person(200), 15)
+    assert kinds(watching.show(seen(square, 40), person(200), 20)) == [("camera_moved", "begin")]
+    watching.views.reconfigure(change)
+    watching.analytics.reconfigure(change)
+    assert kinds(watching.show(seen(square, 40), person(200), 30)) == [("camera_moved", "end")]
+    section = watching.analytics.section("gate", WIDTH, HEIGHT)
+    assert section is not None
+    if change.analytics["gate"].realign:
+        assert section.lines[0].points[0] == pytest.approx((320, 0), abs=2)
 
 
 def test_view_continues_after_a_restart(square: Pixels, program: Program, tmp_path: Path) -> None:
@@ -156,11 +258,14 @@ def test_brightness_has_the_size_of_the_frame(pixel_format: str, shape: tuple[in
 
 
 def test_first_use_needs_a_restart() -> None:
-    camera = {"id": "gate", "source": "synthetic:160x120@20"}
-    before = AppConfig.model_validate({"cameras": [camera], "analytics": {"gate": {**SECTION, "realign": False}}})
-    after = AppConfig.model_validate({"cameras": [camera], "analytics": {"gate": SECTION}})
-    assert compare(before, after, 0.0).restart == (("analytics", "gate", "realign"),)
-    assert compare(after, before, 0.0).restart == ()
+    without, realigned = config_of(UNALIGNED), config_of(SECTION)
+    assert compare(without, realigned, 0.0).restart == (("analytics", "gate", "realign"),)
+    assert compare(without, config_of(UNALIGNED, covered=5), 0.0).restart == (("report_after_s", "covered"),)
+    own = without.cameras[0].model_copy(update={"report_after_s": ReportAfter(moved=5)})
+    of_camera = without.model_copy(update={"cameras": (own,)})
+    assert compare(without, of_camera, 0.0).restart == (("cameras", 0, "report_after_s", "moved"),)
+    assert compare(realigned, without, 0.0).restart == ()
+    assert compare(realigned, of_camera, 0.0).restart == ()
 
 
 def test_interval_is_short_enough_for_ten_seconds() -> None:

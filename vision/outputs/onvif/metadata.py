@@ -233,4 +233,5 @@ _NOTIFICATIONS: Final[Mapping[str, Callable[[EventMessage], Iterator[_Notificati
     "camera_frozen": _signal,
     "camera_back": _signal,
     "camera_moved": _moved,
+    "camera_covered": _moved,
 }

@@ -20,6 +20,7 @@ KINDS: Final = {
     "camera_back": "camera back",
     "camera_frozen": "camera frozen",
     "camera_moved": "camera moved",
+    "camera_covered": "camera covered",
 }
 """For each kind of event that the filter offers, the words for the title of an event."""
 
