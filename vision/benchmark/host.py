@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pynvml as nvml
@@ -14,10 +16,40 @@ from vision.benchmark.memory import ModelMemory, model_memory
 from vision.benchmark.plan import SCHEMA
 from vision.engine.library import TEGRA_RELEASE
 from vision.errors import ConfigError
-from vision.language.recipes import Host, Platform
+from vision.language.recipes import Host, Platform, host_of
 
 _THOR, _ORIN = 110, 87  # compute capabilities
+_JETPACK_7: Final = 38  # first major version of L4T in JetPack 7
+_JETPACKS: Final = {
+    (38, "2"): "7.0",
+    (38, "2.0"): "7.0",
+    (38, "4"): "7.1",
+    (38, "4.0"): "7.1",
+    (39, "2"): "7.2",
+    (39, "2.0"): "7.2",
+    (39, "2.1"): "7.2.1",
+}
+"""Versions of JetPack 7 by the major version and the revision of L4T."""
+
 _MODEL = Path("/proc/device-tree/model")
+
+
+def other_host(machine: str, jetpack: str | None, plan: Path | None) -> Host:
+    """Return a Jetson as a host. If `plan` is not None, its memory is from the plan, which was made on such a Jetson.
+
+    Args:
+        machine: name in `MACHINES`.
+        jetpack: version of JetPack, one of those of the machine; None means its default.
+        plan: file of `vision plan --json`; None means that the memory is assumed.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
+    """
+    host = host_of(machine, jetpack)
+    if plan is None:
+        return host
+    memory = read_memory(plan)
+    return replace(host, total_mib=memory.total_mib, left_mib=memory.free_mib)
 
 
 def find_host(plan: Path | None) -> Host:
@@ -31,23 +63,29 @@ def find_host(plan: Path | None) -> Host:
     """
     memory = model_memory() if plan is None else read_memory(plan)
     if TEGRA_RELEASE.exists():
-        platform, capability = parse_jetson(TEGRA_RELEASE.read_text(errors="replace"), _model_name())
-    else:
-        capability = _capability()
-        platform = "gpu" if capability else "cpu"
-    return Host(platform, capability, memory.total_mib, memory.free_mib)
+        platform, capability, jetpack = parse_jetson(TEGRA_RELEASE.read_text(errors="replace"), _model_name())
+        return Host(platform, capability, memory.total_mib, memory.free_mib, jetpack)
+    capability = _capability()
+    return Host("gpu" if capability else "cpu", capability, memory.total_mib, memory.free_mib)
 
 
-def parse_jetson(release: str, model: str) -> tuple[Platform, int]:
-    """Return the platform and the compute capability of a Jetson.
+def parse_jetson(release: str, model: str) -> tuple[Platform, int, str]:
+    """Return the platform, the compute capability, and the version of JetPack of a Jetson.
+
+    The version is empty if it is not known. A release of L4T 39 after JetPack 7.2.1 counts as JetPack 7.2.2.
 
     Args:
         release: the content of /etc/nv_tegra_release, which starts like ``# R36 (release), REVISION: 4.7``.
         model: the name of the module, such as ``NVIDIA Jetson AGX Thor Developer Kit``.
     """
-    found = re.search(r"R(\d+)", release)
-    platform: Platform = "jetpack7" if found and int(found[1]) >= 38 else "jetpack6"
-    return platform, _THOR if "thor" in model.lower() else _ORIN
+    found = re.search(r"R(\d+)(?:.*REVISION: ([\d.]+))?", release)
+    major = int(found[1]) if found else 0
+    capability = _THOR if "thor" in model.lower() else _ORIN
+    if major < _JETPACK_7:
+        return "jetpack6", capability, ""
+    revision = (found[2] or "").strip(".") if found else ""
+    newest = "7.2.2" if major > _JETPACK_7 and revision else ""
+    return "jetpack7", capability, _JETPACKS.get((major, revision), newest)
 
 
 def _model_name() -> str:

@@ -17,7 +17,7 @@ from vision.cli.options import Json, JsonFile, argument_parser, check_plot, read
 from vision.cli.session import add_command, command
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, ConfigError, redact, register_secret
 from vision.language.known_models import KNOWN_MODELS
-from vision.language.recipes import PORT, SERVERS, Host, Recipe, fits, recipes, usable_precisions
+from vision.language.recipes import MACHINES, PORT, SERVERS, Host, Recipe, fits, recipes, usable_precisions
 
 if TYPE_CHECKING:
     from vision.benchmark.language import Answers, LanguageCheck
@@ -35,6 +35,12 @@ DEFAULT_URL: Final = f"http://127.0.0.1:{PORT}/v1"
 def _model_name(text: str) -> str:
     if text not in {known.name for known in KNOWN_MODELS}:
         raise typer.BadParameter(f"expected one of {_NAMES}, got {text!r}")
+    return text
+
+
+def _machine_name(text: str) -> str:
+    if text not in MACHINES:
+        raise typer.BadParameter(f"expected one of {', '.join(MACHINES)}, got {text!r}")
     return text
 
 
@@ -159,31 +165,62 @@ def show_recipes(
         int,
         typer.Option(min=1, max=_MAX_PARALLEL, metavar="N", help="Number of requests that are answered at once."),
     ] = 1,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            parser=_machine_name, metavar="NAME", help=f"Other machine: {', '.join(MACHINES)}. [default: this machine]"
+        ),
+    ] = None,
+    jetpack: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Version of JetPack on the machine of --machine. [default: 7.2]"),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Print the commands that start a server for language models on this machine.
+    """Print the commands that start a server for language models on this machine, or on the Jetson of --machine.
 
     With --plan, each server fits in the memory that `vision` leaves free. Exit code 1 means that no model fits.
 
     Examples:
       vision plan camera.yaml --json plan.json && vision llm recipes --plan plan.json
       vision llm recipes --model qwen3-vl-2b
+      vision llm recipes --machine orin-nano-8gb --jetpack 6.2
     """
-    from vision.benchmark.host import find_host
+    from vision.benchmark.host import find_host, other_host
 
-    host = find_host(plan)
+    if machine is not None:
+        _check_jetpack(machine, jetpack)
+        host = other_host(machine, jetpack, plan)
+    elif jetpack is not None:
+        raise typer.BadParameter("expected --machine too", param_hint="--jetpack")
+    else:
+        host = find_host(plan)
     found = recipes(host, parallel=parallel, model=model)
     if json:
         document = {"schema": "vision.llm-recipes/1", "host": asdict(host), "recipes": [asdict(each) for each in found]}
         print(json_module.dumps(document, indent=1))
     else:
-        _print_recipes(host, found, parallel, measured=plan is not None)
+        _print_recipes(host, found, parallel, source=_source_of_memory(machine, plan))
     return EXIT_OK if found else EXIT_RUNTIME
 
 
-def _print_recipes(host: Host, found: list[Recipe], parallel: int, *, measured: bool) -> None:
+def _check_jetpack(machine: str, jetpack: str | None) -> None:
+    """Raise `typer.BadParameter` if a version of JetPack does not run on a machine."""
+    known = MACHINES[machine].jetpacks
+    if jetpack is not None and jetpack not in known:
+        raise typer.BadParameter(f"expected one of {', '.join(known)} on {machine}", param_hint="--jetpack")
+
+
+def _source_of_memory(machine: str | None, plan: Path | None) -> str:
+    if plan is not None:
+        return "while `vision` ran"
+    if machine is not None:
+        return "(assumed; with --plan FILE from such a machine, measured)"
+    return "now; with --plan FILE, the memory of `vision` is taken into account"
+
+
+def _print_recipes(host: Host, found: list[Recipe], parallel: int, *, source: str) -> None:
     console = table_console()
-    source = "while `vision` ran" if measured else "now; with --plan FILE, the memory of `vision` is taken into account"
     console.print(f"free memory: {host.left_mib:.0f} of {host.total_mib:.0f} MiB {source}", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("model", "server", "weights"):

@@ -28,6 +28,15 @@ _MIB: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """An EAGLE-3 draft model for a checkpoint in 16 bits. Numbers of parameters are in millions."""
+
+    checkpoint: str
+    parameters: int  # at most: one layer, and an embedding and an output layer for the whole vocabulary
+    cache_bytes: int  # KV cache of one token
+
+
+@dataclass(frozen=True, slots=True)
 class KnownModel:
     """A vision-language model. Numbers of parameters are in millions."""
 
@@ -37,7 +46,7 @@ class KnownModel:
     encoder: int  # parameters of the image encoder, which stays in 16 bits
     cache_bytes: int  # KV cache of one token: layers * KV heads * 128 values * 2 (key and value) * 2 bytes
     checkpoints: Mapping[Precision, str]  # published checkpoints by precision
-    draft: str | None = None  # EAGLE-3 draft model for the checkpoint in fp16
+    draft: Draft | None = None
 
     def need_mib(self, precision: Precision, parallel: int = 1) -> float:
         """Return the estimated memory in MiB of a server that answers `parallel` requests at the same time."""
@@ -45,6 +54,12 @@ class KnownModel:
         bits += self.vocabulary * (_BITS[precision] if precision == "q4_k_m" else 16)
         cache = self.cache_bytes * CONTEXT_TOKENS * parallel
         return (bits / 8 * 1e6 + cache) / _MIB + _RUNTIME_MIB
+
+    def draft_mib(self, parallel: int = 1) -> float:
+        """Return the estimated memory in MiB that the draft model needs in addition; 0 if there is none."""
+        if self.draft is None:
+            return 0.0
+        return (self.draft.parameters * 2e6 + self.draft.cache_bytes * CONTEXT_TOKENS * parallel) / _MIB
 
 
 KNOWN_MODELS: Final = (
@@ -75,7 +90,7 @@ KNOWN_MODELS: Final = (
             "int4": "Qwen/Qwen2.5-VL-7B-Instruct-AWQ",
             "q4_k_m": "ggml-org/Qwen2.5-VL-7B-Instruct-GGUF",
         },
-        draft="Rayzl/qwen2.5-vl-7b-eagle3-sgl",
+        draft=Draft("Rayzl/qwen2.5-vl-7b-eagle3-sgl", 288 + 1_090, 4 * 512),
     ),
     KnownModel("qwen3-vl-8b", 6_946, 1_245, 576, 36 * 8 * 512, {"fp16": "Qwen/Qwen3-VL-8B-Instruct"}),
 )

@@ -1,6 +1,7 @@
 """Commands that start a server of a vision-language model on a machine, in the memory that `vision` leaves free.
 
-The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp.
+The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp. The container
+for JetPack 6 is the one of NVIDIA's instructions for Jetson Orin.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ServerName: TypeAlias = Literal["edge-llm", "vllm", "llama.cpp"]
 
 SERVERS: Final[dict[Platform, tuple[ServerName, ...]]] = {
     "jetpack7": ("edge-llm", "vllm", "llama.cpp"),
-    "jetpack6": ("llama.cpp",),  # the wheel of Edge-LLM needs the C library of Ubuntu 24.04
+    "jetpack6": ("vllm", "llama.cpp"),  # the wheel of Edge-LLM needs the C library of Ubuntu 24.04
     "gpu": ("vllm", "llama.cpp"),
     "cpu": ("llama.cpp",),
 }
@@ -36,7 +37,15 @@ _METHODS: Final[dict[Precision, tuple[str, ...]]] = {
     "fp8": ("--quantization", "fp8"),
     "nvfp4": ("--quantization", "nvfp4", "--kv_cache_quantization", "fp8"),
 }
-_EXPERIMENTAL: Final = "NVIDIA calls this server experimental. Its first start builds engines, which takes minutes."
+_EXPERIMENTAL: Final = (
+    "NVIDIA calls this server experimental. Its first start builds engines, which takes minutes, and needs the "
+    "compiler nvcc of the CUDA toolkit."
+)
+_CONTAINERS: Final[dict[Platform, str]] = {
+    "jetpack7": "vllm/vllm-openai:latest",
+    "jetpack6": "ghcr.io/nvidia-ai-iot/vllm:r36.4-tegra-aarch64-cu126-22.04 vllm serve",
+}
+"""Containers of vLLM, with the command that starts the server if the container does not start it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,12 @@ class Host:
     capability: int
     total_mib: float  # of the memory in which models run
     left_mib: float  # available to a server
+    jetpack: str = ""  # version, such as 7.2.1; empty if it is not known, or if the machine is no Jetson
+
+    @property
+    def edge_llm(self) -> str:
+        """Version of TensorRT Edge-LLM for this machine."""
+        return "0.11.1" if _version(self.jetpack) >= (7, 2, 2) else "0.11.0"
 
     def precisions(self, server: ServerName) -> tuple[Precision, ...]:
         """Return the formats of weights that the server can use on this machine, fastest first."""
@@ -55,6 +70,47 @@ class Host:
         if self.capability >= _BLACKWELL:
             return ("nvfp4", "fp8", "int4", "fp16")
         return ("fp8", "int4", "fp16") if self.capability >= _ADA else ("int4", "fp16")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine for which recipes can be printed elsewhere."""
+
+    capability: int
+    memory_gib: int
+    jetpacks: tuple[str, ...]  # newest first
+
+
+_ORIN_JETPACKS: Final = ("7.2", "7.2.1", "7.2.2", "6.2", "6.1")
+MACHINES: Final = {
+    "orin-nano-8gb": Machine(87, 8, _ORIN_JETPACKS),
+    "orin-nx-16gb": Machine(87, 16, _ORIN_JETPACKS),
+    "agx-orin-32gb": Machine(87, 32, _ORIN_JETPACKS),
+    "agx-orin-64gb": Machine(87, 64, _ORIN_JETPACKS),
+    "thor-128gb": Machine(110, 128, ("7.2", "7.2.1", "7.2.2", "7.1", "7.0")),
+}
+"""Jetsons by name, with the versions of JetPack that run on them. The first version is the default."""
+
+_RESERVED: Final = 0.05  # assumed: part of the memory that Linux does not report
+_USED_MIB: Final = 2048.0  # assumed: memory of the system and of `vision`
+
+
+def host_of(name: str, jetpack: str | None = None) -> Host:
+    """Return a Jetson as a host. Its memory is assumed.
+
+    Args:
+        name: name in `MACHINES`.
+        jetpack: version of JetPack, one of those of the machine; None means its default.
+    """
+    machine = MACHINES[name]
+    version = machine.jetpacks[0] if jetpack is None else jetpack
+    total_mib = machine.memory_gib * 1024 * (1 - _RESERVED)
+    platform: Platform = "jetpack7" if version.startswith("7") else "jetpack6"
+    return Host(platform, machine.capability, total_mib, total_mib - _USED_MIB, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +181,21 @@ def fits(host: Host, known: KnownModel, precision: Precision, parallel: int) -> 
 def _recipe(host: Host, server: ServerName, known: KnownModel, precision: Precision, parallel: int) -> Recipe:
     need = known.need_mib(precision, parallel)
     if server == "edge-llm":
-        commands = (*_quantize(known, precision), *_edge_llm(known.checkpoints.get(precision), known, parallel))
-        return Recipe(server, known.name, precision, need, commands, (_EXPERIMENTAL,))
+        serve = _edge_llm(host, known.checkpoints.get(precision), known, parallel)
+        commands = (*_quantize(host, known, precision), *serve)
+        return Recipe(server, known.name, precision, need, commands, _edge_llm_notes(host))
     if server == "vllm":
         return Recipe(server, known.name, precision, need, _vllm(host, known, precision, parallel), _vllm_notes(host))
     return Recipe(server, known.name, precision, need, (_llama(host, known, precision, parallel),), _llama_notes(host))
 
 
-def _quantize(known: KnownModel, precision: Precision) -> Iterator[str]:
+def _quantize(host: Host, known: KnownModel, precision: Precision) -> Iterator[str]:
     """Yield the commands that quantize a model, and a comment, if the model has no published checkpoint."""
     if precision not in known.checkpoints:
         arguments = ["--model_dir", known.checkpoints["fp16"], "--output_dir", _own_checkpoint(known)]
         command = shlex.join(["tensorrt-edgellm-quantize", "llm", *arguments, *_METHODS[precision]])
         yield "# on a computer with a GPU; then copy the folder to this machine"
-        yield "pip install 'tensorrt-edgellm[tools]==0.11.0'"
+        yield f"pip install 'tensorrt-edgellm[tools]=={host.edge_llm}'"
         yield command
 
 
@@ -146,7 +203,9 @@ def _own_checkpoint(known: KnownModel) -> str:
     return f"{known.name}-quantized"
 
 
-def _edge_llm(checkpoint: str | None, known: KnownModel, parallel: int, *extra: str) -> tuple[str, ...]:
+def _edge_llm(
+    host: Host, checkpoint: str | None, known: KnownModel, parallel: int, extra: Sequence[str] = ()
+) -> tuple[str, ...]:
     batching = ("--max-batch-size", str(parallel), "--enable-in-flight-batching") if parallel > 1 else ()
     command = shlex.join(
         [
@@ -159,23 +218,32 @@ def _edge_llm(checkpoint: str | None, known: KnownModel, parallel: int, *extra: 
     )
     # TensorRT is a system package of JetPack. The packages of the server need NumPy 2, which JetPack's OpenCV cannot
     # use, so the server has an environment of its own.
-    install = "edge/bin/pip install 'tensorrt-edgellm[server]==0.11.0'"
-    return "python3 -m venv --system-site-packages edge", install, command
+    install = f"edge/bin/pip install 'tensorrt-edgellm[server]=={host.edge_llm}'"
+    path = "export PATH=/usr/local/cuda/bin:$PATH"  # for nvcc
+    return "python3 -m venv --system-site-packages edge", install, path, command
+
+
+def _edge_llm_notes(host: Host) -> tuple[str, ...]:
+    if host.edge_llm == "0.11.0":
+        return (_EXPERIMENTAL,)
+    return _EXPERIMENTAL, "If pip finds no version 0.11.1, build the server from its source code."
 
 
 def _speculative(host: Host, server: ServerName, known: KnownModel, parallel: int) -> Iterator[Recipe]:
-    """Yield a recipe with speculative decoding for Edge-LLM, if the model has a draft model and fits in fp16."""
-    if server != "edge-llm" or known.draft is None or not fits(host, known, "fp16", parallel):
+    """Yield a recipe with speculative decoding for Edge-LLM, if the model fits in fp16 together with a draft model."""
+    if server != "edge-llm" or known.draft is None:
         return
-    need = known.need_mib("fp16", parallel)
-    draft = json.dumps({"method": "eagle3", "model": known.draft, "num_speculative_tokens": 3})
-    commands = _edge_llm(known.checkpoints["fp16"], known, parallel, "--speculative-config", draft)
+    need = known.need_mib("fp16", parallel) + known.draft_mib(parallel)
+    if need * MARGIN > host.left_mib:
+        return
+    draft = json.dumps({"method": "eagle3", "model": known.draft.checkpoint, "num_speculative_tokens": 3})
+    commands = _edge_llm(host, known.checkpoints["fp16"], known, parallel, ("--speculative-config", draft))
     notes = (
-        _EXPERIMENTAL,
+        *_edge_llm_notes(host),
         "A draft model speeds up long answers. It does not help if the answer is one word.",
-        "The estimated memory does not include the draft model.",
+        f"The estimate contains at most {known.draft_mib(parallel):.0f} MiB for the draft model.",
     )
-    yield Recipe(server, known.name, "fp16", need, commands, notes, draft=known.draft)
+    yield Recipe(server, known.name, "fp16", need, commands, notes, draft=known.draft.checkpoint)
 
 
 def _vllm(host: Host, known: KnownModel, precision: Precision, parallel: int) -> tuple[str, ...]:
@@ -187,9 +255,9 @@ def _vllm(host: Host, known: KnownModel, precision: Precision, parallel: int) ->
         *("--max-model-len", str(CONTEXT_TOKENS), "--max-num-seqs", str(parallel)),
     ]
     checkpoint = known.checkpoints[precision]
-    if host.platform == "jetpack7":
+    if host.platform in _CONTAINERS:
         docker = "docker run --rm --runtime nvidia --network host -v $HOME/.cache/huggingface:/root/.cache/huggingface"
-        return (f"{docker} vllm/vllm-openai:latest {shlex.join([checkpoint, *options])}",)
+        return (f"{docker} {_CONTAINERS[host.platform]} {shlex.join([checkpoint, *options])}",)
     serve = shlex.join(["vllm/bin/vllm", "serve", checkpoint, *options])
     return "python3 -m venv vllm && vllm/bin/pip install vllm", serve
 
@@ -198,6 +266,8 @@ def _vllm_notes(host: Host) -> tuple[str, ...]:
     notes = ["vLLM does not start if less than its share of the memory is free."]
     if host.platform == "jetpack7":
         notes.append("An Orin needs JetPack 7.2 or later for this container.")
+    if host.platform == "jetpack6":
+        notes.append("NVIDIA publishes this container for L4T 36, and names it for L4T 36.4 (JetPack 6.1 and 6.2).")
     return tuple(notes)
 
 

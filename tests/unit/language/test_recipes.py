@@ -15,7 +15,7 @@ from vision.benchmark.memory import model_memory
 from vision.cli.main import main
 from vision.errors import ConfigError
 from vision.language.known_models import CONTEXT_TOKENS, KNOWN_MODELS, Precision
-from vision.language.recipes import MARGIN, SERVERS, Host, Recipe, recipes
+from vision.language.recipes import MACHINES, MARGIN, SERVERS, Host, Recipe, host_of, recipes
 
 ORIN_NANO = Host("jetpack7", 87, 7620, 5000)
 AGX_ORIN = Host("jetpack7", 87, 62_800, 50_000)
@@ -98,6 +98,83 @@ def test_model_without_a_checkpoint_is_quantized_first() -> None:
     assert serve[1] == f"./{quantize[quantize.index('--output_dir') + 1]}"
 
 
+def text_of(host: Host, server: str) -> str:
+    return "\n".join(line for each in recipes(host) if each.server == server for line in (*each.commands, *each.notes))
+
+
+@pytest.mark.parametrize(
+    ("jetpack", "version"), [("7.1", "0.11.0"), ("7.2", "0.11.0"), ("7.2.1", "0.11.0"), ("7.2.2", "0.11.1")]
+)
+def test_version_of_edge_llm_fits_jetpack(jetpack: str, version: str) -> None:
+    text = text_of(host_of("thor-128gb", jetpack), "edge-llm")
+    assert set(re.findall(r"tensorrt-edgellm\[\w+\]==([\d.]+)", text)) == {version}
+    quantized = "\n".join(recipes(host_of("orin-nano-8gb"), model="qwen3-vl-2b")[0].commands)
+    assert set(re.findall(r"tensorrt-edgellm\[(\w+)\]==0.11.0", quantized)) == {"tools", "server"}
+
+
+def test_compiler_is_on_the_path_of_edge_llm() -> None:
+    text = text_of(THOR, "edge-llm")
+    assert "export PATH=/usr/local/cuda/bin:$PATH" in text
+    assert "nvcc" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "container"),
+    [
+        (ORIN_NX_JETPACK_6, "ghcr.io/nvidia-ai-iot/vllm:r36.4-tegra-aarch64-cu126-22.04 vllm serve Qwen/"),
+        (ORIN_NANO, "vllm/vllm-openai:latest Qwen/"),
+    ],
+)
+def test_container_of_vllm_fits_jetpack(host: Host, container: str) -> None:
+    assert container in text_of(host, "vllm")
+
+
+def test_memory_of_the_draft_model_counts() -> None:
+    (recipe,) = [recipe for recipe in recipes(AGX_ORIN) if recipe.draft is not None]
+    (known,) = [known for known in KNOWN_MODELS if known.name == recipe.model]
+    without_mib = known.need_mib("fp16")
+    assert recipe.need_mib == without_mib + known.draft_mib()
+    assert known.draft_mib() == pytest.approx((1378e6 * 2 + 2048 * CONTEXT_TOKENS) / 2**20)
+    tight = Host("jetpack7", 87, 62_800, (without_mib + known.draft_mib() / 2) * MARGIN)
+    assert all(recipe.draft is None for recipe in recipes(tight))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_each_machine_has_recipes_for_each_of_its_jetpacks(machine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for jetpack in MACHINES[machine].jetpacks:
+        assert main(["llm", "recipes", "--machine", machine, "--jetpack", jetpack, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["host"]["jetpack"] == jetpack
+        assert document["host"]["platform"] == ("jetpack6" if jetpack < "7" else "jetpack7")
+        assert {recipe["server"] for recipe in document["recipes"]} == set(SERVERS[document["host"]["platform"]])
+
+
+def test_memory_of_another_machine_can_be_from_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    memory = {"owner": "CPU", "total_mib": 9000.0, "free_mib": 5500.0}
+    plan.write_text(json.dumps({"schema": "vision.plan/1", "memory": memory}))
+    assert main(["llm", "recipes", "--machine", "orin-nano-8gb", "--plan", str(plan), "--json"]) == 0
+    host = json.loads(capsys.readouterr().out)["host"]
+    assert (host["capability"], host["total_mib"], host["left_mib"]) == (87, 9000.0, 5500.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--machine", "nano"], ["--jetpack", "7.2"], ["--machine", "thor-128gb", "--jetpack", "6.2"],
+     ["--machine", "orin-nano-8gb", "--jetpack", "7.1"]],
+)  # fmt: skip
+def test_unknown_machines_are_refused(arguments: list[str]) -> None:
+    assert main(["llm", "recipes", *arguments]) == 2
+
+
+def test_documentation_names_the_models_that_fit_on_each_jetson() -> None:
+    page = (ROOT / "docs" / "language-models.md").read_text(encoding="utf-8")
+    for name in MACHINES:
+        (row,) = re.findall(rf"^\| [^|]*`{name}`[^|]* \| (.*) \|$", page, re.MULTILINE)
+        found = {recipe.model for recipe in recipes(host_of(name)) if recipe.server in ("edge-llm", "vllm")}
+        assert found & set(re.findall(r"qwen[\w.-]+", row)), name
+
+
 def test_speculative_decoding_is_offered_where_it_fits() -> None:
     (recipe,) = [recipe for recipe in recipes(AGX_ORIN) if recipe.draft is not None]
     assert json.loads(options(recipe)["--speculative-config"])["model"] == recipe.draft
@@ -114,13 +191,17 @@ def test_share_of_vllm_holds_the_model_and_is_free(host: Host) -> None:
 @pytest.mark.parametrize(
     ("release", "model", "expected"),
     [
-        ("# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic", "NVIDIA Jetson Orin Nano", ("jetpack6", 87)),
-        ("# R38 (release), REVISION: 2.0", "NVIDIA Jetson AGX Thor Developer Kit", ("jetpack7", 110)),
-        ("# R39 (release), REVISION: 2.0", "NVIDIA Jetson AGX Orin Developer Kit", ("jetpack7", 87)),
-        ("", "", ("jetpack6", 87)),
+        ("# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic", "NVIDIA Jetson Orin Nano", ("jetpack6", 87, "")),
+        ("# R38 (release), REVISION: 2.0", "NVIDIA Jetson AGX Thor Developer Kit", ("jetpack7", 110, "7.0")),
+        ("# R38 (release), REVISION: 4.0, GCID: 1", "NVIDIA Jetson AGX Thor", ("jetpack7", 110, "7.1")),
+        ("# R39 (release), REVISION: 2.0", "NVIDIA Jetson AGX Orin Developer Kit", ("jetpack7", 87, "7.2")),
+        ("# R39 (release), REVISION: 2.1, GCID: 1", "NVIDIA Jetson AGX Orin", ("jetpack7", 87, "7.2.1")),
+        ("# R39 (release), REVISION: 2.2, GCID: 1", "NVIDIA Jetson AGX Orin", ("jetpack7", 87, "7.2.2")),
+        ("# R39 (release)", "NVIDIA Jetson AGX Orin", ("jetpack7", 87, "")),
+        ("", "", ("jetpack6", 87, "")),
     ],
 )
-def test_jetson_is_recognized(release: str, model: str, expected: tuple[str, int]) -> None:
+def test_jetson_is_recognized(release: str, model: str, expected: tuple[str, int, str]) -> None:
     assert parse_jetson(release, model) == expected
 
 
