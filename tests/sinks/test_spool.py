@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.log_records import log_args
 from tests.messages.processes import python
 from tests.unit.state.faults import file_size_limit
+from tests.unit.state.test_free_space import small_disk
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
 from vision.outputs.sinks.spool import Position, Spool
 
@@ -61,6 +63,44 @@ def test_oldest_messages_beyond_the_size_are_lost_and_counted(tmp_path: Path) ->
         assert left == list(range(100 - len(left), 100))
         assert queue.lost == 100 - len(left)
         assert queue.count == len(left) > 5
+
+
+def free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+@pytest.mark.integration
+def test_reserve_of_the_disk_stays_free(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=40) as disk, closing(spool(disk, max_bytes=10**9)) as queue:
+        reserve = 40 * 2**20 // 20
+        for number in range(8000):
+            queue.add([message(number, size=9000)])
+            assert free_bytes(disk) > 0.9 * reserve
+        assert len(log_args(caplog, "vision.outputs.sinks.spool")) == 1  # the losses are logged once
+        assert queue.lost + queue.count == 8000
+        assert queue.lost > 4000
+        while waiting := queue.first(100):  # the newest messages are delivered, in order
+            assert keys(waiting) == list(range(8000 - queue.count, 8000 - queue.count + len(waiting)))
+            queue.remove(waiting)
+
+
+@pytest.mark.integration
+def test_messages_pass_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=120) as disk, closing(spool(disk, max_bytes=10**8)) as queue:
+        (disk / "other").write_bytes(bytes(115 * 2**20))
+        for number in range(1000):
+            queue.add([message(number, size=9000)], Position("j1", number))
+            assert keys(queue.first(9)) == [number]
+            queue.remove(queue.first(9))
+        assert queue.lost == 0
+        for number in range(1000):
+            queue.add([message(number, size=9000)])
+        assert 800_000 < queue.nbytes < 1_000_000
+        (disk / "other").unlink()
+        for number in range(1000):
+            queue.add([message(number, size=9000)])
+        assert queue.nbytes > 9_000_000  # the configured limit applies again
 
 
 def test_few_large_messages_are_read_at_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`FreeSpace`, which checks the reserve of free space that snapshots, recordings, and videos leave on a disk."""
+"""`FreeSpace`, which checks the reserve of free space that the outputs of the program leave on a disk."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class FreeSpace:
         self._checked_s = -_INTERVAL_S
         self._low = False
 
-    def is_low(self, *, now: bool = False, times: float = 1.0) -> bool:
-        """Return True if the free space is below the reserve, multiplied by `times`.
+    def is_low(self, *, now: bool = False, times: float = 1.0, promised_bytes: int = 0) -> bool:
+        """Return True if the free space without `promised_bytes` is below the reserve, multiplied by `times`.
 
         Ask the system at most once per second, or in each call if `now` is True. If this fails, return the last result.
         """
@@ -34,5 +34,5 @@ class FreeSpace:
             except OSError:
                 return self._low
             reserve = min(_SHARE * disk.f_blocks * disk.f_frsize, _MOST_BYTES)
-            self._low = disk.f_bavail * disk.f_frsize < times * reserve
+            self._low = disk.f_bavail * disk.f_frsize - promised_bytes < times * reserve
         return self._low

@@ -23,10 +23,10 @@ MEBIBYTE = 2**20
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a file system in memory with 4 MiB, of which 205 KiB are the reserve."""
+def small_disk(folder: Path, mebibytes: int = 4) -> Iterator[Path]:
+    """Mount a file system in memory, usually with 4 MiB. 5 % of its size, usually 205 KiB, are the reserve."""
     folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
+from vision.state.free_space import FreeSpace
 from vision.state.private_files import open_restricted
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ CREATE TABLE IF NOT EXISTS position (
 CREATE TABLE IF NOT EXISTS sequences (topic TEXT PRIMARY KEY, instance TEXT, seq INTEGER);
 """
 _OVERHEAD_BYTES: Final = 100  # of a row
+_LEAST_BYTES: Final = 1_000_000  # that the spool can contain while the disk is nearly full, so that delivery continues
+_FREE_AGAIN: Final = 1.2  # multiple of the reserve from which the disk counts as free again
 
 
 class Position(NamedTuple):
@@ -47,6 +50,8 @@ class Position(NamedTuple):
 
 class Spool:
     """Queue of messages in an SQLite file, limited in size and age. Thread-safe.
+
+    While the disk is nearly full (`FreeSpace`), the messages need no more space than when this began, or 1 MB.
 
     Attributes:
         count: number of waiting messages.
@@ -67,6 +72,10 @@ class Spool:
         self._max_age_s = max_age_s
         self._clock = clock
         self._lock = threading.Lock()
+        self._path = path
+        self._space = FreeSpace(path.parent)
+        self._held_bytes: int | None = None  # limit while the disk is nearly full
+        self._told = False  # True if the log contains that messages are lost because of this limit
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = _open(path)
         ((self.count, self.nbytes, last_s),) = self._database.execute(
@@ -102,12 +111,13 @@ class Spool:
         """
         now_s = self._start_s + self._clock()
         with self._lock:
+            max_bytes = self._limit()
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 size = _Size(self.count, self.nbytes)
                 for message in messages:
                     self._insert(message, now_s, size)
-                lost = self._delete_oldest(now_s - self._max_age_s, size)
+                lost = self._delete_oldest(now_s - self._max_age_s, size, max_bytes)
                 if position is not None:
                     self._database.execute("INSERT OR REPLACE INTO position VALUES (1, ?, ?)", position)
                 rows = [(topic, *last) for topic, last in (sequences or {}).items()]
@@ -118,6 +128,9 @@ class Spool:
                 raise
             self.lost += lost
             self.count, self.nbytes = size.count, size.nbytes
+            if lost and max_bytes < self._max_bytes and not self._told:
+                self._told = True
+                log.warning("%s: the disk is nearly full: the oldest messages are lost", self._path)
 
     def first(self, limit: int) -> list[Outgoing]:
         """Return up to `limit` of the oldest messages, in order, with up to `MAX_BATCH_BYTES` in total.
@@ -151,6 +164,25 @@ class Spool:
         with self._lock:
             self._database.close()
 
+    def _limit(self) -> int:
+        """Return the maximum size of the messages in bytes, which depends on the free space of the disk."""
+        times = 1.0 if self._held_bytes is None else _FREE_AGAIN
+        if not self._space.is_low(now=True, times=times, promised_bytes=self._log_bytes()):
+            if self._told:
+                log.info("%s: the disk has free space again", self._path)
+            self._held_bytes, self._told = None, False
+            return self._max_bytes
+        if self._held_bytes is None:
+            self._held_bytes = min(self._max_bytes, max(_LEAST_BYTES, self.nbytes))
+        return self._held_bytes
+
+    def _log_bytes(self) -> int:
+        """Return the size of SQLite's log, whose content the next checkpoint copies to the file."""
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except OSError:
+            return 0
+
     def _insert(self, message: Outgoing, now_s: float, size: _Size) -> None:
         if message.is_state:
             replaced = "FROM messages WHERE topic = ? AND is_state"
@@ -162,15 +194,15 @@ class Spool:
         self._database.execute(f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
         size.count, size.nbytes = size.count + 1, size.nbytes + _size(message)
 
-    def _delete_oldest(self, since_s: float, size: _Size) -> int:
-        """Delete messages that are older than `since_s`, and then the oldest ones if they exceed the size limit.
+    def _delete_oldest(self, since_s: float, size: _Size, max_bytes: int) -> int:
+        """Delete messages that are older than `since_s`, and then the oldest ones if they exceed `max_bytes`.
 
         Subtract the deleted messages from `size`, and return their number.
         """
         lost = last = 0
         with closing(self._database.execute("SELECT number, bytes, at_s FROM messages ORDER BY number")) as rows:
             for number, nbytes, at_s in rows:
-                if at_s >= since_s and size.nbytes <= self._max_bytes:
+                if at_s >= since_s and size.nbytes <= max_bytes:
                     break
                 lost, last = lost + 1, number
                 size.count, size.nbytes = size.count - 1, size.nbytes - nbytes
