@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -21,6 +19,7 @@ from vision.benchmark.stand_ins import StandIn, phased_sources, repeated, stand_
 from vision.config import AppConfig
 from vision.detect.detector import Detector
 from vision.detect.open import open_detector
+from vision.state.scratch import scratch_folder
 
 Part: TypeAlias = Literal[
     "detector", "camera thread", "capture worker", "results thread", "result worker", "inference thread", "CPU"
@@ -128,9 +127,9 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
     Raises:
         VisionError: the model, the back-end, the pipeline, or a local source cannot be opened.
     """
-    with tempfile.TemporaryDirectory(prefix="vision-plan-") as folder, language_load(config.language) as load:
+    with scratch_folder("vision-plan-") as folder, language_load(config.language) as load:
         progress("opening the cameras")
-        cameras = stand_ins(config, seconds, Path(folder))
+        cameras = stand_ins(config, seconds, folder)
         runs = _Runs(config, cameras, progress)
         run = runs.run(len(cameras), seconds)
         fits = runs.fits(run, len(cameras))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from vision.engine.profiler import Layer, LayerTensor, LayerTimes, Profile, pars
 from vision.engine.trace import Span, SpanRecorder, layer_spans, write_chrome_trace
 from vision.errors import ConfigError, ModelError
 from vision.metrics import send_spans
+from vision.state.scratch import scratch_folder
 from vision.types import Frame
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def _onnxruntime_layers(folder: Path, spec: ModelSpec, settings: ProfileSettings
 
     path = checked_model_file(folder, spec)
     threads = _threads(settings)
-    with tempfile.TemporaryDirectory(prefix="vision-") as scratch:
-        network = OnnxNetwork(path, spec, settings.batch, threads=threads, profile=Path(scratch) / "nodes")
+    with scratch_folder("vision-") as scratch:
+        network = OnnxNetwork(path, spec, settings.batch, threads=threads, profile=scratch / "nodes")
         for _ in range(_WARM_UP + settings.runs):
             network.run()
         text = network.end_profiling().read_text(encoding="utf-8")

@@ -39,6 +39,7 @@ from vision.engine.build_plan import BuildPlan, resolve, resolve_classifier
 from vision.engine.cache import EngineCache, Entry, Loaded, foreign
 from vision.engine.library import Gpu, GpuDescription, Library, find_library
 from vision.engine.open import load_or_build
+from vision.engine.plugins import check_plugins
 from vision.engine.progress import Phase
 from vision.engine.runtime import load_engine
 from vision.errors import EXIT_OK, DeviceError, DeviceMissing, ModelError
@@ -116,7 +117,7 @@ def build(
     name, detect = select_model(model, config, precision=precision, max_batch=max_batch)
     engine = given(workspace_mib=workspace_mib, optimization_level=level, dla_core=dla, sparse_weights=sparse or None)
     detect = detect.model_copy(update={"engine": detect.engine.model_copy(update=engine)})
-    found_model = None if name is None else find_model(name)
+    found_model = None if name is None else _find_checked(name)
     gpu = for_gpu or _open_gpu(required=found_model is not None)
     engines, console = EngineCache(cache), table_console(Path("-") if json else None)
     if prune:
@@ -129,6 +130,13 @@ def build(
     if show_list:
         (print_engines_as_json if json else print_engines)(engines.entries(), gpu, console)
     return EXIT_OK
+
+
+def _find_checked(name: str) -> tuple[Path, ModelSpec]:
+    """Return the folder and the spec of a model, after a check of its plugin libraries, which does not need the GPU."""
+    folder, spec = find_model(name)
+    check_plugins(folder, spec)
+    return folder, spec
 
 
 def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:

@@ -20,6 +20,7 @@ from vision.detect.gpu_presence import reason_for_cpu
 from vision.detect.metadata import check_metadata, read_metadata
 from vision.detect.reference.heads import make_head
 from vision.drawing.test_pattern import FAKE_CLASSES
+from vision.engine.plugins import check_plugins
 from vision.errors import DeviceMissing, ModelError
 from vision.types import PixelFormat
 from vision.version import install_hint, require_cv2
@@ -46,7 +47,8 @@ def open_detector(
         Closed: `stop` was set.
         ConfigError: `detect.classes` names a class that the model does not have, or the back-end is ``fake`` and OpenCV
             is not installed.
-        ModelError: the file is missing, damaged, or not the model that the spec describes.
+        ModelError: the file, or a plugin library, is missing, damaged, or not the one that the spec describes.
+        Untrusted: other users can replace a plugin library.
         DeviceMissing: the configured back-end is not available.
         DeviceNotReady: this machine has a GPU, but its driver does not answer, also with ``auto``.
         DeviceError: the device failed.
@@ -54,7 +56,7 @@ def open_detector(
     """
     if detect.backend == "fake":
         return _open_fake(detect)
-    _check_header(folder, spec)
+    _check_files(folder, spec)
     if detect.backend != "onnxruntime":
         class_ids(class_names(spec), detect.classes, spec.name)  # refuses an unknown name before an engine is built
         try:
@@ -90,7 +92,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[Pi
     if config.backend == "fake":
         with closing(_open_fake(config)) as fake:
             return fake.spec.pixel_formats
-    _check_header(folder, spec)
+    _check_files(folder, spec)
     ids = class_ids(class_names(spec), config.classes, spec.name)
     path = checked_model_file(folder, spec)
     if config.backend != "onnxruntime" and _has_tensorrt(
@@ -115,13 +117,17 @@ def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | No
     network.check_network(path, spec, make_head(spec, len(class_names(spec)), 0.5, ids))
 
 
-def _check_header(folder: Path, spec: ModelSpec) -> None:
-    """Check that the file is complete, and that its metadata does not contradict the spec.
+def _check_files(folder: Path, spec: ModelSpec) -> None:
+    """Check that the file is complete, that its metadata does not contradict the spec, and the plugin libraries.
+
+    Do this before a GPU is opened, because an error in a file does not depend on the GPU.
 
     Raises:
-        ModelError: see `read_model_header` and `check_metadata`.
+        ModelError: see `read_model_header`, `check_metadata`, and `check_plugins`.
+        Untrusted: see `check_plugins`.
     """
     check_metadata(spec, read_metadata(read_model_header(folder / spec.file, spec.name)))
+    check_plugins(folder, spec)
 
 
 def _has_tensorrt(precision: Precision, section: str, *, required: bool) -> bool:

@@ -50,6 +50,17 @@ def register(creator: Any) -> None:
 _registered: list[object] = []
 
 
+def check_plugins(folder: Path, spec: AnySpec) -> None:
+    """Check the plugin libraries of a model in `folder` as far as this needs neither TensorRT nor a GPU.
+
+    Raises:
+        ModelError: a library is missing, unreadable, or damaged.
+        Untrusted: other users can write to model.yaml, to its folder, or to a folder above it.
+    """
+    for plugin in spec.plugin_libraries:
+        _verified(folder, spec, plugin)
+
+
 def load_plugins(folder: Path, spec: AnySpec) -> None:
     """Check the plugin libraries of a model, and load those that are not loaded yet. `folder` contains the libraries.
 
@@ -61,8 +72,6 @@ def load_plugins(folder: Path, spec: AnySpec) -> None:
     """
     for plugin in spec.plugin_libraries:
         contents = _verified(folder, spec, plugin)
-        require_private_folder(folder, content="plugin libraries")
-        require_private_file(folder / _SPEC_NAME)
         if plugin.sha256 not in _loaded:
             _load(contents, spec.name, plugin)
             _loaded.add(plugin.sha256)
@@ -73,7 +82,7 @@ _loaded: Final[set[str]] = set()
 
 
 def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
-    """Return the contents of a plugin library. Raise `ModelError` if it cannot be read, or its SHA-256 is wrong."""
+    """Return the contents of a plugin library. For the errors, see `check_plugins`."""
     path = folder / plugin.file
     try:
         contents = path.read_bytes()
@@ -90,6 +99,8 @@ def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
             hint="the library was replaced or damaged: fetch it again, or change `sha256` if you built it again",
             code="plugin-sha256",
         )
+    require_private_folder(folder, content="plugin libraries")
+    require_private_file(folder / _SPEC_NAME)
     return contents
 
 

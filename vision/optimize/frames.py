@@ -27,6 +27,7 @@ FEWEST: Final = 8
 """Number of different frames below which calibration is refused."""
 
 _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+_NAMED: Final = 5  # unreadable images and cameras that a text names
 _COMPARED: Final = 64  # latest candidates of a camera with which each frame is compared
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ class Sources:
     duplicates: int
     unreadable: tuple[str, ...]
     """Images and cameras that could not be read, with the reason."""
+
+    def names_of_unreadable(self) -> str:
+        """Return the images and cameras that could not be read as a text, without the reasons; at most five of them."""
+        names = [reason.partition(": ")[0] for reason in self.unreadable]
+        more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+        return ", ".join([*names[:_NAMED], *more])
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +229,7 @@ def _chosen(collectors: Sequence[Collector], unreadable: Sequence[str], count: i
         raise ConfigError(
             f"calibration needs at least {FEWEST} different frames, got {len(candidates)}: {sources.read} were read, "
             f"{sources.duplicates} of them almost equal others, and {len(sources.unreadable)} images or cameras could "
-            "not be read",
+            f"not be read{': ' if unreadable else ''}{sources.names_of_unreadable()}",
             hint="300 frames from all cameras, by day and by night, are a good choice",
             code="too-few-frames",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from vision.optimize.quantize import quantize
 from vision.optimize.sensitivity import LayerError, layers_without, numbers_to_try, plot_trade_off, rank_layers
 from vision.optimize.task import Progresses, Task, print_sources, report_of
 from vision.optimize.thresholds import Algorithm
+from vision.state.scratch import scratch_folder
 
 SHOWN_LAYERS: Final = 12
 HINT: Final = (
@@ -156,8 +156,7 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
     options.require()
     graph = open_graph(checked_model_file(task.folder, task.spec))
     _check_keep(options.keep, graph)
-    with tempfile.TemporaryDirectory(prefix="vision-calibrate-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder("vision-calibrate-") as folder:
         frames = task.collect(folder, stop)
         print_sources(frames, console)
         quantizer = Quantizer(task, graph, frames, options, folder=folder, stop=stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from vision.engine.onnx_transform import load_onnx, with_weights
 from vision.errors import ConfigError, ModelError
 from vision.state.private_files import sha256_of
+from vision.state.scratch import scratch_folder
 from vision.version import install_hint
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(prefix="vision-") as folder:
-        target = Path(folder) / "folded.onnx"
+    with scratch_folder("vision-") as folder:
+        target = folder / "folded.onnx"
         options.optimized_model_filepath = str(target)
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return onnx.load(target)

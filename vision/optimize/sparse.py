@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from vision.optimize.onnx_graph import Graph, open_graph
 from vision.optimize.repair import LeastSquares
 from vision.optimize.sparsity import Compliance, prune_by_magnitude, sparsify, verify
 from vision.optimize.task import Progresses, Task, print_sources, report_of
+from vision.state.scratch import scratch_folder
 
 REPAIR_FRAMES: Final = 64
 """Maximum number of frames from which weights are repaired."""
@@ -46,8 +46,7 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
         )
     path = checked_model_file(task.folder, task.spec)
     graph = open_graph(path)
-    with tempfile.TemporaryDirectory(prefix="vision-sparsify-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder("vision-sparsify-") as folder:
         frames = task.collect(folder, stop) if has_frames else None
         if frames is not None:
             print_sources(frames, console)

@@ -124,8 +124,8 @@ def print_sources(frames: Frames, console: Console) -> None:
     sources = frames.sources
     text = f"{len(frames.paths)} frames chosen of {sources.read}, {sources.duplicates} near-duplicates left out"
     if sources.unreadable:
-        text += f", {len(sources.unreadable)} unreadable"
-    console.print(text, highlight=False)
+        text += f", {len(sources.unreadable)} skipped because they cannot be read: {sources.names_of_unreadable()}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def report_of(frames: Frames) -> Mapping[str, object]:

@@ -26,8 +26,9 @@ from tests.unit.detect.test_models import (
     save_colours,
     save_mine,
 )
+from vision.cli.main import main
 from vision.config import load_model_spec
-from vision.detect.open import check_model
+from vision.detect.open import check_model, open_detector
 from vision.errors import ConfigError, DeviceMissing, ModelError, VisionError
 
 BACKENDS = ("onnxruntime", "auto")
@@ -181,3 +182,25 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         load_model_spec(folder / "colours.onnx")
     assert error.value.code == "model-is-a-file"
     assert str(folder) in error.value.hint
+
+
+@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
+@pytest.mark.parametrize(
+    ("contents", "sha256", "code"),
+    [(b"replaced", "0" * 64, "plugin-sha256"), (None, "0" * 64, "plugin-missing")],
+)
+def test_plugin_library_is_checked_before_the_gpu(
+    tmp_path: Path, backend: str, contents: bytes | None, sha256: str, code: str
+) -> None:
+    """Check the library also on machines that lack a GPU, a driver, or TensorRT."""
+    folder = save_colours(tmp_path)
+    text = (folder / "model.yaml").read_text()
+    (folder / "model.yaml").write_text(f"{text}\nplugins: [{{file: libmine.so, sha256: '{sha256}'}}]\n")
+    if contents is not None:
+        (folder / "libmine.so").write_bytes(contents)
+    spec = load_model_spec(folder)
+    for call in (check_model, open_detector):
+        with pytest.raises(ModelError) as caught:
+            call(folder, spec, detect(backend=backend))
+        assert caught.value.code == code
+    assert main(["build", str(folder)]) == ModelError.exit_code

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,10 +18,11 @@ import onnx
 import pytest
 from rich.console import Console
 
+from tests.small_disk import small_disk
 from tests.unit.optimize.models import SIDE, SPEC, cell_images, cells_model, save_cells, save_images
 from vision.config import PluginSpec
 from vision.config.load import load_model_spec
-from vision.errors import EXIT_TEMPORARY, Closed, ModelError, Unavailable
+from vision.errors import EXIT_TEMPORARY, Closed, ConfigError, ModelError, Unavailable
 from vision.optimize import int8, sparse
 from vision.optimize.int8 import Int8Options
 from vision.optimize.model_folder import install
@@ -112,27 +113,19 @@ def test_ctrl_c_ends_the_command_without_a_result(tmp_path: Path, places: Path, 
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system in memory with 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a file system")
-    try:
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.integration
-def test_full_disk_of_the_result_is_reported(tmp_path: Path, small_disk: Path) -> None:
-    old = install_small(small_disk / "out")
+def test_full_disk_of_the_result_is_reported(tmp_path: Path, disk: Path) -> None:
+    old = install_small(disk / "out")
     with pytest.raises(Unavailable) as caught:
-        install(small_disk / "out", SPEC, bytes(200_000), {})
+        install(disk / "out", SPEC, bytes(200_000), {})
     assert (caught.value.code, caught.value.exit_code) == ("not-writable", EXIT_TEMPORARY)
-    assert [path.name for path in small_disk.iterdir()] == ["out"], "nothing else is left"
-    assert (small_disk / "out" / SPEC.file).read_bytes() == old, "the earlier model is kept"
+    assert [path.name for path in disk.iterdir()] == ["out"], "nothing else is left"
+    assert (disk / "out" / SPEC.file).read_bytes() == old, "the earlier model is kept"
 
 
 def install_small(folder: Path) -> bytes:
@@ -143,15 +136,17 @@ def install_small(folder: Path) -> bytes:
 @pytest.mark.integration
 @COMMANDS
 def test_full_disk_of_the_frames_is_reported(
-    tmp_path: Path, images: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+    tmp_path: Path, images: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setenv("TMPDIR", str(disk))
     monkeypatch.setattr("tempfile.tempdir", None)
-    (small_disk / "other").write_bytes(bytes(40_000))
+    (disk / "other").write_bytes(bytes(40_000))
     with pytest.raises(Unavailable) as caught:
         run(Task(save_cells(tmp_path / "cells"), SPEC, tmp_path / "out", images), threading.Event())
-    assert caught.value.code == "not-writable"
-    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    assert caught.value.code == "temporary-full"
+    assert str(disk) in caught.value.args[0]
+    assert "TMPDIR" in caught.value.hint
+    assert [path.name for path in disk.iterdir()] == ["other"]
     assert not (tmp_path / "out").exists()
 
 
@@ -189,3 +184,24 @@ def test_unreadable_images_among_others_are_listed_in_the_report(tmp_path: Path,
     report = json.loads((tmp_path / "out" / "optimization.json").read_text())
     assert [Path(text.split(":")[0]).name for text in report["unreadable"]] == ["broken.png", "link.png"]
     assert report["frames"] == 16
+
+
+def test_unreadable_images_are_counted_and_named_in_the_output(tmp_path: Path, images: Path) -> None:
+    for number in range(7):
+        (images / f"broken-{number}.png").write_bytes(b"\x89PNG\r\n")
+    output = io.StringIO()
+    task = Task(save_cells(tmp_path / "cells"), SPEC, tmp_path / "out", images, max_drop=1.0)
+    int8.run(task, Int8Options(("minmax",)), threading.Event(), Console(file=output, width=80))
+    (line,) = [each for each in output.getvalue().splitlines() if "chosen of" in each]
+    assert "7 skipped" in line
+    assert [f"broken-{number}.png" in line for number in range(7)] == [True] * 5 + [False] * 2
+    assert "and 2 more" in line
+
+
+def test_unreadable_images_are_named_if_too_few_are_left(tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", cell_images(3))
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ConfigError) as caught:
+        calibrate(Task(save_cells(tmp_path / "cells"), SPEC, tmp_path / "out", images), threading.Event())
+    assert caught.value.code == "too-few-frames"
+    assert str(images / "broken.png") in caught.value.args[0]

@@ -28,6 +28,7 @@ from vision.runtime.monitoring.gpu import gpu_metrics
 STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
 
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LONGEST_LABEL: Final = 200  # characters of a reason
 _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -185,6 +186,8 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
         yield _gauge("vision_gpu_unused", text, float(detector.gpu_unused is not None))
     if detector is not None and detector.graphs is not None:
         yield _gauge("vision_detector_graphs", "1 if batches run as CUDA graphs.", float(detector.graphs))
+        off = {} if detector.graphs_off is None else {(detector.graphs_off[:_LONGEST_LABEL],): 1.0}
+        yield _labeled("vision_detector_graphs_off", "Why batches do not run as CUDA graphs.", ["reason"], off)
     if detector is not None and detector.device_bytes is not None:
         yield _gauge("vision_detector_device_bytes", "GPU memory of the detector.", detector.device_bytes)
 

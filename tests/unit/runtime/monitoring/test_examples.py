@@ -24,7 +24,13 @@ _ADDED_BY_PROMETHEUS = {"instance", "job"}
 GPU = {
     f"vision_gpu_{name}"
     for name in ("memory_used_bytes", "memory_total_bytes", "temperature_celsius", "clock_hertz", "utilization_ratio")
-} | {"vision_gpu_throttled", "vision_temperature_celsius", "vision_detector_graphs", "vision_detector_device_bytes"}
+} | {
+    "vision_gpu_throttled",
+    "vision_temperature_celsius",
+    "vision_detector_graphs",
+    "vision_detector_graphs_off",
+    "vision_detector_device_bytes",
+}
 """Metrics that exist only on machines with a GPU or a sensor. test_server.py tests those of a GPU."""
 
 

@@ -189,6 +189,26 @@ def test_gpu_metrics_leave_out_what_the_gpu_does_not_support() -> None:
     }
 
 
+@pytest.mark.parametrize("reason", [None, 'a "layer" uses the DLA', "long" * 100])
+def test_cause_of_missing_cuda_graphs_is_a_label(reason: str | None) -> None:
+    state = state_of("streaming")
+    node = codec.status(HEADER, node_status())
+    assert isinstance(node, NodeStatusMessage)
+    detector = DetectorStatus(batches_in_flight=3, max_batch=1, graphs=reason is None, graphs_off=reason)
+    state.add(msgspec.structs.replace(node, detector=detector))
+    samples = [
+        sample
+        for family in text_string_to_metric_families(state.exposition().decode())
+        for sample in family.samples
+        if sample.name.startswith("vision_detector_graphs")
+    ]
+    found = {sample.name: (sample.labels, sample.value) for sample in samples}
+    expected: dict[str, tuple[dict[str, str], float]] = {"vision_detector_graphs": ({}, float(reason is None))}
+    if reason is not None:
+        expected["vision_detector_graphs_off"] = ({"reason": reason[:200]}, 1.0)
+    assert found == expected
+
+
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 
