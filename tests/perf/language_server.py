@@ -58,7 +58,7 @@ FAULTS: Final[Mapping[str, Callable[[Handler], None]]] = {
     "byte by byte": _trickle,
     "without end": _send_without_end,
 }
-"""What the server can do wrong, by name."""
+"""Faults of the server, by name."""
 
 
 class ServerProcess:
