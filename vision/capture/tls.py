@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from vision.config.fields import ACCEPT_ANY, VERIFY
+from vision.config.tls import tls_context
 from vision.errors import SourceError
 
 _SYSTEM_BUNDLES: Final = (
@@ -27,14 +28,12 @@ def client_context(tls: str) -> ssl.SSLContext:
     Raises:
         SourceError: the PEM file cannot be read, or contains no certificate.
     """
-    if tls == VERIFY:
-        return ssl.create_default_context()
     if tls == ACCEPT_ANY:
-        context = ssl.create_default_context()
+        context = tls_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
     try:
-        return ssl.create_default_context(cafile=tls)
+        return tls_context(tls)
     except OSError as error:  # and `ssl.SSLError`
         reason = error.strerror if not isinstance(error, ssl.SSLError) else "it contains no PEM certificate"
         raise SourceError(f"`tls`: {tls}: {reason}", hint="expected the path of a PEM file", code="tls-file") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import httpx
 import msgspec
 
 from vision.config.language import LanguageServer
+from vision.config.tls import tls_context
 from vision.errors import InvalidAnswer, LanguageError
 from vision.language import answers, refusals
 
@@ -54,7 +54,7 @@ class ChatServer:
         self._headers = {"Accept-Encoding": "identity"}  # a small compressed answer can expand to a very long one
         if config.api_key is not None:
             self._headers["Authorization"] = f"Bearer {config.api_key}"
-        self._tls = ssl.create_default_context() if self._url.startswith("https:") else False
+        self._tls = tls_context() if self._url.startswith("https:") else False
         self._clock = clock
         self._model = config.model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 
 from vision.config.language import DescribeConfig, VerifyConfig
 from vision.errors import LanguageError
@@ -64,7 +65,7 @@ ROWS = [
         "an image with too many pixels",
         lambda: _status(413, b""),
         (
-            f"{URL} responds with 413: Request Entity Too Large\n"
+            f"{URL} responds with 413: {HTTPStatus.REQUEST_ENTITY_TOO_LARGE.phrase}\n"
             "  hint: set a lower `language.max_image_px`, or send fewer frames"
         ),
     ),

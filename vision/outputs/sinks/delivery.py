@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
-from vision.config.fields import VERIFY
 from vision.config.sinks import SinkAddress, parse_sink_address
+from vision.config.tls import tls_context
 
 TIMEOUT_S: Final = 10.0
 """Timeout in seconds of a connection, a delivery, or a check."""
@@ -74,7 +74,7 @@ class SinkSettings:
         """Return a context that checks certificates; None without TLS. Raise `OSError` if a file cannot be read."""
         if not self.address.tls:
             return None
-        return ssl.create_default_context(cafile=None if self.tls == VERIFY else self.tls)
+        return tls_context(self.tls)
 
 
 class DeliveryError(Exception):

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import logging
 import re
-import ssl
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ import msgspec
 from vision.config import AppConfig
 from vision.config.fields import VERIFY
 from vision.config.sinks import Protocol, SinkConfig
+from vision.config.tls import tls_context
 from vision.errors import ConfigError, redact, registered_secrets
 from vision.messaging.curve import KeyFolder
 from vision.messaging.helper_process import HelperProcess
@@ -87,7 +87,7 @@ def check_sink(sink: SinkConfig) -> None:
     if sink.tls == VERIFY:
         return
     try:
-        ssl.create_default_context(cafile=sink.tls)
+        tls_context(sink.tls)
     except OSError as error:  # ssl.SSLError is one too
         text = f"sinks: {sink.name}: tls: expected a PEM file with certificates, cannot use {sink.tls}: {error}"
         raise ConfigError(text, hint="`openssl x509 -in FILE -text` shows a certificate", code="tls-file") from error

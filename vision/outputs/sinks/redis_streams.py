@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from vision.config.fields import VERIFY
 from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
 
 _MAX_LENGTH: Final = 100_000
@@ -49,7 +51,10 @@ class RedisConnection:
 async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection]:
     """Connect to a server for the duration of a `with` block. Raise `redis.RedisError` if it does not answer."""
     host, port = settings.address.hosts[0]
-    tls = {"ssl_ca_certs": None if settings.tls == "verify" else settings.tls} if settings.address.tls else {}
+    tls: dict[str, Any] = {}
+    if settings.address.tls:
+        tls["ssl_ca_certs"] = None if settings.tls == VERIFY else settings.tls
+        tls["ssl_exclude_verify_flags"] = [ssl.VERIFY_X509_STRICT]  # as in `vision.config.tls`
     client = Redis(
         host=host,
         port=port,
@@ -61,7 +66,7 @@ async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection
         retry=Retry(NoBackoff(), 0),  # the sender sends again
         socket_timeout=TIMEOUT_S,
         socket_connect_timeout=TIMEOUT_S,
-        **tls,  # type: ignore[arg-type]
+        **tls,
     )
     try:
         connection = RedisConnection(client, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def test_requested_events_leave_no_gap(tmp_path: Path) -> None:
 
 def test_live_database_is_readable_without_this_package(waiting: Site, tmp_path: Path) -> None:
     results = first_results(waiting, tmp_path, 300)
-    with sqlite3.connect(tmp_path / "live.sqlite") as connection:
+    with closing(sqlite3.connect(tmp_path / "live.sqlite")) as connection:
         (frames,) = connection.execute("SELECT count(*) FROM frames").fetchone()
         (objects,) = connection.execute("SELECT sum(objects) FROM frames").fetchone()
         (rows,) = connection.execute("SELECT count(*) FROM tracks").fetchone()

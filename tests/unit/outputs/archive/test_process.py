@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_killed_process_is_replaced_and_leaves_a_gap(tmp_path: Path) -> None:
     gaps = Archive(tmp_path / "archive").gaps("gate", 0, 1 << 61)
     missing = {gap.kind: gap.messages for gap in gaps}
     assert len(missing) == len(gaps) and missing.keys() <= {"detections", "counts"}
-    with sqlite3.connect(tmp_path / "archive" / "live.sqlite") as rows:
+    with closing(sqlite3.connect(tmp_path / "archive" / "live.sqlite")) as rows:
         (last,) = rows.execute("SELECT seq FROM last_messages WHERE topic = 'detections/gate'").fetchone()
     assert missing["detections"] > 0 and frames(tmp_path) + missing["detections"] == last
     events = Archive(tmp_path / "archive").events("gate", 0, 1 << 61)

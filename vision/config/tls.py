@@ -1,0 +1,26 @@
+"""The TLS context of every client in the program: cameras, sinks, and language model servers."""
+
+from __future__ import annotations
+
+import ssl
+
+from vision.config.fields import VERIFY
+
+
+def tls_context(tls: str = VERIFY) -> ssl.SSLContext:
+    """Return a context that checks certificates.
+
+    Python 3.13 and later refuse issuers that do not comply with RFC 5280 in every detail, for example those without the
+    extension "key usage". Earlier versions and FFmpeg accept them, and the issuers of many cameras and of private
+    networks are of this kind. Therefore, the context accepts them with every version of Python.
+
+    Args:
+        tls: `VERIFY` to trust the issuers of the system, or the path of a PEM file with the certificates to trust.
+
+    Raises:
+        OSError: the file cannot be read.
+        ssl.SSLError: the file contains no certificate.
+    """
+    context = ssl.create_default_context(cafile=None if tls == VERIFY else tls)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
