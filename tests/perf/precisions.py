@@ -1,17 +1,23 @@
 """Precisions of the shipped detector and of networks with published architectures, with and without CUDA graphs.
 
     python -m tests.perf.precisions [--networks resnet50,yolov8s] [--seconds 1]
+    python -m tests.perf.precisions --video vtest.avi --truth gt.txt
 
 The networks of `tests.perf.networks` have random weights and random inputs. `vision bench --precisions` measures them.
 The result is written to `results/MACHINE/precisions.json`.
+
+With a labeled video, the program instead measures the AP@0.5 of the shipped detector with ONNX Runtime, and with
+TensorRT in fp32, fp16, and bf16. It writes the result to `results/MACHINE/precision_accuracy.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,13 +27,20 @@ from tests.perf.__main__ import result
 from tests.perf.networks import NETWORKS
 from tests.perf.results import PerfResult, save
 from vision.benchmark.precisions import PrecisionReport, PrecisionSettings, measure_precisions
-from vision.errors import DeviceMissing
+from vision.config import DetectConfig
+from vision.detect.open import open_detector
+from vision.engine.build_plan import Precision
+from vision.errors import DeviceMissing, ModelError
+from vision.evaluation.passes import LOWEST_SCORE
+from vision.optimize.accuracy import Labels, average_precision, average_precision_of
 from vision.runtime.builder import find_model
 
 _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16")
 _DETECTOR: Final = "nanodet-g-416"
 _BATCHES: Final = (1, 8)
 _ONLY_ONE: Final = ("yolov8x",)  # its float32 reference on the CPU takes long
+_ACCURATE: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+_ACCURACY_TITLE: Final = "AP@0.5 of the shipped detector on a labeled video, by precision"
 _TITLE: Final = "Precisions of networks, measured by `vision bench --precisions`, with and without CUDA graphs"
 
 
@@ -70,6 +83,27 @@ def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
     return found
 
 
+def accuracy(labels: Labels) -> Sequence[Mapping[str, Any]]:
+    """Return the AP@0.5 of the shipped detector on a labeled video, or the reason why there is none, per precision."""
+    folder, spec = find_model(_DETECTOR)
+    reference = average_precision(folder / spec.file, spec, labels, _ignore)
+    found: list[Mapping[str, Any]] = [{"backend": "onnxruntime", "precision": "fp32", "ap50": round(reference, 4)}]
+    for precision in _ACCURATE:
+        row: dict[str, Any] = {"backend": "tensorrt", "precision": precision}
+        detect = DetectConfig(backend="tensorrt", precision=precision, score_threshold=LOWEST_SCORE)
+        try:
+            with closing(open_detector(folder, spec, detect)) as detector:
+                row["ap50"] = round(average_precision_of(detector, spec, labels, _ignore), 4)
+        except (DeviceMissing, ModelError) as error:
+            row["reason"] = str(error.args[0])
+        found.append(row)
+    return found
+
+
+def _ignore(_frames: int) -> None:
+    """Show no progress."""
+
+
 def _on_gpu(found: PerfResult) -> PerfResult:
     """Name the GPU as the machine of a result, if there is one."""
     try:
@@ -86,8 +120,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join((_DETECTOR, *NETWORKS)))
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of a measurement. Default: %(default)g")
+    parser.add_argument("--video", help="labeled video, to measure the AP instead")
+    parser.add_argument("--truth", type=Path, help="labels of the video, in the format of MOTChallenge")
+    parser.add_argument("--class", dest="class_name", default="person", help="class of the labels")
     options = parser.parse_args()
+    if (options.video is None) != (options.truth is None):
+        parser.error("expected both --video and --truth, or neither")
     measured: dict[str, Any] = {}
+    if options.video is not None:
+        labels = Labels(options.video, options.truth, options.class_name)
+        measured = {"video": Path(options.video).name, "class": options.class_name, "rows": accuracy(labels)}
+        print(json.dumps(measured, indent=1))
+        save(_on_gpu(result("precision_accuracy", measured, _ACCURACY_TITLE)))
+        return
     for name in options.networks.split(","):
         for batch in _BATCHES[:1] if name in _ONLY_ONE else _BATCHES:
             report = measure(name, batch, options.seconds)

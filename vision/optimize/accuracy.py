@@ -56,39 +56,60 @@ def detect_all(path: Path, spec: ModelSpec, images: Iterable[Image], progress: P
     Raises:
         ModelError: the model cannot be loaded or does not fit its spec.
     """
-    detector = OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)
-    with closing(detector):
-        found: list[Detections] = []
-        for detections in _pipelined(detector, images):
-            found += detections
-            progress(len(found))
-        return found
+    with closing(OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)) as detector:
+        return _detect_with(detector, images, progress)
+
+
+def _detect_with(detector: Detector, images: Iterable[Image], progress: Progress) -> list[Detections]:
+    found: list[Detections] = []
+    for detections in _pipelined(detector, images):
+        found += detections
+        progress(len(found))
+    return found
 
 
 def _pipelined(detector: Detector, images: Iterable[Image]) -> Iterator[list[Detections]]:
     """Submit the images in batches to all slots of a detector, and yield the detections of each batch in order."""
     source, size, submitted, waited = iter(images), detector.spec.max_batch, 0, 0
+    slots = detector.spec.batches_in_flight
     while batch := list(islice(source, size)):
-        if submitted - waited == _SLOTS:
-            yield detector.wait(waited % _SLOTS, _WAIT_S)
+        if submitted - waited == slots:
+            yield detector.wait(waited % slots, _WAIT_S)
             waited += 1
         frames = [
             Frame.wrap(FrameMeta("sample", index, 0, 0, 0, image.shape[1], image.shape[0]), image, "bgr")
             for index, image in enumerate(batch)
         ]
-        detector.submit(submitted % _SLOTS, frames)
+        detector.submit(submitted % slots, frames)
         submitted += 1
     for slot in range(waited, submitted):
-        yield detector.wait(slot % _SLOTS, _WAIT_S)
+        yield detector.wait(slot % slots, _WAIT_S)
 
 
 def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Progress) -> float:
-    """Return the AP@0.5 of a class on a labeled video.
+    """Return the AP@0.5 of a class on a labeled video, as ONNX Runtime detects it.
 
     Raises:
         ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
         SourceError: the video cannot be read.
         ModelError: the model cannot be loaded or does not fit its spec.
+    """
+    with closing(OnnxRuntimeDetector(path, spec, score=LOWEST_SCORE, batches_in_flight=_SLOTS)) as detector:
+        return average_precision_of(detector, spec, labels, progress)
+
+
+def average_precision_of(detector: Detector, spec: ModelSpec, labels: Labels, progress: Progress) -> float:
+    """Return the AP@0.5 of a class on a labeled video.
+
+    Args:
+        detector: detector whose lowest score is `LOWEST_SCORE`.
+        spec: spec of its model.
+        labels: the labeled video.
+        progress: function that receives the number of processed frames.
+
+    Raises:
+        ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
+        SourceError: the video cannot be read.
     """
     names = class_names(spec)
     if labels.class_name not in names:
@@ -96,7 +117,7 @@ def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Pro
     truth = read_truth(labels.truth)
     camera = CameraConfig(id="labeled", source=labels.video)
     with closing(read_frames(camera, offline=True)) as frames:
-        found = detect_all(path, spec, (frame.pixels.copy() for frame in frames), progress)
+        found = _detect_with(detector, (frame.pixels.copy() for frame in frames), progress)
     truth.check_length(len(found), labels.video)
     class_id = names.index(labels.class_name)
     boxes = _boxes([each.take(np.flatnonzero(each.class_ids == class_id)) for each in found], classes=1)
