@@ -8,7 +8,9 @@ constants below are chosen for people on foot. The filter also follows faster ob
 from __future__ import annotations
 
 import math
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,6 +34,7 @@ VAR_SPEED: Final = slice(16, 20)
 VAR_PLACE: Final = slice(8, 10)
 VAR_EXTENT: Final = slice(10, 12)
 FILTER: Final = slice(0, 20)
+SPREAD: Final = slice(8, 20)  # all variances and covariances
 PLACE: Final = slice(0, 2)
 EXTENT: Final = slice(2, 4)
 SEEN_AT: Final = slice(20, 22)  # center of the last detection
@@ -55,13 +58,21 @@ _SIZE_DAMPING: Final = 4.0
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
 _STANDING_SPEED: Final = 0.2  # sizes per second
+_LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 
 
-def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return the matrix (20, 20) that moves the state of a track by `step_s` seconds, and the growth of its variances.
+class Motion(NamedTuple):
+    """The motion model for a step of a certain length."""
 
-    The growth (20, 1) is that of an object whose size is 1. See Gillespie, "Exact numerical simulation of the
-    Ornstein-Uhlenbeck process and its integral", 1996.
+    transition: FloatArray  # (20, 20) matrix that moves `state[FILTER]`
+    growth: FloatArray  # (12, 1) growth of `state[SPREAD]` for an object whose size is 1
+
+
+@lru_cache(maxsize=64)  # most steps have the same length
+def motion(step_s: float) -> Motion:
+    """Return the motion model for a step of `step_s` seconds.
+
+    See Gillespie, "Exact numerical simulation of the Ornstein-Uhlenbeck process and its integral", 1996.
     """
     moves: list[float] = []
     growths: list[float] = []
@@ -73,15 +84,45 @@ def motion(step_s: float) -> tuple[FloatArray, FloatArray]:
         var_at = agitation * max(step_s - 2.0 * travel + spread, 0.0) / damping**2
         growths += (var_at, agitation * travel * travel / 2.0, agitation * spread)
     transition: FloatArray = (np.array(moves) @ _WHERE_MOVES).reshape(20, 20)
-    return transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None]
+    return Motion(transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None])
+
+
+def predict(
+    state: FloatArray, of_cameras: Sequence[FloatArray], motions: Sequence[Motion], camera: IndexArray | None
+) -> None:
+    """Move the tracks of one or several cameras to the times of their frames.
+
+    The speed is an Ornstein-Uhlenbeck process, integrated exactly. In this model, center and size do not depend on each
+    other, so the 8×8 filter of the literature separates into four filters of 2×2. Their means and covariances are the
+    first 20 rows of the state: one matrix per camera moves all.
+
+    Args:
+        state: state (ROWS, M) of all tracks, which is changed.
+        of_cameras: `state[FILTER]` of each camera's tracks.
+        motions: motion model of each camera.
+        camera: index of each track's camera (M,); None if there is only one camera.
+    """
+    size2 = np.maximum(state[2], state[3])
+    size2 *= size2
+    moved = [each.transition.dot(part) for each, part in zip(motions, of_cameras, strict=True)]
+    growth = motions[0].growth
+    if camera is None:
+        state[FILTER] = moved[0]
+    else:
+        np.concatenate(moved, axis=1, out=state[FILTER])
+        if any(each is not motions[0] for each in motions):
+            growth = np.concatenate([each.growth for each in motions], axis=1).take(camera, axis=1)
+    state[SPREAD] += growth * size2
+    extent = state[EXTENT]
+    np.maximum(extent, _LEAST_EXTENT, out=extent)
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
     """Return two matrices of zeros and ones, with which `motion` arranges its coefficients.
 
-    The first (14, 400) yields the transition matrix, and the second (6, 20) yields the growth of variances.
+    The first (14, 400) yields the transition matrix, and the second (6, 12) yields the growth of variances.
     """
-    moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 20))
+    moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 12))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
     for row in range(4):
         kind = 7 * (row // 2)  # of the center, then of the size
@@ -97,8 +138,8 @@ def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
             (6, var_speed, var_speed),
         ):
             moves[kind + coefficient, to + row, of + row] = 1.0
-        for coefficient, to in enumerate((var_at, covariance, var_speed)):
-            growths[3 * (row // 2) + coefficient, to + row] = 1.0
+        for coefficient in range(3):
+            growths[3 * (row // 2) + coefficient, 4 * coefficient + row] = 1.0
     return moves.reshape(14, 400), growths
 
 

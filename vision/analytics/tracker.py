@@ -53,6 +53,7 @@ from vision.analytics.track_state import (
     is_standing,
     motion,
     new_state,
+    predict,
     restart_motion,
     values_at,
 )
@@ -62,7 +63,6 @@ from vision.types import Detections, Tracks
 # The motion model. Lengths are in object sizes (the longer side of the box), so that the distance to the camera does
 # not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
-_LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 
 # The similarity of a track and a detection is from about 0 to 1 (`similarity`).
@@ -120,7 +120,7 @@ class Tracker:
         self._classes: ClassIds = np.zeros(0, np.int32)
         self._groups: ClassIds = np.zeros(0, np.int32)
         self._time = FrameClock()
-        self._step_s, self._step = 0.0, motion(0.0)  # reused, because most steps have the same length
+        self._motion = motion(0.0)
         self._size_step = 1.0, 0.0  # as returned by `size_step`
         self._seen_s = 0.0  # no track was last detected before this time
 
@@ -146,33 +146,15 @@ class Tracker:
             self._groups = self._groups[kept]
 
     def _advance(self, captured_ns: int) -> None:
-        """Predict every track at the time of the frame. End the tracks that have been lost for too long."""
+        """Advance to the time of the frame. End the tracks that have been lost for too long."""
         step_s = self._time.advance(captured_ns)
         least_s = self._time.now_s - self._time.memory_s(self.config.lost_s) - CLOCK_GRAIN_S
         if self._seen_s < least_s:
             self._keep(self._state[SEEN_S] >= least_s)
             self._seen_s = float(self._state[SEEN_S].min(initial=self._time.now_s))
-        if len(self._ids) and step_s:
-            self._predict(step_s)
-
-    def _predict(self, step_s: float) -> None:
-        """Predict all tracks after `step_s`. The speed is an Ornstein-Uhlenbeck process, integrated exactly.
-
-        In this model, center and size do not depend on each other, so the 8×8 filter of the literature separates into
-        four filters of 2×2. Their means and covariances are the first 20 rows of the state: one matrix updates all.
-        """
-        if step_s != self._step_s:
-            self._step_s, self._step = step_s, motion(step_s)
+        self._motion = motion(step_s)
+        if step_s:
             self._size_step = size_step(step_s)
-        transition, growth = self._step
-        state = self._state
-        scale2 = np.maximum(state[2], state[3])
-        scale2 *= scale2
-        moved = transition.dot(state[FILTER])
-        moved += growth * scale2
-        state[FILTER] = moved
-        extent = state[EXTENT]
-        np.maximum(extent, _LEAST_EXTENT, out=extent)
 
 
 def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[Tracks]:
@@ -218,6 +200,9 @@ class _TracksTogether:
             sizes = [tracker._frame_size_px for tracker in trackers]
             if len(set(sizes)) > 1:
                 self._edges_px = np.array(sizes, np.float64)
+        if len(self._ids):
+            of_cameras = [tracker._state[FILTER] for tracker in trackers]
+            predict(self._state, of_cameras, [tracker._motion for tracker in trackers], self._camera)
 
     def _concatenate(self) -> None:
         trackers = self._trackers

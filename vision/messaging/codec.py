@@ -28,6 +28,7 @@ from vision.messaging.schema import (
     NODE,
     AnyMessage,
     AttributeOfObject,
+    Box,
     CameraReport,
     CameraStatusMessage,
     CountsMessage,
@@ -71,6 +72,17 @@ def _steps(number: int) -> NDArray[np.float64]:
 
 
 _NUMBERS: Final = (int, float)
+
+
+class _TrackedObject(DetectedObject, frozen=True, kw_only=False, omit_defaults=True, gc=False):
+    """A `DetectedObject` with a track. Its fields are passed by position, which takes a third of the time."""
+
+    track_id: int
+    class_name: str = msgspec.field(name="class")
+    class_id: int
+    score: float
+    box: Box
+    age_ms: int
 
 
 class Numbering:
@@ -130,14 +142,15 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
     boxes = zip(*corners, strict=True)
     class_ids = detections.class_ids.tolist()
     names = {i: class_names[i] if 0 <= i < len(class_names) else f"class {i}" for i in set(class_ids)}
-    track_ids: list[int] | list[None] = [None] * len(scores)
-    ages_ms: list[int] | list[None] = [None] * len(scores)
+    texts = map(names.__getitem__, class_ids)
     if isinstance(detections, Tracks):
         track_ids, ages_ms = detections.track_ids.tolist(), detections.age_ms.tolist()
-    objects = [
-        DetectedObject(track_id=track_id, class_name=names[i], class_id=i, score=score, box=box, age_ms=age_ms)
-        for track_id, i, score, box, age_ms in zip(track_ids, class_ids, scores, boxes, ages_ms, strict=True)
-    ]
+        objects: list[DetectedObject] = [*map(_TrackedObject, track_ids, texts, class_ids, scores, boxes, ages_ms)]
+    else:
+        objects = [
+            DetectedObject(class_name=text, class_id=i, score=score, box=box)
+            for text, i, score, box in zip(texts, class_ids, scores, boxes, strict=True)
+        ]
     if isinstance(detections, Tracks) and not (detections.hidden_px is None and detections.previous_xyxy is None):
         objects = _with_track_boxes(objects, detections)
     if detections.shapes is not None:

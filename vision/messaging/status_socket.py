@@ -18,6 +18,8 @@ _REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share
 _JOINS_PER_SEND: Final = 20
 """Maximum number of subscriptions that one call of `send` reads. The thread of the publisher reads the others."""
 
+_JOIN_CHECK_S: Final = 0.01  # interval in which `send` checks for new subscriptions, because a check takes microseconds
+
 # Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 _LAST_PART: Final = int(zmq.NOBLOCK)
@@ -57,6 +59,7 @@ class StatusSocket:
         self._last_status: dict[str, bytes] = {}
         self._joined: set[bytes] = set()  # topic prefixes that were subscribed to since the last repetition
         self._repeat_at_s = 0.0
+        self._check_at_s = 0.0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._serve_joiners, name="publisher", daemon=True)
         self._thread.start()
@@ -69,9 +72,13 @@ class StatusSocket:
         sock.send(topic.encode(), _FIRST_PART)
         sock.send(payload, _LAST_PART)
         # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
-        # Without this check, 1 of 300 subscribers that joined while two threads published was never served.
-        if self._receive_joins():
-            os.eventfd_write(self._wake, 1)
+        # Without this check, 1 of 300 subscribers that joined while two threads published was never served. Because the
+        # status is sent every second, the next check is never far.
+        now_s = time.monotonic()
+        if now_s >= self._check_at_s:
+            self._check_at_s = now_s + _JOIN_CHECK_S
+            if self._receive_joins():
+                os.eventfd_write(self._wake, 1)
 
     def send_status(self, topic: str, payload: bytes) -> None:
         """Send a message now, and again to each later subscriber until a newer message of the topic is sent.
