@@ -161,8 +161,6 @@ class Link:
         self.received = 0  # bytes from the client
         self.up = b""  # bytes for the publisher
         self.down = memoryview(b"")  # bytes for the client
-        self.is_throttled = False
-        self.is_ending = False  # the publisher has closed its side
 
 
 class Relay:
@@ -177,8 +175,10 @@ class Relay:
         self._subscribes = subscribes
         self._keepalive_s = keepalive_s
         self._epoll = select.epoll()
-        self._links: dict[int, Link] = {}  # by the descriptor of the client, and by that of the server
-        self._clients: dict[int, Link] = {}
+        self._clients: dict[int, Link] = {}  # by the descriptor of the client
+        self._servers: dict[int, Link] = {}  # by the descriptor of the connection to the publisher
+        self._throttled: set[Link] = set()
+        self._chunk = memoryview(bytearray(_CHUNK))
         self._masks: dict[int, int] = {}
         self._all = Bucket(_ALL_BURST_BYTES, _ALL_BYTES_PER_S, time.monotonic())
         self._accepts = Bucket(_ACCEPT_BURST, _ACCEPTS_PER_S, time.monotonic())
@@ -193,17 +193,20 @@ class Relay:
         self._watch(self._listener.fileno(), select.EPOLLIN)
         swept_s, end_s = 0.0, float("inf")
         while (now_s := time.monotonic()) < end_s and not (self._is_ending and not self._clients):
-            is_limited = not self._is_accepting or any(link.is_throttled for link in self._clients.values())
+            is_limited = bool(self._throttled) or not self._is_accepting
             wait_s = 0.02 if is_limited else 1.0
             for fd, events in self._epoll.poll(min(wait_s, end_s - now_s)):
-                if fd == 0:
+                if fd in self._servers:
+                    self._serve(self._servers[fd], events, is_client=False)
+                elif fd in self._clients:
+                    self._serve(self._clients[fd], events, is_client=True)
+                elif fd == 0:
                     self._epoll.unregister(0)
                     self._is_ending, end_s = True, now_s + _DRAIN_S
                 elif fd == self._listener.fileno():
                     self._accept()
-                elif fd in self._links:
-                    self._serve(self._links[fd], fd, events)
-            self._resume(now_s)
+            if is_limited:
+                self._resume(now_s)
             if now_s >= swept_s + 1.0:
                 swept_s = now_s
                 self._sweep(now_s)
@@ -239,7 +242,7 @@ class Relay:
             client.setsockopt(socket.IPPROTO_TCP, option, self._keepalive_s)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         link = Link(client, now_s, subscribes=self._subscribes)
-        self._links[client.fileno()] = self._clients[client.fileno()] = link
+        self._clients[client.fileno()] = link
         self._watch(client.fileno(), select.EPOLLIN)
         self._counters["accepted"] += 1
         if len(self._clients) >= self._connections:  # further clients wait in the queue of the kernel
@@ -250,19 +253,21 @@ class Relay:
         self._is_accepting = False
         self._watch(self._listener.fileno(), 0)
 
-    def _serve(self, link: Link, fd: int, events: int) -> None:
-        """Forward bytes in the directions that are possible now. Close the connection if it has ended."""
+    def _serve(self, link: Link, events: int, *, is_client: bool) -> None:
+        """Forward bytes in the directions that are possible now. Close the connection if it has ended.
+
+        `events` are those of the client if `is_client` is True, and otherwise those of the publisher.
+        """
         try:
-            if fd == link.client.fileno():
+            if is_client:
                 if events & select.EPOLLOUT:
                     self._send_down(link)
                 if events & ~select.EPOLLOUT:
                     self._receive_up(link)
-            else:
-                if events & select.EPOLLOUT:
-                    self._send_up(link)
-                if events & ~select.EPOLLOUT:
-                    self._receive_down(link)
+            elif events & select.EPOLLOUT:
+                self._send_up(link)
+            elif self._forward_down(link):
+                return  # the usual case, after which the connection waits for the same events as before
             self._update(link)
         except Refused as refused:
             self._counters[f"refused.{refused}"] += 1
@@ -276,7 +281,7 @@ class Relay:
         now_s = time.monotonic()
         allowed = self._allowed(link, now_s)
         if allowed < 1:
-            link.is_throttled = True
+            self._throttled.add(link)
             return
         data = link.client.recv(min(allowed, _CHUNK))
         if not data:
@@ -310,7 +315,7 @@ class Relay:
             server.close()
             raise ConnectionError from error
         link.server = server
-        self._links[server.fileno()] = link
+        self._servers[server.fileno()] = link
 
     @staticmethod
     def _send_up(link: Link) -> None:
@@ -318,51 +323,49 @@ class Relay:
         with contextlib.suppress(BlockingIOError):
             link.up = link.up[link.server.send(link.up) :]
 
-    def _receive_down(self, link: Link) -> None:
+    def _forward_down(self, link: Link) -> bool:
+        """Forward bytes of the publisher. Return True if the client has accepted all of them."""
         assert link.server is not None
-        data = link.server.recv(_CHUNK)
-        if not data:
-            link.is_ending = True
-            if not link.down:
-                raise OSError("the publisher has ended")
-            return
-        link.down = memoryview(data)
-        self._send_down(link)
+        size = link.server.recv_into(self._chunk)
+        if not size:
+            raise OSError("the publisher has ended")
+        try:
+            sent = link.client.send(self._chunk[:size])
+        except BlockingIOError:
+            sent = 0
+        if sent < size:
+            link.down = memoryview(bytes(self._chunk[sent:size]))
+        return sent == size
 
     @staticmethod
     def _send_down(link: Link) -> None:
         with contextlib.suppress(BlockingIOError):
             link.down = link.down[link.client.send(link.down) :]
-        if link.is_ending and not link.down:
-            raise OSError("the publisher has ended")
 
     def _update(self, link: Link) -> None:
         """Make `run` wait for the events after which the connection can continue."""
-        reads = select.EPOLLIN if not (link.up or link.is_throttled) else 0
+        reads = select.EPOLLIN if not (link.up or link in self._throttled) else 0
         self._watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
         if link.server is not None:
-            reads = select.EPOLLIN if not (link.down or link.is_ending) else 0
+            reads = select.EPOLLIN if not link.down else 0
             self._watch(link.server.fileno(), reads | (select.EPOLLOUT if link.up else 0))
 
     def _close(self, link: Link) -> None:
-        for end in (link.client, link.server):
+        self._throttled.discard(link)
+        for ends, end in ((self._clients, link.client), (self._servers, link.server)):
             if end is not None:
                 self._watch(end.fileno(), 0)
-                del self._links[end.fileno()]
-        del self._clients[link.client.fileno()]
-        link.client.close()
-        if link.server is not None:
-            link.server.close()
+                del ends[end.fileno()]
+                end.close()
 
     def _resume(self, now_s: float) -> None:
         """Let throttled connections continue, and accept new connections, if the limits permit this again."""
         if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
             self._is_accepting = self._accepts.left(now_s) >= 1
             self._watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
-        for link in self._clients.values():
-            if link.is_throttled and self._allowed(link, now_s) >= _RESUME_BYTES:
-                link.is_throttled = False
-                self._update(link)
+        for link in [link for link in self._throttled if self._allowed(link, now_s) >= _RESUME_BYTES]:
+            self._throttled.remove(link)
+            self._update(link)
 
     def _sweep(self, now_s: float) -> None:
         """Close connections that have sent no handshake within 5 s, and print the counters if they have changed."""
