@@ -45,6 +45,7 @@ class ConfigSection(BaseModel):
         hide_input_in_errors=True,
         protected_namespaces=(),
         use_attribute_docstrings=True,
+        defer_build=True,  # worker processes validate nothing, so they never build the validators
     )
 
 

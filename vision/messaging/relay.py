@@ -29,7 +29,8 @@ _GREETING_BYTES = 64
 _MECHANISM = slice(12, 32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SUBSCRIBE, _CANCEL = b"\x09SUBSCRIBE", b"\x06CANCEL"
-_CHUNK = 65_536
+_CHUNK = memoryview(bytearray(65_536))
+"""Memory of the bytes that are being forwarded to a client, and the maximum number of bytes that are read at once."""
 _HANDSHAKE_S = 5.0
 _DRAIN_S = 0.5
 _MEMORY_BYTES = 512 << 20
@@ -163,56 +164,16 @@ class Link:
         self.down = memoryview(b"")  # bytes for the client
 
 
-class Relay:
-    """Accepts connections on `listener`, and forwards them to the Unix socket `target`."""
+class Poller:
+    """The events for which the relay waits, by descriptor."""
 
-    def __init__(
-        self, listener: socket.socket, target: str, *, connections: int, subscribes: bool, keepalive_s: int
-    ) -> None:
-        self._listener = listener
-        self._target = target
-        self._connections = connections
-        self._subscribes = subscribes
-        self._keepalive_s = keepalive_s
+    def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._clients: dict[int, Link] = {}  # by the descriptor of the client
-        self._servers: dict[int, Link] = {}  # by the descriptor of the connection to the publisher
-        self._throttled: set[Link] = set()
-        self._chunk = memoryview(bytearray(_CHUNK))
         self._masks: dict[int, int] = {}
-        self._all = Bucket(_ALL_BURST_BYTES, _ALL_BYTES_PER_S, time.monotonic())
-        self._accepts = Bucket(_ACCEPT_BURST, _ACCEPTS_PER_S, time.monotonic())
-        self._is_accepting = True
-        self._counters: Counter[str] = Counter()
-        self._reported = ""
-        self._is_ending = False
+        self.poll = self._epoll.poll
 
-    def run(self) -> None:
-        """Forward until standard input closes. Then, forward for up to 0.5 s what the publisher has already sent."""
-        self._epoll.register(0, select.EPOLLIN)
-        self._watch(self._listener.fileno(), select.EPOLLIN)
-        swept_s, end_s = 0.0, float("inf")
-        while (now_s := time.monotonic()) < end_s and not (self._is_ending and not self._clients):
-            is_limited = bool(self._throttled) or not self._is_accepting
-            wait_s = 0.02 if is_limited else 1.0
-            for fd, events in self._epoll.poll(min(wait_s, end_s - now_s)):
-                if fd in self._servers:
-                    self._serve(self._servers[fd], events, is_client=False)
-                elif fd in self._clients:
-                    self._serve(self._clients[fd], events, is_client=True)
-                elif fd == 0:
-                    self._epoll.unregister(0)
-                    self._is_ending, end_s = True, now_s + _DRAIN_S
-                elif fd == self._listener.fileno():
-                    self._accept()
-            if is_limited:
-                self._resume(now_s)
-            if now_s >= swept_s + 1.0:
-                swept_s = now_s
-                self._sweep(now_s)
-
-    def _watch(self, fd: int, mask: int) -> None:
-        """Make `run` wait for the events `mask` of a descriptor. 0 means none, not even the end of the connection."""
+    def watch(self, fd: int, mask: int) -> None:
+        """Wait for the events `mask` of a descriptor. 0 means none, not even the end of the connection."""
         if self._masks.get(fd, 0) == mask:
             return
         if fd not in self._masks:
@@ -224,6 +185,53 @@ class Relay:
         self._masks[fd] = mask
         if not mask:
             del self._masks[fd]
+
+
+class Relay:
+    """Accepts connections on `listener`, and forwards them to the Unix socket `target`."""
+
+    def __init__(
+        self, listener: socket.socket, target: str, *, connections: int, subscribes: bool, keepalive_s: int
+    ) -> None:
+        self._listener = listener
+        self._target = target
+        self._connections = connections
+        self._subscribes = subscribes
+        self._keepalive_s = keepalive_s
+        self._poller = Poller()
+        self._clients: dict[int, Link] = {}  # by the descriptor of the client
+        self._servers: dict[int, Link] = {}  # by the descriptor of the connection to the publisher
+        self._throttled: set[Link] = set()
+        self._all = Bucket(_ALL_BURST_BYTES, _ALL_BYTES_PER_S, time.monotonic())
+        self._accepts = Bucket(_ACCEPT_BURST, _ACCEPTS_PER_S, time.monotonic())
+        self._is_accepting = True
+        self._counters: Counter[str] = Counter()
+        self._reported = ""
+        self._is_ending = False
+
+    def run(self) -> None:
+        """Forward until standard input closes. Then, forward for up to 0.5 s what the publisher has already sent."""
+        self._poller.watch(0, select.EPOLLIN)
+        self._poller.watch(self._listener.fileno(), select.EPOLLIN)
+        swept_s, end_s = 0.0, float("inf")
+        while (now_s := time.monotonic()) < end_s and not (self._is_ending and not self._clients):
+            is_limited = bool(self._throttled) or not self._is_accepting
+            wait_s = 0.02 if is_limited else 1.0
+            for fd, events in self._poller.poll(min(wait_s, end_s - now_s)):
+                if fd in self._servers:
+                    self._serve(self._servers[fd], events, is_client=False)
+                elif fd in self._clients:
+                    self._serve(self._clients[fd], events, is_client=True)
+                elif fd == 0:
+                    self._poller.watch(0, 0)
+                    self._is_ending, end_s = True, now_s + _DRAIN_S
+                elif fd == self._listener.fileno():
+                    self._accept()
+            if is_limited:
+                self._resume(now_s)
+            if now_s >= swept_s + 1.0:
+                swept_s = now_s
+                self._sweep(now_s)
 
     def _accept(self) -> None:
         now_s = time.monotonic()
@@ -243,7 +251,7 @@ class Relay:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         link = Link(client, now_s, subscribes=self._subscribes)
         self._clients[client.fileno()] = link
-        self._watch(client.fileno(), select.EPOLLIN)
+        self._poller.watch(client.fileno(), select.EPOLLIN)
         self._counters["accepted"] += 1
         if len(self._clients) >= self._connections:  # further clients wait in the queue of the kernel
             self._counters["full"] += 1
@@ -251,7 +259,7 @@ class Relay:
 
     def _pause_accepting(self) -> None:
         self._is_accepting = False
-        self._watch(self._listener.fileno(), 0)
+        self._poller.watch(self._listener.fileno(), 0)
 
     def _serve(self, link: Link, events: int, *, is_client: bool) -> None:
         """Forward bytes in the directions that are possible now. Close the connection if it has ended.
@@ -283,7 +291,7 @@ class Relay:
         if allowed < 1:
             self._throttled.add(link)
             return
-        data = link.client.recv(min(allowed, _CHUNK))
+        data = link.client.recv(min(allowed, len(_CHUNK)))
         if not data:
             raise OSError("the client has ended")
         link.bucket.take(len(data))
@@ -326,15 +334,15 @@ class Relay:
     def _forward_down(self, link: Link) -> bool:
         """Forward bytes of the publisher. Return True if the client has accepted all of them."""
         assert link.server is not None
-        size = link.server.recv_into(self._chunk)
+        size = link.server.recv_into(_CHUNK)
         if not size:
             raise OSError("the publisher has ended")
         try:
-            sent = link.client.send(self._chunk[:size])
+            sent = link.client.send(_CHUNK[:size])
         except BlockingIOError:
             sent = 0
         if sent < size:
-            link.down = memoryview(bytes(self._chunk[sent:size]))
+            link.down = memoryview(bytes(_CHUNK[sent:size]))
         return sent == size
 
     @staticmethod
@@ -345,16 +353,16 @@ class Relay:
     def _update(self, link: Link) -> None:
         """Make `run` wait for the events after which the connection can continue."""
         reads = select.EPOLLIN if not (link.up or link in self._throttled) else 0
-        self._watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
+        self._poller.watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
         if link.server is not None:
             reads = select.EPOLLIN if not link.down else 0
-            self._watch(link.server.fileno(), reads | (select.EPOLLOUT if link.up else 0))
+            self._poller.watch(link.server.fileno(), reads | (select.EPOLLOUT if link.up else 0))
 
     def _close(self, link: Link) -> None:
         self._throttled.discard(link)
         for ends, end in ((self._clients, link.client), (self._servers, link.server)):
             if end is not None:
-                self._watch(end.fileno(), 0)
+                self._poller.watch(end.fileno(), 0)
                 del ends[end.fileno()]
                 end.close()
 
@@ -362,7 +370,7 @@ class Relay:
         """Let throttled connections continue, and accept new connections, if the limits permit this again."""
         if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
             self._is_accepting = self._accepts.left(now_s) >= 1
-            self._watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
+            self._poller.watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
         for link in [link for link in self._throttled if self._allowed(link, now_s) >= _RESUME_BYTES]:
             self._throttled.remove(link)
             self._update(link)

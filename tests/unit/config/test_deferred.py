@@ -1,0 +1,21 @@
+"""A process that only receives a configuration does not build the validators, which takes a part of its start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import vision.runtime.capture_worker, vision.runtime.result_worker
+from vision.config import AppConfig, CameraAnalytics, CameraConfig, ModelSpec
+
+print([kind.__pydantic_complete__ for kind in (AppConfig, CameraAnalytics, CameraConfig, ModelSpec)])
+"""
+
+
+@pytest.mark.integration
+def test_import_of_the_workers_builds_no_validators() -> None:
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[False, False, False, False]"
