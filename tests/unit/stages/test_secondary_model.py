@@ -44,6 +44,7 @@ class Grey:
     exclusive: bool = True
     max_batch: int = 4
     go: threading.Event | None = None  # what it waits for
+    called: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     closed: bool = False
@@ -65,6 +66,7 @@ class Grey:
         out[:] = frame.pixels[top:bottom, left:right].mean(axis=(0, 1))
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        self.called.set()
         if self.go is not None:
             assert self.go.wait(60)
         if self.fails:
@@ -227,8 +229,8 @@ def test_crop_has_the_configured_margin(box: tuple[float, ...], margin: float, e
 def test_batches_contain_crops_of_several_cameras() -> None:
     grey = Grey(go=threading.Event(), max_batch=8)
     with stage(grey, lossless=False) as cascade_stage:
-        look(cascade_stage, Thing(1), camera="first")  # the worker is busy with it
-        wait_until(cascade_stage._worker._jobs.empty, "the first one is taken")
+        look(cascade_stage, Thing(1), camera="first")  # the worker is busy with a batch of one
+        assert grey.called.wait(60)
         for step, camera in enumerate(("gate", "yard", "lane")):
             look(cascade_stage, Thing(10 + step), Thing(20 + step, (40, 5, 60, 45), level=200), camera=camera)
         assert grey.go is not None
