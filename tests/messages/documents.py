@@ -85,6 +85,7 @@ def fields_expected() -> str:
         "Each of its `latency_ms`, and `latency_ms` of a camera": node["LatencyPercentiles"],
         "Its `detector`": node["DetectorStatus"],
         "Each of its `sinks`": node["SinkStatus"],
+        "Each of its `disks`": node["DiskStatus"],
     }
     return "\n".join(_table(title, schema, () if schema is head else _HEAD) for title, schema in tables.items()) + "\n"
 

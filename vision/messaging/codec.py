@@ -35,6 +35,7 @@ from vision.messaging.schema import (
     CountsReport,
     DetectedObject,
     DetectionsMessage,
+    DiskStatus,
     Encoding,
     EventMessage,
     Header,
@@ -346,19 +347,21 @@ def status(
     report: StatusReport,
     replay: str | None = None,
     sinks: Mapping[str, SinkStatus] = MappingProxyType({}),
+    disks: Mapping[str, DiskStatus] = MappingProxyType({}),
 ) -> StatusMessage:
     """Return the message that publishes a report.
 
     Args:
         replay: address for requests of missed events; None if there is none.
         sinks: status of each sink, by name.
+        disks: free space, by folder.
     """
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):
         return CameraStatusMessage(**header, **fields)
     if isinstance(report, CountsReport):
         return CountsMessage(**header, **fields)
-    return NodeStatusMessage(**header, **fields, replay=replay, sinks=dict(sinks))
+    return NodeStatusMessage(**header, **fields, replay=replay, sinks=dict(sinks), disks=dict(disks))
 
 
 def _ms(duration_ns: int) -> float:

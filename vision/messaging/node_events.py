@@ -6,6 +6,7 @@ topic of an event about the program is ``events/node``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from vision.config import AppConfig
 from vision.config.reporting import ReportAfter
 from vision.errors import conceal
 from vision.messaging import codec
-from vision.messaging.schema import NODE, REMOVED, CameraReport, EventMessage, NodeReport, StatusReport
+from vision.messaging.schema import NODE, REMOVED, CameraReport, DiskStatus, EventMessage, NodeReport, StatusReport
+from vision.messaging.times import rfc3339
+from vision.state.run_record import RunRecord
 
 _DELIVERS: Final = ("streaming", "ended")
 _LOST_INTERVAL_NS: Final = 60_000_000_000  # between two events that report lost events
@@ -52,10 +55,12 @@ class _Outage:
 class NodeEvents:
     """Derives events from status reports. One thread calls `of`, once for each report. `settings` can be replaced."""
 
-    def __init__(self, settings: NodeEventSettings) -> None:
+    def __init__(self, settings: NodeEventSettings, run: RunRecord | None = None) -> None:
+        """Start without known outages. `run` records this run, and knows how the last one ended; None: not known."""
         self.settings = settings
+        self._run = run
         self._outages: dict[str, _Outage] = {}
-        self._low: set[Path] = set()
+        self._low: set[str] = set()
         self._recording_stopped = False
         self._lost = 0
         self._lost_at_ns: int | None = None
@@ -99,11 +104,13 @@ class NodeEvents:
         if not self._started:
             self._started = True
             data = {"version": report.version, "backend": report.backend, "model": report.model}
-            yield _event("started", report, NODE, 0, data)
+            yield _event("started", report, NODE, 0, data | self._after())
             if report.detector is not None and report.detector.gpu_unused is not None:
                 yield _event("gpu_unused", report, NODE, 0, {"reason": report.detector.gpu_unused})
-        for folder in self.settings.folders:
-            yield from self._of_disk(folder, report)
+        elif self._run is not None:
+            self._run.beat()
+        for folder, disk in self.disks().items():
+            yield from self._of_disk(folder, disk, report)
         yield from self._of_recording(report)
         lost, now_ns = report.counters.get("journal.lost", 0), report.at_monotonic_ns
         is_due = self._lost_at_ns is None or now_ns >= self._lost_at_ns + _LOST_INTERVAL_NS
@@ -119,17 +126,30 @@ class NodeEvents:
             yield _event("recording_resumed", report, NODE, 0, {})
         self._recording_stopped = stopped > 0
 
-    def _of_disk(self, folder: Path, report: NodeReport) -> Iterator[EventMessage]:
-        try:
-            disk = os.statvfs(folder)
-        except OSError:  # the part that writes to it reports the error
-            return
-        free, limit = disk.f_bavail * disk.f_frsize, self.settings.min_free_bytes
-        data = {"folder": str(folder), "free_mb": free // 1_000_000}
-        if folder not in self._low and free < limit:
+    def _after(self) -> dict[str, str]:
+        """Record that this run has started, and return the data of the event about the end of the last run."""
+        last = None if self._run is None else self._run.begin()
+        return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
+
+    def disks(self) -> dict[str, DiskStatus]:
+        """Measure the free space for each folder of the settings, by folder. Omit folders that do not exist."""
+        found = {}
+        for folder in self.settings.folders:
+            with contextlib.suppress(OSError):  # the part that writes to it reports the error
+                disk = os.statvfs(folder)
+                found[str(folder)] = DiskStatus(
+                    free_bytes=disk.f_bavail * disk.f_frsize,
+                    size_bytes=disk.f_blocks * disk.f_frsize,
+                    min_free_bytes=self.settings.min_free_bytes,
+                )
+        return found
+
+    def _of_disk(self, folder: str, disk: DiskStatus, report: NodeReport) -> Iterator[EventMessage]:
+        data = {"folder": folder, "free_mb": disk.free_bytes // 1_000_000}
+        if folder not in self._low and disk.free_bytes < disk.min_free_bytes:
             self._low.add(folder)
             yield _event("disk_low", report, NODE, 0, data)
-        elif folder in self._low and free > _RECOVERED * limit:
+        elif folder in self._low and disk.free_bytes > _RECOVERED * disk.min_free_bytes:
             self._low.remove(folder)
             yield _event("disk_free", report, NODE, 0, data)
 

@@ -39,6 +39,7 @@ from vision.messaging.schema import (
     Encoding,
     EventMessage,
     MaskFormat,
+    NodeReport,
     ObjectMessage,
     SinkStatus,
     StatusReport,
@@ -368,9 +369,10 @@ class Publisher:
 
         The last status of a removed camera, and counts without lines and zones, are not sent again.
         """
-        topic = report.topic
+        topic, events = report.topic, self._node_events
+        disks = events.disks() if events is not None and isinstance(report, NodeReport) else {}
         with self.socket.lock:
-            message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks())
+            message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks(), disks)
             self.socket.send_status(topic, codec.encode(message, self._encoding))
             if isinstance(report, CountsReport) and not (report.lines or report.zones):
                 self.socket.forget(topic)

@@ -427,12 +427,21 @@ class SinkStatus(Compact, frozen=True, kw_only=True):
     last_error: Annotated[str | None, doc("the last error of the sink; absent if there was none")] = None
 
 
+class DiskStatus(Compact, frozen=True, kw_only=True):
+    """The free space of the disk that contains a folder."""
+
+    free_bytes: Annotated[int, doc("free space in bytes")]
+    size_bytes: Annotated[int, doc("size of the disk in bytes")]
+    min_free_bytes: Annotated[int, doc("`status.min_free_mb` in bytes, below which `disk_low` is published")]
+
+
 class NodeReport(Compact, frozen=True, kw_only=True):
     """A `NodeStatusMessage` without its header."""
 
     at: Annotated[str, doc("time in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     uptime_s: Annotated[float, doc("time since the start of the program, in seconds")]
+    started_at: Annotated[str | None, doc("start of the program in UTC, RFC 3339")] = None
     version: Annotated[str, doc("version of the program")]
     backend: Annotated[str, doc("back-end of the detector, with its device and precision")]
     model: Annotated[str, doc("name of the model")]
@@ -462,6 +471,9 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     seq: Seq
     replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
     sinks: Annotated[dict[str, SinkStatus], doc("status of each configured sink, by name; absent if none")] = {}
+    disks: Annotated[
+        dict[str, DiskStatus], doc("free space for `state_dir` and for the snapshots, by folder; absent if none")
+    ] = {}
 
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport

@@ -211,7 +211,7 @@ def open_recording_publisher(
         max_subscribers=config.publish.max_subscribers,
         keys=keys,
         proxy=proxy,
-        node_events=None if options.offline else NodeEvents(NodeEventSettings.of(config)),
+        node_events=None if options.offline else _node_events(config, options),
         gate=language,
     )
     resources.enter_context(publisher)
@@ -232,6 +232,10 @@ def open_recording_publisher(
     if not options.offline:
         resources.callback(publisher.end_states)  # while the processes above still receive messages
     return publisher, recorder
+
+
+def _node_events(config: AppConfig, options: RunOptions) -> NodeEvents:
+    return NodeEvents(NodeEventSettings.of(config), None if options.state is None else options.state.run)
 
 
 def _open_archive(
@@ -337,7 +341,9 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
     if config.state_dir is None:
         return None
     state = StateDatabase(Path(config.state_dir), max_events=config.publish.max_events, boot=codec.boot_id())
-    return resources.enter_context(closing(state))
+    resources.enter_context(closing(state))
+    resources.enter_context(state.run)
+    return state
 
 
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:

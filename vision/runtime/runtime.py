@@ -123,7 +123,7 @@ class Runtime:
         self.results = workers or ResultHandler(stages, sinks, list(slots), clock, observe)
         batcher = Batcher(list(slots.values()), detector.spec.max_batch, clock=clock)
         self._loop = InferenceLoop(detector, batcher, self.results.put, clock, hang_s)
-        self._started_ns = clock()
+        self._started = Instant(clock(), time.time_ns())
         own = {camera.slot.camera_id: camera.supervisor for camera in cameras}
         supervisors = {name: each for name, each in own.items() if isinstance(each, CameraSupervisor)}
         threads = CameraThreads(supervisors, {name: slots[name] for name in supervisors}, self._guard)
@@ -177,7 +177,7 @@ class Runtime:
     # --- the main thread ----------------------------------------------------------------------------------------------
 
     def _start(self) -> list[threading.Thread]:
-        self._started_ns = self._clock()
+        self._started = Instant(self._clock(), time.time_ns())
         jobs: list[tuple[str, Callable[[], None]]] = [("results", self._handle_results), ("inference", self._infer)]
         if self.cameras.capture is not None:
             jobs.append(("frames", self.cameras.capture.receive_frames))
@@ -217,8 +217,8 @@ class Runtime:
         return Part("frames", progress, _LONG_HANGS * (_LONG_HANGS * self._hang_s + slowest_s))
 
     def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
-        end_ns = None if for_s is None else self._started_ns + int(for_s * 1e9)
-        next_report_ns = self._started_ns
+        end_ns = None if for_s is None else self._started.monotonic_ns + int(for_s * 1e9)
+        next_report_ns = self._started.monotonic_ns
         while not (stop.is_set() or self._ended.is_set()):
             now_ns = self._clock()
             if end_ns is not None and now_ns >= end_ns:
@@ -330,7 +330,8 @@ class Runtime:
         return NodeReport(
             at=rfc3339(now.utc_ns),
             at_monotonic_ns=now.monotonic_ns,
-            uptime_s=round((self._clock() - self._started_ns) / 1e9, 3),
+            uptime_s=round((self._clock() - self._started.monotonic_ns) / 1e9, 3),
+            started_at=rfc3339(self._started.utc_ns),
             version=version(),
             backend=self._detector.spec.name,
             model=self._model,

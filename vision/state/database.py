@@ -36,6 +36,7 @@ from vision.errors import Closed, ConfigError, Unavailable, from_os_error
 from vision.state.counters import CameraCounters, CounterRow, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
 from vision.state.private_files import Held, Unwritable, locked, open_restricted, sync_folder
+from vision.state.run_record import RUNS, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class StateDatabase:
     Attributes:
         notice: message for the operator about a damaged database; None if there is nothing to report.
         events: the numbered events.
+        run: the record of this run, and of the last one.
         defers_counters: if True, counters are stored in the transaction of the next events.
     """
 
@@ -118,6 +120,7 @@ class StateDatabase:
                 opened.callback(self._writer.close)
                 self.events = EventLog(self, max_events=max_events, max_bytes=max_bytes)
                 self._start_session(boot)
+                self.run = RunRecord(self, boot)
                 wal = os.open(folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, wal)
                 connections = [opened.enter_context(contextlib.closing(self.connect())) for _ in range(2)]
@@ -279,6 +282,7 @@ class StateDatabase:
                 connection.executescript(_SCHEMA)
             _verify(connection)
             connection.execute(_STATES)
+            connection.execute(RUNS)
         except BaseException:
             connection.close()
             raise

@@ -16,7 +16,7 @@ from vision.config import AppConfig
 from vision.config.reporting import ReportAfter
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher
-from vision.messaging.schema import DetectorStatus
+from vision.messaging.schema import DetectorStatus, NodeStatusMessage
 from vision.state.database import StateDatabase
 
 S = 1_000_000_000
@@ -115,6 +115,29 @@ def test_gpu_that_is_not_used_is_reported_once() -> None:
     assert list(events.of(report)) == []
 
 
+def test_start_says_how_the_last_run_ended(tmp_path: Path) -> None:
+    for _ in range(2):
+        with closing(StateDatabase(tmp_path, boot="b")) as database, database.run:
+            (found,) = program(NodeEvents(NodeEventSettings(), database.run), 0)
+    assert found[1]["after"] == "stop"
+    assert "ended_at" in found[1]
+
+
+def test_status_contains_the_free_space_of_each_folder(tmp_path: Path) -> None:
+    settings = NodeEventSettings(folders=[tmp_path, tmp_path / "missing"], min_free_bytes=500_000_000)
+    with (
+        Publisher("tcp://127.0.0.1:*", node="n", node_events=NodeEvents(settings)) as publisher,
+        Subscription(publisher.address, kinds=("status",)) as subscription,
+    ):
+        publisher.publish_status(node_status())
+        message = subscription.receive(20)
+    assert isinstance(message, NodeStatusMessage)
+    assert list(message.disks) == [str(tmp_path)]
+    disk = message.disks[str(tmp_path)]
+    assert 0 < disk.free_bytes < disk.size_bytes == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    assert disk.min_free_bytes == 500_000_000
+
+
 def test_lost_events_are_reported_at_most_once_per_minute() -> None:
     events = NodeEvents(NodeEventSettings())
     program(events, 0)
@@ -143,6 +166,7 @@ def test_low_disk_is_reported_once_and_again_when_it_is_free(tmp_path: Path, mon
     class Disk:
         f_frsize = 1_000_000
         f_bavail = 1000
+        f_blocks = 2000
 
     monkeypatch.setattr(os, "statvfs", lambda _: Disk)
     events = NodeEvents(NodeEventSettings(folders=[tmp_path], min_free_bytes=500_000_000))

@@ -22,6 +22,7 @@ from vision.messaging.schema import (
     EventMessage,
     NodeStatusMessage,
 )
+from vision.messaging.times import utc_ns
 from vision.outputs.hardware import GpuSampler, temperatures
 from vision.runtime.monitoring.gpu import gpu_metrics
 
@@ -29,6 +30,7 @@ STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
 
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LONGEST_LABEL: Final = 200  # characters of a reason
+_VIEW_FAULTS: Final = {"camera_moved": "moved", "camera_covered": "covered"}  # by kind of the event
 _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -57,6 +59,12 @@ class ProgramState:
             registry=self.registry,
         )
         self._objects = Gauge("vision_camera_objects", "Objects in the last frame.", ["camera"], registry=self.registry)
+        self._faults = Gauge(
+            "vision_camera_view_fault",
+            "1 while a camera is moved or covered.",
+            ["camera", "kind"],
+            registry=self.registry,
+        )
         self.registry.register(_StatusCollector(self))
 
     def add(self, item: Item) -> None:
@@ -70,6 +78,8 @@ class ProgramState:
         elif isinstance(item, EventMessage) and item.amends is None:
             self._events.labels(item.camera, item.kind).inc()
             self._kinds.setdefault(item.camera, set()).add(item.kind)
+            if (fault := _VIEW_FAULTS.get(item.kind)) is not None:
+                self._faults.labels(item.camera, fault).set(item.data.get("phase") == "begin")
         elif isinstance(item, Gap):
             self._lost.inc(item.lost)
         elif isinstance(item, CameraStatusMessage | NodeStatusMessage):
@@ -87,6 +97,7 @@ class ProgramState:
         with self._lock:
             self._cameras.pop(camera, None)
         labels: list[tuple[MetricWrapperBase, tuple[str, ...]]] = [(self._objects, (camera,))]
+        labels += [(self._faults, (camera, kind)) for kind in _VIEW_FAULTS.values()]
         labels += [(self._stages, (camera, stage)) for stage in _STAGES]
         labels += [(self._events, (camera, kind)) for kind in self._kinds.pop(camera, ())]
         for metric, values in labels:
@@ -169,6 +180,9 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     info = {(node.node, node.version, node.backend, node.model): 1.0}
     yield _labeled("vision_info", "The program.", ["node", "version", "backend", "model"], info)
     yield _gauge("vision_uptime_seconds", "Seconds since the start of the program.", node.uptime_s)
+    if node.started_at is not None:
+        started_s = utc_ns(node.started_at) / 1e9
+        yield _gauge("vision_start_time_seconds", "Start of the program, in seconds since 1970.", started_s)
     yield _gauge("vision_resident_bytes", "Resident memory of the main process.", node.rss_bytes)
     memory = {(name,): float(used) for name, used in node.memory_bytes.items()}
     yield _labeled("vision_memory_bytes", "Memory, by process.", ["process"], memory)
@@ -180,6 +194,7 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     counters = {(name,): float(value) for name, value in node.counters.items()}
     yield _labeled("vision_counter", "Other counters and sizes of the program, by name.", ["name"], counters)
     yield from _sink_metrics(node)
+    yield from _disk_metrics(node)
     detector = node.detector
     if detector is not None:
         text = "1 if the detector runs on the CPU although the machine has an NVIDIA GPU."
@@ -206,6 +221,15 @@ def _sink_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     yield _labeled("vision_sink_sent", "Messages that the sink has confirmed.", labels, sent, counts=True)
     lost = {key: sink.lost for key, sink in each.items()}
     yield _labeled("vision_sink_lost", "Messages that were lost.", labels, lost, counts=True)
+
+
+def _disk_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    for name, text, values in (
+        ("free", "Free space.", {(folder,): disk.free_bytes for folder, disk in node.disks.items()}),
+        ("size", "Size of the disk.", {(folder,): disk.size_bytes for folder, disk in node.disks.items()}),
+        ("min_free", "Limit of the event `disk_low`.", {(f,): disk.min_free_bytes for f, disk in node.disks.items()}),
+    ):
+        yield _labeled(f"vision_disk_{name}_bytes", text, ["folder"], values)
 
 
 def _temperatures() -> Iterator[GaugeMetricFamily]:

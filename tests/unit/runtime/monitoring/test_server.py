@@ -21,7 +21,15 @@ from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status,
 from vision.client import Gap
 from vision.messaging import codec
 from vision.messaging.http_server import http_server
-from vision.messaging.schema import CameraStatusMessage, DetectorStatus, NodeStatusMessage, SinkStatus
+from vision.messaging.schema import (
+    REMOVED,
+    CameraStatusMessage,
+    DetectorStatus,
+    DiskStatus,
+    NodeStatusMessage,
+    SinkStatus,
+)
+from vision.messaging.times import rfc3339
 from vision.outputs.hardware import GpuSampler
 from vision.runtime.monitoring.gpu import gpu_metrics
 from vision.runtime.monitoring.metrics import ProgramState
@@ -52,7 +60,11 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
         counters = {"publish.connected": 3, "journal.lost": 1}
         sinks = {"home": SinkStatus(protocol="mqtt", connected=True, queued=3, sent=7, lost=1)}
         detector = DetectorStatus(batches_in_flight=3, max_batch=1, gpu_unused="no driver")
-        state.add(msgspec.structs.replace(node, counters=counters, sinks=sinks, detector=detector))
+        disks = {"/state": DiskStatus(free_bytes=400, size_bytes=9000, min_free_bytes=500)}
+        fields = {"counters": counters, "sinks": sinks, "detector": detector, "disks": disks}
+        state.add(msgspec.structs.replace(node, **fields, started_at=rfc3339(1_000_000_000)))
+        covered = Event("camera_covered", "c0", "c0", None, 0, {"phase": "begin"})
+        state.add(codec.event(HEADER, covered, result()))
     return state
 
 
@@ -137,8 +149,23 @@ def test_metrics_have_the_values_of_the_messages() -> None:
     assert found["vision_camera_state", "camera=c1", "state=streaming"] == 0
     assert found["vision_subscribers", "socket=publish"] == 3
     assert found["vision_counter", "name=journal.lost"] == 1
+    assert found["vision_camera_view_fault", "camera=c0", "kind=covered"] == 1
+    state.add(codec.event(HEADER, Event("camera_covered", "c0", "c0", None, 0, {"phase": "end"}), result()))
+    assert samples(state)["vision_camera_view_fault", "camera=c0", "kind=covered"] == 0
+    assert found["vision_start_time_seconds",] == 1
+    sizes = {name: found[f"vision_disk_{name}_bytes", "folder=/state"] for name in ("free", "size", "min_free")}
+    assert sizes == {"free": 400, "size": 9000, "min_free": 500}
     values = {"connected": 1, "queued": 3, "sent_total": 7, "lost_total": 1}
     assert {name: found[f"vision_sink_{name}", "protocol=mqtt", "sink=home"] for name in values} == values
+
+
+def test_metrics_of_a_removed_camera_disappear() -> None:
+    state = state_of("streaming", "streaming")
+    removed = codec.status(HEADER, camera_status("c0", state=REMOVED))
+    assert isinstance(removed, CameraStatusMessage)
+    state.add(removed)
+    cameras = {label for sample in samples(state) for label in sample[1:] if label.startswith("camera=")}
+    assert cameras == {"camera=c1"}
 
 
 def test_times_of_recordings_are_not_latencies() -> None:

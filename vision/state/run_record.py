@@ -1,0 +1,94 @@
+"""`RunRecord` stores how a run of the program ended, so that the next run can report it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+from vision.errors import Closed
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vision.state.database import StateDatabase
+
+End: TypeAlias = Literal["stop", "error", "crash", "machine-restart", "unknown"]
+
+RUNS: Final = """
+CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY CHECK (id = 1), state TEXT NOT NULL, boot TEXT NOT NULL,
+    at_utc_ns INTEGER NOT NULL);
+"""  # earlier versions of the program ignore this table
+
+_RUNNING: Final = "running"
+_STORE: Final = "INSERT OR REPLACE INTO runs VALUES (1, ?, ?, ?)"
+_INTERVAL_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """The end of the last run.
+
+    Attributes:
+        end: `stop` if the run stopped normally, and `error` if it ended with an error. `crash` if the process ended
+            without a stop. `machine-restart` if the machine restarted before the run could stop, for example after a
+            power failure. `unknown` if the run did not stop, and the machine does not identify its boots.
+        at_utc_ns: time of the end. If the run did not stop, a time at most about a minute before.
+    """
+
+    end: End
+    at_utc_ns: int
+
+
+class RunRecord:
+    """The record of the present run, and the end of the last one. It is also a context manager, which calls `end`.
+
+    Attributes:
+        last: the last run. None if none is recorded.
+    """
+
+    def __init__(self, database: StateDatabase, boot: str) -> None:
+        """Read the record of the last run from a database.
+
+        Args:
+            boot: identifier of the machine's current boot. An empty text means that it is unknown.
+        """
+        self._database = database
+        self._boot = boot
+        self._stored_s: float | None = None  # on the monotonic clock; None before `begin` and after `end`
+        rows = database.query("SELECT state, boot, at_utc_ns FROM runs")
+        self.last = self._last(*rows[0]) if rows else None
+
+    def _last(self, state: str, boot: str, at_utc_ns: int) -> LastRun | None:
+        if state != _RUNNING:
+            return LastRun(state, at_utc_ns) if state in get_args(End) else None  # type: ignore[arg-type]
+        if not boot or not self._boot:
+            return LastRun("unknown", at_utc_ns)
+        return LastRun("crash" if boot == self._boot else "machine-restart", at_utc_ns)
+
+    def begin(self) -> LastRun | None:
+        """Record that this run has started. Return the last run. Raise `Closed` if the database was closed."""
+        self._store(_RUNNING)
+        return self.last
+
+    def beat(self) -> None:
+        """Record about once per minute that this run continues. Raise `Closed` if the database was closed."""
+        if self._stored_s is not None and time.monotonic() - self._stored_s >= _INTERVAL_S:
+            self._store(_RUNNING)
+
+    def end(self, state: Literal["stop", "error"]) -> None:
+        """Record the end of this run, unless it has not started. Raise `Closed` if the database was closed."""
+        if self._stored_s is not None:
+            self._store(state)
+            self._stored_s = None
+
+    def _store(self, state: str) -> None:
+        self._stored_s = time.monotonic()
+        self._database.write([(_STORE, [(state, self._boot, time.time_ns())])], counters=False)
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        requested = error is None or issubclass(error, Closed | KeyboardInterrupt | SystemExit)
+        self.end("stop" if requested else "error")
