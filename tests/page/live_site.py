@@ -47,32 +47,37 @@ PAGE: Final = """<!doctype html><link rel="icon" href="data:,">
 
 READER: Final = """
 async (cameras) => {
-  const { LiveView } = await import("/static/live.js");
+  const { LiveView, Overlay } = await import("/static/live.js");
+  const { html, render } = await import("/static/ui.js");
   window.shown = [];
-  window.views = cameras.map((camera) => {
-    const tile = document.createElement("div");
-    tile.className = "tile";
-    document.body.append(tile);
-    const view = new LiveView(tile, camera);
-    tile.addEventListener("visionframe", ({ detail }) => {
-      const canvas = tile.querySelector("canvas");
-      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height / 4);
-      let code = 0;
-      for (let bit = 0; bit < 16; bit += 1) {
-        const y = Math.floor((canvas.height * (2 * (bit >> 3) + 1)) / 16);
-        const x = Math.floor((canvas.width * (2 * (bit & 7) + 1)) / 16);
-        code = code * 2 + (pixels.data[4 * (y * pixels.width + x)] > 128);
-      }
-      const number = code >> 4;
-      const intact = ((number ^ (number >> 4) ^ (number >> 8) ^ 10) & 15) === (code & 15);
-      window.shown.push({
-        camera, at: performance.now(), number: intact ? number : null,
-        result: detail && detail.objects[0]?.track_id, width: detail?.width, stream: view.stream,
-      });
+  window.views = [];
+  const { draw } = Overlay.prototype;
+  Overlay.prototype.draw = function (image, result) {
+    draw.call(this, image, result);
+    const { canvas } = this;
+    const view = window.views.find((each) => each.canvas === canvas);
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height / 4);
+    let code = 0;
+    for (let bit = 0; bit < 16; bit += 1) {
+      const y = Math.floor((canvas.height * (2 * (bit >> 3) + 1)) / 16);
+      const x = Math.floor((canvas.width * (2 * (bit & 7) + 1)) / 16);
+      code = code * 2 + (pixels.data[4 * (y * pixels.width + x)] > 128);
+    }
+    const number = code >> 4;
+    const intact = ((number ^ (number >> 4) ^ (number >> 8) ^ 10) & 15) === (code & 15);
+    window.shown.push({
+      camera: view.id, at: performance.now(), number: intact ? number : null,
+      result: result && result.objects[0]?.id, width: result?.width, stream: view.stream,
     });
-    view.start();
-    return view;
-  });
+  };
+  class View extends LiveView {
+    componentDidMount() {
+      super.componentDidMount();
+      window.views.push(this);
+    }
+  }
+  const tile = (camera) => html`<div class="tile"><${View} camera=${{ camera }} /></div>`;
+  render(html`${cameras.map(tile)}`, document.body);
 }
 """
 """Shows cameras, and appends the number in the pixels and the number of the result of each frame to `window.shown`."""

@@ -199,7 +199,7 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
     with page.expect_response("**/estimate", timeout=300_000) as caught:
         page.dblclick("button:text-is('Count the last hour')")
     estimate = caught.value.json()
-    page.wait_for_selector(".editor .data dd")
+    page.wait_for_selector(".data dd")
 
     first = len(site.frames())
     page.dblclick("button:text-is('Apply')")
@@ -424,7 +424,7 @@ def test_program_that_ends_keeps_the_draft_in_the_browser(site: Site, open_page:
     page = opened(site, open_page)
     page.click(".editor-list button")
     page.keyboard.press("Shift+ArrowRight")
-    page.click(".brand")
+    page.click("nav a:text-is('Cameras')")
     page.wait_for_selector(".tile")
     page.go_back()
     page.wait_for_selector(".notice >> text=Your draft was kept")

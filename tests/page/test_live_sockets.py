@@ -129,7 +129,7 @@ def test_masks_of_a_running_program_apply_to_viewers_that_decode_packets(zoo: Zo
         site.change(privacy={"gate": mask})
         assert any(header["kind"] == "scene" and header["shapes"] for header, _ in received)
         kinds = [next(received) for _ in range(40)]
-        assert {header["kind"] for header, _ in kinds} <= {"image", "counts", "state"}
+        assert {header["kind"] for header, _ in kinds} <= {"image", "counts", "status"}
         for header, data in kinds:
             image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else np.zeros(1)
             assert image.max() < 24, header
@@ -248,9 +248,9 @@ def test_changed_lines_are_shown_without_a_new_connection() -> None:
             assert next(received)[0]["shapes"] == []
             line = {"name": "door", "points": [[0, 0], [9, 9]]}
             site.change(analytics={"gate": {"units": "pixels", "lines": [line], "zones": []}})
-            assert next(received)[0]["shapes"] == [
-                {"kind": "line", "name": "door", "units": "pixels", "rings": [line["points"]]}
-            ]
+            (shape,) = next(received)[0]["shapes"]
+            assert (shape["key"], shape["name"], shape["relative"]) == ("line door", "door", False)
+            assert (shape["path"], shape["at"]) == ("M0.0 0.0L9.0 9.0Z", [0.0, 0.0])
 
 
 def test_a_still_of_a_camera_without_frames_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,13 @@ def first(browser: Browser, folder: Path) -> dict[str, Any]:
             times: list[float] = page.evaluate(
                 """async (script) => {
                   const { LiveView } = await import(script);
+                  const { html, render } = await import(script.replace("live.js", "ui.js"));
+                  const { drawImage } = CanvasRenderingContext2D.prototype;
+                  let shown;
+                  CanvasRenderingContext2D.prototype.drawImage = function (...values) {
+                    drawImage.apply(this, values);
+                    shown?.();
+                  };
                   const times = [];
                   for (let each = 0; each < 20; each += 1) {
                     document.querySelector("main").replaceChildren();
@@ -152,12 +159,11 @@ def first(browser: Browser, folder: Path) -> dict[str, Any]:
                     element.style = "width: 800px; height: 450px; position: relative";
                     document.querySelector("main").append(element);
                     const began = performance.now();
-                    const view = new LiveView(element, "camera-0");
-                    const shown = new Promise((done) => element.addEventListener("visionframe", done, { once: true }));
-                    view.start();
-                    await shown;
+                    const first = new Promise((done) => { shown = done; });
+                    render(html`<${LiveView} camera=${{ camera: "camera-0" }} />`, element);
+                    await first;
                     times.push(performance.now() - began);
-                    view.stop();
+                    render(null, element);
                     await new Promise((done) => setTimeout(done, 300 + 50 * each));
                   }
                   return times;
@@ -181,10 +187,12 @@ def tiles(browser: Browser, folder: Path) -> dict[str, Any]:
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
         page.add_init_script(
             """window.drawn = {};
-            document.addEventListener("visionframe", ({ target }) => {
-              const name = target.closest("article").querySelector("h2").textContent;
+            const { drawImage } = CanvasRenderingContext2D.prototype;
+            CanvasRenderingContext2D.prototype.drawImage = function (...values) {
+              drawImage.apply(this, values);
+              const name = this.canvas.closest("article").querySelector("h2").textContent;
               window.drawn[name] = (window.drawn[name] ?? 0) + 1;
-            });"""
+            };"""
         )
         began_s = time.monotonic()
         page.goto(program.url)

@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HTML: Final = ".html"
-_PLACEHOLDER: Final = "{{assets}}"
+_ASSETS: Final = "{{assets}}"  # in an HTML file: the address of the other files
+_HEAD: Final = "{{head}}"  # in an HTML file: the content of head.html
 _KEEP: Final = {"cache-control": "public, max-age=31536000, immutable"}
 
 
@@ -33,7 +34,8 @@ class Assets:
 
     def page(self, name: str) -> Response:
         """Return an HTML file as a response. Its links contain the version."""
-        return HTMLResponse(self._files[name].decode().replace(_PLACEHOLDER, f"/static/{self.version}"))
+        text = self._files[name].decode().replace(_HEAD, self._files["head.html"].decode())
+        return HTMLResponse(text.replace(_ASSETS, f"/static/{self.version}"))
 
     def file(self, version: str, name: str) -> Response:
         """Return a file as a response; status 404 if there is no such file or version."""

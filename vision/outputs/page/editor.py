@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,6 +31,7 @@ from vision.errors import ConfigError, Fault, Unavailable, VisionError
 from vision.messaging.control_protocol import (
     AnalyticsReply,
     ChangedReply,
+    FaultEntry,
     GetAnalyticsRequest,
     RefusedRequest,
     SetAnalyticsRequest,
@@ -77,6 +77,8 @@ _UNSAVED: Final = {
     "camera-not-in-file": "This camera is not in the configuration file, so changes last until the program ends.",
     "not-writable": "The configuration file cannot be written, so changes last until the program ends.",
 }
+_READ_ONLY: Final = "This page cannot change the program. Copy the YAML instead."
+_DIFFERS: Final = "The editor shows the running program, which differs from its file."
 _Decoded = TypeVar("_Decoded")
 
 
@@ -156,17 +158,25 @@ class Editor:
         try:
             document = self._file.read()
         except ConfigError as error:
-            return state | {"revision": "", "unsaved": "unreadable", "message": str(error)}
+            text = str(error)
+            return state | {"revision": "", "unsaved": "unreadable", "message": text, "notice": self._notice(text)}
         unsaved = self._file.unsaved(document, camera)
         differs = drawn_of(section(document, "analytics", camera)) != drawn_of(running.analytics)
         differs |= masks_of(section(document, "privacy", camera)) != masks_of(running.privacy)
+        message = _UNSAVED.get(unsaved, "")
         return state | {
             "revision": revision(document),
             "unsaved": unsaved,
-            "message": _UNSAVED.get(unsaved, ""),
+            "message": message,
+            "notice": self._notice(message, _DIFFERS if differs else ""),
             "differs_from_file": differs,
             "has_archive": document.root.child("archive") is not None,
         }
+
+    def _notice(self, *messages: str) -> str:
+        """Return what the editor shows when it opens. The first message is the reason why changes cannot be saved."""
+        texts = messages if self._can_change else (_READ_ONLY, *messages[1:])
+        return " ".join(filter(None, texts))
 
     def _size(self, camera: str) -> tuple[int, int] | None:
         """Return the width and height of the camera's frames in pixels; None if they are not known."""
@@ -247,14 +257,17 @@ async def _when_done(result: Awaitable[dict[str, Any]]) -> AsyncIterator[bytes]:
 
 
 def _error(error: VisionError) -> dict[str, Any]:
-    faults: Any = _as_json(error.faults)
-    if isinstance(error, RefusedRequest):
-        faults = msgspec.to_builtins(error.reply.faults)
-    return {"code": error.code, "error": error.args[0], "hint": error.hint, "faults": faults}
+    faults = error.reply.faults if isinstance(error, RefusedRequest) else error.faults
+    return {"code": error.code, "error": error.args[0], "hint": error.hint, "faults": _as_json(faults)}
 
 
-def _as_json(faults: Sequence[Fault]) -> list[dict[str, Any]]:
-    return [asdict(fault) for fault in faults]
+def _as_json(faults: Sequence[Fault] | Sequence[FaultEntry]) -> list[dict[str, Any]]:
+    """Return faults for JSON. `text` is what the editor shows: the line, the key, and the message."""
+    content: list[dict[str, Any]] = msgspec.to_builtins(faults)
+    for fault in content:
+        line = f"line {fault['line']}" if fault.get("line") else ""
+        fault["text"] = ": ".join(filter(None, (line, fault.get("key"), fault["message"])))
+    return content
 
 
 def _without_faults(checked: Checked) -> Any:

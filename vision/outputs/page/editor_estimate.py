@@ -17,6 +17,7 @@ from typing import Any, Final
 from vision.config import AppConfig
 from vision.errors import ConfigError, Unavailable
 from vision.messaging.control_protocol import own_folder
+from vision.outputs.page.texts import words
 from vision.state.private_files import make_private_folder
 
 RANGE_S: Final = 3600
@@ -138,8 +139,9 @@ def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
 def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
     """Return the numbers of events, as published and with the draft, for JSON.
 
-    ``published`` and ``now`` are totals, and ``rows`` has both for each kind, name, and direction. The other keys are
-    the period, numbers of differing events, and the numbers of frames and of lost frames.
+    ``published`` and ``now`` are totals, and ``rows`` has both for each kind, name, and direction. ``texts`` contains
+    the rows as pairs of texts, and ``note`` what else a person must know. The other keys are the period, numbers of
+    differing events, and the numbers of frames and of lost frames.
     """
     total = report["cameras"][camera]
     now = Counter({_key(event): event["events"] for event in total["tallies"]})
@@ -149,18 +151,26 @@ def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
             published[_row(change["after"])] -= 1
         if change["after"] is None:
             published[_row(change["before"])] += 1
-    rows = [
-        {"kind": kind, "name": name, "direction": direction, "published": published[key], "now": now[key]}
-        for key in sorted({*now, *published})
-        for kind, name, direction in [key]
+    rows, texts = [], []
+    for key in sorted({*now, *published}):
+        kind, name, direction = key
+        rows.append({"kind": kind, "name": name, "direction": direction, "published": published[key], "now": now[key]})
+        title = f"{words(kind)} {name} {direction}".strip()
+        texts.append((title, f"{published[key]} counted, {now[key]} with the draft"))
+    lost = sum(gap["messages"] for gap in total["gaps"] if gap["kind"] in ("detections", "disk"))
+    notes = [
+        "" if rows else "There were no events, and the draft causes none.",
+        f"The archive lacks {lost} frames of this hour." if lost else "",
     ]
     keys = ("published", "now", "same", "gained", "lost", "moved", "changed", "equal", "frames")
     return {
         "since": report["since"],
         "until": report["until"],
         **{key: total[key] for key in keys},
-        "lost_frames": sum(gap["messages"] for gap in total["gaps"] if gap["kind"] in ("detections", "disk")),
+        "lost_frames": lost,
         "rows": rows,
+        "texts": texts,
+        "note": " ".join(filter(None, notes)),
     }
 
 

@@ -52,7 +52,7 @@ class HistoryRoutes:
             history = self._history(query.get("camera", ""), hours * 3600, step_s, offset_min * 60)
         except ConfigError as error:
             return JSONResponse({"code": error.code, "error": str(error)}, 503)
-        plots = [plot for series in history.series for plot in _plots(series)]
+        plots = [plot for series in history.series for plot in _plots(history.times, series)]
         content = {"status": _status(history, local), "times": history.times, "plots": plots}
         return Response(encode(content), media_type="application/json")
 
@@ -65,16 +65,21 @@ class HistoryRoutes:
         return history_of(samples, step_s=step_s, offset_s=offset_s, since_s=since_s, until_s=until_s)
 
 
-def _plots(series: Series) -> list[dict[str, Any]]:
-    """Return the plots of a line or a zone. A plot has a title, and columns: lists of values by their label."""
+def _plots(times: list[int], series: Series) -> list[dict[str, Any]]:
+    """Return the plots of a line or a zone."""
     if series.kind == "line":
-        columns = {"in": series.first, "out": series.second}
-        return [{"title": f"Line {series.name}: crossings", "columns": columns}]
+        return [_plot(f"Line {series.name}: crossings", times, {"in": series.first, "out": series.second})]
     columns, occupancy = {"entered": series.first, "left": series.second}, {"objects": series.occupancy}
     return [
-        {"title": f"Zone {series.name}: objects", "columns": columns},
-        {"title": f"Zone {series.name}: most objects at the same time", "columns": occupancy},
+        _plot(f"Zone {series.name}: objects", times, columns),
+        _plot(f"Zone {series.name}: most objects at the same time", times, occupancy),
     ]
+
+
+def _plot(title: str, times: list[int], columns: dict[str, list[int]]) -> dict[str, Any]:
+    """Return a plot with columns by label, and with rows, which are the times and their values unless all are 0."""
+    rows = [row for row in zip(times, *columns.values(), strict=True) if any(row[1:])]
+    return {"title": title, "columns": columns, "rows": rows}
 
 
 def _status(history: History, local: timezone) -> str:

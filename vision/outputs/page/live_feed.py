@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol
 
 from vision.messaging.packets import CodedPacket, FrameTime, Image, ImageRequest
 from vision.messaging.schema import CameraStatusMessage, CountsMessage, DetectionsMessage
-from vision.outputs.page.live_format import WebFormat, record, result_of
+from vision.outputs.page.live_format import WebFormat, record
+from vision.outputs.page.live_scene import drawing
 
 IMAGE_INTERVAL_NS: Final = 100_000_000
 _IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # the frame was no longer in memory, or its process ended
@@ -257,7 +258,7 @@ class CameraFeed:
                 del self._early[next(iter(self._early))]
             return
         fields = {"kind": "result", "camera": self.camera_id, "stream": frame[0], "time": frame[1]}
-        text = record({**fields, "result": result_of(message)})
+        text = record({**fields, "result": drawing(message)})
         for watch in self.watches:
             if not watch.waits:
                 watch.push(text)
@@ -272,7 +273,7 @@ class CameraFeed:
         if message is None:
             return
         self._images.done()
-        text = record({"kind": "image", "camera": self.camera_id, "result": result_of(message)}, image.jpeg)
+        text = record({"kind": "image", "camera": self.camera_id, "result": drawing(message)}, image.jpeg)
         for watch in self.watches:
             if watch.waits:
                 watch.push(text)
@@ -283,9 +284,12 @@ class CameraFeed:
         if isinstance(message, CountsMessage):
             texts = {f"line {name}": f"{line.in_} in {line.out} out" for name, line in message.lines.items()}
             texts |= {f"zone {name}": str(zone.occupancy) for name, zone in message.zones.items()}
-            kind, fields = "counts", {"texts": texts, "view": message.view}
+            kind, fields = "counts", {"texts": texts}
+            if message.view is not None:
+                xx, xy, dx, yx, yy, dy = message.view
+                fields["view"] = xx, yx, xy, yy, dx, dy  # in the order of a matrix in CSS
         else:
-            kind, fields = "state", {"text": _STATES.get(message.state, message.state)}
+            kind, fields = "status", {"text": _STATES.get(message.state, message.state)}
         text = record({"kind": kind, "camera": self.camera_id, **fields})
         if self._texts.get(kind) != text:
             self._texts[kind] = text

@@ -10,7 +10,7 @@ kind        header                                                  data
 ``result``  ``stream``, ``time``, ``result``                        none
 ``image``   ``result``                                              a JPEG
 ``scene``   ``shapes``: the lines, zones, and masks                 none
-``state``   ``text``: why there are no new frames; empty if none    none
+``status``  ``text``: why there are no new frames; empty if none    none
 ``counts``  ``view``; ``texts`` by ``line NAME`` and ``zone NAME``  none
 =========== ======================================================= ===============================
 
@@ -28,7 +28,6 @@ import msgspec
 from vision.capture.nvdec.annexb import parameter_sets
 from vision.capture.reordering import Bits
 from vision.messaging.packets import PacketHeader
-from vision.messaging.schema import DetectionsMessage
 from vision.outputs.recording.stream_format import StreamFormat
 
 _START_CODE: Final = b"\x00\x00\x00\x01"
@@ -48,18 +47,6 @@ def split_record(text: bytes) -> tuple[str, bytes]:
     """Return the kind and the data of a record."""
     head, _ = struct.unpack_from("!II", text)
     return _decode_json(text[8 : 8 + head])["kind"], text[8 + head :]
-
-
-def result_of(message: DetectionsMessage) -> dict[str, Any]:
-    """Return the part of a message that the live view draws."""
-    return {
-        "epoch": message.epoch,
-        "frame": message.frame,
-        "width": message.width,
-        "height": message.height,
-        "at": message.captured_at,
-        "objects": message.objects,
-    }
 
 
 class WebFormat:

@@ -1,15 +1,26 @@
-"""The lines, zones, and masks of each camera, for the live view."""
+"""The content of the live view: the lines, zones, and masks of each camera, and the objects in each frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.privacy import CameraPrivacy
+from vision.messaging.schema import DetectedObject, DetectionsMessage
+
+Points: TypeAlias = Sequence[Sequence[float]]
+"""The x and y of successive points."""
+
+_STYLES: Final = {
+    "mask": {"fill": "#000"},
+    "zone": {"stroke": "#78a0ff", "fill": "#78a0ff2e", "width": 1},
+    "line": {"stroke": "#ffe13c", "width": 2},
+}
+"""Colors in the form of CSS. Widths of strokes are multiples of the thinnest stroke."""
 
 
 class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,13 +51,66 @@ def _dumped(sections: Mapping[str, CameraAnalytics] | Mapping[str, CameraPrivacy
 def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the masks, zones, and lines of a camera, in the order in which they are drawn.
 
-    A shape has the unit of its points, and rings: its points, and the holes of a zone.
+    The path of a shape, and the place of its name, are fractions of the frame if `relative` is True, otherwise pixels.
+    Shapes whose `moves` is True follow the view of a camera that was moved. `key` is the key of their counts.
     """
     places, hidden = analytics or {}, privacy or {}
-    unit = places.get("units", "pixels")
-    shapes = [("mask", "", hidden.get("units", "pixels"), [mask]) for mask in hidden.get("masks", ())]
-    shapes += [
-        ("zone", zone["name"], unit, [zone["polygon"], *(zone.get("holes") or ())]) for zone in places.get("zones", ())
-    ]
-    shapes += [("line", line["name"], unit, [line["points"]]) for line in places.get("lines", ())]
-    return {"shapes": [dict(zip(("kind", "name", "units", "rings"), shape, strict=True)) for shape in shapes]}
+    zones, lines = places.get("zones", ()), places.get("lines", ())
+    return {
+        "shapes": [
+            *(_shape("mask", "", [mask], hidden) for mask in hidden.get("masks", ())),
+            *(_shape("zone", zone["name"], [zone["polygon"], *(zone.get("holes") or ())], places) for zone in zones),
+            *(_shape("line", line["name"], [line["points"]], places) for line in lines),
+        ]
+    }
+
+
+def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a shape with rings in the units of a section."""
+    units = section.get("units", "pixels")
+    part = 100 if units == "percent" else 1
+    scaled = [[(x / part, y / part) for x, y in ring] for ring in rings]
+    return {
+        "key": f"{kind} {name}",
+        "name": name,
+        "moves": kind != "mask",
+        "relative": units != "pixels",
+        "path": _path(scaled),
+        "at": scaled[0][0],
+        "style": _STYLES[kind],
+    }
+
+
+def drawing(message: DetectionsMessage) -> dict[str, Any]:
+    """Return what the live view draws on a frame: for each object its color, its text, and its outline as a path.
+
+    `foot` is the place that the object's trail connects, and `areas` is the path of its pixels, if they are known.
+    """
+    return {
+        "epoch": message.epoch,
+        "frame": message.frame,
+        "width": message.width,
+        "height": message.height,
+        "objects": [_drawn(each) for each in message.objects],
+    }
+
+
+def _drawn(found: DetectedObject) -> dict[str, Any]:
+    left, top, right, bottom = found.box
+    names = [found.class_name] if found.track_id is None else [found.class_name, str(found.track_id)]
+    drawn: dict[str, Any] = {
+        "color": f"hsl({round(found.class_id * 137.5 + 200) % 360} 90% 70%)",  # classes differ by the golden angle
+        "text": " ".join([*names, *(each.class_name for each in found.attributes or ())]),
+        "at": (left, top),
+        "path": f"M{left} {top}H{right}V{bottom}H{left}Z" if found.corners is None else _path([found.corners]),
+    }
+    if found.track_id is not None:
+        drawn |= {"id": found.track_id, "foot": ((left + right) / 2, bottom)}
+    if found.mask is not None and found.mask.polygons is not None:
+        drawn["areas"] = _path(found.mask.polygons)
+    return drawn
+
+
+def _path(rings: Iterable[Points]) -> str:
+    """Return closed rings of points as the path of an SVG, such as "M0 0L1 0L1 1Z"."""
+    return "".join("M" + "L".join(f"{x} {y}" for x, y in ring) + "Z" for ring in rings)

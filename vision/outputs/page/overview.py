@@ -14,6 +14,7 @@ from vision.outputs.page.texts import Rows, duration, number, rows_of, text_of
 
 _WORKING: Final = ("streaming", "ended")
 _STATES: Final = {"backing-off": "no connection"}  # states whose names users do not know
+_LEVELS: Final = {"streaming": "good", "connecting": "warn", "frozen": "warn", "backing-off": "bad"}  # CSS classes
 _DETAILS: Final = ("published_fps", "fps", "latency_ms", "dropped", "objects", "decoder", "reconnects")
 _NOT_SHOWN: Final = ("schema", "node", "instance", "boot", "seq", "at", "at_monotonic_ns", "counters", "sinks")
 
@@ -61,6 +62,7 @@ def _camera(status: CameraStatusMessage) -> dict[str, Any]:
         "camera": status.camera,
         "state": status.state,
         "label": _STATES.get(status.state, status.state),
+        "level": _LEVELS.get(status.state, ""),
         "reason": " – ".join(filter(None, (status.last_error, status.hint, retry))),
         "figures": [
             ("frames/s", number(status.published_fps, 1)),

@@ -109,7 +109,7 @@ def test_a_viewer_receives_packets_from_a_key_frame_on_and_their_results() -> No
     rig.result(pts_ns)
     assert [record["time"] for record in viewer.records] == [pts_ns // 1000, pts_ns // 1000]
     assert viewer.records[0]["codec"].startswith("avc1.42")
-    assert viewer.records[1]["result"]["objects"][0]["track_id"] == 5
+    assert viewer.records[1]["result"]["objects"][0]["id"] == 5
     assert viewer.kinds() == ["packet", "result"]
     rig.packet()
     assert viewer.kinds() == ["packet"]
@@ -214,9 +214,9 @@ def test_viewers_receive_the_view_of_a_camera_that_was_moved() -> None:
     """Lines and zones are then drawn where objects are counted."""
     rig = Rig()
     viewer = rig.viewer("h264")
-    counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.0, 40.0, 0.0, 1.0, 0.0))
+    counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.2, 40.0, 0.1, 1.0, 7.0))
     report = codec.status({"node": "n", "instance": "i", "boot": "b", "seq": 1}, codec.counts("gate", counts, 0, 0))
     assert isinstance(report, CountsMessage)
     rig.feed.report(report)
     (record,) = viewer.records
-    assert record["view"] == [1.0, 0.0, 40.0, 0.0, 1.0, 0.0]
+    assert record["view"] == [1.0, 0.1, 0.2, 1.0, 40.0, 7.0]  # as in the CSS function matrix()

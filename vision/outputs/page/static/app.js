@@ -18,19 +18,17 @@ class App extends Component {
   // Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`. `previous` is the address before.
   async open(previous) {
     const { hash } = location;
-    const [, name, parameter = ""] = /^#\/(\w*)(?:\/(.+)|\?.*)?$/s.exec(hash) ?? [];
-    if (hash && name === undefined && previous) return; // the link to the content
+    const [, name, parameter = ""] = hash.split(/[/?]/);
     const view = VIEWS.includes(name) ? name : "overview";
     const { View } = await import(`./${view}.js`);
-    let id = parameter;
-    try {
-      id = decodeURIComponent(parameter);
-    } catch {} // a person has typed a `%`
+    const id = new URLSearchParams(`id=${parameter}`).get("id"); // accepts each `%` that a person types
     if (hash !== location.hash) return;
-    if (previous) document.getElementById("main").focus();
+    if (previous) this.focus();
     scrollTo(0, 0);
     this.setState({ View, view, id, previous }, () => this.refresh());
   }
+
+  focus = () => document.getElementById("main").focus();
 
   // Request the state, and again after the interval. A hidden page requests nothing.
   async refresh() {
@@ -53,12 +51,12 @@ class App extends Component {
     const isRestarted = Date.now() < this.restartedAt + RESTARTED_MS;
     const notice = problem ? `${problem} Trying again.` : program?.notice || (isRestarted && "The program was restarted.");
     const current = view === "events" || view === "history" ? view : "";
-    const anchor = (name, text) => html`<a href="#/${name}" aria-current=${name === current ? "page" : null}>${text}</a>`;
+    const tab = (name, text) => html`<a href="#/${name}" aria-current=${name === current ? "page" : null}>${text}</a>`;
     return html`
-      <a class="skip" href="#main">Skip to the content</a>
+      <button class="skip" onClick=${this.focus}>Skip to the content</button>
       <header class="bar">
-        <a class="brand" href="#/">vision</a>
-        <nav aria-label="Views">${anchor("", "Cameras")} ${anchor("events", "Events")} ${anchor("history", "History")}</nav>
+        <a href="#/"><strong>vision</strong></a>
+        <nav aria-label="Views">${tab("", "Cameras")} ${tab("events", "Events")} ${tab("history", "History")}</nav>
         <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${notice}</p>
       </header>
       <main id="main" tabindex="-1">

@@ -1,6 +1,7 @@
 // One camera: a large live view, its state, its counts, and its events.
 import { EventList } from "./events.js";
-import { Badge, Live } from "./overview.js";
+import { LiveView } from "./live.js";
+import { Badge } from "./overview.js";
 import { html, link, Rows } from "./ui.js";
 
 export function View({ id, program }) {
@@ -12,7 +13,7 @@ export function View({ id, program }) {
       ${program.edit && html`<a class="button" href=${link("edit", id)}>Edit lines and zones</a>`}
     </header>
     <div class="camera">
-      <${Live} camera=${camera} />
+      <${LiveView} camera=${camera} />
       <aside>
         <p class="reason">${camera.reason}</p>
         <${Rows} class="details" rows=${camera.details ?? []} />

@@ -48,25 +48,31 @@ export class Draft {
     this.changed();
   }
 
-  // Change the selected shape in one step.
+  // Change the content in one step.
   edit(change) {
-    change(this.selected);
+    change();
     this.commit();
   }
 
   // Each shape has its `entry` in the content, which is in `list`, unless it is the ground.
   get shapes() {
     const { lines, zones, ground, privacy: { masks } } = this.content;
+    const shapesOf = (kind, list, path, suffix = "") => list.map((entry, index) => ({
+      kind,
+      path: `${path}[${index}]`,
+      label: entry.name ?? `${index + 1}${suffix}`,
+      points: entry.points ?? entry.polygon ?? entry, // holes and masks are points
+      entry,
+      list,
+    }));
     return [
       ...(ground ? [{ kind: "ground", path: "ground", label: "", points: ground.points, entry: ground }] : []),
-      ...lines.map((entry, i) => ({ kind: "line", path: `lines[${i}]`, label: entry.name, points: entry.points, entry, list: lines })),
-      ...zones.flatMap((entry, i) => {
-        const { name, polygon: points, holes = [] } = entry;
-        const path = `zones[${i}]`;
-        const hole = (ring, j) => ({ kind: "hole", path: `${path}.holes[${j}]`, label: `${j + 1} of ${name}`, points: ring, entry: ring, list: holes });
-        return [{ kind: "zone", path, label: name, points, holes, entry, list: zones }, ...holes.map(hole)];
+      ...shapesOf("line", lines, "lines"),
+      ...shapesOf("zone", zones, "zones").flatMap((zone) => {
+        const { entry: { name, holes = [] }, path } = zone;
+        return [{ ...zone, holes }, ...shapesOf("hole", holes, `${path}.holes`, ` of ${name}`)];
       }),
-      ...masks.map((points, i) => ({ kind: "mask", path: `masks[${i}]`, label: `${i + 1}`, points, entry: points, list: masks })),
+      ...shapesOf("mask", masks, "masks"),
     ];
   }
 

@@ -4,8 +4,8 @@ import { Component, html } from "./ui.js";
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const HELP =
-  "Picture with lines and zones. Tab selects a shape or a point. Arrow keys move it, with Shift ten times as far. Enter adds " +
-  "a point, Delete removes it. While you draw, arrow keys move the cross, Enter sets a point, and Enter again ends the shape.";
+  "Picture with lines and zones. Tab selects a shape or a point. Arrow keys move it, with Shift ten times as far. Enter " +
+  "adds a point. Delete removes it. While you draw, arrow keys move the cross, and Enter sets a point, or ends the shape.";
 
 const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
 const outline = (places, end) => `M${places.join("L")}${end}`;
@@ -38,7 +38,9 @@ export class Drawing extends Component {
     return [x, y].map((value, axis) => within(value, this.draft.size[axis]));
   }
 
-  // --- mouse and fingers; two fingers zoom the page. `held` is what moves with the pointer
+  // --- mouse and fingers; two fingers zoom the page
+
+  held = {}; // where the pointer was pressed, and where the shape that moves with it was
 
   down = (event) => {
     if (event.button > 0) return;
@@ -56,7 +58,7 @@ export class Drawing extends Component {
 
   moved = (event) => {
     const { draft } = this;
-    const { from, place: start } = this.held ?? {};
+    const { from, place: start } = this.held;
     const place = this.place(event);
     if (draft.drawing) {
       draft.drawing.cursor = place;
@@ -67,18 +69,18 @@ export class Drawing extends Component {
 
   up = (event) => {
     const { draft } = this;
-    const { from, place: start, reach } = this.held ?? {};
+    const { from, place: start, reach } = this.held;
     const place = this.place(event);
     if (draft.drawing && start && distance(place, start) > reach) draft.add(place, reach); // a line was drawn by dragging
     if (from) draft.commit();
-    this.held = null;
+    this.held = {};
   };
 
   // --- keyboard
 
   focused = ({ target: { dataset: { path, point = -1 } } }) => {
     const { draft } = this;
-    if (path && !draft.drawing && !this.held && (path !== draft.path || Number(point) !== draft.point)) draft.select(path, Number(point));
+    if (path && !draft.drawing && !this.held.place && (path !== draft.path || Number(point) !== draft.point)) draft.select(path, Number(point));
   };
 
   pressed = (event) => {
@@ -98,19 +100,20 @@ export class Drawing extends Component {
     event.preventDefault();
   };
 
+  // A step is a pixel of the frame or of the screen, whichever is larger, so that it has an effect.
   nudge(steps) {
-    const { draft, state: { unit } } = this;
+    const { draft } = this;
     const { drawing, selected, point } = draft;
+    const by = steps.map((step) => step * Math.max(1, this.state.unit));
+    const moved = (place) => place.map((value, axis) => within(value + by[axis], draft.size[axis]));
     if (drawing) {
-      drawing.cursor = drawing.cursor.map((value, axis) => within(value + steps[axis] * unit, draft.size[axis]));
+      drawing.cursor = moved(drawing.cursor);
       return this.setState({}, () => this.svg.querySelector(".cross").scrollIntoView({ block: "nearest", inline: "nearest" }));
     }
     if (!selected) return;
     const places = draft.places(selected);
-    const [x, y, digits] = draft.scale(selected);
-    const by = [x, y].map((scale, axis) => steps[axis] * Math.max(unit, scale / 10 ** digits)); // each key has an effect
     if (point < 0) draft.shift(places, by);
-    else draft.move(places[point].map((value, axis) => value + by[axis]));
+    else draft.move(moved(places[point]));
     draft.status = draft.words();
     draft.commit();
   }
@@ -132,8 +135,8 @@ export class Drawing extends Component {
     return { transform: `translate(${x} ${y}) rotate(${degrees}) scale(${this.state.unit})` };
   }
 
-  text(words, [x, y], dx = 9, dy = -9) {
-    return html`<text ...${this.at([x, Math.max(y, 24 * this.state.unit)])} x=${dx} y=${dy}>${words}</text>`;
+  text(words, [x, y]) {
+    return html`<text ...${this.at([x, Math.max(y, 24 * this.state.unit)])} x="9" y="-9">${words}</text>`;
   }
 
   // Return a dot. The circle around it, which is not visible, is large enough for a finger.
@@ -143,7 +146,7 @@ export class Drawing extends Component {
 
   shape(shape) {
     const { draft, props: { faulty } } = this;
-    const { kind, path, label, holes = [] } = shape;
+    const { kind, path, label, entry, holes = [] } = shape;
     const places = draft.places(shape);
     const isSelected = path === draft.path;
     const end = kind === "line" ? "" : "Z";
@@ -155,34 +158,29 @@ export class Drawing extends Component {
       "aria-label": draft.words(shape, point),
       "data-current": isSelected && draft.point === point ? "" : undefined,
     });
-    const next = (index) => places[(index + 1) % places.length];
+    const next = (list, index) => list[(index + 1) % list.length];
+    const length = (index) => `${distance(entry.metres[index], next(entry.metres, index)).toFixed(1)} m`; // of a side
     return html`
       <g key=${path} class="${kind} ${isSelected ? "selected" : ""} ${faulty.has(path) ? "bad" : ""}">
         ${outlined(rings.map((ring) => outline(ring, end)).join(""), { class: "shape", ...button(-1) })}
         ${kind === "line" && this.arrow(places)}
-        ${kind === "ground" && places.map((place, i) => [this.text(i + 1, place), this.text(this.meters(i), middle(place, next(i)))])}
+        ${kind === "ground" && places.map((place, i) => [this.text(i + 1, place), this.text(length(i), middle(place, next(places, i)))])}
         ${this.text(label, places[0])}
-        ${isSelected && !CORNERS[kind] && places.map((place, i) => this.dot(middle(place, next(i)), 4, { "data-path": path, "data-insert": i + 1 }))}
+        ${isSelected && !CORNERS[kind] && places.map((place, i) => this.dot(middle(place, next(places, i)), 4, { "data-path": path, "data-insert": i + 1 }))}
         ${isSelected && places.map((place, i) => this.dot(place, 7, { ...button(i), "data-point": i }))}
       </g>`;
   }
 
   // Return an arrow in the direction `in`, which is to the right of somebody who looks from the first point to the second.
   arrow([start, end]) {
-    const angle = Math.atan2(end[1] - start[1], end[0] - start[0]) + Math.PI / 2;
-    const place = middle(start, end);
+    const degrees = (Math.atan2(end[1] - start[1], end[0] - start[0]) * 180) / Math.PI + 90;
     return html`
-      <g ...${this.at(place, (angle * 180) / Math.PI)}>${outlined("M0 0H28M18-7L28 0L18 7")}</g>
-      ${this.text("in", place, 40 * Math.cos(angle) - 5, 40 * Math.sin(angle) + 5)}`;
+      <g ...${this.at(middle(start, end), degrees)}>
+        ${outlined("M0 0H28M18-7L28 0L18 7")}
+        <text transform="translate(40) rotate(${-degrees})" text-anchor="middle" y="5">in</text>
+      </g>`;
   }
 
-  // Return the length of a side of the ground.
-  meters(index) {
-    const { metres } = this.draft.content.ground;
-    return `${distance(metres[index], metres[(index + 1) % 4]).toFixed(1)} m`;
-  }
-
-  // Return the shape that is drawn, with a cross at the cursor.
   unfinished({ kind, places, cursor }) {
     return html`
       <g class=${kind}>
@@ -191,13 +189,13 @@ export class Drawing extends Component {
       </g>`;
   }
 
-  render({ draft, picture, zoom }) {
+  render({ draft, picture, onMissing }) {
     const [width, height] = draft.size;
     return html`
       <svg class="editor-view" ref=${(element) => (this.svg = element)} viewBox="0 0 ${width} ${height}" tabindex="0" role="application"
         aria-label=${HELP} onPointerDown=${this.down} onPointerMove=${this.moved} onPointerUp=${this.up}
-        onPointerCancel=${() => (this.held = null)} onDblClick=${() => draft.finish()} onKeyDown=${this.pressed} onFocusIn=${this.focused}>
-        <image href=${picture} width=${width} height=${height} preserveAspectRatio="none" />
+        onPointerCancel=${() => (this.held = {})} onDblClick=${() => draft.finish()} onKeyDown=${this.pressed} onFocusIn=${this.focused}>
+        <image href=${picture} width=${width} height=${height} preserveAspectRatio="none" onError=${onMissing} />
         ${draft.shapes.map((shape) => this.shape(shape))} ${draft.drawing && this.unfinished(draft.drawing)}
       </svg>`;
   }

@@ -4,18 +4,18 @@ import { Drawing } from "./drawing.js";
 import { Component, html, join, link, request, Rows } from "./ui.js";
 
 const CHECK_MS = 300;
+const MISSING = "There is no picture of this camera at present.";
 const KINDS = ["line", "zone", "hole", "ground", "mask"];
 
 const drafts = new Map(); // of cameras whose editor was closed before the draft was applied
 
 export class View extends Component {
-  state = { faults: [], zoom: 1 };
+  state = { faults: [], estimate: {}, zoom: 1, takenAt: Date.now() };
   id = encodeURIComponent(this.props.id);
   closing = new AbortController();
 
   componentDidMount() {
     addEventListener("beforeunload", (event) => this.draft?.isChanged && event.preventDefault(), this.closing);
-    this.loadPicture();
     this.load();
   }
 
@@ -23,12 +23,10 @@ export class View extends Component {
     if (this.draft?.isChanged) drafts.set(this.id, this.draft.now);
     this.closing.abort();
     clearTimeout(this.timer);
-    URL.revokeObjectURL(this.state.picture);
   }
 
   // --- requests
 
-  // Return the answer of the server. After a failure, it contains `code`, `error`, and if known `hint` and `faults`.
   call(name, body) {
     const post = body && { method: "POST", body, headers: { "content-type": "application/json" } };
     return request(`/api/editor/${this.id}${name}`, { signal: this.closing.signal, ...post });
@@ -39,22 +37,10 @@ export class View extends Component {
     if (editor.code) return this.refused(editor);
     const kept = drafts.get(this.id);
     drafts.delete(this.id);
-    const notice = join([
-      kept && "Your draft was kept.",
-      editor.can_change ? editor.message : "This page cannot change the program. Copy the YAML instead.",
-      editor.differs_from_file && "The editor shows the running program, which differs from its file.",
-    ]);
-    this.setState({ editor, notice, refusal: null });
+    this.setState({ editor, notice: join([kept && "Your draft was kept.", editor.notice]), canReload: false });
     this.draft = new Draft(editor, () => this.changed());
     if (kept) this.draft.content = JSON.parse(kept);
     this.draft.commit();
-  }
-
-  async loadPicture() {
-    const response = await fetch(`/api/still/${this.id}`, this.closing).catch(() => null);
-    if (!response?.ok) return this.setState({ notice: "There is no picture of this camera at present." });
-    URL.revokeObjectURL(this.state.picture);
-    this.setState({ picture: URL.createObjectURL(await response.blob()) });
   }
 
   // Show a changed draft, and check it soon.
@@ -67,7 +53,7 @@ export class View extends Component {
     this.timer = null;
     const checked = JSON.stringify(this.draft.content);
     const { yaml = this.state.yaml, faults, error } = await this.call("/check", checked);
-    this.setState({ yaml, faults: error ? [{ key: "", message: error }] : faults, checked });
+    this.setState({ yaml, faults: error ? [{ key: "", text: error }] : faults, checked });
   }
 
   async apply() {
@@ -83,21 +69,22 @@ export class View extends Component {
 
   refused({ code, error, hint, faults = [] }) {
     const isAway = code === "no-answer"; // the draft can be applied later
-    this.setState({ refusal: code, faults, checked: isAway && this.draft?.now, notice: join([error, hint, isAway && "Your draft stays on this page."]) });
+    const notice = join([error, hint, isAway && "Your draft stays on this page."]);
+    this.setState({ canReload: !isAway, faults, checked: isAway && this.draft?.now, notice });
   }
 
   async estimate() {
-    this.setState({ estimate: { error: "Computing …", isBusy: true } });
+    this.setState({ estimate: { note: "Computing …", isBusy: true } });
     this.setState({ estimate: await this.call("/estimate", this.draft.now) });
   }
 
   // Zoom around the middle of the visible part.
   zoom = (factor) => {
-    const zoom = Math.min(16, Math.max(1, this.state.zoom * factor));
     const { frame } = this;
-    const [x, y] = [frame.clientWidth / 2, frame.clientHeight / 2];
-    const grown = [frame.scrollLeft + x, frame.scrollTop + y].map((middle) => (middle * zoom) / this.state.zoom);
-    this.setState({ zoom }, () => frame.scrollTo(grown[0] - x, grown[1] - y));
+    const zoom = Math.min(16, Math.max(1, this.state.zoom * factor));
+    const moved = (start, length) => ((start + length / 2) * zoom) / this.state.zoom - length / 2;
+    const [x, y] = [moved(frame.scrollLeft, frame.clientWidth), moved(frame.scrollTop, frame.clientHeight)];
+    this.setState({ zoom }, () => frame.scrollTo(x, y));
   };
 
   // --- what is shown
@@ -112,36 +99,28 @@ export class View extends Component {
       <div class="tools" role="toolbar" aria-label="Tools">
         ${KINDS.map((each) => this.button(`Add ${each}`, () => draft.draw(each), each === "hole" && kind !== "zone"))}
         ${draft.drawing && this.button("Done", () => draft.finish())}
-        ${kind === "line" && this.button("Swap direction", () => draft.edit(({ points }) => points.reverse()))}
+        ${kind === "line" && this.button("Swap direction", () => draft.edit(() => draft.selected.points.reverse()))}
         ${this.button("Delete", () => draft.remove(), !kind)}
         ${this.button("Undo", () => draft.go(-1), !draft.step)}
         ${this.button("Redo", () => draft.go(1), !draft.steps[draft.step + 1])}
         ${this.button("Zoom out", () => this.zoom(1 / 1.5))}
         ${this.button("Zoom in", () => this.zoom(1.5))}
-        ${this.button("New picture", () => this.loadPicture())}
+        ${this.button("New picture", () => this.setState({ takenAt: Date.now() }))}
       </div>`;
   }
 
-  // Return inputs for the properties of the selected shape.
   properties({ draft }) {
     const { kind, entry, path } = draft.selected ?? {};
-    const coordinate = (index, axis) => html`
-      <label>${index + 1} ${"xy"[axis]} <input type="number" step="any" value=${entry.metres[index][axis]}
-        onChange=${({ target }) => draft.edit((ground) => (ground.entry.metres[index][axis] = Number(target.value)))} /></label>`;
+    const coordinates = (place, index) => place.map((value, axis) => html`
+      <label>${index + 1} ${"xy"[axis]} <input type="number" step="any" value=${value}
+        onChange=${({ target }) => draft.edit(() => (place[axis] = Number(target.value)))} /></label>`);
     return html`
       <div class="tools editor-properties" key=${path}>
         ${entry?.name !== undefined && html`
-          <label>Name <input value=${entry.name} maxlength="64" onInput=${({ target }) => draft.edit((shape) => (shape.entry.name = target.value))} /></label>`}
+          <label>Name <input value=${entry.name} maxlength="64" onInput=${({ target }) => draft.edit(() => (entry.name = target.value))} /></label>`}
         ${kind === "ground" && html`
-          <p class="hint">Positions of the points on the ground, in meters</p>${[0, 1, 2, 3].map((index) => [coordinate(index, 0), coordinate(index, 1)])}`}
+          <p class="hint">Positions of the points on the ground, in meters</p>${entry.metres.map(coordinates)}`}
       </div>`;
-  }
-
-  difference({ error, hint, rows, lost_frames: lost }) {
-    if (error) return join([error, hint]);
-    if (!rows.length) return "There were no events, and the draft causes none.";
-    const row = ({ kind, name, direction, published, now }) => [`${kind.replaceAll("_", " ")} ${name} ${direction}`, `${published} counted, ${now} with the draft`];
-    return html`<${Rows} class="data" rows=${rows.map(row)} />${lost > 0 && html`<p class="hint">The archive lacks ${lost} frames of this hour.</p>`}`;
   }
 
   side({ draft }, { editor, faults, checked, estimate, yaml }) {
@@ -152,37 +131,41 @@ export class View extends Component {
         <div class="editor-list tools" role="group" aria-label="Shapes">${draft.shapes.map(item)}</div>
         ${this.properties(this)}
         <ul class="editor-faults" role="alert">
-          ${faults.map(({ line, key, message }) => html`<li>${join([line && `line ${line}`, key, message], ": ")}</li>`)}
+          ${faults.map(({ text }) => html`<li>${text}</li>`)}
         </ul>
         <p class="tools">
           ${this.button("Apply", () => this.apply(), !isValid || !editor.can_change || !draft.isChanged)}
-          ${this.button("Count the last hour", () => this.estimate(), !isValid || !editor.has_archive || estimate?.isBusy)}
+          ${this.button("Count the last hour", () => this.estimate(), !isValid || !editor.has_archive || estimate.isBusy)}
         </p>
-        <div role="status">${estimate && this.difference(estimate)}</div>
+        <div role="status">
+          <${Rows} class="data" rows=${estimate.texts ?? []} />
+          <p class="hint">${join([estimate.error, estimate.hint, estimate.note])}</p>
+        </div>
         <label>YAML to copy <textarea readonly rows="12" value=${yaml} onFocus=${({ target }) => target.select()} /></label>
       </div>`;
   }
 
-  render({ id }, { notice, refusal, faults, picture, zoom }) {
+  render({ id }, { notice, canReload, faults, takenAt, zoom }) {
     const { draft } = this;
     const faulty = new Set(faults.map((fault) => draft?.pathOf(fault)));
     return html`
       <header class="title"><a href=${link("camera", id)}>${id}</a><h1>Lines and zones</h1></header>
       <p class="notice" role="status" hidden=${!notice}>
-        ${notice} ${refusal && refusal !== "no-answer" && this.button("Show the present state", () => this.load())}
+        ${notice} ${canReload && this.button("Show the present state", () => this.load())}
       </p>
       ${draft && html`
-        <div class="editor">
-          ${this.tools(this)}
-          <div class="camera">
-            <div>
-              <div class="editor-frame" ref=${(element) => (this.frame = element)} style=${{ aspectRatio: draft.size.join("/") }}><div style=${{ width: `${100 * zoom}%` }}>
-                <${Drawing} draft=${draft} faulty=${faulty} picture=${picture} zoom=${this.zoom} />
-              </div></div>
-              <p class="hint" role="status">${draft.status}</p>
+        ${this.tools(this)}
+        <div class="camera">
+          <div>
+            <div class="editor-frame" ref=${(element) => (this.frame = element)} style=${{ aspectRatio: draft.size.join("/") }}>
+              <div style=${{ width: `${100 * zoom}%` }}>
+                <${Drawing} draft=${draft} faulty=${faulty} zoom=${this.zoom}
+                  picture="/api/still/${this.id}?${takenAt}" onMissing=${() => this.setState({ notice: MISSING })} />
+              </div>
             </div>
-            ${this.side(this, this.state)}
+            <p class="hint" role="status">${draft.status}</p>
           </div>
+          ${this.side(this, this.state)}
         </div>`}`;
   }
 }

@@ -1,12 +1,12 @@
 // Events, newest first, with snapshots and video: a list for one camera, and a view of all cameras with a filter.
-import { Component, html, join, link, request, Rows } from "./ui.js";
+import { Component, html, join, link, request, Rows, Select } from "./ui.js";
 
 const LONGEST = 500; // events of the list from which a new one replaces it by the newest ones
 const time = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 // An item of the list. It requests the picture when it becomes visible, and the video when it is opened.
 class Item extends Component {
-  body({ event: { camera, snapshot, clip, rows }, showCamera }) {
+  body({ camera, snapshot, clip, rows }) {
     const video = clip && html`
       <video src="${clip.url}#t=${Math.max(0, clip.offset_s - 3)}" controls muted playsinline preload="metadata" />
       <p class="hint">If this browser cannot play the video, <a href=${clip.url} download>save it</a> to use a different player.</p>`;
@@ -15,7 +15,7 @@ class Item extends Component {
       <div class="event-body">
         ${video || picture}
         <${Rows} class="data" rows=${rows} />
-        ${showCamera && camera !== "node" && html`<a href=${link("camera", camera)}>Open ${camera}</a>`}
+        ${this.props.showCamera && camera !== "node" && html`<a href=${link("camera", camera)}>Open ${camera}</a>`}
       </div>`;
   }
 
@@ -29,7 +29,7 @@ class Item extends Component {
             <span class="thumb">${snapshot && html`<img src=${snapshot} alt="" loading="lazy" />`}</span>
             <span class="event-text"><strong>${title}</strong><span class="hint">${about}</span><span>${description?.text}</span></span>
           </summary>
-          ${open && this.body(this.props)}
+          ${open && this.body(event)}
         </details>
       </li>`;
   }
@@ -49,15 +49,14 @@ export class EventList extends Component {
   }
 
   // Load the events of a cursor; the newest ones without it. Events that are already shown are updated.
-  async load(cursor) {
-    const query = new URLSearchParams(Object.entries({ ...this.props.filter, cursor }).filter(([, value]) => value));
-    const { events, ...page } = await request(`/api/events?${query}`);
+  async load(cursor = "") {
+    const { events, ...page } = await request(`/api/events?${new URLSearchParams({ ...this.props.filter, cursor })}`);
     if (page.error) return this.setState(page);
     const { events: shown, next } = this.state;
     const isNew = next === undefined || (!cursor && shown.length > LONGEST && !document.querySelector(".event[open]"));
-    const loaded = new Set(events.map(({ key }) => key));
-    const others = isNew ? [] : shown.filter(({ key }) => !loaded.has(key));
-    this.setState({ ...(isNew || cursor ? page : {}), error: "", events: cursor ? [...others, ...events] : [...events, ...others] });
+    const merged = new Map([...(isNew ? [] : shown), ...events].map((event) => [event.key, event]));
+    const sorted = [...merged.values()].sort((one, other) => other.at_us - one.at_us);
+    this.setState({ ...(isNew || cursor ? page : {}), error: "", events: sorted });
     // A filter can skip all events of a page.
     if ((isNew || cursor) && page.next && !events.length) await this.load(page.next);
   }
@@ -72,7 +71,6 @@ export class EventList extends Component {
   }
 }
 
-// The events of all cameras, with a filter.
 export class View extends Component {
   state = { filter: {} };
 
@@ -83,15 +81,12 @@ export class View extends Component {
   });
 
   render({ program }, { filter }) {
+    const cameras = program.cameras.map(({ camera }) => [camera, camera]);
     return html`
       <h1>Events</h1>
       <form class="filter" aria-label="Filter" onChange=${this.apply} onReset=${this.apply}>
-        <label>Camera <select name="camera">
-          <option value="">all cameras</option>${program.cameras.map(({ camera }) => html`<option value=${camera}>${camera}</option>`)}
-        </select></label>
-        <label>Kind <select id="kind" name="kind">
-          <option value="">all kinds</option>${program.kinds.map(([kind, text]) => html`<option value=${kind}>${text}</option>`)}
-        </select></label>
+        <${Select} label="Camera" name="camera" options=${[["", "all cameras"], ...cameras]} />
+        <${Select} label="Kind" name="kind" options=${[["", "all kinds"], ...program.kinds]} />
         <label>From <input name="since" type="datetime-local" /></label>
         <label>Until <input name="until" type="datetime-local" /></label>
         <button type="reset">Clear</button>

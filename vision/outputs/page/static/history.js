@@ -1,7 +1,7 @@
 // The counts of one camera over hours and days, as plots.
-import { Component, html, request } from "./ui.js";
+import { Component, html, request, Select } from "./ui.js";
 
-const RANGES = { 6: "6 hours", 24: "24 hours", 168: "7 days", 720: "30 days" };
+const RANGES = [["6", "6 hours"], ["24", "24 hours"], ["168", "7 days"], ["720", "30 days"]];
 const REFRESH_MS = 60_000;
 const RETRY_MS = 5_000; // while there are no counts
 const HEIGHT = 220;
@@ -14,12 +14,14 @@ const loading = new Promise((resolve) => {
   document.head.append(script);
 });
 
-const timeText = (seconds) => new Date(seconds * 1000).toLocaleString();
-
 class Plot extends Component {
+  get data() {
+    return [this.props.times, ...Object.values(this.props.columns)];
+  }
+
   componentDidMount() {
-    const { uPlot, title, columns, times } = this.props;
-    const { color, borderColor, outlineColor, accentColor } = getComputedStyle(this.place);
+    const { uPlot, title, columns } = this.props;
+    const { color, borderColor, outlineColor, accentColor } = getComputedStyle(this.place.parentElement);
     const grid = { stroke: borderColor, width: 1 };
     const axis = { stroke: color, grid, ticks: grid };
     const series = Object.keys(columns).map((label, index, { length }) => {
@@ -36,9 +38,13 @@ class Plot extends Component {
       axes: [axis, { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], size: 52 }],
       series: [{}, ...series],
     };
-    this.plot = new uPlot(options, [times, ...Object.values(columns)], this.place);
+    this.plot = new uPlot(options, this.data, this.place);
     this.resizing = new ResizeObserver(() => this.plot.setSize(size()));
     this.resizing.observe(this.place);
+  }
+
+  componentDidUpdate({ times }) {
+    if (times !== this.props.times) this.plot.setData(this.data);
   }
 
   componentWillUnmount() {
@@ -46,18 +52,16 @@ class Plot extends Component {
     this.plot.destroy();
   }
 
-  render({ columns, times }) {
-    const rows = times.map((at, index) => [at, ...Object.values(columns).map((values) => values[index])]).filter((row) => row.some((value, index) => index && value));
+  render({ columns, rows }) {
+    const row = ([at, ...values]) => html`
+      <tr><th scope="row">${new Date(at * 1000).toLocaleString()}</th>${values.map((value) => html`<td>${value}</td>`)}</tr>`;
     return html`
       <figure class="plot">
-        <div class="colors" ref=${(element) => (this.place = element)}></div>
+        <div ref=${(element) => (this.place = element)}></div>
         <details>
           <summary>Numbers</summary>
           <div class="scroll">
-            <table>
-              <tr><th>time</th>${Object.keys(columns).map((label) => html`<th>${label}</th>`)}</tr>
-              ${rows.map(([at, ...values]) => html`<tr><th scope="row">${timeText(at)}</th>${values.map((value) => html`<td>${value}</td>`)}</tr>`)}
-            </table>
+            <table><tr><th>time</th>${Object.keys(columns).map((label) => html`<th>${label}</th>`)}</tr>${rows.map(row)}</table>
             ${!rows.length && "nothing was counted"}
           </div>
         </details>
@@ -66,11 +70,11 @@ class Plot extends Component {
 }
 
 export class View extends Component {
+  dark = matchMedia("(prefers-color-scheme: dark)");
   state = { hours: "24", plots: [] };
 
   componentDidMount() {
-    this.dark = matchMedia("(prefers-color-scheme: dark)");
-    this.dark.onchange = () => this.load();
+    this.dark.onchange = () => this.setState({}); // the plots have other colors
     this.load();
   }
 
@@ -78,10 +82,9 @@ export class View extends Component {
     this.dark.onchange = null;
   }
 
-  // Load the counts again if that is due, but not while somebody reads them. The view is updated once per second.
+  // Load the counts again if that is due. The view is updated once per second.
   componentDidUpdate(_props, { camera, hours }) {
-    const isRead = document.querySelector(".plot details[open]") || document.activeElement.closest(".plot");
-    const isDue = !isRead && Date.now() - this.loadedAt > (this.state.plots.length ? REFRESH_MS : RETRY_MS);
+    const isDue = Date.now() - this.loadedAt > (this.state.plots.length ? REFRESH_MS : RETRY_MS);
     if (isDue || camera !== this.state.camera || hours !== this.state.hours) this.load();
   }
 
@@ -92,20 +95,19 @@ export class View extends Component {
     const [uPlot, { error, ...history }] = await Promise.all([loading, request(`/api/history?${query}`)]);
     if (loadedAt !== this.loadedAt) return;
     if (error || !uPlot) this.setState({ status: error ?? "The plots cannot be loaded." });
-    else this.setState({ uPlot, loadedAt, ...history });
+    else this.setState({ uPlot, ...history });
   }
 
-  render({ program }, { uPlot, status, times, plots, loadedAt, hours }) {
-    const range = ([value, text]) => html`<option value=${value} selected=${value === hours}>${text}</option>`;
+  render({ program }, { uPlot, status, times, plots, hours }) {
     return html`
       <h1>History</h1>
       <form class="filter" aria-label="Filter" onChange=${({ target }) => this.setState({ [target.name]: target.value })}>
-        <label>Camera <select name="camera">${program.counting.map((id) => html`<option value=${id}>${id}</option>`)}</select></label>
-        <label>Time <select name="hours">${Object.entries(RANGES).map(range)}</select></label>
+        <${Select} label="Camera" name="camera" options=${program.counting.map((id) => [id, id])} />
+        <${Select} label="Time" name="hours" options=${RANGES} value=${hours} />
       </form>
       <p class="hint" role="status">${status}</p>
       <section class="plots" aria-label="Plots">
-        ${plots.map((plot) => html`<${Plot} key=${plot.title + loadedAt} uPlot=${uPlot} times=${times} ...${plot} />`)}
+        ${plots.map((plot) => html`<${Plot} key=${`${plot.title} ${this.dark.matches}`} uPlot=${uPlot} times=${times} ...${plot} />`)}
       </section>`;
   }
 }

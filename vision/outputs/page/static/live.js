@@ -4,51 +4,43 @@
 // arrives, so the boxes on a frame are always those of this frame. A frame without a result was skipped by the program,
 // and is not shown, unless no result arrives for two seconds, or too many frames are held.
 
+import { Component, html, join } from "./ui.js";
+
 const HELD_FRAMES = 60;
 const HELD_PIXELS = 4e7;
 const HELD_MS = 2000;
 const HELD_RESULTS = 128;
 const RETRY_MS = 1000;
-const TAIL_FRAMES = 30;
-const FAILURES = 3; // of a decoder, after which the view shows images
-const FAILURES_MS = 30000;
+const TRAIL_FRAMES = 30;
+const FAILURES = 3; // of a decoder without a frame between them, after which the view shows images
 const CODECS = { h264: "avc1.640028", hevc: "hev1.1.6.L120.B0" };
-const STYLES = { mask: { fill: "#000" }, zone: { stroke: "#78a0ff", fill: "#78a0ff2e", width: 1 }, line: { stroke: "#ffe13c", width: 2 } };
 const WAITING = "Waiting for the first frame.";
 
-// --- the connection -------------------------------------------------------------------------------------------------
+// --- the connection
 
 // The codecs that this browser decodes. Browsers offer `VideoDecoder` only on pages that are encrypted or local.
-const supported = Promise.all(Object.entries(CODECS).map(([name, codec]) =>
-  globalThis.VideoDecoder?.isConfigSupported({ codec }).then((answer) => answer.supported && name, () => false),
-)).then((names) => names.filter(Boolean));
+const supported = Promise.all(Object.entries(CODECS).map(async ([name, codec]) => {
+  const answer = await globalThis.VideoDecoder?.isConfigSupported({ codec });
+  return answer?.supported ? [name] : [];
+}));
 
 const views = new Map(); // by camera
-let socket = null; // for all views of the page
+let socket = null; // for all views of the page, unless the page is hidden
+
+document.addEventListener("visibilitychange", () => (document.hidden ? socket?.close() : open()));
 
 function open() {
-  if (socket || !views.size) return;
-  const opened = new WebSocket(`${location.origin.replace("http", "ws")}/api/live`);
-  opened.binaryType = "arraybuffer";
-  opened.onopen = () => {
-    for (const view of views.values()) watch(view);
-    closeUnused();
-  };
-  opened.onmessage = ({ data }) => receive(data);
-  opened.onclose = ({ reason }) => {
-    if (socket !== opened) return;
+  if (socket || !views.size || document.hidden) return;
+  socket = new WebSocket(`${location.origin.replace("http", "ws")}/api/live`);
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => views.forEach(watch);
+  socket.onmessage = ({ data }) => receive(data);
+  socket.onclose = ({ reason }) => {
     socket = null;
-    for (const view of views.values()) view.disconnected(reason);
+    const problem = `No connection to the program${reason && `: ${reason}`}. Trying again.`;
+    for (const view of views.values()) view.wait(document.hidden ? WAITING : problem);
     setTimeout(open, RETRY_MS);
   };
-  socket = opened;
-}
-
-// Close the connection if no view needs it. Browsers report an error if one that is just being opened is closed.
-function closeUnused() {
-  if (views.size || socket?.readyState !== WebSocket.OPEN) return;
-  socket.close();
-  socket = null;
 }
 
 function send(wish) {
@@ -56,9 +48,9 @@ function send(wish) {
 }
 
 // Request the live view of a camera, starting with its next key frame.
-async function watch({ cameraId, decodes }) {
-  const codecs = decodes ? await supported : [];
-  if (views.has(cameraId)) send({ watch: cameraId, codecs });
+async function watch({ id, decodes }) {
+  const codecs = decodes ? (await supported).flat() : [];
+  if (views.has(id)) send({ watch: id, codecs });
 }
 
 // Split a message into its records, and pass each to the view of its camera.
@@ -73,90 +65,73 @@ function receive(buffer) {
   }
 }
 
-// --- frames and results ---------------------------------------------------------------------------------------------
+// --- frames and results
 
-export class LiveView {
-  decodes = true; // false if a decoder failed repeatedly
-  failures = [];
+// The live view of a camera. It receives nothing while it or the page is not visible.
+export class LiveView extends Component {
+  state = { note: WAITING };
+  isWaiting = true; // for a frame, which replaces the note
+  id = this.props.camera.camera;
+  decodes = true; // false if decoders failed repeatedly
+  failures = 0;
   stream = 0;
-  isVisible = false;
+  held = []; // decoded frames in the order of presentation
+  results = new Map(); // by stream and time
 
-  // `start` adds a canvas and a note to `element`. Each frame is also announced by the event `visionframe`, whose
-  // detail is the result, or null. Nothing is received while the element or the page is not visible.
-  constructor(element, cameraId) {
-    Object.assign(this, { element, cameraId });
-    this.canvas = document.createElement("canvas");
-    Object.assign(this.canvas, { role: "img", ariaLabel: `Live view of ${cameraId}` });
-    this.note = document.createElement("p");
-    Object.assign(this.note, { role: "status", className: "live-note" });
+  componentDidMount() {
     this.overlay = new Overlay(this.canvas);
-    this.observer = new IntersectionObserver((entries) => {
-      this.isVisible = entries.at(-1).isIntersecting;
-      this.update();
-    });
-    this.sizes = new ResizeObserver(() => this.overlay.resize());
+    this.visibility = new IntersectionObserver((entries) => this.update(entries.at(-1).isIntersecting));
+    this.visibility.observe(this.canvas);
+  }
+
+  componentWillUnmount() {
+    this.visibility.disconnect();
+    this.update(false);
+  }
+
+  render({ camera: { width, height } }, { note }) {
+    const style = width ? { "--ratio": width / height } : null;
+    return html`
+      <div class="view" style=${style}>
+        <canvas role="img" aria-label="Live view of ${this.id}" ref=${(canvas) => (this.canvas = canvas)} />
+        <p class="live-note" role="status" hidden=${!note}>${note}</p>
+      </div>`;
+  }
+
+  update(isVisible) {
+    if (isVisible === (views.get(this.id) === this)) return;
     this.reset();
-  }
-
-  start() {
-    this.element.append(this.canvas, this.note);
-    this.say(WAITING);
-    this.observer.observe(this.element);
-    this.sizes.observe(this.canvas);
-    document.addEventListener("visibilitychange", this.update);
-  }
-
-  stop() {
-    this.observer.disconnect();
-    this.sizes.disconnect();
-    document.removeEventListener("visibilitychange", this.update);
-    this.isVisible = false;
-    this.update();
-  }
-
-  update = () => {
-    const isWanted = this.isVisible && !document.hidden;
-    if (isWanted === (views.get(this.cameraId) === this)) return;
-    this.reset();
-    if (isWanted) {
-      views.set(this.cameraId, this);
+    if (isVisible) {
+      views.set(this.id, this);
       if (socket) watch(this);
       else open();
     } else {
-      views.delete(this.cameraId);
-      send({ leave: this.cameraId });
-      closeUnused();
+      views.delete(this.id);
+      send({ leave: this.id });
     }
-  };
+  }
 
   // Forget what was received.
   reset() {
     if (this.decoder?.state !== "closed") this.decoder?.close();
-    for (const { frame } of this.held ?? []) frame.close();
+    for (const { frame } of this.held) frame.close();
     Object.assign(this, { decoder: null, shown: null }); // `shown` is the last result
-    this.held = []; // decoded frames in the order of presentation
-    this.results = new Map(); // by stream and time
+    this.held = [];
+    this.results.clear();
   }
 
   // Start again with a key frame, or with images if that fails repeatedly.
   failed() {
-    const now = performance.now();
-    this.failures = [...this.failures.filter((at) => now - at < FAILURES_MS), now];
-    this.decodes = this.failures.length < FAILURES;
+    this.failures += 1;
+    this.decodes = this.failures < FAILURES;
     this.reset();
     watch(this);
   }
 
-  disconnected(reason) {
+  wait(note) {
     this.reset();
-    this.say(`No connection to the program${reason && `: ${reason}`}. Trying again.`);
     this.isWaiting = true;
-  }
-
-  say(words) {
-    this.isWaiting = words === WAITING;
-    this.note.textContent = words;
-    this.note.hidden = !words;
+    this.setState({ note });
   }
 
   // --- one method for each kind of record
@@ -180,7 +155,7 @@ export class LiveView {
 
   async image({ result }, data) {
     const bitmap = await createImageBitmap(new Blob([data], { type: "image/jpeg" })).catch(() => null);
-    if (bitmap && views.get(this.cameraId) === this) this.show(bitmap, result);
+    if (bitmap && views.get(this.id) === this) this.show(bitmap, result);
     bitmap?.close();
   }
 
@@ -192,8 +167,9 @@ export class LiveView {
     this.overlay.counts = counts;
   }
 
-  state({ text }) {
-    this.say(text);
+  status({ text }) {
+    this.isWaiting = false;
+    this.setState({ note: text });
   }
 
   // --- decoded frames
@@ -211,6 +187,7 @@ export class LiveView {
 
   decoded(frame, stream) {
     const now = performance.now();
+    this.failures = 0;
     this.held.push({ frame, stream, key: `${stream}:${frame.timestamp}`, at: now });
     this.held.sort((a, b) => a.stream - b.stream); // the last frames of an old stream can arrive late
     const most = Math.min(HELD_FRAMES, HELD_PIXELS / (frame.codedWidth * frame.codedHeight));
@@ -239,20 +216,16 @@ export class LiveView {
       this.shown = result;
     }
     this.overlay.draw(image, result);
-    if (this.isWaiting) this.say("");
-    this.element.dispatchEvent(new CustomEvent("visionframe", { detail: result, bubbles: true }));
+    if (this.isWaiting) this.status({ text: "" });
   }
 }
 
-// --- drawing --------------------------------------------------------------------------------------------------------
+// --- drawing
 
-// Colors of successive classes differ by the golden angle.
-const colorOf = (classId, alpha = 1) => `hsl(${Math.round(classId * 137.5 + 200) % 360} 90% 70% / ${alpha})`;
-
-class Overlay {
+export class Overlay {
   shapes = []; // lines, zones, and masks
   counts = { texts: {} }; // of lines and zones
-  tails = new Map(); // the last positions of each track
+  trails = new Map(); // the last places of each track
   frame = 0;
 
   constructor(canvas) {
@@ -260,80 +233,64 @@ class Overlay {
     this.context = canvas.getContext("2d", { alpha: false });
   }
 
-  // Note the size of the canvas on the screen, so that drawing a frame needs no layout.
-  resize() {
-    this.ratio = window.devicePixelRatio || 1;
-    this.pixels = [this.canvas.clientWidth * this.ratio, this.canvas.clientHeight * this.ratio];
-  }
-
   // Draw an image with its result. If the result is null, draw only what does not depend on the frame.
   draw(image, result) {
     const { canvas, context } = this;
-    const [width, height] = [result?.width ?? image.displayWidth ?? image.width, result?.height ?? image.displayHeight ?? image.height];
-    if (!this.pixels?.[0]) this.resize();
-    const scale = Math.min(1, Math.max(this.pixels[0] / width, this.pixels[1] / height) || 1);
+    const { width, height } = result ?? { width: image.displayWidth, height: image.displayHeight };
+    const [shownWidth, shownHeight] = [canvas.clientWidth * devicePixelRatio, canvas.clientHeight * devicePixelRatio];
+    const scale = Math.min(1, Math.max(shownWidth / width, shownHeight / height) || 1);
     const size = [width, height].map((side) => Math.round(side * scale));
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
-    const excess = (this.pixels[0] * height) / (this.pixels[1] * width);
+    const excess = (shownWidth * height) / (shownHeight * width);
     canvas.style.objectFit = Math.abs(excess - 1) < 0.01 ? "fill" : ""; // no bars of a part of a pixel
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.drawImage(image, 0, 0, ...size);
     context.setTransform(size[0] / width, 0, 0, size[1] / height, 0, 0);
     context.lineJoin = "round";
     this.size = [width, height];
-    this.unit = Math.max(1, (1.5 * this.ratio * width) / size[0]); // a stroke, in frame pixels
+    this.unit = Math.max(1, (1.5 * devicePixelRatio * width) / size[0]); // a stroke, in frame pixels
     this.drawScene();
     if (result) this.drawObjects(result);
   }
 
   drawScene() {
-    const [width, height] = this.size;
-    for (const { kind, name, units, rings } of this.shapes) {
-      const [x, y] = { fraction: [width, height], percent: [width / 100, height / 100] }[units] ?? [1, 1];
-      // The positions in the present view of a camera that was moved. Masks stay where they are.
-      const [xx, xy, dx, yx, yy, dy] = (kind !== "mask" && this.counts.view) || [1, 0, 0, 0, 1, 0];
-      const place = (px, py) => [xx * px + xy * py + dx, yx * px + yy * py + dy];
-      const places = rings.map((points) => points.map((point) => place(point[0] * x, point[1] * y)));
-      this.path(places, STYLES[kind]);
-      if (name) this.label([name, this.counts.texts[`${kind} ${name}`]], places[0][0], STYLES[kind].stroke);
+    for (const { key, name, moves, relative, path, at, style } of this.shapes) {
+      const place = new DOMMatrix(moves ? this.counts.view : undefined);
+      if (relative) place.scaleSelf(...this.size);
+      const placed = new Path2D();
+      placed.addPath(new Path2D(path), place);
+      this.paint(placed, style);
+      const { x, y } = place.transformPoint(new DOMPoint(...at));
+      if (name) this.label(join([name, this.counts.texts[key]]), [x, y], style.stroke);
     }
   }
 
   drawObjects({ objects }) {
     this.frame += 1;
-    for (const { class: name, class_id: classId, track_id: id, box, corners, mask, attributes } of objects) {
-      const color = colorOf(classId);
-      const [left, top, right, bottom] = box;
-      for (const polygon of mask?.polygons ?? []) this.path([polygon], { fill: colorOf(classId, 0.4) });
-      this.path([corners ?? [[left, top], [right, top], [right, bottom], [left, bottom]]], { stroke: color, width: 1.5 });
-      if (id !== undefined) {
-        const points = [...(this.tails.get(id)?.points ?? []), [(left + right) / 2, bottom]].slice(-TAIL_FRAMES);
-        this.tails.set(id, { points, frame: this.frame });
-        this.path([points], { stroke: color, width: 1, isOpen: true });
+    for (const { id, color, text, at, path, areas, foot } of objects) {
+      if (areas) this.paint(new Path2D(areas), { fill: color.replace(")", " / 0.4)") });
+      this.paint(new Path2D(path), { stroke: color, width: 1.5 });
+      if (foot) {
+        const places = [...(this.trails.get(id)?.places ?? []), foot].slice(-TRAIL_FRAMES);
+        this.trails.set(id, { places, frame: this.frame });
+        this.paint(new Path2D(`M${places.join("L")}`), { stroke: color, width: 1 });
       }
-      this.label([name, id, ...(attributes ?? []).map((each) => each.class)], [left, top], color);
+      this.label(text, at, color);
     }
-    for (const [id, { frame }] of this.tails) if (this.frame - frame > TAIL_FRAMES) this.tails.delete(id);
+    for (const [id, { frame }] of this.trails) if (this.frame - frame > TRAIL_FRAMES) this.trails.delete(id);
   }
 
-  // Draw rings of points. `width` is the width of the stroke in units.
-  path(rings, { stroke, width, fill, isOpen }) {
+  // Fill and stroke a path. `width` is the width of the stroke in units.
+  paint(path, { fill, stroke, width }) {
     const { context } = this;
-    context.beginPath();
-    for (const ring of rings) {
-      context.moveTo(...ring[0]);
-      for (const point of ring) context.lineTo(...point);
-      if (!isOpen) context.closePath();
-    }
     Object.assign(context, { fillStyle: fill, strokeStyle: stroke, lineWidth: width * this.unit });
-    if (fill) context.fill("evenodd");
-    if (stroke) context.stroke();
+    if (fill) context.fill(path, "evenodd");
+    if (stroke) context.stroke(path);
   }
 
-  // Write words on a dark plate above a point, inside the frame.
-  label(words, [x, y], color) {
+  // Write a text on a dark plate above a point, inside the frame.
+  label(text, [x, y], color) {
     const { context, unit } = this;
-    const text = words.filter((word) => word !== undefined).join(" ");
     const size = 8 * unit;
     context.font = `${size}px system-ui, sans-serif`;
     const width = context.measureText(text).width + size / 2;

@@ -3,30 +3,13 @@ import { Health } from "./health.js";
 import { LiveView } from "./live.js";
 import { Component, html, link, Rows } from "./ui.js";
 
-// The live view of a camera.
-export class Live extends Component {
-  componentDidMount() {
-    this.view = new LiveView(this.element, this.props.camera.camera);
-    this.view.start();
-  }
-
-  componentWillUnmount() {
-    this.view.stop();
-  }
-
-  render({ camera: { width, height } }) {
-    const style = width ? { "--ratio": width / height } : null;
-    return html`<div class="view" style=${style} ref=${(element) => (this.element = element)}></div>`;
-  }
-}
-
-export const Badge = ({ state, label }) => html`<span class="badge" data-state=${state}>${label}</span>`;
+export const Badge = ({ level, label }) => html`<span class="badge ${level}">${label}</span>`;
 
 function Tile({ camera, focus }) {
   const id = camera.camera;
   return html`
     <article class="tile" data-state=${camera.state}>
-      <a class="view-link" href=${link("camera", id)} aria-label="Open ${id}" ref=${focus}><${Live} camera=${camera} /></a>
+      <a class="view-link" href=${link("camera", id)} aria-label="Open ${id}" ref=${focus}><${LiveView} camera=${camera} /></a>
       <header><h2>${id}</h2><${Badge} ...${camera} /></header>
       <p class="reason">${camera.reason}</p>
       <${Rows} class="figures" rows=${camera.figures} />

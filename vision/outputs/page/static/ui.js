@@ -27,3 +27,7 @@ export const join = (texts, separator = " ") => texts.filter(Boolean).join(separ
 // A `dl` with pairs of a title and a text.
 export const Rows = ({ rows, ...rest }) =>
   html`<dl ...${rest}>${rows.map(([title, text]) => html`<div><dt>${title}</dt><dd>${text}</dd></div>`)}</dl>`;
+
+// A `select` with a label. The options are pairs of a value and a text.
+export const Select = ({ label, options, ...rest }) => html`
+  <label>${label} <select ...${rest}>${options.map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select></label>`;
