@@ -24,8 +24,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec
+from vision.messaging.client_reports import Problem, Restart, Silence
 from vision.messaging.curve import KeyPair, read_key
 from vision.messaging.gap_recovery import EVENTS, MAX_MESSAGE_BYTES, Gap, GapRecovery, NewJournal, ReplayClient
+from vision.messaging.receive_guard import CUT, ReceiveGuard
 from vision.messaging.schema import (
     KINDS,
     NODE,
@@ -63,54 +65,12 @@ __all__ = [
 ]
 
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
+_WAITING_BYTES: Final = 16 * 1024  # per message of the queue, that can arrive although the caller reads none
 _RETRY_NS: Final = 50_000_000  # time after which a request that could not be sent is repeated
 _NODE_STATUS: Final = f"status/{NODE}"
 _MAX_TOPICS: Final = 10_000  # per node, and the maximum number of nodes; the oldest are forgotten
 _PROBLEM_INTERVAL_NS: Final = 1_000_000_000
 _FATAL: Final = "no-replay"
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """A report that the publisher restarted. Numbers start at 1 again, so losses at the restart are not detected."""
-
-    node: str
-    old_instance: str
-    new_instance: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: the publisher was restarted"
-
-
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """A report that no subscribed message arrived for `for_s` seconds. It is repeated while the silence lasts."""
-
-    address: str
-    for_s: float
-    connected: bool  # to the publisher
-
-    def __str__(self) -> str:
-        text = f"no messages from {self.address} for {self.for_s:.0f} s"
-        if self.connected:
-            return f"{text}: connected, but no subscribed message is published"
-        return f"{text}: check that `vision run` is running, and that this machine can reach its publish.bind"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A report that messages were unreadable or invalid, or that missed events cannot be requested at present.
-
-    The subscription continues. It yields at most one such report per second.
-    """
-
-    address: str
-    reason: str
-    code: str  # of the `MessageError`, such as ``message-unreadable``
-    count: int  # number of problems since the previous report
-
-    def __str__(self) -> str:
-        return f"{self.count} unusable messages from {self.address}, the last because: {self.reason}"
 
 
 Item: TypeAlias = AnyMessage | Gap | NewJournal | Problem | Restart | Silence
@@ -202,20 +162,24 @@ class Subscription:
         self._items: deque[Item] = deque()
         self._times = _Times(clock(), clock())
         self._context = zmq.Context()
-        self._socket = _socket(self._context, address, keepalive_s, queue, keys)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        sock = _socket(self._context, address, keepalive_s, queue, keys)
+        self._guard = ReceiveGuard(self._context)
+        limit_bytes = 2 * MAX_MESSAGE_BYTES + queue * _WAITING_BYTES
+        self._guarded = self._guard.guard(sock, limit_bytes, zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        self._poller.register(sock, zmq.POLLIN)
+        self._poller.register(self._guarded.events, zmq.POLLIN)
         self._replay: ReplayClient | None = None
         if since is not None:
             recovery = GapRecovery(*_number_and_journal(since), clock=clock)
-            self._replay = ReplayClient(recovery, self._context, keepalive_s, replay, keys)
+            self._replay = ReplayClient(recovery, self._context, keepalive_s, replay, guard=self._guard, keys=keys)
             self._poller.register(self._replay.socket, zmq.POLLIN)
+            self._poller.register(self._replay.guarded.events, zmq.POLLIN)
+        self._guard.start()
         for topic in self._topics if since is None else self._topics | {EVENTS, _NODE_STATUS}:
-            self._socket.subscribe(topic)
+            sock.subscribe(topic)
         try:
-            self._socket.connect(address)
+            sock.connect(address)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
@@ -271,7 +235,10 @@ class Subscription:
     def close(self) -> None:
         """Disconnect. Idempotent."""
         if not self._context.closed:
-            self._socket.disable_monitor()
+            self._guarded.socket.disable_monitor()
+            if self._replay is not None:
+                self._replay.socket.disable_monitor()
+            self._guard.close()
             self._context.destroy(linger=0)
 
     def __enter__(self) -> Subscription:
@@ -288,18 +255,31 @@ class Subscription:
         if self._replay is not None:
             self._replay.request_if_due()
         ready = dict(self._poller.poll(-(-wait_ns // 1_000_000)))  # rounded up, because 0 would not wait
-        if self._monitor in ready:
-            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+        if self._guarded.events in ready:
+            event = self._event_of(self._guarded.events)
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self._replay is not None and self._connected:
                 self._replay.recovery.hurry()
+        if self._replay is not None and self._replay.guarded.events in ready:
+            self._event_of(self._replay.guarded.events)
         if self._replay is not None and self._replay.socket in ready:
             self._times.silence_ns = self._clock()
             with self._surviving():
                 self._take_events(self._replay.receive())
-        if self._socket in ready:
+        if self._guarded.socket in ready:
+            self._guarded.read += 1
             with self._surviving():
-                self._take(self._socket.recv_multipart())
+                self._take(self._guarded.socket.recv_multipart())
+
+    def _event_of(self, events: zmq.Socket[bytes]) -> int:
+        """Return the next event of a connection. Report a connection that the guard has shut down as a problem."""
+        parts = events.recv_multipart()
+        if parts != [CUT]:
+            return int(parse_monitor_message(parts)["event"])
+        hint = "check that the publisher is `vision run`, and that `queue` is not too large for its messages"
+        text = "a message was too large, or too many messages waited; the connection was closed, and is opened again"
+        self._items.extend(self._problems.add(MessageError(text, hint=hint, code="message-too-large")))
+        return int(zmq.EVENT_DISCONNECTED)
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:

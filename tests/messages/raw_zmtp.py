@@ -26,12 +26,13 @@ def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     client = socket.create_connection((host, int(port)), timeout=10)
     client.sendall(GREETING + ready(kind))
-    _read(client, len(GREETING))
-    _read(client, _read(client, 2)[1])
+    read(client, len(GREETING))
+    read(client, read(client, 2)[1])
     return client
 
 
-def _read(client: socket.socket, count: int) -> bytes:
+def read(client: socket.socket, count: int) -> bytes:
+    """Return the next `count` bytes. Raise `ConnectionError` if the peer closes the connection."""
     data = b""
     while len(data) < count:
         part = client.recv(count - len(data))

@@ -18,6 +18,7 @@ import zmq
 from vision.errors import ConfigError, MessageError
 from vision.messaging import codec
 from vision.messaging.curve import KeyPair
+from vision.messaging.receive_guard import ReceiveGuard
 from vision.messaging.replay_schema import ReplayReply, ReplayRequest
 from vision.messaging.schema import EventMessage, NodeStatusMessage
 from vision.messaging.sockets import check_address, reachable_address, set_common_options
@@ -186,11 +187,13 @@ class ReplayClient:
         context: zmq.Context[zmq.Socket[bytes]],
         keepalive_s: int,
         address: str | None,
+        *,
+        guard: ReceiveGuard,
         keys: KeyPair | None = None,
     ) -> None:
         """Create the socket. Connect it to `address`; if `address` is None, `learn_address` connects it later.
 
-        `keys` are the keys for CURVE; None means that the publisher does not use it.
+        `guard` watches the connections. `keys` are the keys for CURVE; None means that the publisher does not use it.
         """
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)
@@ -199,6 +202,7 @@ class ReplayClient:
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self.socket.setsockopt(zmq.RCVHWM, 4)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # do not queue requests for a connection that does not exist
+        self.guarded = guard.guard(self.socket, 2 * MAX_MESSAGE_BYTES, 0)
         self._keepalive_s = keepalive_s
         self._learns_address = address is None
         self._address = ""
@@ -243,5 +247,6 @@ class ReplayClient:
             MessageError: the reply cannot be read, or reports an error.
         """
         header, *events = self.socket.recv_multipart()[1:] or [b""]
+        self.guarded.read += 1
         reply = codec.decode_as(ReplayReply, header, "reply")
         return self.recovery.replied(reply, [codec.decode_as(EventMessage, event, "event") for event in events])

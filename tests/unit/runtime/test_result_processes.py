@@ -110,7 +110,7 @@ def running(
                 program.failure = error
 
         def receive() -> None:
-            while thread.is_alive() or subscription._socket.poll(300):
+            while thread.is_alive() or subscription._guarded.socket.poll(300):
                 if (item := subscription.receive(0.05)) is not None:
                     program.items.append(item)
 

@@ -1,0 +1,48 @@
+"""Reports that a subscription returns between the messages. `vision.client` contains them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A report that the publisher restarted. Numbers start at 1 again, so losses at the restart are not detected."""
+
+    node: str
+    old_instance: str
+    new_instance: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: the publisher was restarted"
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A report that no subscribed message arrived for `for_s` seconds. It is repeated while the silence lasts."""
+
+    address: str
+    for_s: float
+    connected: bool  # to the publisher
+
+    def __str__(self) -> str:
+        text = f"no messages from {self.address} for {self.for_s:.0f} s"
+        if self.connected:
+            return f"{text}: connected, but no subscribed message is published"
+        return f"{text}: check that `vision run` is running, and that this machine can reach its publish.bind"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A report that messages were unreadable or invalid, or that missed events cannot be requested at present.
+
+    The subscription continues. It yields at most one such report per second.
+    """
+
+    address: str
+    reason: str
+    code: str  # of the `MessageError`, such as ``message-unreadable``
+    count: int  # number of problems since the previous report
+
+    def __str__(self) -> str:
+        return f"{self.count} unusable messages from {self.address}, the last because: {self.reason}"
