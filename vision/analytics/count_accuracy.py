@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from vision.config.user_files import read_input
 from vision.errors import ConfigError, from_os_error
 
 SCHEMA: Final = "vision.accuracy/1"
@@ -135,7 +136,7 @@ def load_clips(path: Path) -> dict[str, Clip]:
     """
     hint = "write it with `vision eval CONFIG --truth GT.txt --accuracy FILE`"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_input(path))
     except OSError as error:
         raise from_os_error(f"accuracy: cannot read {path}", error, hint=hint, code="not-readable") from error
     except ValueError as error:

@@ -17,6 +17,7 @@ import msgspec
 
 from vision.benchmark.conditions import Clocks, Machine
 from vision.benchmark.loops import Durations
+from vision.config.user_files import read_input
 from vision.errors import ConfigError
 
 BUSY_PART: Final = 0.1
@@ -126,7 +127,7 @@ def load_bench(path: Path) -> Bench:
         ConfigError: the file cannot be read, or has a different format.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Bench)
+        return msgspec.json.decode(read_input(path), type=Bench)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:

@@ -14,6 +14,7 @@ import pynvml as nvml
 
 from vision.benchmark.memory import ModelMemory, model_memory
 from vision.benchmark.plan import SCHEMA
+from vision.config.user_files import read_input
 from vision.engine.library import TEGRA_RELEASE
 from vision.errors import ConfigError
 from vision.language.recipes import Host, Platform, host_of
@@ -112,7 +113,7 @@ def read_memory(plan: Path) -> ModelMemory:
     """
     hint = "write the file with: vision plan CONFIG --json plan.json"
     try:
-        document = json.loads(plan.read_bytes())
+        document = json.loads(read_input(plan))
     except OSError as error:
         raise ConfigError(f"--plan: cannot read {plan}: {error.strerror}", hint=hint, code="not-readable") from error
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from vision.cli.options import Json, ModelConfig, given, parse_duration, read_co
 from vision.cli.session import add_command, command
 from vision.config import AppConfig
 from vision.config.changes import read_camera
+from vision.config.user_files import read_input
 from vision.errors import EXIT_OK, ConfigError, SourceError, Unavailable, from_os_error, redact, register_secret
 from vision.messaging.control_protocol import AddCameraRequest, RemoveCameraRequest
 from vision.version import install_hint
@@ -177,7 +178,7 @@ def _account(user: str, file: Path | None) -> Account:
 
     if file is not None:
         try:
-            password = file.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+            password = read_input(file).decode().removesuffix("\n").removesuffix("\r")
         except OSError as error:
             raise from_os_error(f"--password-file: cannot read {file}", error, code="password-file") from error
         except UnicodeDecodeError as error:

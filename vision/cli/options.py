@@ -15,6 +15,7 @@ from vision.capture.synthetic.spec import SyntheticSpec
 from vision.config import AppConfig, DetectConfig, load_config, resolve_config
 from vision.config.paths import exists
 from vision.config.source_address import File, Folder, Synthetic, parse_source
+from vision.config.user_files import write_output
 from vision.errors import ConfigError, SourceError, VisionError, from_os_error
 from vision.metrics import enable_nvtx
 from vision.version import pip_hint
@@ -216,6 +217,6 @@ def write_text(text: str, path: Path) -> None:
         print(text)
         return
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        write_output(path, text + "\n")
     except OSError as error:
         raise from_os_error(f"{path} cannot be written", error) from error

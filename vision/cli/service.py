@@ -19,6 +19,7 @@ import typer
 
 from vision.cli.session import command
 from vision.config.fields import IDENTIFIER, IDENTIFIER_TITLE
+from vision.config.user_files import read_input
 from vision.engine.library import TEGRA_RELEASE
 from vision.errors import EXIT_OK, ConfigError, VisionError
 
@@ -168,7 +169,7 @@ def _configuration(config: Path, name: str) -> Iterator[Step]:
     """
     target, secrets = _CONFIGS / f"{name}.yaml", _CONFIGS / f"{name}.env"
     try:
-        content = config.read_text(encoding="utf-8")
+        content = read_input(config).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {config}: {error}", code="unreadable") from error
     if target.exists() and target.read_text(encoding="utf-8") != content:

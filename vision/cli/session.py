@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import typer
 
-from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError
+from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError, from_os_error
 from vision.state.service_manager import is_service
 
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # such as a full disk or a lost terminal
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
 _STOP, _HANGUP, _QUIT = b"s", b"h", b"q"
 _STOP_TIMEOUT_S: Final = 15.0  # shorter than `TimeoutStopSec` of the systemd unit
 _SHOW_CURSOR = b"\x1b[?25h\n"
@@ -80,6 +81,10 @@ def command(*, orderly: bool = False, reloads: bool = False) -> Callable[[Callab
         def run(**arguments: Any) -> None:
             session: Session = arguments["context"].obj
             hangup = session.hangup if reloads else None
+            if orderly:
+                from vision.config.user_files import stop_waits_on
+
+                stop_waits_on(session.stop)
             with stop_on_signals(session.stop, hangup) if orderly else nullcontext():
                 code = _run_guarded(lambda: body(**arguments), session.log_level)
             raise typer.Exit(code)
@@ -116,14 +121,23 @@ def _run_guarded(body: Callable[[], int], log_level: str) -> int:
         _discard_output()
         return EXIT_RUNTIME
     except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT_FAILS:
-            raise
-        _discard_output()
-        print(f"vision: the output cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_RUNTIME
+        return _code_of(error)
     except VisionError as error:
         print(f"vision: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _code_of(error: OSError) -> int:
+    """Report an error of the system, and return the exit code. Raise an error that is not expected."""
+    if error.errno in _EXHAUSTED:
+        failure = from_os_error("the program failed", error)
+        print(f"vision: {failure}", file=sys.stderr)
+        return failure.exit_code
+    if error.filename is not None or error.errno not in _OUTPUT_FAILS:
+        raise error
+    _discard_output()
+    print(f"vision: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return EXIT_RUNTIME
 
 
 def _discard_output() -> None:

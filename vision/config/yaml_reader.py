@@ -8,7 +8,6 @@ can change the structure. docs/decisions/010-yaml-positions.md compares this des
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from vision.config.document import Document, Node, Place, Unreadable, faulty
 from vision.config.secret_values import Span, register_values
+from vision.config.user_files import TooLarge, read_input
 from vision.config.wording import UNPRINTABLE, Loc, dotted, nearest, one_of, quoted
 from vision.errors import ConfigError, Fault, from_os_error, is_passing
 
@@ -83,27 +83,19 @@ def parse_document(text: str, name: str, environ: Mapping[str, str] | None = Non
 
 def _read(path: Path) -> str:
     try:
-        with open(path, "rb", opener=_open_without_waiting) as stream:
-            raw = stream.read(MAX_BYTES + 1)
+        raw = read_input(path, max_bytes=MAX_BYTES)
+    except TooLarge:
+        message = f"expected a configuration of at most {MAX_BYTES >> 10} KiB, got a larger file"
+        raise faulty(str(path), [Fault(0, 0, "", "too-large", message)]) from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_passing(error):
             raise from_os_error(f"{path} cannot be read", error, code="unreadable") from None
         raise _cannot_read(path, error) from None
-    if len(raw) > MAX_BYTES:
-        message = f"expected a configuration of at most {MAX_BYTES >> 10} KiB, got a larger file"
-        raise faulty(str(path), [Fault(0, 0, "", "too-large", message)])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         fault = Fault(raw.count(b"\n", 0, error.start) + 1, 1, "", "not-utf8", f"not valid UTF-8 at byte {error.start}")
         raise faulty(str(path), [fault], hint="save the file as UTF-8") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file. A named pipe that nothing writes to is empty. Without this flag, the call would never return."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)  # a pipe of the shell, such as `<(...)`, is read to its end
-    return descriptor
 
 
 def _cannot_read(path: Path, error: OSError | ValueError) -> ConfigError:

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vision.config.user_files import read_input
 from vision.engine.library import collect_log, find_library, trt
 from vision.errors import ModelError
 from vision.state.private_files import require_private_file, require_private_folder, sha256_of
@@ -85,7 +86,7 @@ def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
     """Return the contents of a plugin library. For the errors, see `check_plugins`."""
     path = folder / plugin.file
     try:
-        contents = path.read_bytes()
+        contents = read_input(path)
     except OSError as error:
         raise ModelError(
             f"{spec.name}: cannot read the plugin library {path}: {error.strerror}",

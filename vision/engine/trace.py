@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vision.config.user_files import write_output
 from vision.errors import from_os_error
 
 
@@ -95,6 +96,6 @@ def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
 def write_chrome_trace(path: Path, spans: Iterable[Span]) -> None:
     """Write spans to a Chrome trace file. Raise `ConfigError` or `Unavailable` if the file cannot be written."""
     try:
-        path.write_text(json.dumps(chrome_trace(spans)), encoding="utf-8")
+        write_output(path, json.dumps(chrome_trace(spans)))
     except OSError as error:
         raise from_os_error(f"{path} cannot be written", error) from error

@@ -18,6 +18,7 @@ from vision.analytics.geometry import ZoneSet
 from vision.config import CameraAnalytics, ZoneConfig
 from vision.config.analytics import Units, pixels_per_unit
 from vision.config.paths import exists
+from vision.config.user_files import write_output
 from vision.errors import ConfigError, VisionError
 from vision.evaluation.crossings import anchor_points, lines_of_class, timed_crossings
 from vision.evaluation.mot import Boxes
@@ -179,7 +180,7 @@ def add_clip(path: Path, name: str, clip: Clip) -> int:
     clips: Mapping[str, Clip] = load_clips(path) if exists(path) else {}
     clips = {**clips, name: clip}
     try:
-        path.write_text(dump_clips(clips), encoding="utf-8")
+        write_output(path, dump_clips(clips))
     except OSError as error:
         raise VisionError(f"--accuracy: cannot write {path}: {error.strerror}") from error
     return len(clips)

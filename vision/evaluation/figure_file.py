@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vision.config.user_files import write_output
 from vision.errors import from_os_error
 
 
@@ -27,7 +28,7 @@ def write_figure(figure: Any, path: Path, option: str, *, dpi: float | None = No
     target = Path(os.path.realpath(path))  # a link stays a link
     try:
         if target.exists() and not target.is_file():  # a pipe or a device cannot be replaced
-            target.write_bytes(contents.getvalue())
+            write_output(target, contents.getvalue())
             return
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:

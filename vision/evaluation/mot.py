@@ -6,6 +6,7 @@ every fault is reported with its line.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.errors import ConfigError, VisionError
+from vision.config.user_files import read_input, write_output
+from vision.errors import ConfigError, VisionError, from_os_error
 
 COLUMNS: Final = "frame,id,left,top,width,height,valid,x,y,z"
 _MIN_COLUMNS, _MAX_COLUMNS = 7, 10
@@ -83,11 +85,12 @@ def read_truth(path: Path) -> Truth:
 
     Raises:
         ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8.
+        Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = read_input(path).decode("utf-8-sig", errors="replace")
     except OSError as error:
-        raise ConfigError(f"--truth: cannot read {path}: {error.strerror}", hint="check the path") from error
+        raise from_os_error(f"--truth: cannot read {path}", error, hint="check the path", code="unreadable") from error
     reader, faults = _Reader(), []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -168,8 +171,9 @@ def write_boxes(path: Path, boxes: Boxes) -> None:
     corners, sizes = boxes.boxes_xyxy[:, :2], boxes.boxes_xyxy[:, 2:] - boxes.boxes_xyxy[:, :2]
     table = np.column_stack([boxes.frames, boxes.ids, corners, sizes, boxes.scores])
     try:
-        with path.open("w", encoding="ascii") as file:
-            np.savetxt(file, table, "%d,%d" + ",%.6f" * 5 + ",-1,-1,-1")
+        text = io.StringIO()
+        np.savetxt(text, table, "%d,%d" + ",%.6f" * 5 + ",-1,-1,-1")
+        write_output(path, text.getvalue())
     except OSError as error:
         raise VisionError(f"cannot write {path}: {error.strerror}") from error
 

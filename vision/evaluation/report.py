@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vision.config.user_files import write_output
 from vision.errors import VisionError
 from vision.evaluation.crossings import LineScore
 from vision.evaluation.detection import OVERLAPS, Curve, DetectionScores
@@ -120,7 +121,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
         VisionError: the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(as_json(evaluation), indent=2) + "\n", encoding="utf-8")
+        write_output(path, json.dumps(as_json(evaluation), indent=2) + "\n")
     except OSError as error:
         raise VisionError(f"--json: cannot write {path}: {error.strerror}") from error
 

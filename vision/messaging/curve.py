@@ -73,6 +73,17 @@ def new_key(path: Path, server: str = "") -> KeyPair:
     return KeyPair(public, secret, server)
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file. A named pipe is empty, because the call does not wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _public_key(path: Path) -> str:
+    """Return the contents of a file with a public key."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        return (file.read(_MAX_KEY_BYTES) or b"").decode().strip()
+
+
 def read_key(path: Path, *, client: bool) -> KeyPair:
     """Read a key file, and register its secret. If `client` is True, the file must contain the key of the publisher.
 
@@ -80,7 +91,7 @@ def read_key(path: Path, *, client: bool) -> KeyPair:
         ConfigError: the file cannot be read or is not a key file, or other users can access it.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(_MAX_KEY_BYTES) if stat.S_ISREG(mode) else b""
     except OSError as error:
@@ -150,7 +161,7 @@ class KeyFolder:
         try:
             changed_ns = self._clients.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
-                self._known = {path.read_text().strip(): path.stem for path in sorted(self._clients.glob("*.pub"))}
+                self._known = {_public_key(path): path.stem for path in sorted(self._clients.glob("*.pub"))}
                 self._changed_ns = changed_ns
         except FileNotFoundError:
             self._known, self._changed_ns = {}, -1

@@ -17,6 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -24,6 +25,7 @@ import msgspec
 import zmq
 
 from vision.config import AppConfig
+from vision.config.user_files import open_output
 from vision.errors import Closed, from_os_error
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
@@ -48,7 +50,6 @@ from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
 from vision.state.events import EventLog, state_statements
 from vision.state.free_space import FreeSpace
-from vision.state.private_files import open_restricted
 from vision.types import Result
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
+
+_open_record = partial(open_output, mode=0o640)  # for files about people
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 _QUEUED_SUBSCRIPTIONS: Final = 10
@@ -452,7 +455,7 @@ class Recorder:
         self._path = Path(path)
         try:
             _rotate(self._path)
-            self._file = open(self._path, "ab", buffering=0, opener=open_restricted)  # noqa: SIM115 - `close` closes it
+            self._file = open(self._path, "ab", buffering=0, opener=_open_record)  # noqa: SIM115 - `close` closes it
         except OSError as error:
             raise from_os_error(f"--record: cannot write {path}", error, code="recording") from error
         self._space = FreeSpace(self._path.parent)

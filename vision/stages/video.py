@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision.analytics.frame_clock import FrameClock
+from vision.config.paths import exists, is_file
 from vision.detect.reference.crops import PartReader
 from vision.errors import ConfigError, from_os_error
 from vision.stages.frame_worker import FrameWorker
@@ -216,9 +217,12 @@ def video_paths(path: Path, camera_ids: Sequence[str]) -> dict[str, Path]:
             "create the folder, or make it writable for this user",
         )
         raise from_os_error(text, error, hint=hint, code="video-folder") from error
-    if len(camera_ids) == 1:
-        return {camera_ids[0]: path}
-    return {camera_id: path.with_name(f"{path.stem}-{camera_id}{path.suffix}") for camera_id in camera_ids}
+    single = len(camera_ids) == 1
+    paths = {name: path if single else path.with_name(f"{path.stem}-{name}{path.suffix}") for name in camera_ids}
+    for each in paths.values():
+        if exists(each) and not is_file(each):  # to open a pipe would wait for its reader
+            raise ConfigError(f"--video: expected a file, but {each} exists and is none", code="video-name")
+    return paths
 
 
 def check_window() -> None:

@@ -367,7 +367,7 @@ def test_too_large_file_is_refused(tmp_path: Path) -> None:
     assert refusal(path).code == "empty"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
     assert refusal(path).code == "too-large"
-    assert refusal(Path("/dev/zero")).code == "too-large"
+    assert refusal(Path("/dev/zero")).code == "unreadable"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vision.capture.pacing import FramePacer, PacedSource
 from vision.capture.regular_file import require_file
 from vision.capture.source import IMAGE_SUFFIXES, StreamInfo
 from vision.config.paths import is_dir
+from vision.config.user_files import read_input
 from vision.config.wording import did_you_mean_file
 from vision.errors import EndOfStream, SizeChanged, SourceError
 from vision.types import DropReason, FrameBuffer
@@ -108,7 +109,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def read_image(file: Path) -> NDArray[np.uint8] | None:
     """Read an image, and return it as (H, W, 3) uint8 bgr; None if it is truncated or cannot be read."""
     try:
-        data = file.read_bytes()
+        data = read_input(file)
         if is_truncated_jpeg(data):  # OpenCV would fill it up with gray
             return None
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vision.config import AppConfig, load_config, resolve_config
 from vision.config.language import VerifyConfig
+from vision.config.user_files import read_input
 from vision.errors import ConfigError, from_os_error
 from vision.evaluation.language.judgments import Judgments, PromptEvaluation
 from vision.evaluation.language.labels import LabeledEvent, read_labels
@@ -75,7 +76,7 @@ def _read_prompt(path: Path) -> str:
         Unavailable: the file cannot be read at present.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = read_input(path).decode().strip()
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompt: {path} is not valid UTF-8", code="prompt") from error
     except OSError as error:

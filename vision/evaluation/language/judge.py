@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from vision.config.language import LanguageServer, VerifyConfig
+from vision.config.user_files import read_input
 from vision.detect.reference.crops import JpegEncoder
 from vision.drawing.frame_size import frame_size
 from vision.errors import Closed, ConfigError, LanguageError, ServerRefusal
@@ -148,7 +149,7 @@ def _jpeg(encoder: JpegEncoder, path: Path, box: tuple[float, float, float, floa
     If the image is a snapshot of a larger frame, the box is in pixels of the frame.
     """
     with suppress(OSError, cv2.error):
-        file = path.read_bytes()
+        file = read_input(path)
         decoded: Any = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
         if decoded is not None:
             height_px, width_px = decoded.shape[:2]

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from vision.config.paths import is_file
+from vision.config.user_files import TooLarge, read_input
 from vision.errors import ConfigError, Fault, from_os_error
 
 _HINT: Final = "docs/language-models.md describes labeled events"
@@ -58,10 +59,10 @@ def read_labels(path: Path) -> list[LabeledEvent]:
         Unavailable: the file cannot be read at present.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            text = f"{path}: expected at most {_MOST_BYTES >> 20} MiB of labels; images are separate files"
-            raise ConfigError(text, hint=_HINT, code="labels-too-large")
-        lines = path.read_bytes().splitlines()
+        lines = read_input(path, max_bytes=_MOST_BYTES).splitlines()
+    except TooLarge as error:
+        text = f"{path}: expected at most {_MOST_BYTES >> 20} MiB of labels; images are separate files"
+        raise ConfigError(text, hint=_HINT, code="labels-too-large") from error
     except OSError as error:
         raise from_os_error(f"cannot read {path}", error, code="labels-not-readable") from error
     events: list[LabeledEvent] = []

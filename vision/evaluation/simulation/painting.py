@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from vision.capture.synthetic.frames import GRAY
+from vision.config.user_files import write_output
 from vision.drawing.test_pattern import FAKE_CLASSES, FAKE_COLORS
 from vision.errors import VisionError
 from vision.evaluation.simulation.scenes import Scene
@@ -107,6 +108,6 @@ def _truth_rows(prepared: PreparedScene, classes: Sequence[str]) -> Iterator[str
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_output(path, text)
     except OSError as error:
         raise VisionError(f"cannot write {path}: {error.strerror}") from error

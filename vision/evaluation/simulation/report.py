@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vision.config.user_files import write_output
 from vision.errors import VisionError
 from vision.evaluation.simulation.projection import FloatArray
 from vision.evaluation.simulation.simulate import SceneScores, Timing
@@ -91,7 +92,7 @@ def write_json(simulation: Simulation, path: Path) -> None:
         VisionError: the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(as_json(simulation), indent=2) + "\n", encoding="utf-8")
+        write_output(path, json.dumps(as_json(simulation), indent=2) + "\n")
     except OSError as error:
         raise VisionError(f"--json: cannot write {path}: {error.strerror}") from error
 

@@ -16,6 +16,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
+from vision.config.user_files import write_output
 from vision.errors import from_os_error
 from vision.evaluation.whatif.difference import Change, Difference
 from vision.evaluation.whatif.rejudge import Box, Judgment
@@ -92,7 +93,7 @@ def publish_report(report: WhatIf, console: Console, files: Files) -> None:
 
 def _write(text: str, path: Path, option: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_output(path, text)
     except OSError as error:
         raise from_os_error(f"{option}: cannot write {path}", error) from error
 
