@@ -20,6 +20,7 @@ from vision.config.fields import check_bind
 from vision.errors import EXIT_OK, ConfigError
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
+from vision.runtime.descriptors import raise_limit
 from vision.runtime.reload import Reloader, open_control
 from vision.runtime.runtime import Runtime
 from vision.runtime.start import open_patiently
@@ -59,6 +60,7 @@ def run(
       vision run counting --offline --record results.jsonl
       vision run counting --offline --video counted.mp4
     """
+    raise_limit()
     start_nvtx(nvtx)
     options = RunOptions(stop=context.obj.stop, offline=offline, record=record, video=video, show=show)
 

@@ -52,6 +52,7 @@ class HelperProcess:
             stop_s: time in seconds after which `close` kills the process, if it has not ended by then.
         """
         self.restarts = 0
+        self.failed_starts = 0  # one after the other
         self._name = name
         self._command = [sys.executable, *arguments]
         self._options = json.dumps(options)
@@ -126,7 +127,7 @@ class HelperProcess:
 
     def _supervise(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while (process := self._process) is not None:
+        while (process := self._process) is not None and not self._closed.is_set():
             started = time.monotonic()
             assert process.stdout is not None
             for line in process.stdout:
@@ -140,13 +141,30 @@ class HelperProcess:
             self._on_end()
             log.warning("the process %s ended (%d), and is started again", self._name, code)
             pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _LONGEST_PAUSE_S else pause_s
-            self._closed.wait(pause_s)
+            pause_s = self._restart(pause_s)
+
+    def _restart(self, pause_s: float) -> float:
+        """Wait `pause_s` seconds, and start the process again, until this succeeds. Return the next pause in seconds.
+
+        If the process is closed, return at once.
+        """
+        self.failed_starts = 0
+        while not self._closed.wait(pause_s):
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             with self._lock:
                 if self._closed.is_set():
-                    return
+                    break
+                try:
+                    self._process = self._start_process()
+                except OSError as error:  # too many processes or descriptors, or too little memory
+                    self.failed_starts += 1
+                    if not self.failed_starts & (self.failed_starts - 1):
+                        text = "the process %s cannot be started (attempt %d), and is tried again in %.1f s: %s"
+                        log.error(text, self._name, self.failed_starts, pause_s, error)
+                    continue
                 self.restarts += 1
-                self._process = self._start_process()
+                break
+        return pause_s
 
 
 def _close_input(process: subprocess.Popen[str]) -> None:

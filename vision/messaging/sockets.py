@@ -94,8 +94,8 @@ class BoundSocket:
         self._port: ExposedPort | None = None
         self._curve: CurveServer | None = None
         self._context = zmq.Context()
-        self.zmq = self._context.socket(kind)
         try:
+            self.zmq = self._context.socket(kind)
             if limits is not None and bind.startswith("tcp://"):
                 self._port = ExposedPort(bind, limits, keepalive_s)
             set_common_options(self.zmq, bind, keepalive_s)

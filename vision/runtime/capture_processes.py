@@ -269,8 +269,8 @@ class _Link:
             memory = self._reused(camera, layout)
             if memory is None:
                 memory = allocate_frames(self._detector, self._count, layout, on_gpu=camera.on_gpu)
-        except (OutOfMemory, MemoryError) as error:
-            reply.error = str(error.args[0])
+        except (OutOfMemory, MemoryError, OSError) as error:
+            reply.error = str(error) if isinstance(error, OSError) else str(error.args[0])
             worker.send(frame_messages.encode(reply))
             return
         self._memory[number], reply.handle = memory, memory.handle

@@ -185,8 +185,9 @@ def open_control(reloader: Reloader, resources: ExitStack) -> ControlServer | No
         make_private_folder(path.parent)
         remove_unused_sockets(path.parent)
         return resources.enter_context(ControlServer(path, reloader.handle))
-    except VisionError as error:
-        log.warning("`vision status` and `vision reload` do not work: %s", error.args[0])
+    except (VisionError, OSError) as error:
+        reason = error.args[0] if isinstance(error, VisionError) else error
+        log.warning("`vision status` and `vision reload` do not work: %s", reason)
         return None
 
 

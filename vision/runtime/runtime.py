@@ -19,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,7 @@ from vision.runtime.batcher import Batcher
 from vision.runtime.camera_set import Camera, CameraSet, StepQueue
 from vision.runtime.camera_threads import MAX_ABANDONED, CameraThreads
 from vision.runtime.capture_processes import CaptureProcesses
+from vision.runtime.descriptors import DescriptorReserve
 from vision.runtime.hang_watchdog import Part, Watchdog
 from vision.runtime.inference_loop import HANG_HINT, InferenceLoop
 from vision.runtime.latest_slot import Clock
@@ -151,14 +153,18 @@ class Runtime:
         Raises:
             SourceError: a file or folder could not be read to its end, and `stop` was not set.
             DeviceError: a part hangs, and cannot be replaced.
+            Unavailable: no file descriptor has been free for 5 s.
             BaseException: a thread, `on_report`, or the `report` of a sink failed. The first exception is raised
                 unchanged.
         """
-        with self._watchdog().running(self._hang_s, end_process=end_process):
+        with (
+            self._watchdog().running(self._hang_s, end_process=end_process),
+            closing(DescriptorReserve()) as descriptors,
+        ):
             threads = self._start()  # later than the watchdog, because the first frame can hang already
             try:
                 notify("READY=1", "STATUS=started")
-                self._watch(stop, for_s, on_report)
+                self._watch(stop, for_s, on_report, descriptors)
             finally:
                 notify("STOPPING=1")
                 self._stop(threads)
@@ -216,7 +222,13 @@ class Runtime:
 
         return Part("frames", progress, _LONG_HANGS * (_LONG_HANGS * self._hang_s + slowest_s))
 
-    def _watch(self, stop: threading.Event, for_s: float | None, on_report: Callable[[Report], None] | None) -> None:
+    def _watch(
+        self,
+        stop: threading.Event,
+        for_s: float | None,
+        on_report: Callable[[Report], None] | None,
+        descriptors: DescriptorReserve,
+    ) -> None:
         end_ns = None if for_s is None else self._started.monotonic_ns + int(for_s * 1e9)
         next_report_ns = self._started.monotonic_ns
         while not (stop.is_set() or self._ended.is_set()):
@@ -226,6 +238,7 @@ class Runtime:
             if now_ns >= next_report_ns:
                 self._report(on_report)
                 next_report_ns = max(next_report_ns + int(self._status_interval_s * 1e9), now_ns)
+            descriptors.check()
             self._beat = now_ns
             self.steps.advance()
             wait_s = _STEP_S if self.steps.busy else _POLL_S

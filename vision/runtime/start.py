@@ -5,16 +5,20 @@ It also waits for the driver of the GPU, but then only a new process can use the
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, TypeVar
 
+import zmq
+
 from vision.capture.liveness import Backoff
 from vision.detect.gpu_presence import driver_answers
-from vision.errors import Closed, DeviceNotReady, Unavailable, from_os_error
+from vision.errors import Closed, DeviceNotReady, Unavailable, VisionError, from_os_error
 from vision.state.service_manager import extend_start, is_service, notify
 
 log = logging.getLogger(__name__)
@@ -22,6 +26,8 @@ log = logging.getLogger(__name__)
 _FIRST_RETRY_S: Final = 4.0
 _LONGEST_RETRY_S: Final = 60.0
 _DRIVER_S: Final = 120.0  # longest wait for the driver, after which the service manager starts a new process
+
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Value = TypeVar("_Value")
 
@@ -37,8 +43,8 @@ def open_patiently(
 ) -> _Value:
     """Return the result of `open_parts`, whose resources are registered with `resources`.
 
-    After an error that can pass (`Unavailable`, or an `OSError` that `from_os_error` converts to it), close what was
-    opened, wait, and try again. Log the failed attempts 1, 2, 4, 8, ...
+    After an error that can pass (`Unavailable`, or an error of the system that `from_os_error` converts to it),
+    close what was opened, wait, and try again. Log the failed attempts 1, 2, 4, 8, ...
 
     Args:
         open_parts: function that opens all parts. It registers them with its argument.
@@ -68,11 +74,17 @@ def open_patiently(
             if patient:
                 _wait_for_driver(error, backoff, stop, driver_s)
             raise
-        except (Unavailable, OSError) as error:
-            failure = from_os_error("the program cannot start", error) if isinstance(error, OSError) else error
+        except (Unavailable, OSError, zmq.ZMQError) as error:
+            if isinstance(error, zmq.ZMQError) and error.errno not in _EXHAUSTED:
+                raise
+            failure = error if isinstance(error, Unavailable) else _cannot_start(error.errno or 0)
             if not patient or not isinstance(failure, Unavailable):
                 raise failure from error.__cause__ or error
         _wait(failure, backoff, stop)
+
+
+def _cannot_start(number: int) -> VisionError:
+    return from_os_error("the program cannot start", OSError(number, os.strerror(number)))
 
 
 def _wait(failure: Unavailable, backoff: Backoff, stop: threading.Event) -> None:

@@ -1,0 +1,96 @@
+"""Reserve of file descriptors, which prevents that a library fails because the process has none left.
+
+If libzmq cannot accept a connection to an ``ipc`` socket because the process has no free descriptor, it ends the
+process with SIGABRT (`ipc_listener.cpp`, up to 4.3.5).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import Final
+
+from vision.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+_RESERVE: Final = 24
+_HIGHEST_LIMIT: Final = 65536
+_LONGEST_NS: Final = 5_000_000_000
+_HINT: Final = (
+    "raise the limit: `LimitNOFILE=` in the unit, or `ulimit -n`. `ls -l /proc/PID/fd` shows which files are open"
+)
+
+
+def raise_limit() -> None:
+    """Raise this process's limit of open files as far as it may, but at most to 65536."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = _HIGHEST_LIMIT if hard == resource.RLIM_INFINITY else min(hard, _HIGHEST_LIMIT)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+
+
+class DescriptorReserve:
+    """Holds descriptors, and gives them back when the process has no other left. One thread calls all methods."""
+
+    def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Take the reserve.
+
+        Raises:
+            OSError: too few descriptors are free. Cameras and libraries would fail at once.
+        """
+        self._clock = clock
+        self._any = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spares: list[int] = []
+        self._exhausted_ns: int | None = None  # since when even the reserve is used up
+        if not self._take():
+            os.close(self._any)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def check(self) -> None:
+        """Give the reserve back if no other descriptor is free, and take it again if twice as many are free.
+
+        Raises:
+            Unavailable: the reserve is used up, too, and no descriptor has been free for 5 s.
+        """
+        try:
+            os.close(os.dup(self._any))
+        except OSError:
+            if self._spares:
+                self._give_back()
+                log.error("no descriptor is free, except %d in reserve; hint: %s", _RESERVE, _HINT)
+                return
+            now_ns = self._clock()
+            self._exhausted_ns = now_ns if self._exhausted_ns is None else self._exhausted_ns
+            if now_ns - self._exhausted_ns >= _LONGEST_NS:
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                text = f"the program has opened all {limit} files that it may open"
+                raise Unavailable(text, hint=_HINT, code="no-descriptors") from None
+            return
+        self._exhausted_ns = None
+        if not self._spares and self._take():
+            log.info("enough descriptors are free again")
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._give_back()
+        os.close(self._any)
+
+    def _take(self) -> bool:
+        """Take the reserve if twice as many descriptors are free. Return True if they are."""
+        try:
+            for _ in range(2 * _RESERVE):
+                self._spares.append(os.dup(self._any))
+        except OSError:
+            self._give_back()
+            return False
+        self._give_back(_RESERVE)
+        return True
+
+    def _give_back(self, kept: int = 0) -> None:
+        while len(self._spares) > kept:
+            os.close(self._spares.pop())
