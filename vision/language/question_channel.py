@@ -28,6 +28,7 @@ _RECEIVED: Final = b"\1"
 _LARGEST_HEADER_BYTES: Final = 1 << 20
 _QUEUED: Final = 64  # questions of one stage that wait while the process receives none
 _RETRY_S: Final = 0.05
+_IDLE_S: Final = 0.2  # time after which an idle thread checks whether it must end
 _MOST_FAILURES: Final = 3  # connections that one question can lose, because it could be what ends the process
 
 
@@ -83,13 +84,11 @@ class QuestionSender(Generic[_S]):
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while not self._closed.is_set() and not (self._finished.is_set() and not len(self._queue)):
             if self._connected() is None:
                 self._wait_for_process()
-            elif (entry := self._queue.take(_RETRY_S)) is not None:
+            elif (entry := self._queue.take(_IDLE_S)) is not None:
                 self._send(entry)
-            elif self._finished.is_set():
-                break
         while (entry := self._queue.take(0)) is not None:
             self._given_up(entry)
         self._disconnect()

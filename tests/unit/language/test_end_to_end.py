@@ -145,6 +145,25 @@ def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeo
     assert all(event.verdict is None for event in program.of(EventMessage))
 
 
+@pytest.mark.parametrize("wait_s", [None, 3600])
+def test_events_about_which_the_server_is_not_asked_are_in_the_ledger(tmp_path: Path, wait_s: int | None) -> None:
+    """Let the server fail, so that the breaker opens. Each further event is published at once, and has a line."""
+    with chat_server(lambda handler: handler.send({"error": "out of memory"}, 500)) as server:
+        language = {"ledger": str(tmp_path / "ledger"), "parallel": 1}
+        verify = [CHECK] if wait_s is None else [CHECK | {"wait_s": wait_s}]
+        with running(asking(tmp_path, server, verify=verify, language=language)) as program:
+            wait_until(is_counted(program, "errors.breaker-open", 3), "questions that are not asked", 60)
+    assert program.failure is None
+    lines = [json.loads(line) for line in (tmp_path / "ledger" / "ledger.jsonl").read_text().splitlines()]
+    unasked = {line["id"]: line for line in lines if line.get("unasked") == "breaker-open"}
+    published = {event.id: event for event in first_messages(program)}
+    assert len(unasked) >= 3
+    for id_, line in unasked.items():
+        event = published[id_]
+        about = {"camera": event.camera, "at": event.at, "kind": event.kind, "name": event.name, "check": "real"}
+        assert {key: line[key] for key in about} == about
+
+
 def test_waiting_events_are_published_at_the_end(tmp_path: Path) -> None:
     with (
         chat_server(lambda handler: handler.hang()) as server,

@@ -128,6 +128,17 @@ def test_closing_does_not_wait_for_a_process_that_hangs(sender: Sender) -> None:
     process.end()
 
 
+@pytest.mark.parametrize("has_process", [False, True])
+def test_thread_without_questions_ends_by_itself(sender: Sender, has_process: bool) -> None:
+    if has_process:
+        receiving(sender.name)
+        sender.sender.put(entry("1"))
+        wait_until(lambda: sender.sent == ["1"], "the confirmation", 60)
+    sender.sender._finished.set()
+    sender.sender._thread.join(60)
+    assert not sender.sender._thread.is_alive()
+
+
 def receiving(name: str) -> queue.SimpleQueue[tuple[str, list[bytes]]]:
     found: queue.SimpleQueue[tuple[str, list[bytes]]] = queue.SimpleQueue()
 
