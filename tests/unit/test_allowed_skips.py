@@ -36,6 +36,11 @@ def test_missing_gpu_is_allowed() -> None:
     assert allowed("tests/gpu/test_nvdec.py::test_x", "no GPU: no driver")
 
 
+def test_missing_advisories_are_allowed_and_missing_packages_are_not() -> None:
+    assert allowed("tests/unit/test_locks.py::test_x", "the advisory service does not answer: 50 packages not checked")
+    assert not allowed("tests/unit/test_locks.py::test_x", "the registry of packages cannot be reached")
+
+
 def test_missing_package_is_not_allowed() -> None:
     assert not allowed("tests/unit/engine/test_build.py::test_x", "needs TensorRT")
 

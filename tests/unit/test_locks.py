@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -107,6 +109,48 @@ def test_each_package_has_hashes_and_no_address(name: str) -> None:
     text = (ROOT / "locks" / f"{name}.txt").read_text()
     assert len(ENTRY.findall(text)) == len(re.findall(r"^[a-z].*==", text, re.M)) > 40
     assert "://" not in text and "index-url" not in text
+
+
+def pip_install(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Let pip choose, download, and check packages, as for an empty environment, without installing them."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *arguments]
+    command += ["--disable-pip-version-check", "--require-hashes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    if done.returncode and re.search(r"Connection|timed out", done.stderr):
+        pytest.skip("the registry of packages cannot be reached")
+    return done
+
+
+@pytest.mark.integration
+def test_pip_installs_the_locked_packages_with_their_hashes() -> None:
+    done = pip_install("--report", "-", "--requirement", ROOT / "locks" / "service.txt")
+    assert done.returncode == 0, done.stderr[-2000:]
+    chosen = {each["metadata"]["name"]: each["metadata"]["version"] for each in json.loads(done.stdout)["install"]}
+    here = {name: str(value) for name, value in default_environment().items()}
+    expected, _ = pins("service", here)
+    assert {canonicalize_name(name): version for name, version in chosen.items()} == expected
+
+
+@pytest.mark.integration
+def test_pip_refuses_a_package_with_a_different_hash(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^idna==\S+", (ROOT / "locks" / "service.txt").read_text(), re.MULTILINE)
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"{line} --hash=sha256:{'0' * 64}\n")
+    done = pip_install("--no-deps", "--requirement", lock)
+    assert done.returncode != 0
+    assert "0" * 64 in done.stderr  # the hash that was expected
+
+
+@pytest.mark.integration
+def test_no_locked_package_has_a_known_vulnerability() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "audit.py")]
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=280, env={**os.environ, "PATH": path}
+    )
+    if done.returncode == AUDIT.EXIT_TEMPORARY:
+        pytest.skip(f"the advisory service does not answer for all packages: {done.stdout.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stdout
 
 
 def test_all_locks_and_the_build_requirements_are_known() -> None:
