@@ -39,7 +39,7 @@ from vision.runtime.latest_slot import EXTRA_BUFFERS
 from vision.runtime.remote_slot import RemoteSlot
 from vision.runtime.shared_frames import FrameMemory, Layout, allocate_frames
 from vision.runtime.worker_channel import Connection, Message
-from vision.runtime.worker_process import Worker, Workers, WorkerSpec
+from vision.runtime.worker_process import SpareProcess, Worker, Workers, WorkerSpec
 from vision.types import DropReason
 
 log = logging.getLogger(__name__)
@@ -428,7 +428,7 @@ class CaptureProcesses:
             packets: address of the packet socket of each worker; empty if no packets are passed on.
         """
         self._numbers = itertools.count()
-        self._workers = Workers()
+        self._workers = Workers(spare=None if setup.offline else SpareProcess(ENTRY))
         self._links: list[tuple[Worker, _Link]] = []
         self._stopped = threading.Event()
         self._arrivals = select.epoll()

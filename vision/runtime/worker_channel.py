@@ -7,6 +7,7 @@ message that is too long for the socket is passed in a file that exists only in 
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError, redact
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 APPLICATION, LOG, HEARTBEAT, READY, FAILURE, SETUP, STOP = b"A", b"L", b"H", b"R", b"F", b"C", b"S"
 """Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` both ways, the others to the main process."""
 
+SPARE: Final = "spare worker".ljust(32)
+"""Name of a process that replaces the next worker that ends. It has room for the name of that worker."""
+
 HEARTBEAT_S: Final = 0.25
 """Interval between two heartbeats of a worker whose main loop runs."""
 
@@ -40,6 +45,7 @@ _MAX_INLINE: Final = 32_768
 _MAX_FDS: Final = 16
 _BUFFER_BYTES: Final = 1 << 20  # requested; the kernel limits it to net.core.wmem_max
 _PR_SET_PDEATHSIG: Final = 1
+_ARG_START: Final = 45  # index of the address of the command line among the fields of /proc/PID/stat after the name
 
 Entry = Callable[["WorkerChannel", bytes], None]
 """Type of the function that a worker process runs, with its channel and its setup."""
@@ -227,10 +233,11 @@ class WorkerChannel:
             self._poller.poll(min(left_s, HEARTBEAT_S) * 1e3)
 
 
-def run_worker(entry: str, fd: int, parent: int) -> NoReturn:
+def run_worker(name: str, entry: str, fd: int, parent: int) -> NoReturn:
     """Run the program of a worker process, and then end the process.
 
     Args:
+        name: name of the worker. The process `SPARE` imports the program, and then waits until it is needed.
         entry: the function to run, as ``package.module:function``.
         fd: descriptor of the worker's end of its connection.
         parent: process id of the main process. The worker is killed when the main process ends.
@@ -243,11 +250,29 @@ def run_worker(entry: str, fd: int, parent: int) -> NoReturn:
     faulthandler.enable()
     os.set_inheritable(fd, False)
     connection = Connection(socket.socket(fileno=fd))
+    if name == SPARE:
+        _wait_as_spare(entry, connection)
     code = _run_entry(entry, connection)
     sys.stdout.flush()
     if threading.active_count() > 1:  # a thread is still inside a library, as in `vision.cli.main.entry`
         os._exit(code)
     sys.exit(code)
+
+
+def _wait_as_spare(entry: str, connection: Connection) -> None:
+    with contextlib.suppress(Exception):  # `_run_entry` tries again, and reports the failure
+        importlib.import_module(entry.partition(":")[0])
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    poller.poll()
+
+
+def _show_name(name: str) -> None:
+    """Replace `SPARE` in the command line of this process, by which tools tell the processes apart."""
+    at = Path("/proc/self/cmdline").read_bytes().find(SPARE.encode())
+    address = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[_ARG_START])
+    if at >= 0 and address:
+        ctypes.memmove(address + at, name.encode().ljust(len(SPARE))[: len(SPARE)], len(SPARE))
 
 
 def _run_entry(entry: str, connection: Connection) -> int:
@@ -258,6 +283,7 @@ def _run_entry(entry: str, connection: Connection) -> int:
             return EXIT_RUNTIME
         setup = Setup.decode(message.data)
         _forward_log(connection, setup.log_level)
+        _show_name(setup.name)
         if setup.version != version():
             text = f"the program was updated from version {setup.version} to {version()} while it was running"
             raise VisionError(text, hint="restart it", code="updated-while-running")
@@ -281,19 +307,20 @@ class Setup:
 
     version: str
     log_level: int
+    name: str  # of the worker
     content: bytes
 
     def encode(self) -> bytes:
         """Return the message: the length of a JSON header (4 bytes), the header, and `content`."""
-        header = json.dumps([self.version, self.log_level]).encode()
+        header = json.dumps([self.version, self.log_level, self.name]).encode()
         return len(header).to_bytes(4, "little") + header + self.content
 
     @classmethod
     def decode(cls, data: bytes) -> Setup:
         """Return the setup in a message."""
         end = 4 + int.from_bytes(data[:4], "little")
-        program, log_level = json.loads(data[4:end])
-        return cls(program, log_level, data[end:])
+        program, log_level, name = json.loads(data[4:end])
+        return cls(program, log_level, name, data[end:])
 
 
 # --- log records and failures, from the worker to the main process ----------------------------------------------------

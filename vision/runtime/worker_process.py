@@ -33,6 +33,7 @@ from vision.runtime.worker_channel import (
     LOG,
     READY,
     SETUP,
+    SPARE,
     STOP,
     Connection,
     Message,
@@ -52,13 +53,15 @@ _START_S: Final = 60.0  # time without a heartbeat until a worker is ready, beca
 _KILL_S: Final = 2.0  # time in which a killed process ends
 _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
+_SPARE_DELAY_NS: Final = 2_000_000_000  # time after a start in which no spare process starts, so that it delays nothing
+_SPARE_RETRY_NS: Final = 30_000_000_000  # the same after the unexpected end of a spare process
 _MESSAGES_AT_ONCE: Final = 64  # from one worker, before it is the turn of the next
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
     "import os, sys; "  # both are loaded already, so nothing in the current folder can replace them
     f"sys.path[:] = os.environ.pop('{_PATH}').split(os.pathsep); "
     "from vision.runtime.worker_channel import run_worker; "
-    "run_worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
+    "run_worker(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
 )
 
 
@@ -137,6 +140,52 @@ class Worker:
         return process is not None and process.connection.send(APPLICATION, data, fds)
 
 
+class SpareProcess:
+    """A process that has imported the program of a worker, and replaces the next worker process that ends.
+
+    The imports are the longest part of the start of a worker.
+    """
+
+    def __init__(self, entry: str, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Start nothing yet. `entry` is the entry of the workers that the process can replace."""
+        self.entry = entry
+        self._clock = clock
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
+        self._due_ns = clock() + _SPARE_DELAY_NS
+
+    def keep(self) -> None:
+        """Start the process if none runs, and it is due. Call this regularly while all workers are ready."""
+        now_ns = self._clock()
+        if self._running is not None and self._running[0].poll() is not None:
+            self.close()
+            self._due_ns = now_ns + _SPARE_RETRY_NS
+        if self._running is None and now_ns >= self._due_ns:
+            self._due_ns = now_ns + _SPARE_RETRY_NS
+            with contextlib.suppress(OSError):  # too many processes or descriptors
+                self._running = _spawn(SPARE, self.entry)
+                OWN_PROCESSES.add(SPARE.strip(), self._running[0].pid)
+
+    def take(self) -> tuple[subprocess.Popen[bytes], Connection] | None:
+        """Return the process, which then belongs to the caller; None if none runs."""
+        self._due_ns = self._clock() + _SPARE_DELAY_NS
+        if self._running is not None and self._running[0].poll() is not None:
+            self.close()
+        taken, self._running = self._running, None
+        return taken
+
+    def close(self) -> None:
+        """Kill the process, if one runs."""
+        if self._running is None:
+            return
+        process, connection = self._running
+        self._running = None
+        process.kill()
+        connection.close()
+        OWN_PROCESSES.remove(process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_S)
+
+
 @dataclass(slots=True)
 class Workers:
     """Starts workers, receives their messages, and replaces processes that crash, hang, or use too much memory.
@@ -146,6 +195,7 @@ class Workers:
     """
 
     clock: Callable[[], int] = time.monotonic_ns
+    spare: SpareProcess | None = None  # for the next worker with its entry that ends
     _workers: list[Worker] = field(default_factory=list)
     _killed: list[subprocess.Popen[bytes]] = field(default_factory=list)  # not reaped yet
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -194,6 +244,8 @@ class Workers:
     def stop(self, timeout_s: float) -> None:
         """Ask all workers to stop, and process their last messages. Kill those still running after `timeout_s`."""
         self._is_stopping = True
+        if self.spare is not None:
+            self.spare.close()
         deadline = time.monotonic() + timeout_s
         for worker in self._running():
             self._process(worker).connection.send(STOP)
@@ -224,18 +276,19 @@ class Workers:
         return worker._process
 
     def _start(self, worker: Worker) -> None:
-        now_ns = self.clock()
+        now_ns, spec = self.clock(), worker.spec
+        spare = self.spare.take() if self.spare is not None and self.spare.entry == spec.entry else None
         try:
-            process, connection = _spawn(worker.spec)
+            process, connection = spare or _spawn(spec.name, spec.entry)
         except OSError as error:  # too many processes or descriptors
             delay_s = worker._backoff.next_delay_s()
             worker._due_ns = now_ns + int(delay_s * 1e9)
-            log.error("%s cannot be started: %s; it is tried again in %.1f s", worker.spec.name, error, delay_s)
+            log.error("%s cannot be started: %s; it is tried again in %.1f s", spec.name, error, delay_s)
             return
         worker._process = _Process(process, connection, now_ns, ProgressMonitor(now_ns))
-        OWN_PROCESSES.add(worker.spec.name, process.pid)
+        OWN_PROCESSES.add(spec.name, process.pid)
         self._selector.register(connection, selectors.EVENT_READ, worker)
-        setup = Setup(version(), logging.getLogger().getEffectiveLevel(), worker.spec.setup)
+        setup = Setup(version(), logging.getLogger().getEffectiveLevel(), spec.name, spec.setup)
         connection.send(SETUP, setup.encode())
         worker.handler.started(worker)
 
@@ -318,7 +371,9 @@ class Workers:
         process.process.kill()
 
     def _check(self) -> None:
-        """Kill processes that hang or use too much memory, and reap those that were killed."""
+        """Kill processes that hang or use too much memory, and reap those that were killed. Keep a spare process."""
+        if self.spare is not None and self.ready and not self._is_stopping:
+            self.spare.keep()
         self._killed = [process for process in self._killed if process.poll() is None]
         for worker in self._running():
             process, spec = self._process(worker), worker.spec
@@ -334,13 +389,13 @@ class Workers:
                 self._kill(worker, f"was killed, because it used {text}")
 
 
-def _spawn(spec: WorkerSpec) -> tuple[subprocess.Popen[bytes], Connection]:
+def _spawn(name: str, entry: str) -> tuple[subprocess.Popen[bytes], Connection]:
     connection, other = Connection.pair()
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     with other:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, spec.name, spec.entry, str(other.fileno()), str(os.getpid())],
+                [sys.executable, "-c", _PROGRAM, name, entry, str(other.fileno()), str(os.getpid())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, _PATH: path},
@@ -354,7 +409,7 @@ def _spawn(spec: WorkerSpec) -> tuple[subprocess.Popen[bytes], Connection]:
 
 def worker_name(command: Sequence[str]) -> str:
     """Return the name of the worker that runs with the command line `command`; empty if it is not a worker."""
-    return command[3] if len(command) > 3 and command[2] == _PROGRAM else ""
+    return command[3].strip() if len(command) > 3 and command[2] == _PROGRAM else ""
 
 
 def _describe_end(code: int | None, error: VisionError | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -280,6 +281,16 @@ def test_growth_is_found(resource: str, more: int) -> None:
                 record.samples[index] = sample._replace(**{resource: getattr(sample, resource) + more})
 
     assert broken(check_resources, grow)
+
+
+def test_spare_process_that_becomes_a_worker_is_no_growth() -> None:
+    def become_worker(record: Record, *, name: str) -> None:
+        for index, sample in enumerate(record.samples):
+            if sample.at_ns > 90 * S:
+                record.samples[index] = sample._replace(name=name, memory_bytes=3 * sample.memory_bytes)
+
+    assert not broken(check_resources, partial(become_worker, name="capture worker 1"))
+    assert broken(check_resources, partial(become_worker, name="main"))
 
 
 def test_short_peak_is_no_growth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import signal
@@ -31,6 +32,8 @@ from vision.runtime.camera_set import Camera
 from vision.runtime.capture_processes import CaptureProcesses
 from vision.runtime.runtime import Runtime
 from vision.runtime.shared_frames import FrameMemory, allocate_frames
+from vision.runtime.worker_channel import SPARE
+from vision.runtime.worker_process import worker_name
 from vision.stages.stage import Report
 from vision.types import DropReason, FrameBuffer, PixelFormat, Result
 
@@ -110,7 +113,14 @@ def _no_process_remains() -> Iterator[None]:
 
 
 def children() -> list[psutil.Process]:
-    return worker_children()
+    """Return the capture workers, without the spare process."""
+    return [child for child in worker_children() if name_of(child) != SPARE.strip()]
+
+
+def name_of(child: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return worker_name(child.cmdline())
+    return ""
 
 
 def epochs(results: Sequence[Result]) -> set[int]:
@@ -187,7 +197,7 @@ def test_killed_workers_are_replaced_and_every_frame_is_accounted_for(monkeypatc
             wait_until(lambda: all(run.results(f"c{n}") for n in range(4)), "frames of all cameras")
             victim = run.cameras["c1"]
             assert victim.supervisor.status().epoch == kill
-            worker = next(child for child in children() if "capture worker 2" in child.cmdline())
+            worker = next(child for child in children() if name_of(child) == "capture worker 2")
             worker.send_signal(signal.SIGKILL)
             wait_until(partial(has_frames, run.sink, "c1", kill + 1), "frames of the new process")
     finally:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,8 @@ import pytest
 from tests.messages.processes import Program, wait_until
 from tests.unit.runtime.worker_entries import Recorded
 from vision.errors import ConfigError
-from vision.runtime.worker_channel import Connection
-from vision.runtime.worker_process import Worker, Workers, WorkerSpec, own_memory_bytes
+from vision.runtime.worker_channel import SPARE, Connection
+from vision.runtime.worker_process import SpareProcess, Worker, Workers, WorkerSpec, own_memory_bytes, worker_name
 
 pytestmark = pytest.mark.integration
 
@@ -128,6 +129,72 @@ def test_killed_process_is_replaced_at_once_if_it_ran_well(workers: Workers) -> 
     os.kill(worker.pid, signal.SIGKILL)
     poll_until(workers, lambda: len(recorded.messages) == 2)
     assert [message.data for message in recorded.messages] == [b"again", b"again"]
+
+
+@pytest.fixture
+def with_spare() -> Iterator[tuple[Workers, StoppedClock]]:
+    """Workers that keep a spare process for the entry `echo`, and their clock."""
+    clock, before = StoppedClock(time.monotonic_ns()), set(psutil.Process().children())
+    group = Workers(clock, SpareProcess(f"{ENTRIES}:echo", clock))
+    yield group, clock
+    group.stop(2.0)
+    assert not set(psutil.Process().children()) - before
+
+
+def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
+    """Return the spare process, once it runs its program."""
+
+    def found() -> list[psutil.Process]:
+        clock.now_ns += 500_000_000
+        return [each for each in psutil.Process().children() if worker_name(each.cmdline()) == SPARE.strip()]
+
+    poll_until(workers, lambda: bool(found()))
+    return found()[0]
+
+
+def has_received(recorded: Recorded, number: int, clock: StoppedClock) -> bool:
+    """Return True if `number` messages have arrived. Let 10 ms pass, because a replacement can be delayed."""
+    clock.now_ns += 10_000_000
+    return len(recorded.messages) == number
+
+
+def test_spare_process_replaces_one_that_ends_and_gets_its_name(with_spare: tuple[Workers, StoppedClock]) -> None:
+    workers, clock = with_spare
+    recorded = Recorded()
+    worker = start(workers, "echo", recorded, setup=b"again")
+    for number in range(2, 4):
+        spare = spare_of(workers, clock)
+        assert worker.pid not in (None, spare.pid)
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        poll_until(workers, partial(has_received, recorded, number, clock))
+        assert worker.pid == spare.pid
+        assert worker_name(spare.cmdline()) == "worker 0"
+        assert recorded.messages[-1].data == b"again"
+
+
+def test_worker_is_replaced_without_a_spare_process_if_that_was_killed(
+    with_spare: tuple[Workers, StoppedClock],
+) -> None:
+    workers, clock = with_spare
+    recorded = Recorded()
+    worker = start(workers, "echo", recorded, setup=b"again")
+    spare = spare_of(workers, clock)
+    spare.kill()
+    psutil.wait_procs([spare])
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    poll_until(workers, partial(has_received, recorded, 2, clock))
+    assert worker.pid != spare.pid
+
+
+def test_spare_process_is_kept_for_its_entry(with_spare: tuple[Workers, StoppedClock]) -> None:
+    workers, clock = with_spare
+    recorded = Recorded()
+    worker = start(workers, "act", recorded)
+    spare = spare_of(workers, clock)
+    assert worker.send(b"crash")
+    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
+    assert worker.pid != spare.pid
+    assert spare.is_running()
 
 
 def test_failure_while_running_replaces_the_process(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:

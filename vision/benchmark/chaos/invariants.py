@@ -166,12 +166,16 @@ def check_ages(record: Record) -> Verdict:
 def check_resources(record: Record) -> Verdict:
     """Check that the memory, threads, and descriptors of each process grow at most by their limits.
 
-    A process is judged only if it ran for at least 60 s after its warm-up.
+    A process is judged only if it ran for at least 60 s after its warm-up. A spare process that becomes a worker counts
+    as a different process.
     """
     problems: list[str] = []
     judged: list[str] = []
-    by_pid = groupby(sorted(record.samples, key=lambda sample: sample.pid), key=lambda sample: sample.pid)
-    for _, group in by_pid:
+
+    def process(sample: Sample) -> tuple[int, str]:
+        return sample.pid, sample.name
+
+    for _, group in groupby(sorted(record.samples, key=process), key=process):
         samples = list(group)
         warm = [sample for sample in samples if sample.at_ns - samples[0].at_ns >= _WARM_UP_NS]
         if not warm or warm[-1].at_ns - warm[0].at_ns < _LONG_ENOUGH_NS:
