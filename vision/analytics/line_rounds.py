@@ -93,24 +93,21 @@ class LineRounds:
             return following
         if lives.gone[life] == len(objects.now_s):
             return None
-        self._place([end - 1], np.array([at]), lives.gone[life] - 1)
+        self._place([end - 1], np.array([at]))
         for _, line, direction in self._watch.lost(objects.table, at):
             crossings.append(RecordedCrossing(end - 1, line, direction, is_lost=True))
         is_same = end < len(lives.frames) and objects.rows.track_ids[end] == objects.rows.track_ids[row]
         return end if is_same else None
 
-    def _place(self, rows: Sequence[int], at: IndexArray, frame: int | None = None) -> None:
-        """Store the state of objects at the detections `rows` in the rows `at` of the table.
-
-        The jitter is that at `frame`. If `frame` is None, the jitter is that at the frame of each detection.
-        """
-        table, found, frames = self._objects.table, self._objects.rows, self._objects.lives.frames
+    def _place(self, rows: Sequence[int], at: IndexArray) -> None:
+        """Store the state of objects at the detections `rows` in the rows `at` of the table."""
+        table, found = self._objects.table, self._objects.rows
         table["seen_s"][at] = self._objects.now_s[found.frames[rows]]
         table["size"][at] = found.sizes[rows]
         table["class_id"][at] = found.class_ids[rows]
         table["cut"][at] = packed(found.cut[rows])
         table["points"][at] = self._objects.points_of(found.columns[rows])
-        table["jitter"][at] = [self._objects.jitter_at(row, frames[row] if frame is None else frame) for row in rows]
+        table["jitter"][at] = [self._objects.jitter_at(row)[0] for row in rows]
 
     def _judge(self, rows: Sequence[int]) -> Iterator[RecordedCrossing]:
         """Judge one row of each of several tracks. Yield their crossings."""

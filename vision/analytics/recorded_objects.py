@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameTimes
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, Points
 from vision.analytics.tracked_objects import (
-    CALM_S,
+    FIRST_JITTER,
+    JITTER_S,
     SAMPLES,
     SPACING_S,
     WINDOW_S,
     TableLayout,
     TrackedObjects,
+    jitter_of,
     packed,
+    product_factor,
+    square_factor,
 )
 
 
@@ -76,7 +80,7 @@ class _Steps:
         self.number = 0  # of the last step
         self.times_s: dict[int, float] = {}
         self.ratios: dict[int, float] = {}  # of the interval before a step and the previous interval
-        self.decays: dict[int, float] = {}  # factors of the jitter; the first two steps have none
+        self.fades: dict[int, float] = {}  # factors of the weight of earlier jitter; the first two steps have none
 
     def add_if_due(self, now_s: float) -> None:
         """Add a step if at least `SPACING_S` has passed since the last one."""
@@ -88,7 +92,7 @@ class _Steps:
         before_s = self.times_s.get(self.number - 2)
         if before_s is not None:
             self.ratios[self.number] = (now_s - last_s) / (last_s - before_s)
-            self.decays[self.number] = math.exp((last_s - now_s) / CALM_S)
+            self.fades[self.number] = math.exp((last_s - now_s) / JITTER_S)
 
     def ratios_of(self, steps: IndexArray) -> FloatArray:
         """Return the ratio of each of `steps`; NaN if a step has none."""
@@ -100,7 +104,7 @@ class _Steps:
 
     def forget_before(self, step: int) -> None:
         """Forget the steps before `step`."""
-        for values in (self.times_s, self.ratios, self.decays):
+        for values in (self.times_s, self.ratios, self.fades):
             for number in [each for each in values if each < step]:
                 del values[number]
 
@@ -126,8 +130,7 @@ class _Samples:
     rows: list[int]
     steps: list[int]
     points: list[complex]  # on the ground
-    jitter: list[float]  # of the object, as `TrackedObjects` measures it
-    measured: list[int]  # step up to which `jitter` is measured
+    jitter: list[tuple[float, float]]  # `jitter` and `jitter_weight` of the object, as `TrackedObjects` measures them
 
 
 class RecordedObjects(TrackedObjects):
@@ -152,9 +155,9 @@ class RecordedObjects(TrackedObjects):
         self._step_of: IndexArray = np.zeros(0, np.intp)  # last step at each frame
         self._is_step: BoolArray = np.zeros(0, np.bool_)
         self._limits_s: FloatArray = np.zeros(0)  # objects last detected before this time are gone
-        self._samples = _Samples([], [], [], [], [])
+        self._samples = _Samples([], [], [], [])
         self._life_of: dict[int, int] = {}  # life of tracks that have an event, by track id
-        self._carried: dict[int, tuple[float, int]] = {}  # jitter before the latest `load`, and its step, by track id
+        self._carried: dict[int, tuple[float, float]] = {}  # jitter and weight before the latest `load`, by track id
         self._last_rows: IndexArray = np.zeros(0, np.intp)  # last row of each object after `finish`
 
     @property
@@ -268,40 +271,47 @@ class RecordedObjects(TrackedObjects):
         """Return the stored positions, and the jitter, which `TrackedObjects._measure_jitter` defines."""
         (found,) = self._is_step[self.rows.frames].nonzero()
         steps, lives = self._step_of[self.rows.frames[found]], self.lives.of_row[found]
-        points, deviations = self.points[found, 0], np.full(len(found), np.nan)
-        if self._has_lines and len(found) > 2:
-            (at,) = ((lives[2:] == lives[:-2]) & (steps[2:] - steps[:-2] == 2)).nonzero()
-            ratios = self._steps.ratios_of(steps[at + 2])
-            moved = points[at + 2] - (1.0 + ratios) * points[at + 1] + ratios * points[at]
-            deviations[at + 2] = np.abs(moved) / self.rows.sizes[found[at + 2]]
-        jitter, measured = self._jitter(lives.tolist(), steps.tolist(), deviations.tolist())
-        return _Samples(found.tolist(), steps.tolist(), points.tolist(), jitter, measured)
+        points, first, newest = self.points[found, 0], *np.full((2, len(found)), np.nan)
+        if self._has_lines and len(found) > 3:
+            sizes, ratios = self.rows.sizes[found], self._steps.ratios_of(steps)
+            moved = points[2:] - (1.0 + ratios[2:]) * points[1:-1] + ratios[2:] * points[:-2]
+            first[2:] = jitter_of(moved, moved, sizes[2:], square_factor(ratios[2:]))
+            newest[3:] = jitter_of(moved[1:], moved[:-1], sizes[3:], product_factor(ratios[2:-1], ratios[3:]))
+            for values, number in ((first, 2), (newest, 3)):
+                is_known = (lives[number:] == lives[:-number]) & (steps[number:] - steps[:-number] == number)
+                values[number:][~is_known] = np.nan
+        jitter = self._jitter(lives.tolist(), steps.tolist(), first.tolist(), newest.tolist())
+        return _Samples(found.tolist(), steps.tolist(), points.tolist(), jitter)
 
     def _jitter(
-        self, lives: Sequence[int], steps: Sequence[int], deviations: Sequence[float]
-    ) -> tuple[list[float], list[int]]:
-        """Return the jitter after each sample, and the step up to which it is measured."""
-        carried, decays = self._carried_by_life(), self._steps.decays
-        jitter, measured = [], []
-        value, last, present = math.nan, 0, -1
-        for life, step, deviation in zip(lives, steps, deviations, strict=True):
+        self, lives: Sequence[int], steps: Sequence[int], first: Sequence[float], newest: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """Return the jitter and its weight after each sample.
+
+        Args:
+            lives: life of each sample.
+            steps: step of each sample.
+            first: jitter that counts until `newest` is known for the first time; NaN if unknown.
+            newest: jitter that each sample adds to the moving average; NaN if unknown.
+        """
+        carried, fades = self._carried_by_life(), self._steps.fades
+        jitter, present = [], -1
+        value, weight = FIRST_JITTER, 0.0
+        for life, step, alone, added in zip(lives, steps, first, newest, strict=True):
             if life != present:
                 present = life
-                value, last = carried.get(life, (math.nan, step))
-            if step > last:
-                if value == value:  # noqa: PLR0124 - NaN is not equal to itself
-                    value *= decays[last + 1]
-                    for each in range(last + 2, step + 1):
-                        value *= decays[each]
-                last = step
-                if deviation > value or value != value:  # noqa: PLR0124 - as `np.fmax`
-                    value = deviation
-            jitter.append(value)
-            measured.append(last)
-        return jitter, measured
+                value, weight = carried.get(life, (FIRST_JITTER, 0.0))
+            if step > self._step:
+                if weight == 0.0 and not math.isnan(alone):
+                    value = alone
+                if not math.isnan(added):
+                    weight = weight * fades[step] + 1.0
+                    value += (added - value) / weight
+            jitter.append((value, weight))
+        return jitter
 
-    def _carried_by_life(self) -> dict[int, tuple[float, int]]:
-        """Return, by life, the jitter of the objects that were present before the latest `load`, and its step."""
+    def _carried_by_life(self) -> dict[int, tuple[float, float]]:
+        """Return, by life, the jitter and its weight of the objects that were present before the latest `load`."""
         return {
             life: self._carried[self.rows.track_ids[start]]
             for life, (start, gone) in enumerate(zip(self.lives.starts, self.lives.gone, strict=True))
@@ -338,22 +348,15 @@ class RecordedObjects(TrackedObjects):
         end = self.lives.ends[self.lives.of_row[row]]
         return bisect_left(self.lives.frames, bisect_left(self.now_s, at_s), row, end)
 
-    def jitter_at(self, row: int, frame: int) -> float:
-        """Return the jitter of an object at a frame; NaN if unknown. `row` must be its last row up to this frame."""
-        if not self._has_lines:
-            return math.nan
-        samples, step, decays = self._samples, int(self._step_of[frame]), self._steps.decays
-        at, start = bisect_right(samples.rows, row) - 1, self.lives.starts[self.lives.of_row[row]]
+    def jitter_at(self, row: int) -> tuple[float, float]:
+        """Return the jitter and its weight of an object at its detection `row`, and until its next detection."""
+        samples, start = self._samples, self.lives.starts[self.lives.of_row[row]]
+        at = bisect_right(samples.rows, row) - 1
         if at >= 0 and samples.rows[at] >= start:
-            value, measured = samples.jitter[at], samples.measured[at]
-        elif self.lives.frames[start] < self.first:
-            value, measured = self._carried[int(self.rows.track_ids[row])]
-        else:
-            return math.nan
-        if not math.isnan(value):
-            for each in range(measured + 1, step + 1):
-                value *= decays[each]
-        return value
+            return samples.jitter[at]
+        if self.lives.frames[start] < self.first:
+            return self._carried[int(self.rows.track_ids[row])]
+        return FIRST_JITTER, 0.0
 
     # --- one frame ----------------------------------------------------------------------------------------------------
 
@@ -397,9 +400,9 @@ class RecordedObjects(TrackedObjects):
         table["class_id"][:] = self.rows.class_ids[last]
         table["cut"][:] = packed(self.rows.cut[last])
         table["points"][:] = self.points_of(self.rows.columns[last])
-        table["jitter"][:] = [self.jitter_at(row, number - 1) for row in last.tolist()]
-        values = zip(table.ids.tolist(), table["jitter"].tolist(), strict=True)
-        self._carried = {track_id: (jitter, self._step) for track_id, jitter in values}
+        jitter = [self.jitter_at(row) for row in last.tolist()]
+        table["jitter"][:], table["jitter_weight"][:] = np.array(jitter).reshape(-1, 2).T
+        self._carried = dict(zip(table.ids.tolist(), jitter, strict=True))
 
     def _recent(self, row: int) -> tuple[list[float], list[complex]]:
         samples, now_s, life = self._samples, self.clock.now_s, self._life_of[int(self.table.ids[row])]

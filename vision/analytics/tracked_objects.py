@@ -37,7 +37,9 @@ MARGIN: Final = 0.1
 """Margin of zones as a fraction of the box's longer side, and largest margin of lines: twice the jitter of boxes."""
 _MARGIN: Final = np.array(MARGIN)  # NumPy computes faster with an array than with a Python number
 STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
-CALM_S: Final = 5.0  # time constant with which the measured jitter of an object decreases
+_MARGIN_OF_JITTER: Final = 3.5  # margin of lines in standard deviations of the error of the bottom center
+FIRST_JITTER: Final = (MARGIN / _MARGIN_OF_JITTER) ** 2  # jitter that is assumed until it is measured
+JITTER_S: Final = 5.0  # time constant of the moving average of jitter
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
 SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
 SPACING_S: Final = 0.125
@@ -156,8 +158,9 @@ class TrackedObjects:
             "size": TrackColumn(np.float64),
             "points": TrackColumn(np.complex128, (len(layout.anchors),)),
             "cut": TrackColumn(np.uint32),  # the four bytes of a row of `TrackSnapshot.cut`
-            # Largest recent deviation from uniform motion, in object sizes; NaN until `trail` has three positions.
-            "jitter": TrackColumn(np.float64, (), math.nan),
+            # Measured variance of the error of the bottom center, in object sizes²; it can be negative.
+            "jitter": TrackColumn(np.float64, (), FIRST_JITTER),
+            "jitter_weight": TrackColumn(np.float64),  # sum of the weights of its measurements
             "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
         }
         self.table = TrackTable({**own, **layout.columns})
@@ -254,20 +257,47 @@ class TrackedObjects:
         return columns
 
     def _measure_jitter(self) -> None:
-        """Update the column `jitter`: it decreases with time, and is at least the newest deviation from uniform motion.
+        """Update the columns `jitter` and `jitter_weight` with the newest deviation of each object.
 
-        The deviation is the distance, in object sizes, of the newest position from that which the previous two predict.
+        If the errors of positions are independent, successive deviations tend to have opposite directions, and the mean
+        of their negative products is proportional to the variance of the errors. If an object turns or accelerates,
+        its deviations have the same direction, so motion does not count as jitter. The first deviation of an object
+        has no predecessor, so its square counts until the second one.
         """
-        last, middle, first = (self._sample - back for back in range(3))
-        now_s, before_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))
-        if first_s == -math.inf:
+        last, before = self._deviation(0), self._deviation(1)
+        if last is None:
             return
-        trail, jitter = self.table["trail"], self.table["jitter"]
-        ratio = (now_s - before_s) / (before_s - first_s)
-        deviation = np.abs(trail[:, last] - (1.0 + ratio) * trail[:, middle] + ratio * trail[:, first])
-        deviation /= self.table["size"]
-        jitter *= math.exp((before_s - now_s) / CALM_S)
-        np.fmax(jitter, deviation, out=jitter)
+        moved, ratio = last
+        table, jitter, weight = self.table, self.table["jitter"], self.table["jitter_weight"]
+        first = jitter_of(moved, moved, table["size"], square_factor(ratio))
+        np.copyto(jitter, first, where=(weight == 0.0) & ~np.isnan(first))
+        if before is None:
+            return
+        newest = jitter_of(moved, before[0], table["size"], product_factor(before[1], ratio))
+        known = ~np.isnan(newest)
+        step_s = self._sample_times_s[self._sample] - self._sample_times_s[self._sample - 1]
+        new_weight = weight * math.exp(-step_s / JITTER_S) + 1.0
+        np.copyto(jitter, jitter + (newest - jitter) / new_weight, where=known)
+        np.copyto(weight, new_weight, where=known)
+
+    def _deviation(self, back: int) -> tuple[Points, float] | None:
+        """Return how far a stored position of each object is from that which the previous two positions predict.
+
+        Args:
+            back: 0 for the newest position, 1 for the one before it.
+
+        Returns:
+            The deviations (R,) in pixels, NaN if unknown, and the ratio of the intervals between the three positions.
+            None if fewer positions are stored.
+        """
+        last, middle, first = (self._sample - back - number for number in range(3))
+        last_s, middle_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))
+        if first_s == -math.inf:
+            return None
+        trail: Points = self.table["trail"]
+        ratio = (last_s - middle_s) / (middle_s - first_s)
+        moved: Points = trail[:, last] - (1.0 + ratio) * trail[:, middle] + ratio * trail[:, first]
+        return moved, ratio
 
     def keep(self, kept: BoolArray) -> None:
         """Forget the objects for which the mask `kept` (R,) is False."""
@@ -313,10 +343,36 @@ def packed(cut: BoolArray) -> NDArray[np.uint32]:
     return np.ascontiguousarray(cut).view(np.uint32)[:, 0]
 
 
+def jitter_of(moved: Points, before: Points, size: FloatArray, factor: float | FloatArray) -> FloatArray:
+    """Return the variance (M,) of the errors of positions, in object sizes², from deviations from uniform motion.
+
+    Args:
+        moved: deviations (M,) of the positions, in pixels.
+        before: deviations (M,) of the previous positions, or `moved` again.
+        size: sizes (M,) of the objects in pixels.
+        factor: ratio of the mean product of both deviations to the variance, if the errors are independent.
+    """
+    variance: FloatArray = moved.real * before.real
+    variance += moved.imag * before.imag
+    variance /= factor * (size * size)
+    return variance
+
+
+def square_factor(ratio: float | FloatArray) -> float | FloatArray:
+    """Return `factor` of `jitter_of` for the square of one deviation. `ratio` is that of its intervals."""
+    return 1.0 + (1.0 + ratio) * (1.0 + ratio) + ratio * ratio
+
+
+def product_factor(before: float | FloatArray, ratio: float | FloatArray) -> float | FloatArray:
+    """Return `factor` of `jitter_of` for two successive deviations, whose intervals have these ratios."""
+    return -1.0 - (2.0 + before) * ratio
+
+
 def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
     """Return the margins of lines in pixels, from the columns `jitter` and `size` of the track table."""
-    margin: FloatArray = np.fmin(np.maximum(jitter, STEADY_MARGIN), MARGIN) * size
-    return margin
+    margin = _MARGIN_OF_JITTER * np.sqrt(np.maximum(jitter, 0.0))
+    limited: FloatArray = np.minimum(np.maximum(margin, STEADY_MARGIN), MARGIN) * size
+    return limited
 
 
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:

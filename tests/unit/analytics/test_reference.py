@@ -126,26 +126,42 @@ class OneLine:
 
 @dataclass
 class Jitter:
-    """Jitter of all objects: deviations from uniform motion, measured about every eighth of a second."""
+    """Jitter of all objects: deviations from uniform motion that swing back, about every eighth of a second."""
 
     samples: list[tuple[float, dict[int, complex]]] = field(default_factory=list)
-    of: dict[int, float] = field(default_factory=dict)
+    first: dict[int, float] = field(default_factory=dict)  # variance until there are sums
+    of: dict[int, tuple[float, float]] = field(default_factory=dict)  # sums of weighted variances, and of weights
 
     def see(self, boxes: Mapping[int, Box], now_s: float) -> None:
         if self.samples and now_s - self.samples[-1][0] < 0.125:
             return
         self.samples.append((now_s, {one: complex(*anchor_of(box, "bottom-center")) for one, box in boxes.items()}))
-        if len(self.samples) < 3:
-            return
-        (t0, first), (t1, middle), (t2, last) = self.samples[-3:]
-        self.of = {one: value * math.exp((t1 - t2) / 5.0) for one, value in self.of.items()}
         for one, (x1, y1, x2, y2) in boxes.items():
-            if one in first and one in middle:
-                expected = middle[one] + (middle[one] - first[one]) * (t2 - t1) / (t1 - t0)
-                self.of[one] = max(self.of.get(one, 0.0), abs(last[one] - expected) / max(x2 - x1, y2 - y1))
+            size = max(x2 - x1, y2 - y1)
+            path: list[tuple[float, complex]] = []
+            for time_s, points in self.samples[-4:]:
+                path = [*path, (time_s, points[one])] if one in points else []
+            if len(path) >= 3:
+                deviation, ratio = self.deviation(path[-3:])
+                factor = 1.0 + (1.0 + ratio) ** 2 + ratio**2
+                self.first[one] = abs(deviation) ** 2 / size**2 / factor
+            if len(path) == 4:
+                before, ratio_before = self.deviation(path[:3])
+                product = (before * deviation.conjugate()).real
+                variance = -product / size**2 / (1.0 + 2.0 * ratio + ratio * ratio_before)
+                total, weight = self.of.get(one, (0.0, 0.0))
+                fade = math.exp((path[2][0] - path[3][0]) / 5.0)
+                self.of[one] = total * fade + variance, weight * fade + 1.0
+
+    @staticmethod
+    def deviation(path: Sequence[tuple[float, complex]]) -> tuple[complex, float]:
+        (t0, first), (t1, middle), (t2, last) = path
+        ratio = (t2 - t1) / (t1 - t0)
+        return last - middle - ratio * (middle - first), ratio
 
     def margin(self, track_id: int) -> float:
-        return min(max(self.of.get(track_id, math.inf), 0.04), 0.1)
+        total, weight = self.of.get(track_id, (self.first.get(track_id, math.inf), 1.0))
+        return min(max(3.5 * math.sqrt(max(total / weight, 0.0)), 0.04), 0.1)
 
 
 @dataclass
@@ -212,6 +228,7 @@ class Slow:
                 happened.add((track_id, zone.name, "lost"))
         del self.seen[track_id]
         self.jitter.of.pop(track_id, None)
+        self.jitter.first.pop(track_id, None)
         return happened
 
 
