@@ -211,8 +211,11 @@ class ViewTracker:
         return False
 
     def _learn(self, image: ViewImage) -> None:
-        """Store the first appearance when enough images are available in which something can be seen."""
-        if image.contrast < _FLAT:
+        """Store the first appearance when enough images are available in which something can be seen.
+
+        In the dark, this would be an image of noise, in which the scene is not found when the light is switched on.
+        """
+        if image.contrast < _FLAT or image.brightness < _BLACK:
             self._recent.clear()
             return
         self._recent.append(image.pixels)

@@ -167,6 +167,16 @@ def test_light_that_is_switched_off_is_no_cover(video: list[Pixels]) -> None:
     assert camera.see(*video) == "aligned"
 
 
+def test_background_is_not_learned_in_the_dark(video: list[Pixels]) -> None:
+    """A program that is started at night must find the scene when the light is switched on."""
+    rng, camera = np.random.default_rng(4), Camera()
+    for frame in video:
+        noisy = np.clip(frame * 0.03 + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8)
+        assert camera.see(noisy) == "learning"
+    assert {camera.see(frame) for frame in video} == {"learning", "aligned"}
+    assert camera.tracker.state == "aligned"
+
+
 def occluded(frame: Pixels, part: float) -> Pixels:
     """Return a frame whose left part is hidden by a parked vehicle."""
     width = int(frame.shape[1] * part)
