@@ -108,6 +108,7 @@ def test_restrictions_hold(container: Container) -> None:
     status = container.run("cat", f"/proc/{pid}/status").stdout
     for line in ("NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000"):
         assert line in status
+    assert re.search(r"^Max core file size +0 +0 ", container.run("cat", f"/proc/{pid}/limits").stdout, re.MULTILINE)
     inside = ["nsenter", "-t", str(pid), "-m"]
     for folder in ("/etc", "/usr", "/opt"):
         assert container.run(*inside, "touch", f"{folder}/x", check=False).returncode != 0

@@ -493,6 +493,19 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
     ]
 
 
+def test_recording_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
+    """The line contains the fields of the first version only. Fields that were added later need a default."""
+    path = tmp_path / "results.jsonl"
+    path.write_text(
+        '{"schema":"vision.detections/1","node":"n","instance":"i","boot":"b","seq":1,"camera":"gate","epoch":1,'
+        '"frame":17,"captured_at":"2026-11-01T08:00:00.000000Z","captured_monotonic_ns":1,"clock":"arrival",'
+        '"timing_ms":{"wait":1.0,"submit":1.0,"infer":1.0,"publish":1.0,"total":4.0},"dropped_before":{},'
+        '"width":640,"height":480,"objects":[{"class":"person","class_id":0,"score":0.9,"box":[1.0,2.0,3.0,4.0]}]}\n'
+    )
+    (message,) = read_recording(path)
+    assert (message.camera, message.frame, message.objects[0].class_name) == ("gate", 17, "person")
+
+
 @pytest.mark.parametrize(
     "last", [b'{"schema":"vision.detections/1","node"', b'{"schema":"vision.detections/2"}\n', b"\n"]
 )

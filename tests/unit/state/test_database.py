@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.state.test_events import fill, numbers, opened
+from tests.unit.state.test_events import fill, numbers, opened, payload
 from vision.errors import ConfigError, Unavailable
+from vision.state.counters import counter_checksum
+from vision.state.events import event_checksum
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
@@ -41,6 +43,46 @@ def test_state_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
         opened(tmp_path)
     assert refused.value.code == "state-version"
     assert list(tmp_path.glob("damaged-*")) == []
+
+
+FIRST_TABLES = (
+    "CREATE TABLE session (journal TEXT NOT NULL, boot TEXT NOT NULL, clean INTEGER NOT NULL, newest INTEGER NOT NULL)",
+    "CREATE TABLE events (number INTEGER PRIMARY KEY, payload BLOB NOT NULL, checksum INTEGER NOT NULL)",
+    """CREATE TABLE counters (camera TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, value INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (camera, name, key)) WITHOUT ROWID""",
+)
+"""The tables that the first versions of the program created, and that they check when they open a database."""
+
+
+def test_state_of_an_earlier_version_is_upgraded(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+        for table in FIRST_TABLES:
+            connection.execute(table)
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO session VALUES ('cafe', 'boot-1', 1, 7)")
+        connection.execute("INSERT INTO events VALUES (7, ?, ?)", (payload(7), event_checksum(7, payload(7))))
+        row = ("gate", "door", "in", 3)
+        connection.execute("INSERT INTO counters VALUES (?, ?, ?, ?, ?)", (*row, counter_checksum(*row)))
+    with opened(tmp_path) as state:
+        assert state.notice is None
+        assert (state.events.journal, numbers(state.events)) == ("cafe", [7])
+        assert state.load_counters("gate") == [row]
+        assert state.run.begin() is None
+        fill(state.events, 1)
+    with opened(tmp_path) as state:
+        assert numbers(state.events) == [7, 8]
+        assert state.run.begin() is not None
+
+
+def test_earlier_version_can_use_the_state(tmp_path: Path) -> None:
+    """Earlier versions compare the version of the database, and use these tables. They ignore other tables."""
+    with opened(tmp_path) as state:
+        fill(state.events, 1)
+        state.run.begin()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        tables = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")]
+    assert set(FIRST_TABLES) <= set(tables)
 
 
 def test_close_ends_the_thread(tmp_path: Path) -> None:
