@@ -50,7 +50,8 @@ from vision.language.process import LanguageProcess
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
-from vision.messaging.publisher import Publisher, Recorder
+from vision.messaging.publisher import Publisher
+from vision.messaging.recorder import Recorder
 from vision.outputs.archive.process import ArchiveProcess
 from vision.outputs.onvif.process import MetadataProcess
 from vision.outputs.page.process import PageProcess, page_settings

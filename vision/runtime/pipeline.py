@@ -11,7 +11,8 @@ from vision.capture.open import require_library
 from vision.config import AppConfig
 from vision.detect.open import published_class_names
 from vision.errors import registered_secrets
-from vision.messaging.publisher import Publisher, Recorder
+from vision.messaging.publisher import Publisher
+from vision.messaging.recorder import Recorder
 from vision.runtime.builder import (
     Build,
     OpenStages,

@@ -43,7 +43,8 @@ from vision.client import (
 )
 from vision.errors import Closed, ConfigError, MessageError
 from vision.messaging import codec, schema
-from vision.messaging.publisher import Publisher, Recorder
+from vision.messaging.publisher import Publisher
+from vision.messaging.recorder import Recorder
 
 ALL: tuple[schema.Kind, ...] = ("detections", "status", "events")
 

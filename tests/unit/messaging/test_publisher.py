@@ -23,7 +23,8 @@ from tests.messages.processes import Program, python, wait_until
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, crossed, found, node_status, result
 from vision.errors import EXIT_CONFIG, EXIT_TEMPORARY, Closed, ConfigError, Unavailable, VisionError
 from vision.messaging import codec, schema
-from vision.messaging.publisher import Publisher, Recorder
+from vision.messaging.publisher import Publisher
+from vision.messaging.recorder import Recorder
 from vision.state.database import StateDatabase
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -499,7 +500,7 @@ def test_full_disk_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) 
         recorder.write(PAYLOAD)
     assert (recorder.lost, recorder.written) == (3, 0)
     recorder.close()
-    failed, summary = log_args(caplog, "vision.messaging.publisher", logging.ERROR)
+    failed, summary = log_args(caplog, "vision.messaging.recorder", logging.ERROR)
     assert failed == (Path("/dev/full"), os.strerror(errno.ENOSPC))
     assert summary == (Path("/dev/full"), 3, 3)
 
@@ -507,7 +508,7 @@ def test_full_disk_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) 
 _SCRIPT_OF_A_SMALL_DISK = """
 import resource, sys
 from tests.unit.messaging.test_publisher import PAYLOAD
-from vision.messaging.publisher import Recorder
+from vision.messaging.recorder import Recorder
 
 size = len(PAYLOAD) + 1
 recorder = Recorder(sys.argv[1])

@@ -16,7 +16,8 @@ import pytest
 from tests.log_records import log_args
 from vision.capture.liveness import Backoff
 from vision.errors import Closed, ConfigError, Unavailable, VisionError
-from vision.messaging.publisher import Publisher, Recorder
+from vision.messaging.publisher import Publisher
+from vision.messaging.recorder import Recorder
 from vision.runtime.start import open_patiently
 from vision.stages.snapshots import _existing_snapshots
 from vision.stages.video import video_paths

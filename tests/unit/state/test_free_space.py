@@ -14,7 +14,7 @@ import pytest
 
 from tests.log_records import log_args
 from tests.unit.stages.test_snapshots import frame, result, stage
-from vision.messaging.publisher import Recorder
+from vision.messaging.recorder import Recorder
 from vision.stages.video_encoder import open_encoder
 from vision.state.database import StateDatabase
 from vision.state.free_space import FreeSpace
@@ -71,7 +71,7 @@ def test_recording_leaves_the_reserve_and_resumes(tmp_path: Path, caplog: pytest
         use(folder, MEBIBYTE)
         recorder.write(b"{}")
         assert recorder.lost == lost
-    assert log_args(caplog, "vision.messaging.publisher", logging.ERROR)
+    assert log_args(caplog, "vision.messaging.recorder", logging.ERROR)
 
 
 def take(folder: Path, index: int, nbytes: int) -> dict[str, int]:
