@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from tests.messages.processes import python
 from tests.messages.samples import camera_status, node_status, result
-from vision.client import EventMessage
+from vision.client import EventMessage, Subscription
 from vision.messaging import codec
 from vision.messaging.publisher import Publisher
-from vision.messaging.schema import REMOVED
+from vision.messaging.schema import REMOVED, CameraStatusMessage
 from vision.state.database import StateDatabase
 from vision.types import Event
 
@@ -100,3 +100,21 @@ def test_amendment_of_a_start_does_not_begin_the_state_again(tmp_path: Path) -> 
         publisher.publish(result(events=(state("end", "queue"),)))
         publisher.publish_late([replace(start, amends=start.seq, journal=None, number=None)])
         assert database.events.open_states() == []
+
+
+def test_status_of_a_camera_contains_the_fault_of_its_view() -> None:
+    def fault(phase: str) -> Event:
+        return Event("camera_covered", "view", "gate", None, 0, {"phase": phase})
+
+    found = []
+    with (
+        Publisher("tcp://127.0.0.1:*", node="n") as publisher,
+        Subscription(publisher.address, kinds=("status",)) as subscription,
+    ):
+        for phase in ("end", "begin", "end"):
+            publisher.publish(result(events=(fault(phase),)))
+            publisher.publish_status(camera_status())
+            message = subscription.receive(20)
+            assert isinstance(message, CameraStatusMessage)
+            found.append(message.view_fault)
+    assert found == [None, "covered", None]

@@ -348,6 +348,8 @@ def status(
     replay: str | None = None,
     sinks: Mapping[str, SinkStatus] = MappingProxyType({}),
     disks: Mapping[str, DiskStatus] = MappingProxyType({}),
+    *,
+    view_fault: str | None = None,
 ) -> StatusMessage:
     """Return the message that publishes a report.
 
@@ -355,10 +357,11 @@ def status(
         replay: address for requests of missed events; None if there is none.
         sinks: status of each sink, by name.
         disks: free space, by folder.
+        view_fault: fault of the view of the camera; None if there is none.
     """
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):
-        return CameraStatusMessage(**header, **fields)
+        return CameraStatusMessage(**header, **fields, view_fault=view_fault)
     if isinstance(report, CountsReport):
         return CountsMessage(**header, **fields)
     return NodeStatusMessage(**header, **fields, replay=replay, sinks=dict(sinks), disks=dict(disks))

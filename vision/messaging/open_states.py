@@ -24,6 +24,12 @@ _OF_THE_START: Final = {"speed_kmh", "heading_deg", "occupancy", "stayed_s", "la
 """Keys of `data` whose values describe the moment of the start."""
 
 
+VIEW_FAULTS: Final = {"camera_moved": "moved", "camera_covered": "covered"}
+"""Faults of the view of a camera, by the kind of their events."""
+
+_VIEW: Final = "view"  # name of these events
+
+
 class OpenStates:
     """The states that have begun and not ended. It is not thread-safe."""
 
@@ -46,6 +52,11 @@ class OpenStates:
                 del self._starts[oldest]
                 changed[oldest] = None
         return changed
+
+    def view_fault(self, camera: str) -> str | None:
+        """Return the fault of the view of a camera, such as `moved`; None if there is none."""
+        open_faults = (fault for kind, fault in VIEW_FAULTS.items() if (camera, kind, _VIEW, None) in self._starts)
+        return next(open_faults, None)
 
     def ends(self, cameras: Collection[str] | None = None) -> list[EventMessage]:
         """Return an event without a number for the end of each open state.

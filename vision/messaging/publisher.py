@@ -153,6 +153,11 @@ class EventPublisher:
             self._open.follow(events)
         return self.publish(events if self._gate is None else self._gate.admit(events), also, counters=counters)
 
+    def view_fault(self, camera: str) -> str | None:
+        """Return the fault of the view of a camera that was reported and has not ended; None if there is none."""
+        with self._lock:
+            return self._open.view_fault(camera)
+
     def end_states(self, cameras: Collection[str] | None) -> None:
         """Publish the ends of the open states of these cameras; of all cameras if None."""
         with self._lock:
@@ -365,8 +370,11 @@ class Publisher:
         """
         topic, events = report.topic, self._node_events
         disks = events.disks() if events is not None and isinstance(report, NodeReport) else {}
+        view_fault = self._events.view_fault(report.camera) if isinstance(report, CameraReport) else None
         with self.socket.lock:
-            message = codec.status(self.numbering.header(topic), report, self.replay_address, self.sinks(), disks)
+            message = codec.status(
+                self.numbering.header(topic), report, self.replay_address, self.sinks(), disks, view_fault=view_fault
+            )
             self.socket.send_status(topic, codec.encode(message, self._encoding))
             if isinstance(report, CountsReport) and not (report.lines or report.zones):
                 self.socket.forget(topic)

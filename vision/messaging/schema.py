@@ -398,6 +398,10 @@ class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="sc
     instance: Instance
     boot: Boot
     seq: Seq
+    view_fault: Annotated[
+        str | None,
+        doc("`moved` or `covered` from the begin to the end of `camera_moved` or `camera_covered`; otherwise absent"),
+    ] = None
 
 
 class DetectorStatus(Compact, frozen=True, kw_only=True):

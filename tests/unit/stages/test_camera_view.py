@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.messages.samples import result as sample_result
 from tests.paths import ROOT
 from vision.analytics.camera_view import INTERVAL_S
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.changes import compare
 from vision.config.reporting import ReportAfter
+from vision.messaging import codec
+from vision.messaging.open_states import OpenStates
 from vision.stages.analytics import AnalyticsStage
 from vision.stages.camera_view import CameraViewStage, geometry_key, loaded, luma
 from vision.state.private_files import read_checked
@@ -165,6 +168,22 @@ def test_a_different_scene_and_a_cover_have_their_own_patience(square: Pixels, w
     assert watching.show(GRAY, person(200), 27) == []
     assert kinds(watching.show(GRAY, person(200), 8)) == [("camera_covered", "begin")]
     assert kinds(watching.show(seen(square), person(200), 5)) == [("camera_covered", "end")]
+
+
+def test_open_states_know_the_fault_of_the_view(square: Pixels, watching: Program) -> None:
+    states, faults = OpenStates(), []
+    for pixels, seconds in (
+        (seen(square), 15),
+        (other_way(square), 20),
+        (seen(square), 5),
+        (GRAY, 35),
+        (seen(square), 5),
+    ):
+        events = watching.show(pixels, person(200), seconds)
+        states.follow([codec.event(codec.UNNUMBERED, event, sample_result()) for event in events])
+        faults.append(states.view_fault("gate"))
+    assert faults == [None, "moved", None, "covered", None]
+    assert states.view_fault("other") is None
 
 
 def test_small_drift_and_a_short_cover_are_not_reported(square: Pixels, watching: Program) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from vision.client import Item
 from vision.messaging.gap_recovery import Gap
+from vision.messaging.open_states import VIEW_FAULTS
 from vision.messaging.schema import (
     REMOVED,
     CameraStatusMessage,
@@ -30,7 +31,6 @@ STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
 
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LONGEST_LABEL: Final = 200  # characters of a reason
-_VIEW_FAULTS: Final = {"camera_moved": "moved", "camera_covered": "covered"}  # by kind of the event
 _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -59,12 +59,6 @@ class ProgramState:
             registry=self.registry,
         )
         self._objects = Gauge("vision_camera_objects", "Objects in the last frame.", ["camera"], registry=self.registry)
-        self._faults = Gauge(
-            "vision_camera_view_fault",
-            "1 while a camera is moved or covered.",
-            ["camera", "kind"],
-            registry=self.registry,
-        )
         self.registry.register(_StatusCollector(self))
 
     def add(self, item: Item) -> None:
@@ -78,8 +72,6 @@ class ProgramState:
         elif isinstance(item, EventMessage) and item.amends is None:
             self._events.labels(item.camera, item.kind).inc()
             self._kinds.setdefault(item.camera, set()).add(item.kind)
-            if (fault := _VIEW_FAULTS.get(item.kind)) is not None:
-                self._faults.labels(item.camera, fault).set(item.data.get("phase") == "begin")
         elif isinstance(item, Gap):
             self._lost.inc(item.lost)
         elif isinstance(item, CameraStatusMessage | NodeStatusMessage):
@@ -97,7 +89,6 @@ class ProgramState:
         with self._lock:
             self._cameras.pop(camera, None)
         labels: list[tuple[MetricWrapperBase, tuple[str, ...]]] = [(self._objects, (camera,))]
-        labels += [(self._faults, (camera, kind)) for kind in _VIEW_FAULTS.values()]
         labels += [(self._stages, (camera, stage)) for stage in _STAGES]
         labels += [(self._events, (camera, kind)) for kind in self._kinds.pop(camera, ())]
         for metric, values in labels:
@@ -172,6 +163,12 @@ def _camera_metrics(
     text = "Superseded and stale frames, by the stage that was too slow."
     yield _labeled("vision_frames_dropped_by_stage", text, ["camera", "stage"], slow, counts=True)
     yield _labeled("vision_camera_fps", "Frames received per second.", ["camera"], {k: c.fps for k, c in each})
+    faults = {
+        (name, fault): float(camera.view_fault == fault)
+        for name, camera in cameras.items()
+        for fault in VIEW_FAULTS.values()
+    }
+    yield _labeled("vision_camera_view_fault", "1 while the camera is moved or covered.", ["camera", "kind"], faults)
     ages = {key: camera.last_frame_age_s for key, camera in each if camera.last_frame_age_s is not None}
     yield _labeled("vision_camera_last_frame_age_seconds", "Seconds since the last frame.", ["camera"], ages)
 

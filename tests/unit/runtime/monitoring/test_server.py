@@ -51,7 +51,8 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
     """Return the state of a program with a camera in each of `states`."""
     state = ProgramState(clock or Clock())
     for number, name in enumerate(states):
-        message = codec.status(HEADER, camera_status(f"c{number}", state=name, dropped_by_stage={"detector": 1}))
+        report = camera_status(f"c{number}", state=name, dropped_by_stage={"detector": 1})
+        message = codec.status(HEADER, report, view_fault=None if number else "covered")
         assert isinstance(message, CameraStatusMessage)
         state.add(message)
     if states:
@@ -63,8 +64,6 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
         disks = {"/state": DiskStatus(free_bytes=400, size_bytes=9000, min_free_bytes=500)}
         fields = {"counters": counters, "sinks": sinks, "detector": detector, "disks": disks}
         state.add(msgspec.structs.replace(node, **fields, started_at=rfc3339(1_000_000_000)))
-        covered = Event("camera_covered", "c0", "c0", None, 0, {"phase": "begin"})
-        state.add(codec.event(HEADER, covered, result()))
     return state
 
 
@@ -150,8 +149,8 @@ def test_metrics_have_the_values_of_the_messages() -> None:
     assert found["vision_subscribers", "socket=publish"] == 3
     assert found["vision_counter", "name=journal.lost"] == 1
     assert found["vision_camera_view_fault", "camera=c0", "kind=covered"] == 1
-    state.add(codec.event(HEADER, Event("camera_covered", "c0", "c0", None, 0, {"phase": "end"}), result()))
-    assert samples(state)["vision_camera_view_fault", "camera=c0", "kind=covered"] == 0
+    assert found["vision_camera_view_fault", "camera=c0", "kind=moved"] == 0
+    assert found["vision_camera_view_fault", "camera=c1", "kind=covered"] == 0
     assert found["vision_start_time_seconds",] == 1
     sizes = {name: found[f"vision_disk_{name}_bytes", "folder=/state"] for name in ("free", "size", "min_free")}
     assert sizes == {"free": 400, "size": 9000, "min_free": 500}
