@@ -14,7 +14,7 @@ MAIN: Final = "main"
 """Name of the main process in `OwnProcesses.memory_bytes`."""
 
 _INTERVAL_NS: Final = 1_000_000_000
-_PAUSE: Final = 100  # a pause is this many times as long as the measurement before it
+_PAUSE: Final = 1000  # a pause is this many times as long as the measurement before it
 
 
 class OwnProcesses:
@@ -42,7 +42,7 @@ class OwnProcesses:
         """Return the memory of the processes in bytes, by name.
 
         The memory of an added process includes that of the processes that it started. The memory is measured at most
-        once per second, and in at most 1 % of the time. Between two measurements, the result does not change.
+        once per second, and in at most 0.1 % of the time. Between two measurements, the result does not change.
         """
         begin_ns = self._clock()
         if begin_ns >= self._due_ns:
