@@ -203,8 +203,10 @@ def _notes(config: LanguageServer, first: Answer, words: Answers, in_json: Answe
         notes.append(f"the model {first.model!r} answered instead of {config.model!r}")
     if words.wrong or in_json.wrong:
         notes.append("wrong answers: the model is too weak, does not see images, or does not follow instructions")
-    if in_json.invalid.get("schema") or in_json.invalid.get("cut-short"):
+    if in_json.invalid.get("schema"):
         notes.append("the server does not enforce JSON schemas: use answers of one word")
+    if in_json.invalid.get("cut-short"):
+        notes.append("the model does not end its JSON answers: use answers of one word")
     if max(words.durations.p95_ms, in_json.durations.p95_ms) > config.timeout_s * 500:
         notes.append("the p95 of the latency is more than half of `timeout_s`")
     return notes

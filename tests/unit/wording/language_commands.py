@@ -103,4 +103,13 @@ ROWS = [
             "the p95 of the latency is more than half of `timeout_s`"
         ),
     ),
+    (
+        "remarks on answers that the model does not end",
+        lambda: "\n".join(_remarks(0, {"cut-short": 1})),
+        (
+            "the model 'small' answered instead of 'large'\n"
+            "the model does not end its JSON answers: use answers of one word\n"
+            "the p95 of the latency is more than half of `timeout_s`"
+        ),
+    ),
 ]
