@@ -32,11 +32,12 @@ import pyarrow.parquet as pq
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, site
 from tests.perf.results import PerfResult, save
+from tests.rejudge import rejudge
 from vision.config import AppConfig, CameraAnalytics, CameraConfig
 from vision.config.analytics import LineConfig, ZoneConfig
 from vision.config.rules import RuleConfig
 from vision.evaluation.simulation.truth import class_names
-from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.evaluation.whatif.judge import Judge
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.tables import archive_files

@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, site
+from tests.rejudge import rejudge
 from vision.config import AppConfig, CameraAnalytics, CameraConfig
 from vision.config.rules import RuleConfig
 from vision.evaluation.simulation.scenes import SCENES
 from vision.evaluation.simulation.truth import class_names
 from vision.evaluation.whatif.difference import compare
-from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.evaluation.whatif.judge import Judge
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive
 

@@ -260,17 +260,20 @@ class Analytics:
     def _about(self, row: int) -> dict[str, Any]:
         """Return the event data that describes the object in a row of the table: its class and, if known, motion."""
         about = self._facts.get(row)
-        if about is not None:
-            return about
-        class_id = int(self._objects.table["class_id"][row])
+        if about is None:
+            class_id, motion = int(self._objects.table["class_id"][row]), self._objects.motion(row)
+            about = self._facts[row] = self._description(class_id, motion)
+        return about
+
+    def _description(self, class_id: int, motion: tuple[float, float]) -> dict[str, Any]:
+        """Return the event data of an object with this class and motion, which `TrackedObjects.motion` defines."""
         is_named = 0 <= class_id < len(self._class_names)
         about = {"class": self._class_names[class_id] if is_named else str(class_id), "class_id": class_id}
-        speed_kmh, heading_deg = self._objects.motion(row)
+        speed_kmh, heading_deg = motion
         if not math.isnan(speed_kmh):
             about["speed_kmh"] = round(speed_kmh, 1)
         if not math.isnan(heading_deg):
             about["heading_deg"] = round(heading_deg) % 360
-        self._facts[row] = about
         return about
 
     def _event(self, kind: str, shape: Shape, row: int | None, at_ns: int, data: Mapping[str, Any]) -> Event:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 CLOCK_GRAIN_S: Final = 1e-3
 """Precision of capture times in seconds. Comparisons of durations allow for it."""
 
@@ -53,34 +56,41 @@ class FrameClock:
 class FrameTimes:
     """The times that a clock will show at the next F frames. `seek` sets the clock to one of them."""
 
+    now_s: list[float]
+    """Time of each frame in seconds."""
+    steps_s: list[float]
+    """Time since the previous frame in seconds, for each frame."""
+
     def __init__(self, clock: FrameClock, captured_ns: Sequence[int]) -> None:
         """Compute the times of the next frames from their capture times. `clock` itself does not advance."""
         self._last_ns = [clock._last_ns, *captured_ns]
-        states = _states(clock.now_s, clock.usual_s, clock._last_ns, tuple(captured_ns))
-        self._before = [(clock.now_s, clock.usual_s), *((now_s, usual_s) for now_s, usual_s, _ in states)]
-        self.now_s = [now_s for now_s, _, _ in states]
-        """Time of each frame in seconds."""
-        self.steps_s = [step_s for _, _, step_s in states]
-        """Time since the previous frame in seconds, for each frame."""
+        self.now_s, self.steps_s, self._usual_s = _times(clock.now_s, clock.usual_s, clock._last_ns, tuple(captured_ns))
+        self._before = clock.now_s, clock.usual_s
 
-    def memory_s(self, wanted_s: float) -> list[float]:
-        """Return, for each frame, the time in seconds that `FrameClock.memory_s` would return at this frame."""
-        return [max(wanted_s, _FRAMES_REMEMBERED * usual_s) for _, usual_s in self._before[1:]]
+    def memory_s(self, wanted_s: float) -> NDArray[np.float64]:
+        """Return, for each frame (F,), the time in seconds that `FrameClock.memory_s` would return at this frame."""
+        return np.maximum(wanted_s, _FRAMES_REMEMBERED * np.array(self._usual_s))
 
     def seek(self, clock: FrameClock, frame: int) -> None:
         """Set `clock` to its state just before the frame with index `frame`.
 
         If `frame` is F, set it to its state after the last frame.
         """
-        (clock.now_s, clock.usual_s), clock._last_ns = self._before[frame], self._last_ns[frame]
+        before = frame - 1
+        clock.now_s, clock.usual_s = (self.now_s[before], self._usual_s[before]) if frame else self._before
+        clock._last_ns = self._last_ns[frame]
 
 
 @lru_cache(maxsize=1)  # the clocks of the objects, the crowds, and the rules of a camera usually show the same times
-def _states(
+def _times(
     now_s: float, usual_s: float, last_ns: int | None, captured_ns: tuple[int, ...]
-) -> list[tuple[float, float, float]]:
-    """Return `now_s` and `usual_s` of a clock after each frame, and the result of its `advance`."""
+) -> tuple[list[float], list[float], list[float]]:
+    """Return `now_s` of a clock at each frame, the results of its `advance`, and `usual_s` after each frame."""
     clock = FrameClock()
     clock.now_s, clock.usual_s, clock._last_ns = now_s, usual_s, last_ns
-    steps_s = (clock.advance(each_ns) for each_ns in captured_ns)
-    return [(clock.now_s, clock.usual_s, step_s) for step_s in steps_s]
+    times_s, steps_s, usual = list[float](), list[float](), list[float]()
+    for each_ns in captured_ns:
+        steps_s.append(clock.advance(each_ns))
+        times_s.append(clock.now_s)
+        usual.append(clock.usual_s)
+    return times_s, steps_s, usual

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy import count_nonzero
@@ -30,6 +30,7 @@ EDGE_PX: Final = 1.5
 """Points within this distance count as on the edge of the frame, because the last of 1920 pixels is number 1919."""
 _INSIDE_PX: Final = 1e-3
 _MOST_EQUAL_ROWS: Final = 256
+_LEAST_DEPTH: Final = 1e-9
 _STEPS_PER_PX: Final = np.array(float(STEPS_PER_PX))  # NumPy computes faster with an array than with a Python number
 
 ANCHORS: Final = {
@@ -266,12 +267,23 @@ class GroundPlane:
 
     def to_meters(self, x: float, y: float) -> tuple[float, float]:
         """Return the x and y on the ground, in meters, of a point in the frame; NaN at or above the horizon."""
+        right, ahead, depth = self._projected(x, y)
+        if depth * self._in_front <= _LEAST_DEPTH:
+            return math.nan, math.nan
+        return right / depth, ahead / depth
+
+    def all_to_meters(self, points: Points) -> Points:
+        """Return the places on the ground (...), in meters, of points (...), as `to_meters` does."""
+        right, ahead, depth = self._projected(points.real, points.imag)
+        places, visible = np.full(points.shape, np.nan, np.complex128), depth * self._in_front > _LEAST_DEPTH
+        places.real[visible], places.imag[visible] = (axis[visible] / depth[visible] for axis in (right, ahead))
+        return places
+
+    def _projected(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
+        """Return the homogeneous coordinates on the ground of one point in the frame, or of an array of points."""
         u, v = x / self._scale, y / self._scale
         (a, b, c), (d, e, f), (g, h, i) = self._rows
-        depth = g * u + h * v + i
-        if depth * self._in_front <= 1e-9:
-            return math.nan, math.nan
-        return (a * u + b * v + c) / depth, (d * u + e * v + f) / depth
+        return a * u + b * v + c, d * u + e * v + f, g * u + h * v + i
 
 
 def covered_parts(boxes_xyxy: FloatArray, nearer_xyxy: FloatArray) -> FloatArray:

@@ -6,16 +6,19 @@ detections of a round can be in different frames.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
-from vision.analytics.lines import LineWatch
+from vision.analytics.lines import Ahead, LineWatch
 from vision.analytics.recorded_objects import RecordedObjects
 from vision.analytics.tracked_objects import MARGIN, TrackSnapshot, packed
+
+_WIDTH: Final = 8
+"""Number of rows per object that are searched for a change together. It doubles with each search."""
+_MOST_WIDTH: Final = 128
 
 
 class RecordedCrossing(NamedTuple):
@@ -42,82 +45,89 @@ class LineRounds:
         turns = self._is_fresh.copy()
         turns[1:] |= (self._right[1:] != self._right[:-1]).any(axis=1)
         turns &= objects.rows.frames >= objects.first
-        self._turns: list[int] = [*turns.nonzero()[0].tolist(), len(turns)]  # rows that change sides, or appear
+        self._turns = np.append(turns.nonzero()[0], len(turns))  # rows that change sides, or appear
 
-    def run(self) -> Iterator[RecordedCrossing]:
-        """Yield all crossings, in no particular order."""
-        rows: list[int] = []
-        known: list[int] = []
+    def run(self) -> list[RecordedCrossing]:
+        """Return all crossings, in no particular order."""
         crossings: list[RecordedCrossing] = []
-        for row in self._first_rows():
-            (rows if self._is_fresh[row] else known).append(row)
-        rows += self._following(known, crossings)
-        while rows:
+        rows = self._first_rows()
+        appear = self._is_fresh[rows]
+        rows = np.concatenate([rows[appear], self._following(rows[~appear], crossings)])
+        while len(rows):
             crossings += self._judge(rows)
             rows = self._following(rows, crossings)
-        yield from crossings
+        return crossings
 
-    def _first_rows(self) -> Iterator[int]:
-        """Yield, for each track, its last row before the new frames, or else the row in which it appears."""
-        objects, lives, started = self._objects, self._objects.lives, set()
-        for start, end, gone in zip(lives.starts, lives.ends, lives.gone, strict=True):
-            track_id = int(objects.rows.track_ids[start])
-            if gone >= objects.first and track_id not in started:
-                started.add(track_id)
-                yield max(start, bisect_left(lives.frames, objects.first, start, end) - 1)
-
-    def _following(self, rows: Sequence[int], crossings: list[RecordedCrossing]) -> list[int]:
-        """Return the next row to judge after each of `rows`, if there is one. Add the crossings of lost objects."""
-        table, selected = self._objects.table, np.array(rows, np.intp)
-        at = table.ids.searchsorted(self._objects.rows.track_ids[selected])
-        unsettled = self._watch.unsettled(table, at).tolist()
-        values = zip(rows, at.tolist(), self._objects.lives.of_row[selected].tolist(), unsettled, strict=True)
-        found = [self._next(*each, crossings) for each in values]
-        return [row for row in found if row is not None]
-
-    def _next(self, row: int, at: int, life: int, unsettled: bool, crossings: list[RecordedCrossing]) -> int | None:
-        """Return the next row of a track to judge after `row`; None if there is none.
-
-        `at` is the row of the track in the table. If the object was lost, add its crossings to `crossings`.
-        """
+    def _first_rows(self) -> IndexArray:
+        """Return, for each track, its last row before the new frames, or else the row in which it appears."""
         objects, lives = self._objects, self._objects.lives
-        end = lives.ends[life]
-        following = min(end, self._turns[bisect_left(self._turns, row + 1)])
-        if unsettled:
-            ahead = slice(row + 1, following)
-            state = {name: objects.table[name][at] for name in ("right", "reach", "beyond_s")}
-            now_s, cut = objects.now_s[objects.rows.frames[ahead]], objects.rows.cut[ahead]
-            change = self._watch.next_change(state, self._right[ahead], self._sizes_away[ahead], cut, now_s)
-            following = following if change is None else row + 1 + change
-        if following < end:
-            return following
-        if lives.gone[life] == len(objects.now_s):
-            return None
-        self._place([end - 1], np.array([at]))
-        for _, line, direction in self._watch.lost(objects.table, at):
-            crossings.append(RecordedCrossing(end - 1, line, direction, is_lost=True))
-        is_same = end < len(lives.frames) and objects.rows.track_ids[end] == objects.rows.track_ids[row]
-        return end if is_same else None
+        (present,) = (lives.gone >= objects.first).nonzero()
+        starts = lives.starts[present]
+        track_ids = objects.rows.track_ids[starts]
+        is_first = np.ones(len(present), np.bool_)
+        is_first[1:] = track_ids[1:] != track_ids[:-1]
+        new = objects.rows_at(present, np.full(len(present), objects.first))
+        first: IndexArray = np.maximum(starts, new - 1)[is_first]
+        return first
 
-    def _place(self, rows: Sequence[int], at: IndexArray) -> None:
-        """Store the state of objects at the detections `rows` in the rows `at` of the table."""
+    def _following(self, rows: IndexArray, crossings: list[RecordedCrossing]) -> IndexArray:
+        """Return the next rows to judge after `rows`, where there are some. Add the crossings of lost objects."""
+        objects, lives, table = self._objects, self._objects.lives, self._objects.table
+        life, track_ids = lives.of_row[rows], objects.rows.track_ids
+        at, ends = table.ids.searchsorted(track_ids[rows]), lives.ends[life]
+        following = np.minimum(ends, self._turns[self._turns.searchsorted(rows, "right")])
+        (open_,) = self._watch.unsettled(table, at).nonzero()
+        if len(open_):
+            following[open_] = self._changes(rows[open_] + 1, following[open_], at[open_])
+        (lost,) = ((following == ends) & (lives.gone[life] < len(objects.now_s))).nonzero()
+        if len(lost):
+            self._place(ends[lost] - 1, at[lost])
+        for number, end in zip(lost.tolist(), ends[lost].tolist(), strict=True):
+            for _, line, direction in self._watch.lost(table, int(at[number])):
+                crossings.append(RecordedCrossing(end - 1, line, direction, is_lost=True))
+        returned = lost[ends[lost] < len(track_ids)]
+        returned = returned[track_ids[ends[returned]] == track_ids[rows[returned]]]
+        return np.concatenate([following[following < ends], ends[returned]])
+
+    def _changes(self, starts: IndexArray, ends: IndexArray, at: IndexArray) -> IndexArray:
+        """Return the first row from `starts` (M,) to before `ends` (M,) that can change the state of each object.
+
+        If there is none, return its entry of `ends`. `at` (M,) are the rows of the objects in the table. They must stay
+        on the same sides of all lines in these rows.
+        """
+        objects, found, width, left = self._objects, ends + 0, _WIDTH, np.arange(len(starts))
+        while len(left):
+            rows = starts[left, None] + np.arange(width)
+            known = rows < ends[left, None]
+            rows = np.minimum(rows, len(self._right) - 1)
+            times_s = objects.now_s[objects.rows.frames[rows]]
+            ahead = Ahead(self._right[rows], self._sizes_away[rows], objects.rows.cut[rows], times_s)
+            changes = self._watch.changes(objects.table, at[left], ahead)
+            changes &= known
+            has_change = changes.any(axis=1)
+            found[left[has_change]] = starts[left[has_change]] + changes[has_change].argmax(axis=1)
+            starts = starts + width
+            left, width = left[~has_change & (starts[left] < ends[left])], min(2 * width, _MOST_WIDTH)
+        return found
+
+    def _place(self, rows: IndexArray, at: IndexArray) -> None:
+        """Store the state of objects at the detections `rows` (M,) in the rows `at` (M,) of the table."""
         table, found = self._objects.table, self._objects.rows
         table["seen_s"][at] = self._objects.now_s[found.frames[rows]]
         table["size"][at] = found.sizes[rows]
         table["class_id"][at] = found.class_ids[rows]
         table["cut"][at] = packed(found.cut[rows])
         table["points"][at] = self._objects.points_of(found.columns[rows])
-        table["jitter"][at] = [self._objects.jitter_at(row)[0] for row in rows]
+        table["jitter"][at] = self._objects.jitter_at(rows)[:, 0]
 
-    def _judge(self, rows: Sequence[int]) -> Iterator[RecordedCrossing]:
+    def _judge(self, rows: IndexArray) -> Iterator[RecordedCrossing]:
         """Judge one row of each of several tracks. Yield their crossings."""
-        objects, selected = self._objects, np.array(rows, np.intp)
-        table, found = objects.table, objects.rows
-        at = table.ids.searchsorted(found.track_ids[selected])
+        objects, table, found = self._objects, self._objects.table, self._objects.rows
+        at = table.ids.searchsorted(found.track_ids[rows])
         self._place(rows, at)
-        columns, fresh = found.columns[selected], self._is_fresh[selected]
-        table["points"][at] = objects.points_of(found.columns[selected - 1])
-        first = self._first_columns[self._fresh.searchsorted(selected[fresh])]
+        columns, fresh = found.columns[rows], self._is_fresh[rows]
+        table["points"][at] = objects.points_of(found.columns[rows - 1])
+        first = self._first_columns[self._fresh.searchsorted(rows[fresh])]
         for name, column in self._watch.columns.items():
             table[name][at[fresh]] = column.blank
         table["points"][at[fresh]] = objects.points_of(first)
@@ -128,10 +138,10 @@ class LineRounds:
             objects.distances_of(first),
             objects.points_of(columns),
             objects.distances_of(columns),
-            MARGIN * found.sizes[selected],
-            found.cut[selected],
+            MARGIN * found.sizes[rows],
+            found.cut[rows],
         )
-        row_of = dict(zip(at.tolist(), rows, strict=True))
-        for place, line, direction in self._watch.look(table, seen, objects.now_s[found.frames[selected]].tolist()):
+        row_of = dict(zip(at.tolist(), rows.tolist(), strict=True))
+        for place, line, direction in self._watch.look(table, seen, objects.now_s[found.frames[rows]].tolist()):
             yield RecordedCrossing(row_of[place], line, direction, is_lost=False)
         table["points"][at] = seen.points

@@ -46,6 +46,15 @@ class Crossing(NamedTuple):
     direction: str  # "in" (from left to right) or "out"
 
 
+class Ahead(NamedTuple):
+    """The next K detections of M objects, with L lines."""
+
+    right: BoolArray  # (M, K, L) True if the object is on the right side of the line
+    sizes_away: FloatArray  # (M, K, L) distances from the lines in object sizes, not negative
+    cut: BoolArray  # (M, K, 4) sides of the boxes that the edge of the frame cuts off
+    now_s: FloatArray  # (M, K) times of the detections
+
+
 class _Absent(NamedTuple):
     """The state of a lost object, from which its path continues if it returns."""
 
@@ -187,41 +196,33 @@ class LineWatch:
         unsettled: BoolArray = ((right[:, :number] != right[:, number:]) | (table["reach"][rows] < MARGIN)).any(axis=1)
         return unsettled
 
-    def next_change(
-        self,
-        state: Mapping[str, NDArray[Any]],
-        right: BoolArray,
-        sizes_away: FloatArray,
-        cut: BoolArray,
-        now_s: FloatArray,
-    ) -> int | None:
-        """Return the index of the first of the next K detections of an object that can change the object's state.
+    def changes(self, table: TrackTable, rows: IndexArray, ahead: Ahead) -> BoolArray:
+        """Return a mask (M, K) of the next K detections of M objects that can change the state of their object.
 
-        Return None if none of them can. In these detections, the object must stay on the same sides of all lines.
+        Until then, the object must stay on the same sides of all lines. A detection that is marked need not change the
+        state, but the first change of the state is always marked.
 
         Args:
-            state: the object's row in the track table.
-            right: mask (K, L) that is True if the object is on the right side of the line.
-            sizes_away: distances (K, L) from the lines in object sizes, not negative.
-            cut: mask (K, 4) of the sides of the boxes that the edge of the frame cuts off.
-            now_s: times (K,) of the detections.
+            table: the track table, with the present state.
+            rows: rows (M,) of the objects in the table.
+            ahead: the detections.
         """
-        number, reach, first = len(self._anchors), state["reach"], len(right)
-        established = state["right"][number:]
-        is_open = state["right"][:number] != established
-        for line in (is_open | (reach < MARGIN)).nonzero()[0].tolist():
-            away, is_cut = sizes_away[:first, line] * _ROUNDING, cut[:first].any(axis=1)
-            changes = np.zeros(first, np.bool_)
-            if is_open[line]:  # `_is_sure`: the margin is at least `STEADY_MARGIN`
-                since_s = float(state["beyond_s"][line])
-                changes = away > STEADY_MARGIN * (1.0 if since_s == math.inf else _CLEARLY)
-                changes |= now_s[:first] >= since_s + (_STAYS_S - 2 * CLOCK_GRAIN_S)
-            if reach[line] < MARGIN:  # `_establish`
-                limit = np.where(right[:first, line] == established[line], reach[line], STEADY_MARGIN)
-                changes |= np.where(is_cut, away / _CUT, away) > limit
-            if count_nonzero(changes):
-                first = int(changes.argmax())
-        return first if first < len(right) else None
+        right, sizes_away, cut, now_s = ahead
+        number = len(self._anchors)
+        is_cut = np.asarray(cut.any(axis=2))[..., None]
+        away, sides = sizes_away * _ROUNDING, table["right"][rows, None]
+        established, reach = sides[..., number:], table["reach"][rows, None]
+        since_s = table["beyond_s"][rows, None]
+        # `_is_sure`: the margin is at least `STEADY_MARGIN`
+        is_sure = away > STEADY_MARGIN * np.where(since_s == math.inf, 1.0, _CLEARLY)
+        is_sure |= now_s[..., None] >= since_s + (_STAYS_S - 2 * CLOCK_GRAIN_S)
+        # `_establish`
+        limit = np.where(right == established, reach, STEADY_MARGIN)
+        is_established = np.where(is_cut, away / _CUT, away) > limit
+        changes = (sides[..., :number] != established) & is_sure
+        changes |= (reach < MARGIN) & is_established
+        found: BoolArray = changes.any(axis=2)
+        return found
 
     def forget_absent(self, now_s: float) -> None:
         """Forget the lost objects that can no longer continue their paths."""

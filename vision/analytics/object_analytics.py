@@ -8,14 +8,14 @@ frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from vision.analytics.camera_analytics import Analytics
-from vision.analytics.geometry import BoolArray, IndexArray
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 from vision.analytics.line_rounds import LineRounds
 from vision.analytics.lines import Crossing
 from vision.analytics.recorded_objects import RecordedObjects, RecordedTracks
@@ -53,6 +53,8 @@ class ObjectAnalytics(Analytics):
     """Finds the events of objects in archived frames. It counts nothing, and finds no crowds."""
 
     _objects_type = RecordedObjects
+    _present: tuple[int, tuple[float, float]] | None = None
+    """Class id and motion of the object of the present change; None if no change is being applied."""
 
     @property
     def _recorded(self) -> RecordedObjects:
@@ -62,24 +64,31 @@ class ObjectAnalytics(Analytics):
     def judge(self, tracks: RecordedTracks) -> list[ObjectEvent]:
         """Return the events of the objects in the next frames, in the order in which `Analytics` reports them."""
         self._load(tracks)
-        objects, found, kind = self._recorded, list[ObjectEvent](), _LOST
-        self._at = captured_ns = -1
-        while self._changes:
-            change = heappop(self._changes)
-            if change.frame != self._at:
-                self._at = change.frame
-                captured_ns = tracks.captured_ns[self._at - objects.first]
-                objects.seek(self._at)
-                objects.clock.advance(captured_ns)
+        objects, found, frame, kind = self._recorded, list[ObjectEvent](), -1, _LOST
+        changes = sorted(self._changes)
+        rows = np.array([change.row for change in changes], np.intp)
+        table_rows = objects.table.ids.searchsorted(objects.rows.track_ids[rows]).tolist()
+        presents = zip(objects.rows.class_ids[rows].tolist(), self._motions(changes), strict=True)
+        for change, at, self._present in zip(changes, table_rows, presents, strict=True):
+            if change.frame != frame:
+                frame = change.frame
+                captured_ns = tracks.captured_ns[frame - objects.first]
+                objects.seek(frame)
                 self._facts.clear()
             elif kind == _LOST != change.kind:
                 self._facts.clear()  # a lost object can return at once, with the same track id
             kind = change.kind
-            for event in self._apply(change, captured_ns):
-                found.append(_without_counts(event, change.frame - objects.first))
+            for event in self._apply(change, at, captured_ns):
+                found.append(_without_counts(event, frame - objects.first))
+        self._present = None
         objects.finish()
         self._line_watch.forget_absent(objects.clock.now_s)
         return found
+
+    def _motions(self, changes: Sequence[_Change]) -> list[tuple[float, float]]:
+        """Return the speed and the direction of the object of each change."""
+        values = [(change.row, change.frame, change.frame - (change.kind == _LOST)) for change in changes]
+        return self._recorded.motions(*np.array(values, np.intp).reshape(-1, 3).T)
 
     def end_epoch(self, frame_size_px: tuple[int, int], at_ns: int) -> list[ObjectEvent]:
         """Start a new epoch. Return the events that end the previous one, in the order of track ids."""
@@ -91,18 +100,17 @@ class ObjectAnalytics(Analytics):
         objects.load(tracks, self._forget_s)
         fresh, continued = objects.new_rows()
         self._fresh = frozenset(fresh.tolist())
-        self._changes: list[_Change] = []  # as a heap
         self._lost: dict[int, list[Crossing]] = {}  # crossings of lost objects, by their last row
         lives = objects.lives
-        for start, end, gone in zip(lives.starts, lives.ends, lives.gone, strict=True):
-            if objects.first <= gone < len(objects.now_s):
-                self._changes.append(_Change(gone, _LOST, int(objects.rows.track_ids[start]), 0, end - 1))
+        (gone,) = ((lives.gone >= objects.first) & (lives.gone < len(objects.now_s))).nonzero()
+        track_ids = objects.rows.track_ids[lives.starts[gone]].tolist()
+        values = lives.gone[gone].tolist(), repeat(_LOST), track_ids, repeat(0), (lives.ends[gone] - 1).tolist()
+        self._changes = [*map(_Change, *values)]
         if self._config.lines:
             self._changes += self._crossings(fresh)
         if self._config.zones:
             self._changes += self._passages(fresh, continued)
-            self._await_dwellers(continued)
-        heapify(self._changes)
+            self._changes += self._stays_of(continued)
 
     def _count_crossing(self, name: str, direction: str, class_name: str) -> Mapping[str, int]:  # noqa: ARG002
         return {}
@@ -118,15 +126,15 @@ class ObjectAnalytics(Analytics):
     # --- finding changes ----------------------------------------------------------------------------------------------
 
     def _crossings(self, fresh: IndexArray) -> Iterator[_Change]:
-        rows, names = self._recorded.rows, self._recorded.lives.frames
+        rows = self._recorded.rows
         for row, line, direction, is_lost in LineRounds(self._recorded, self._line_watch, fresh).run():
             if is_lost:
                 self._lost.setdefault(row, []).append(Crossing(-1, line, direction))
             else:
-                yield _Change(names[row], _CROSSED, int(rows.places[row]), line, row, direction)
+                yield _Change(int(rows.frames[row]), _CROSSED, int(rows.places[row]), line, row, direction)
 
     def _passages(self, fresh: IndexArray, continued: IndexArray) -> Iterator[_Change]:
-        """Yield the detections in which an object can enter or leave a zone.
+        """Yield the detections in which an object can enter or leave a zone, or reach the zone's `dwell_s`.
 
         When an object appears, or is far from the border, the zone counts it where it is. Therefore, an object can only
         enter or leave in two kinds of detections: in the one in which it appears, and, each time after it crosses the
@@ -146,36 +154,45 @@ class ObjectAnalytics(Analytics):
         wanted[np.isin(starts, fresh)] = False
         margins, ranges = MARGIN * objects.rows.sizes, (starts[wanted], ends[wanted], zones[wanted])
         appeared, inside = self._inside[fresh].nonzero()
-        places, frames = objects.rows.places, objects.lives.frames
-        for row, zone in (
+        passed = [
             *self._zone_watch.first_far(objects.points, margins, *ranges),
             *zip(fresh[appeared].tolist(), inside.tolist(), strict=True),
-        ):
-            yield _Change(frames[row], _PASSED, int(places[row]), zone, row)
+        ]
+        rows, zones = np.array(passed, np.intp).reshape(-1, 2).T
+        values = objects.rows.frames[rows].tolist(), repeat(_PASSED), objects.rows.places[rows].tolist()
+        yield from map(_Change, *values, zones.tolist(), rows.tolist())
+        entered = self._inside[rows, zones]
+        times_s = objects.now_s[objects.rows.frames[rows[entered]]].tolist()
+        due_s = [*map(self._zone_watch.dwells_s, zones[entered].tolist(), times_s)]
+        yield from self._dwellers(rows[entered], zones[entered], np.array(due_s, np.float64))
 
-    def _await_dwellers(self, continued: IndexArray) -> None:
-        """Add the changes for stays that started before the latest `load` and reach the zone's `dwell_s`."""
-        table, rows = self._objects.table, self._recorded.rows
-        for row in continued.tolist():
-            at = int(table.ids.searchsorted(rows.track_ids[row]))
-            for zone in (table["dwells_s"][at] < math.inf).nonzero()[0].tolist():
-                self._await_dweller(row, at, zone)
+    def _stays_of(self, continued: IndexArray) -> Iterator[_Change]:
+        """Yield the changes for stays that started before the latest `load` and reach the zone's `dwell_s`."""
+        due_s = self._objects.table["dwells_s"][
+            self._objects.table.ids.searchsorted(self._recorded.rows.track_ids[continued])
+        ]
+        at, zones = (due_s < math.inf).nonzero()
+        return self._dwellers(continued[at], zones, due_s[at, zones])
 
-    def _await_dweller(self, row: int, at: int, zone: int) -> None:
-        """Add the first detection from `row` on in which an object's stay in a zone reaches `dwell_s`, if any."""
-        objects = self._recorded
-        due = objects.row_at(row, float(self._objects.table["dwells_s"][at, zone]))
-        if due < objects.lives.ends[objects.lives.of_row[row]]:
-            change = _Change(objects.lives.frames[due], _DWELLS, int(objects.rows.track_ids[row]), zone, due)
-            heappush(self._changes, change)
+    def _dwellers(self, rows: IndexArray, zones: IndexArray, due_s: FloatArray) -> Iterator[_Change]:
+        """Yield the first detection, from each of `rows` (M,) on, in which a stay in a zone of `zones` (M,) can be due.
+
+        `due_s` (M,) are the times in seconds at which the stays reach the zone's `dwell_s`.
+        """
+        objects, lives = self._recorded, self._recorded.lives
+        of_row = lives.of_row[rows]
+        due = np.maximum(rows, objects.rows_at(of_row, objects.now_s.searchsorted(due_s)))
+        is_seen = due < lives.ends[of_row]
+        due, zones = due[is_seen], zones[is_seen]
+        values = objects.rows.frames[due].tolist(), repeat(_DWELLS), objects.rows.track_ids[due].tolist()
+        return map(_Change, *values, zones.tolist(), due.tolist())
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def _apply(self, change: _Change, at_ns: int) -> Iterator[Event]:
-        """Yield the events of a change, and update the state of the object in zones."""
-        frame, kind, _, shape, row, direction = change
+    def _apply(self, change: _Change, at: int, at_ns: int) -> Iterator[Event]:
+        """Yield the events of a change, and update the state of the object in zones. `at` is its row in the table."""
+        _, kind, _, shape, row, direction = change
         objects, table, now_s = self._recorded, self._objects.table, self._objects.clock.now_s
-        at = objects.look_at(row, frame - 1 if kind == _LOST else frame)
         if kind == _LOST:
             for _, line, towards in self._lost.get(row, ()):
                 yield self._crossed(Crossing(at, line, towards), at_ns)
@@ -189,9 +206,16 @@ class ObjectAnalytics(Analytics):
                 yield self._dwells(at, shape, now_s, at_ns)
         elif self._inside[row, shape] and not table["inside"][at, shape]:
             yield self._entered(at, shape, "appeared" if row in self._fresh else "crossed", at_ns)
-            self._await_dweller(row, at, shape)
         elif not self._inside[row, shape] and table["inside"][at, shape]:
             yield from self._left(at, shape, "crossed", now_s, at_ns)
+
+    def _about(self, row: int) -> dict[str, Any]:
+        if self._present is None:
+            return super()._about(row)
+        about = self._facts.get(row)
+        if about is None:
+            about = self._facts[row] = self._description(*self._present)
+        return about
 
 
 def _without_counts(event: Event, frame: int) -> ObjectEvent:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Final
 
+import numpy as np
+
 from vision.analytics.camera_analytics import Analytics
 from vision.analytics.frame_clock import FrameTimes
 from vision.analytics.object_analytics import ObjectEvent
@@ -64,26 +66,29 @@ class RecordedAnalytics(Analytics):
 
     def seek(self, frame: int) -> None:
         """Go to a frame, which the next `update` judges."""
-        self._at = frame
+        self._at, self._is_awaited = frame, False
         while self._frames and self._frames[0] <= frame:
             heappop(self._frames)
-        if self._times is not None:
-            self._times.seek(self._objects.clock, frame)
+            self._is_awaited = True
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:  # noqa: ARG002 - as in `Analytics`
-        """Judge the frame of the latest `seek`. Return its events. `tracks` is not used."""
+        """Judge the frame of the latest `seek`. Return its events. `tracks` is not used.
+
+        Without a passage of an object, crowding can only change in the frames that were added (`add_frame`).
+        """
         first = self._next
         while self._next < len(self._found) and self._found[self._next].frame == self._at:
             self._next += 1
-        events = [self._counted(found, captured_ns) for found in self._found[first : self._next]]
-        if self._times is not None:
+        found = self._found[first : self._next]
+        events = [self._counted(each, captured_ns) for each in found]
+        if self._times is not None and (self._is_awaited or any(each.name in self._zones for each in found)):
             clock = self._objects.clock
+            self._times.seek(clock, self._at)
             step_s = clock.advance(captured_ns)
             is_pause = step_s > clock.memory_s(self._forget_s)
             for zone, data in self._crowds.update(clock.now_s, unobserved=is_pause):
                 events.append(self._event("crowded", self._config.zones[zone], None, captured_ns, data))
             self._await_crowds()
-        self._counters.flush()
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
@@ -101,9 +106,8 @@ class RecordedAnalytics(Analytics):
 
     def _await_pauses(self, times: FrameTimes) -> None:
         """Add the first frame after each long pause, because the observation of crowding starts again there."""
-        for frame, (step_s, memory_s) in enumerate(zip(times.steps_s, times.memory_s(self._forget_s), strict=True)):
-            if step_s > memory_s:
-                self.add_frame(frame)
+        for frame in (np.array(times.steps_s) > times.memory_s(self._forget_s)).nonzero()[0].tolist():
+            self.add_frame(frame)
 
     def _await_crowds(self) -> None:
         """Add the next frame in which crowding can start or end, if there is one."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import mul
+from functools import reduce
+from operator import add, mul
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes
 SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
 SPACING_S: Final = 0.125
 WINDOW_S: Final = 1.05
-_LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
+_UNKNOWN: Final = complex(math.nan, math.nan)
+LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
 _OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
 """Signs of the outward direction of a box at each of x1, y1, x2, and y2."""
@@ -312,18 +314,12 @@ class TrackedObjects:
         is unknown. If an object hardly moves, its direction is unknown.
         """
         times_s, points = self._recent(row)
-        speed_kmh = heading_deg = math.nan
-        moves = _velocity(times_s, points)
-        if moves is None:
-            return speed_kmh, heading_deg
-        if abs(moves) >= _MOVING * self.table["size"][row]:
-            heading_deg = math.degrees(math.atan2(moves.real, -moves.imag)) % 360.0
+        moves, on_ground = _velocity(times_s, points), _UNKNOWN
         if self._ground is not None:
             places = [complex(*self._ground.to_meters(point.real, point.imag)) for point in points]
             visible = [at for at, place in enumerate(places) if not math.isnan(place.real)]
             on_ground = _velocity([times_s[at] for at in visible], [places[at] for at in visible])
-            speed_kmh = math.nan if on_ground is None else 3.6 * abs(on_ground)
-        return speed_kmh, heading_deg
+        return motion_of(moves, on_ground, float(self.table["size"][row]))
 
     def _recent(self, row: int) -> tuple[list[float], list[complex]]:
         """Return the stored positions of the last second: their times, in seconds relative to now, and the points."""
@@ -388,11 +384,33 @@ def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, 
     return matrix, np.concatenate([np.zeros(places.shape[1] + 2), offset, offset])
 
 
-def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex | None:
-    """Return the velocity as x + iy per second, from a least-squares fit; None if the positions span under 0.35 s."""
-    if not times_s or max(times_s) - min(times_s) < _LEAST_SPAN_S:
-        return None
-    number, sum_t = len(times_s), sum(times_s)
-    spread = number * sum(map(mul, times_s, times_s)) - sum_t * sum_t
-    moved: complex = (number * sum(map(mul, times_s, points)) - sum_t * sum(points)) / spread
-    return moved
+def motion_of(moves: complex, on_ground: complex, size: float) -> tuple[float, float]:
+    """Return the speed in km/h and the direction in degrees, as `TrackedObjects.motion` does.
+
+    `moves` is the velocity in pixels per second, `on_ground` is that in meters per second, and `size` is the size of
+    the object in pixels. Velocities are NaN if unknown.
+    """
+    heading_deg = math.nan
+    if abs(moves) >= _MOVING * size:
+        heading_deg = math.degrees(math.atan2(moves.real, -moves.imag)) % 360.0
+    return 3.6 * abs(on_ground), heading_deg
+
+
+def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex:
+    """Return the velocity as x + iy per second; NaN if the positions span less than `LEAST_SPAN_S`."""
+    if not times_s or max(times_s) - min(times_s) < LEAST_SPAN_S:
+        return _UNKNOWN
+    return complex(*fitted_velocity(len(times_s), times_s, points))
+
+
+def fitted_velocity(number: Any, times_s: Sequence[Any], points: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the velocity x and y per second, from a least-squares fit to `number` positions at different times.
+
+    The arguments are either numbers, or arrays (M,) with the values of M objects. Then the results are arrays, too.
+    Times and positions can be 0 in place of positions that are not known.
+    """
+    # `sum` is not used, because its result depends on the version of Python.
+    sum_t, sum_p = reduce(add, times_s), reduce(add, points)
+    spread = number * reduce(add, map(mul, times_s, times_s)) - sum_t * sum_t
+    moved = number * reduce(add, map(mul, times_s, points)) - sum_t * sum_p
+    return moved.real / spread, moved.imag / spread

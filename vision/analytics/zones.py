@@ -142,9 +142,13 @@ class ZoneWatch:
     def enter(self, table: TrackTable, row: int, zone: int, now_s: float) -> None:
         table["inside"][row, zone] = True
         table["entered_s"][row, zone] = now_s
-        dwells_s = now_s + self._dwell_s[zone] - CLOCK_GRAIN_S
+        dwells_s = self.dwells_s(zone, now_s)
         table["dwells_s"][row, zone] = dwells_s
         self._next_dwell_s = min(self._next_dwell_s, dwells_s)
+
+    def dwells_s(self, zone: int, entered_s: float) -> float:
+        """Return the time in seconds at which a stay that starts at `entered_s` reaches the zone's `dwell_s`."""
+        return entered_s + self._dwell_s[zone] - CLOCK_GRAIN_S
 
     def leave(self, table: TrackTable, row: int, zone: int) -> None:
         table["inside"][row, zone] = table["dwelling"][row, zone] = False

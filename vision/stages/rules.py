@@ -9,7 +9,7 @@ To add a kind of rule, add its condition to `vision.config.rules` and evaluate i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,10 +68,34 @@ class RuleStage:
         camera = self._cameras.get(camera_id)
         return math.inf if camera is None else min((rule.due_s() for rule in camera.rules), default=math.inf)
 
+    def causes(self, camera_id: str) -> Container[tuple[str, str]]:
+        """Return the kind and the name of each event that can cause a report of a camera's rules."""
+        camera = self._cameras.get(camera_id)
+        return () if camera is None else frozenset(rule.cause for rule in camera.rules)
+
     def __call__(self, result: Result) -> Result:
-        camera = self._cameras.get(result.meta.camera_id)
-        events = tuple(camera.update(result)) if camera is not None else ()
+        meta, counts = result.meta, result.counts
+        if meta.camera_id not in self._cameras:
+            return result
+        occupancy = counts.occupancy if counts else {}
+        events = self.judge(meta.camera_id, meta.epoch, meta.captured_ns, result.events, occupancy)
         return replace(result, events=result.events + events) if events else result
+
+    def judge(
+        self, camera_id: str, epoch: int, captured_ns: int, events: Sequence[Event], occupancy: Mapping[str, int]
+    ) -> tuple[Event, ...]:
+        """Return the reports that a camera's rules make in one frame.
+
+        Args:
+            camera_id: name of the camera, which must have rules.
+            epoch: epoch of the frame.
+            captured_ns: capture time of the frame.
+            events: events of the frame.
+            occupancy: number of objects in each zone, by its name.
+        """
+        camera = self._cameras[camera_id]
+        camera.time.advance(captured_ns)
+        return tuple(camera.update(epoch, events, _Now(camera.time.now_s, captured_ns, occupancy)))
 
 
 class _Camera:
@@ -95,22 +119,22 @@ class _Camera:
         self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
         self.ended = [*earlier.ended, *(rule for rule in known.values() if rule.states)]
 
-    def update(self, result: Result) -> Iterator[Event]:
-        meta = result.meta
-        self.time.advance(meta.captured_ns)
-        now = _Now(self.time.now_s, meta.captured_ns, result.counts.occupancy if result.counts else {})
-        new_epoch, self._epoch = meta.epoch != self._epoch, meta.epoch
+    def update(self, epoch: int, events: Sequence[Event], now: _Now) -> Iterator[Event]:
+        new_epoch, self._epoch = epoch != self._epoch, epoch
         for rule in self.ended:
             yield from rule.end(now)
         self.ended = []
         for rule in self.rules:
             unended = set(rule.states) if new_epoch else set()
-            for event in result.events:
-                yield from rule.take(event, now)
-                unended.discard(event.track_id)
+            for event in events:
+                if (event.kind, event.name) == rule.cause:
+                    yield from rule.take(event, now)
+                if unended:
+                    unended.discard(event.track_id)
             for track_id in unended:  # the analytics restarted, and reported no end of this state
                 rule.states.pop(track_id, None)
-            yield from rule.look(now)
+            if rule.states:
+                yield from rule.look(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +165,14 @@ class _Rule:
         self._camera_id = camera_id
         self._name, self._when = config.name, " ".join(config.when.split())
         self._condition, self._cooldown_s = config.condition, config.cooldown_s
+        self.cause = config.condition.kind, config.condition.name
+        """Kind and name of the events that can cause a report."""
         self._crowded_for_s = crowded_for_s
         self._reported_s = -math.inf
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
-        """Process an event of this frame. Yield the reports that the event causes."""
-        if (event.kind, event.name) != (self._condition.kind, self._condition.name):
-            return
+        """Process a `cause` in this frame. Yield the reports that it causes."""
         if event.kind not in LASTING:
             if self._is_silent(now):
                 self._suppressed += 1
@@ -172,6 +196,8 @@ class _Rule:
 
     def due_s(self) -> float:
         """Return the time before which `look` reports nothing."""
+        if not self.states:
+            return math.inf
         waiting = [state.since_s + self._condition.for_s for state in self.states.values() if not state.reported]
         return max(min(waiting), self._reported_s + self._cooldown_s) - CLOCK_GRAIN_S if waiting else math.inf
 

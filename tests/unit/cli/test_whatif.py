@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import typer
 import yaml
 
-from tests.archive_simulation import record, site
+from tests.archive_simulation import START_UTC_NS, record, site
 from vision.capture.frame_reader import read_frames
 from vision.cli.main import main
 from vision.cli.whatif import parse_moment
 from vision.config import CameraConfig
 from vision.errors import EXIT_CONFIG
+from vision.outputs.archive.compaction import compact
 
 SINCE, UNTIL = "2023-11-14T00:00:00Z", "2023-11-16T00:00:00Z"
 
@@ -109,6 +111,53 @@ def test_archive_of_a_model_with_different_classes_is_refused(folder: Path) -> N
     config["analytics"] = {}
     (folder / "fake.yaml").write_text(yaml.safe_dump({**config, "pipeline": "count"}))
     assert whatif(folder, config="fake.yaml") == EXIT_CONFIG
+
+
+def test_camera_that_only_one_side_has_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "not-judged.json"
+    assert whatif(folder, "--json", str(out)) == 0
+    assert list(json.loads(out.read_text())["not_judged"]) == ["other"]
+    assert "other: not judged" in capsys.readouterr().out
+    assert whatif(folder, "--json", str(out), "--camera", "gate") == 0
+    assert not json.loads(out.read_text())["not_judged"]
+
+
+def test_times_without_frames_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "missing.json"
+    assert whatif(folder, "--json", str(out)) == 0
+    before, after = json.loads(out.read_text())["cameras"]["gate"]["missing"]
+    assert before["since"].startswith("2023-11-14T00:00:00") and before["until"].startswith("2023-11-14T22:13:20")
+    assert after["until"].startswith("2023-11-16T00:00:00")
+    assert "no frames from 2023-11-14 00:00:00" in capsys.readouterr().out
+
+
+@pytest.fixture
+def files(folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of the archive whose rows are in Parquet files."""
+    archive = tmp_path / "archive"
+    shutil.copytree(folder / "archive", archive)
+    compact(archive, START_UTC_NS // 1000 + 10**12, keep_days=10_000, max_mb=100)
+    return archive
+
+
+@pytest.mark.parametrize("table", ["frames", "tracks", "events", "counts"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_damaged_file_is_named(
+    folder: Path, files: Path, table: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whatif(folder, "--archive", str(files)) == 0
+    (path,) = files.glob(f"{table}/camera=gate/*.parquet")
+    content = path.read_bytes()
+    middle = content[: len(content) // 2]
+    path.write_bytes(middle if damage == "truncated" else content[:4] + bytes(100) + content[104:])
+    assert whatif(folder, "--archive", str(files)) == EXIT_CONFIG
+    assert path.name in capsys.readouterr().err
+
+
+def test_frames_whose_tracks_are_missing_are_an_error(folder: Path, files: Path) -> None:
+    (path,) = files.glob("tracks/camera=gate/*.parquet")
+    path.unlink()
+    assert whatif(folder, "--archive", str(files)) == EXIT_CONFIG
 
 
 @pytest.mark.parametrize(("text", "ago_s"), [("7d", 7 * 86400), ("90s", 90), ("2h", 7200)])

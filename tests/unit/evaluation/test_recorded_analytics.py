@@ -16,11 +16,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.archive_simulation import MONOTONIC_NS, START_UTC_NS, Recorder
+from tests.rejudge import rejudge
 from vision.analytics.geometry import FloatArray
 from vision.config import AppConfig, CameraConfig, TrackConfig
 from vision.config.analytics import CameraAnalytics, GroundConfig, LineConfig, ZoneConfig
 from vision.config.rules import RuleConfig
-from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.evaluation.whatif.judge import Judge
 from vision.outputs.archive import rows as archive_rows
 from vision.outputs.archive.reader import Archive
 from vision.types import Event, FrameMeta, Result, Timing, Tracks

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec import structs
 
 from tests.archive_simulation import START_UTC_NS, Recorder, Site, detections_of, live_results, record, site
+from tests.rejudge import rejudge
 from vision.config import AppConfig, CameraConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.rules import RuleConfig
+from vision.errors import ConfigError, Unavailable
 from vision.evaluation.simulation.truth import class_names
-from vision.evaluation.whatif.difference import Difference, compare
-from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.evaluation.whatif.coverage import Coverage
+from vision.evaluation.whatif.difference import Comparison, Difference, compare
+from vision.evaluation.whatif.finding import Search, found_by_process
+from vision.evaluation.whatif.judge import Judge
+from vision.evaluation.whatif.rejudge import Rejudgment
 from vision.outputs.archive.compaction import compact
 from vision.outputs.archive.reader import Archive, ArchivedEvent
 from vision.types import Event
@@ -140,3 +148,83 @@ def test_kinds_of_differences(before: list[ArchivedEvent], after: list[ArchivedE
     found = compare("gate", before, after)
     assert sorted(change.kind for change in found.changes) == sorted(kinds)
     assert found.equal is (not kinds)
+
+
+def test_parts_have_the_same_differences_as_the_whole() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        times = np.sort(rng.uniform(0, 200, (2, 40)), axis=1).round(1)
+        times[1, ::3] = times[0, ::3]
+        before, after = (
+            sorted((event(at_s, track=int(rng.integers(3))) for at_s in side), key=lambda each: each.at_us)
+            for side in times
+        )
+        whole, parts, last_us = compare("gate", before, after), Comparison("gate"), 0
+        for until_us in (*range(10_000_000, 200_000_000, 10_000_000), 1 << 61):
+            some = [[each for each in side if last_us < each.at_us <= until_us] for side in (before, after)]
+            parts.add(some[0], some[1], until_us)
+            last_us = until_us
+        found = parts.finish()
+        assert found.numbers() == whole.numbers() and found.same == whole.same and found.equal == whole.equal
+        assert {*map(repr, found.changes)} == {*map(repr, whole.changes)}
+
+
+@pytest.fixture(scope="module")
+def hours(waiting: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive with frames in three hours."""
+    folder = tmp_path_factory.mktemp("hours")
+    recorder = Recorder(folder)
+    for hour in range(3):
+        later = replace(waiting, start_s=3600.0 * hour)
+        for result in live_results(later, islice(detections_of(later), 300)):
+            recorder.add(structs.replace(result, meta=structs.replace(result.meta, epoch=hour)))
+    recorder.close()
+    compact(folder, START_US + 10**12, keep_days=1000, max_mb=100)
+    return folder
+
+
+def test_each_part_has_the_events_of_its_time(waiting: Site, hours: Path) -> None:
+    judge = Judge(configuration(waiting.section), "gate", class_names())
+    rejudgment, last_us, number = Rejudgment(Archive(hours), judge, "gate", 0, 1 << 61), -1, 0
+    for part in rejudgment.parts(rejudgment.search.found()):
+        for each in (*part.published, *part.events):
+            assert last_us < each.at_us <= part.settled_us
+        last_us = part.settled_us
+        number += bool(part.events)
+    assert number == 3
+    assert len(rejudgment.coverage.missing) == 4
+
+
+@pytest.mark.integration
+def test_two_processes_find_the_same(waiting: Site, hours: Path) -> None:
+    judge = Judge(configuration(waiting.section), "gate", class_names())
+    rejudgment = Rejudgment(Archive(hours), judge, "gate", 0, 1 << 61)
+    alone = [*rejudgment.parts(rejudgment.search.found())]
+    with found_by_process(rejudgment.search) as found:
+        together = [*rejudgment.parts(found)]
+    assert together == alone and sum(len(part.events) for part in alone) > 50
+
+
+@pytest.mark.integration
+def test_errors_and_the_end_of_the_other_process_are_reported(waiting: Site, hours: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "archive"
+    shutil.copytree(hours, damaged)
+    for path in damaged.glob("tracks/camera=gate/*.parquet"):
+        path.unlink()
+    judge = Judge(configuration(waiting.section), "gate", class_names())
+    with found_by_process(Search(Archive(damaged), judge, "gate", 0, 1 << 61)) as found, pytest.raises(ConfigError):
+        list(found)
+    with found_by_process(Search(Archive(hours), judge, "gate", 0, 1 << 61)) as found:
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        with pytest.raises(Unavailable):
+            list(found)
+
+
+def test_coverage_names_pauses_and_clocks_that_were_set_back() -> None:
+    coverage = Coverage(0, 10_000_000_000)
+    for times_s in ([-50, 1, 2], [1000, 1001], [500, 500.5, 400.4, 9900]):
+        coverage.add(np.array([1e6 * at_s for at_s in times_s]).astype(np.int64))
+    coverage.finish()
+    assert coverage.missing == [(2_000_000, 1_000_000_000), (400_400_000, 9_900_000_000)]
+    assert coverage.set_back == [(1_001_000_000, 500_000_000), (500_500_000, 400_400_000)]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from vision.outputs.archive.reader import ArchivedEvent
-from vision.types import Event
 
 Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
 
 MOVED_US: Final = 10_000_000
 """Largest time between two events of the same kind and object that count as one event that moved."""
 
+_END_US: Final = 1 << 62  # later than all events
 _TOTALS: Final = ("total_in", "total_out")
 
 
@@ -49,70 +49,132 @@ class Difference:
         return {kind: found[kind] for kind in ("gained", "lost", "moved", "changed")}
 
 
-def compare(
-    camera: str, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], *, same_tracks: bool = True
-) -> Difference:
-    """Compare two lists of events of one camera.
+class Comparison:
+    """Comparison of the published events of one camera with the new ones, part by part.
 
     Two events are the same event if their kind, name, object, phase, direction, time, and, for rules, their underlying
     kind of event are equal. If other data differ, the event has changed. If only the time differs, by at most
     `MOVED_US`, the event has moved. Running totals are not compared. Ends of states that were interrupted, for example
     by the end of the program, are ignored, because they do not follow from the tracks.
-
-    Args:
-        camera: name of the camera.
-        before: the published events.
-        after: the new events.
-        same_tracks: if True, both lists have the same track ids. Otherwise, objects and data are not compared.
     """
-    changes, same = [], 0
-    before = [each for each in before if not each.event.data.get("interrupted")]
-    pairs, lost, gained = _paired(before, after, lambda event: (_about(event, same_tracks), event.at_us))
-    for old, new in pairs:
-        if _data(old, same_tracks) == _data(new, same_tracks):
-            same += 1
-        else:
-            changes.append(Change(camera, "changed", old, new))
-    moved, lost, gained = _nearest(lost, gained, same_tracks)
-    changes += [Change(camera, "moved", old, new) for old, new in moved]
-    changes += [Change(camera, "lost", old, None) for old in lost]
-    changes += [Change(camera, "gained", None, new) for new in gained]
-    changes.sort(key=lambda change: change.shown.at_us)
-    equal = not changes and [*map(_judged, before)] == [*map(_judged, after)]
-    return Difference(tuple(changes), same, equal)
+
+    def __init__(self, camera: str, *, same_tracks: bool = True) -> None:
+        """Start a comparison.
+
+        Args:
+            camera: name of the camera.
+            same_tracks: if True, both have the same track ids. Otherwise, objects and data are not compared.
+        """
+        self._camera = camera
+        self._same_tracks = same_tracks
+        self._changes: list[Change] = []
+        self._same, self._equal = 0, True
+        self._lost: list[_Known] = []  # those whose partner can be in a later part
+        self._gained: list[_Known] = []
+
+    def add(self, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], settled_us: int) -> None:
+        """Add the events of a part of the time.
+
+        Args:
+            before: the published events.
+            after: the new events.
+            settled_us: the events of later parts are later than this time, in microseconds since 1970 (UTC). The events
+                of earlier parts were not later than the `settled_us` of these parts.
+        """
+        changes = list[Change]()
+        before = [each for each in before if not each.event.data.get("interrupted")]
+        self._equal = self._equal and [*map(_judged, before)] == [*map(_judged, after)]
+        pairs, lost, gained = _paired(self._known(before), self._known(after))
+        for old, new in pairs:
+            if _data(old, self._same_tracks) == _data(new, self._same_tracks):
+                self._same += 1
+            else:
+                changes.append(Change(self._camera, "changed", old, new))
+        lost, gained = self._lost + lost, self._gained + gained
+        is_open = _open_events(lost, gained, settled_us)
+        self._lost, self._gained = ([each for each in part if id(each) in is_open] for part in (lost, gained))
+        if is_open:
+            lost, gained = ([each for each in part if id(each) not in is_open] for part in (lost, gained))
+        moved, lost, gained = _nearest(lost, gained)
+        changes += [Change(self._camera, "moved", old, new) for old, new in moved]
+        changes += [Change(self._camera, "lost", old.event, None) for old in lost]
+        changes += [Change(self._camera, "gained", None, new.event) for new in gained]
+        self._changes += changes
+
+    def _known(self, events: Sequence[ArchivedEvent]) -> list[_Known]:
+        return [_Known(_about(each, self._same_tracks), each) for each in events]
+
+    def finish(self) -> Difference:
+        """Return the differences between all events."""
+        self.add((), (), _END_US)
+        changes = sorted(self._changes, key=lambda change: change.shown.at_us)
+        return Difference(tuple(changes), self._same, self._equal and not changes)
 
 
-def _judged(archived: ArchivedEvent) -> Event:
+def compare(
+    camera: str, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], *, same_tracks: bool = True
+) -> Difference:
+    """Compare the published events of one camera with the new ones, as `Comparison` does with parts of them."""
+    comparison = Comparison(camera, same_tracks=same_tracks)
+    comparison.add(before, after, _END_US)
+    return comparison.finish()
+
+
+class _Known(NamedTuple):
+    """An event, and what is equal for two events that can be the same event at different times."""
+
+    about: Hashable
+    event: ArchivedEvent
+
+
+def _open_events(lost: Sequence[_Known], gained: Sequence[_Known], settled_us: int) -> set[int]:
+    """Return the `id` of each event whose best partner can depend on events that are later than `settled_us`."""
+    found: set[int] = set()
+    if settled_us == _END_US:
+        return found
+    groups: dict[Hashable, list[tuple[int, bool, int]]] = {}
+    for events, is_lost in ((lost, True), (gained, False)):
+        for each in events:
+            groups.setdefault(each.about, []).append((each.event.at_us, is_lost, id(each)))
+    for group in groups.values():
+        has_both, next_us = len({is_lost for _, is_lost, _ in group}) == 2, settled_us
+        for at_us, _, number in sorted(group, reverse=True):
+            if at_us < next_us - MOVED_US:
+                break
+            found.add(number)
+            next_us = at_us if has_both else settled_us  # events of the same list are no partners of each other
+    return found
+
+
+def _judged(archived: ArchivedEvent) -> tuple[object, ...]:
     """Return the event without the data that only a live run adds: the path of a snapshot, and the id of a question."""
-    return replace(archived.event, snapshot="", id="")
+    event = archived.event
+    return event.kind, event.name, event.track_id, event.at_ns, event.data
 
 
 _Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
 
 
-def _paired(
-    before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], key: Callable[[ArchivedEvent], Hashable]
-) -> tuple[_Pairs, list[ArchivedEvent], list[ArchivedEvent]]:
-    """Pair events with equal keys, in order. Return the pairs, and the rest of each list."""
-    waiting: dict[Hashable, list[ArchivedEvent]] = {}
-    for event in reversed(after):
-        waiting.setdefault(key(event), []).append(event)
-    pairs, lost = [], []
-    for event in before:
-        found = waiting.get(key(event))
+def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
+    """Pair the same events at the same time, in order. Return the pairs, and the rest of each list."""
+    waiting: dict[Hashable, list[_Known]] = {}
+    for each in reversed(after):
+        waiting.setdefault((each.about, each.event.at_us), []).append(each)
+    pairs, lost, paired = [], [], set[int]()
+    for each in before:
+        found = waiting.get((each.about, each.event.at_us))
         if found:
-            pairs.append((event, found.pop()))
+            partner = found.pop()
+            paired.add(id(partner))
+            pairs.append((each.event, partner.event))
         else:
-            lost.append(event)
-    rest = {id(event) for events in waiting.values() for event in events}
-    return pairs, lost, [event for event in after if id(event) in rest]
+            lost.append(each)
+    return pairs, lost, [each for each in after if id(each) not in paired]
 
 
-def _nearest(
-    lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
-) -> tuple[_Pairs, list[ArchivedEvent], list[ArchivedEvent]]:
+def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
     """Pair the candidates, those nearest in time first. Return the pairs, and the rest of each list."""
-    candidates = sorted(_candidates(lost, gained, same_tracks))
+    candidates = sorted(_candidates(lost, gained))
     used_before: set[int] = set()
     used_after: set[int] = set()
     pairs = []
@@ -120,37 +182,37 @@ def _nearest(
         if old not in used_before and new not in used_after:
             used_before.add(old)
             used_after.add(new)
-            pairs.append((lost[old], gained[new]))
+            pairs.append((lost[old].event, gained[new].event))
     left = [event for number, event in enumerate(lost) if number not in used_before]
     return pairs, left, [event for number, event in enumerate(gained) if number not in used_after]
 
 
-def _candidates(
-    lost: Sequence[ArchivedEvent], gained: Sequence[ArchivedEvent], same_tracks: bool
-) -> Iterator[tuple[int, int, int]]:
+def _candidates(lost: Sequence[_Known], gained: Sequence[_Known]) -> Iterator[tuple[int, int, int]]:
     """Yield pairs of events that differ in time by at most `MOVED_US`: the difference in µs, and their list indexes.
 
-    `_about` returns the same for both events of a pair. Both lists must be in the order of time.
+    `about` is the same for both events of a pair. Both lists must be in the order of time.
     """
     of_kind: dict[Hashable, list[int]] = {}
-    for number, event in enumerate(gained):
-        of_kind.setdefault(_about(event, same_tracks), []).append(number)
+    for number, each in enumerate(gained if lost else ()):
+        of_kind.setdefault(each.about, []).append(number)
     first: Counter[Hashable] = Counter()
-    for old, event in enumerate(lost):
-        about = _about(event, same_tracks)
-        numbers = of_kind.get(about, [])
-        while first[about] < len(numbers) and gained[numbers[first[about]]].at_us < event.at_us - MOVED_US:
+    for old, (about, event) in enumerate(lost):
+        numbers = of_kind.get(about)
+        if numbers is None:
+            continue
+        while first[about] < len(numbers) and gained[numbers[first[about]]].event.at_us < event.at_us - MOVED_US:
             first[about] += 1
         for new in numbers[first[about] :]:
-            if gained[new].at_us > event.at_us + MOVED_US:
+            at_us = gained[new].event.at_us
+            if at_us > event.at_us + MOVED_US:
                 break
-            yield abs(gained[new].at_us - event.at_us), old, new
+            yield abs(at_us - event.at_us), old, new
 
 
 def _about(archived: ArchivedEvent, same_tracks: bool) -> Hashable:
     event = archived.event
-    track = event.track_id if same_tracks else None
-    return event.kind, event.name, track, event.data.get("phase"), event.data.get("direction"), event.data.get("event")
+    track, get = event.track_id if same_tracks else None, event.data.get
+    return event.kind, event.name, track, get("phase"), get("direction"), get("event")
 
 
 def _data(archived: ArchivedEvent, same_tracks: bool) -> Mapping[str, Any]:

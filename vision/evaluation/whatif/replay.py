@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from vision.config import AppConfig
 from vision.errors import EXIT_OK, ConfigError
-from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, initial_counts
+from vision.evaluation.whatif.judge import Judge
+from vision.evaluation.whatif.rejudge import WARM_UP_US, initial_counts
 from vision.evaluation.whatif.run import Selection, select
 from vision.messaging import codec
 from vision.messaging.curve import KeyFolder
@@ -70,7 +71,7 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
     """
     instance, stages = "", judge.stages()
     since = since_us - WARM_UP_US
-    initial = initial_counts(archive, camera, since, until_us, archive.events(camera, since, until_us))
+    initial = initial_counts(archive, camera, since, until_us)
     for archived in archive.frames(camera, since_us - WARM_UP_US, until_us):
         if archived.instance != instance:
             instance = archived.instance

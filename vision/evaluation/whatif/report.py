@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -19,13 +18,14 @@ from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.config.user_files import write_output
 from vision.errors import from_os_error
 from vision.evaluation.whatif.difference import Change, Difference
-from vision.evaluation.whatif.rejudge import Box, Judgment
+from vision.evaluation.whatif.rejudge import Box, Judgment, Place
 from vision.messaging.times import rfc3339
 from vision.outputs.archive.reader import ArchivedEvent, ArchivedGap
 from vision.version import version
 
 SCHEMA: Final = "vision.whatif/1"
 _SHOWN_ROWS: Final = 40
+_SHOWN_TIMES: Final = 5
 _FILE_WIDTH: Final = 150  # columns of a table that is written to a file
 _LONGEST_VIDEO_US: Final = 24 * 3_600_000_000
 _COLORS: Final = {"gained": "#1a7f37", "lost": "#cf222e", "moved": "#0969da", "changed": "#9a6700"}
@@ -46,7 +46,18 @@ class CameraReport:
     before: int  # number of published events
     judgment: Judgment
     difference: Difference
-    gaps: tuple[ArchivedGap, ...]
+    boxes: Mapping[Place, Box] = field(default_factory=dict)
+    """Boxes x1, y1, x2, y2 in pixels of the objects of the differences, where known."""
+    gaps: tuple[ArchivedGap, ...] = ()
+    missing: tuple[tuple[int, int], ...] = ()
+    """Start and end of each longer time for which the archive has no frames, in microseconds since 1970 (UTC)."""
+    set_back: tuple[tuple[int, int], ...] = ()
+    """Times of successive frames between which the clock of the machine was set back."""
+
+    @property
+    def now(self) -> int:
+        """Number of new events."""
+        return self.judgment.tallies.total()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,8 @@ class WhatIf:
     since_us: int
     until_us: int
     cameras: tuple[CameraReport, ...]
+    not_judged: Mapping[str, str] = field(default_factory=dict)
+    """Why a camera was not judged, by its name."""
 
     @property
     def changes(self) -> list[Change]:
@@ -108,9 +121,8 @@ def print_report(report: WhatIf, console: Console) -> None:
     for camera in report.cameras:
         table.add_row(*_summary(camera))
     console.print(table)
-    for camera in report.cameras:
-        for text in _notes(camera):
-            console.print(escape_markup(text), highlight=False)
+    for text in _all_notes(report):
+        console.print(escape_markup(text), highlight=False)
     changes = report.changes
     if changes:
         details = Table(*_DETAILS, box=None, pad_edge=False)
@@ -128,7 +140,7 @@ _DETAILS: Final = ("camera", "change", "event", "name", "track", "published (UTC
 
 def _summary(camera: CameraReport) -> list[str]:
     found = camera.difference
-    numbers = (camera.before, len(camera.judgment.events), found.same, *found.numbers().values())
+    numbers = (camera.before, camera.now, found.same, *found.numbers().values())
     return [camera.camera, *map(str, numbers)]
 
 
@@ -143,12 +155,29 @@ def _place(event: ArchivedEvent | None) -> tuple[str, str]:
     return ("", "") if event is None else (time_text(event.at_us), f"{event.epoch}/{event.frame}")
 
 
+def _all_notes(report: WhatIf) -> Iterator[str]:
+    for camera, reason in report.not_judged.items():
+        yield f"{camera}: not judged, because {reason}"
+    for judged in report.cameras:
+        yield from _notes(judged)
+
+
 def _notes(camera: CameraReport) -> Iterator[str]:
-    missing = sum(gap.messages for gap in camera.gaps if gap.kind in ("detections", "disk"))
-    if missing:
-        yield f"{camera.camera}: the archive lacks {missing} frames, so events near them can differ"
+    """Yield what the archive lacks, and why the events can differ for this reason."""
+    for kinds, what in ((("detections", "disk"), "frames"), (("events",), "published events")):
+        missing = sum(gap.messages for gap in camera.gaps if gap.kind in kinds)
+        if missing:
+            yield f"{camera.camera}: the archive lacks {missing} {what}, so events near them can differ"
     if not camera.judgment.frames:
         yield f"{camera.camera}: the archive has no frames in this time"
+        return
+    for since_us, until_us in camera.missing[:_SHOWN_TIMES]:
+        yield f"{camera.camera}: the archive has no frames from {time_text(since_us)} to {time_text(until_us)} (UTC)"
+    for before_us, after_us in camera.set_back[:_SHOWN_TIMES]:
+        yield f"{camera.camera}: the clock was set back from {time_text(before_us)} to {time_text(after_us)} (UTC)"
+    more = sum(max(0, len(times) - _SHOWN_TIMES) for times in (camera.missing, camera.set_back))
+    if more:
+        yield f"{camera.camera}: and {more} more such times: `--json FILE` contains all of them"
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -162,10 +191,11 @@ def as_json(report: WhatIf) -> dict[str, Any]:
         "config": report.config,
         "since": rfc3339(report.since_us * 1000),
         "until": rfc3339(report.until_us * 1000),
+        "not_judged": dict(report.not_judged),
         "cameras": {
             camera.camera: {
                 "published": camera.before,
-                "now": len(camera.judgment.events),
+                "now": camera.now,
                 "same": camera.difference.same,
                 **camera.difference.numbers(),
                 "equal": camera.difference.equal,
@@ -173,6 +203,8 @@ def as_json(report: WhatIf) -> dict[str, Any]:
                 "gaps": [
                     {"at": rfc3339(gap.at_us * 1000), "kind": gap.kind, "messages": gap.messages} for gap in camera.gaps
                 ],
+                "missing": [_times("since", "until", times) for times in camera.missing],
+                "clock_set_back": [_times("from", "to", times) for times in camera.set_back],
                 "counts": _counts(camera.judgment),
                 "tallies": _tallies(camera.judgment),
             }
@@ -190,6 +222,10 @@ def as_json(report: WhatIf) -> dict[str, Any]:
     }
 
 
+def _times(first: str, second: str, times_us: tuple[int, int]) -> dict[str, str]:
+    return {name: rfc3339(at_us * 1000) for name, at_us in zip((first, second), times_us, strict=True)}
+
+
 def _counts(judgment: Judgment) -> dict[str, Any] | None:
     counts = judgment.counts
     if counts is None:
@@ -199,10 +235,11 @@ def _counts(judgment: Judgment) -> dict[str, Any] | None:
 
 def _tallies(judgment: Judgment) -> list[dict[str, Any]]:
     """Return the number of new events by kind, name, and direction. `direction` is None for events without one."""
-    found = Counter((each.event.kind, each.event.name, each.event.data.get("direction")) for each in judgment.events)
     return [
         {"kind": kind, "name": name, "direction": direction, "events": count}
-        for (kind, name, direction), count in sorted(found.items(), key=lambda entry: tuple(map(str, entry[0])))
+        for (kind, name, direction), count in sorted(
+            judgment.tallies.items(), key=lambda entry: tuple(map(str, entry[0]))
+        )
     ]
 
 
@@ -233,10 +270,10 @@ def page(report: WhatIf) -> str:
         f"<title>What if: {escape(report.config)}</title><style>{_STYLE}</style>",
         f"<h1>What if: {escape(report.config)}</h1><p>{time_range}</p>",
         *_html_table(_SUMMARY, [_summary(camera) for camera in report.cameras]),
+        *(f"<p>{escape(text)}</p>" for text in _all_notes(report)),
     ]
     for camera in report.cameras:
         parts.append(f"<h2>{escape(camera.camera)}</h2>")
-        parts += [f"<p>{escape(text)}</p>" for text in _notes(camera)]
         parts += _drawing(camera)
         if camera.difference.changes:
             parts += _html_table(_DETAILS, [_details(change) for change in camera.difference.changes])
@@ -273,7 +310,7 @@ def _drawing(camera: CameraReport) -> Iterator[str]:
         yield f"<line {ends} stroke='#57606a' stroke-width='{unit / 3:.1f}'/>"
     for change in camera.difference.changes:
         for event in (change.before, change.after):
-            place = None if event is None else _feet(event, camera.judgment.boxes)
+            place = None if event is None else _feet(event, camera.boxes)
             if place is not None:
                 title = f"<title>{escape(' '.join(_details(change)))}</title>"
                 circle = f"cx='{place[0]:.1f}' cy='{place[1]:.1f}' r='{unit / 2:.1f}' fill='{_COLORS[change.kind]}'"
@@ -281,7 +318,7 @@ def _drawing(camera: CameraReport) -> Iterator[str]:
     yield "</svg>"
 
 
-def _feet(event: ArchivedEvent, boxes: Mapping[tuple[str, int, int, int], Box]) -> tuple[float, float] | None:
+def _feet(event: ArchivedEvent, boxes: Mapping[Place, Box]) -> tuple[float, float] | None:
     """Return the center of the lower side of the object's box; None if there is no object, or its box is not known."""
     track_id = event.event.track_id
     box = None if track_id is None else boxes.get((event.instance, event.epoch, event.frame, track_id))

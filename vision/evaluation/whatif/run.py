@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
 from rich.console import Console
 
@@ -19,18 +19,18 @@ from vision.config import AppConfig, CameraAnalytics, check_classes, load_config
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
-from vision.evaluation.whatif.difference import compare
-from vision.evaluation.whatif.rejudge import WARM_UP_US, Judge, rejudge
+from vision.evaluation.whatif.difference import Comparison
+from vision.evaluation.whatif.finding import FoundBlock, found_by_process
+from vision.evaluation.whatif.judge import Judge
+from vision.evaluation.whatif.rejudge import Rejudgment, boxes_of_events
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
+from vision.outputs.archive.writer import ALL_CAMERAS
 from vision.runtime.builder import find_model
 
-
-class _Work(Protocol):
-    """`_judge_camera` with its first arguments."""
-
-    def __call__(self, camera: str, /, *, progress: Callable[[int], None] = ...) -> CameraReport: ...
+_MANY_ROWS: Final = 1_000_000
+"""Number of archived tracks and frames from which a second process saves more time than its start takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,16 @@ class Selected:
     class_names: Sequence[str]
     archive: Archive
     cameras: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The work for each camera."""
+
+    selected: Selected
+    since_us: int  # microseconds since 1970 (UTC)
+    until_us: int
+    with_boxes: bool  # True if the report needs the boxes of the objects
 
 
 def select(selection: Selection) -> Selected:
@@ -81,10 +91,20 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
     """
     require_pyarrow("vision whatif")
     selected = select(selection)
-    limits = selection.since_us, selection.until_us
-    reports = _judge_all(partial(_judge_camera, selected, *limits), selected.cameras, stop)
-    publish_report(WhatIf(selection.config, *limits, tuple(reports)), Console(), files)
+    limits = selection.since_us, min(selection.until_us, time.time_ns() // 1000)
+    reports = _judge_all(_Task(selected, *limits, files.page is not None), stop)
+    report = WhatIf(selection.config, *limits, tuple(reports), _not_judged(selection, selected))
+    publish_report(report, Console(), files)
     return EXIT_OK
+
+
+def _not_judged(selection: Selection, selected: Selected) -> dict[str, str]:
+    """Return why each camera that the user did not exclude was not judged, by its name."""
+    archived, configured = selected.archive.cameras(), [camera.id for camera in selected.config.cameras]
+    if selection.cameras:
+        return {}
+    reasons = {name: "the archive does not contain it" for name in configured if name not in archived}
+    return reasons | {name: "the configuration does not contain it" for name in archived if name not in configured}
 
 
 def open_archive(folder: Path | None, config: AppConfig) -> Archive:
@@ -121,18 +141,19 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
     return cameras
 
 
-def _judge_all(work: _Work, cameras: Sequence[str], stop: threading.Event) -> list[CameraReport]:
-    """Judge each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
-    workers = min(len(cameras), len(os.sched_getaffinity(0)))
+def _judge_all(task: _Task, stop: threading.Event) -> list[CameraReport]:
+    """Judge each camera, in parallel if there are several cores. Raise `Closed` if `stop` is set."""
+    cameras, cores = task.selected.cameras, len(os.sched_getaffinity(0))
+    workers, spare = min(len(cameras), cores), cores >= 2 * len(cameras)
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
         if workers == 1:
             reports = list[CameraReport]()
             for camera in cameras:
-                reports.append(work(camera, progress=lambda _frames: progress(len(reports))))
+                reports.append(_judge_camera(task, camera, spare, progress=lambda _frames: progress(len(reports))))
                 progress(len(reports))
             return reports
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pending = [pool.submit(work, camera) for camera in cameras]
+            pending = [pool.submit(_judge_camera, task, camera, spare) for camera in cameras]
             try:
                 while not all(each.done() for each in pending):
                     progress(sum(each.done() for each in pending))
@@ -143,25 +164,40 @@ def _judge_all(work: _Work, cameras: Sequence[str], stop: threading.Event) -> li
 
 
 def _judge_camera(
-    selected: Selected,
-    since_us: int,
-    until_us: int,
-    camera: str,
-    *,
-    progress: Callable[[int], None] = lambda _frames: None,
+    task: _Task, camera: str, has_spare_core: bool, *, progress: Callable[[int], None] = lambda _frames: None
 ) -> CameraReport:
-    config, class_names, archive = selected.config, selected.class_names, selected.archive
-    limits = since_us, until_us
-    _check_class_ids(archive.class_names(camera, since_us - WARM_UP_US, until_us), class_names, camera)
-    judgment = rejudge(archive, Judge(config, camera, class_names), camera, *limits, progress=progress)
+    """Judge one camera, in two processes if there is a spare core and the archive has many frames."""
+    config, class_names, archive = task.selected.config, task.selected.class_names, task.selected.archive
+    limits = task.since_us, task.until_us
+    rejudgment = Rejudgment(archive, Judge(config, camera, class_names), camera, *limits)
+    before, comparison, search = 0, Comparison(camera), rejudgment.search
+    is_long = has_spare_core and archive.rows_in_files("tracks", camera, *limits) >= _MANY_ROWS
+    with found_by_process(search) if is_long else nullcontext(search.found()) as found:
+        _check_class_ids(archive.class_names(camera, search.since_us, search.until_us), class_names, camera)
+        for part in rejudgment.parts(_with_progress(found, progress)):
+            before += len(part.published)
+            comparison.add(*part)
+    difference = comparison.finish()
+    changed = [event for each in difference.changes for event in (each.before, each.after) if event is not None]
     return CameraReport(
         camera=camera,
         section=config.analytics.get(camera, CameraAnalytics()),
-        before=len(judgment.published),
-        judgment=judgment,
-        difference=compare(camera, judgment.published, judgment.events),
-        gaps=tuple(archive.gaps(camera, *limits)),
+        before=before,
+        judgment=rejudgment.judgment,
+        difference=difference,
+        boxes=boxes_of_events(archive, camera, changed) if task.with_boxes else {},
+        gaps=tuple(gap for each in (camera, ALL_CAMERAS) for gap in archive.gaps(each, *limits)),
+        missing=tuple(rejudgment.coverage.missing),
+        set_back=tuple(rejudgment.coverage.set_back),
     )
+
+
+def _with_progress(found: Iterable[FoundBlock], progress: Callable[[int], None]) -> Iterator[FoundBlock]:
+    frames = 0
+    for each in found:
+        frames += len(each.block.frames)
+        progress(frames)
+        yield each
 
 
 def _check_class_ids(archived: dict[int, str], class_names: Sequence[str], camera: str) -> None:

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.passes import select_camera
 from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.whatif.difference import compare
-from vision.evaluation.whatif.rejudge import Judgment, boxes_of_tracks
+from vision.evaluation.whatif.rejudge import Box, Judgment, Place, boxes_of_tracks
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.reader import ArchivedEvent
 from vision.outputs.recording.index import RecordedFile, Recording, open_for_reading
@@ -131,9 +131,9 @@ def _compare(
         camera=camera,
         section=configs[1].analytics.get(camera, CameraAnalytics()),
         before=len(before.events),
-        judgment=after,
+        judgment=after.judgment,
         difference=compare(camera, before.events, after.events, same_tracks=False),
-        gaps=(),
+        boxes=after.boxes,
     )
     until_us = max((event.at_us for event in (*before.events, *after.events)), default=videos[0].start_us)
     publish_report(WhatIf(name, videos[0].start_us, until_us, (report,)), Console(), files)
@@ -153,9 +153,18 @@ def _configuration(name: str, request: Comparison) -> AppConfig:
     return selected.model_copy(update={"rules": config.rules, "archive": None, "state_dir": config.state_dir})
 
 
-def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) -> Judgment:
+@dataclass(slots=True)
+class _Found:
+    """The events of a configuration, and the boxes of their objects."""
+
+    events: list[ArchivedEvent] = field(default_factory=list)
+    boxes: dict[Place, Box] = field(default_factory=dict)
+    judgment: Judgment = field(default_factory=Judgment)
+
+
+def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) -> _Found:
     """Run the pipeline on each video. Return all events, and the counts of the last video."""
-    found = Judgment()
+    found = _Found()
     for video in videos:
         camera = config.cameras[0].model_copy(update={"source": str(video.path.absolute())})
         stored_nowhere = {"cameras": (camera,), "state_dir": None, "recording": None}
@@ -172,22 +181,24 @@ def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) ->
 class _Sink:
     """Sink that adds the events, the boxes of their objects, and the last counts to a judgment."""
 
-    def __init__(self, video: Video, judgment: Judgment, progress: Callable[[int], None]) -> None:
+    def __init__(self, video: Video, found: _Found, progress: Callable[[int], None]) -> None:
         self._video = video
-        self._judgment = judgment
+        self._found = found
         self._progress = progress
         self._first_ns: int | None = None
 
     def publish(self, result: Result) -> None:
-        meta, found, name = result.meta, self._judgment, self._video.name
+        meta, found, name = result.meta, self._found, self._video.name
         first_ns = self._first_ns = meta.captured_ns if self._first_ns is None else self._first_ns
         for event in result.events:
             at_us = self._video.start_us + (event.at_ns - first_ns) // 1000
             found.events.append(ArchivedEvent(event, name, meta.epoch, meta.index, at_us))
+            found.judgment.add(found.events[-1:])
         found.boxes.update(boxes_of_tracks(result, name, [event.track_id for event in result.events]))
-        found.counts, found.frame_size_px = result.counts, (meta.width_px, meta.height_px)
-        found.frames += 1
-        self._progress(found.frames)
+        judgment = found.judgment
+        judgment.counts, judgment.frame_size_px = result.counts, (meta.width_px, meta.height_px)
+        judgment.frames += 1
+        self._progress(judgment.frames)
 
     def report(self, report: Report) -> None:
         """Ignore reports."""

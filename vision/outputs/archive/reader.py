@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError
 from vision.outputs.archive.compaction import read_live
 from vision.outputs.archive.live import LIVE_NAME, connect
+from vision.outputs.archive.parts import Group, Part, overlapping
 from vision.outputs.archive.rows import (
     ArchivedBlock,
     blocks_of,
@@ -30,7 +30,16 @@ from vision.outputs.archive.rows import (
     previous_boxes,
     published_order,
 )
-from vision.outputs.archive.tables import DAY_US, FORMAT, SCHEMAS, Table, archive_files
+from vision.outputs.archive.tables import (
+    DAY_US,
+    HOUR_US,
+    SCHEMAS,
+    ArchiveFile,
+    Table,
+    archive_files,
+    camera_folder,
+    day_of,
+)
 from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
 
 _NO_TIMING: Final = Timing(0, 0, 0)
@@ -113,8 +122,10 @@ class Archive:
 
     def blocks(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
         """Yield the same frames as `frames`, in blocks of at most about `_BLOCK_ROWS` tracks."""
+        settled_us = -1
         for frames, tracks in self._chunks(camera, since_us, until_us, _JUDGED):
-            yield from blocks_of(frames, tracks, since_us, until_us)
+            yield from blocks_of(frames, tracks, since_us, until_us, settled_us)
+            settled_us = max(settled_us, pc.max(frames["captured_at"]).cast(pa.int64()).as_py())
 
     def class_names(self, camera: str, since_us: int, until_us: int) -> dict[int, str]:
         """Return the name of each class of the tracks in a time range, by class id.
@@ -129,10 +140,49 @@ class Archive:
 
     def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
         """Return the events of a camera in a time range, in the order of their publication."""
-        found = _events_of(self._table("events", camera, since_us, until_us), camera)
-        # Times can go back within one start of the program, but epochs and numbers of frames cannot.
-        starts = {each.instance: number for number, each in reversed([*enumerate(found)])}
-        return sorted(found, key=lambda each: (starts[each.instance], each.epoch, each.frame))
+        return _published_order(_events_of(self._table("events", camera, since_us, until_us), camera))
+
+    def hours_of_events(self, camera: str, since_us: int, until_us: int) -> Iterator[list[ArchivedEvent]]:
+        """Yield the same events as `events`, in one list per hour, oldest first. Hours without events are left out.
+
+        The events of an hour are in the order of their publication.
+        """
+        for day_us in self._days_of_events(camera, since_us, until_us):
+            rows = self._table("events", camera, max(since_us, day_us), min(until_us, day_us + DAY_US))
+            hours = rows["at_utc"].to_numpy() // HOUR_US
+            starts = [0, *((hours[1:] != hours[:-1]).nonzero()[0] + 1).tolist()] if len(hours) else []
+            for start, end in zip(starts, [*starts[1:], len(hours)], strict=True):
+                yield _published_order(_events_of(rows.slice(start, end - start), camera))
+
+    def opening_events(
+        self, camera: str, since_us: int, until_us: int, until_ns: Mapping[str, int]
+    ) -> Iterator[ArchivedEvent]:
+        """Yield the events in a time range from which the counts before the first event follow, oldest first.
+
+        These are, for each start of the program, the events up to the monotonic time that `until_ns` contains, and the
+        first crossing of each line. `until_ns` has a time in nanoseconds by `instance`.
+        """
+        crossed: set[tuple[str, str]] = set()
+        for day_us in self._days_of_events(camera, since_us, until_us):
+            rows = self._table("events", camera, max(since_us, day_us), min(until_us, day_us + DAY_US))
+            texts = (rows[name].cast(pa.string()).to_pylist() for name in ("instance", "kind", "name"))
+            wanted = []
+            for at, (instance, kind, name, at_ns) in enumerate(
+                zip(*texts, rows["at_monotonic_ns"].to_pylist(), strict=True)
+            ):
+                is_first = kind == "line_crossed" and (instance, name) not in crossed
+                if is_first:
+                    crossed.add((instance, name))
+                if is_first or at_ns <= until_ns.get(instance, -1):
+                    wanted.append(at)
+            yield from _published_order(_events_of(rows.take(pa.array(wanted, pa.int64())), camera))
+
+    def _days_of_events(self, camera: str, since_us: int, until_us: int) -> list[int]:
+        """Return the start of each day that can have events in a time range, in microseconds since 1970."""
+        live = self._live("events", camera, since_us, until_us)["at_utc"].cast(pa.int64()).to_numpy()
+        days = {file.start_us for file in archive_files(self._folder, "events", camera)}
+        days |= {*(np.unique(live // DAY_US) * DAY_US).tolist()}
+        return sorted(day for day in days if day < until_us and day + DAY_US > since_us)
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
         """Return the counts of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
@@ -141,11 +191,12 @@ class Archive:
     def first_counts(self, camera: str, since_us: int, until_us: int) -> dict[str, ArchivedCounts]:
         """Return the first counts of each start of the program in a time range, by `instance`."""
         table = self._table("counts", camera, since_us, until_us)
-        instances = table["instance"].cast(pa.string()).to_pylist()
-        first = {instance: number for number, instance in reversed([*enumerate(instances)])}
+        instances = table["instance"].cast(pa.string()).combine_chunks().dictionary_encode()
+        _, first = np.unique(instances.indices.to_numpy(), return_index=True)
         at_us, at_ns = (table[name].to_numpy() for name in ("at_utc", "at_monotonic_ns"))
         found = {}
-        for instance, number in first.items():
+        for number in first.tolist():
+            instance = instances[number].as_py()
             (same,) = ((at_us == at_us[number]) & (at_ns == at_ns[number])).nonzero()
             rows = [row for row in table.take(same).to_pylist() if row["instance"] == instance]
             (found[instance],) = _counts_of(rows)
@@ -155,6 +206,11 @@ class Archive:
         """Return the gaps of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
         rows = self.rows("gaps", camera, since_us, until_us)
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
+
+    def rows_in_files(self, table: Table, camera: str, since_us: int, until_us: int) -> int:
+        """Return the number of rows in the files that can contain rows of a time range."""
+        files = self._files(table, camera, since_us, until_us)
+        return sum(part.number for part in (Part(file.path.name, table, file.path, None) for file in files))
 
     # --- rows of files and of the live database -----------------------------------------------------------------------
 
@@ -180,40 +236,56 @@ class Archive:
         """
         wanted = None if not columns else [*columns, "frame_id"]
         groups = [
-            _Group(*limits, frames, tracks, number)
+            Group(*limits, frames, tracks, number)
             for frames, tracks in self._pairs(camera, since_us, until_us)
             for number in frames.groups()
-            if (limits := frames.limits(number)) is not None
+            if (limits := frames.limits(number)) is not None and frames.overlaps(number, since_us, until_us)
         ]
-        for together in _overlapping(groups):
+        for together in overlapping(groups):
             frames = pa.concat_tables([each.frames.read(each.number) for each in together])
             limits = together[0].first, max(each.last for each in together)
             parts = {id(each.tracks): each.tracks for each in together}
             tracks = pa.concat_tables([part.between(*limits, wanted) for part in parts.values()])
+            self._check_complete(camera, frames, tracks)
             if len(together) > 1:
                 frames = frames.sort_by("frame_id")
                 if "track_id" in tracks.column_names:
                     tracks = tracks.sort_by([("track_id", "ascending"), ("frame_id", "ascending")])
             yield frames, tracks
 
-    def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[_Part, _Part]]:
-        frames = self._parts("frames", camera, since_us, until_us)
-        tracks = {part.name: part for part in self._parts("tracks", camera, since_us, until_us)}
-        return [(part, tracks.get(part.name, _Part(part.name, "tracks", None, None))) for part in frames]
+    def _check_complete(self, camera: str, frames: pa.Table, tracks: pa.Table) -> None:
+        """Raise `ConfigError` if tracks of some frames are missing, for example because their file was deleted."""
+        expected, number = pc.sum(frames["objects"]).as_py() or 0, tracks.num_rows
+        if expected != number:
+            at_us = pc.min(frames["captured_at"]).cast(pa.int64()).as_py()
+            day, folder = day_of(at_us), camera_folder(self._folder, "tracks", camera)
+            text = f"{folder}: expected {expected} rows for the frames of {day}, got {number}"
+            hint = "restore the files of this day, or choose a time without it"
+            raise ConfigError(text, hint=hint, code="archive-incomplete")
 
-    def _parts(self, table: Table, camera: str, since_us: int, until_us: int) -> list[_Part]:
+    def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[Part, Part]]:
+        """Return the parts of frames that can contain frames of a time range, each with its tracks."""
+        limits = camera, since_us, until_us
+        for _ in range(_ATTEMPTS):
+            frames, tracks = self._parts("frames", *limits), self._parts("tracks", *limits)
+            if [part.path for part in frames[:-1]] == [file.path for file in self._files("frames", *limits)]:
+                break  # no rows were moved in between
+        by_name = {part.name: part for part in tracks}
+        return [(part, by_name.get(part.name, Part(part.name, "tracks", None, None))) for part in frames]
+
+    def _parts(self, table: Table, camera: str, since_us: int, until_us: int) -> list[Part]:
         """Return the files of a table that can contain rows of a time range, oldest first, and then the live rows."""
         for _ in range(_ATTEMPTS):
-            files = [
-                file
-                for file in archive_files(self._folder, table, camera)
-                if file.start_us < until_us and file.start_us + DAY_US > since_us
-            ]
+            files = self._files(table, camera, since_us, until_us)
             live = self._live(table, camera, since_us, until_us)
-            if files == [file for file in files if file.path.exists()]:
-                break  # no file was moved or joined in between
-        parts = [_Part(file.path.name, table, file.path, None) for file in files]
-        return [*parts, _Part(LIVE_NAME, table, None, live)]
+            if files == self._files(table, camera, since_us, until_us):
+                break  # no file was added, moved, or joined in between
+        parts = [Part(file.path.name, table, file.path, None) for file in files]
+        return [*parts, Part(LIVE_NAME, table, None, live)]
+
+    def _files(self, table: Table, camera: str, since_us: int, until_us: int) -> list[ArchiveFile]:
+        files = archive_files(self._folder, table, camera)
+        return [file for file in files if file.start_us < until_us and file.start_us + DAY_US > since_us]
 
     def _live(self, table: Table, camera: str, since_us: int, until_us: int) -> pa.Table:
         if not (self._folder / LIVE_NAME).exists():
@@ -227,90 +299,14 @@ class Archive:
             raise ConfigError(f"{self._folder / LIVE_NAME}: {error}", code="archive-unreadable") from error
 
 
-class _Part:
-    """The rows of one table in one file, or in the live database."""
-
-    def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
-        self.name = name
-        self._table = table
-        self._rows = rows
-        self._file: pq.ParquetFile | None = None
-        if path is not None:
-            try:
-                self._file = pq.ParquetFile(path)
-                version = (self._file.metadata.metadata or {}).get(b"vision.archive", b"").decode()
-            except (OSError, pa.ArrowException) as error:
-                raise ConfigError(f"{path} cannot be read: {error}", code="archive-unreadable") from error
-            if version != FORMAT:
-                text = f"{path}: expected version {FORMAT} of the archive, got {version or 'none'}"
-                raise ConfigError(text, hint="use the version of vision that wrote it", code="archive-version")
-
-    @property
-    def number(self) -> int:
-        """The number of rows."""
-        rows = 0 if self._rows is None else self._rows.num_rows
-        return rows if self._file is None else int(self._file.metadata.num_rows)
-
-    def groups(self) -> range:
-        """Return the numbers of the row groups."""
-        return range(1 if self._file is None else self._file.num_row_groups)
-
-    def limits(self, group: int) -> tuple[int, int] | None:
-        """Return the lowest and the highest `frame_id` of a row group; None if the group is empty."""
-        if self._file is not None:
-            found = self._file.metadata.row_group(group).column(0).statistics
-            if found is not None and found.has_min_max:
-                return found.min, found.max
-        ids = pc.min_max(self.read(group, ["frame_id"])["frame_id"]).as_py()
-        return None if ids["min"] is None else (ids["min"], ids["max"])
-
-    def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of one row group; all rows if `group` is None."""
-        if self._file is None:
-            rows = SCHEMAS[self._table].empty_table() if self._rows is None else self._rows
-            return rows if columns is None else rows.select(columns)
-        if group is None:
-            return self._file.read(columns).replace_schema_metadata(None)
-        return self._file.read_row_group(group, columns).replace_schema_metadata(None)
-
-    def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
-        """Return the rows whose `frame_id` is from `first` to `last`, inclusive."""
-        found = []
-        for group in self.groups():
-            limits = self.limits(group)
-            if limits is not None and limits[0] <= last and limits[1] >= first:
-                found.append(self.read(group, columns))
-        frame_id = pc.field("frame_id")
-        tables = pa.concat_tables(found) if found else self.read(None, columns).slice(0, 0)
-        return tables.filter((frame_id >= first) & (frame_id <= last))
-
-
-class _Group(NamedTuple):
-    """A row group of `frames`, and the part that contains its tracks."""
-
-    first: int  # lowest `frame_id`
-    last: int  # highest `frame_id`
-    frames: _Part
-    tracks: _Part
-    number: int
-
-
-def _overlapping(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-    """Yield the groups in the order of their frames. Groups whose ranges overlap are in the same list.
-
-    Ranges overlap if the clock of the machine was set back, because a file contains one hour of this clock.
-    """
-    together: list[_Group] = []
-    for group in sorted(groups, key=lambda each: each[:2]):
-        if together and group.first > max(each.last for each in together):
-            yield together
-            together = []
-        together.append(group)
-    if together:
-        yield together
-
-
 # --- events and counts ------------------------------------------------------------------------------------------------
+
+
+def _published_order(events: Sequence[ArchivedEvent]) -> list[ArchivedEvent]:
+    """Sort events, which are in the order of time, in the order of their publication."""
+    # Times can go back within one start of the program, but epochs and numbers of frames cannot.
+    starts = {each.instance: number for number, each in reversed([*enumerate(events)])}
+    return sorted(events, key=lambda each: (starts[each.instance], each.epoch, each.frame))
 
 
 def _events_of(table: pa.Table, camera: str) -> list[ArchivedEvent]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vision.analytics.recorded_objects import RecordedTracks
+from vision.analytics.recorded_samples import sorted_order
 from vision.types import STEPS_PER_PX
 
 _BLOCK_ROWS: Final = 50_000  # the arrays of a block should fit into the caches of the CPU
@@ -26,6 +27,8 @@ class ArchivedBlock:
     frames: Sequence[int]  # (F,) number of each frame, as in messages
     at_us: NDArray[np.int64]  # (F,) capture time, microseconds since 1970 (UTC)
     tracks: RecordedTracks
+    settled_us: int = 0
+    """This frame and all later ones were captured after this time. Times can go back only within about an hour."""
 
 
 def numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
@@ -40,10 +43,13 @@ def captured_ns(frames: pa.Table) -> NDArray[np.int64]:
     return rounded_ns + columns["captured_rest_ns"]
 
 
-def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
+def blocks_of(
+    frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int, settled_us: int
+) -> Iterator[ArchivedBlock]:
     """Yield the frames from `since_us` to before `until_us` (µs since 1970, UTC), in blocks.
 
-    The rows of `frames` must be in the order of publication. Those of `tracks` must be sorted by track, then by frame.
+    `settled_us` is a time before all frames of `frames` and of later calls. The rows of `frames` must be in the order
+    of publication. Those of `tracks` must be sorted by track, then by frame.
     """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
@@ -75,6 +81,7 @@ def blocks_of(frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int) 
                     rows.hidden_px[first:last],
                     rows.previous_xyxy[first:last],
                 ),
+                settled_us,
             )
 
 
@@ -105,10 +112,7 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
         frames: index (N,) of the frame of each row. The rows are in the order of tracks, then frames.
         shifts: the column `order_shift` (N,).
     """
-    small = (
-        frames.astype(np.uint16) if len(frames) and frames.max() < 1 << 16 else frames
-    )  # sorted several times faster
-    by_frame = small.argsort(kind="stable")
+    by_frame = sorted_order(frames)
     if not shifts.any():
         return by_frame
     order = np.empty_like(by_frame)

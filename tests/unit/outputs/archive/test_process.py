@@ -17,9 +17,10 @@ import psutil
 import pytest
 import yaml
 
+from tests.rejudge import rejudge
 from vision.config import load_config
 from vision.evaluation.whatif.difference import compare
-from vision.evaluation.whatif.rejudge import Judge, rejudge
+from vision.evaluation.whatif.judge import Judge
 from vision.outputs.archive.reader import Archive
 
 pytestmark = pytest.mark.integration
