@@ -6,7 +6,6 @@ The camera is asked only after the failure, because many cameras serve few conne
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -70,6 +69,8 @@ def network_error(camera: CameraConfig, answer: Answer) -> SourceError:
 
 
 def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
+    import ssl  # as in `vision.config.tls`
+
     port = url.port or _PORTS[url.scheme]
     match error:
         case socket.gaierror():

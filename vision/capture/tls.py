@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vision.config.fields import ACCEPT_ANY, VERIFY
 from vision.config.tls import tls_context
 from vision.errors import SourceError
+
+if TYPE_CHECKING:
+    import ssl
 
 _SYSTEM_BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
@@ -28,6 +30,8 @@ def client_context(tls: str) -> ssl.SSLContext:
     Raises:
         SourceError: the PEM file cannot be read, or contains no certificate.
     """
+    import ssl  # as in `vision.config.tls`
+
     if tls == ACCEPT_ANY:
         context = tls_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -52,5 +56,7 @@ def ffmpeg_options(tls: str) -> Mapping[str, str]:
 
 def _system_bundle() -> str | None:
     """Return the path of the file with the system's certificates; None if there is none at a known path."""
+    import ssl
+
     paths = (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES)
     return next((path for path in paths if path is not None and Path(path).is_file()), None)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import av
@@ -30,13 +30,15 @@ from vision.capture.ffmpeg.bindings import (
     time_ns,
 )
 from vision.capture.ffmpeg.decoder import JpegStream
-from vision.capture.ffmpeg.http import JpegConnection, request
 from vision.capture.packet_tap import PacketTap
 from vision.capture.source import SkippedFrames
 from vision.capture.tls import ffmpeg_options
 from vision.config import CameraConfig
 from vision.config.source_address import NETWORK, Http, Rtsp
 from vision.errors import EndOfStream, SourceError
+
+if TYPE_CHECKING:
+    from vision.capture.ffmpeg.http import JpegConnection
 
 Coded: TypeAlias = "Packet[Any] | bytes"
 """A packet of a container, or a JPEG."""
@@ -84,6 +86,8 @@ class Connecting:
         assert isinstance(address, NETWORK)
         self._resolve(address)
         if isinstance(address, Http):
+            from vision.capture.ffmpeg.http import JpegConnection, request
+
             answer = request(camera)
             if answer.has_jpegs:
                 if self._tap is not None:
