@@ -126,8 +126,8 @@ def _import_shipped(name: str) -> ModuleType:
 def _require_trusted(path: Path) -> None:
     """Raise `ConfigError` if other users can change the program in a file or replace the file."""
     try:
-        require_private_folder(path.parent, content="programs")
-        require_private_file(path)
+        require_private_folder(path.parent, content="programs", shared=True)
+        require_private_file(path, shared=True)
     except Untrusted as error:
         raise ConfigError(f"pipeline: {error.args[0]}", hint=error.hint, code="pipeline-untrusted") from error
 

@@ -100,8 +100,8 @@ def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
             hint="the library was replaced or damaged: fetch it again, or change `sha256` if you built it again",
             code="plugin-sha256",
         )
-    require_private_folder(folder, content="plugin libraries")
-    require_private_file(folder / _SPEC_NAME)
+    require_private_folder(folder, content="plugin libraries", shared=True)
+    require_private_file(folder / _SPEC_NAME, shared=True)
     return contents
 
 

@@ -56,7 +56,7 @@ from vision.outputs.archive.process import ArchiveProcess
 from vision.outputs.onvif.process import MetadataProcess
 from vision.outputs.page.process import PageProcess, page_settings
 from vision.outputs.sinks.process import open_sinks
-from vision.runtime.model_trust import warn_if_replaceable
+from vision.runtime.model_trust import require_trusted_model
 from vision.runtime.monitoring.process import open_monitoring
 from vision.runtime.recording import Packets
 from vision.runtime.runtime import Runtime
@@ -120,18 +120,18 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
         name: name of a shipped model, or path of a folder with model.yaml or of an ONNX file.
 
     Raises:
-        ModelError: there is no such model, its model.yaml is invalid, or `name` is an ONNX file that does not describe
-            the model completely.
+        ModelError: there is no such model, its model.yaml is invalid, other users can replace it, or `name` is an ONNX
+            file that does not describe the model completely.
         Unavailable: a file cannot be read at present, for example because the disk fails.
     """
     folder = folder_of_model(name, shipped_models())
     if is_file(folder) and folder.suffix == ONNX_SUFFIX:
-        warn_if_replaceable(folder.parent, folder)
+        require_trusted_model(folder.parent, folder)
         return folder.parent, spec_of_file(folder)
     if exists(folder):
         spec = load_model_spec(folder)
         if folder.parent != shipped_models():
-            warn_if_replaceable(folder, folder / spec.file)
+            require_trusted_model(folder, folder / spec.file)
         return folder, spec
     if is_model_path(name):
         text, hint = f"the model {folder} does not exist", "a path is relative to the folder of camera.yaml"
@@ -155,11 +155,15 @@ def _class_names(config: AppConfig) -> tuple[str, ...]:
 
 
 def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
-    """Return the folder and the specification of the second model. Raise `ModelError` if it is missing or invalid."""
+    """Return the folder and the specification of the second model.
+
+    Raises:
+        ModelError: the model is missing or invalid, or other users can replace it.
+    """
     folder = folder_of_model(cascade.model, shipped_models())
     spec = load_classifier_spec(folder)
     if folder.parent != shipped_models():
-        warn_if_replaceable(folder, folder / spec.file)
+        require_trusted_model(folder, folder / spec.file)
     return folder, spec
 
 

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import pwd
+import shlex
 import stat
 import tempfile
 import time
@@ -27,6 +28,7 @@ from vision.errors import ModelError, Unavailable, from_os_error, is_passing
 _log = logging.getLogger(__name__)
 
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_FIRST_USER_GROUP: Final = 1000
 _RESTRICTED: Final = 0o640  # for files about people: only the user and the group of the program can read them
 _OTHER_FOLDER: Final = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to a folder of your own"
 
@@ -54,15 +56,47 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision" / name
 
 
-def _who_may_write(status: os.stat_result) -> str:
-    """Return a text that states which other users can write to a file; an empty text if none can."""
-    if status.st_uid not in (os.geteuid(), 0):
+def _who_may_write(status: os.stat_result, *, shared: bool = False) -> str:
+    """Return a text that states which other users can write to a file; an empty text if none can.
+
+    For `shared`, see `require_private_folder`.
+    """
+    if status.st_uid not in (os.geteuid(), 0) and not (shared and _is_no_other_user(status.st_uid)):
         return f"belongs to user {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
         return "can be written by everyone"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != 0 and not _is_private_group(status.st_gid):
+    if (
+        status.st_mode & stat.S_IWGRP
+        and status.st_gid != 0
+        and not _is_private_group(status.st_gid)
+        and not (shared and _has_no_members(status.st_gid))
+    ):
         return f"can be written by group {status.st_gid}"
     return ""
+
+
+def _is_no_other_user(user_id: int) -> bool:
+    """Return True if a user does not exist on this machine, or started this process with `sudo`."""
+    if os.geteuid() == 0 and os.environ.get("SUDO_UID") == str(user_id):
+        return True
+    try:
+        pwd.getpwuid(user_id)
+    except KeyError:
+        return True
+    return False
+
+
+def _has_no_members(group_id: int) -> bool:
+    """Return True if a group does not exist on this machine, or is a group of the system without members.
+
+    The members of a group with a higher id can be unknown, because directories such as LDAP do not list them.
+    """
+    members = {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == group_id}
+    try:
+        members |= set(grp.getgrgid(group_id).gr_mem)
+    except KeyError:
+        return not members
+    return group_id < _FIRST_USER_GROUP and not members - {"root"}
 
 
 def _is_private_group(group_id: int) -> bool:
@@ -75,10 +109,13 @@ def _is_private_group(group_id: int) -> bool:
         return False
 
 
-def require_private_folder(folder: Path, *, content: str = "engines") -> None:
+def require_private_folder(folder: Path, *, content: str = "engines", shared: bool = False) -> None:
     """Check that other users cannot create or replace files in a folder. `content` names the files in error messages.
 
     Sticky folders above the folder, such as /tmp, are accepted if they belong to this user or to root.
+
+    If `shared` is True, users and groups that do not exist on this machine are no other users. This is the case in a
+    container that sees a folder of the machine outside.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -88,27 +125,36 @@ def require_private_folder(folder: Path, *, content: str = "engines") -> None:
     for path in (resolved, *resolved.parents):
         status = path.stat()
         is_mine, is_sticky = status.st_uid == os.geteuid(), bool(status.st_mode & stat.S_ISVTX)
-        reason = _who_may_write(status)
+        reason = _who_may_write(status, shared=shared)
         if not reason or (path != resolved and is_sticky and (is_mine or status.st_uid == 0)):
             continue
         is_cache = content == "engines"
         hint = _OTHER_FOLDER if is_cache else "choose a folder that no other user can write to"
-        if is_mine and not is_sticky:  # other users need a sticky folder as it is
-            hint = f"`chmod go-w {path}`, or {hint}"
+        if not is_sticky:  # other users need a sticky folder as it is
+            hint = f"{_remedy(path, status)}, or {hint}"
             if path == resolved and is_cache:
                 hint += "; then `vision build MODEL --force`"
         raise Untrusted(f"{path} {reason}, so the {content} in {folder} cannot be trusted", hint=hint)
 
 
-def require_private_file(path: Path) -> None:
-    """Check that no other user except root can write a file. Follow links.
+def _remedy(path: Path, status: os.stat_result) -> str:
+    """Return the command that takes a file away from other users."""
+    sudo = "" if status.st_uid == os.geteuid() or os.geteuid() == 0 else "sudo "
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"`{sudo}chown {os.geteuid()} {shlex.quote(str(path))}`"
+    return f"`{sudo}chmod go-w {shlex.quote(str(path))}`"
+
+
+def require_private_file(path: Path, *, shared: bool = False) -> None:
+    """Check that no other user except root can write a file. Follow links. See `require_private_folder` for `shared`.
 
     Raises:
         OSError: the file does not exist, or cannot be examined.
         Untrusted: another user can write the file.
     """
-    if reason := _who_may_write(path.stat()):
-        raise Untrusted(f"{path} {reason}", hint=f"`chmod go-w {path}`, or change its owner")
+    status = path.stat()
+    if reason := _who_may_write(status, shared=shared):
+        raise Untrusted(f"{path} {reason}, so it cannot be trusted", hint=_remedy(path, status))
 
 
 def make_private_folder(folder: Path) -> None:
