@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages.processes import wait_until
 from tests.paths import ROOT
 from tests.systemd.container import Container, booted
 
@@ -33,6 +34,10 @@ def stage(result):
     time.sleep(1e6)
 
 build = pipeline_with([stage])
+"""
+FAILS = """
+def build(config, options, resources):
+    raise RuntimeError("fails at once")
 """
 FREEZES = HANGS.replace("time.sleep(1e6)", "__import__('ctypes').PyDLL(None).sleep(1000)")
 
@@ -156,6 +161,18 @@ def test_hang_ends_the_service_with_all_stacks_and_a_restart(container: Containe
     container.wait_for(unit, "NRestarts", "1")
     assert "time.sleep(1e6)" in container.journal(unit)
     container.run("systemctl", "stop", unit)
+
+
+def test_service_that_fails_at_once_waits_before_it_is_started_again(container: Container) -> None:
+    container.write("/etc/vision/fails.py", FAILS)
+    config = CONFIG.replace("pipeline: count", "pipeline: fails.py").split("analytics:")[0]
+    unit = add_service(container, "fails", config)
+    container.run("systemctl", "start", unit, check=False)
+    wait_until(lambda: "3 failures, waiting 8 s" in container.journal(unit), "a wait of 8 s", 120)
+    assert "2 failures, waiting 4 s" in container.journal(unit)
+    container.run("systemctl", "stop", unit)
+    container.wait_for(unit, "ActiveState", "inactive")
+    assert container.run("ls", "/run/vision").stdout.count("failures") == 0
 
 
 def test_watchdog_of_systemd_ends_a_frozen_service(container: Container) -> None:

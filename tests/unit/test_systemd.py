@@ -1,8 +1,9 @@
-"""systemd accepts the service file, and each of its restrictions lowers the exposure of the service."""
+"""systemd accepts the unit, each restriction in it lowers the exposure, and its commands count failures."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -73,3 +74,64 @@ def test_each_restriction_lowers_the_exposure(
     assert removed
     failed = [name for name, check in checks(tmp_path, text).items() if check != passed[name]]
     assert failed != []
+
+
+def command(name: str, folder: Path) -> str:
+    """Return the shell command of `ExecStartPre` or `ExecStopPost` that counts failures, with its folder replaced."""
+    (line,) = [
+        text for text in UNIT.read_text().splitlines() if text.startswith(f"{name}=-/bin/sh") and ".failures" in text
+    ]
+    script = line.removeprefix(f"{name}=-/bin/sh -c '").removesuffix("'")
+    return script.replace("%t/vision", str(folder)).replace("%i", "shop").replace("%%", "%").replace("$$", "$")
+
+
+def end(folder: Path, *, result: str = "exit-code", status: str = "1") -> None:
+    """Run the command that follows the end of the service."""
+    variables = {"SERVICE_RESULT": result, "EXIT_STATUS": status}
+    subprocess.run(["sh", "-c", command("ExecStopPost", folder)], check=True, env=os.environ | variables)
+
+
+def wait_s(folder: Path) -> int:
+    """Run the command before the start of the service. Return for how many seconds it waits."""
+    script = f'sleep() {{ echo "$1" >>"{folder}/slept"; }}; {command("ExecStartPre", folder)}'
+    subprocess.run(["sh", "-c", script], check=True)
+    slept = folder / "slept"
+    waited = int(slept.read_text()) if slept.exists() else 0
+    slept.unlink(missing_ok=True)
+    return waited
+
+
+def test_starts_after_failures_wait_longer_and_longer(tmp_path: Path) -> None:
+    waits = [wait_s(tmp_path)]
+    for _ in range(9):
+        end(tmp_path)
+        waits.append(wait_s(tmp_path))
+    assert waits == [0, 0, 4, 8, 16, 32, 64, 120, 120, 120]
+
+
+@pytest.mark.parametrize(("result", "status"), [("success", "0"), ("exit-code", "78")])
+def test_orderly_stop_and_error_of_an_operator_are_no_failures(tmp_path: Path, result: str, status: str) -> None:
+    for _ in range(3):
+        end(tmp_path)
+    end(tmp_path, result=result, status=status)
+    assert wait_s(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_long_after_the_last_one_counts_as_the_first(tmp_path: Path) -> None:
+    for _ in range(4):
+        end(tmp_path)
+    count, at_s = (tmp_path / "shop.failures").read_text().split()
+    assert count == "4"
+    (tmp_path / "shop.failures").write_text(f"4 {int(at_s) - 601}\n")
+    end(tmp_path)
+    assert (tmp_path / "shop.failures").read_text().startswith("1 ")
+
+
+@pytest.mark.parametrize("content", ["", "x\n", "1\n"])
+def test_damaged_count_does_not_prevent_a_start(tmp_path: Path, content: str) -> None:
+    (tmp_path / "shop.failures").write_text(content)
+    done = subprocess.run(["sh", "-c", command("ExecStartPre", tmp_path)], check=False)  # `-` ignores the exit code
+    assert done.returncode in (0, 1, 2)
+    end(tmp_path, result="success")
+    assert not (tmp_path / "shop.failures").exists()

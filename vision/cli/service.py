@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import re
 import shlex
 import shutil
 import subprocess
@@ -31,8 +30,6 @@ _CONFIGS: Final = Path("/etc/vision")
 _PROGRAM: Final = "/opt/vision/bin/vision"  # in the shipped unit
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # folders that the service cannot see
 _GROUPS: Final = ("video", "render")  # of cameras and GPUs
-_STEPS_SINCE: Final = 254  # version of systemd that can increase the time between restarts
-_RESTART: Final = "[Service]\nRestartSteps=8\nRestartMaxDelaySec=2min\n"
 _JETSON: Final = "# The daemon for CSI cameras has its socket in /tmp.\n[Service]\nPrivateTmp=no\n"
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this option, the command only prints the steps.")]
@@ -150,8 +147,6 @@ def _installation(config: Path | None, name: str | None) -> Iterator[Step]:
         yield Run(["usermod", "--append", "--groups", ",".join(groups), USER])
     yield Write(_UNITS / UNIT.name, UNIT.read_text(encoding="utf-8").replace(_PROGRAM, program), 0o644)
     drop_ins = _UNITS / f"{UNIT.name}.d"
-    if systemd_version() >= _STEPS_SINCE:
-        yield Write(drop_ins / "restart.conf", _RESTART, 0o644)
     if TEGRA_RELEASE.exists():
         yield Write(drop_ins / "jetson.conf", _JETSON, 0o644)
     if config is not None and name is not None:
@@ -234,16 +229,6 @@ def _program() -> str:
         hint = "install it in a system folder: `python3 -m venv /opt/vision`, then `/opt/vision/bin/pip install ...`"
         raise VisionError(f"the service cannot see {program}", hint=hint, code="program-hidden")
     return str(program)
-
-
-def systemd_version() -> int:
-    """Return the version of systemd; 0 if systemd is not installed, or its version is unknown."""
-    try:
-        done = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    match = re.match(r"systemd (\d+)", done.stdout)
-    return int(match[1]) if match else 0
 
 
 def _exists(find: Callable[[str], object], name: str) -> bool:
