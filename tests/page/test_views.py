@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.page.conftest import OpenInBrowser, StartProgram
-from tests.page.harness import PROGRAM_AWAY, TWO_CAMERAS
+from tests.page.harness import PROGRAM_AWAY, TWO_CAMERAS, serve
+from tests.page.samples import busy_state, counts
 from tests.paths import ROOT
 
 NO_BARS = """[...document.querySelectorAll(".view canvas")].slice(-1).every((canvas) =>
@@ -41,10 +42,52 @@ def test_page_says_that_the_program_is_away_and_continues_when_it_is_back(
     opened.expected_errors = PROGRAM_AWAY
     page = opened.page
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
+    program.stop()
+    page.wait_for_selector("#connection.bad")
+    assert page.locator("main").evaluate("(element) => getComputedStyle(element).filter") == "grayscale(1)"
+    page.click("nav a:text-is('History')")  # cannot be loaded yet
     program.restart()
-    page.wait_for_selector("#connection:not(:empty)")
-    page.wait_for_selector("#connection:not(.bad)")
+    page.wait_for_selector("h1:text-is('History')")
+    page.wait_for_selector("#connection:not(.bad) >> text=The program started")
+    page.click("nav a:text-is('Cameras')")
     page.wait_for_selector(".tile[data-state=streaming] >> nth=1")
+
+
+def test_events_are_loaded_again_after_the_server_was_away(open_page: OpenInBrowser) -> None:
+    with serve(busy_state("north")) as url:
+        opened = open_page(url)
+        opened.expected_errors = "ERR_FAILED"
+        page = opened.page
+        page.wait_for_selector(".tile")
+        page.route("**/api/**", lambda route: route.abort())
+        page.evaluate("location.hash = '#/events'")
+        page.wait_for_selector("main [role=status] >> text=does not answer")
+        page.wait_for_selector("#connection.bad")
+        page.unroute("**/api/**")
+        page.wait_for_selector(".event >> nth=5")
+
+
+def test_an_unknown_camera_cannot_be_edited(open_page: OpenInBrowser) -> None:
+    with serve(busy_state("north")) as url:
+        page = open_page(f"{url}/#/camera/north").page
+        page.wait_for_selector("a:text-is('Edit lines and zones')")
+        page.evaluate("location.hash = '#/camera/nothing'")
+        page.wait_for_selector("h1:text-is('nothing')")
+        assert page.locator("a:text-is('Edit lines and zones')").count() == 0
+
+
+def test_a_refresh_of_the_history_keeps_unfolded_numbers(open_page: OpenInBrowser) -> None:
+    state = busy_state("north")
+    with serve(state) as url:
+        opened = open_page(f"{url}/#/history")
+        page = opened.page
+        page.wait_for_selector(".plot >> nth=2")
+        page.clock.install()
+        page.locator(".plot summary").first.click()
+        state.add(counts("north", 0.0, 1000))
+        page.clock.fast_forward(61_000)
+        opened.wait_until("/\\b70\\d\\b/.test(document.querySelector('.scroll table').innerText)")
+        assert page.locator(".plot details[open]").count() == 1
 
 
 COUNTING = """

@@ -21,6 +21,14 @@ KINDS: Final = {
     "camera_frozen": "camera frozen",
     "camera_moved": "camera moved",
     "camera_covered": "camera covered",
+    "camera_realigned": "camera realigned",
+    "recording_stopped": "recording stopped",
+    "recording_resumed": "recording resumed",
+    "disk_low": "disk low",
+    "disk_free": "disk free",
+    "events_lost": "events lost",
+    "gpu_unused": "GPU unused",
+    "started": "program started",
 }
 """For each kind of event that the filter offers, the words for the title of an event."""
 

@@ -22,6 +22,9 @@ LIVE_STEP_S: Final = 300
 KEPT_S: Final = 24 * 3600
 """Lengths in seconds of a bucket, and of the whole time that this process keeps in memory."""
 
+SHORTEST_S: Final = 3600
+"""Length in seconds of the shortest plot. The axis of a plot with a single bucket would show years."""
+
 
 class Sample(NamedTuple):
     """The totals of a line or a zone at one time."""
@@ -154,11 +157,14 @@ class LiveHistory:
     def history(self, camera: str, since_s: float, until_s: float) -> History:
         """Return the history of a camera until `until_s`.
 
-        It starts at `since_s`, at the start of the process, or `KEPT_S` seconds before `until_s`, whichever is latest.
+        It starts at `since_s`, at the start of the process, or `KEPT_S` seconds before `until_s`, whichever is latest,
+        but has buckets for at least `SHORTEST_S`.
         """
         since_s = max(since_s, self.since_s, until_s - KEPT_S)
         buckets = self._cameras.get(camera) or CountBuckets(LIVE_STEP_S)
-        return buckets.history("memory", since_s, until_s)
+        history = buckets.history("memory", min(since_s, until_s - SHORTEST_S), until_s)
+        history.since_s = since_s
+        return history
 
 
 def history_of(samples: Iterable[Sample], *, step_s: int, offset_s: int, since_s: float, until_s: float) -> History:

@@ -12,6 +12,8 @@ from vision.outputs.page.event_texts import KIND_OPTIONS
 from vision.outputs.page.state import Snapshot
 from vision.outputs.page.texts import Rows, duration, number, rows_of, text_of
 
+_STARTED_S: Final = 15.0  # how long the page says that the program has started
+_NAMED: Final = 3  # number of cameras without frames that the summary names
 _WORKING: Final = ("streaming", "ended")
 _STATES: Final = {"backing-off": "no connection"}  # states whose names users do not know
 _LEVELS: Final = {"streaming": "good", "connecting": "warn", "frozen": "warn", "backing-off": "bad"}  # CSS classes
@@ -23,7 +25,6 @@ def overview(snapshot: Snapshot, opened: str = "") -> dict[str, Any]:
     """Return the state of the program and of all cameras. The camera whose id is `opened` has the key ``details``."""
     node, cameras, counts = snapshot.node, snapshot.cameras, snapshot.counts
     return {
-        "instance": None if node is None else node.instance,
         "notice": _notice(snapshot),
         "silent": snapshot.silent and node is not None,
         "summary": "" if node is None else _summary(node, cameras),
@@ -40,19 +41,18 @@ def overview(snapshot: Snapshot, opened: str = "") -> dict[str, Any]:
 def _notice(snapshot: Snapshot) -> str:
     if snapshot.node is None:
         return "Waiting for the program."
-    return f"No status from the program for {snapshot.age_s:.0f} s." if snapshot.silent else ""
+    if snapshot.silent:
+        return f"No status from the program for {snapshot.age_s:.0f} s."
+    uptime_s = snapshot.node.uptime_s + snapshot.age_s
+    return f"The program started {uptime_s:.0f} s ago." if uptime_s < _STARTED_S else ""
 
 
 def _summary(node: NodeStatusMessage, cameras: list[CameraStatusMessage]) -> str:
-    working = sum(camera.state in _WORKING for camera in cameras)
-    rate = number(node.rates.get("published"))
-    parts = [
-        node.node,
-        f"{working} of {len(cameras)} cameras work",
-        f"{rate} frames/s",
-        f"up {duration(node.uptime_s)}",
-    ]
-    return " · ".join(parts)
+    others = [camera.camera for camera in cameras if camera.state not in _WORKING]
+    names = f", except {', '.join(others[:_NAMED])}{', …' if len(others) > _NAMED else ''}" if others else ""
+    working = f"{len(cameras) - len(others)} of {len(cameras)} cameras work{names}"
+    rate = f"{number(node.rates.get('published'))} frames/s"
+    return " · ".join([node.node, working, rate, f"up {duration(node.uptime_s)}"])
 
 
 def _camera(status: CameraStatusMessage) -> dict[str, Any]:

@@ -63,6 +63,15 @@ def test_memory_keeps_one_day() -> None:
     assert set(found.series[0].first) == {0, 1}  # the last bucket is still empty
 
 
+def test_history_of_a_short_time_has_the_buckets_of_an_hour() -> None:
+    now_s = time.time()
+    history = LiveHistory()
+    history.add(counts(now_s, 1, 0, 0))
+    found = history.history("gate", now_s - 86_400, now_s)
+    assert len(found.times) == 3600 // LIVE_STEP_S + 1
+    assert found.since_s == history.since_s
+
+
 def test_archive_and_memory_have_the_same_totals(tmp_path: Path) -> None:
     now_s = time.time()
     messages = [counts(now_s - 7200 + 60 * number, 5 + number, 2 * number, number % 4) for number in range(100)]

@@ -76,7 +76,7 @@ def test_camera_has_texts_for_its_tile_and_its_details() -> None:
     details = dict(gate["details"])
     assert (details["frame"], details["latency in ms"]) == ("640 × 480", "p50 7.4, p99 20.0, max 30.0")
     assert (details["line door"], details["zone queue"]) == ("in 5, out 2", "occupancy 5, entered 5, left 1")
-    assert content["summary"] == "node-1 · 1 of 2 cameras work · 25 frames/s · up 2 h 1 min"
+    assert content["summary"] == "node-1 · 1 of 2 cameras work, except yard · 25 frames/s · up 2 h 1 min"
     assert (content["counting"], content["notice"], content["silent"]) == (["gate"], "", False)
 
 
@@ -87,15 +87,31 @@ def test_camera_without_a_connection_states_the_reason_and_the_next_attempt() ->
     assert camera["reason"] == "refused – check the address – Next attempt in 4 s."
 
 
-def test_page_says_that_the_program_is_silent() -> None:
+def test_page_says_that_the_program_has_started_and_that_it_is_silent() -> None:
     now_s = 0.0
     state = PageState(1.0, clock=lambda: now_s)
     client = client_of(state)
-    assert client.get("/api/state").json()["notice"] == "Waiting for the program."
+
+    def notice() -> str:
+        return str(client.get("/api/state").json()["notice"])
+
+    assert notice() == "Waiting for the program."
+    state.add(node(uptime_s=3.0))
+    now_s = 2.0
+    assert notice() == "The program started 5 s ago."
+    state.add(node(uptime_s=30.0))
+    assert notice() == ""
+    now_s = 17.0
+    assert notice() == "No status from the program for 15 s."
+    assert client.get("/api/state").json()["silent"]
+
+
+def test_summary_names_at_most_three_cameras_that_do_not_work() -> None:
+    state = PageState(1.0)
     state.add(node())
-    now_s = 15.0
-    content = client.get("/api/state").json()
-    assert (content["notice"], content["silent"]) == ("No status from the program for 15 s.", True)
+    for name in "edcba":
+        state.add(status(name, "connecting"))
+    assert "0 of 5 cameras work, except a, b, c, … ·" in client_of(state).get("/api/state").json()["summary"]
 
 
 def test_health_lists_the_program_and_the_machine() -> None:

@@ -3,7 +3,6 @@ import { Component, html, render, request } from "./ui.js";
 
 const VIEWS = ["camera", "edit", "events", "history"]; // modules that are loaded when they are needed
 const INTERVAL_MS = 1000;
-const RESTARTED_MS = 10000; // how long a restart is announced
 
 class App extends Component {
   componentDidMount() {
@@ -13,6 +12,7 @@ class App extends Component {
       if (key === "Escape" && !defaultPrevented && this.state.view === "camera") location.hash = "#/";
     });
     this.open();
+    this.refresh();
   }
 
   // Open the view of the address, which is `#/VIEW` or `#/VIEW/CAMERA`. `previous` is the address before.
@@ -20,12 +20,13 @@ class App extends Component {
     const { hash } = location;
     const [, name, parameter = ""] = hash.split(/[/?]/);
     const view = VIEWS.includes(name) ? name : "overview";
-    const { View } = await import(`./${view}.js`);
-    const id = new URLSearchParams(`id=${parameter}`).get("id"); // accepts each `%` that a person types
+    this.id = new URLSearchParams(`id=${parameter}`).get("id"); // accepts each `%` that a person types
+    const module = await import(`./${view}.js`).catch(() => null);
+    if (!module) return setTimeout(() => this.open(previous), INTERVAL_MS); // the program is away
     if (hash !== location.hash) return;
     if (previous) this.focus();
     scrollTo(0, 0);
-    this.setState({ View, view, id, previous }, () => this.refresh());
+    this.setState({ View: module.View, view, id: this.id, previous }, () => this.refresh());
   }
 
   focus = () => document.getElementById("main").focus();
@@ -35,21 +36,20 @@ class App extends Component {
     clearTimeout(this.timer);
     if (document.hidden || this.isBusy) return;
     this.isBusy = true;
-    const answer = await request(`/api/state?${new URLSearchParams({ camera: this.state.id })}`);
+    const answer = await request(`/api/state?${new URLSearchParams({ camera: this.id })}`);
     this.isBusy = false;
     const { program } = this.state;
-    if (answer.error) this.setState({ problem: answer.error });
-    else {
+    if (answer.error) {
+      // Lists of events are loaded again when the number of events changes, also to the same one after a problem.
+      this.setState({ problem: `${answer.error} Trying again.`, program: program && { ...program, events: -1 } });
+    } else {
       if (program && program.assets !== answer.assets) location.reload();
-      if (program?.instance && program.instance !== answer.instance) this.restartedAt = Date.now();
       this.setState({ program: answer, problem: "" });
     }
     this.timer = setTimeout(() => this.refresh(), INTERVAL_MS);
   }
 
   render(_props, { View, view, id, previous, program, problem }) {
-    const isRestarted = Date.now() < this.restartedAt + RESTARTED_MS;
-    const notice = problem ? `${problem} Trying again.` : program?.notice || (isRestarted && "The program was restarted.");
     const current = view === "events" || view === "history" ? view : "";
     const tab = (name, text) => html`<a href="#/${name}" aria-current=${name === current ? "page" : null}>${text}</a>`;
     return html`
@@ -57,7 +57,7 @@ class App extends Component {
       <header class="bar">
         <a href="#/"><strong>vision</strong></a>
         <nav aria-label="Views">${tab("", "Cameras")} ${tab("events", "Events")} ${tab("history", "History")}</nav>
-        <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${notice}</p>
+        <p id="connection" class=${problem || program?.silent ? "bad" : ""} role="status">${problem || program?.notice}</p>
       </header>
       <main id="main" tabindex="-1">
         ${View && program && html`<${View} key=${`${view} ${id}`} id=${id} program=${program} previous=${previous} />`}

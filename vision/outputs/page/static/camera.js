@@ -10,7 +10,7 @@ export function View({ id, program }) {
   return html`
     <header class="title">
       <a href="#/">Cameras</a><h1>${id}</h1><${Badge} ...${camera} />
-      ${program.edit && html`<a class="button" href=${link("edit", id)}>Edit lines and zones</a>`}
+      ${program.edit && camera.state && html`<a class="button" href=${link("edit", id)}>Edit lines and zones</a>`}
     </header>
     <div class="camera">
       <${LiveView} camera=${camera} />

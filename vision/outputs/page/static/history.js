@@ -70,21 +70,16 @@ class Plot extends Component {
 }
 
 export class View extends Component {
-  dark = matchMedia("(prefers-color-scheme: dark)");
+  dark = matchMedia("(prefers-color-scheme: dark)"); // in which plots have other colors
   state = { hours: "24", plots: [] };
 
   componentDidMount() {
-    this.dark.onchange = () => this.setState({}); // the plots have other colors
     this.load();
-  }
-
-  componentWillUnmount() {
-    this.dark.onchange = null;
   }
 
   // Load the counts again if that is due. The view is updated once per second.
   componentDidUpdate(_props, { camera, hours }) {
-    const isDue = Date.now() - this.loadedAt > (this.state.plots.length ? REFRESH_MS : RETRY_MS);
+    const isDue = Date.now() - this.loadedAt > (this.state.error || !this.state.plots.length ? RETRY_MS : REFRESH_MS);
     if (isDue || camera !== this.state.camera || hours !== this.state.hours) this.load();
   }
 
@@ -92,22 +87,21 @@ export class View extends Component {
     const loadedAt = (this.loadedAt = Date.now());
     const { hours, camera = this.props.program.counting[0] ?? "" } = this.state;
     const query = new URLSearchParams({ camera, hours, offset_min: -new Date().getTimezoneOffset() });
-    const [uPlot, { error, ...history }] = await Promise.all([loading, request(`/api/history?${query}`)]);
+    const [uPlot, history] = await Promise.all([loading, request(`/api/history?${query}`)]);
     if (loadedAt !== this.loadedAt) return;
-    if (error || !uPlot) this.setState({ status: error ?? "The plots cannot be loaded." });
-    else this.setState({ uPlot, ...history });
+    this.setState({ uPlot, error: uPlot ? "" : "The plots cannot be loaded.", ...history });
   }
 
-  render({ program }, { uPlot, status, times, plots, hours }) {
+  render({ program }, { uPlot, error, status, times, plots, hours }) {
     return html`
       <h1>History</h1>
       <form class="filter" aria-label="Filter" onChange=${({ target }) => this.setState({ [target.name]: target.value })}>
         <${Select} label="Camera" name="camera" options=${program.counting.map((id) => [id, id])} />
         <${Select} label="Time" name="hours" options=${RANGES} value=${hours} />
       </form>
-      <p class="hint" role="status">${status}</p>
+      <p class="hint" role="status">${error || status}</p>
       <section class="plots" aria-label="Plots">
-        ${plots.map((plot) => html`<${Plot} key=${`${plot.title} ${this.dark.matches}`} uPlot=${uPlot} times=${times} ...${plot} />`)}
+        ${uPlot && plots.map((plot) => html`<${Plot} key=${`${plot.title} ${this.dark.matches}`} uPlot=${uPlot} times=${times} ...${plot} />`)}
       </section>`;
   }
 }
