@@ -20,7 +20,7 @@ ALLOWED = (
     # CI runs as root, or in a sandbox without the right to make network namespaces.
     (r"tests/unit/capture/", r"this user may read everything"),
     (r"tests/unit/state/test_private_files\.py", r"only root"),
-    (r"tests/unit/(runtime/test_start|state/test_free_space|optimize/test_bad_input)\.py", r"only root"),
+    (r"tests/unit/(runtime/test_start|state/test_(free_space|scratch)|optimize/test_bad_input)\.py", r"only root"),
     (r"tests/systemd/", r"only root|no overlay|does not permit (mounts|containers)"),
     (r"tests/messages/test_power_cut\.py", r"network"),
     # What one TensorRT flavour has and the other has not; ./test runs the engine tests with both.
