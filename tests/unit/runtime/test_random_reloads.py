@@ -134,7 +134,6 @@ class RandomSite(Site):
                 self.change()
             assert caught.value.exit_code == 78
             self.path.write_text(text)
-        assert sorted(self.cameras()) == sorted(self.present())
         assert {name: reply.version for name, reply in self.analytics().items()} == {
             name: reply.version for name, reply in before.items()
         }
@@ -142,7 +141,9 @@ class RandomSite(Site):
     def check(self) -> None:
         """Check all messages since `begin`."""
         self.wait_frames("".join(self.present()), 5)
+        self.wait(lambda: sorted(self.cameras()) == sorted(self.present()), "a status with the present cameras")
         items = list(self.items)
+        assert not [item for item in items if isinstance(item, DetectionsMessage) and item.camera not in NAMES]
         for name in NAMES:
             epochs: dict[int, list[DetectionsMessage]] = {}
             for message in items:
