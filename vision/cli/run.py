@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from vision.runtime.descriptors import raise_limit
 from vision.runtime.reload import Reloader, open_control
 from vision.runtime.runtime import Runtime
 from vision.runtime.start import open_patiently
+from vision.stages.stage import Report
+from vision.state.database import StateDatabase
 
 
 @command(orderly=True, reloads=True)
@@ -67,15 +70,15 @@ def run(
     def read() -> AppConfig:
         return _with_bind(read_config(config), bind)
 
-    def open_parts(opened: ExitStack) -> tuple[Runtime, AppConfig]:
+    def open_parts(opened: ExitStack) -> tuple[Runtime, AppConfig, StateDatabase | None]:
         app_config = read()
         build = load_pipeline(app_config.pipeline)
         state = None if offline else open_state(app_config, opened)
         started = replace(options, state=state, config_file=resolve_config(config))
-        return build(app_config, started, opened), app_config
+        return build(app_config, started, opened), app_config, state
 
     with ExitStack() as resources:
-        runtime, app_config = open_patiently(open_parts, resources, options.stop)
+        runtime, app_config, state = open_patiently(open_parts, resources, options.stop)
         control = open_control(Reloader(runtime, app_config, read, resolve_config(config)), resources)
         if control is not None:
             context.obj.hangup.handle_with(control.request_reload)
@@ -83,8 +86,19 @@ def run(
         gc.collect()
         gc.freeze()
         with StatusView(terminal()) as view:
-            runtime.run(context.obj.stop, for_s=for_s, on_report=view.show, end_process=True)
+            runtime.run(context.obj.stop, for_s=for_s, on_report=_on_report(view, state), end_process=True)
     return EXIT_OK
+
+
+def _on_report(view: StatusView, state: StateDatabase | None) -> Callable[[Report], None]:
+    """Return a function that shows a report. It raises `Unavailable` if somebody has removed the state."""
+
+    def show(report: Report) -> None:
+        view.show(report)
+        if state is not None:
+            state.placement.require()
+
+    return show
 
 
 def _with_bind(config: AppConfig, bind: str | None) -> AppConfig:

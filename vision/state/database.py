@@ -35,6 +35,7 @@ from typing import Any, Final, TypeAlias
 from vision.errors import Closed, ConfigError, Unavailable, from_os_error
 from vision.state.counters import CameraCounters, CounterRow, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
+from vision.state.placement import Placement
 from vision.state.private_files import Held, Unwritable, locked, open_restricted, sync_folder
 from vision.state.run_record import RUNS, RunRecord
 
@@ -48,7 +49,6 @@ _VERSION: Final = 1  # version of the schema
 _CHECKPOINT_COMMITS: Final = 1000  # checkpoints are rare, because the commit after each one waits for the disk
 _PAGE_BYTES: Final = 1024
 _LARGEST_LOG_BYTES: Final = 64 * 2**20
-_LOOK_S: Final = 1.0  # time between two checks that the file still exists
 _STOP_S: Final = 4.0  # longest time to force the last commits to disk
 _SCHEMA: Final = f"""
 BEGIN;
@@ -107,7 +107,7 @@ class StateDatabase:
         self.notice: str | None = None
         self._write_lock = threading.Lock()
         self.defers_counters = False
-        self._failing = self._closed = self._is_removed = False
+        self._failing = self._closed = False
         self._counters: dict[str, CameraCounters] = {}
         self._pending: dict[tuple[str, str, str], int] = {}  # counters that wait for the events that changed them
         with contextlib.ExitStack() as opened:
@@ -130,7 +130,7 @@ class StateDatabase:
                 )
                 opened.callback(self._sync.stop)
                 sync_folder(folder)
-                self._identity = _identity(folder)
+                self.placement = Placement(folder / _FILE)
             except Held as error:
                 text = f"the state in {folder} is in use by another process"
                 hint = "use one `state_dir` for each deployment, or stop the other process"
@@ -150,7 +150,7 @@ class StateDatabase:
         """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent.
 
         If the disk takes longer than 4 s, leave the rest to the thread, and do not close the database. The data is
-        complete at the next start.
+        complete at the next start. If somebody has removed the database, write it again.
         """
         if self._closed:
             return
@@ -168,6 +168,7 @@ class StateDatabase:
             return
         with contextlib.suppress(sqlite3.Error):  # closing the last connection can write to the database
             self._writer.execute("PRAGMA synchronous = NORMAL")
+        self.placement.restore(self._writer)
         self._opened.close()
 
     # --- for events and counters --------------------------------------------------------------------------------------
@@ -226,10 +227,7 @@ class StateDatabase:
             if self._closed:
                 raise Closed("the state database is closed")
             try:
-                if self._sync.looks_due():
-                    self._is_removed = _identity(self.folder) != self._identity
-                if self._is_removed:
-                    raise OSError(errno.ENOENT, "the folder or the file was removed; restart the program")
+                self.placement.check()
                 self._commit([*statements, *(self._pending_statements() if counters else ())])
                 if counters:
                     self._pending.clear()
@@ -354,7 +352,6 @@ class BackgroundSync:
         self._commits = 0  # since the log was emptied
         self._failing = False
         self._requested, self._hurry, self._ending = threading.Event(), threading.Event(), threading.Event()
-        self._looked_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         connection.execute("PRAGMA busy_timeout = 0")  # while it holds the lock, the thread must not wait for a reader
         self._force()
@@ -366,14 +363,6 @@ class BackgroundSync:
         if urgent:
             self._hurry.set()
         self._requested.set()
-
-    def looks_due(self) -> bool:
-        """Return True, about once per second, if it is time to check that the file still exists."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s < _LOOK_S:
-            return False
-        self._looked_s = now_s
-        return True
 
     def stop(self, timeout_s: float = _STOP_S) -> bool:
         """Force everything to disk, and end the thread. Return False if this takes over `timeout_s`. Idempotent."""
@@ -443,15 +432,6 @@ _SQLITE_REASONS: Final = {
     "attempt to write a readonly database": errno.EACCES,
     "database is locked": errno.EBUSY,
 }
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return the device and the inode of the database; None if it does not exist."""
-    try:
-        status = (folder / _FILE).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _os_error(error: Exception, folder: Path) -> OSError:

@@ -20,9 +20,10 @@ import pytest
 from tests.log_records import log_args
 from tests.messages.processes import python, wait_until
 from tests.unit.state.faults import SlowDisk, full_disk
-from vision.errors import Closed
+from vision.errors import Closed, Unavailable
 from vision.state.database import StateDatabase
 from vision.state.events import NUMBERS_SKIPPED, EventLog, Page
+from vision.state.placement import Placement
 
 
 def opened(folder: Path, **options: Any) -> closing[StateDatabase]:
@@ -237,14 +238,48 @@ def test_log_is_emptied_and_never_started_again_by_the_writer(tmp_path: Path) ->
         assert len(numbers(state.events)) > 0
 
 
-def test_removed_folder_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_removed_database_is_written_again_with_all_events(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path / "state", sync_s=0.01) as state:
         fill(state.events, 3)
         shutil.rmtree(tmp_path / "state")
-        wait_until(lambda: not state.events.append([payload(0)]), "the loss is noticed")
-        assert state.events.lost == 1
-        assert not any(state.events.append([payload(0)]) for _ in range(20)), "no later event is stored either"
+        state.placement.require()
+        fill(state.events, 2)
+        assert state.events.lost == 0
+        assert len(log_args(caplog, "vision.state.placement", logging.ERROR)) == 1
+    with opened(tmp_path / "state") as state:
+        assert numbers(state.events) == [1, 2, 3, 4, 5]
+
+
+def test_database_that_is_not_put_back_ends_the_program(tmp_path: Path) -> None:
+    now_s = 0.0
+    path = tmp_path / "state.db"
+    path.touch()
+    placement = Placement(path, clock=lambda: now_s)
+    path.rename(tmp_path / "away")
+    placement.require()
+    now_s = 9.0
+    placement.require()
+    (tmp_path / "away").rename(path)
+    now_s = 11.0
+    placement.require()
+    path.unlink()
+    placement.require()
+    now_s = 21.0
+    with pytest.raises(Unavailable):
+        placement.require()
+
+
+def test_database_of_somebody_else_is_not_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path / "state", sync_s=0.01) as state:
+        fill(state.events, 3)
+        shutil.rmtree(tmp_path / "state")
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "state.db").write_bytes(b"mine")
+        state.placement.require()
+        assert not any(state.events.append([payload(0)]) for _ in range(20))
+        assert state.events.lost == 20
         assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
+    assert (tmp_path / "state" / "state.db").read_bytes() == b"mine"
 
 
 def test_close_does_not_wait_longer_for_a_slow_disk(tmp_path: Path) -> None:
