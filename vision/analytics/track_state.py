@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 
 PerTrack: TypeAlias = float | FloatArray
@@ -49,13 +50,20 @@ LEAD: Final = 28  # votes for its class minus votes for the other classes of its
 VOTES: Final = 29  # sum of all votes
 WHOLE: Final = 30  # whole height while the lower part is hidden; 0 if nothing is known to be hidden
 HIDDEN_S: Final = 31  # when the lower part was hidden
-ROWS: Final = 32
+GROWN: Final = slice(32, 34)  # width and height after the last detection
+RATE: Final = 34  # growth of the size in 1/s, relative to the present size
+ROWS: Final = 35
 
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
 _POSITION_DAMPING: Final = 0.2  # rate in 1/s at which an unobserved speed decays
 _SIZE_DAMPING: Final = 4.0
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
+
+_RATE_S: Final = 1.0  # time constant of the moving average of growth
+_CLEAR_GROWTH: Final = 0.2  # least growth until the next frame that is predicted; less can be an error of boxes
+_MOST_GROWTH: Final = 0.5  # largest growth that is predicted; then the size doubles
+_GROWTH_ERROR: Final = 0.3  # standard deviation of a predicted change of size, as a part of the change
 
 _STANDING_SPEED: Final = 0.2  # sizes per second
 _LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
@@ -66,6 +74,7 @@ class Motion(NamedTuple):
 
     transition: FloatArray  # (20, 20) matrix that moves `state[FILTER]`
     growth: FloatArray  # (12, 1) growth of `state[SPREAD]` for an object whose size is 1
+    step_s: float
 
 
 @lru_cache(maxsize=64)  # most steps have the same length
@@ -84,7 +93,7 @@ def motion(step_s: float) -> Motion:
         var_at = agitation * max(step_s - 2.0 * travel + spread, 0.0) / damping**2
         growths += (var_at, agitation * travel * travel / 2.0, agitation * spread)
     transition: FloatArray = (np.array(moves) @ _WHERE_MOVES).reshape(20, 20)
-    return Motion(transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None])
+    return Motion(transition, (np.array(growths) @ _WHERE_GROWTHS)[:, None], step_s)
 
 
 def predict(
@@ -104,6 +113,8 @@ def predict(
     """
     size2 = np.maximum(state[2], state[3])
     size2 *= size2
+    before = state[AT].copy()
+    step_s: PerTrack = motions[0].step_s
     moved = [each.transition.dot(part) for each, part in zip(motions, of_cameras, strict=True)]
     growth = motions[0].growth
     if camera is None:
@@ -112,9 +123,35 @@ def predict(
         np.concatenate(moved, axis=1, out=state[FILTER])
         if any(each is not motions[0] for each in motions):
             growth = np.concatenate([each.growth for each in motions], axis=1).take(camera, axis=1)
+            step_s = np.array([each.step_s for each in motions]).take(camera)
     state[SPREAD] += growth * size2
+    _approach(state, before, step_s)
     extent = state[EXTENT]
     np.maximum(extent, _LEAST_EXTENT, out=extent)
+
+
+def _approach(state: FloatArray, before: FloatArray, step_s: PerTrack) -> None:
+    """Predict the size and the position of tracks whose objects clearly approach the camera or leave it.
+
+    If the distance from the camera changes uniformly, so does the reciprocal of the size. The center then moves by a
+    distance that grows with the size at the start and the size at the end of the step.
+
+    Args:
+        state: state (ROWS, M) of the tracks after the step, which is changed.
+        before: centers and sizes (4, M) before the step.
+        step_s: duration of the step in seconds.
+    """
+    growth = np.minimum(state[RATE] * step_s, _MOST_GROWTH)
+    factor = 1.0 / (1.0 - growth)
+    state[RATE] *= factor
+    clear = (np.abs(growth) > _CLEAR_GROWTH).nonzero()[0]
+    if not len(clear):
+        return
+    growth, factor, place, extent = growth[clear], factor[clear], before[PLACE, clear], before[EXTENT, clear]
+    state[PLACE, clear] = place + (state[PLACE, clear] - place) * factor * (1.0 + growth)
+    state[EXTENT, clear] = extent * factor
+    change = _GROWTH_ERROR * extent * (factor - 1.0)
+    state[VAR_EXTENT, clear] += change * change
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
@@ -167,6 +204,21 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
     state[8:10, again] = noise[:2, again]
 
 
+def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None:
+    """Update the growth of tracks that were detected again. Call this after their sizes were updated.
+
+    Args:
+        state: state (ROWS, M) of the tracks, which is changed.
+        gap_s: time (M,) in seconds since the previous detection.
+        cut: mask (M,) of the boxes that the edge of the frame cuts off, which do not show how the object grows.
+    """
+    ratio = np.sqrt(state[EXTENT].prod(axis=0) / state[GROWN].prod(axis=0))
+    measured = (ratio - 1.0) / np.maximum(gap_s, CLOCK_GRAIN_S)
+    state[RATE] += np.minimum(gap_s / _RATE_S, 1.0) * (measured - state[RATE])
+    state[RATE, cut] = 0.0
+    state[GROWN] = state[EXTENT]
+
+
 def is_standing(state: FloatArray) -> BoolArray:
     """Return a mask (M,) of the tracks whose centers move more slowly than `_STANDING_SPEED`."""
     limit = _STANDING_SPEED * np.maximum(state[2], state[3])
@@ -188,6 +240,7 @@ def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerT
     state[VAR_SPEED] = _FIRST_VAR_SPEED * np.maximum(at[2], at[3]) ** 2
     state[SEEN_S:] = now_s
     state[DOUBTED_S] = state[MISFIT] = math.inf
-    state[TREND] = state[WHOLE] = 0.0
+    state[TREND] = state[WHOLE] = state[RATE] = 0.0
+    state[GROWN] = at[EXTENT]
     state[LEAD] = state[VOTES] = scores
     return state

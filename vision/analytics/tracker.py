@@ -51,6 +51,7 @@ from vision.analytics.track_state import (
     WHOLE,
     PerTrack,
     is_standing,
+    measure_growth,
     motion,
     new_state,
     predict,
@@ -364,6 +365,7 @@ class _TracksTogether:
             usual_s = values_at(self._usual_s, tracks)
             again = (gap_s > 1.5 * usual_s + CLOCK_GRAIN_S).nonzero()[0]
             restart_motion(state, again, at, noise, gap_s)
+        measure_growth(state, now_s - state[SEEN_S], frame.cut[matched])
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
         np.putmask(state[STRONG_S], frame.strong[matched], now_s)

@@ -18,7 +18,7 @@ from vision.evaluation.simulation.oracle import camera_analytics
 from vision.evaluation.simulation.projection import CameraView
 from vision.evaluation.simulation.scenes import Scene
 from vision.evaluation.simulation.truth import class_ids, class_names, observe
-from vision.types import Event, Tracks
+from vision.types import Detections, Event, Tracks
 
 WIDTH, HEIGHT = 1280, 720
 
@@ -120,3 +120,17 @@ def test_car_that_approaches_a_low_camera_is_counted_once(offset: float, speed: 
         captured_ns = 10**9 + round(frame.time_s * 1e9)
         events += analytics.update(tracker.update(detector.detect(frame), captured_ns), captured_ns)
     assert [(event.kind, event.data["direction"]) for event in events] == [("line_crossed", "in")]
+
+
+@pytest.mark.parametrize(("fps", "meters_per_s"), [(2.0, 8.0), (2.0, 9.0), (2.0, 10.0), (2.0, 11.0), (2.5, 10.0)])
+def test_car_that_comes_towards_a_low_camera_keeps_its_track_at_a_low_frame_rate(
+    fps: float, meters_per_s: float
+) -> None:
+    """The distance of the car decreases uniformly to 4 m. In the last step, its box grows by a factor of 2 to 2.4."""
+    tracker, seen = Tracker(), list[list[int]]()
+    for number, meters in enumerate((4.0 + np.arange(8)[::-1] * meters_per_s / fps).tolist()):
+        px = 1100.0 / meters
+        box = np.array([[640 + 1.6 * px, 240 + 0.7 * px, 640 + 3.4 * px, 240 + 2.2 * px]], np.float32)
+        found = Detections(box, np.array([0.9], np.float32), np.zeros(1, np.int32))
+        seen.append(tracker.update(found, round(number / fps * 1e9)).track_ids.tolist())
+    assert len(seen[1]) == 1 and seen[1:] == seen[1:2] * 7
