@@ -5,6 +5,7 @@ A slow disk delays only this process. If messages are lost because of the delay,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from vision.messaging.curve import KeyPair
 from vision.messaging.gap_recovery import Gap
 from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage
 from vision.messaging.times import utc_ns
-from vision.outputs.archive.live import LiveDatabase
+from vision.outputs.archive.live import LIVE_NAME, LiveDatabase
 from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked
 
@@ -140,8 +141,12 @@ def write(options: Mapping[str, Any]) -> None:
     """Write the archive until standard input closes, which also happens if the program ends.
 
     `vision.outputs.archive.process.ArchiveProcess` creates the `options`.
+
+    Raises:
+        OSError: somebody has removed or replaced the archive, so that a new process must open it again.
     """
     folder, stop = Path(options["folder"]), threading.Event()
+    folder.mkdir(parents=True, exist_ok=True)  # somebody can have removed it
     threading.Thread(target=_wait_for_end, args=(stop,), daemon=True).start()
     with (
         locked(folder / "writer.lock", timeout_s=_LOCK_S),
@@ -157,7 +162,8 @@ def write(options: Mapping[str, Any]) -> None:
             silence_s=1e6,
             queue=_QUEUE,
         )
-        compaction = Compaction(options)
+        compaction, live = Compaction(options), folder / LIVE_NAME
+        opened = live.stat()
         with subscription:
             _receive(subscription, writer, 0.3)  # gives the connection time to be made
             _tell("ready")
@@ -166,6 +172,8 @@ def write(options: Mapping[str, Any]) -> None:
                 while (left_s := end_s - time.monotonic()) > 0 and not stop.is_set():
                     _receive(subscription, writer, min(left_s, 0.2))
                 writer.commit()
+                if not live.exists() or not os.path.samestat(live.stat(), opened):
+                    raise FileNotFoundError(errno.ENOENT, f"{live} was removed or replaced")
                 compaction.start_if_due()
             while _receive(subscription, writer, 0.1):
                 pass

@@ -94,6 +94,15 @@ def test_two_runs_are_repeated_bit_for_bit(tmp_path: Path) -> None:
     assert {each.instance for each in found} == {each.instance for each in found[:1] + found[-1:]}
 
 
+def test_removed_archive_is_created_again(tmp_path: Path) -> None:
+    path = configuration(tmp_path)
+    program = run(path)
+    wait_for(lambda: frames(tmp_path) > 20)
+    (tmp_path / "archive").rename(tmp_path / "removed")
+    wait_for(lambda: frames(tmp_path) > 20)
+    stop(program)
+
+
 def test_killed_process_is_replaced_and_leaves_a_gap(tmp_path: Path) -> None:
     path = configuration(tmp_path)
     program = run(path)
