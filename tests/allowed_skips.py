@@ -21,7 +21,7 @@ ALLOWED = (
     (r"tests/unit/capture/", r"this user may read everything"),
     (r"tests/unit/state/test_private_files\.py", r"only root"),
     (r"tests/unit/(runtime/test_start|state/test_(free_space|scratch)|optimize/test_bad_input)\.py", r"only root"),
-    (r"tests/systemd/", r"only root|no overlay|does not permit (mounts|containers)"),
+    (r"tests/systemd/", r"only root|no overlay|a service cannot see|does not permit (mounts|containers)"),
     (r"tests/messages/test_power_cut\.py", r"network"),
     # What one TensorRT flavour has and the other has not; ./test runs the engine tests with both.
     (

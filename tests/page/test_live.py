@@ -19,6 +19,7 @@ from vision.capture.zoo.camera import Camera
 from vision.capture.zoo.persona import Fault, RtspStream
 from vision.capture.zoo.zoo import PERSONAS, Zoo, running_zoo
 from vision.config import CameraConfig
+from vision.runtime.worker_process import worker_name
 
 pytestmark = pytest.mark.integration
 
@@ -162,8 +163,8 @@ def test_a_program_with_workers_shows_files_and_cameras_without_packets(
     until(lambda: all((page.evaluate(f"window.frames.{name}") or 0) > 10 for name in ("file", "painted")), program.log)
     until(lambda: page.evaluate("window.decoded") > 10, "no packets")
     assert page.locator(".live-note:visible").count() == 0
-    children = psutil.Process(program.process.pid).children()
-    assert sum("capture_worker" in " ".join(child.cmdline()) for child in children) == 2
+    names = [worker_name(child.cmdline()) for child in psutil.Process(program.process.pid).children()]
+    assert sum(name.startswith("capture worker") for name in names) == 2
 
 
 def test_a_view_says_why_there_is_no_image(site: Site, page: Page) -> None:

@@ -17,8 +17,9 @@ from typing import NoReturn
 import pytest
 
 from tests.paths import ROOT
+from vision.cli.service import HIDDEN
 
-BOOT_S = 60.0
+BOOT_S = 180.0
 NOT_PERMITTED = re.compile("Operation not permitted|Permission denied|Read-only file system|No medium found", re.I)
 """The reasons of mount and systemd-nspawn without the rights of root, or without a writable hierarchy of cgroups."""
 _ENGLISH = {"LC_ALL": "C"}
@@ -73,6 +74,9 @@ def missing() -> str:
         return f"needs {', '.join(absent)} (Debian packages systemd and systemd-container)"
     if "overlay" not in Path("/proc/filesystems").read_text():
         return "the kernel has no overlay file systems"
+    for path in (ROOT, Path(sys.prefix)):
+        if any(path.is_relative_to(hidden) for hidden in HIDDEN):
+            return f"a service cannot see {path}"
     return ""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,10 +20,10 @@ from vision.cli.status_view import StatusView
 from vision.config import AppConfig, resolve_config
 from vision.config.checks import publish_conflicts
 from vision.config.fields import check_bind
-from vision.errors import EXIT_OK, ConfigError
+from vision.errors import EXIT_OK, ConfigError, Unavailable
 from vision.pipelines import load_pipeline
 from vision.runtime.builder import RunOptions, open_state
-from vision.runtime.descriptors import raise_limit
+from vision.runtime.descriptors import NO_DESCRIPTORS, raise_limit
 from vision.runtime.reload import Reloader, open_control
 from vision.runtime.runtime import Runtime
 from vision.runtime.start import open_patiently
@@ -85,9 +87,24 @@ def run(
         # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()
-        with StatusView(terminal()) as view:
-            runtime.run(context.obj.stop, for_s=for_s, on_report=_on_report(view, state), end_process=True)
+        try:
+            with StatusView(terminal()) as view:
+                runtime.run(context.obj.stop, for_s=for_s, on_report=_on_report(view, state), end_process=True)
+        except Unavailable as error:
+            if error.code == NO_DESCRIPTORS:
+                _exit_at_once(error)
+            raise
     return EXIT_OK
+
+
+def _exit_at_once(error: Unavailable) -> NoReturn:
+    """Report the error, and end the process, whose threads have ended, without closing the sockets.
+
+    Other processes connect again while sockets are closed. Without a free descriptor, libzmq would abort the process.
+    All events are stored already, as for a process that is killed.
+    """
+    print(f"vision: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 def _on_report(view: StatusView, state: StateDatabase | None) -> Callable[[Report], None]:

@@ -28,7 +28,7 @@ USER: Final = "vision"
 _UNITS: Final = Path("/etc/systemd/system")
 _CONFIGS: Final = Path("/etc/vision")
 _PROGRAM: Final = "/opt/vision/bin/vision"  # in the shipped unit
-_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # folders that the service cannot see
+HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # folders that the service cannot see
 _GROUPS: Final = ("video", "render")  # of cameras and GPUs
 _JETSON: Final = "# The daemon for CSI cameras has its socket in /tmp.\n[Service]\nPrivateTmp=no\n"
 
@@ -225,7 +225,7 @@ def _program() -> str:
         raise VisionError(
             f"the program is not installed: there is no {program}", hint="pip install .", code="no-program"
         )
-    if str(program).startswith(tuple(f"{folder}/" for folder in _HIDDEN)):
+    if str(program).startswith(tuple(f"{folder}/" for folder in HIDDEN)):
         hint = "install it in a system folder: `python3 -m venv /opt/vision`, then `/opt/vision/bin/pip install ...`"
         raise VisionError(f"the service cannot see {program}", hint=hint, code="program-hidden")
     return str(program)

@@ -19,6 +19,9 @@ _JOINS_PER_SEND: Final = 20
 """Maximum number of subscriptions that one call of `send` reads. The thread of the publisher reads the others."""
 
 _JOIN_CHECK_S: Final = 0.01  # interval in which `send` checks for new subscriptions, because a check takes microseconds
+_LONGEST_WAIT_MS: Final = (
+    1000.0  # time until the thread checks for new subscriptions that `send` can have hidden from it
+)
 
 # Plain integers, because an operation on an enumeration takes a microsecond.
 _FIRST_PART: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -72,8 +75,8 @@ class StatusSocket:
         sock.send(topic.encode(), _FIRST_PART)
         sock.send(payload, _LAST_PART)
         # Sending also reads new subscriptions from the mailbox of the socket, and can consume the thread's signal.
-        # Without this check, 1 of 300 subscribers that joined while two threads published was never served. Because the
-        # status is sent every second, the next check is never far.
+        # Without this check, 1 of 300 subscribers that joined while two threads published was never served. A
+        # subscriber that `send` does not notice waits at most for the thread's next check.
         now_s = time.monotonic()
         if now_s >= self._check_at_s:
             self._check_at_s = now_s + _JOIN_CHECK_S
@@ -129,7 +132,7 @@ class StatusSocket:
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        wait_ms: float | None = None
+        wait_ms = _LONGEST_WAIT_MS
         while True:
             poll.poll(wait_ms)
             with contextlib.suppress(BlockingIOError):
@@ -140,13 +143,10 @@ class StatusSocket:
                 more = self._receive_joins()
                 wait_ms = 1 if more else self._repeat_status()
 
-    def _repeat_status(self) -> float | None:
-        """Send the last status of each topic to new subscribers, if due.
-
-        Return the time in ms until the repetition is due; None if no subscriber waits for one.
-        """
+    def _repeat_status(self) -> float:
+        """Send the last status of each topic to new subscribers, if due. Return the time in ms until the next check."""
         if not self._joined:
-            return None
+            return _LONGEST_WAIT_MS
         now_s = time.monotonic()
         if now_s < self._repeat_at_s:
             return (self._repeat_at_s - now_s) * 1000 + 1
@@ -155,4 +155,4 @@ class StatusSocket:
         for topic, payload in self._last_status.items():
             if topic.encode().startswith(prefixes):
                 self._socket.send_multipart([topic.encode(), payload], zmq.NOBLOCK)
-        return None
+        return _LONGEST_WAIT_MS

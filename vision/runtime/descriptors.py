@@ -18,6 +18,9 @@ from vision.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+NO_DESCRIPTORS: Final = "no-descriptors"
+"""Code of the error of a process that has used up its reserve."""
+
 _RESERVE: Final = 24
 _HIGHEST_LIMIT: Final = 65536
 _LONGEST_NS: Final = 5_000_000_000
@@ -69,7 +72,7 @@ class DescriptorReserve:
             if now_ns - self._exhausted_ns >= _LONGEST_NS:
                 limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
                 text = f"the program has opened all {limit} files that it may open"
-                raise Unavailable(text, hint=_HINT, code="no-descriptors") from None
+                raise Unavailable(text, hint=_HINT, code=NO_DESCRIPTORS) from None
             return
         self._exhausted_ns = None
         if not self._spares and self._take():

@@ -169,7 +169,7 @@ def test_every_output_is_written(tmp_path: Path) -> None:
         ({"json": "dangling.json"}, "not-writable"),
         ({"result": "gone/out.txt"}, "not-writable"),
         ({"plots": "gt.txt/plots"}, "not-writable"),
-        ({"truth": "gone.txt"}, ""),
+        ({"truth": "gone.txt"}, "unreadable"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_run(change: dict[str, str], code: str, tmp_path: Path) -> None:

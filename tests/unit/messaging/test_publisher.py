@@ -485,9 +485,16 @@ def test_recording_to_pipe_is_written(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
-    reader.start()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
     recorder = Recorder(path)
+    os.set_blocking(descriptor, True)
+
+    def read() -> None:
+        with os.fdopen(descriptor, "rb") as pipe:
+            received.append(pipe.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
     recorder.write(PAYLOAD)
     recorder.close()
     reader.join(60)

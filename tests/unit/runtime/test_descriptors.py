@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def children(pid: int) -> set[int]:
     return {child.pid for child in psutil.Process(pid).children()}
 
 
+def wait_until_idle(pid: int) -> None:
+    """Wait until the children have started, and so have connected. While they connect, a limit aborts the program."""
+    used_s = float("inf")
+    while True:
+        before_s = used_s
+        used_s = sum(sum(psutil.Process(child).cpu_times()[:2]) for child in children(pid))
+        if 0 <= used_s - before_s < 0.1:
+            return
+        time.sleep(1)
+
+
 def starve(pid: int, *, below: bool = False) -> None:
     """Leave no free descriptor to a process; with `below`, not even those that it gives back."""
     used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
@@ -113,6 +125,7 @@ def test_program_without_free_descriptors_goes_on_and_replaces_its_processes(tmp
         address = program.wait_line(lambda line: "publishing on " in line).split("publishing on ")[1]
         with Subscription(address, kinds=("events", "status"), since=0) as subscription:
             numbers = [event_after(subscription, 0)]
+            wait_until_idle(program.pid)
             before = children(program.pid)
             starve(program.pid)
             program.wait_line(lambda line: "no descriptor is free" in line)
@@ -147,6 +160,7 @@ def next_status(subscription: Subscription) -> NodeStatusMessage:
 def test_program_whose_reserve_is_used_up_ends_with_exit_code_75(tmp_path: Path) -> None:
     with running(tmp_path) as program:
         program.wait_line(lambda line: "camera a: connected" in line)
+        wait_until_idle(program.pid)
         starve(program.pid, below=True)
         program.wait_line(lambda line: line.startswith("vision: "), 120)
         assert program.line().startswith("  hint: ")

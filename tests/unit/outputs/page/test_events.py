@@ -100,9 +100,8 @@ def test_archive_continues_the_journal_without_gap_and_repetition(tmp_path: Path
 
 def test_damaged_events_are_left_out(journal: StateDatabase) -> None:
     add(journal, *(message(index) for index in range(5)))
-    with closing(sqlite3.connect(journal.folder / "state.db")) as connection:
+    with closing(sqlite3.connect(journal.folder / "state.db")) as connection, connection:
         connection.execute("UPDATE events SET payload = ? WHERE number = 2", (b'{"schema": "x"}',))
-    connection.close()
     assert tracks(client_of(state_dir=str(journal.folder))) == [4, 3, 2, 0]
 
 
