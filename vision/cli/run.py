@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -87,24 +87,25 @@ def run(
         # The objects created so far persist. Exclude them from garbage collections, during which all threads stop.
         gc.collect()
         gc.freeze()
-        try:
-            with StatusView(terminal()) as view:
-                runtime.run(context.obj.stop, for_s=for_s, on_report=_on_report(view, state), end_process=True)
-        except Unavailable as error:
-            if error.code == NO_DESCRIPTORS:
-                _exit_at_once(error)
-            raise
+        with _exit_without_descriptors(), StatusView(terminal()) as view:
+            runtime.run(context.obj.stop, for_s=for_s, on_report=_on_report(view, state), end_process=True)
     return EXIT_OK
 
 
-def _exit_at_once(error: Unavailable) -> NoReturn:
-    """Report the error, and end the process, whose threads have ended, without closing the sockets.
+@contextmanager
+def _exit_without_descriptors() -> Iterator[None]:
+    """If the program has no descriptors left, report this, and end the process without closing its sockets.
 
     Other processes connect again while sockets are closed. Without a free descriptor, libzmq would abort the process.
     All events are stored already, as for a process that is killed.
     """
-    print(f"vision: {error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
+    try:
+        yield
+    except Unavailable as error:
+        if error.code != NO_DESCRIPTORS:
+            raise
+        print(f"vision: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
 
 
 def _on_report(view: StatusView, state: StateDatabase | None) -> Callable[[Report], None]:
