@@ -14,6 +14,7 @@ MAIN: Final = "main"
 """Name of the main process in `OwnProcesses.memory_bytes`."""
 
 _INTERVAL_NS: Final = 1_000_000_000
+_LONGEST_PAUSE_NS: Final = 10_000_000_000
 _PAUSE: Final = 1000  # a pause is this many times as long as the measurement before it
 
 
@@ -42,13 +43,15 @@ class OwnProcesses:
         """Return the memory of the processes in bytes, by name.
 
         The memory of an added process includes that of the processes that it started. The memory is measured at most
-        once per second, and in at most 0.1 % of the time. Between two measurements, the result does not change.
+        once per second, and at least every 10 s. In between, its share of the time is at most 0.1 %. Between two
+        measurements, the result does not change.
         """
         begin_ns = self._clock()
         if begin_ns >= self._due_ns:
             self._measure()
             end_ns = self._clock()
-            self._due_ns = end_ns + max(_INTERVAL_NS, _PAUSE * (end_ns - begin_ns))
+            pause_ns = min(_PAUSE * (end_ns - begin_ns), _LONGEST_PAUSE_NS)
+            self._due_ns = end_ns + max(_INTERVAL_NS, pause_ns)
         total: Counter[str] = Counter()
         for name, used in self._last.values():
             total[name] += used
