@@ -188,9 +188,9 @@ def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Pat
         assert len({item.seq for item in received}) == len(received)
         assert {item.epoch for item in received} == ({0, 1} if name in ("c0", "c2") else {0})
         assert received[-1].seq >= camera.published
-        assert camera.dropped.get("worker", 0) >= (0 if name in ("c1", "c3") else 1)
+        if name in ("c1", "c3"):  # the killed worker can have had no frame of the others at that moment
+            assert "worker" not in camera.dropped
     assert not program.of(Restart)
-    assert "worker" not in status["c1"].dropped
     # Every published event is stored, each number once, and the counters agree with the events.
     with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
         stored = [msgspec.json.decode(payload) for (payload,) in database.execute("SELECT payload FROM events")]
