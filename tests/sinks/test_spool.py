@@ -13,8 +13,8 @@ import pytest
 
 from tests.log_records import log_args
 from tests.messages.processes import python
+from tests.small_disk import small_disk
 from tests.unit.state.faults import file_size_limit
-from tests.unit.state.test_free_space import small_disk
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing
 from vision.outputs.sinks.spool import Position, Spool
 
@@ -72,7 +72,7 @@ def free_bytes(folder: Path) -> int:
 
 @pytest.mark.integration
 def test_reserve_of_the_disk_stays_free(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with small_disk(tmp_path / "disk", mebibytes=40) as disk, closing(spool(disk, max_bytes=10**9)) as queue:
+    with small_disk(tmp_path / "disk", kib=40 * 1024) as disk, closing(spool(disk, max_bytes=10**9)) as queue:
         reserve = 40 * 2**20 // 20
         for number in range(8000):
             queue.add([message(number, size=9000)])
@@ -87,7 +87,7 @@ def test_reserve_of_the_disk_stays_free(tmp_path: Path, caplog: pytest.LogCaptur
 
 @pytest.mark.integration
 def test_messages_pass_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", mebibytes=120) as disk, closing(spool(disk, max_bytes=10**8)) as queue:
+    with small_disk(tmp_path / "disk", kib=120 * 1024) as disk, closing(spool(disk, max_bytes=10**8)) as queue:
         (disk / "other").write_bytes(bytes(115 * 2**20))
         for number in range(1000):
             queue.add([message(number, size=9000)], Position("j1", number))

@@ -50,9 +50,9 @@ LEAD: Final = 28  # votes for its class minus votes for the other classes of its
 VOTES: Final = 29  # sum of all votes
 WHOLE: Final = 30  # whole height while the lower part is hidden; 0 if nothing is known to be hidden
 HIDDEN_S: Final = 31  # when the lower part was hidden
-GROWN: Final = slice(32, 34)  # width and height after the last detection
-RATE: Final = 34  # growth of the size in 1/s, relative to the present size
-ROWS: Final = 35
+GROWN: Final = 32  # area of the box after the last detection
+RATE: Final = 33  # growth of the size in 1/s, relative to the present size
+ROWS: Final = 34
 
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
 _SIZE_AGITATION: Final = 0.05
@@ -212,11 +212,15 @@ def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None
         gap_s: time (M,) in seconds since the previous detection.
         cut: mask (M,) of the boxes that the edge of the frame cuts off, which do not show how the object grows.
     """
-    ratio = np.sqrt(state[EXTENT].prod(axis=0) / state[GROWN].prod(axis=0))
-    measured = (ratio - 1.0) / np.maximum(gap_s, CLOCK_GRAIN_S)
-    state[RATE] += np.minimum(gap_s / _RATE_S, 1.0) * (measured - state[RATE])
-    state[RATE, cut] = 0.0
-    state[GROWN] = state[EXTENT]
+    area, rate = state[2] * state[3], state[RATE]
+    measured = np.sqrt(area / state[GROWN])
+    measured -= 1.0
+    measured /= np.maximum(gap_s, CLOCK_GRAIN_S)
+    measured -= rate
+    measured *= np.minimum(gap_s / _RATE_S, 1.0)
+    rate += measured
+    np.putmask(rate, cut, 0.0)
+    state[GROWN] = area
 
 
 def is_standing(state: FloatArray) -> BoolArray:
@@ -241,6 +245,6 @@ def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerT
     state[SEEN_S:] = now_s
     state[DOUBTED_S] = state[MISFIT] = math.inf
     state[TREND] = state[WHOLE] = state[RATE] = 0.0
-    state[GROWN] = at[EXTENT]
+    state[GROWN] = at[2] * at[3]
     state[LEAD] = state[VOTES] = scores
     return state

@@ -360,12 +360,12 @@ class _TracksTogether:
         state[VAR_SPEED] -= speed_gain * state[COVARIANCE]
         state[VAR_AT] *= trust
         state[COVARIANCE] *= trust
+        gap_s = now_s - state[SEEN_S]
         if self._config.reactivation == "observation":
-            gap_s = now_s - state[SEEN_S]
             usual_s = values_at(self._usual_s, tracks)
             again = (gap_s > 1.5 * usual_s + CLOCK_GRAIN_S).nonzero()[0]
             restart_motion(state, again, at, noise, gap_s)
-        measure_growth(state, now_s - state[SEEN_S], frame.cut[matched])
+        measure_growth(state, gap_s, frame.cut[matched])
         state[SEEN_AT] = at[PLACE]
         state[SEEN_S] = now_s
         np.putmask(state[STRONG_S], frame.strong[matched], now_s)

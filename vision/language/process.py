@@ -49,7 +49,7 @@ _POLL_S: Final = 1.0
 _MOST_WAITING: Final = 4096  # answers and amendments that wait for the thread
 _STOP_S: Final = 2.0
 
-_Todo: TypeAlias = "list[EventMessage] | Unasked | Outcome | Statement"
+_Work: TypeAlias = "list[EventMessage] | Unasked | Outcome | Statement"
 
 
 class PublishesLate(Protocol):
@@ -90,7 +90,7 @@ class LanguageProcess:
         self._asked: dict[tuple[str, str], Subject] = {}  # by id and purpose: what the process has to answer
         self._lost = 0
         self._heard_s = time.monotonic()
-        self._todo: queue.Queue[_Todo | None] = queue.Queue(_MOST_WAITING)
+        self._work: queue.Queue[_Work | None] = queue.Queue(_MOST_WAITING)
         self._discarded = 0
         self._publisher: PublishesLate | None = None
         self._error: Exception | None = None
@@ -162,7 +162,7 @@ class LanguageProcess:
             self._context.term()  # ends `_receive`
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):  # the thread hangs in the publisher
-                self._todo.put(None, timeout=_STOP_S)
+                self._work.put(None, timeout=_STOP_S)
             self._thread.join(_STOP_S)
 
     def _open_ledger(self) -> Ledger | None:
@@ -207,10 +207,10 @@ class LanguageProcess:
                     if isinstance(line := decode_line(failures.recv().decode()), Unasked):
                         self._add(line)
 
-    def _add(self, todo: _Todo) -> None:
-        """Pass `todo` to the thread. If the queue is full, because the thread is too slow, discard and count `todo`."""
+    def _add(self, work: _Work) -> None:
+        """Pass `work` to the thread. If the queue is full, because the thread is too slow, discard and count `work`."""
         try:
-            self._todo.put_nowait(todo)
+            self._work.put_nowait(work)
         except queue.Full:
             self._discarded += 1
 
@@ -224,16 +224,16 @@ class LanguageProcess:
         while is_open:
             events: list[EventMessage] = []
             with contextlib.suppress(queue.Empty):
-                todo = self._todo.get(timeout=self._pause_s())
-                is_open = todo is not None
-                if isinstance(todo, Unasked):
-                    events += self._not_asked(todo)
-                elif isinstance(todo, Outcome):
-                    events += self._held.answered(todo)
-                elif isinstance(todo, Statement):
-                    events.append(todo.event)
-                elif todo is not None:
-                    events += todo
+                work = self._work.get(timeout=self._pause_s())
+                is_open = work is not None
+                if isinstance(work, Unasked):
+                    events += self._not_asked(work)
+                elif isinstance(work, Outcome):
+                    events += self._held.answered(work)
+                elif isinstance(work, Statement):
+                    events.append(work.event)
+                elif work is not None:
+                    events += work
             events += self._held.expired() if is_open else self._held.release()
             self._send(events)
             self._record()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.log_records import log_args
+from tests.small_disk import small_disk
 from tests.unit.stages.test_snapshots import frame, result, stage
 from vision.messaging.recorder import Recorder
 from vision.stages.video_encoder import open_encoder
@@ -20,19 +19,6 @@ from vision.state.database import StateDatabase
 from vision.state.free_space import FreeSpace
 
 MEBIBYTE = 2**20
-
-
-@contextmanager
-def small_disk(folder: Path, mebibytes: int = 4) -> Iterator[Path]:
-    """Mount a file system in memory, usually with 4 MiB. 5 % of its size, usually 205 KiB, are the reserve."""
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def use(folder: Path, nbytes: int) -> None:
@@ -43,7 +29,7 @@ def use(folder: Path, nbytes: int) -> None:
 @pytest.mark.integration
 def test_reserve_is_a_share_of_the_disk(tmp_path: Path) -> None:
     now_s = [0.0]
-    with small_disk(tmp_path / "disk") as folder:
+    with small_disk(tmp_path / "disk", 4 * 1024) as folder:
         space = FreeSpace(folder, clock=lambda: now_s[0])
         assert not space.is_low()
         use(folder, 4 * MEBIBYTE - 150_000)
@@ -57,7 +43,7 @@ def test_reserve_is_a_share_of_the_disk(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_recording_leaves_the_reserve_and_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     now_s = [0.0]
-    with small_disk(tmp_path / "disk") as folder, closing(Recorder(folder / "results.jsonl")) as recorder:
+    with small_disk(tmp_path / "disk", 4 * 1024) as folder, closing(Recorder(folder / "results.jsonl")) as recorder:
         recorder._space = FreeSpace(folder, clock=lambda: now_s[0])
         use(folder, 3 * MEBIBYTE)
         for _ in range(12):
@@ -84,7 +70,7 @@ def take(folder: Path, index: int, nbytes: int) -> dict[str, int]:
 
 @pytest.mark.integration
 def test_snapshots_make_room_for_others(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as folder:
+    with small_disk(tmp_path / "disk", 4 * 1024) as folder:
         for index in range(5):
             assert take(folder / "s", index, 400_000)["snapshots.files"] == index + 1
         use(folder, 2 * MEBIBYTE)
@@ -96,7 +82,7 @@ def test_snapshots_make_room_for_others(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_snapshot_is_not_written_to_a_disk_that_others_fill(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as folder:
+    with small_disk(tmp_path / "disk", 4 * 1024) as folder:
         use(folder, 4 * MEBIBYTE - 150_000)
         assert take(folder / "s", 1, 1000)["snapshots.failed"] == 1
 

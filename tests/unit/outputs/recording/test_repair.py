@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_disk import small_disk
 from tests.unit.outputs.recording.streams import coded, decoded, packets
 from tests.unit.outputs.recording.test_camera_recorder import Desk
-from tests.unit.state.test_free_space import small_disk, use
+from tests.unit.state.test_free_space import use
 from vision.errors import ConfigError
 from vision.outputs.recording.index import FILE, DamagedIndex, RecordingIndex, open_for_reading
 from vision.outputs.recording.recorder import open_or_replace
@@ -155,7 +156,7 @@ def test_oldest_files_are_deleted(tmp_path: Path, limit: dict[str, float]) -> No
 
 @pytest.mark.integration
 def test_full_disk_makes_room_and_leaves_the_reserve(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk, closing(RecordingIndex(tmp_path / "state")) as index:
+    with small_disk(tmp_path / "disk", 4 * 1024) as disk, closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(disk / "recordings", index, mode="continuous", file_s=10)
         desk.play(packets(coded(frames=300)))
         use(disk, 4_100_000)
@@ -173,7 +174,7 @@ def test_full_disk_makes_room_and_leaves_the_reserve(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_open_file_does_not_grow_into_the_reserve(tmp_path: Path) -> None:
     """There is nothing to delete: the only recording is still being written."""
-    with small_disk(tmp_path / "disk") as disk, closing(RecordingIndex(tmp_path / "state")) as index:
+    with small_disk(tmp_path / "disk", 4 * 1024) as disk, closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(disk / "recordings", index, mode="continuous", file_s=3600)
         arriving = packets(coded(frames=400))
         desk.play(arriving[:100])
