@@ -19,7 +19,7 @@ find_python() {
 
 # apt_install PACKAGE...: installs the packages that are missing. Returns 1 if some remain missing, and lists them.
 apt_install() {
-  local package missing=() available=() absent=() sudo=()
+  local package candidate missing=() available=() absent=() sudo=()
   command -v dpkg-query >/dev/null || { say "this is not a Debian system, so these packages are not installed: $*"; return 1; }
   for package in "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -38,7 +38,9 @@ apt_install() {
   "${apt[@]}" update >/dev/null 2>&1 || say "apt-get update failed, so the existing package lists are used"
   # One package that this distribution lacks must not keep apt-get from installing the others: Ubuntu has no `chromium`.
   for package in "${missing[@]}"; do
-    if LC_ALL=C apt-cache policy "$package" | grep -q '^ *Candidate: [^(]'; then available+=("$package"); else absent+=("$package"); fi
+    # sed reads to the end: `grep -q` would end apt-cache by SIGPIPE, which counts as a failure with `set -o pipefail`.
+    candidate=$(LC_ALL=C apt-cache policy "$package" | sed -n 's/^ *Candidate: //p')
+    case $candidate in '' | '('*) absent+=("$package") ;; *) available+=("$package") ;; esac
   done
   if [ ${#available[@]} -gt 0 ]; then
     say "installing Debian packages: ${available[*]}"

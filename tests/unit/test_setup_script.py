@@ -58,7 +58,8 @@ def distribution(tmp_path: Path) -> Path:
 
 
 def apt_install(distribution: Path, *packages: str) -> subprocess.CompletedProcess[str]:
-    line = [shutil.which("bash") or "bash", "-c", '. tools/setup.sh; apt_install "$@"', "bash", *packages]
+    script = 'set -euo pipefail; . tools/setup.sh; apt_install "$@"'  # with the options of ./test
+    line = [shutil.which("bash") or "bash", "-c", script, "bash", *packages]
     environment = {**os.environ, "APT_CONFIG": str(distribution / "apt.conf")}
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -75,6 +76,16 @@ def test_available_packages_are_installed_although_one_is_absent(distribution: P
 
 
 def test_packages_of_which_all_are_available(distribution: Path) -> None:
+    done = apt_install(distribution, "vision-test-package")
+    assert (done.returncode, installed(distribution).count("Package:")) == (0, 1), done.stderr
+
+
+def test_package_with_many_versions(distribution: Path) -> None:
+    """The list of versions is longer than the buffer of a pipe, so a reader that stops early ends apt-cache."""
+    index = distribution / "packages/Packages"
+    other = index.read_text()
+    older = [other.replace("Version: 1\n", f"Version: 0.{number}\n") for number in range(3_000)]
+    index.write_text("\n".join([other, *older]))
     done = apt_install(distribution, "vision-test-package")
     assert (done.returncode, installed(distribution).count("Package:")) == (0, 1), done.stderr
 
