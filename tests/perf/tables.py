@@ -57,8 +57,8 @@ _STREAM: Final = (
 _STREAMS: Final = {
     "worker_processes.0": "32 cameras, 1920x1080, NVDEC, worker processes",
     "worker_processes.1": "64 cameras, 1920x1080, NVDEC, worker processes",
-    "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes",
-    "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes",
+    "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
+    "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes, fourth machine",
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
     "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, second machine of this kind",
     "worker_processes.6": (
@@ -67,6 +67,11 @@ _STREAMS: Final = {
     ),
     "worker_processes.7": (
         "32 cameras, 1920x1080, NVDEC, worker processes, third machine. One worker process is killed every 5 s"
+    ),
+    "worker_processes.8": "32 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
+    "worker_processes.9": "64 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
+    "worker_processes.10": (
+        "32 cameras, 1920x1080, NVDEC, worker processes, fourth machine. One worker process is killed every 5 s"
     ),
     "one_process.0": "8 cameras, 1920x1080, NVDEC, one process, third machine",
     "one_process.1": (
