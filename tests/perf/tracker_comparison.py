@@ -1,6 +1,7 @@
 """Accuracy of tracking and counting in simulated scenes, compared with the trackers of the package `trackers`.
 
     python -m tests.perf.tracker_comparison [--fps 2,5,10,15,30] [--detector good,poor] [--scene NAME,NAME] [--seeds 1]
+        [--jobs 1]
 
 All trackers receive the same detections with their capture times, and the tracks of each pass through the same
 analytics. The other trackers have their default parameters, except that the scores of strong detections and of new
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import product
 from typing import Any, Final
@@ -53,6 +57,17 @@ OTHERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "botsort": ("BoTSORTTracker", {**_COMMON, **_NEW, "enable_cmc": False}),
 }
 """Classes of the package `trackers`, and their parameters. The simulated cameras do not move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Scenes of one type at one frame rate, with the detections of each of the detectors."""
+
+    scene: str
+    frames_per_s: float
+    seeds: int
+    detectors: tuple[str, ...]
+
 
 _PACKAGES: Final = ("trackers", "supervision", "trackeval", "scipy")
 
@@ -140,17 +155,34 @@ def values(scores: Sequence[SceneScores]) -> dict[str, Any]:
 
 
 def behind(figures: Mapping[str, Any]) -> list[str]:
-    """Return the cases in which another tracker counts better, as texts."""
+    """Return a text for each case, and for each scene at all rates, in which another tracker counts better."""
     found = []
     for detector, scenes in figures.items():
         for scene, rates in scenes.items():
-            for rate, trackers in rates.items():
-                ours = trackers["vision"]["wrong_crossings"]
-                better = [f"{name} {trackers[name]['wrong_crossings']}" for name in OTHERS]
-                better = [text for text in better if int(text.split()[1]) < ours]
-                if better:
-                    found.append(f"{detector}, {scene}, {rate}: vision {ours}, {', '.join(better)}")
+            wrong = {rate: {name: one["wrong_crossings"] for name, one in case.items()} for rate, case in rates.items()}
+            wrong["all rates"] = {name: sum(case[name] for case in wrong.values()) for name in ("vision", *OTHERS)}
+            for rate, case in wrong.items():
+                if better := [f"{name} {case[name]}" for name in OTHERS if case[name] < case["vision"]]:
+                    found.append(f"{detector}, {scene}, {rate}: vision {case['vision']}, {', '.join(better)}")
     return found
+
+
+def measure(case: Case) -> dict[str, dict[str, list[SceneScores]]]:
+    """Run every tracker in the scenes of one type, at one frame rate. Return the scores by detector and tracker."""
+    prepared = [prepare(case.scene, seed, case.frames_per_s) for seed in range(case.seeds)]
+    found = {}
+    for detector in case.detectors:
+        compared = [compare(one, detector) for one in prepared]
+        found[detector] = {tracker: [run[tracker] for run in compared] for tracker in compared[0]}
+    return found
+
+
+def _measured(cases: Sequence[Case], jobs: int) -> Iterator[dict[str, dict[str, list[SceneScores]]]]:
+    if jobs == 1:
+        yield from map(measure, cases)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(measure, cases)
 
 
 def main() -> int:
@@ -159,22 +191,24 @@ def main() -> int:
     parser.add_argument("--detector", default="good")
     parser.add_argument("--scene", default=",".join(SCENES))
     parser.add_argument("--seeds", type=int, default=1, help="number of scenes of each type (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     detectors, scenes = arguments.detector.split(","), arguments.scene.split(",")
     figures: dict[str, Any] = {}
     everything: dict[tuple[str, str], list[SceneScores]] = {}
-    for name, rate in product(scenes, map(float, arguments.fps.split(","))):
-        prepared = [prepare(name, seed, rate) for seed in range(arguments.seeds)]
-        for detector in detectors:
-            compared = [compare(one, detector) for one in prepared]
-            scores = {tracker: [run[tracker] for run in compared] for tracker in compared[0]}
-            case = {tracker: values(ones) for tracker, ones in scores.items()}
-            figures.setdefault(detector, {}).setdefault(name, {})[f"{rate:g}_frames_per_s"] = case
+    rates = [float(rate) for rate in arguments.fps.split(",")]
+    cases = [Case(name, rate, arguments.seeds, tuple(detectors)) for name, rate in product(scenes, rates)]
+    for case, measured in zip(cases, _measured(cases, arguments.jobs), strict=True):
+        for detector, scores in measured.items():
+            row = {tracker: values(ones) for tracker, ones in scores.items()}
+            by_rate = figures.setdefault(detector, {}).setdefault(case.scene, {})
+            by_rate[f"{case.frames_per_s:g}_frames_per_s"] = row
             for tracker, ones in scores.items():
                 everything.setdefault((detector, tracker), []).extend(ones)
-            wrong = ", ".join(f"{tracker} {one['wrong_crossings']}" for tracker, one in case.items())
-            console.print(f"{detector}, {name}, {rate:g} frames/s: wrong crossings: {wrong}", highlight=False)
+            wrong = ", ".join(f"{tracker} {one['wrong_crossings']}" for tracker, one in row.items())
+            line = f"{detector}, {case.scene}, {case.frames_per_s:g} frames/s: wrong crossings: {wrong}"
+            console.print(line, highlight=False)
     _print_totals(everything, Console())
     for line in behind(figures):
         sys.stdout.write(f"behind: {line}\n")

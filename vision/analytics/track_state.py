@@ -63,6 +63,7 @@ _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # varianc
 _RATE_S: Final = 1.0  # time constant of the moving average of growth
 _CLEAR_GROWTH: Final = 0.2  # least growth until the next frame that is predicted; less can be an error of boxes
 _MOST_GROWTH: Final = 0.5  # largest growth that is predicted; then the size doubles
+_LEAST_GROWTH_STEP_S: Final = 0.07  # shorter steps have no clear growth unless an object more than triples in a second
 _GROWTH_ERROR: Final = 0.3  # standard deviation of a predicted change of size, as a part of the change
 
 _STANDING_SPEED: Final = 0.2  # sizes per second
@@ -113,8 +114,8 @@ def predict(
     """
     size2 = np.maximum(state[2], state[3])
     size2 *= size2
-    before = state[AT].copy()
     step_s: PerTrack = motions[0].step_s
+    before = state[AT].copy() if any(each.step_s >= _LEAST_GROWTH_STEP_S for each in motions) else None
     moved = [each.transition.dot(part) for each, part in zip(motions, of_cameras, strict=True)]
     growth = motions[0].growth
     if camera is None:
@@ -125,7 +126,8 @@ def predict(
             growth = np.concatenate([each.growth for each in motions], axis=1).take(camera, axis=1)
             step_s = np.array([each.step_s for each in motions]).take(camera)
     state[SPREAD] += growth * size2
-    _approach(state, before, step_s)
+    if before is not None:
+        _approach(state, before, step_s)
     extent = state[EXTENT]
     np.maximum(extent, _LEAST_EXTENT, out=extent)
 
@@ -213,6 +215,9 @@ def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None
         cut: mask (M,) of the boxes that the edge of the frame cuts off, which do not show how the object grows.
     """
     area, rate = state[2] * state[3], state[RATE]
+    if gap_s.max() < _LEAST_GROWTH_STEP_S:  # `predict` does not use the growth at such a frame rate
+        state[GROWN], state[RATE] = area, 0.0
+        return
     measured = np.sqrt(area / state[GROWN])
     measured -= 1.0
     measured /= np.maximum(gap_s, CLOCK_GRAIN_S)
