@@ -144,6 +144,7 @@ def _approach(state: FloatArray, before: FloatArray, step_s: PerTrack) -> None:
         step_s: duration of the step in seconds.
     """
     growth = np.minimum(state[RATE] * step_s, _MOST_GROWTH)
+    growth *= step_s >= _LEAST_GROWTH_STEP_S
     factor = 1.0 / (1.0 - growth)
     state[RATE] *= factor
     clear = (np.abs(growth) > _CLEAR_GROWTH).nonzero()[0]
@@ -213,9 +214,11 @@ def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None
         state: state (ROWS, M) of the tracks, which is changed.
         gap_s: time (M,) in seconds since the previous detection.
         cut: mask (M,) of the boxes that the edge of the frame cuts off, which do not show how the object grows.
+
+    The growth is 0 after gaps of less than `_LEAST_GROWTH_STEP_S`, because `predict` does not need it there.
     """
     area, rate = state[2] * state[3], state[RATE]
-    if gap_s.max() < _LEAST_GROWTH_STEP_S:  # `predict` does not use the growth at such a frame rate
+    if gap_s.max() < _LEAST_GROWTH_STEP_S:  # the usual case; the result is that of the steps below
         state[GROWN], state[RATE] = area, 0.0
         return
     measured = np.sqrt(area / state[GROWN])
@@ -224,7 +227,7 @@ def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None
     measured -= rate
     measured *= np.minimum(gap_s / _RATE_S, 1.0)
     rate += measured
-    np.putmask(rate, cut, 0.0)
+    np.putmask(rate, cut | (gap_s < _LEAST_GROWTH_STEP_S), 0.0)
     state[GROWN] = area
 
 
