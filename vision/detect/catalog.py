@@ -61,12 +61,12 @@ For a complete example of each kind, see docs/models.md."""
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """Description of one model. Properties that its files do not contain are empty."""
+    """Description of one model. Properties that the files of the model do not contain are empty."""
 
     name: str
     folder: Path
     input: str = ""  # such as "416x416 bgr"
-    head: str = ""
+    head: str = ""  # kind of the head, such as "yolov8"
     class_names: tuple[str, ...] = ()
     licence: str = ""
     provenance: str = ""

@@ -27,7 +27,7 @@ COCO80: Final[tuple[str, ...]] = (
 """The 80 classes of the COCO detection challenge (Lin et al., ECCV 2014), sorted by class id."""
 
 BACKGROUND: Final = "background"
-"""Name of a class that means that there is no object. It is not reported."""
+"""Name of the class that stands for the absence of an object. Detectors never report this class."""
 
 _NEVER_LABELED: Final[Mapping[int, str]] = {
     0: BACKGROUND, 12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate", 66: "mirror",
@@ -41,7 +41,7 @@ def _coco91() -> tuple[str, ...]:
 
 
 COCO91: Final = _coco91()
-"""The names of COCO's category ids 0 to 90. Id 0 is the background. Ten other ids have a name, but no objects."""
+"""Names of COCO's category ids 0 to 90. Id 0 is the background. For ten other ids, COCO has a name, but no labels."""
 
 _LISTS: Final[Mapping[str, tuple[str, ...]]] = {"coco80": COCO80, "coco91": COCO91}
 
@@ -52,7 +52,7 @@ def class_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def background_ids(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the ids of background classes, such as ``__background__``. They mean that there is no object."""
+    """Return the ids of the classes that stand for the absence of an object, such as ``__background__``."""
     return tuple(index for index, name in enumerate(class_names(spec)) if name.strip("_").lower() == BACKGROUND)
 
 
@@ -82,13 +82,14 @@ class UnnamedClasses:
     """Counter of boxes whose class id has no name in model.yaml. It logs one warning, and is thread-safe."""
 
     def __init__(self, model: str, names: int) -> None:
+        """Create the counter for the model `model`, whose model.yaml lists `names` class names."""
         self._model = model
         self._names = names
         self._lock = threading.Lock()
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Add the number of unnamed boxes in a frame or batch. Log a warning when the first unnamed box is added."""
+        """Add `count`, the number of unnamed boxes in a frame or batch. Log a warning if they are the first."""
         if not count:
             return
         with self._lock:
@@ -102,5 +103,5 @@ class UnnamedClasses:
             )
 
     def counters(self) -> Mapping[str, int]:
-        """Return a counter of all boxes added so far, for status messages; an empty mapping if there are none."""
+        """Return the number of all unnamed boxes by counter name, for status messages; empty if there were none."""
         return {"detector.unnamed_classes": self._count} if self._count else {}

@@ -17,15 +17,15 @@ from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 IN_FLIGHT_CPU: Final = 3
-"""Default number of slots on a CPU: two batches are computed at the same time, and a third waits. On two busy cores, a
-waiting batch increases the throughput by 5 %."""
+"""Default number of slots on a CPU: two batches are computed at the same time, and a third waits. On two busy cores,
+the waiting batch increases the throughput by 5 %."""
 
 IN_FLIGHT_GPU: Final = 4
 """Default number of slots on a GPU, so that copies, computation, and work of the host overlap. On an H100, a batch of 1
 takes 0.33, 0.25, and 0.19 ms with two, three, and four slots, and a batch of 32 takes 1.56, 1.19, and 1.10 ms."""
 
 IN_FLIGHT_INTEGRATED: Final = 3
-"""Default number of slots if CPU and GPU share their memory: then no copies have to overlap, and memory is scarce."""
+"""Default number of slots if GPU and CPU share their memory. Then no copies have to overlap, and memory is scarce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class GpuSpec:
     """Properties of a detector that runs on a GPU."""
 
     precision: str
+    """Number format in which the network computes, such as ``fp16``."""
     graphs_off: str = ""
     """Reason why batches do not run as CUDA graphs. Empty if they do."""
 
@@ -66,10 +67,11 @@ class DetectorSpec:
 
 
 class Detector(Protocol):
-    """Finds objects with one model, in several batches of frames at the same time. Each batch in flight uses one slot.
+    """Detector that finds objects with one model, in several batches of frames at the same time.
 
-    `submit` occupies a slot, and `wait` frees it. Only one thread at a time can call `submit` and `wait`. Any thread
-    can call `close` after these calls have returned. Every implementation passes ``tests/contract/test_detector.py``.
+    Each batch in flight uses one slot. `submit` occupies a slot, and `wait` frees it. Only one thread at a time can
+    call `submit` and `wait`. Any thread can call `close` after these calls have returned. Every implementation passes
+    ``tests/contract/test_detector.py``.
     """
 
     @property
@@ -77,7 +79,7 @@ class Detector(Protocol):
         """Properties of the detector. Every access returns the same object."""
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer for one frame, in page-locked memory if that makes detection faster.
+        """Return a buffer for one frame, in page-locked memory if such memory makes detection faster.
 
         Raises:
             Closed: the detector is closed. A detector that does not page-lock the memory need not raise this error.
@@ -86,7 +88,7 @@ class Detector(Protocol):
         """
 
     def submit(self, slot: int, frames: Sequence[Frame]) -> None:
-        """Start detection in a batch of 1 to `max_batch` frames.
+        """Start detection in a batch of 1 to `max_batch` frames, in a free slot. Return without waiting for the result.
 
         The caller must hold the leases of the frames until `wait` returns the detections.
 
@@ -98,7 +100,10 @@ class Detector(Protocol):
         """
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
-        """Wait for a batch, without holding the GIL. Return the detections of each frame, in order, in new arrays.
+        """Wait for the batch in a slot, without holding the GIL, and free the slot.
+
+        Returns:
+            The detections of each frame, in the order of the frames, in new arrays.
 
         Raises:
             TimeoutError: the batch is not ready after `timeout_s` seconds. The slot stays occupied: call `wait` again.
@@ -113,7 +118,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Amount of memory that the process holds for a detector and for the frames of the cameras."""
+    """Memory that the process holds for a detector and for the frames of the cameras."""
 
     device_bytes: int
     """GPU memory, including the memory of the inference library."""
@@ -145,7 +150,7 @@ class ReadsDevice(Protocol):
 
 @runtime_checkable
 class SharesFrames(Protocol):
-    """A detector on a GPU, for frames that another process writes."""
+    """A detector on a GPU that also accepts frames that another process has written."""
 
     def shared_buffers(self, memory: NDArray[np.uint8], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
         """Page-lock `memory`, which contains the pixels of `frames`. Return buffers for the same pixels.
@@ -160,11 +165,10 @@ class SharesFrames(Protocol):
     def exported_buffers(
         self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
     ) -> tuple[bytes, list[FrameBuffer]] | None:
-        """Return a handle of new GPU memory for another process, and `count` buffers in this memory.
+        """Allocate GPU memory that another process can open. Return a handle of it, and `count` buffers in it.
 
-        Return None if the memory of this GPU cannot be exported to another process.
-
-        `vision.gpu.memory.open_exported` returns the same buffers in the other process.
+        Return None if the memory of this GPU cannot be exported to another process. In the other process,
+        `vision.gpu.memory.open_exported` opens the handle, and returns the same buffers.
 
         Raises:
             Closed: the detector is closed.
@@ -177,7 +181,7 @@ Batch = TypeVar("Batch")
 
 
 class InFlight(Generic[Batch]):
-    """Tracks the batch in each slot, and checks arguments as the `Detector` protocol requires."""
+    """Record of the batch in each slot, with the checks of arguments that the `Detector` protocol requires."""
 
     def __init__(self, spec: DetectorSpec) -> None:
         self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None if the slot is free
@@ -196,7 +200,7 @@ class InFlight(Generic[Batch]):
             raise ValueError(f"slot {slot} is occupied: call `wait` for it first")
 
     def submitted(self, slot: int) -> Batch:
-        """Return the batch that was submitted to a slot. Raise `Closed` or `ValueError` as documented for `wait`."""
+        """Return the batch that was submitted to a slot. Raise `Closed` or `ValueError` as `Detector.wait` does."""
         if self.closed:
             raise Closed("the detector is closed")
         batch = self.batches[slot] if 0 <= slot < len(self.batches) else None
@@ -205,6 +209,6 @@ class InFlight(Generic[Batch]):
         return batch
 
     def close(self) -> None:
-        """Drop the batches, and let all further calls raise `Closed`."""
+        """Drop all batches. Afterwards, `require_free` and `submitted` raise `Closed`."""
         self.closed = True
         self.batches = [None] * len(self.batches)

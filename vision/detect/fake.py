@@ -30,7 +30,7 @@ class _Batch:
 
 
 class FakeDetector:
-    """Detector of rectangles in `FAKE_COLORS`. The score is the fraction of the bounding box that an object fills."""
+    """Detector of rectangles in `FAKE_COLORS`. The score is the fraction of the bounding box that the object fills."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
-    """Find the objects of one class: connected areas in its color. Return them sorted from top to bottom.
+    """Find the objects of one class, which are connected areas in its color. Return them sorted from top to bottom.
 
     Args:
         planes: levels of blue, green, and red, each (H, W).

@@ -20,18 +20,17 @@ _PROBE_TIMEOUT_S: Final = 60.0
 
 
 def reason_for_cpu(missing: DeviceMissing, section: str) -> str:
-    """Return why the CPU must do the work of this machine's GPU; an empty text if there is no GPU that should do it.
+    """Return the reason why the program runs on the CPU although this machine has an NVIDIA GPU.
 
-    A machine without an NVIDIA GPU has no such GPU, and neither has a process from which `CUDA_VISIBLE_DEVICES` hides
-    all GPUs.
+    The text is empty if this machine has no NVIDIA GPU, or if `CUDA_VISIBLE_DEVICES` hides all GPUs from this process.
 
     Args:
-        missing: the error of the attempt to use the GPU.
-        section: the section of camera.yaml whose key `backend` is ``auto``.
+        missing: error that the attempt to use the GPU raised.
+        section: section of camera.yaml whose key `backend` is ``auto``.
 
     Raises:
-        DeviceNotReady: there is a GPU, and its driver is installed, but does not answer, for example because it is not
-            loaded yet. On the CPU, the program would be slower until somebody restarts it.
+        DeviceNotReady: the driver of the GPU is installed, but does not answer, for example because it is not loaded
+            yet. If the program used the CPU in this case, it would be slow until somebody restarts it.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not has_nvidia_gpu():
         return ""
@@ -45,7 +44,10 @@ def reason_for_cpu(missing: DeviceMissing, section: str) -> str:
 
 
 def driver_answers() -> bool:
-    """Return True if the driver answers in a new process. After a failure, this process cannot try again."""
+    """Return True if the driver of the GPU answers.
+
+    The test runs in a new process, because a process in which the driver has failed cannot try again.
+    """
     command = [sys.executable, "-c", _PROBE]
     try:
         return subprocess.run(command, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False).returncode == 0
@@ -77,8 +79,8 @@ def _is_nvidia_graphics_card(device: Path) -> bool:
 def _driver_is_installed() -> bool:
     """Return True if the library of the driver can be loaded.
 
-    It cannot if nobody has installed the driver, as on a laptop with a different driver for its screen, or in a
-    container that was started without the GPU. Then it does not help to wait.
+    The library is missing if the driver is not installed, as on a laptop whose screen uses a different driver, or in a
+    container that was started without the GPU. In these cases, waiting does not help.
     """
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -26,7 +26,7 @@ _DETECTION: Final = ("detect", "detection", "object-detection")
 _NO_DETECTOR: Final = "the model does not detect objects; export a detection model"
 _MOST_NAMES_SHOWN: Final = 6
 _LICENCE: Final = re.compile(r"(?P<name>[A-Za-z0-9.+-]+)(?: License)?(?: \(\S+\))?$")
-"""A name, and the rest that Ultralytics adds, as in ``AGPL-3.0 License (https://...)``."""
+"""Pattern of a license name, with the text that Ultralytics adds, as in ``AGPL-3.0 License (https://...)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class ModelMetadata:
     names: tuple[str, ...] | None = None  # of the classes, by id
     width: int | None = None  # of the input for which the model was exported, pixels
     height: int | None = None
-    stride: int | None = None  # the sides of the input are multiples of it
+    stride: int | None = None  # pixels; the sides of the input must be multiples of this number
     task: str | None = None  # such as "detect" or "segment"
     suppressed: bool | None = None  # True if the model contains NMS or needs none
     keypoints: tuple[int, int] | None = None  # number of keypoints, and values of each
     licence: str | None = None
-    ultralytics: bool = False  # exported by Ultralytics or YOLOv5, which have one pre-processing
+    ultralytics: bool = False  # exported by Ultralytics or YOLOv5, which use the same pre-processing
 
     @property
     def head_task(self) -> str | None:
@@ -90,14 +90,14 @@ def _literal(text: str) -> Any:
 
 
 def _integers(value: object) -> list[int]:
-    """Return a number, or the numbers in a list or tuple, as integers; empty if one is not a positive integer."""
+    """Return `value`, a number or a list or tuple of numbers, as a list; empty if a part is not a positive integer."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     numbers = [int(part) for part in parts if isinstance(part, (int, float)) and part > 0 and part == int(part)]
     return numbers if len(numbers) == len(parts) else []
 
 
 def _names(value: object, text: str) -> tuple[str, ...] | None:
-    """Return class names in order of their ids. None if there are none, or if an id or a name is missing.
+    """Return class names in the order of their ids; None if there are no names, or if an id or a name is missing.
 
     Args:
         value: mapping from ids to names, or sequence of names, or text that separates names by line ends or commas.
@@ -127,8 +127,8 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
     names or a different input size, is logged as a warning.
 
     Raises:
-        ModelError: the task, the classes, or the number of keypoints are those of a different model, or a side of the
-            input is not a multiple of the stride.
+        ModelError: model.yaml contradicts the metadata in the task, the classes, or the number of keypoints; or a side
+            of the input is not a multiple of the stride.
     """
     if metadata.task is not None and metadata.head_task != spec.head.task:
         fitting = metadata.head_task
@@ -158,7 +158,7 @@ def check_metadata(spec: ModelSpec, metadata: ModelMetadata) -> None:
 
 
 def _check_keypoints(spec: ModelSpec, count: int) -> None:
-    """Compare the number of keypoint names in model.yaml with that of the file. See `check_metadata`."""
+    """Raise `ModelError` unless model.yaml lists a name for each of the model's `count` keypoints."""
     names = spec.head.keypoints or ()
     if len(names) != count:
         raise ModelError(
@@ -170,7 +170,7 @@ def _check_keypoints(spec: ModelSpec, count: int) -> None:
 
 
 def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
-    """Compare the classes of model.yaml with the names in the file. See `check_metadata`."""
+    """Compare the classes of model.yaml with the `names` of the file. For errors and warnings, see `check_metadata`."""
     given = class_names(spec)
     ours, theirs = _folded(given), _folded(names)
     if ours == theirs:
@@ -195,7 +195,7 @@ def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Return names in lower case, with spaces as separators. Older names of COCO classes become those in `COCO80`."""
+    """Return names in lower case, with spaces as separators. Replace older names of COCO classes as in `_OLD_NAMES`."""
     plain = [re.sub(r"[\s_-]+", " ", name.strip().casefold()) for name in names]
     return [_OLD_NAMES.get(name, name) for name in plain]
 
@@ -204,7 +204,7 @@ _OLD_NAMES: Final[Mapping[str, str]] = {
     "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
     "diningtable": "dining table", "tvmonitor": "tv", "hair dryer": "hair drier",
 }  # fmt: skip
-"""Names of COCO classes in older lists."""
+"""Names of COCO classes in older lists, with the names that replace them in `COCO80`."""
 
 
 def is_coco80(names: Sequence[str]) -> bool:
@@ -219,7 +219,7 @@ def in_short(names: Sequence[str]) -> str:
 
 
 def yaml_list(names: Sequence[str]) -> str:
-    """Return names as a list in YAML."""
+    """Return names as a list in YAML. Quote the names that YAML could misread."""
     return f"[{', '.join(map(_yaml_text, names))}]"
 
 

@@ -39,9 +39,9 @@ def open_detector(
 ) -> Detector:
     """Open the detector for the model in `folder` with the configured back-end.
 
-    The back-end ``auto`` means TensorRT if the library and a GPU are present. Otherwise it means ONNX Runtime, and the
-    reason is logged, and is in `DetectorSpec.gpu_unused`. TensorRT can take minutes to build an engine; another thread
-    can set `stop` to cancel the call.
+    The back-end ``auto`` means TensorRT if the library and a GPU are present, and otherwise ONNX Runtime. If it means
+    ONNX Runtime, the reason is logged. `DetectorSpec.gpu_unused` also contains the reason if this machine has a GPU.
+    TensorRT can take minutes to build an engine. Another thread can set `stop` to cancel the call.
 
     Raises:
         Closed: `stop` was set.
@@ -50,7 +50,7 @@ def open_detector(
         ModelError: the file, or a plugin library, is missing, damaged, or not the one that the spec describes.
         Untrusted: other users can replace a plugin library.
         DeviceMissing: the configured back-end is not available.
-        DeviceNotReady: this machine has a GPU, but its driver does not answer, also with ``auto``.
+        DeviceNotReady: this machine has a GPU, but its driver does not answer. ``auto`` also raises this error.
         DeviceError: the device failed.
         Unavailable: the file of the model or the cache of engines cannot be used at present.
     """
@@ -154,7 +154,7 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
 
 
 def _report_cpu(missing: DeviceMissing, section: str) -> str:
-    """Log why the CPU is used, and return the reason of `reason_for_cpu`. Raise `DeviceNotReady` as it does."""
+    """Log why the CPU is used. Return the result of `reason_for_cpu`, or raise its error `DeviceNotReady`."""
     reason = reason_for_cpu(missing, section)
     if reason:
         log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s", reason)
@@ -200,10 +200,10 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig, *, gp
 
 
 def open_network(path: Path, spec: ModelSpec) -> Network:
-    """Open the network of a file on the CPU, to run it on the sample.
+    """Load the network of an ONNX file on the CPU with one thread, to run the network on the sample.
 
     Raises:
-        ModelError: the file cannot be loaded, or its inputs differ from the spec.
+        ModelError: the model needs TensorRT plugins, the file cannot be loaded, or its inputs differ from the spec.
         DeviceMissing: ONNX Runtime is not installed.
     """
     refuse_plugins(spec)
@@ -271,7 +271,7 @@ def open_classifier(
 
 
 def refuse_plugins(spec: ModelSpec) -> None:
-    """Raise `ModelError` if a model cannot run with ONNX Runtime, because it needs TensorRT plugins."""
+    """Raise `ModelError` if a model needs TensorRT plugins, and therefore cannot run with ONNX Runtime."""
     if spec.plugins:
         raise ModelError(
             f"{spec.name} needs TensorRT plugins, so it does not run on the CPU with ONNX Runtime",

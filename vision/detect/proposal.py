@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _LEVEL: Final = 1 / 255
 _SIZES: Final = ((640, 640), (416, 416), (320, 320))
-"""Sizes to try if neither the shapes nor the metadata of a file show one."""
+"""Input sizes (width, height) to try if neither the shapes nor the metadata of a file contain the size."""
 
 _UNIT: Final[Mapping[str, object]] = {"scale": _LEVEL}
 _INPUTS: Final[Mapping[str, Mapping[str, object]]] = {
@@ -33,7 +33,7 @@ _INPUTS: Final[Mapping[str, Mapping[str, object]]] = {
     "yolox": {"color": "bgr", "letterbox": "top-left"},
     "yunet": {"color": "bgr", "letterbox": "top-left"},
 }
-"""Pre-processing that the original exporter of a family expects; other families expect RGB from 0 to 1."""
+"""Pre-processing of the original exporters, by the kind of head. Models with another kind expect RGB from 0 to 1."""
 
 _IOU: Final[Mapping[str, float]] = {"yolov8": 0.7, "yolov5": 0.45, "yolox": 0.45}
 _COCO: Final[Mapping[int, str]] = {80: "coco80", 91: "coco91"}
@@ -42,7 +42,7 @@ _UNKNOWN: Final = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Origin of the keys of a proposal. See `Proposal`."""
+    """Origin of the keys of a proposal that is not complete yet. For the fields, see `Proposal`."""
 
     found: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def _mapping(values: Mapping[str, object]) -> str:
 
 
 def model_name(path: Path) -> str:
-    """Return a model name of at most 64 characters: the file name without its suffix, or ``model`` if it is empty.
+    """Return a model name of at most 64 characters: the file name without its suffix, or ``model`` if none is left.
 
     Hyphens replace characters that model names cannot contain.
     """
@@ -94,10 +94,10 @@ def model_name(path: Path) -> str:
 
 
 def spec_of_file(path: Path) -> ModelSpec:
-    """Return the specification of a model whose file describes it completely, so that it needs no model.yaml.
+    """Return the specification of a model that needs no model.yaml, because its file describes the model completely.
 
-    The metadata that Ultralytics writes suffices: it contains the class names and the input size, and, together with
-    the shapes of the outputs, it shows the head. The pre-processing is that of models from Ultralytics.
+    The metadata that Ultralytics writes suffices. It contains the class names and the input size. Together with the
+    shapes of the outputs, it shows the head. The pre-processing is that of models from Ultralytics.
 
     Raises:
         ModelError: the file is not a complete ONNX file, does not detect objects, or does not describe the model
@@ -166,7 +166,7 @@ def _spec(
 
 
 def _frame_size(header: OnnxHeader) -> tuple[int, int] | None:
-    """Return the width and height of the input for frames. None if the file does not fix both.
+    """Return the width and height of the input for frames; None if the file does not fix both.
 
     Raises:
         ModelError: the file has no input for frames.
@@ -207,7 +207,7 @@ def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | N
 
 
 def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpec:
-    """Return a specification with `count` placeholder classes, but at least one, to try a head on outputs."""
+    """Return a specification with which a head can be tried. It has `count` placeholder classes, but at least one."""
     data = {
         "name": "sample",
         "file": "sample.onnx",
@@ -300,7 +300,7 @@ def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Ori
 
 
 def _run(path: Path, header: OnnxHeader, size: tuple[int, int]) -> Sample:
-    """Run the model on the sample at an input size. See `Network.run_sample` for the errors."""
+    """Run the model on the sample at an input size (width, height). For errors, see `open_network`, `run_sample`."""
     from vision.detect.open import open_network
 
     dtype = next((tensor.dtype for tensor in header.inputs if len(tensor.shape) == 4), "")

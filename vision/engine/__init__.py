@@ -1,5 +1,6 @@
 """Modules that find TensorRT, and that build, store, load, and profile its engines.
 
-They can be imported without TensorRT and without a GPU. The code uses the API that TensorRT 10.3 to 11 and TensorRT-RTX
-share. It looks up everything else by name (`hasattr`), because names and numbers of flags differ between versions.
+The modules can be imported without TensorRT and without a GPU. Their code uses the API that TensorRT 10.3 to 11 and
+TensorRT-RTX share. The code looks up everything else by name (`hasattr`), because names and numbers of flags differ
+between versions.
 """

@@ -153,7 +153,8 @@ class _Build:
     def _refuse_untested(self) -> None:
         """Raise `ModelError` for fp8 and int8 if TensorRT-RTX does not list the GPU's compute capability.
 
-        Log a warning for fp32 and tf32. With the unlisted compute capability 9.0, the results of all four were wrong.
+        For fp32 and tf32, only log a warning. With the unlisted compute capability 9.0, the results of all four
+        precisions were wrong.
         """
         capabilities = supported_capabilities()
         precision = self._plan.precision
@@ -234,8 +235,9 @@ class _Build:
     def _aim(self, config: Any) -> None:
         """Set the compute capability to build for. If the library does not list it, build for the GPU in this machine.
 
-        Raise `ModelError` if the library refuses the compute capability, or does not list it and the build is ahead of
-        time.
+        Raises:
+            ModelError: the library refuses the compute capability, or the build is for a different machine, and the
+                library does not list its compute capability.
         """
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:
@@ -252,7 +254,10 @@ class _Build:
             )
 
     def _use_dla(self, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        """Select the DLA core, and the GPU for layers that it cannot run. If there is no such core, log a warning."""
+        """Select the configured DLA core, and the GPU for layers that the DLA cannot run.
+
+        If this machine does not have the core, log a warning, and build for the GPU.
+        """
         core = self._plan.dla_core
         cores = int(self._builder.num_DLA_cores)
         if core >= cores:
@@ -297,8 +302,8 @@ class _Build:
 def workspace_limit(plan: BuildPlan, gpu: Gpu) -> int:
     """Return the maximum scratch memory of one layer in bytes. 0 means no limit.
 
-    If CPU and GPU share their memory, the default is a quarter of it. Without a limit, TensorRT measures kernels that
-    need all memory, and the system ends the program.
+    If CPU and GPU share their memory, the default is a quarter of the memory. Without a limit, TensorRT would measure
+    kernels that need all memory, and the system would end the program.
     """
     if plan.workspace_mib:
         return plan.workspace_mib << 20
@@ -333,7 +338,7 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing, *, sparse: bool = Fals
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Attach the timing cache `blob`, or an empty one if `blob` is None or unusable. Return the attached cache.
+    """Attach the timing cache `blob`, or an empty cache if `blob` is None or unusable. Return the attached cache.
 
     The caller must keep the result until the build has ended.
     """
@@ -356,7 +361,7 @@ def timings_of(config: trt.IBuilderConfig) -> bytes | None:
 
 
 def refused_model(file: str, errors: Sequence[Any]) -> Refused:
-    """Return the error to raise for a file that the parser does not accept."""
+    """Return the error to raise for a file that the parser refuses. `errors` are the errors of the parser."""
     reasons = "; ".join(map(_fault, errors)) or "no reason given"
     damaged = any(is_damage(error) for error in errors)
     return Refused(

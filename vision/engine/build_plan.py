@@ -1,8 +1,8 @@
-"""Settings of an engine, derived from the configuration, the model, and the library, and checks of its precision.
+"""Settings of an engine, derived from the configuration, the model, and the library, and checks of the precision.
 
 In TensorRT 10, a builder flag allows a lower precision (weak typing). TensorRT 11 and TensorRT-RTX read types only from
-the ONNX file (strong typing). For these, ONNX Runtime's float16 converter rewrites the file. The converter keeps inputs
-that must stay float32, such as the scales of Resize, and adds no casts inside a typical detector.
+the ONNX file (strong typing). For these libraries, ONNX Runtime's float16 converter rewrites the file. The converter
+keeps inputs that must stay float32, such as the scales of Resize, and adds no casts inside a typical detector.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Typing:
     rewrite: Literal["none", "fp16", "bf16"]
 
     def half_ends(self, head: str) -> tuple[bool, bool]:
-        """Return two flags, for the input and for the outputs: True if float16 does not make boxes less accurate.
+        """Return two flags, for the input and for the outputs: True if boxes are as accurate in float16 as in float32.
 
         A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
         float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
@@ -96,9 +96,9 @@ def plan_typing(precision: Precision, *, weak_typing: bool) -> Typing:
 
 
 def check_types(precision: Precision, types: frozenset[str]) -> None:
-    """Raise `ModelError` if the precision is fp32 or tf32, but `types`, a subset of `FLOATS`, has a 16-bit type.
+    """Raise `ModelError` if the precision is fp32 or tf32, but the network computes in a 16-bit type.
 
-    `types` are the types in which a strongly typed network computes.
+    `types` are the types, from `FLOATS`, in which a strongly typed network computes.
     """
     if precision in ("fp32", "tf32") and types - {"float32"}:
         half = "bf16" if "bfloat16" in types else "fp16"
@@ -138,6 +138,7 @@ class BuildPlan:
 
     precision: Precision
     max_batch: int
+    """Maximum number of frames in one run."""
     workspace_mib: int = 0
     """Maximum scratch memory of one layer, in MiB. 0 means the default, see `vision.engine.build.workspace_limit`."""
     optimization_level: int = DEFAULT_LEVEL
@@ -150,6 +151,7 @@ class BuildPlan:
     half_input: bool = False
     """True if input frames have 16 bits per value instead of float32."""
     half_outputs: bool = False
+    """True if the outputs have 16 bits per value instead of float32."""
     interleaved_input: bool = False
     """True if input frames have four interleaved channels. See `vision.engine.onnx_transform.widen_input`."""
     folded: bool = False
@@ -162,8 +164,8 @@ def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
     """Return the build plan for a configuration. The library and the model determine settings that are not configured.
 
     Interleaved input, folding, and a separate profile for each batch size are used only with TensorRT-RTX, which
-    selects kernels by rules. TensorRT measures kernels instead, even for narrow convolutions, and on a Jetson, each
-    additional profile makes the build minutes longer.
+    selects kernels by rules. TensorRT measures kernels instead, even for narrow convolutions. On a Jetson, each
+    additional profile makes a build of TensorRT minutes longer.
     """
     typing = plan_typing(detect.precision, weak_typing=has_weak_typing())
     half_input, half_outputs = typing.half_ends(spec.head.kind)
@@ -206,10 +208,15 @@ class Refused(ModelError):
 
 
 def prepare_onnx(model: bytes, plan: BuildPlan, file: str) -> tuple[bytes, int]:
-    """Rewrite the contents of an ONNX file for `plan`. Return the model, and the number of channels of its input.
+    """Rewrite the contents of an ONNX file for `plan`.
 
-    The number is 4 if the channels are interleaved, otherwise 3. Raise `Refused`, whose message contains the file name
-    `file`, if a package fails to process the model. Pass on `ModelError` and `MemoryError` unchanged.
+    Returns:
+        The model, and the number of channels of its input: 4 if the channels are interleaved, otherwise 3.
+
+    Raises:
+        Refused: a package fails to process the model. The message contains the file name `file`.
+        ModelError: a package is missing, or the model cannot be converted to the precision.
+        MemoryError: memory is lacking.
     """
     rewrite = plan_typing(plan.precision, weak_typing=has_weak_typing()).rewrite
     try:

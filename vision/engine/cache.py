@@ -73,7 +73,7 @@ class EngineKey:
         return plain
 
     def digest(self) -> str:
-        """Return the first 20 hexadecimal digits of the SHA-256 of the key. File names contain them."""
+        """Return the first 20 hexadecimal digits of the SHA-256 of the key, which are part of file names."""
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
@@ -175,10 +175,14 @@ class EngineCache:
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
-        """Return the plan and an empty text, or None and the reason why no plan can be used. Record the time of use.
+        """Return the plan and an empty text, or None and the reason why no plan can be used.
 
-        Raise `Untrusted` if a file of the engine is a link, is unreadable, or can be written by other users. Raise
-        `Unavailable` if a file cannot be read at present, and `ModelError` if the folder cannot be read.
+        If there is a plan, record the time of its use.
+
+        Raises:
+            Untrusted: a file of the engine is a link, is unreadable, or can be written by other users.
+            Unavailable: a file cannot be read at present.
+            ModelError: the folder cannot be read.
         """
         path = self.path_of(model, key)
         try:
@@ -202,12 +206,22 @@ class EngineCache:
         force: bool = False,
         canceled: Callable[[], bool] = lambda: False,
     ) -> Loaded:
-        """Load the plan from the cache, or build and store it. If several processes need it, only one builds it.
+        """Load the plan from the cache, or build and store the plan.
 
-        If the plan cannot be stored, it is still returned, so that the program can start. `build` receives the timing
-        cache of earlier builds, or None. If `force` is True, the plan is built even if the cache contains it. While
-        another process is building the plan, `load_or_build` waits. It raises `Closed` if `canceled` returns True, and
-        `Held` after an hour. Errors of `build` and `find`, and `Untrusted` for the timing cache, are passed on.
+        While another process is building the same plan, `load_or_build` waits, and then loads the plan. If the plan
+        cannot be stored, it is still returned, so that the program can start.
+
+        Args:
+            build: function that builds the plan. Its argument is the timing cache of earlier builds, or None.
+            force: True if the plan is built even if the cache contains it.
+            canceled: function that returns True if the wait for another process must end.
+
+        Raises:
+            Closed: `canceled` returned True during the wait.
+            Held: another process has been building the plan for an hour.
+            Untrusted: other users can write to the timing cache. See also `find`.
+            Unavailable: see `find`.
+            ModelError: see `find`. Other errors of `build` are also passed on.
         """
         path = self.path_of(model, key)
         if not force and (plan := self.find(model, key)[0]) is not None:
@@ -303,11 +317,19 @@ class EngineCache:
     def prune(self, library: Library | None, gpu: Gpu | None) -> Mapping[str, str]:
         """Remove files that are of no use on this machine. Return the reason for each removed file, by file name.
 
-        These are damaged engines, engines for a different library or GPU, engines and timing caches that were not used
-        for 90 days, and leftover files. If `library` or `gpu` is None, any library or GPU is accepted. An engine
-        that another process is building or storing is kept. For a removed engine, the result contains only the
-        plan file. Raise `ModelError` if the folder cannot be read, or a file cannot be removed, and `Unavailable`
-        if a file cannot be read, or the lock of an engine cannot be opened.
+        These files are removed:
+
+        - damaged engines.
+        - engines for a different library or GPU. If `library` or `gpu` is None, any library or GPU is accepted.
+        - engines and timing caches that were not used for 90 days.
+        - files that an interrupted write or a removed engine left behind.
+
+        An engine that another process is building or storing is kept. For a removed engine, the result contains only
+        the plan file.
+
+        Raises:
+            ModelError: the folder cannot be read, or a file cannot be removed.
+            Unavailable: a file cannot be read, or the lock of an engine cannot be opened.
         """
         gone: dict[str, str] = {}
         for entry in self.entries():

@@ -54,13 +54,14 @@ def require_calibrators() -> None:
 class Calibrator:
     """Methods of TensorRT's calibrators, in a class that does not depend on TensorRT.
 
-    An exception would be lost in the C++ code of the builder. Therefore `error` keeps it, and the calibration ends.
+    The C++ code of the builder would lose an exception. Therefore, `error` keeps the exception, and the calibration
+    ends.
     """
 
     def __init__(self, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> None:
         """Create the calibrator. It sets `ended` when the rest of the build is not needed."""
-        self.table: bytes | None = None  # the scales, as TensorRT writes them
-        self.error: BaseException | None = None
+        self.table: bytes | None = None  # the scales, as TensorRT writes them; None before the end of the calibration
+        self.error: BaseException | None = None  # error that ended the calibration; None if there is none
         self._batches = batches
         self._upload = upload
         self._ended = ended
@@ -83,7 +84,7 @@ class Calibrator:
             return None
 
     def read_calibration_cache(self) -> bytes | None:
-        """Return None, because `vision.optimize.calibration` keeps the scales of earlier calibrations."""
+        """Return None, because `vision.optimize.calibration` stores the scales of earlier calibrations."""
         return None
 
     def write_calibration_cache(self, cache: Any) -> None:
@@ -93,7 +94,7 @@ class Calibrator:
 
 
 def make_calibrator(kind: CalibratorKind, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> Any:
-    """Return a calibrator of TensorRT that is also a `Calibrator`."""
+    """Return an instance of TensorRT's calibrator class for `kind` that has the methods of `Calibrator`."""
     base: Any = getattr(trt, _CLASSES[kind])
 
     class TensorRtCalibrator(Calibrator, base):

@@ -1,19 +1,20 @@
 """Folding of convolutions with few output channels, so that they compute several columns of a frame together.
 
 The kernels that TensorRT-RTX selects compute at least 64 output channels. In small detectors, the first convolutions,
-which process the largest feature maps, have only 16 or 32 output channels, so most of the work of a kernel is wasted. A
-folded convolution computes `factor` adjacent columns as additional channels. Its kernel is wider by
-`stride * (factor - 1)`. For each column, it contains the original weights at the offset of the column's window, and
-zeros around them. Its stride is `factor` times as large. The sums are the same, with zeros added. On an H100 (fp16,
-batch 32, 104 x 104), folding reduces the time of a convolution from 65 to 35 µs for 32 -> 32 channels, from 64 to 26 µs
-for 32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
+which process the largest feature maps, have only 16 or 32 output channels, so most of the work of a kernel is wasted.
+
+A folded convolution computes `factor` adjacent columns as additional channels. The stride of the convolution becomes
+`factor` times as large, and its kernel becomes wider by `stride * (factor - 1)`. For each column, the kernel contains
+the original weights at the offset of the column's window, and zeros around these weights. The sums are the same, with
+zeros added. On an H100 (fp16, batch 32, 104 x 104), folding reduces the time of a convolution from 65 to 35 µs for
+32 -> 32 channels, from 64 to 26 µs for 32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
 
 The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
-interleaved channels. To express this, the graph needs a transposition, which the library fuses with the kernel of the
-activation that follows. This is free if the activation has a separate kernel. Otherwise, it costs one kernel, because
-the library would have fused the activation with the convolution. The build logs (TensorRT-RTX 1.4, 1.6) show that the
-library fuses LeakyRelu, SiLU, and similar activations with the convolution, unless a Concat joins their results with
-other tensors.
+interleaved channels. In the graph, a transposition restores the original shape. The library fuses this transposition
+with the kernel of the activation that follows. The transposition is free if the activation has a separate kernel.
+Otherwise, it costs one kernel, because the library would have fused the activation with the convolution. The build logs
+(TensorRT-RTX 1.4, 1.6) show that the library fuses LeakyRelu, SiLU, and similar activations with the convolution,
+unless a Concat joins their results with other tensors.
 """
 
 from __future__ import annotations
@@ -58,12 +59,17 @@ _Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
 
 
 def fold_narrow_convolutions(model: ir.Model) -> tuple[str, ...]:
-    """Change a model in place: fold the convolutions for which this is likely to save time. The results stay the same.
+    """Fold, in place, the convolutions of a model for which folding is likely to save time.
 
-    Such convolutions have constant float32 weights, 16 to 32 input channels, 8 to 32 output channels, and overlapping
-    windows. The width of their output is known, and divisible by the folding factor. Only pointwise activations read
-    the output, and a Concat joins their results with other tensors. Quantized models are not changed. Return the names
-    of the folded convolutions, or of their outputs if the convolutions have no names.
+    The results of the model stay the same. Quantized models are not changed. A convolution is folded only if all of
+    these conditions are met:
+
+    - It has constant float32 weights, 16 to 32 input channels, 8 to 32 output channels, and overlapping windows.
+    - The width of its output is known, and is divisible by the folding factor.
+    - Only pointwise activations read the output, and a Concat joins their results with other tensors.
+
+    Returns:
+        The names of the folded convolutions. A convolution without a name is listed by the name of its output.
     """
     graph = model.graph
     opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 0))
@@ -191,7 +197,7 @@ def _is_activated_and_joined(value: ir.Value) -> bool:
 def _activates(node: ir.Node) -> bool:
     """Return True if a node is one of `ACTIVATIONS`, except Gelu with the tanh approximation.
 
-    Its inputs after the first, such as slopes, must be constants.
+    The inputs of the node after the first, such as slopes, must be constants.
     """
     if node.op_type not in ACTIVATIONS or node.domain:
         return False
@@ -215,7 +221,7 @@ def _factor(shape: Sequence[int], stride: int) -> int:
     """Return the number of columns to compute together. 1 means that folding would save no time.
 
     `shape` is the shape of the weights, [outputs, inputs, height, width]. `stride` is the horizontal stride. Folding
-    does not help if windows do not overlap, as in every 1 x 1 convolution, because they share no inputs.
+    saves time only if windows overlap, because other windows, such as those of a 1 x 1 convolution, share no inputs.
     """
     outputs, inputs, _, width = shape
     narrow = LEAST_OUTPUTS <= outputs <= MOST_OUTPUTS and LEAST_INPUTS <= inputs <= MOST_INPUTS
@@ -271,7 +277,7 @@ def _fresh(name: str, names: set[str]) -> str:
 
 
 def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
-    """Remove each of the constants `values` from the graph if it is no longer used."""
+    """Remove the constants among `values` that no node uses from the graph."""
     for value in values:
         if value.uses() or value.is_graph_output():
             continue

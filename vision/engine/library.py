@@ -32,7 +32,7 @@ __all__ = ["trt"]  # type checkers treat an imported name as private
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""Names of modules to try, in this order. The last module is part of the wheel with the bindings of TensorRT-RTX, which
+"""Names of modules to try, in this order. The last module is in the wheel with the bindings of TensorRT-RTX. This wheel
 can be installed without the empty parent package."""
 
 _T = TypeVar("_T")
@@ -55,12 +55,12 @@ class Gpu(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuDescription:
-    """Name and compute capability of a GPU, for a build on a machine without this GPU."""
+    """Properties of a GPU, for a build on a machine without this GPU."""
 
     name: str  # such as NVIDIA H100 80GB HBM3 or Orin
     compute_capability: tuple[int, int]
-    integrated: bool = False
-    total_bytes: int = 0
+    integrated: bool = False  # True if CPU and GPU share their memory
+    total_bytes: int = 0  # size of the GPU's memory; 0 if unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,13 @@ class Library:
 
 
 def missing_hint(system: str, machine: str, *, tegra: bool, python: tuple[int, int]) -> str:
-    """Return text that explains how to install TensorRT. `system` and `machine` are from the module `platform`.
+    """Return text that explains how to install TensorRT on this machine.
 
-    `tegra` is True on a Jetson. `python` is the (major, minor) version of Python.
+    Args:
+        system: result of `platform.system`.
+        machine: result of `platform.machine`.
+        tegra: True on a Jetson.
+        python: major and minor version of Python.
     """
     if tegra:
         return (
@@ -276,7 +280,7 @@ def network_flags(*, strongly_typed: bool) -> int:
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities for which TensorRT-RTX has names; () if the library has no list of them."""
+    """Return the compute capabilities that the library lists, in ascending order; empty if it has no such list."""
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)

@@ -20,7 +20,7 @@ from vision.errors import DeviceError
 _log = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 256
-"""Alignment that cudaMalloc guarantees and TensorRT expects. Sizes of parts are rounded up to a multiple of it."""
+"""Alignment that cudaMalloc guarantees and TensorRT expects. Sizes of parts are rounded up to multiples of it."""
 
 SEGMENT_BYTES = 32 << 20
 _SEGMENT_STEP = 2 << 20
@@ -37,14 +37,14 @@ class RawMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """State of a memory pool: how much memory it holds, and numbers of allocations and failures."""
+    """State of a memory pool: the amount of memory that it holds, and the numbers of allocations and failures."""
 
     reserved_bytes: int  # size of all segments
     used_bytes: int  # size of all parts in use, including rounding
     peak_bytes: int  # maximum of `used_bytes`
-    segments: int
+    segments: int  # number of segments
     allocations: int  # since the pool was created; does not grow after the start
-    failures: int
+    failures: int  # number of requests that the pool could not satisfy
 
     def __str__(self) -> str:
         failed = f", {self.failures} requests refused" if self.failures else ""
@@ -161,7 +161,10 @@ class MemoryPool:
         return self._hand_out(grown, stream, offset, size)
 
     def _grow(self, size: int, stream: int) -> _Segment | None:
-        """Allocate a segment of at least `size` bytes. If necessary, free unused ones first. Return None on failure."""
+        """Allocate a segment of at least `size` bytes. If necessary, free unused segments first.
+
+        Return None if too little memory is free.
+        """
         needed = _round_up(size, _SEGMENT_STEP)
         for segment_bytes in dict.fromkeys((max(needed, self._segment_bytes), needed)):
             address = self._raw.allocate(segment_bytes)
@@ -278,7 +281,8 @@ def make_allocator(pool: MemoryPool) -> trt.IGpuAllocator:
 def shared_scratch_bytes(contexts: Iterable[int]) -> int:
     """Return the size in bytes of the scratch memory that the contexts of one stream share, rounded up for alignment.
 
-    `contexts` contains the size for each context. The largest suffices, because the contexts run one at a time.
+    `contexts` contains the size that each context needs. The largest of these sizes suffices, because the contexts run
+    one at a time.
     """
     return _round_up(max(contexts), ALIGNMENT_BYTES)
 
@@ -287,7 +291,7 @@ def shared_scratch_bytes(contexts: Iterable[int]) -> int:
 class BudgetLine:
     """Memory for one purpose: `count` items of `item_bytes` each."""
 
-    kind: str
+    kind: str  # purpose of the memory, for the log and for error messages
     place: Literal["device", "host"]  # "host" means page-locked memory
     item_bytes: int
     count: int = 1

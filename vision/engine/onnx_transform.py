@@ -1,8 +1,8 @@
 """Functions that prepare an ONNX model for TensorRT: they convert types and shapes, and embed external weights.
 
-TensorRT 11 and TensorRT-RTX read types only from the ONNX file, so a model in float16 or bfloat16 needs a file in
-float16 or bfloat16. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT
-measures which are fastest. See `widen_input` and `conv_folding`.
+TensorRT 11 and TensorRT-RTX read types only from the ONNX file. To run a model in float16 or bfloat16, the file must
+have this type. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT measures which
+are fastest. See `widen_input` and `conv_folding`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ _EXTERNAL: Final = b"\x0a\x08location\x12"
 
 
 def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, bool]:
-    """Change the shapes of an ONNX model to suit tensor cores. The results stay the same.
+    """Change the shapes of an ONNX model to suit tensor cores. The results of the model stay the same.
 
-    If `interleave` is True, widen the input with `widen_input`. If `fold` is True, fold narrow convolutions. Return the
-    model, and True if its input was widened. Raise `ModelError` if a package is missing, or the model is not ONNX.
+    If `interleave` is True, widen the input with `widen_input`. If `fold` is True, fold narrow convolutions.
+
+    Returns:
+        The model, and True if its input was widened.
+
+    Raises:
+        ModelError: a package is missing, or the model is not ONNX.
     """
     if not interleave and not fold:
         return model, False
@@ -52,15 +57,18 @@ def reshape_onnx(model: bytes, *, interleave: bool, fold: bool) -> tuple[bytes, 
 
 
 def widen_input(model: ir.Model) -> bool:
-    """Change a model in place: add a fourth channel to its input for frames. The results stay the same.
+    """Add, in place, a fourth channel to the input for frames of a model. The results of the model stay the same.
 
     Tensor cores need interleaved channels, in groups of at least four. Therefore, a network with an input of three
-    planes starts with a kernel that only interleaves them and adds a fourth channel of zeros. This kernel is not needed
-    if the letterbox kernel, which writes every pixel in any case, writes this layout. The fourth channel gets weights
-    of zero.
+    planes starts with a kernel that only interleaves the planes and adds a fourth channel of zeros. This kernel is not
+    needed if the letterbox kernel, which writes every pixel in any case, writes the interleaved layout. The fourth
+    channel gets weights of zero.
 
-    Return False, without a change, unless the model has one input with three channels, only convolutions over all three
-    channels use the input, and no other node uses the weights of these convolutions.
+    Return True if the channel was added. It is added only if all of these conditions are met:
+
+    - The model has one input, which has three channels.
+    - Only convolutions over all three channels use the input.
+    - No other node uses the weights of these convolutions.
     """
     import onnx_ir as ir
 
@@ -93,9 +101,12 @@ def _convolves(node: ir.Node, frame: ir.Value) -> bool:
 def with_weights(model: bytes, folder: Path) -> bytes:
     """Copy the external weights of an ONNX model from files in `folder` into the model. Return the model.
 
-    Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover
-    them. A model without external weights is returned unchanged. Raise `ModelError` if a package is missing, the model
-    is not ONNX, a file with weights is missing or damaged, or the complete model is too large (2 GB).
+    Otherwise, TensorRT would look for these files in the working folder, and the hash of the model would not cover the
+    weights. A model without external weights is returned unchanged.
+
+    Raises:
+        ModelError: a package is missing, the model is not ONNX, a file with weights is missing or damaged, or the
+            complete model is too large (2 GB).
     """
     if _EXTERNAL not in model:
         return model
@@ -138,9 +149,12 @@ def rewrite_onnx(model: bytes, to: Literal["fp16", "bf16"], *, keep_inputs: bool
     """Convert the weights and activations of an ONNX model to float16 or bfloat16.
 
     A model that already uses the target type is returned unchanged. If `keep_inputs` or `keep_outputs` is True, the
-    inputs or outputs stay float32, and casts convert them. A constant with one value, such as the -3.4e38 of a mask, is
-    limited to the range of float16. Raise `ModelError` if a package is missing, the model is not ONNX, or a weight with
-    several values is too large for float16.
+    inputs or outputs stay float32, and casts convert their values. A constant with one value, such as the -3.4e38 of a
+    mask, is limited to the range of float16.
+
+    Raises:
+        ModelError: a package is missing, the model is not ONNX, or a weight with several values is too large for
+            float16.
     """
     original = load_onnx(model)
     if _is_in(original, to):

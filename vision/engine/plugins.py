@@ -41,7 +41,11 @@ def plugin_registry() -> Any:
 
 
 def register(creator: Any) -> None:
-    """Register a creator, and keep it alive, unless one with its namespace, name, and version is registered already."""
+    """Register a creator of plugins, and keep it alive.
+
+    Do nothing if a creator with the same namespace, name, and version is already registered. Raise `ModelError` as
+    `plugin_registry` does.
+    """
     registry = plugin_registry()
     if registry.get_creator(creator.name, creator.plugin_version, creator.plugin_namespace) is None:
         registry.register_creator(creator, creator.plugin_namespace)
@@ -52,7 +56,7 @@ _registered: list[object] = []
 
 
 def check_plugins(folder: Path, spec: AnySpec) -> None:
-    """Check the plugin libraries of a model in `folder` as far as this needs neither TensorRT nor a GPU.
+    """Check the plugin libraries of a model in `folder`, without TensorRT and without a GPU.
 
     Raises:
         ModelError: a library is missing, unreadable, or damaged.

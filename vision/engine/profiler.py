@@ -101,8 +101,13 @@ def profile_layers(
 
     Afterward, the context must not be used for other work, because it keeps the profiler.
 
-    `launch` enqueues the network once, or launches a graph that was captured with the profiler of this context.
-    `synchronize` waits until the run has ended. Raise `DeviceError` if TensorRT reports no times.
+    Args:
+        launch: function that enqueues the network once, or launches a graph that was captured with the profiler of this
+            context.
+        synchronize: function that waits until the run has ended.
+
+    Raises:
+        DeviceError: TensorRT reports no times.
     """
     times = LayerTimes()
     profiler = make_profiler(times)
@@ -206,10 +211,10 @@ def _tensor(described: Any) -> LayerTensor:
 class Profile:
     """Layers of an engine, and their times for one input shape."""
 
-    label: str
-    shape: str
-    runs: int
-    total_ms: float
+    label: str  # text that names the engine
+    shape: str  # input shape as text
+    runs: int  # number of measured runs
+    total_ms: float  # time of all layers, averaged over the runs
     times: tuple[LayerTime, ...]
     layers: tuple[Layer, ...]
 

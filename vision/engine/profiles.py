@@ -1,7 +1,8 @@
 """Optimization profiles of an engine, and functions that create them and choose one for given input shapes.
 
-A profile is a range of input shapes, with one shape for which the engine is tuned. TensorRT does not choose a profile.
-The first profile that fits is often the widest and slowest. The profile that is tuned for the nearest shape is fastest.
+A profile is a range of input shapes, with one shape for which the engine is tuned. TensorRT does not choose a profile
+itself. The first profile that fits is often the widest and slowest. The fastest is the profile that is tuned for the
+nearest shape.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of input values at the maximum shapes, and how much lower it is at the minimum shapes."""
+        """Return the number of input values at the maximum shapes, and the range of this number over all shapes."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -75,8 +76,10 @@ class Profile:
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """Return the index of the profile that contains `shapes` and is tuned for the nearest shapes.
 
-    If several profiles are equally near, choose by smallest maximum size, then narrowest range, then lowest index. If
-    no profile contains `shapes`, raise a `ModelError` that lists the ranges of all profiles.
+    If several profiles are equally near, choose by smallest maximum size, then narrowest range, then lowest index.
+
+    Raises:
+        ModelError: no profile contains `shapes`. The error lists the ranges of all profiles.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.contains(shapes)]
     if not fitting:
@@ -125,7 +128,7 @@ class NetworkInput:
 
 
 def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
-    """Return the input for frames: the first with four dimensions. Raise `ModelError` if there is no such input."""
+    """Return the input for frames, the first input with four dimensions. Raise `ModelError` if there is none."""
     for tensor in inputs:
         if len(tensor.shape) == 4 and not tensor.is_shape_tensor:
             return tensor
@@ -141,12 +144,18 @@ def make_profiles(
 ) -> tuple[Profile, ...]:
     """Create the profiles of a model: those of its spec or, if the spec has none, one for each range of batch sizes.
 
-    Without profiles in the spec, `batch_bands` defines the ranges. A single frame, the usual batch of one or two
-    cameras, has a separate profile. A library that selects kernels by rules selects much better kernels if the shape is
-    fixed, so if `plan.fixed_batches` is True, each size of `batch_sizes` has a separate profile. If the ONNX file has a
-    fixed batch size, or the plan is for a DLA, which supports only fixed shapes, the only profile has the batch size
-    `plan.max_batch`. The input for frames must have `channels` channels.
-    Raise `ModelError` if the spec, the ONNX file, and the plan contradict each other.
+    If the spec has no profiles, the profiles are:
+
+    - one for each range of `batch_bands`.
+    - one for a single frame, the usual batch of one or two cameras.
+    - one for each size of `batch_sizes` if `plan.fixed_batches` is True, because a library that selects kernels by
+      rules selects much better kernels if the shape is fixed.
+
+    If the ONNX file has a fixed batch size, or the plan is for a DLA, which supports only fixed shapes, the only
+    profile has the batch size `plan.max_batch`. The input for frames must have `channels` channels.
+
+    Raises:
+        ModelError: the spec, the ONNX file, and the plan contradict each other.
     """
     frame, max_batch = frame_input(inputs), plan.max_batch
     specs = spec.profiles or [ProfileSpec.model_validate({"batch": band}) for band in _bands(frame.shape[0], plan)]
@@ -169,7 +178,10 @@ def make_profiles(
 def _bands(fixed: int, plan: BuildPlan) -> tuple[tuple[int, int, int], ...]:
     """Return (min, opt, max) of the batch size for each profile.
 
-    `fixed` is the model's batch size; -1 if dynamic. Raise `ModelError` if it is fixed and not equal to `max_batch`.
+    `fixed` is the batch size in the ONNX file, or -1 if the batch size is dynamic.
+
+    Raises:
+        ModelError: the batch size is fixed, and differs from `plan.max_batch`.
     """
     if fixed >= 0 and fixed != plan.max_batch:
         raise ModelError(

@@ -1,7 +1,8 @@
 """Progress of an engine build as nested phases, and cancellation of a build.
 
 TensorRT blocks the thread of the build for minutes, except for callbacks, and Ctrl-C would have to wait. Therefore, the
-build has a separate thread. Ctrl-C reaches the waiting thread, and the next callback tells TensorRT to stop.
+build has a separate thread. Ctrl-C interrupts the thread that waits for the build, and the next callback tells TensorRT
+to stop.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class LogListener:
         _log.info("building %s: %d layers before fusion", self._label, layers)
 
     def progress(self, phases: Sequence[Phase]) -> None:
-        """Log the innermost running phase, unless the last line was logged less than `every_s` seconds ago."""
+        """Log the innermost running phase, unless the last line was logged less than `every_s` seconds ago.
+
+        At most once every 10 s, also ask the service manager for more time.
+        """
         now_ns = self._clock()
         if now_ns - self._extended_ns >= _EXTEND_NS:
             self._extended_ns = now_ns

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) -> DeviceError:
-    """Return an error that states `action`, TensorRT's messages and, if an allocation in `pool` failed, its size."""
+    """Return an error with the text `action`, TensorRT's messages and, if an allocation in `pool` failed, its size."""
     reason = "; ".join(log.errors()) or "no reason given"
     memory = f"; {pool.last_failure}" if pool is not None and pool.last_failure else ""
     return DeviceError(f"{action}: {reason}{memory}")
@@ -70,7 +70,7 @@ class Context:
         return int(self._engine.raw.get_device_memory_size_for_profile_v2(self.profile))
 
     def keep(self, name: str, what: object) -> None:
-        """Keep an object alive for the context, until another is kept under the same name. TensorRT does not own it."""
+        """Keep the object `what`, which TensorRT does not own, alive until another object is kept under this name."""
         self._kept[name] = what
 
     def give_memory(self, address: int, size: int) -> None:
@@ -93,7 +93,7 @@ class Context:
             check(self.raw.set_input_shape(name, shape))
 
     def set_values(self, name: str, values: Sequence[int]) -> None:
-        """Set the values of an input that determines shapes. The context keeps the host memory that contains them."""
+        """Set the values of an input that determines shapes. The context keeps the host memory with these values."""
         tensor = self._engine.tensor(name)
         array: NDArray[Any] = np.array(values, dtype=tensor.dtype)
         self.keep(f"values of {name}", array)
@@ -139,10 +139,14 @@ class Context:
 class Engine:
     """Loaded engine that creates execution contexts, and describes its tensors and profiles.
 
-    `load_engine` creates an engine from a plan. `owners` are objects, such as the runtime, to keep as long as `raw`.
-    `pool` provides TensorRT's memory, and must outlive the engine. If it is None, TensorRT allocates its memory.
-    `kernel_file` stores the kernels that TensorRT-RTX compiles at run time. Like the plan, they are code, so other
-    users must not be able to write to the file. If it is None, the kernels are not stored.
+    `load_engine` creates an engine from a plan. The arguments of the constructor are:
+
+    - `owners`: objects, such as the runtime, to keep alive as long as `raw`.
+    - `plan_bytes`: size of the plan.
+    - `pool`: source of TensorRT's memory, which must outlive the engine. If it is None, TensorRT allocates its memory.
+    - `kernel_file`: file for the kernels that TensorRT-RTX compiles at run time. If it is None, the kernels are not
+      stored. Like the plan, the kernels are code, so other users must not be able to write to the file.
+    - `label`: name of the engine in messages.
     """
 
     def __init__(
@@ -207,11 +211,14 @@ class Engine:
         return choose_profile(self.profiles, shapes)
 
     def create_context(self, profile: int, stream: int) -> Context:
-        """Create a context for the profile with the index `profile`. The caller provides its scratch memory.
+        """Create a context for the profile with the index `profile`. The caller provides the scratch memory.
 
-        Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`. Raise
-        `DeviceError` if TensorRT refuses the context or the profile, for example because memory is lacking,
-        `Untrusted` if other users can write the kernel file, and `Unavailable` if it cannot be read at present.
+        Selecting the profile can queue copies on `stream`. Synchronize the stream, or use it also for `enqueue`.
+
+        Raises:
+            DeviceError: TensorRT refuses the context or the profile, for example because memory is lacking.
+            Untrusted: other users can write to the kernel file.
+            Unavailable: the kernel file cannot be read at present.
         """
         with collect_log() as log:
             raw = self._new_context()
@@ -257,7 +264,7 @@ class Engine:
         return cache
 
     def save_kernels(self) -> bool:
-        """Store the compiled kernels for the next start. Return False if there are none, or `kernel_file` is None.
+        """Store the compiled kernels for the next start. Return False if there are no kernels, or no `kernel_file`.
 
         Call this method after the warm-up. If the file cannot be written, only a warning is logged.
         """

@@ -61,7 +61,7 @@ class Tensor:
         return INTERLEAVED_CHANNELS if self.interleaved else 3
 
     def bytes_of(self, shape: Shape) -> int:
-        """Return the size of this tensor in bytes for a shape. Raise ValueError if a dimension is unknown (-1)."""
+        """Return the size of this tensor in bytes for a shape. Raise `ValueError` if a dimension is unknown (-1)."""
         if any(size < 0 for size in shape):
             raise ValueError(f"the shape {shape} of {self.name} is not known yet")
         return -(-math.prod(shape) * ITEM_BITS[self.dtype] // 8)
@@ -71,7 +71,7 @@ class Tensor:
 class OutputSize:
     """Size of one output for given input shapes."""
 
-    shape: Shape | None  # None if it depends on the data (NonMaxSuppression, NonZero)
+    shape: Shape | None  # None if the shape depends on the data (NonMaxSuppression, NonZero)
     bytes: int | None  # maximum size; None if unknown, so that an output allocator is needed
 
 
@@ -98,7 +98,7 @@ def _format(engine: Any, name: str) -> Any:
 
 
 def read_profiles(engine: Any, tensors: Sequence[Tensor]) -> tuple[Profile, ...]:
-    """Return the profiles of an engine. They contain ranges for inputs only; TensorRT has none for outputs."""
+    """Return the profiles of an engine. A profile contains ranges only for inputs, because outputs have none."""
     inputs = [tensor for tensor in tensors if tensor.mode == "input"]
     return tuple(
         Profile(
@@ -131,9 +131,11 @@ def add_profile(
 ) -> trt.IOptimizationProfile:
     """Add a profile to a build configuration. The caller must keep the result until the build has ended.
 
-    Raise `ModelError` if TensorRT refuses the profile. TensorRT's profile object is false if a minimum exceeds its
-    maximum. TensorRT also accepts `set_shape_input` for inputs that are not shape tensors, but the build then fails,
-    because the range of shapes is missing.
+    TensorRT's profile object is false if a minimum exceeds its maximum. TensorRT also accepts `set_shape_input` for
+    inputs that are not shape tensors, but the build then fails, because the range of shapes is missing.
+
+    Raises:
+        ModelError: TensorRT refuses the profile.
     """
     added = builder.create_optimization_profile()
     try:
@@ -172,10 +174,11 @@ def types_of(network: trt.INetworkDefinition) -> frozenset[str]:
 
 
 def halve_ends(network: Any, plan: BuildPlan) -> None:
-    """Set the types of float inputs and outputs of a weakly typed network, if `plan` requests 16 bits for some of them.
+    """Set the types of the float inputs and outputs of a weakly typed network to 16 bits where `plan` requests this.
 
-    The others are set to float32, because the type of an output could otherwise follow from the type of an input. For a
-    strongly typed network, the ONNX file contains these types.
+    Set the other float inputs and outputs to float32, because the type of an output could otherwise follow from the
+    type of an input. For a strongly typed network, the ONNX file contains these types. If `plan` requests no 16-bit
+    input or output, do nothing.
     """
     half = {"fp16": "HALF", "bf16": "BF16"}.get(plan.precision)
     if half is None or not (plan.half_input or plan.half_outputs):

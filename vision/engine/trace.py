@@ -1,4 +1,4 @@
-"""Recorder of time spans, and functions that write them as a Chrome trace for chrome://tracing or ui.perfetto.dev.
+"""Recorder of time spans, and functions that write the spans as a Chrome trace for chrome://tracing or ui.perfetto.dev.
 
 The format is the JSON object form of the "Trace Event Format", with complete events (``ph: X``) in microseconds.
 """
@@ -21,13 +21,13 @@ from vision.errors import from_os_error
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Named span of time. `lane` names the row of the diagram, such as a slot, a thread, or the copy engine."""
+    """Named span of time in one row of the diagram."""
 
     name: str
-    lane: str
+    lane: str  # name of the row, such as a slot, a thread, or the copy engine
     start_ns: int
     end_ns: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # values that the viewer shows for the span
 
 
 class SpanRecorder:
@@ -45,7 +45,7 @@ class SpanRecorder:
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
-        """Measure a `with` block with the host clock, and add a span with its start and end."""
+        """Measure a `with` block with the clock of the recorder, and add a span with the start and end of the block."""
         start_ns = self._clock()
         try:
             yield
@@ -59,7 +59,7 @@ class SpanRecorder:
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
-    """Return consecutive spans for layers that are given as (name, duration in ms) in the order of execution."""
+    """Return consecutive spans from `start_ns` on, for `layers` (name, duration in ms) in the order of execution."""
     spans: list[Span] = []
     for name, ms in layers:
         end_ns = start_ns + round(ms * 1e6)

@@ -45,14 +45,14 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return the dialect of the tool that belongs to a library. `weak_typing` is True if the library supports it."""
+    """Return the dialect of the tool of a library. `weak_typing` is True if the library supports weak typing."""
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"
 
 
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """Find the tool in PATH or, only for trtexec, at one of `places`. If it is missing, `program` is its name."""
+    """Find the tool in PATH or, only for trtexec, at one of `places`. If the tool is missing, `program` is its name."""
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":
@@ -101,10 +101,13 @@ def build_line(
     precision: Precision,
     half_input: bool = False,
 ) -> str:
-    """Return the command that builds an engine. For strong typing, `onnx` must already have the precision.
+    """Return the command that builds an engine.
 
-    If `half_input` is True, an engine that `trtexec-10` builds has a float16 input. For other tools, `onnx` determines
-    the type of the input.
+    Args:
+        onnx: ONNX file. For a tool with strong typing, the file must already have the precision `precision`.
+        plan: file to which the tool writes the engine.
+        half_input: True if an engine that `trtexec-10` builds has a float16 input. For other tools, `onnx` determines
+            the type of the input.
     """
     options = [f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference", "--profilingVerbosity=detailed"]
     if precision == "fp32":
@@ -122,7 +125,7 @@ def build_line(
 
 
 def _shapes(shapes: Mapping[str, Shape]) -> str:
-    """Return shapes as the value of a command-line option. Names that contain a separator are quoted."""
+    """Return shapes by input name as the value of a command-line option. Names that contain a separator are quoted."""
     names = {name: f'"{name}"' if set(name) & {":", ","} else name for name in shapes}
     return ",".join(f"{names[name]}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 

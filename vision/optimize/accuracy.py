@@ -1,4 +1,4 @@
-"""Comparison of a changed model with its parent: average precision on labeled video, or agreement of their boxes."""
+"""Comparison of a changed model with its parent, by average precision on labeled video, or by agreement of boxes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ JUDGED_FRAMES: Final = 100
 """Maximum number of frames on which boxes are compared."""
 
 StartProgress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Progress]]
-"""Function that starts the display of progress. Its arguments describe the step, and its number of frames if known."""
+"""Function that starts the display of progress. The arguments are the text that describes the step, and the number of
+frames in the step, which is None if unknown."""
 
 _SLOTS: Final = 3
 _WAIT_S: Final = 600.0
@@ -43,9 +44,9 @@ _TOLERANCE: Final = 0.1  # difference of a score from the threshold that does no
 class Labels:
     """A labeled video, and the class of its labels."""
 
-    video: str
-    truth: Path
-    class_name: str = "person"
+    video: str  # source of the video, as in camera.yaml
+    truth: Path  # file with the ground truth; see `vision.evaluation.mot.read_truth`
+    class_name: str = "person"  # class whose objects are labeled
 
 
 def detect_all(path: Path, spec: ModelSpec, images: Iterable[Image], progress: Progress) -> list[Detections]:
@@ -87,7 +88,7 @@ def _pipelined(detector: Detector, images: Iterable[Image]) -> Iterator[list[Det
 
 
 def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Progress) -> float:
-    """Return the AP@0.5 of a class on a labeled video, as ONNX Runtime detects it.
+    """Run a model with ONNX Runtime on a labeled video. Return the AP@0.5 of the labeled class, from 0 to 1.
 
     Raises:
         ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
@@ -99,11 +100,11 @@ def average_precision(path: Path, spec: ModelSpec, labels: Labels, progress: Pro
 
 
 def average_precision_of(detector: Detector, spec: ModelSpec, labels: Labels, progress: Progress) -> float:
-    """Return the AP@0.5 of a class on a labeled video.
+    """Run a detector on a labeled video. Return the AP@0.5 of the labeled class, from 0 to 1.
 
     Args:
         detector: detector whose lowest score is `LOWEST_SCORE`.
-        spec: spec of its model.
+        spec: spec of the detector's model.
         labels: the labeled video.
         progress: function that receives the number of processed frames.
 
@@ -127,8 +128,8 @@ def average_precision_of(detector: Detector, spec: ModelSpec, labels: Labels, pr
 def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
     """Return the boxes that were found in all images.
 
-    `classes` is the number of classes. If it exceeds 1, the boxes of each image and class get a frame number of their
-    own, so that only boxes of the same class are compared.
+    `classes` is the number of classes. If it exceeds 1, the boxes of each image and class get a separate frame number,
+    so that only boxes of the same class are compared.
     """
     rows = [
         (index * classes + (class_id if classes > 1 else 0) + 1, -1, *box, score)
@@ -141,13 +142,13 @@ def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
 
 
 def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes: int) -> float | None:
-    """Return the part of the objects on which a model and its parent agree, as an F1 score.
+    """Return the fraction of objects on which a model and its parent agree, as an F1 score from 0 to 1.
 
     Return None if the parent finds no objects.
 
-    An object is a box with a score of at least `SCORE`. The models agree on an object of one of them if the other finds
-    a box of the same class with an overlap (IoU) of at least 0.5, and a score of at least `SCORE` - 0.1, because tiny
-    changes of a score can move it across a threshold.
+    An object is a box with a score of at least `SCORE`. The models agree on an object of one model if the other model
+    finds a box of the same class with an overlap (IoU) of at least 0.5, and a score of at least `SCORE` - 0.1. This
+    tolerance exists because a tiny change can move a score across the threshold.
     """
     theirs, ours = _boxes(parent, classes=classes), _boxes(found, classes=classes)
     hits = [_hits(a, b) for a, b in ((ours, theirs), (theirs, ours))]
@@ -156,7 +157,7 @@ def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes
 
 
 def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
-    """Return a mask of the objects (boxes with a score of at least `SCORE`) of `boxes` that `others` contains."""
+    """Return a mask of the objects among `boxes` (those with a score of at least `SCORE`) that `others` contain."""
     objects, near = boxes.rows(boxes.scores >= SCORE), others.rows(others.scores >= SCORE - _TOLERANCE)
     return match_detections(near, objects)[:, 0]
 
@@ -165,9 +166,9 @@ def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
 class Accuracy:
     """Accuracy of a changed model and of its parent, in the same metric."""
 
-    metric: str
-    parent: float
-    value: float
+    metric: str  # name of the metric, for tables and reports
+    parent: float  # accuracy of the parent, from 0 to 1
+    value: float  # accuracy of the changed model, from 0 to 1
 
     @property
     def drop(self) -> float:
@@ -176,17 +177,19 @@ class Accuracy:
 
 
 class Judge:
-    """Measures the accuracy of models that were derived from one parent."""
+    """Judge of the accuracy of models that were derived from one parent."""
 
     def __init__(
         self, parent: Path, spec: ModelSpec, frames: Frames | None, labels: Labels | None, progress: StartProgress
     ) -> None:
-        """Measure the parent.
+        """Measure the accuracy of the parent.
 
         Args:
-            frames: frames on which boxes are compared if there are no labels.
+            parent: ONNX file of the parent.
+            spec: spec of the parent.
+            frames: frames on which boxes are compared if there are no labels. They can be None if there are labels.
             labels: labeled video; None if there is none.
-            progress: starts the display of progress of a step.
+            progress: function that starts the display of progress of a step.
 
         Raises:
             ConfigError: the labels cannot be used, or the parent finds no objects in the frames.
@@ -212,7 +215,13 @@ class Judge:
             )
 
     def measure(self, path: Path, words: str) -> Accuracy:
-        """Measure the model in a file. `words` describe the step."""
+        """Measure the accuracy of the model in the ONNX file `path`. `words` describe the step in the progress display.
+
+        Raises:
+            ConfigError: the labels cannot be used.
+            SourceError: the labeled video cannot be read.
+            ModelError: the model cannot be loaded or does not fit its spec.
+        """
         if self._labels is not None:
             metric = f"AP@0.5 of {self._labels.class_name}"
             return Accuracy(metric, self.parent, self._average_precision(path, words))
@@ -221,12 +230,12 @@ class Judge:
         return Accuracy("agreement with float32", self.parent, found)
 
     def measure_contents(self, contents: bytes, folder: Path, words: str) -> Accuracy:
-        """Measure a serialized model, as `measure` does. Write it to the temporary `folder` first.
+        """Write a serialized model to the temporary `folder`, and measure its accuracy as `measure` does.
 
         Raises:
             ConfigError: the file cannot be written.
             Unavailable: the file cannot be written at present, for example because the disk is full.
-            VisionError: `measure` raised it.
+            VisionError: `measure` raised this error.
         """
         path = folder / "candidate.onnx"
         try:

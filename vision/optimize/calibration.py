@@ -1,4 +1,4 @@
-"""Calibration: thresholds for the activations of a model that are quantized, from frames, with a cache."""
+"""Calibration, which finds thresholds for the quantized activations of a model from frames, with a cache of results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VERSION: Final = 1  # to be increased if the same frames give different thresholds
+_VERSION: Final = 1  # increase this number when a change of the code gives different thresholds for the same frames
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -88,7 +88,12 @@ class Calibration:
         route: Route = "onnxruntime",
         cache: Path | None = None,
     ) -> None:
-        """Prepare the calibration. If `cache` is None, the default folder is used."""
+        """Prepare the calibration.
+
+        Args:
+            route: library that runs the model.
+            cache: folder of the cache. None means the default folder.
+        """
         self._route = route
         self._graph = graph
         self._spec = spec
@@ -98,14 +103,14 @@ class Calibration:
         self._histograms: Mapping[str, Histogram] | None = None
 
     def is_cached(self, algorithm: Algorithm) -> bool:
-        """Return True if `thresholds` does not need to run the model."""
+        """Return True if `thresholds` can return a result for this algorithm without running the model."""
         return self._histograms is not None or self._cached(algorithm) is not None
 
     def thresholds(self, algorithm: Algorithm, progress: Progress) -> Mapping[str, float]:
         """Return the largest absolute value that int8 represents, by tensor. If necessary, run the model on all frames.
 
         Raises:
-            Closed: `progress` raised it.
+            Closed: `progress` raised this error.
             ConfigError: ONNX Runtime is not installed, or TensorRT does not have the algorithm.
             ModelError: the model cannot be run or calibrated, or computes values that are not finite.
             DeviceMissing: TensorRT or a GPU is missing, and the route is ``tensorrt``.
@@ -209,7 +214,7 @@ def collect(
 
 
 def run(session: Any, inputs: Mapping[str, Any], label: str) -> list[Any]:
-    """Run a session, and return all outputs. Raise `ModelError` if this fails."""
+    """Run a session, and return all outputs. Raise `ModelError`, with the model name `label`, if the run fails."""
     try:
         return list(session.run(None, dict(inputs)))
     except Exception as error:  # ONNX Runtime's errors have no common base class

@@ -19,7 +19,7 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 class Letterboxer:
-    """Scales BGR frames to a model's canvas, as the detector does, but without normalization."""
+    """Scaler of BGR frames to a model's canvas. It works like the detector's scaler, but does not normalize."""
 
     def __init__(self, spec: InputSpec) -> None:
         plain = {"color": "bgr", "scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -33,7 +33,7 @@ class Letterboxer:
 
 
 class Feed:
-    """Converts scaled frames to the inputs of an ONNX Runtime session of a detection model."""
+    """Converter of scaled frames to the inputs of an ONNX Runtime session of a detection model."""
 
     def __init__(self, session: Any, spec: ModelSpec, *, batch: int | None = None) -> None:
         """Check the inputs of the session.
@@ -60,9 +60,10 @@ class Feed:
         return len(self._tensor)
 
     def batches(self, images: Iterable[Image]) -> Iterator[tuple[Inputs, int]]:
-        """Yield the inputs of each batch, and its number of images. The arrays are overwritten by the next batch.
+        """Yield the inputs of each batch by name, and the number of images in the batch.
 
-        If the images do not fill the last batch, its first image is repeated.
+        The next batch overwrites the arrays. If the images do not fill the last batch, the first image of this batch is
+        repeated.
         """
         size, source = len(self._tensor), iter(images)
         for first in source:

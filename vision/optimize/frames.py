@@ -24,7 +24,7 @@ from vision.optimize.feed import Image, Letterboxer
 from vision.optimize.sampling import Candidate, choose, gray_cells, is_near_duplicate
 
 FEWEST: Final = 8
-"""Number of different frames below which calibration is refused."""
+"""Minimum number of different frames for a calibration."""
 
 _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 _NAMED: Final = 5  # unreadable images and cameras that a text names
@@ -38,15 +38,17 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Numbers of frames that were read and left out."""
+    """Numbers of frames that were read and left out, and the sources that could not be read."""
 
     read: int
+    """Number of frames that were read."""
     duplicates: int
+    """Number of frames that were left out because they are near-duplicates of others."""
     unreadable: tuple[str, ...]
-    """Images and cameras that could not be read, with the reason."""
+    """Images and cameras that could not be read, each with the reason."""
 
     def names_of_unreadable(self) -> str:
-        """Return the images and cameras that could not be read as a text, without the reasons; at most five of them."""
+        """Return text with the names of up to five unreadable images and cameras, and the number of further ones."""
         names = [reason.partition(": ")[0] for reason in self.unreadable]
         more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
         return ", ".join([*names[:_NAMED], *more])
@@ -59,10 +61,10 @@ class Frames:
     paths: tuple[Path, ...]
     sources: Sources
     sha256: str
-    """Hash of the files of all chosen frames, and so of their pixels."""
+    """SHA-256 of the files of all chosen frames, which contain the pixels."""
 
     def images(self, most: int | None = None) -> Iterator[Image]:
-        """Yield the frames, (height, width, 3) BGR; if `most` is not None, at most this number, spread evenly."""
+        """Yield the frames, uint8 BGR (height, width, 3). If `most` is set, yield at most `most`, spread evenly."""
         paths = self.paths
         if most is not None and most < len(paths):
             paths = tuple(paths[index * len(paths) // most] for index in range(most))
@@ -71,10 +73,10 @@ class Frames:
 
 
 class Collector:
-    """Keeps a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
+    """Collector of a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
 
-    Whenever there are twice as many candidates as needed, every second one is removed, and the rate at which further
-    frames are taken is halved.
+    Whenever there are twice as many candidates as needed, the collector removes every second candidate, and halves the
+    rate at which it takes further frames.
     """
 
     def __init__(self, camera: str, folder: Path, spec: InputSpec, most: int) -> None:
@@ -122,7 +124,7 @@ def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int,
     """Read all images in a folder and its subfolders, and choose up to `count` of them. Skip unreadable images.
 
     Raises:
-        Closed: `step` raised it.
+        Closed: `step` raised this error.
         ConfigError: the folder does not exist, or has too few different images.
         Unavailable: a frame cannot be stored at present, for example because the disk is full.
     """
@@ -147,7 +149,10 @@ def frames_of_images(folder: Path, temporary: Path, spec: InputSpec, count: int,
 
 
 def read_image(path: Path) -> Image:
-    """Read an image as BGR. Raise an error of PyAV, `OSError`, `ValueError`, or `StopIteration` if this fails."""
+    """Read an image as uint8 BGR (height, width, 3).
+
+    If the image cannot be read, raise `av.FFmpegError`, `OSError`, `ValueError`, or `StopIteration`.
+    """
     with av.open(str(path)) as container:
         return np.asarray(next(container.decode(video=0)).to_ndarray(format="bgr24"), np.uint8)
 
@@ -155,12 +160,12 @@ def read_image(path: Path) -> Image:
 def frames_of_cameras(
     cameras: Sequence[CameraConfig], temporary: Path, spec: InputSpec, count: int, *, seconds: float, step: Step
 ) -> Frames:
-    """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose up to `count`.
+    """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose up to `count` frames.
 
     If a camera cannot be read, or fails later, use only the frames that were read before.
 
     Raises:
-        Closed: `step` raised it.
+        Closed: `step` raised this error.
         ConfigError: there are too few different frames.
         VisionError: a frame cannot be stored, for example because the disk is full.
     """
@@ -218,7 +223,10 @@ def _read_camera(camera: CameraConfig, collector: Collector, seconds: float, sto
 def _chosen(collectors: Sequence[Collector], unreadable: Sequence[str], count: int) -> Frames:
     """Choose up to `count` candidates from all collectors. Delete the files of the other candidates.
 
-    Log each of the texts `unreadable`. Raise `ConfigError` if there are fewer than `FEWEST` candidates.
+    `unreadable` contains a text for each source that could not be read. Log these texts.
+
+    Raises:
+        ConfigError: there are fewer than `FEWEST` candidates.
     """
     for reason in unreadable:
         _log.warning("skipped: %s", reason)

@@ -25,7 +25,9 @@ class Histogram:
     limit: float = 0.0
     """Largest absolute value of the range; 0 if all values so far are 0."""
     low: float = 0.0
+    """Smallest value so far; 0 if no value is negative."""
     high: float = 0.0
+    """Largest value so far; 0 if no value is positive."""
 
     @staticmethod
     def empty() -> Histogram:
@@ -33,7 +35,7 @@ class Histogram:
 
     @property
     def largest(self) -> float:
-        """Largest absolute value."""
+        """Largest absolute value so far."""
         return max(-self.low, self.high)
 
     @property
@@ -41,7 +43,7 @@ class Histogram:
         return self.limit / BINS
 
     def add(self, values: NDArray[Any]) -> bool:
-        """Count values of any shape. Return False, and count nothing, if some of them are not finite."""
+        """Count the values of an array of any shape. If a value is not finite, count nothing, and return False."""
         flat = values.reshape(-1)
         if not flat.size:
             return True
@@ -60,7 +62,7 @@ class Histogram:
         return True
 
     def _widen(self) -> None:
-        """Widen the range to include `low` and `high`."""
+        """Widen the range until it includes `low` and `high`."""
         if not self.limit:
             self.limit = self.largest
         while self.limit < self.largest:

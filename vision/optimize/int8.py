@@ -39,9 +39,13 @@ class Int8Options:
     """Options that only `vision calibrate` has."""
 
     algorithms: Sequence[Algorithm] = ("mse",)
+    """Algorithms to try. The result with the highest accuracy is installed."""
     keep: int = 0
+    """Number of layers, those with the largest errors, that stay in float."""
     sensitivity: bool = False
+    """True if the error of each layer, and the accuracy for several numbers of layers to keep, are measured."""
     plot: Path | None = None
+    """File for a plot of the accuracy against the number of layers to keep. None means no plot."""
     route: Route | Literal["modelopt"] = "onnxruntime"
     """Program that calibrates the model."""
     python: Path = Path(sys.executable)
@@ -73,7 +77,7 @@ class Tried:
 
 
 class Quantizer:
-    """Quantizes one model in several ways, and measures each."""
+    """Quantizer of one model. It tries several ways, and measures the accuracy of each result."""
 
     def __init__(
         self, task: Task, graph: Graph, frames: Frames, options: Int8Options, *, folder: Path, stop: threading.Event
@@ -86,7 +90,7 @@ class Quantizer:
             frames: frames for the calibration and the comparison.
             options: the route of the calibration, and its settings.
             folder: temporary folder.
-            stop: set to end the work.
+            stop: event that ends the work when another thread sets it.
 
         Raises:
             Closed: `stop` was set.
@@ -105,7 +109,7 @@ class Quantizer:
         self._judge = Judge(task.folder / task.spec.file, task.spec, frames, task.labels, self._progress)
 
     def thresholds(self, algorithm: Algorithm) -> Mapping[str, float]:
-        """Return the threshold of each tensor with this algorithm, as `Calibration.thresholds` does. Show progress."""
+        """Show progress, and return the threshold of each tensor by name. For errors, see `Calibration.thresholds`."""
         with self._progress("calibrating", len(self._frames.paths)) as step:
             return self._calibration.thresholds(algorithm, step)
 
@@ -117,7 +121,7 @@ class Quantizer:
             return rank_layers(self.graph, self._spec, thresholds, self._frames, step)
 
     def attempt(self, algorithm: Algorithm, ranking: Sequence[LayerError] = (), keep: int = 0) -> Tried:
-        """Quantize the model, except the first `keep` layers of the ranking, and measure its accuracy."""
+        """Quantize the model, except the first `keep` layers of the ranking, and measure the accuracy of the result."""
         kept = tuple(each.name for each in ranking[:keep])
         if self._modelopt is None:
             chosen = layers_without(self.graph, ranking, keep)
@@ -184,9 +188,10 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
 
 
 def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> tuple[Tried, Sequence[tuple[int, Accuracy]]]:
-    """Try all algorithms. Return the most accurate result, and its trade-off. Print what was requested.
+    """Try all algorithms, and print the results. Return the most accurate result, and its trade-off.
 
-    The trade-off is the accuracy for several numbers of layers to keep; it is empty without `options.sensitivity`.
+    The trade-off is the accuracy for several numbers of layers to keep. It is printed too. Without
+    `options.sensitivity`, the trade-off is empty.
     """
     points: list[tuple[int, Accuracy]] = []
     tried: list[Tried] = []

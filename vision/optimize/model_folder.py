@@ -1,4 +1,4 @@
-"""Folder of a changed model: the ONNX file, model.yaml, and a report. It appears as a whole, or not at all."""
+"""Folder of a changed model, with the ONNX file, model.yaml, and a report. It is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from vision.state.private_files import sha256_of
 
 REPORT_NAME: Final = "optimization.json"
 REJECTED: Final = ".rejected"
-"""Ending of the folder of a model that lost too much accuracy."""
+"""Ending of the folder name of a model that lost too much accuracy."""
 
 
 def require_free(folder: Path, *, force: bool) -> None:
-    """Check that `folder` does not exist or can be replaced. Call this before the work, which can take minutes.
+    """Check that `folder` does not exist or can be replaced.
+
+    Call this function before the optimization, which can take minutes.
 
     Raises:
         ConfigError: `folder` exists but does not contain a model, or it contains a model and `force` is False.
@@ -55,7 +57,7 @@ def derived_spec(parent: ModelSpec, name: str, contents: bytes, change: str) -> 
 
 
 def install(folder: Path, spec: ModelSpec, contents: bytes, report: Mapping[str, object]) -> None:
-    """Write the folder of a model. Replace an existing one.
+    """Write the folder of a model. Replace the folder if it exists.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -74,7 +76,7 @@ def install(folder: Path, spec: ModelSpec, contents: bytes, report: Mapping[str,
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder. After the `with` block, it replaces `folder`, unless an error occurred."""
+    """Yield a temporary folder, which replaces `folder` after the `with` block, unless an error occurred."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

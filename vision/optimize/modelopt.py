@@ -1,4 +1,4 @@
-"""Quantization with NVIDIA ModelOpt, a package that runs in an environment of its own, because it needs PyTorch."""
+"""Quantization with NVIDIA ModelOpt, a package that runs in a separate environment, because it needs PyTorch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ModelOpt:
         folder: Path,
         stop: threading.Event,
     ) -> bytes:
-        """Quantize a model with all frames. Return the contents of the ONNX file.
+        """Quantize a model to int8, calibrated with all frames. Return the contents of the quantized ONNX file.
 
         Args:
             kept: names of the layers that stay in float.
@@ -101,7 +101,7 @@ class ModelOpt:
 
 
 def arguments(source: Path, target: Path, data: Path, algorithm: Algorithm, kept: Sequence[str]) -> list[str]:
-    """Return the arguments with which the interpreter quantizes the file `source`. `data` contains the inputs."""
+    """Return the arguments of the interpreter that quantize the file `source` to `target`. `data` has the inputs."""
     given = {
         "onnx_path": source,
         "output_path": target,
@@ -132,7 +132,7 @@ def _write_inputs(target: Path, folder: Path, model: bytes, spec: ModelSpec, fra
 
 
 def _run(command: Sequence[str], folder: Path, stop: threading.Event) -> str:
-    """Run a command. Return its output and errors as text; its exit status is not checked.
+    """Run a command in `folder`. Return its standard output and errors as text. The exit status is not checked.
 
     If `stop` is set, kill the command and its children, and raise `Closed`.
     """

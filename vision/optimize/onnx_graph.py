@@ -1,4 +1,4 @@
-"""The weighted layers of an ONNX model, and its preparation for changes to these layers."""
+"""The layers of an ONNX model that have weights, and the preparation of the model for changes to these layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Layer:
     """A Conv, ConvTranspose, Gemm, or MatMul node with weights in the file."""
 
     name: str
+    """Unique name of the node."""
     operator: str
+    """Type of the node, such as ``Conv``."""
     activations: str
     """Name of the input tensor that depends on the frame."""
     weights: str
@@ -48,10 +50,11 @@ class Layer:
     shape: tuple[int, ...]
     """Shape of the weights."""
     output_axis: int
-    """Axis of the weights with one scale per index: the output channels."""
+    """Axis of the weights with the output channels, each of which has its own scale."""
     input_axis: int
-    """Axis of the weights along which products are summed: the input channels."""
+    """Axis of the weights with the input channels, along which products are summed."""
     group: int
+    """Number of groups of channels; 1 if all input channels affect every output channel."""
 
     @property
     def is_depthwise(self) -> bool:
@@ -93,19 +96,19 @@ class Graph:
         return bytes(self.model.SerializeToString())
 
     def array(self, name: str) -> Floats:
-        """Return a copy of an initializer as an array."""
+        """Return a copy of the values of the initializer `name`."""
         from onnx import numpy_helper
 
         return np.array(numpy_helper.to_array(self.initializers[name]))
 
     def replace(self, name: str, values: NDArray[Any]) -> None:
-        """Replace the values of an initializer."""
+        """Replace the values of the initializer `name` with `values`."""
         from onnx import numpy_helper
 
         self.initializers[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
 
     def add_initializer(self, name: str, values: NDArray[Any]) -> str:
-        """Add an initializer. Return its name."""
+        """Add the initializer `name` with these values. Return `name`."""
         from onnx import numpy_helper
 
         self.model.graph.initializer.append(numpy_helper.from_array(values, name))
@@ -142,10 +145,10 @@ class Graph:
             node.name = name if taken[name] == 1 else f"{name}_{index}"
 
     def _convert_constants(self) -> None:
-        """Convert nodes that give a constant tensor to initializers, except those that are outputs of the model.
+        """Convert nodes whose output is a constant tensor to initializers, except outputs of the model.
 
-        These are Constant nodes that contain a tensor, and Identity nodes of an initializer, with which exporters share
-        equal weights and biases.
+        Such nodes are Constant nodes that contain a tensor, and Identity nodes whose input is an initializer. Exporters
+        use these Identity nodes to share equal weights and biases.
         """
         graph = self.model.graph
         constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -165,7 +168,7 @@ class Graph:
                 graph.node.remove(node)
 
     def _separate_parameters(self) -> None:
-        """Give each layer its own copy of weights and of a bias that have several readers."""
+        """Give each layer its own copy of weights, or of a bias, that several nodes read."""
         reads = Counter(_names_read(self.model.graph))
         for node in self.model.graph.node:
             if node.op_type not in _WEIGHTED:
@@ -223,7 +226,7 @@ def open_graph(path: Path, *, quantized: bool = False) -> Graph:
     """Load a model in float32, and prepare it: upgrade an old opset, and fold batch normalization.
 
     Args:
-        quantized: if True, a model with QuantizeLinear nodes or with weights of a different type is accepted.
+        quantized: True if a model with QuantizeLinear nodes, or with weights of a different type, is accepted.
 
     Raises:
         ConfigError: ONNX Runtime, which folds batch normalization, is not installed.
@@ -317,7 +320,7 @@ def require_onnxruntime() -> Any:
 
 
 def open_session(model: bytes, *, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session of a serialized model on the CPU. 0 threads means one per core.
+    """Return an ONNX Runtime session of a serialized model on the CPU. If `threads` is 0, use one thread per core.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.

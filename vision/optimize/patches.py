@@ -1,4 +1,4 @@
-"""Samples of the input of a layer as rows, and its weights as a matrix, so that outputs are `matrix @ row + bias`."""
+"""Samples of a layer's input as rows, and its weights as a matrix, so that its outputs are `matrix @ row + bias`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Places = NDArray[np.int64]
 
 
 class Patches:
-    """Converts the weights of one Conv, Gemm, or MatMul layer without groups to a matrix, and its inputs to rows.
+    """Conversion of one Conv, Gemm, or MatMul layer without groups: of its weights to a matrix, and its inputs to rows.
 
     The matrix and the rows have a column for each kernel position and input channel. The channels of a position are in
     consecutive columns.
@@ -47,7 +47,10 @@ class Patches:
         return np.moveaxis(moved, (0, -1), (self._layer.output_axis, self._layer.input_axis)).astype(np.float32)
 
     def places(self, shape: tuple[int, ...], most: int, random: np.random.Generator) -> Places:
-        """Choose up to `most` positions of the output for an input of this shape. Return flat indices."""
+        """Choose up to `most` random positions of the output for an input of this shape.
+
+        Return the flat indices of these positions, in ascending order.
+        """
         if not self._spatial:
             total = int(np.prod(shape[:-1], dtype=int))
         else:
@@ -72,7 +75,7 @@ class Patches:
         return result.reshape(len(places), -1)
 
     def _padding(self, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """Return the padding before and after each spatial axis."""
+        """Return the padding before and after each spatial axis, for an input of this shape."""
         count = len(self._spatial)
         if not self._auto_pad.startswith("SAME"):
             return self._pads[:count], self._pads[count:]

@@ -1,9 +1,9 @@
 """Explicit int8 quantization: QuantizeLinear and DequantizeLinear nodes (Q/DQ) where TensorRT fuses them.
 
-All scales are symmetric. Activations have one scale per tensor, and weights one scale per output channel. Q/DQ is on
-the inputs of weighted layers, and on the residual branch of additions, so that the addition becomes part of the
-convolution before it. There is none between a convolution and its activation function. The bias stays float, because
-TensorRT derives its quantization from the other scales, and refuses an int32 bias.
+All scales are symmetric. Activations have one scale per tensor, and weights one scale per output channel. Q/DQ nodes
+are on the inputs of layers with weights, and on the residual branch of additions, so that the addition becomes part of
+the convolution before it. There are no Q/DQ nodes between a convolution and its activation function. The bias stays
+float, because TensorRT derives the quantization of the bias from the other scales, and refuses an int32 bias.
 
 Weights stay float32 in the file, followed by a Q/DQ pair, because all versions of TensorRT accept this form.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 LEVELS: Final = 127
-"""Largest int8 level that is used. -128 is not used, so that the range is symmetric."""
+"""Largest int8 level in use. The level -128 is not used, so that the range is symmetric."""
 
 _ACTIVATIONS: Final = frozenset(
     {"Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "Softplus",
@@ -47,8 +47,8 @@ def residual_branches(graph: Graph, layers: Collection[str]) -> Iterator[tuple[s
     """Yield each residual branch of an addition: its tensor, the Add node, and the index of the tensor in the node.
 
     An addition has a residual branch if neither input is a constant, and a convolution of `layers` computes one input,
-    possibly through an activation function, for this addition only. The other input is the residual branch. If such a
-    convolution computes each input, the second input is the residual branch.
+    possibly through an activation function, for this addition only. The other input is the residual branch. If such
+    convolutions compute both inputs, the second input is the residual branch.
     """
     producers, readers = graph.producers(), graph.readers()
     constants = graph.initializers.keys()
@@ -76,10 +76,10 @@ def _from_convolution(name: str, producers: Mapping[str, onnx.NodeProto], layers
 
 
 def quantize(graph: Graph, thresholds: Mapping[str, float], layers: Collection[str] | None = None) -> Graph:
-    """Return a copy of a model in which the layers named `layers` compute int8; None means all layers.
+    """Return a copy of a model in which the layers named `layers` compute int8. None means all layers.
 
     Args:
-        thresholds: the largest absolute value to represent, for each of `quantized_inputs`.
+        thresholds: largest absolute value to represent, for each tensor of `quantized_inputs`.
     """
     result = graph.copy()
     writer = _Writer(result, thresholds)
@@ -97,7 +97,7 @@ def quantize(graph: Graph, thresholds: Mapping[str, float], layers: Collection[s
 
 
 class _Writer:
-    """Adds Q/DQ pairs to a graph: one per tensor of activations, and one per layer for weights."""
+    """Writer of Q/DQ pairs to a graph: one pair per tensor of activations, and one per layer for its weights."""
 
     def __init__(self, graph: Graph, thresholds: Mapping[str, float]) -> None:
         self._graph = graph
@@ -107,7 +107,7 @@ class _Writer:
         self._first: list[onnx.NodeProto] = []  # pairs of weights
 
     def activation(self, name: str) -> str:
-        """Return the name of the dequantized copy of a tensor of activations."""
+        """Create the Q/DQ pair of a tensor of activations, unless it exists. Return the name of the pair's output."""
         if name not in self._activations:
             scale = np.array(max(self._thresholds[name], _SMALLEST) / LEVELS, np.float32)
             pair = self._pair(name, name, scale, np.zeros((), np.int8), axis=None)
@@ -116,7 +116,7 @@ class _Writer:
         return self._activations[name]
 
     def weights(self, layer: Layer) -> str:
-        """Return the name of the dequantized copy of the weights of a layer."""
+        """Create the Q/DQ pair of the weights of a layer. Return the name of the pair's output."""
         values = self._graph.array(layer.weights)
         axes = tuple(axis for axis in range(values.ndim) if axis != layer.output_axis)
         largest = np.abs(values).max(axis=axes)

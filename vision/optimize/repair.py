@@ -24,22 +24,24 @@ from vision.optimize.patches import Patches
 from vision.optimize.sparsity import GROUP, KEPT, prune_by_magnitude
 
 SAMPLES: Final = 16384
-"""Number of output positions of a layer, over all frames, whose inputs give the moments."""
+"""Number of sampled output positions of a layer, over all frames. The moments are computed from their inputs."""
 
-_DAMPING: Final = 0.01  # part of the mean of the diagonal of H that is added to the diagonal
+_DAMPING: Final = 0.01  # fraction of the mean of the diagonal of H that is added to the diagonal
 _BLOCK: Final = 128  # columns after which the other columns are updated; a multiple of GROUP
 
 Matrix = NDArray[np.float64]
 
 
 class LeastSquares:
-    """Prunes layers so that their outputs change as little as possible."""
+    """Pruner of layers, with a repair that changes the outputs of each layer as little as possible."""
 
     def __init__(self, dense: Graph, spec: ModelSpec, frames: Frames, count: int) -> None:
         """Prepare the repair.
 
         Args:
             dense: the unpruned model.
+            spec: spec of the model.
+            frames: calibration frames.
             count: maximum number of frames to use.
         """
         self._dense = dense
@@ -48,7 +50,10 @@ class LeastSquares:
         self._count = min(count, len(frames.paths))
 
     def __call__(self, graph: Graph, layer: Layer) -> None:
-        """Prune a layer of `graph`. Layers with groups are pruned by magnitude, without repair."""
+        """Prune a layer of `graph`, whose earlier layers are pruned already.
+
+        Layers with groups are pruned by magnitude, without repair.
+        """
         if layer.group > 1:
             prune_by_magnitude(graph, layer)
             return
@@ -83,7 +88,7 @@ class LeastSquares:
 
 
 class Moments:
-    """Sums over samples of the inputs of a layer: x of the pruned model, and d of the unpruned model."""
+    """Sums over samples of the inputs of a layer, which are x in the pruned model, and d in the unpruned model."""
 
     def __init__(self, columns: int) -> None:
         self._count = 0
@@ -109,7 +114,7 @@ class Moments:
         return self._d / self._count
 
     def target(self, weights: Matrix, *, centered: bool) -> tuple[Matrix, Matrix]:
-        """Return the best weights without the pattern, (rows, columns), and the damped second moments H of x.
+        """Return the best weights (rows, columns) without the 2:4 pattern, and the damped second moments H of x.
 
         The best weights map x to the outputs of the unpruned layer. If `centered` is True, the bias absorbs the means.
         """

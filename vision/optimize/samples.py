@@ -1,4 +1,4 @@
-"""Inputs for any network, and the comparison of its outputs with those of a changed network."""
+"""Inputs for any network, and the comparison of the network's outputs with the outputs of a changed network."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Samples:
     """Batches of inputs with fixed shapes."""
 
     shapes: Shapes
-    """Shape of each input."""
+    """Shape of each input, by name."""
     batches: Sequence[Inputs]
+    """Values of the inputs of each batch, by name."""
     origin: str
     """Origin of the values, for the report."""
     spec: ModelSpec | None = None
@@ -49,14 +50,14 @@ class Difference:
     """The differences between the outputs of a network and those of its float32 parent."""
 
     error: float | None
-    """Root mean square of the difference, relative to that of the output, averaged over all float outputs.
+    """Root mean square of the difference, divided by that of the parent's output, averaged over all float outputs.
 
-    It is None if an output contains NaN or infinite values, for example because the precision has too small a range.
+    None if an output contains NaN or infinite values, for example because the range of the precision is too small.
     """
     agreement: float | None
-    """Part of the results that are the same: objects of a detector, or best classes of another network.
+    """Fraction of equal results, from 0 to 1: of the objects of a detector, or of the best classes of another network.
 
-    It is None if the parent finds no objects, or if not exactly one output can be scores of classes.
+    None if the parent finds no objects, or if no output, or more than one, can be the scores of classes.
     """
 
 
@@ -78,7 +79,7 @@ def frame_samples(graph: Graph, spec: ModelSpec, images: Sequence[Image], batch:
 
 
 def random_samples(graph: Graph, batch: int, given: Shapes) -> Samples:
-    """Return random inputs for any network. Indices of a Gather node are in its table's range; other integers are 1.
+    """Return random inputs for any network. Indices of a Gather node are in the range of its table. Others are 1.
 
     Args:
         given: shapes of inputs whose shape is not fixed in the file, by name.
@@ -124,7 +125,7 @@ def _shape(tensor: onnx.ValueInfoProto, batch: int, given: Shapes) -> tuple[int,
 
 
 def _index_limits(graph: Graph) -> Mapping[str, int]:
-    """Return the number of rows of the table from which each input selects rows."""
+    """Return the number of rows of the table from which an input selects rows, by the name of the input."""
     limits: dict[str, int] = {}
     for node in graph.model.graph.node:
         if node.op_type == "Gather" and node.input[0] in graph.initializers:
@@ -165,9 +166,9 @@ def run_samples(session: Any, samples: Samples) -> list[Outputs]:
 
 
 def compare(samples: Samples, reference: Sequence[Outputs], found: Sequence[Outputs]) -> Difference:
-    """Return how much the outputs of a changed network (`found`) differ from those of its parent (`reference`).
+    """Return the differences of the outputs of a changed network (`found`) from those of its parent (`reference`).
 
-    Both contain the outputs for each batch of `samples`.
+    Both sequences contain the outputs for each batch of `samples`.
     """
     errors = [
         _relative_error([each[name] for each in reference], [each[name] for each in found])

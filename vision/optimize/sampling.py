@@ -20,17 +20,17 @@ _BRIGHTNESS_LEVELS: Final = 32  # width of a group of similar brightness
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A frame that can be chosen."""
+    """A frame that can be chosen for the calibration."""
 
     camera: str
     number: int
-    """Number that identifies the candidate of the camera. Later candidates have larger numbers."""
+    """Number of the candidate, unique for its camera. Later candidates have larger numbers."""
     cells: NDArray[np.float32]
-    """(CELLS, CELLS) mean gray levels."""
+    """Mean gray levels (CELLS, CELLS), from 0 to 255."""
 
     @property
     def brightness(self) -> float:
-        """Mean gray level."""
+        """Mean gray level of the frame, from 0 to 255."""
         return float(self.cells.mean())
 
 
@@ -46,15 +46,15 @@ def gray_cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def is_near_duplicate(cells: NDArray[np.float32], others: Sequence[NDArray[np.float32]]) -> bool:
-    """Return True if a frame differs from one of the others by at most 2 gray levels in every cell."""
+    """Return True if a frame differs from one of `others` by at most 2 gray levels in every cell."""
     return bool(others) and bool((np.abs(np.stack(others) - cells).max(axis=(1, 2)) <= _SAME_LEVELS).any())
 
 
 def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """Choose up to `count` candidates, the same number from each group of one camera and similar brightness.
 
-    The candidates of a group are taken in an order that is spread over time. If a group has fewer than its number, the
-    other groups get more. The result is in the order of `candidates`.
+    The chosen candidates of a group are spread over time. If a group has too few candidates, the other groups
+    contribute more. The result is in the order of `candidates`.
     """
     groups: dict[tuple[str, int], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -66,7 +66,7 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 
 
 def spread(group: Sequence[Candidate]) -> list[Candidate]:
-    """Return all candidates in an order in which every beginning is spread evenly: the bit-reversed order."""
+    """Return all candidates in bit-reversed order. In this order, the first N are spread evenly, for every N."""
     bits = max(1, (len(group) - 1).bit_length())
     order = (int(f"{index:0{bits}b}"[::-1], 2) for index in range(1 << bits))
     return [group[index] for index in order if index < len(group)]

@@ -32,13 +32,16 @@ class LayerError:
     name: str
     operator: str
     error: float
-    """Root mean square of the change of the network's outputs, relative to that of the outputs."""
+    """Root mean square of the change of the network's outputs, divided by the root mean square of the outputs."""
 
 
 def rank_layers(
     graph: Graph, spec: ModelSpec, thresholds: Mapping[str, float], frames: Frames, progress: Progress
 ) -> list[LayerError]:
-    """Measure each layer alone in int8. Return the layers in order of descending error."""
+    """Measure the error of each layer alone in int8. Return the layers in order of descending error.
+
+    `thresholds` are the calibrated thresholds by tensor. `progress` receives the number of measured layers.
+    """
     reference = _outputs(graph, spec, frames)
     errors = []
     for done, layer in enumerate(graph.layers, start=1):
@@ -56,7 +59,7 @@ def _outputs(graph: Graph, spec: ModelSpec, frames: Frames) -> list[NDArray[Any]
 
 
 def relative_error(reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
-    """Return the relative root mean square of the difference, averaged over the outputs in floating point."""
+    """Return the relative root mean square of the difference, averaged over all floating-point outputs."""
     errors = []
     for expected, found in zip(reference, outputs, strict=True):
         if np.issubdtype(expected.dtype, np.floating):

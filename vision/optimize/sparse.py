@@ -29,7 +29,7 @@ HINT: Final = "use more frames, or measure on labeled video with --video and --t
 
 
 def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) -> None:
-    """Prune, measure, and install a model. Print the results. If `repair` is True, repair the remaining weights.
+    """Prune, measure, and install a model. Print the results. If `repair` is True, also repair the remaining weights.
 
     Raises:
         Closed: `stop` was set. Nothing was written.
@@ -80,9 +80,9 @@ def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Eve
 
 
 def print_verification(path: Path, console: Console) -> int:
-    """Print the part of the groups that follow the 2:4 pattern, for each layer of an ONNX file.
+    """Print the percentage of groups that follow the 2:4 pattern, for each layer of an ONNX file.
 
-    Return exit code 0 if there are layers that can be sparse, and all their groups follow it; otherwise 1. For the
+    Return the exit code: 0 if some layers can be sparse, and all their groups follow the pattern, otherwise 1. For the
     errors, see `open_graph`.
     """
     layers = verify(open_graph(path, quantized=True))
@@ -92,7 +92,7 @@ def print_verification(path: Path, console: Console) -> int:
 
 
 def print_compliance(layers: Sequence[Compliance], console: Console) -> None:
-    """Print a table of all layers, and a summary."""
+    """Print a table with the compliance of all layers, and a summary."""
     table = Table("layer", "operator", "weights", "groups that follow 2:4")
     for layer in layers:
         shape = "x".join(map(str, layer.shape))

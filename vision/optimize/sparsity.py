@@ -1,8 +1,8 @@
 """Structured 2:4 sparsity: of every four consecutive input channels, at most two weights are not zero.
 
-Sparse tensor cores of NVIDIA GPUs skip these zeros. The groups follow the input channels, separately for each output
-channel and each position of a convolution kernel. Groups over the flattened weights, as in many guides, are the same
-only for 1x1 kernels.
+Sparse tensor cores of NVIDIA GPUs skip these zeros. A group consists of four consecutive input channels, for one output
+channel and one position of a convolution kernel. Many guides form groups from the flattened weights instead. The two
+definitions are the same only for 1x1 kernels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Compliance:
     operator: str
     shape: tuple[int, ...]
     skipped: str
-    """Reason why the layer cannot be sparse; empty if it can."""
+    """Reason why the layer cannot be sparse; empty if it can be sparse."""
     compliant: float
-    """Part of the groups with at most two weights that are not zero; 0 if the layer cannot be sparse."""
+    """Fraction of groups in which at most two weights are not zero; 0 if the layer cannot be sparse."""
 
 
 def as_groups(weights: NDArray[Any], input_axis: int) -> NDArray[Any]:
-    """Return the weights as (N, 4): four consecutive input channels, for each output channel and kernel position."""
+    """Return the weights as (N, 4), one group of four consecutive input channels per row."""
     return np.moveaxis(weights, input_axis, -1).reshape(-1, GROUP)
 
 
@@ -48,7 +48,7 @@ def magnitude_mask(weights: NDArray[Any], input_axis: int) -> NDArray[np.bool_]:
 
 
 def compliant_part(weights: NDArray[Any], input_axis: int) -> float:
-    """Return the part of the groups with at most two weights that are not zero."""
+    """Return the fraction of groups in which at most two weights are not zero, from 0 to 1."""
     return float((np.count_nonzero(as_groups(weights, input_axis), axis=1) <= KEPT).mean())
 
 
@@ -73,7 +73,7 @@ def eligible_layers(graph: Graph) -> Mapping[str, str]:
 
 
 def verify(graph: Graph) -> list[Compliance]:
-    """Return for each layer how much of its weights follows the 2:4 pattern, or why it cannot be sparse."""
+    """Return the compliance of each layer with the 2:4 pattern, or the reason why the layer cannot be sparse."""
     reasons = eligible_layers(graph)
     return [
         Compliance(
@@ -88,7 +88,7 @@ def verify(graph: Graph) -> list[Compliance]:
 
 
 Repair = Callable[[Graph, Layer], None]
-"""Function that prunes one layer of a graph, whose earlier layers are pruned already."""
+"""Function that prunes one layer of a graph in place. The earlier layers of the graph are pruned already."""
 
 
 def prune_by_magnitude(graph: Graph, layer: Layer) -> None:

@@ -22,18 +22,18 @@ from vision.optimize.model_folder import REJECTED, derived_spec, install, requir
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A model to change, the frames and labels to measure it with, and the folder of the result."""
+    """A model to change, the frames and labels with which it is measured, and the folder of the result."""
 
-    folder: Path
+    folder: Path  # folder of the model to change
     spec: ModelSpec
-    output: Path
-    images: Path | None = None
+    output: Path  # folder of the result
+    images: Path | None = None  # folder of images; None means that `cameras` provide the frames
     cameras: Sequence[CameraConfig] = ()
-    frames: int = 300
-    seconds: float = 60.0
-    max_drop: float = 0.01
-    labels: Labels | None = None
-    force: bool = False
+    frames: int = 300  # maximum number of frames to choose
+    seconds: float = 60.0  # time for which live cameras are read
+    max_drop: float = 0.01  # largest allowed loss of accuracy
+    labels: Labels | None = None  # None means that boxes are compared with those of the model before the change
+    force: bool = False  # True if the result may replace the model in `output`
 
     @property
     def rejected(self) -> Path:
@@ -66,10 +66,12 @@ class Task:
             return frames_of_cameras(self.cameras, folder, size, self.frames, seconds=self.seconds, step=step)
 
     def install(self, contents: bytes, accuracy: Accuracy, change: str, report: Mapping[str, object]) -> None:
-        """Write the model and a report to the output folder or, if it lost too much accuracy, to `rejected`.
+        """Write the model and a report to `output` or, if the model lost too much accuracy, to `rejected`.
 
         Args:
+            contents: contents of the ONNX file.
             change: description of the change, as a sentence for model.yaml.
+            report: further entries of the report.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -89,7 +91,7 @@ class Task:
         """Print where the model was installed.
 
         Args:
-            hint: what to try if the model lost too much accuracy.
+            hint: advice for the case that the model lost too much accuracy.
 
         Raises:
             VisionError: the model lost too much accuracy (code ``accuracy-drop``).
@@ -111,7 +113,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Progresses:
-    """Starts the display of progress of each step. The display raises `Closed` if `stop` is set."""
+    """Callable that starts the progress display of a step. The display raises `Closed` if `stop` is set."""
 
     stop: threading.Event
 
@@ -129,7 +131,7 @@ def print_sources(frames: Frames, console: Console) -> None:
 
 
 def report_of(frames: Frames) -> Mapping[str, object]:
-    """Return the part of a report that describes the frames."""
+    """Return the entries of a report that describe the frames: their number, their hash, and the unreadable sources."""
     return {
         "frames": len(frames.paths),
         "frames_sha256": frames.sha256,

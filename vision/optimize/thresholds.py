@@ -1,7 +1,7 @@
-"""The four calibration algorithms: each chooses the largest absolute value that int8 represents, from a histogram.
+"""Four calibration algorithms, each of which chooses the largest absolute value that int8 represents from a histogram.
 
-`entropy` and `percentile` are those of `onnxruntime.quantization`, and `minmax` gives the same result as its MinMax
-method. `mse` is computed here.
+ONNX Runtime (`onnxruntime.quantization`) computes `entropy` and `percentile`. This module computes `minmax`, with the
+same result as ONNX Runtime's MinMax method, and `mse`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOWEST: Final = 0.1  # part of the largest value at which the tried thresholds 
 
 
 def thresholds(histograms: Mapping[str, Histogram], algorithm: Algorithm) -> dict[str, float]:
-    """Return the largest absolute value to represent, for each tensor."""
+    """Return the largest absolute value that int8 represents, by tensor, for histograms by tensor."""
     if algorithm == "minmax":
         return {name: histogram.largest for name, histogram in histograms.items()}
     if algorithm == "mse":

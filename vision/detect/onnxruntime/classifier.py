@@ -1,7 +1,7 @@
 """Classifier of objects on the CPU with ONNX Runtime. It implements `vision.stages.secondary_model.Classifier`.
 
-Objects are cut out and scaled to 8-bit BGR immediately, and converted to a tensor only when the network runs. Thus only
-the crops, which are much smaller than the frames, stay in memory until then.
+`crop` cuts out an object, and scales it to 8-bit BGR. `classify` converts the crops to a tensor. Thus only the crops,
+which are much smaller than the frames, stay in memory between the two calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Floats: TypeAlias = NDArray[np.float32]
 
 
 class OnnxRuntimeClassifier:
-    """`Classifier` that runs on the CPU. Call `crop` from one thread, and the other methods from a second thread."""
+    """`Classifier` that runs on the CPU. One thread can call `crop` while a second thread calls `classify`."""
 
     def __init__(self, path: Path, spec: ClassifierSpec, *, threads: int = 1, max_batch: int = 8) -> None:
         """Load the model, and run it once to check its output.
@@ -74,11 +74,11 @@ class OnnxRuntimeClassifier:
         cv2.resize(part, (fit.width, fit.height), dst=out, interpolation=interpolation)
 
     def is_reading(self) -> bool:
-        """Return False, because `crop` has read the part when it returns."""
+        """Return False, because `crop` returns only after it has read the frame."""
         return False
 
     def wait_until_read(self) -> None:
-        """Do nothing. See `is_reading`."""
+        """Return immediately, because no frame is being read after `crop` has returned."""
 
     def classify(self, crops: Sequence[NDArray[np.uint8]]) -> _Floats:
         """Classify 1 to `max_batch` crops. Return their scores from 0 to 1, float32 (N, classes).
@@ -109,7 +109,7 @@ class OnnxRuntimeClassifier:
         return np.asarray(output, np.float32)[: len(crops)]
 
     def close(self) -> None:
-        """Free the model. Idempotent."""
+        """Free the model. Idempotent. Afterwards, `classify` raises `Closed`."""
         self._session = None
 
     def _check_output(self) -> None:
@@ -127,7 +127,7 @@ class OnnxRuntimeClassifier:
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
-    """Check the only input. Return its name and its batch size; the batch size is None if it is dynamic.
+    """Check the only input of a session. Return its name and its batch size, which is None if it is dynamic.
 
     Raises:
         ModelError: the input differs from the spec.

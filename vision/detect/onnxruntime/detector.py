@@ -100,7 +100,7 @@ class OnnxRuntimeDetector:
             thread.start()
 
     def counters(self) -> Mapping[str, int]:
-        """Return the counter of boxes whose class id has no name, for status messages; empty if there were none."""
+        """Return the number of boxes whose class id has no name, for status messages; empty if there were none."""
         return self._unnamed.counters()
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
@@ -146,7 +146,7 @@ class _Job:
 
 
 class _Worker:
-    """Worker that processes batches in one thread, with memory that is allocated only once."""
+    """Worker that processes batches in one thread, in memory that is allocated only once."""
 
     def __init__(self, network: Network, decoder: Decoder, limits: NmsSpec, unnamed: UnnamedClasses) -> None:
         frames = network.frames
@@ -222,10 +222,10 @@ def _open_workers(
 ) -> list[_Worker]:
     """Open one worker for each number of threads in `shares`.
 
-    If all workers are single-threaded, they share a session. This is as fast as one session per worker (39.3 compared
-    with 38.8 frames/s on two cores, standard error 0.8), but the weights are in memory only once, which saves 33 MB for
-    nanodet-g-416. Otherwise, each worker has its own session, because two runs in one session would wait for each other
-    in its thread pool.
+    If all workers are single-threaded, they share a session. A shared session is as fast as one session per worker
+    (39.3 compared with 38.8 frames/s on two cores, standard error 0.8), but keeps the weights in memory only once. This
+    saves 33 MB for nanodet-g-416. Otherwise, each worker has its own session, because two runs in one session would
+    wait for each other in the session's thread pool.
     """
     network = Network(path, spec, shares[0])
     decoder = network.sample(head)

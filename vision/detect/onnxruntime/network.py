@@ -94,7 +94,7 @@ class Network:
         return decoder
 
     def run_sample(self) -> Sample:
-        """Run the network on the sample, and return its outputs for each frame.
+        """Run the network on the sample, and return the outputs for each frame of the sample.
 
         Raises:
             ModelError: the network fails, or its output sizes differ from the declared ones.
@@ -104,9 +104,9 @@ class Network:
         return self._sample_of(runs)
 
     def _run_sample(self) -> list[dict[str, NDArray[Any]]]:
-        """Run the network on the frames of the sample, in as many batches as needed. Return the outputs of each batch.
+        """Run the network on all frames of the sample. Return the outputs of each batch, by name.
 
-        If the frames do not fill the last batch, some of them are repeated.
+        If the frames do not fill the last batch, frames are repeated.
 
         Raises:
             ModelError: the network fails.
@@ -167,9 +167,9 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return True if the number of axes differs, or if all axes after the batch have their size in `declared`.
+    """Return True if the number of axes differs, or if all axes after the batch have the sizes in `declared`.
 
-    None in `declared` matches any size.
+    A size of None in `declared` matches any size.
     """
     if len(declared) != len(actual):
         return True

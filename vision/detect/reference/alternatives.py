@@ -29,7 +29,7 @@ from vision.errors import ModelError
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 """All outputs of a model for one frame, by name, as a model returns them for a batch of one."""
 
-_BOXES: Final = 2000  # the best of each frame are judged
+_BOXES: Final = 2000  # maximum number of boxes of each frame that are judged, best first
 _STRIDES: Final = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 _BINS: Final = (8, 11, 16, 17, 32)
 
@@ -105,9 +105,11 @@ def check_sample(spec: ModelSpec, sample: Sample) -> None:
 
 
 def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding | None, float]:
-    """Judge the results of a decoder on the sample. Return the first finding and the best agreement of a frame.
+    """Judge the results of a decoder on the sample.
 
-    The finding is None if there is none. The agreement is 0 if the raw values already have a finding.
+    Returns:
+        The first finding, or None if there is none, and the highest `agreement` of a frame. If the raw values already
+        have a finding, the agreement is 0.
     """
     frames = sample.read_by(decoder)
     views = [view for frame in frames for view in decoder.raw_scores(frame)]
@@ -134,11 +136,11 @@ def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
 
 
 def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> list[Match]:
-    """Try every head on the sample, with its options. Return those without a finding, the best first.
+    """Try every head with its options on the sample. Return the heads without a finding, the best first.
 
     Args:
-        class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If there
-            are none, the numbers that the shapes show are tried.
+        class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If the
+            sequence is empty, the numbers that the shapes show are tried.
     """
     found: list[Match] = []
     for layout in _layouts(spec.head):
@@ -169,7 +171,7 @@ def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int,
 
 
 def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
-    """Return the decoder of a specification for the sample. None if the head does not fit the shapes."""
+    """Return the decoder of a specification for the sample; None if the head does not fit the shapes of the outputs."""
     try:
         head = make_head(spec, count, 0.0)
         return head.bind(sample.shapes) if head.could_fit(sample.shapes) else None
@@ -228,7 +230,7 @@ def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
 
 
 def _counts(spec: ModelSpec, sample: Sample) -> list[int]:
-    """Return the numbers of classes that the shapes of the outputs show for a head; 1 for shapes that show none."""
+    """Return the numbers of classes that the output shapes show for a head, with 1 for layouts that show no number."""
     head = make_head(spec, 1, 0.0)
     shapes = with_batch(sample.shapes, head.without_batch(sample.shapes))
     return list(dict.fromkeys(way.classes or 1 for way in head._ways(shapes)))
@@ -244,7 +246,7 @@ def _accounts_for(read: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
 
 
 def advice(spec: ModelSpec, class_count: int, sample: Sample) -> str:
-    """Return text that tells what to change in model.yaml so that the head fits the sample, or that no head fits."""
+    """Return text for the user: the change in model.yaml with which a head fits the sample, or that no head fits."""
     matches = try_heads(spec, [class_count], sample)
     if matches:
         best = matches[0]

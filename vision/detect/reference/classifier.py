@@ -18,7 +18,7 @@ Box: TypeAlias = tuple[int, int, int, int]
 
 _Floats: TypeAlias = NDArray[np.float32]
 
-_ROUNDING: Final = 1e-3  # of float16
+_ROUNDING: Final = 1e-3  # tolerance for scores that were rounded to float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class CropFit:
     width: int
     height: int
     shrinks: bool
-    """True if the part is smaller in the input along both axes. Then each model pixel is a mean of source pixels."""
+    """True if scaling makes the part smaller along both axes. Then each model pixel is a mean of source pixels."""
 
     @staticmethod
     def of(spec: CropSpec, width_px: int, height_px: int) -> CropFit:
-        """Return the position for a part of `width_px` x `height_px` source pixels."""
+        """Return the position of a part of `width_px` x `height_px` source pixels."""
         left, top, width, height = 0, 0, spec.width, spec.height
         if spec.fit == "letterbox":
             letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, "center")
@@ -81,7 +81,7 @@ def require_scores(spec: ClassifierSpec, scores: _Floats) -> None:
     """Check the scores of a sample after the activation.
 
     Raises:
-        ModelError: a score is not finite, or is not from 0 to 1 although the spec has no activation.
+        ModelError: a score is not finite, or is not from 0 to 1, usually because the spec lacks the activation.
     """
     if not np.isfinite(scores).all():
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Classes that read parts of frames for second models, and that encode frames as JPEG images. They need OpenCV."""
+"""Reader of parts of frames for second models, and encoder of frames as JPEG images. Both need OpenCV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vision.types import Frame, YuvEncoding
 
 
 class _Scratch:
-    """Memory for one temporary array at a time. It grows when a larger array is requested."""
+    """Memory for one temporary array at a time. The memory grows when a larger array is requested."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -110,10 +110,13 @@ class JpegEncoder:
     """Encoder of frames and of parts of frames, in any pixel format, as JPEG images. It is not thread-safe."""
 
     def __init__(self, *, max_side_px: int = 1280, quality: int = 85, hide: Hide | None = None) -> None:
-        """Create an encoder that limits the longer side of images to `max_side_px`. `quality` is from 1 to 100.
+        """Create an encoder.
 
-        `hide` changes each image before anything is drawn. None means that images are not changed. It can be replaced
-        at any time.
+        Args:
+            max_side_px: maximum length of the longer side of an image. Larger images are scaled down.
+            quality: JPEG quality from 1 to 100.
+            hide: function that hides parts of each image before anything is drawn. None hides nothing. The attribute
+                `hide` can be replaced at any time.
         """
         self.hide = hide
         self._max_side_px = max_side_px
@@ -121,12 +124,15 @@ class JpegEncoder:
         self._parts = PartReader()
 
     def encode(self, frame: Frame, draw: Callable[[NDArray[np.uint8]], None] | None = None) -> bytes:
-        """Encode a frame. Return the contents of a JPEG file. Raise `ValueError` if OpenCV cannot encode the frame.
+        """Encode a frame. Return the contents of a JPEG file.
 
-        If the frame is scaled down, the file has a comment with its size (`vision.drawing.frame_size`).
+        If the frame is scaled down, a comment in the file contains the size of the frame (`vision.drawing.frame_size`).
 
         Args:
             draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None means that nothing is drawn.
+
+        Raises:
+            ValueError: OpenCV cannot encode the frame.
         """
         width_px, height_px = frame.meta.width_px, frame.meta.height_px
         image = self._read(frame, 0, 0, width_px, height_px)
@@ -141,7 +147,8 @@ class JpegEncoder:
     def encode_part(self, frame: Frame, box_xyxy: tuple[float, float, float, float]) -> bytes:
         """Encode the part of a frame in a box, which can extend beyond the frame. Return the contents of a JPEG file.
 
-        Raise `ValueError` if OpenCV cannot encode the part.
+        Raises:
+            ValueError: OpenCV cannot encode the part.
         """
         x1, y1, x2, y2 = box_xyxy
         left, top = min(max(0, int(x1)), frame.meta.width_px - 1), min(max(0, int(y1)), frame.meta.height_px - 1)

@@ -1,7 +1,7 @@
 """Decoder that converts the raw outputs of a network to candidates. It is the reference for the GPU kernel.
 
 Each box has one class. If the network gives a score for each class, the class of a box is the reported class with the
-highest score. If several have this score, the lowest id decides. Each box whose score reaches the threshold is a
+highest score. Among classes with the same score, the lowest id wins. Each box whose score reaches the threshold is a
 candidate. Candidates are sorted by score, and equal scores by the index of the box. Because decoding is slow, only the
 boxes of the best candidates are decoded (see `Decoder.limit`). Boxes with values that are not finite are dropped.
 """
@@ -42,7 +42,7 @@ _NUMBERS: Final = (*_REALS, "int32", "int64")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The N cells into which the strides divide the model's input: those of the first stride first, and row by row."""
+    """The N cells into which the strides divide the model's input, stride by stride, and row by row within a stride."""
 
     cells: Floats  # (N, 2) column and row
     strides: Floats  # (N,) model pixels
@@ -68,8 +68,8 @@ class Rules:
     floor: np.float32  # values below it, raw or after the softmax, cannot reach `score`
     classes: Indices  # ids to report, in ascending order
     sigmoid: bool
-    softmax: bool  # the scores of a box are the softmax of the raw values of all classes
-    root: bool  # the score is the root of class score times objectness, not the product
+    softmax: bool  # True if the scores of a box are the softmax of the raw values of all classes
+    root: bool  # True if the score is the root of class score times objectness, False if it is the product
     unit_px: Floats  # (4,) model pixels per unit of x1, y1, x2, y2
     strides: tuple[int, ...]
     grid: Grid
@@ -112,7 +112,7 @@ class Decoder:
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
 
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
-        """Return the outputs of frame `index` for `decode`. `outputs` are those of the batch, in the same order."""
+        """Return the outputs of frame `index` for `decode`. `outputs` are the batch's outputs, in the same order."""
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
@@ -274,7 +274,7 @@ class Decoder:
     # ------------------------------------------------------------------------------------------------ boxes
 
     def _values(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return the raw values (N, width) of the boxes with these indices."""
+        """Return the raw values (N, `width`) of the boxes with these indices."""
         parts = self.layout.parts
         if len(parts) == 1:
             first = parts[0].boxes.first
@@ -288,7 +288,7 @@ class Decoder:
         return values
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
-        """Return the boxes with these indices, (N, 4), in the unit of the model: xyxy; if rotated, center and size."""
+        """Return the boxes (N, 4) with these indices, in the unit of the model: xyxy, or center and size if rotated."""
         values = self._values(outputs, index)
         match self.rules.coding:
             case "corners":

@@ -121,9 +121,9 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
 
 
 def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[Extra]:
-    """Yield the configured keypoints, first with scores, then without.
+    """Yield the values of the configured keypoints, first with scores, then without.
 
-    If none are configured, yield as many keypoints as fill the space exactly, then the 17 keypoints of COCO.
+    If no keypoints are configured, yield as many keypoints as fill the space exactly, then the 17 keypoints of COCO.
     """
     if head.keypoints is not None:
         for values in _KEYPOINT_VALUES:
@@ -152,7 +152,7 @@ def is_clear(spec: ModelSpec, layout: Layout) -> bool:
     """Return True if the shapes of the outputs clearly show the task of this layout.
 
     Keypoints are clear if their names are known. Masks are always clear. The angle of an oriented box is clear only if
-    the layout has class ids: otherwise it can also be the score of one more class.
+    the layout has class ids. Otherwise, the angle could also be the score of one more class.
     """
     if spec.head.task == "pose":
         return len(keypoint_names(spec, layout)) > 0

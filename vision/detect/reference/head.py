@@ -1,4 +1,4 @@
-"""`Head`, the base class of heads: classes that find the scores and boxes in the outputs of one family of detectors."""
+"""Base class of heads. A head finds the scores and boxes in the outputs of one family of detectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS: Final[dict[str, type[Head]]] = {}
 
 
 class Head(ABC):
-    """Base class of heads. Each head reads the outputs of one family of detectors. It is immutable and thread-safe."""
+    """Reader of the outputs of one family of detectors. Every head is immutable and thread-safe."""
 
     coding: ClassVar[Coding]
     root: ClassVar[bool] = False
@@ -31,9 +31,11 @@ class Head(ABC):
     has_batch: ClassVar[bool] = True  # False if the outputs of this family never have a batch axis
 
     def __init__(self, spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> None:
-        """Create the head for candidates with a score of at least `score`.
+        """Create the head.
 
         Args:
+            class_count: number of classes in model.yaml.
+            score: minimum score of a candidate.
             classes: ids of the classes to keep. None means all classes. Background classes are never kept.
         """
         self._spec = spec
@@ -69,14 +71,14 @@ class Head(ABC):
         """Yield each possible layout of outputs of these shapes, for any number of classes, the most likely first."""
 
     def without_batch(self, shapes: Mapping[str, Shape]) -> frozenset[str]:
-        """Return the names of the outputs that have no batch axis. Their model accepts only one frame at a time."""
+        """Return the names of the outputs without a batch axis. Models with such outputs accept one frame at a time."""
         del shapes
         return frozenset()
 
     def fits(self, shapes: Mapping[str, Shape]) -> Layout | None:
-        """Return the most likely layout of these outputs for the model's number of classes; None if none fits.
+        """Return the most likely layout for these shapes and the model's number of classes; None if no layout fits.
 
-        With softmax, the outputs can have one more class at the end, which means that there is no object.
+        With softmax, the outputs can have one more class at the end, which stands for the absence of an object.
         """
         counts = {None, self._class_count, self._class_count + self.rules.softmax}
         return next((way for way in self._ways(shapes) if way.classes in counts), None)
@@ -127,7 +129,7 @@ class Head(ABC):
         return "no head fits; `vision models` shows the outputs that each head expects"
 
     def _other_task(self, shapes: Mapping[str, Shape]) -> str:
-        """Return text that names a head and a task that clearly fit the outputs; empty if there are none."""
+        """Return text that names a head and a task that clearly fit the outputs; empty text if there are none."""
         for task, kinds in TASKS.items():
             spec = self._spec.model_copy(update={"head": self._spec.head.model_copy(update={"task": task})})
             for kind in sorted(kinds, key=lambda kind: kind != self._spec.head.kind):
@@ -147,11 +149,14 @@ class Head(ABC):
         return len(self.rules.grid.strides)
 
     def _per_cell(self, shapes: Mapping[str, Shape], level: tuple[int, int]) -> dict[str, tuple[int | None, bool]]:
-        """Find the outputs with values for each cell of one stride, as rows of a table or as a map per value.
+        """Find the outputs with values for each cell of one stride, either a row per cell or a map per value.
+
+        Args:
+            level: numbers of rows and columns of cells of the stride.
 
         Returns:
-            For each output name, the number of values per cell (None if the model does not fix it), and whether the
-            output contains maps.
+            By output name, the number of values per cell (None if the model does not fix it), and True if the output
+            contains maps.
         """
         rows, columns = level
         found: dict[str, tuple[int | None, bool]] = {}

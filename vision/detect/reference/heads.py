@@ -43,7 +43,7 @@ HEADS.update(
 
 
 def make_head(spec: ModelSpec, class_count: int, score: float, classes: Sequence[int] | None = None) -> Head:
-    """Create the head that `spec` describes.
+    """Create the head that `spec` describes. For the other arguments, see `Head`.
 
     Raises:
         ModelError: the kind of the head does not support the task or the activation, or `keypoints` is set but the task

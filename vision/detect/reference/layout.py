@@ -33,7 +33,7 @@ class Values:
     by_column: bool = False  # True if the output has a column per box, False if it has a row per box
 
     def table(self, outputs: Sequence[Floats]) -> Floats:
-        """Return the whole output as a table (boxes, values). `outputs` are those of one frame."""
+        """Return the whole output as a table (boxes, values). `outputs` are the outputs for one frame."""
         array = outputs[self.output]
         table = array.reshape(len(array), math.prod(array.shape[1:]))
         return table.T if self.by_column else table
@@ -41,7 +41,7 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Boxes whose values are in the same outputs: the boxes of one stride, or all boxes."""
+    """Group of boxes whose values are in the same outputs: the boxes of one stride, or all boxes."""
 
     boxes: Values
     scores: Values
@@ -63,6 +63,7 @@ class Layout:
     count: int | None = None
     """Index of the output with the number of valid boxes. None if all boxes are valid."""
     needs_nms: bool = True
+    """True if NMS must follow, because several boxes can describe the same object."""
     extra: Values | None = None
     """Extra values in the output of the boxes: keypoints, angle, or mask coefficients. None if there are none."""
     extra_count: int = 0
@@ -89,13 +90,13 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the tables among the outputs, by name. See `as_table`. `axes` are the accepted numbers of axes."""
+    """Return the outputs that `as_table` converts, as tables by name. `axes` are the accepted numbers of axes."""
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 
 
 def with_batch(shapes: Mapping[str, Shape], names: frozenset[str]) -> dict[str, Shape]:
-    """Return the shapes, with a batch axis of length 1 added to the outputs `names`, which have no batch axis."""
+    """Return the shapes, after adding a batch axis of length 1 to the outputs `names`, which have no batch axis."""
     return {name: (1, *shape) if name in names else shape for name, shape in shapes.items()}
 
 
@@ -127,7 +128,7 @@ def is_named(name: str, parts: tuple[str, ...]) -> bool:
 
 
 def in_words(shapes: Mapping[str, Shape]) -> str:
-    """Return names and shapes as text for error messages."""
+    """Return the names and shapes of outputs as text for error messages."""
 
     def side(axis: int | None) -> str:
         return "?" if axis is None else str(axis)

@@ -75,7 +75,7 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 class Tap(NamedTuple):
-    """One of the two source pixels that are interpolated, and its weight, for each scaled pixel of one axis."""
+    """For each scaled pixel of one axis: the index of a source pixel to interpolate, and the weight of this pixel."""
 
     pixels: NDArray[np.intp]
     weight: NDArray[np.float64]

@@ -46,7 +46,7 @@ _ZERO = np.float32(0)
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """N possible objects (a box with a class each), sorted by score, best first. Equal scores are sorted by index."""
+    """N possible objects, each a box with a class, sorted by score, best first. Equal scores are sorted by index."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) model pixels, finite
     scores: NDArray[np.float32]  # (N,)
@@ -74,10 +74,10 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """Overlaps (IoU) above which a box suppresses others."""
+    """Overlaps (IoU) above which a box suppresses another box."""
 
-    same: float  # of its class
-    across: float  # of other classes
+    same: float  # if both boxes have the same class
+    across: float  # if their classes differ
 
     @classmethod
     def of(cls, limits: NmsSpec) -> Overlaps:
@@ -90,7 +90,7 @@ def kept_in_order(
     iou: Overlaps,
     rotated: RotatedBoxes | None = None,
 ) -> NDArray[np.bool_]:
-    """Apply non-maximum suppression to sorted candidates. Return a mask (N,) that is True for those to keep.
+    """Apply non-maximum suppression to N sorted candidates. Return a mask (N,) that is True for candidates to keep.
 
     If `rotated` is not None, the rotated boxes are compared instead of `boxes_xyxy`.
     """
@@ -113,7 +113,7 @@ def kept_in_order(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Sorted candidates, with one row per coordinate, so that comparisons of pairs read contiguous memory."""
+    """Sorted candidates, stored with one row per coordinate, so that comparisons of pairs read contiguous memory."""
 
     low: NDArray[np.float32]  # (2, N) x1, y1
     high: NDArray[np.float32]  # (2, N) x2, y2
@@ -162,7 +162,7 @@ class _Rows:
 def _overlap(
     low_a: NDArray[np.float32], high_a: NDArray[np.float32], low_b: NDArray[np.float32], high_b: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the overlap lengths (K, M) of each of K intervals `a` with each of M intervals `b`."""
+    """Return the lengths (K, M) of the overlaps of each of K intervals `a` with each of M intervals `b`."""
     shared = np.minimum(high_a[:, None], high_b)
     shared -= np.maximum(low_a[:, None], low_b)
     np.maximum(shared, _ZERO, out=shared)
@@ -192,9 +192,9 @@ def to_detections(
     source_width_px: int,
     source_height_px: int,
 ) -> Detections:
-    """Apply NMS to the candidates of one frame, and convert those that are left to detections in source pixels.
+    """Apply NMS to the candidates of one frame, and convert the kept candidates to detections in source pixels.
 
-    If `limits` is None, NMS is skipped. Boxes that have no area after clipping to the frame are dropped.
+    If `limits` is None, all candidates are kept. Boxes that have no area after clipping to the frame are dropped.
     """
     boxes, scores, class_ids = candidates.boxes_xyxy, candidates.scores, candidates.class_ids
     shapes = candidates.shapes

@@ -25,13 +25,14 @@ _ROW_WEIGHTS: Final = 256  # sum of the weights of two rows, so that a weighted 
 
 
 class Preprocessor:
-    """Writer of scaled and normalized frames into the network's input tensor. It is not thread-safe.
+    """Pre-processor that writes scaled and normalized frames to the network's input tensor. It is not thread-safe.
 
     The tensor is (B, H, W, 3) if `channels_last` is True, and otherwise (B, 3, H, W). Its type is float32, float16, or
     uint8. Its values differ from those of ``tests/letterbox_reference.py`` by at most one of 255 levels.
     """
 
     def __init__(self, spec: InputSpec, tensor: NDArray[Any], *, channels_last: bool = False) -> None:
+        """Create a pre-processor that writes to `tensor`, whose rows are the frames of a batch."""
         self._spec = spec
         self._target = tensor.transpose(0, 3, 1, 2) if channels_last else tensor
         same = tensor.dtype == np.float32 and not channels_last
@@ -57,7 +58,7 @@ class Preprocessor:
 
 
 class _Scaler:
-    """Scales frames of one size with bilinear interpolation. Levels are rounded to integers, as in the GPU kernel."""
+    """Scaler of frames of one size, with bilinear interpolation. It rounds levels to integers, like the GPU kernel."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         height_px, width_px, channels = shape
@@ -105,7 +106,7 @@ class _Scaler:
 
 
 class _OpenCVScaler(_Scaler):
-    """Scales frames with OpenCV, in half the time of `_Scaler`, and with results that differ by at most one level."""
+    """Scaler that uses OpenCV. It takes half the time of `_Scaler`, and its results differ by at most one level."""
 
     def __init__(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
         super().__init__(spec, shape)

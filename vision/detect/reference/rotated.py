@@ -7,7 +7,7 @@ Intersection-over-Union for Object Detection", arXiv:2106.06072, with which Ultr
     ProbIoU = 1 - sqrt(1 - exp(-distance))
 
 The distance is the Bhattacharyya distance. ProbIoU exceeds a threshold if the distance is below `distance_limit`, so
-only the distance of each pair is computed. No term of the sums below is negative: without cancellation, float32 is
+only the distance of each pair is computed. No term of the sums below is negative. Because no digits cancel, float32 is
 exact enough, even for long and narrow boxes. With ``p = width² / 12``, ``q = height² / 12``, ``d`` the angle between
 the boxes, and ``u, v`` the offset of the centers along and across a box::
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from vision.detect.reference.layout import Floats, Indices
 
 _EPSILON: Final = 1e-7
-"""The constant of `batch_probiou`, with which boxes that are far apart do not overlap at a threshold of 0."""
+"""Constant of `batch_probiou`. It ensures that boxes that are far apart do not overlap at a threshold of 0."""
 
 
 def distance_limit(iou: float) -> float:
@@ -58,7 +58,7 @@ class Gaussians:
         return Gaussians(self.at[:, index], self.spread[:, index], self.turn[:, index])
 
     def distances(self, others: Gaussians) -> NDArray[np.float32]:
-        """Return the distances (K, M) between these boxes and `others`; not finite if one of the two has no area."""
+        """Return the distances (K, M) between these boxes and `others`. They are not finite for boxes without area."""
         (p1, q1, root1), (c1, s1) = self.spread[:, :, None], self.turn[:, :, None]
         (p2, q2, root2), (c2, s2) = others.spread, others.turn
         dx, dy = others.at[:, None] - self.at[:, :, None]

@@ -123,8 +123,8 @@ class RtDetr(Head):
 class EndToEnd(Head):
     """Head with the corners, one score, and one class per object (YOLOv10, YOLO26, exports that include NMS).
 
-    The values are in one output with the order x1, y1, x2, y2, score, class, or in two to four outputs. Exports that
-    stop before NMS have the same columns, but a row for each box of the network. The detector then runs NMS.
+    The values are in one output with the order x1, y1, x2, y2, score, class, or in two to four outputs. Exports without
+    NMS have the same columns, but a row for each box of the network. For such exports, the detector runs NMS.
     """
 
     coding: ClassVar[Coding] = "corners"

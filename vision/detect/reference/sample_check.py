@@ -1,8 +1,8 @@
-"""Checks of a model's outputs for the sample frames. They find outputs that contradict its description.
+"""Checks of a model's outputs for the sample frames. The checks find outputs that contradict the model's description.
 
-The shapes of outputs do not show how to read them: boxes can be corners or centers, in pixels or fractions, before or
-after suppression. Therefore, the checks examine the values of the outputs. No check requires that the sample frames
-show objects that the model knows.
+The shapes of outputs do not show how to read the outputs. Boxes can be corners or centers, in pixels or fractions,
+before or after suppression. Therefore, the checks examine the values of the outputs. No check requires that the sample
+frames show objects that the model knows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vision.detect.reference.postprocess import Overlaps, kept_in_order
 _Floats = NDArray[np.float32]
 
 _MANY: Final = 20  # minimum number of boxes whose distribution on the canvas is judged
-_WRONG: Final = 0.2  # part of the boxes; a few boxes with low scores can be anything
-_STRAY: Final = 0.1  # part of the canvas by which centers can lie outside
-_NEAR_CORNER: Final = 0.05  # fraction of the canvas within which the position of a box says little about its reading
+_WRONG: Final = 0.2  # accepted fraction of wrong boxes, because boxes with low scores can be anywhere
+_STRAY: Final = 0.1  # fraction of the canvas by which centers can lie outside of it
+_NEAR_CORNER: Final = 0.05  # fraction of the canvas within which the position of a box does not show how to read it
 _HUGE: Final = (4.0, 1.2)  # largest side per canvas side, of few and of many boxes; objects can exceed the frame
 _HUGE_SHARE: Final = 0.5
 _OVERLAP: Final = 0.7  # IoU of two boxes of one class that describe the same object
 _CONFIDENT: Final = 0.25  # score of an object
-_BEST: Final = 100  # boxes of an unsuppressed output that are compared
+_BEST: Final = 100  # number of boxes of an unsuppressed output that are compared
 _FEW_PX: Final = 1.5
 _DENSE: Final = 1000  # rows; an output with that many rows cannot contain only objects
 
@@ -61,8 +61,8 @@ def judge(
     Args:
         readings: one reading for each frame of the sample.
         size: width and height of the canvas, model pixels.
-        suppressed: if True, each box must be an object, because no suppression follows; repeated boxes are refused.
-        bounded: if True, huge boxes are accepted, because the head limits the distances of their sides from a cell.
+        suppressed: True if no suppression follows. Then each box must be an object, and repeated boxes are refused.
+        bounded: True if the head limits the distances of the sides from a cell. Then huge boxes are accepted.
     """
     readings = [reading.without_padding() for reading in readings]
     boxes = np.concatenate([reading.boxes_xyxy for reading in readings]).astype(np.float64)
@@ -128,7 +128,8 @@ def judge_scores(views: Sequence[NDArray[np.float32]], *, logits: bool) -> Findi
 
     Args:
         views: class scores and objectness values before the activation, in any shape.
-        logits: if True, the values must be logits, because the head has an activation; otherwise from 0 to 1.
+        logits: True if the values must be logits, because the head has an activation. Otherwise, they must be from 0 to
+            1.
     """
     views = [view for view in views if view.size]
     if not views:
@@ -156,8 +157,8 @@ def judge_class_ids(columns: Sequence[NDArray[np.float32]]) -> Finding | None:
 def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
     """Return a finding if tables (N, 4) of offsets and logarithms of sizes contain only values from 0 to 1.
 
-    The logarithm of a size is negative for boxes smaller than a cell, and over 1 for boxes of three cells. Fewer than
-    `_MANY` boxes are not judged.
+    The logarithm of a size is negative for a box smaller than a cell, and greater than 1 for a box three times as large
+    as a cell. Fewer than `_MANY` boxes are not judged.
     """
     values = np.concatenate([table.ravel() for table in tables])
     if len(values) < 4 * _MANY or values.min() < 0 or values.max() > 1:
@@ -168,8 +169,8 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
 def agreement(reading: Reading) -> float:
     """Return the mean overlap (IoU) of boxes that describe the same object, from 0 to 1; 0 if there are none.
 
-    Networks with cells find an object in several cells. If the boxes are decoded correctly, they agree. Boxes count
-    as the same object if they have the same class and an IoU of more than 0.1.
+    A network with cells finds the same object in several cells. If its boxes are decoded correctly, they agree. Boxes
+    count as the same object if they have the same class and an IoU of more than 0.1.
     """
     best = reading.scores[0] if len(reading.scores) else 0.0
     sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]

@@ -49,7 +49,7 @@ class RotatedBoxes(CandidateShapes):
         return np.stack([x - across, y - down, x + across, y + down], axis=1)
 
     def to_source(self, letterbox: Letterbox, source_width_px: int, source_height_px: int) -> Shapes:
-        """Convert the boxes to source pixels. The first side becomes the longer one, and the angle is from 0 to pi."""
+        """Convert the boxes to source pixels, with the longer side as the first side, and an angle from 0 to pi."""
         # The sides stay perpendicular, although rounding makes the scales of x and y differ.
         values = self.values.astype(np.float64)
         centers = letterbox.points_to_source(values[:, :2], source_width_px, source_height_px)
@@ -77,7 +77,7 @@ class Keypoints(CandidateShapes):
         return Keypoints(self.points[rows], self.names)
 
     def to_source(self, letterbox: Letterbox, source_width_px: int, source_height_px: int) -> Shapes:
-        """Convert the points, and move points outside the frame to its edge. A missing score becomes 1."""
+        """Convert the points, and move points outside the frame to its edge. Points without a score get the score 1."""
         found = np.ones((*self.points.shape[:2], 3), np.float32)
         at = letterbox.points_to_source(self.points[..., :2], source_width_px, source_height_px)
         np.clip(at, 0, (source_width_px, source_height_px), out=found[..., :2], casting="same_kind")
@@ -106,7 +106,7 @@ class CroppedMasks(CandidateShapes):
 
 @dataclass(frozen=True, slots=True)
 class MaskCoefficients(CandidateShapes):
-    """Masks as sums of prototypes, as in YOLACT (Bolya et al., ICCV 2019). They are computed only in `to_source`.
+    """Masks as sums of prototypes, as in YOLACT (Bolya et al., ICCV 2019). Only `to_source` computes the masks.
 
     A cell belongs to the object if the sum of the prototypes, weighted with the candidate's coefficients, is positive.
     """
@@ -131,9 +131,9 @@ class MaskCoefficients(CandidateShapes):
 
 
 def mask_crops(boxes_xyxy: Floats, canvas_px: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the cells that each box touches: left, top, right, bottom (N, 4). Right and bottom are exclusive.
+    """Return the cells of the prototypes that each box touches, as left, top, right, and bottom (N, 4).
 
-    The cells are limited to the grid. Each box gets at least one cell.
+    Right and bottom are exclusive. The cells are limited to the grid. Each box gets at least one cell.
 
     Args:
         boxes_xyxy: (N, 4) model pixels.

@@ -1,8 +1,8 @@
 """Second model on an NVIDIA GPU. It implements `vision.stages.secondary_model.Classifier`.
 
-A kernel cuts each object out of its frame, which is in GPU memory or in page-locked memory, and writes it as a tensor.
-The tensors of a batch are copied to the input of the network. No pixels are copied to the host, only the scores. Each
-batch is queued layer by layer, without a CUDA graph, because the classification delays no result.
+A kernel cuts each object out of its frame, which is in GPU memory or in page-locked memory, and writes a tensor. The
+tensors of a batch are copied to the input of the network. Only the scores are copied to the host, but no pixels. Each
+batch is queued layer by layer, without a CUDA graph, because results do not wait for the classification.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _FLOATS: Final = ("float32", "float16")
 
 @dataclass(frozen=True, slots=True)
 class GpuCrop:
-    """GPU memory of one crop as a tensor, and the event that the GPU reaches when the crop is written."""
+    """GPU memory for one crop as a tensor, and the event that the GPU reaches when the crop is written."""
 
-    address: int
+    address: int  # device address
     written: Event
 
 
@@ -91,7 +91,9 @@ def build_classifier(
     cascade: CascadeConfig,
     resources: contextlib.ExitStack,
 ) -> TensorRTClassifier:
-    """Build a classifier from an open engine, and run each batch size once. The classifier owns all `resources`.
+    """Build a classifier from an open engine, and run each batch size once.
+
+    The classifier becomes the owner of all `resources`.
 
     Raises:
         ModelError: the inputs or outputs of the engine, or its scores, do not fit the spec.
@@ -111,7 +113,7 @@ def build_classifier(
 
 
 class _Network:
-    """The stream, the contexts, and the memory with which the engine runs."""
+    """Stream, contexts, and memory with which the engine of the second model runs."""
 
     def __init__(self, engine: Engine, spec: ClassifierSpec, max_batch: int, resources: contextlib.ExitStack) -> None:
         self.input, output = _checked_tensors(engine, spec)
@@ -179,7 +181,7 @@ class _Network:
         return self._scores[:count].astype(np.float32)
 
     def enqueue(self, batch: int) -> None:
-        """Queue one run for a batch size of `contexts`."""
+        """Queue one run of the engine. `batch` is a batch size, which must be a key of `contexts`."""
         self.contexts[batch].enqueue(self.stream.address)
 
 
@@ -244,11 +246,11 @@ class TensorRTClassifier:
         self._cut.record(self._cuts)
 
     def is_reading(self) -> bool:
-        """Return True if a kernel of `crop` may still read a frame. Raise `DeviceError` if the GPU fails."""
+        """Return True if a kernel that `crop` queued may still read a frame. Raise `DeviceError` if the GPU fails."""
         return not self._cut.reached()
 
     def wait_until_read(self) -> None:
-        """Wait until all kernels of `crop` have ended. Raise `DeviceError` if the GPU fails."""
+        """Wait until all kernels that `crop` queued have ended. Raise `DeviceError` if the GPU fails."""
         if self.is_reading():
             self._cut.synchronize()
 
@@ -272,7 +274,7 @@ class TensorRTClassifier:
         """Run each batch size once, and check the scores of a black object.
 
         Raises:
-            ModelError: the scores are not finite, or are not from 0 to 1 although the model has no activation.
+            ModelError: the scores are not finite, or are not from 0 to 1.
             DeviceError: the GPU fails.
         """
         (crop,) = self.allocate(1)
@@ -284,7 +286,7 @@ class TensorRTClassifier:
         require_scores(self._spec, self.classify([crop]))
 
     def close(self) -> None:
-        """Free all resources. Idempotent."""
+        """Wait for queued work for a limited time, then free all resources. Idempotent."""
         if not self._closed:
             self._closed = True
             release_in_time(self._device, [self._cuts, self._network.stream], self._resources, _CLOSE_S)

@@ -1,7 +1,7 @@
 """Classes that wait for the end of a batch with a time limit, and that limit how many batches run at the same time.
 
-CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch. As
-batches of the same size take nearly the same time, the first poll is shortly before the expected end.
+CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch.
+Batches of the same size take nearly the same time. Therefore, the first poll is shortly before the expected end.
 
 The estimate is the shorter of the last two batch times, because a stall can delay a batch by 100 ms or more. With a
 moving average, the waits after a stall stayed too long for more than a second, and the cameras dropped frames.
@@ -59,7 +59,7 @@ class Completion(Resource):
         self._opened = True
 
     def record(self, stream: Stream, size: int) -> None:
-        """Record the event after a batch of `size` frames, whose work was just queued on `stream`."""
+        """Record the event on `stream`. Call this method directly after queueing a batch of `size` frames there."""
         self._event.record(stream)
         self._size = size
         self._recorded_ns = self._clock()

@@ -87,7 +87,8 @@ def open_tensorrt_detector(
     """Open the detector for a model on the GPU of this machine. Build the engine if none is cached.
 
     Args:
-        stop: event that cancels the call while an engine is built, or before the next context is created.
+        stop: event that cancels the call while an engine is built, or before the next context is created. None means
+            that the call cannot be canceled.
 
     Raises:
         Closed: `stop` was set.
@@ -188,8 +189,10 @@ class TensorRTDetector:
     def counters(self) -> Mapping[str, int]:
         """Return counters for status messages by name. A counter that does not apply is left out.
 
-        They count the batches that ran as CUDA graphs, the batches that ran step by step, how often the memory of
-        outputs of variable size was enlarged, and the boxes whose class has no name.
+        - ``detector.graph_runs``: batches that ran as CUDA graphs.
+        - ``detector.step_runs``: batches that ran step by step.
+        - ``detector.outputs_grown``: enlargements of the memory of outputs of variable size.
+        - ``detector.unnamed_classes``: boxes whose class id has no name.
         """
         runs = {
             "detector.graph_runs": sum(slot.graph_runs for slot in self._slots),
@@ -271,7 +274,7 @@ def _detector_spec(device: Device, model: LoadedEngine, slots: int, graphs_off: 
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builder of a detector. `resources` owns the parts of the detector."""
+    """Builder of a detector. `resources` owns the parts until the detector takes them over."""
 
     device: Device
     model: LoadedEngine
@@ -324,7 +327,7 @@ class _Builder:
     def _graph_slots(
         self, lanes: Sequence[ExecutionLane], uploads: UploadPath, letterbox: LetterboxKernel
     ) -> tuple[Sequence[DetectorSlot], str]:
-        """Build the slots of a model whose output sizes are fixed. Warm them up, and check their graphs.
+        """Build the slots of a model whose output sizes are fixed. Warm up the slots, and check their graphs.
 
         Also return the reason why batches do not run as CUDA graphs; an empty text if they do.
         """
@@ -344,7 +347,7 @@ class _Builder:
     def _dynamic_slots(
         self, lanes: Sequence[ExecutionLane], uploads: UploadPath, letterbox: LetterboxKernel
     ) -> tuple[Sequence[DetectorSlot], str]:
-        """Build the slots of a model whose output sizes depend on the frame. Warm them up.
+        """Build and warm up the slots of a model whose output sizes depend on the frame.
 
         Also return the reason why batches do not run as CUDA graphs.
         """
@@ -420,7 +423,7 @@ class _Builder:
         return addresses
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return the sizes of all memory to allocate at the start, except for frames, whose sizes are not known yet."""
+        """Return the sizes of all memory that the start allocates, except for frames, whose sizes are not known yet."""
         device_bytes, host_bytes = slot_bytes(sizes.batch, program)
         lines = (
             BudgetLine("weights", "device", self.model.engine.weights_bytes),

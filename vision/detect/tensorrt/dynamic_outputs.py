@@ -2,8 +2,8 @@
 """Detection with engines whose output sizes depend on the frame, because they contain NonMaxSuppression or NonZero.
 
 TensorRT requests the memory for such outputs during the run, and determines their size on the host. Therefore a CUDA
-graph is not possible, and the host waits for each batch. If possible, export the model without these layers. With them,
-an engine returns few rows, so the reference implementation decodes the rows on the CPU.
+graph is not possible, and the host waits for each batch. If possible, export the model without these layers. An engine
+with these layers returns few rows, so the reference implementation decodes the rows on the CPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST_BYTES: Final = 4096
 
 
 class GrowingOutput(Resource):
-    """Host and device memory of one output. It grows if a batch needs more memory, and never shrinks."""
+    """Host and device memory of one output. The memory grows if a batch needs more, and never shrinks."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class GrowingOutput(Resource):
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
-        """Queue the copy of the output of the last run to the host."""
+        """Queue the copy of the output from the GPU to the host, with the shape of the last run."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._host.nbytes < nbytes:
             larger = HostBuffer(nbytes * 3 // 2, self._purpose)
@@ -223,7 +223,7 @@ class DynamicSlot(DetectorSlot):
 
 
 def bind_open_outputs(model: LoadedEngine, lane: ExecutionLane) -> Decoder:
-    """Return the decoder for outputs of variable size. An axis whose size varies fits any size that the head expects.
+    """Return the decoder for outputs of variable size. An axis of variable size fits any size that the head expects.
 
     Raises:
         ModelError: the outputs do not fit the head, or the first axis of an output is not the batch.

@@ -30,7 +30,7 @@ _DESCRIPTIONS_KEPT: Final = 4096  # one per buffer and encoding; computing one t
 
 
 class FrameUploader:
-    """Uploader that makes the frames of a batch available to the letterbox kernel. Only one thread may use it."""
+    """Uploader of the frames of a batch, for the letterbox kernel. Only one thread may use it."""
 
     def __init__(self, spec: InputSpec) -> None:
         def describe(address: int, height_px: int, width_px: int, pixel_format: PixelFormat, yuv: YuvEncoding) -> bytes:
@@ -39,11 +39,13 @@ class FrameUploader:
         self._describe = functools.lru_cache(_DESCRIPTIONS_KEPT)(describe)
 
     def place(self, frame: Frame, row: memoryview, staging: StagingBuffers, index: int, stream: Stream) -> None:
-        """Write the frame's description to `row` (of `DESCRIPTION_BYTES`), and queue a copy of the frame if necessary.
+        """Write the frame's description to `row`, and queue a copy of the frame to the GPU if necessary.
 
         Args:
+            row: host memory of `DESCRIPTION_BYTES` bytes.
             staging: memory for a frame whose own buffer the GPU cannot read.
             index: position of the frame in the batch.
+            stream: stream to which the copy is queued.
 
         Raises:
             ValueError: the buffer does not fit the frame's metadata.

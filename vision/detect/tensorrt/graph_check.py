@@ -40,7 +40,7 @@ class SampleFrames(Resource):
             self._descriptions.append(describe_frame(spec, layout, buffer.address))
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Describe the frames, alternately, in the first `batch` rows of a slot. Queue a copy of them to the GPU."""
+        """Describe the frames, alternately, in the first `batch` rows of a slot. Queue the upload of these rows."""
         for index in range(batch):
             memory.row(index)[:] = self._descriptions[index % len(self._descriptions)]
         memory.upload_rows(batch, stream)
@@ -59,7 +59,7 @@ class Snapshot:
     boxes: NDArray[np.float32]  # (N, 4 + extra values), without masks
 
     def sample(self, without_batch: frozenset[str]) -> Sample:
-        """Return the outputs for the first and the last frame. `without_batch` names outputs without a batch axis."""
+        """Return the outputs for the first and the last frame. `without_batch` names the outputs without batch axis."""
         frames: list[dict[str, NDArray[Any]]] = [{}, {}]
         for name, ends in self.outputs.items():
             for frame, output in zip(frames, ends, strict=True):
@@ -77,8 +77,8 @@ class GraphCheck:
 
     slot: Slot
     graph: BatchGraph
-    outputs: Mapping[str, Output]
-    label: str
+    outputs: Mapping[str, Output]  # outputs of the engine by name
+    label: str  # names the graph in error messages
 
     def run(self) -> Snapshot:
         """Overwrite the output memory, run the work (as a CUDA graph if it was captured), and return the results."""

@@ -78,8 +78,8 @@ RESULT: Final = np.dtype(
 _PAIR_CAPACITY: Final = 16384
 """Maximum number of stored pairs (box and class) per frame, unless the maximum number of candidates is larger.
 
-Typically, a hundred pairs reach a threshold of 0.35, and a few thousand reach 0.05. If there are more pairs, the kernel
-reads the scores again, which is slower but correct.
+Typically, a hundred pairs reach a threshold of 0.35, and a few thousand reach 0.05. If a frame has more pairs than this
+maximum, the kernel reads the scores again, which is slower but correct.
 """
 
 OVERLAPS: Final = np.dtype([("same", np.float32), ("across", np.float32)])
@@ -349,10 +349,10 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
 
 
 def _elements(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> list[tuple[int, int, int]]:
-    """Return which values of the score tensors the kernel reads, for one frame.
+    """Return the positions of the values that the kernel reads in the score tensors of one frame.
 
     Returns:
-        For each part of the layout, the number of values, the index of the first one, and the size of the tensor.
+        For each part of the layout, the number of values, the index of the first value, and the size of the tensor.
     """
     found = []
     for part in layout.parts:
@@ -408,7 +408,7 @@ def kept_classes(rules: Rules) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """Memory layout of a frame. Its planes follow one another, as in `vision.types.Frame`."""
+    """Memory layout of a frame. The planes of the frame follow one another, as in `vision.types.Frame`."""
 
     height_px: int
     width_px: int

@@ -1,4 +1,4 @@
-"""Open engine with the specification of its model, shapes and constants of its inputs, and a timer for the start."""
+"""Open engine together with the specification of its model, functions for its inputs, and a timer for the start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kernel_cache() -> Path:
 
 
 def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
-    """Return the input for frames: the only one with four axes in fp32, fp16, or uint8.
+    """Return the input for frames, which is the only input with four axes in fp32, fp16, or uint8.
 
     Raises:
         ModelError: there is no such input, or more than one, or it is uint8 and model.yaml normalizes the pixels.
@@ -136,7 +136,9 @@ class LoadedEngine:
         return constants_of(self.engine, self.spec, batch)
 
     def shapes_of_frame(self, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the outputs for one frame, from those for a batch. -1 marks an axis of variable size.
+        """Return the shapes of the outputs for one frame, from their `shapes` for a batch of `batch` frames, by name.
+
+        The size -1 marks an axis of variable size.
 
         Raises:
             ModelError: the first axis of an output is not the batch, or an output lacks this axis and `batch` is not 1.
@@ -155,13 +157,15 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the sizes in `batch_sizes` that the engine accepts. If it accepts none, return its largest size."""
+        """Return the batch sizes of `batch_sizes` that the engine accepts, or else its largest batch size."""
         shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
         taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)
 
     def context(self, batch: int, stream: Stream) -> Context:
-        """Create a context for one batch size on a stream, with its shapes. The caller sets its memory and addresses.
+        """Create a context on a stream for one batch size, and set its input shapes.
+
+        The caller must set the memory and the tensor addresses of the context.
 
         Raises:
             ModelError: the engine has no profile for these shapes, or the value of an input is unknown or invalid.
@@ -176,7 +180,7 @@ class LoadedEngine:
         return context
 
     def shape_values(self, name: str, allowed: Range) -> tuple[int, ...]:
-        """Return the values of an input that determines shapes: from `input.constants`, or else the best of `allowed`.
+        """Return the values of an input that determines shapes: from `input.constants`, or else `allowed.opt`.
 
         Raises:
             ModelError: the values in `input.constants` are not whole numbers, or are outside of `allowed`.

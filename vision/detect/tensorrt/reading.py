@@ -1,7 +1,7 @@
 """Choice of how a GPU that shares its memory with the CPU reads frames: in place, or after a copy.
 
 The letterbox kernel reads a pixel up to four times. On some Jetsons, the cache of the GPU does not contain page-locked
-memory. There, a copy to GPU memory can be faster. This depends on the Jetson module, so it is measured.
+memory, so a copy to GPU memory can be faster. The faster way depends on the Jetson module, so both ways are measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MARGIN: Final = 0.95  # a copy needs additional memory, so it must be clearly f
 def reads_in_place(
     device: Device, kernel: LetterboxKernel, spec: InputSpec, tensor_bytes: int, clock: Callable[[], int]
 ) -> bool:
-    """Return True if the letterbox kernel should read page-locked frames in place, False if they should be copied.
+    """Return True if the letterbox kernel should read page-locked frames in place, False if a copy is better.
 
     A GPU with its own memory always needs a copy. For other GPUs, measure both ways with a frame of 1920x1080 that the
     CPU has just written, and compare the shortest times. Because a copy needs additional memory, it must be clearly

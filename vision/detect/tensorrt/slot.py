@@ -63,10 +63,10 @@ class ExecutionLane:
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """Objects that all slots share to copy frames to the GPU, and to limit the batches that run at the same time."""
+    """Objects with which all slots copy frames to the GPU, and limit the batches that run at the same time."""
 
     uploader: FrameUploader
-    copies: Stream  # a separate stream, so that copies of one batch overlap the work on another
+    copies: Stream  # a separate stream, so that the copies for one batch overlap the computation of another batch
     limit: ConcurrencyLimit
 
 
@@ -113,7 +113,7 @@ class ResultMemory(Resource):
         self._opened = True
 
     def detections(self, index: int, meta: FrameMeta) -> Detections:
-        """Return the objects of the frame at `index` in new arrays."""
+        """Return the objects of the frame at `index` in the batch, in new arrays. `meta` is the frame's metadata."""
         count, truncated_candidates, _, _ = self.counts[index].tolist()
         shapes = None
         if self._program.extras:
@@ -134,7 +134,7 @@ class ResultMemory(Resource):
 
 
 class SlotMemory(Resource):
-    """Memory of one slot on host and device. It is allocated only once."""
+    """Memory of one slot on host and device. All of it is allocated when the slot is created."""
 
     def __init__(self, sizes: TensorSizes, program: PostprocessProgram) -> None:
         max_batch = sizes.batch
@@ -162,7 +162,7 @@ class SlotMemory(Resource):
         return self._rows[index * DESCRIPTION_BYTES : (index + 1) * DESCRIPTION_BYTES]
 
     def clear_rows(self, start: int, stop: int) -> None:
-        """Mark rows `start` to `stop` (exclusive) of the batch as rows without a frame."""
+        """Mark the rows from `start` to `stop` (exclusive) of the batch as rows without a frame."""
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
     def upload_rows(self, count: int, stream: Stream) -> None:
@@ -175,9 +175,9 @@ class SlotMemory(Resource):
 
 
 def result_offsets(max_batch: int, program: PostprocessProgram) -> tuple[int, ...]:
-    """Return the offsets of the arrays in the result, and its total size, in bytes.
+    """Return the offsets of the arrays in `ResultMemory`, followed by the total size, in bytes.
 
-    The arrays are counts, boxes, scores, classes, extra values, and masks.
+    The arrays are counts, boxes, scores, classes, extra values, and masks, in this order.
     """
     counts, rows = RESULT.itemsize * max_batch, max_batch * program.objects
     sizes = (counts, 16 * rows, 4 * rows, 4 * rows, 4 * program.extras * rows, program.mask_bytes * rows)
@@ -185,7 +185,7 @@ def result_offsets(max_batch: int, program: PostprocessProgram) -> tuple[int, ..
 
 
 def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
-    """Return the bytes of device and page-locked memory that `SlotMemory` needs in addition to the engine's tensors."""
+    """Return the sizes of device and page-locked memory, in bytes, that a slot needs besides the engine's tensors."""
     descriptions = max_batch * DESCRIPTION_BYTES
     work = 0 if program.shared_work else max_batch * program.work_bytes
     device = descriptions + 4 * max_batch + max_batch * (program.keys_bytes + program.masked_bytes) + work
@@ -285,7 +285,12 @@ class DetectorSlot(Resource):
 
     @abstractmethod
     def submit(self, frames: Sequence[Frame]) -> None:
-        """Queue the work for a batch of frames."""
+        """Queue the work for a batch of frames.
+
+        Raises:
+            ValueError: the buffer of a frame does not fit the frame's metadata.
+            DeviceError: the GPU fails or lacks memory.
+        """
 
     def ready(self, timeout_s: float) -> bool:
         """Wait for the batch in flight for at most `timeout_s` seconds. Return True if it is done.

@@ -1,1 +1,1 @@
-"""TensorRT plugins, whose kernels NVRTC compiles: layers of an ONNX file that TensorRT itself does not have."""
+"""TensorRT plugins for layers of ONNX files that TensorRT itself does not have. NVRTC compiles their kernels."""

@@ -1,9 +1,12 @@
 # mypy: allow-subclassing-any
 """Base class of plugins (`IPluginV3`) whose kernels NVRTC compiles, and the creator that TensorRT calls to make them.
 
-TensorRT calls a plugin in three phases. While it builds an engine, it asks for types, shapes, and formats. When it
-creates a context, or the shapes of a context change, `on_shape_change` compiles kernels and allocates memory. A run
-calls `enqueue`, which only queues work, so that it can be captured as part of a CUDA graph.
+TensorRT calls a plugin in three phases:
+
+1. While TensorRT builds an engine, it asks for types, shapes, and formats.
+2. When TensorRT creates a context, or the shapes of a context change, it calls `on_shape_change`, which compiles
+   kernels and allocates memory.
+3. In each run, TensorRT calls `enqueue`, which only queues work, so that a CUDA graph can capture the run.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from vision.gpu.nvrtc import Module
 
 Step: TypeAlias = "Callable[[Sequence[int], Sequence[int], int, BorrowedStream], None]"
-"""Function that queues the work of a run, from the addresses of inputs, outputs, and workspace, and the stream."""
+"""Function that queues the work of a run. Its arguments are the device addresses of the inputs, of the outputs, and of
+the workspace, and the stream."""
 
 VERSION = "1"
 _never_freed: list[object] = []  # plugins of TensorRT 10.3, which crashes if a plugin written in Python is freed
@@ -65,7 +69,10 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
 
     @abstractmethod
     def prepare(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Step:
-        """Compile the kernels and allocate the memory for tensors of these descriptions. Return the work of a run."""
+        """Compile the kernels and allocate the memory for tensors of these descriptions.
+
+        Return the function that queues the work of a run.
+        """
 
     # ----------------------------------------------------------------------------------- calls of TensorRT: always
 
@@ -93,9 +100,9 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
         """Do nothing: a plugin has one implementation."""
 
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Prepare a run with tensors of these descriptions.
+        """Prepare runs with tensors of these descriptions.
 
-        If nothing changed, keep everything, because a captured graph may use it.
+        If the descriptions did not change, keep kernels and memory, because a captured graph may use them.
         """
         shapes = tuple((tuple(desc.dims), desc.type, desc.format) for desc in (*inputs, *outputs))
         if shapes == self._shapes:
@@ -124,7 +131,7 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
     # --------------------------------------------------------------------------------------------------- for prepare
 
     def load(self, file: str, definitions: Mapping[str, int | float | str]) -> Module:
-        """Load the kernels in a file of ``cuda/``. Compile them if they are not in the cache."""
+        """Load the kernels in a file of ``cuda/``. If they are not in the cache, compile them with `definitions`."""
         from vision.detect.tensorrt.loaded_engine import kernel_cache
         from vision.gpu.cuda import open_device
         from vision.gpu.nvrtc import Module, Source

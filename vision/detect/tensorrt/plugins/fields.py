@@ -1,7 +1,8 @@
-"""Conversion between the settings of a plugin, a frozen dataclass, and the fields that TensorRT stores in an engine.
+"""Conversion between the settings of a plugin and the fields that TensorRT stores in an engine.
 
-The parser makes a field from each attribute of the ONNX node that has the name of a setting. Each setting is one
-number, because the bindings of TensorRT 10.3 and 10.13 read only the first element of a text or a list.
+The settings are a frozen dataclass. The parser makes a field from each attribute of the ONNX node that has the name of
+a setting. Each setting is one number, because the bindings of TensorRT 10.3 and 10.13 read only the first element of a
+text or a list.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _KINDS = {int: ("INT32", np.int32), float: ("FLOAT32", np.float32)}
 
 
 class FieldCollection:
-    """Fields with the arrays that contain their values, because TensorRT does not copy the arrays."""
+    """Fields of a plugin. The collection keeps the arrays that contain their values, because TensorRT does not."""
 
     def __init__(self, settings: type[Any] | Any) -> None:
-        """Create the fields of `settings`. If it is a class, the fields have no values."""
+        """Create the fields of `settings`, which is an instance or a class. For a class, the fields have no values."""
         self._arrays: list[NDArray[Any]] = []
         fields = []
         for name, kind in _types_of(settings).items():
@@ -36,12 +37,12 @@ class FieldCollection:
             fields.append(make(name, array, getattr(trt.PluginFieldType, member)))
         self.raw: Any = trt.PluginFieldCollection(fields)
         self.serialized: Any = getattr(trt, "PluginFieldCollection_")(self.raw)  # noqa: B009 - the stubs lack it
-        """The same fields, as the class that TensorRT stores in an engine. The bindings convert `raw` to it only inside
-        of some calls."""
+        """The same fields, in the class that TensorRT stores in an engine. The bindings convert `raw` to this class
+        only in some calls."""
 
 
 def read_fields(settings: type[S], fields: Any, plugin: str) -> S:
-    """Create settings from fields. A setting without a field keeps its default.
+    """Create an instance of `settings` from the fields of a plugin. A setting without a field keeps its default.
 
     Raises:
         ModelError: a setting without a default has no field, or a field is unknown or has no value of the right type.

@@ -44,7 +44,7 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class NmsSettings:
-    """Fields of `VisionNms`. Those that have the name of a key of model.yaml or camera.yaml have the same meaning."""
+    """Fields of `VisionNms`. A field with the name of a key of model.yaml or camera.yaml has the same meaning."""
 
     layout: int  # index of `head.kind` in LAYOUTS
     classes: int  # number of classes
@@ -59,7 +59,7 @@ class NmsSettings:
     max_objects: int = 300
 
     def spec(self) -> ModelSpec:
-        """Return the fields as a model.yaml. Raise `ModelError` if a field is out of range."""
+        """Return the specification of a model with these settings. Raise `ModelError` if a field is out of range."""
         numbers = {"layout": len(LAYOUTS) - 1, "fraction": 1, "activation": len(ACTIVATIONS) - 1}
         for name, largest in numbers.items():
             if not 0 <= getattr(self, name) <= largest:
@@ -102,7 +102,7 @@ class Workspace:
     counts: int
     work: int
     results: int
-    size: int
+    size: int  # of the whole workspace, in bytes
 
     @classmethod
     def of(cls, program: PostprocessProgram, batch: int) -> Workspace:
@@ -142,7 +142,7 @@ class VisionNms(KernelPlugin):
         return [trt.DimsExprs(shape) for shape in shapes]
 
     def supports_format_combination(self, position: int, tensors: Sequence[Any], inputs: int) -> bool:
-        """Return True if the tensor at `position` can have its type and format."""
+        """Return True if the plugin supports the type and format of the tensor at `position`."""
         desc = tensors[position].desc
         types: tuple[str, ...] = ("FLOAT", "HALF")
         if position >= inputs:
@@ -150,7 +150,11 @@ class VisionNms(KernelPlugin):
         return desc.type.name in types and desc.format == trt.TensorFormat.LINEAR
 
     def get_workspace_size(self, inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:
-        """Return the size in bytes for the largest batch. Raise `ModelError` if the inputs do not fit the layout."""
+        """Return the size of the workspace in bytes for the largest batch.
+
+        Raises:
+            ModelError: the inputs do not fit the layout.
+        """
         shapes = [tuple(each.max) or tuple(each.desc.dims) for each in inputs]
         program = self._program(shapes, [dtype_of(each.desc) for each in inputs], shared_bytes=0)
         return Workspace.of(program, shapes[0][0]).size

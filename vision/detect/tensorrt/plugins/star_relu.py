@@ -37,7 +37,10 @@ class StarReluSettings:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Position of the channels in the memory of a tensor. Memory formats pad them to a multiple of 8, 16, or 32."""
+    """Position of the channels in the memory of a tensor.
+
+    Memory formats other than linear pad the number of channels to a multiple of 8, 16, or 32.
+    """
 
     channels: int  # 0 if there is no padding
     vector: int  # number of channels that are adjacent
@@ -84,7 +87,10 @@ class StarRelu(KernelPlugin):
         return [trt.DimsExprs(inputs[0])]
 
     def supports_format_combination(self, position: int, tensors: Sequence[Any], _inputs: int) -> bool:
-        """Return True if the tensor at `position` can have its type and format. Input and output must have the same."""
+        """Return True if the plugin supports the type and format of the tensor at `position`.
+
+        The output (position 1) must have the type and format of the input (position 0).
+        """
         desc = tensors[position].desc
         if position:
             first = tensors[0].desc
