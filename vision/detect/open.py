@@ -118,9 +118,9 @@ def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | No
 
 
 def _check_files(folder: Path, spec: ModelSpec) -> None:
-    """Check that the file is complete, that its metadata does not contradict the spec, and the plugin libraries.
+    """Check that the file is complete, and that its metadata does not contradict the spec. Check plugin libraries.
 
-    Do this before a GPU is opened, because an error in a file does not depend on the GPU.
+    Call this function before a GPU is opened, because an error in a file does not depend on the GPU.
 
     Raises:
         ModelError: see `read_model_header`, `check_metadata`, and `check_plugins`.
@@ -132,6 +132,8 @@ def _check_files(folder: Path, spec: ModelSpec) -> None:
 
 def _has_tensorrt(precision: Precision, section: str, *, required: bool) -> bool:
     """Return True if TensorRT and a GPU that supports the precision are available.
+
+    `section` is the section of camera.yaml to name in error messages.
 
     Raises:
         DeviceMissing: `required` is True, but TensorRT or the GPU is not available.

@@ -56,7 +56,7 @@ class Proposal:
     found: Mapping[str, str]
     """Origin of each key that is known from the file, the sample, or the command line."""
     missing: Mapping[str, str]
-    """For each key that a person must check or fill in, the reason why it was assumed or left open."""
+    """For each key that a person must check or fill in, the reason why its value was assumed or left open."""
 
     def yaml(self) -> str:
         """Return the text of model.yaml, with a comment for each key in `missing`."""
@@ -300,7 +300,10 @@ def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Ori
 
 
 def _run(path: Path, header: OnnxHeader, size: tuple[int, int]) -> Sample:
-    """Run the model on the sample at an input size (width, height). For errors, see `open_network`, `run_sample`."""
+    """Run the model on the sample with an input of `size` (width, height).
+
+    For errors, see `open_network` and `Network.run_sample`.
+    """
     from vision.detect.open import open_network
 
     dtype = next((tensor.dtype for tensor in header.inputs if len(tensor.shape) == 4), "")

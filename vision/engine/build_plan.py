@@ -50,7 +50,7 @@ class Typing:
         """Return two flags, for the input and for the outputs: True if boxes are as accurate in float16 as in float32.
 
         A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
-        float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
+        in float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
         precision. Only outputs of nanodet and picodet heads contain no coordinates. Coordinates always stay float32,
         because float16 values from 512 on are half a pixel apart, and because the library may fuse the cast with the
         layers that compute the coordinates.
@@ -146,6 +146,7 @@ class BuildPlan:
     on_dla: bool = False
     """True if the DLA core `dla_core` of a Jetson runs the engine, except for layers that only the GPU supports."""
     dla_core: int = 0
+    """Index of the DLA core, from 0. It is ignored if `on_dla` is False."""
     sparse: bool = False
     """True if TensorRT may use sparse tensor cores."""
     half_input: bool = False

@@ -213,8 +213,8 @@ class EngineCache:
 
         Args:
             build: function that builds the plan. Its argument is the timing cache of earlier builds, or None.
-            force: True if the plan is built even if the cache contains it.
-            canceled: function that returns True if the wait for another process must end.
+            force: True to build the plan even if the cache contains it.
+            canceled: function that returns True to end the wait for another process.
 
         Raises:
             Closed: `canceled` returned True during the wait.

@@ -42,7 +42,7 @@ LEAST_INPUTS = 16
 """Minimum number of input channels of a convolution to fold. With fewer, the library uses different kernels."""
 
 MOST_INPUTS = 32
-"""Maximum number of input channels of a convolution to fold. With 64, the added zeros take as much time as is saved."""
+"""Maximum number of input channels of a convolution to fold. With 64, the added zeros cost as much time as is saved."""
 
 ACTIVATIONS = frozenset(
     {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid", "Softplus", "Tanh"}
@@ -277,7 +277,7 @@ def _fresh(name: str, names: set[str]) -> str:
 
 
 def _remove_unread(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
-    """Remove the constants among `values` that no node uses from the graph."""
+    """Remove from the graph the constants in `values` that no node uses."""
     for value in values:
         if value.uses() or value.is_graph_output():
             continue

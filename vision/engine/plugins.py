@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SPEC_NAME: Final = "model.yaml"
 _NEEDED: Final = re.compile(rb"\0libnvinfer(?:_plugin)?\.so\.(\d+)")
-"""Name of TensorRT's library in a table of an ELF file, with its major version."""
+"""Pattern of the name of TensorRT's library, with the major version, in a table of an ELF file."""
 
 
 def plugin_registry() -> Any:

@@ -71,7 +71,7 @@ class Tried:
 
     algorithm: Algorithm
     kept: tuple[str, ...]
-    """Layers that are not quantized."""
+    """Names of the layers that are not quantized."""
     contents: bytes
     accuracy: Accuracy
 
@@ -114,7 +114,7 @@ class Quantizer:
             return self._calibration.thresholds(algorithm, step)
 
     def ranking(self, algorithm: Algorithm) -> list[LayerError]:
-        """Return the layers in descending order of the error that each causes if it alone computes int8."""
+        """Return the layers in descending order of the error that a layer causes if only this layer computes int8."""
         thresholds = self.thresholds(algorithm)
         layers = len(self.graph.layers)
         with show_progress("measuring each layer", layers, self._stop, unit="layers") as step:

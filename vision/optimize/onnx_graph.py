@@ -85,7 +85,7 @@ class Graph:
         self.layers: tuple[Layer, ...] = tuple(self._layers())
 
     def copy(self) -> Graph:
-        """Return an independent copy."""
+        """Return an independent copy of the graph."""
         import onnx
 
         model = onnx.ModelProto()

@@ -33,7 +33,7 @@ Matrix = NDArray[np.float64]
 
 
 class LeastSquares:
-    """Pruner of layers, with a repair that changes the outputs of each layer as little as possible."""
+    """Pruner of layers that repairs the remaining weights, so that the outputs change as little as possible."""
 
     def __init__(self, dense: Graph, spec: ModelSpec, frames: Frames, count: int) -> None:
         """Prepare the repair.

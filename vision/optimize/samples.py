@@ -79,7 +79,9 @@ def frame_samples(graph: Graph, spec: ModelSpec, images: Sequence[Image], batch:
 
 
 def random_samples(graph: Graph, batch: int, given: Shapes) -> Samples:
-    """Return random inputs for any network. Indices of a Gather node are in the range of its table. Others are 1.
+    """Return random inputs for any network.
+
+    Integers with which a Gather node selects rows of a table are in the range of the table. All other integers are 1.
 
     Args:
         given: shapes of inputs whose shape is not fixed in the file, by name.
@@ -157,7 +159,7 @@ def with_fixed_shapes(graph: Graph, shapes: Shapes) -> Graph:
 
 
 def run_samples(session: Any, samples: Samples) -> list[Outputs]:
-    """Return the outputs of an ONNX Runtime session for each batch. Raise `ModelError` if it fails."""
+    """Return the outputs of an ONNX Runtime session for each batch. Raise `ModelError` if a run fails."""
     names = [output.name for output in session.get_outputs()]
     try:
         return [dict(zip(names, session.run(names, dict(each)), strict=True)) for each in samples.batches]

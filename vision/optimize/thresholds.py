@@ -30,7 +30,7 @@ _LOWEST: Final = 0.1  # part of the largest value at which the tried thresholds 
 
 
 def thresholds(histograms: Mapping[str, Histogram], algorithm: Algorithm) -> dict[str, float]:
-    """Return the largest absolute value that int8 represents, by tensor, for histograms by tensor."""
+    """Return the largest absolute value that int8 represents, for each tensor in `histograms`."""
     if algorithm == "minmax":
         return {name: histogram.largest for name, histogram in histograms.items()}
     if algorithm == "mse":

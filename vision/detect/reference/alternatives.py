@@ -246,7 +246,7 @@ def _accounts_for(read: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
 
 
 def advice(spec: ModelSpec, class_count: int, sample: Sample) -> str:
-    """Return text for the user: the change in model.yaml with which a head fits the sample, or that no head fits."""
+    """Return text that states how to change model.yaml so that a head fits the sample, or that no head fits."""
     matches = try_heads(spec, [class_count], sample)
     if matches:
         best = matches[0]

@@ -5,9 +5,9 @@ Every back-end follows the same rules of suppression:
 1. Candidates are sorted by score, highest first. Equal scores are sorted by index, lowest first.
 2. Only the first `max_candidates` are used. The others are dropped, and counted as truncated.
 3. In this order, each candidate is kept unless an earlier kept candidate suppresses it. A candidate suppresses another
-   if ``intersection > iou * union``. If both are of the same class, or `class_aware` is false, `iou` is
-   `iou_threshold`. Otherwise it is `iou_across_classes`, so that a vehicle that the model finds as a car and as a truck
-   is one object.
+   if ``intersection > iou * union``. If both candidates have the same class, or `class_aware` is false, `iou` is
+   `iou_threshold`. Otherwise, `iou` is `iou_across_classes`, so that a vehicle that the model finds as a car and as a
+   truck is one object.
 4. All arithmetic is IEEE float32 with one rounding per operation (no fused multiply-add), in this order::
 
        width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      same for height

@@ -85,7 +85,7 @@ class _Scaler:
         self._levels = np.empty((2, block, 3 * width), np.float32)
 
     def write(self, pixels: NDArray[np.uint8], tensor: NDArray[np.float32]) -> None:
-        """Scale a frame into the part of `tensor` (3, H, W) that it covers."""
+        """Write a scaled, normalized frame to the part of `tensor` (3, H, W) that the frame covers."""
         frame, region = pixels.reshape(len(pixels), -1), tensor[self._region]
         for block in self._blocks:
             count = block.stop - block.start
@@ -117,7 +117,7 @@ class _OpenCVScaler(_Scaler):
         cv2.setNumThreads(1)
 
     def write(self, pixels: NDArray[np.uint8], tensor: NDArray[np.float32]) -> None:
-        """Scale a frame into the part of `tensor` (3, H, W) that it covers."""
+        """Write a scaled, normalized frame to the part of `tensor` (3, H, W) that the frame covers."""
         cv2.resize(pixels, self._scaled.shape[1::-1], self._scaled, interpolation=cv2.INTER_LINEAR)
         planes, region = cv2.split(self._scaled), tensor[self._region]
         for target, source in enumerate(self._order):

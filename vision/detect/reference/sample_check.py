@@ -128,8 +128,7 @@ def judge_scores(views: Sequence[NDArray[np.float32]], *, logits: bool) -> Findi
 
     Args:
         views: class scores and objectness values before the activation, in any shape.
-        logits: True if the values must be logits, because the head has an activation. Otherwise, they must be from 0 to
-            1.
+        logits: True if the head has an activation, and therefore expects logits. Other heads expect values from 0 to 1.
     """
     views = [view for view in views if view.size]
     if not views:

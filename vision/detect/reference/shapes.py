@@ -32,7 +32,7 @@ class CandidateShapes(ABC):
 
 @dataclass(frozen=True, slots=True)
 class RotatedBoxes(CandidateShapes):
-    """Boxes that are rotated around their center, as Ultralytics' OBB models export them."""
+    """Boxes that are rotated around their center, as Ultralytics' models for oriented boxes (OBB) export them."""
 
     values: Floats
     """(N, 5) center x, center y, width, height; angle of the width in radians, clockwise because y points down."""

@@ -1,7 +1,7 @@
 """Second model on an NVIDIA GPU. It implements `vision.stages.secondary_model.Classifier`.
 
 A kernel cuts each object out of its frame, which is in GPU memory or in page-locked memory, and writes a tensor. The
-tensors of a batch are copied to the input of the network. Only the scores are copied to the host, but no pixels. Each
+tensors of a batch are copied to the input of the network. Only the scores, not the pixels, are copied to the host. Each
 batch is queued layer by layer, without a CUDA graph, because results do not wait for the classification.
 """
 

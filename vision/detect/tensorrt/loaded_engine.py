@@ -75,7 +75,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
 
 
 def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the inputs by name, without shape inputs. Raise `ModelError` as `constants_of` does."""
+    """Return the shapes of all inputs except shape inputs, by name. Raise `ModelError` as `constants_of` does."""
     frames = frame_input(engine, spec)
     constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
     return {frames.name: frame_shape(frames, spec, batch), **constants}

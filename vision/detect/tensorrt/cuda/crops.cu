@@ -4,8 +4,12 @@
 // both axes, otherwise bilinear interpolation between pixel centers. Weights are whole numbers, so the levels are exact,
 // and are rounded once, halves up. OpenCV, which the reference on the CPU uses, differs by at most one level.
 //
-// Definitions: WIDTH, HEIGHT (of the model's input), HALF_INPUT (1: the tensor is fp16, 0: fp32), RED_FIRST (1: channels
-// are red, green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`).
+// Definitions:
+//
+// - WIDTH, HEIGHT: size of the model's input.
+// - HALF_INPUT: 1: the tensor is fp16, 0: fp32.
+// - RED_FIRST: 1: the channels are red, green, blue, 0: blue, green, red.
+// - FRACTION_BITS: number of fraction bits of the factors in `Frame`.
 #include "device.cuh"
 
 struct Normalize {

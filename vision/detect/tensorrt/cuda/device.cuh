@@ -1,5 +1,6 @@
-// Common definitions of all kernels. They do not use CUDA's headers, because NVRTC does not contain them, and JetPack
-// ships them in a separate package. In the tests, the host compiler reads these files after emulator.h.
+// Common definitions of all kernels. The kernels do not include CUDA's headers, because NVRTC does not contain these
+// headers, and JetPack ships them in a separate package. In the tests, the host compiler reads the files of the kernels
+// after emulator.h.
 #pragma once
 
 typedef unsigned char u8;
@@ -34,7 +35,8 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Reads one byte of a frame. The compiler cannot know that frames are in global memory and do not change.
+// Reads one byte of a frame with an instruction for constant global memory. The compiler cannot know that frames are in
+// global memory and do not change.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
     asm("{ .reg .u16 byte; ld.global.nc.u8 byte, [%1]; cvt.u32.u16 %0, byte; }" : "=r"(value) : "l"(address));
@@ -50,7 +52,8 @@ __device__ __forceinline__ u32 load(const u32* address) {
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
-// Stores 16 bytes in one instruction. The compiler might use two, which would each write half of every memory sector.
+// Stores 16 bytes in one instruction. The compiler might use two instructions, each of which would write half of every
+// memory sector.
 __device__ __forceinline__ void store_words(void* address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  : : "l"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");

@@ -1,4 +1,5 @@
-// Decodes a network's outputs. One layout per compilation. Uses the arithmetic of vision/detect/reference/decoder.py.
+// Decodes a network's outputs. Each compilation is for one layout of outputs. The arithmetic is that of
+// vision/detect/reference/decoder.py.
 //
 // Boxes are in one part, or in one part per stride, each with its own tensors. Definitions:
 //
@@ -6,8 +7,9 @@
 // - HALF_SCORES, HALF_BOXES (1: fp16).
 // - For SCORE, OBJECTNESS, BOX, and CLASS (the class id of a box): _COLUMNS (values of a box in the tensor), _FIRST
 //   (column of the first value).
-// - SCORES_BY_COLUMN, BOXES_BY_COLUMN (1: the tensor has a column per box, not a row. Objectness is stored as scores).
-// - FACTOR: 0: no objectness, 1: the score is the product with it, 2: the root of the product.
+// - SCORES_BY_COLUMN, BOXES_BY_COLUMN (1: the tensor has a column per box, 0: a row per box). Objectness is stored like
+//   scores.
+// - FACTOR: 0: no objectness, 1: the score is the product of class score and objectness, 2: the root of this product.
 // - LABELED: 1: one score and one class per box, 0: a score per class.
 // - CLASS_TYPE and NUMBER_TYPE (of the class ids, and of the number of valid boxes): see `integer_of`.
 // - CODING, UNIT_X, UNIT_Y (model pixels per unit of a box). With cells: BINS, STRIDES, CENTER_SCALE, CENTER_SHIFT
@@ -87,8 +89,8 @@ __device__ __forceinline__ u64 key_of(float score, u32 index) {
 __device__ __forceinline__ u32 index_of(u64 key) { return 0xFFFFFFFFu - (u32)key; }
 __device__ __forceinline__ float score_of(u64 key) { return __uint_as_float((u32)(key >> 32)); }
 
-// Returns an integer that a tensor holds as int32 (1), int64 (2), float (3), or fp16 (4); -1 if it is no whole number
-// from 0 to 2^24.
+// Returns an integer that a tensor stores as int32 (1), int64 (2), float (3), or fp16 (4). Returns -1 if the value is
+// not a whole number, or is out of range: negative or, for all types except int32, larger than 2^24.
 __device__ __forceinline__ int integer_of(const void* values, u64 at, int type) {
     if (type == 1) return max(((const int*)values)[at], -1);
     if (type == 2) {
@@ -106,7 +108,8 @@ __device__ __forceinline__ u32 score_at(u32 boxes, u32 box, u32 column, u32 colu
     return SCORES_BY_COLUMN ? column * boxes + box : box * columns + column;
 }
 
-// The elements of a part that contain scores: a range of its tensor, in which `find_pairs` reads all.
+// Number of the elements of a part that contain scores. They are a range of the part's tensor, which `find_pairs` reads
+// completely.
 __device__ __forceinline__ u32 elements_in(u32 part) {
     return boxes_in(part) * (SCORES_BY_COLUMN ? CLASSES : SCORE_COLUMNS);
 }
@@ -143,8 +146,8 @@ __device__ __forceinline__ int labeled_class(const Tensors& tensors, u32 frame, 
 #endif
 }
 
-// Returns the key of the pair at element `at` of a frame's scores in a part, or 0 if that is not a candidate. `raw` is
-// the element's value. Most elements are far below the threshold, so that test comes first.
+// Returns the key of the pair at element `at` of a frame's scores in a part, or 0 if the pair is not a candidate. `raw`
+// is the element's value. Most elements are far below the threshold, so the threshold is tested first.
 __device__ __forceinline__ u64 pair_key(
     const Tensors& tensors, const Scores& scores, u32 frame, u32 at, float raw, Threshold limit) {
     if (!(raw >= limit.floor)) return 0;
@@ -219,7 +222,7 @@ __device__ __forceinline__ float cell_of(u32 box, int axis, float* stride_px) {
 }
 #endif
 
-// The values of one box. `step` is the distance between two of them.
+// The values of one box. `step` is the distance between two successive values.
 struct BoxValues {
     const BoxValue* values;
     u32 step;

@@ -8,10 +8,15 @@
 // The rate of instructions limits this kernel more than the memory does. Therefore, levels become floats without a
 // conversion (`raised`), additions replace divisions, and the branch on the format is outside of all loops.
 //
-// Definitions: WIDTH, HEIGHT (of the canvas), INPUT_TYPE (of the tensor; 0: fp32, 1: fp16, 2: uint8), INTERLEAVED (0:
-// the tensor is (B, 3, HEIGHT, WIDTH), 3: (B, HEIGHT, WIDTH, 3), 4: (B, HEIGHT, WIDTH, 4) with zeros in the fourth
-// channel), RED_FIRST (1: channels are red, green, blue, 0: blue, green, red), FRACTION_BITS (of the factors in `Frame`),
-// DOWN (rows per thread).
+// Definitions:
+//
+// - WIDTH, HEIGHT: size of the canvas.
+// - INPUT_TYPE: type of the tensor. 0: fp32, 1: fp16, 2: uint8.
+// - INTERLEAVED: shape of the tensor. 0: (B, 3, HEIGHT, WIDTH), 3: (B, HEIGHT, WIDTH, 3), 4: (B, HEIGHT, WIDTH, 4) with
+//   zeros in the fourth channel.
+// - RED_FIRST: 1: the channels are red, green, blue, 0: blue, green, red.
+// - FRACTION_BITS: number of fraction bits of the factors in `Frame`.
+// - DOWN: number of rows per thread.
 #include "device.cuh"
 
 struct Normalize {

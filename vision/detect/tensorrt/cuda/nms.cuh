@@ -18,7 +18,7 @@ __device__ __forceinline__ bool suppresses(float4 a, float area_a, float4 b, flo
     return intersection > __fmul_rn(iou, joined);
 }
 
-// Overlaps above which a box suppresses boxes of its class, and of other classes.
+// Overlaps above which a box suppresses boxes of the same class (`same`), and of other classes (`across`).
 struct Overlaps {
     float same, across;
 };
@@ -47,7 +47,8 @@ struct Gaussian {
     float x, y, p, q, root, cosine, sine;
 };
 
-// Returns the distance of two rotated boxes, as in vision/detect/reference/rotated.py. Not finite without area.
+// Returns the distance of two rotated boxes, as in vision/detect/reference/rotated.py. The distance is not finite if a
+// box has no area.
 __device__ __forceinline__ float distance_of(const Gaussian& a, const Gaussian& b) {
     float dx = b.x - a.x, dy = b.y - a.y;
     float cosine = a.cosine * b.cosine + a.sine * b.sine, sine = a.sine * b.cosine - a.cosine * b.sine;
@@ -78,7 +79,7 @@ struct RotatedBoxes {
 };
 
 // Sets gone[i] for every candidate i that an earlier candidate suppresses. Ignores candidates that are already gone.
-// All threads of the block must call this.
+// All threads of the block must call this function.
 //
 // Processes 64 candidates at a time. All their pairs are tested in parallel, and the results are stored in 64-bit
 // masks. One thread then processes the masks in order. The kept candidates are tested against all later candidates.

@@ -5,12 +5,18 @@
 // The number of objects depends on the frame, but the shapes do not: the result has a fixed capacity. It contains the
 // number of objects, and the number of candidates that did not fit.
 //
-// Definitions: those of heads.cuh, CANDIDATES (maximum for NMS), OBJECTS (maximum per frame), PAIR_CAPACITY (pairs that
-// `find_pairs` can store; with more, `objects` reads the scores again), NMS, SHARED_WORK, WHOLE_LOADS (1: the scores of
-// every frame and part can be loaded in units of 16 bytes), RESULT_EXTRAS (number of values that `objects` writes for each
-// object in addition to its box: keypoints, the rotated box, or the position of its mask), MASKS (1: `objects` lists the
-// objects for `masks`). With MASKS: PROTOTYPES, MASK_COLUMNS, MASK_ROWS (shape of the tensor of prototypes), MASK_SCALE_X,
-// MASK_SCALE_Y (columns and rows per model pixel), HALF_PROTOTYPES (1: fp16).
+// Definitions, in addition to those of heads.cuh:
+//
+// - CANDIDATES: maximum number of candidates per frame.
+// - OBJECTS: maximum number of objects per frame.
+// - PAIR_CAPACITY: number of pairs that `find_pairs` can store. If there are more, `objects` reads the scores again.
+// - NMS: 1: `objects` runs NMS.
+// - SHARED_WORK: 1: `Work` is in shared memory, 0: in global memory.
+// - WHOLE_LOADS: 1: the scores of every frame and part can be loaded in units of 16 bytes.
+// - RESULT_EXTRAS: number of values that `objects` writes for each object in addition to its box: keypoints, the
+//   rotated box, or the position of the mask.
+// - MASKS: 1: `objects` lists the objects for `masks`. With MASKS: PROTOTYPES, MASK_COLUMNS, MASK_ROWS (shape of the
+//   tensor of prototypes), MASK_SCALE_X, MASK_SCALE_Y (columns and rows per model pixel), HALF_PROTOTYPES (1: fp16).
 #include "device.cuh"
 #include "heads.cuh"
 #include "nms.cuh"
@@ -97,8 +103,8 @@ __device__ __forceinline__ u32 all_elements() {
     return elements;
 }
 
-// Returns the number of boxes over the threshold whose class id has no name, in one thread. All threads of the block
-// must call this.
+// Returns the number of boxes over the threshold whose class id has no name. All threads of the block must call this
+// function.
 __device__ u32 count_unnamed(const Tensors& tensors, u32 frame, Threshold limit) {
 #if LABELED
     __shared__ u32 unnamed;
@@ -170,8 +176,8 @@ struct Result {
     u32 count, truncated, candidates, unnamed;
 };
 
-// An object whose mask is to be computed: the number of its box, and the part of the prototypes that its box touches.
-// `vision.detect.tensorrt.kernels.MASKED` is its layout.
+// An object whose mask `masks` computes: the number of its box, and the part of the prototypes that the box touches.
+// `vision.detect.tensorrt.kernels.MASKED` describes the memory layout.
 #define NO_BOX 0xFFFFFFFFu
 struct Masked {
     u32 box;
@@ -195,7 +201,7 @@ __device__ __forceinline__ bool has_finite_extras(const Tensors& tensors, u32 fr
 }
 
 // Writes the further values of `count` objects to `out`, RESULT_EXTRAS for each. `boxes` are the numbers of their boxes,
-// and `places` their candidates. All threads of the block must call this.
+// and `places` their candidates. All threads of the block must call this function.
 __device__ __forceinline__ void write_extras(
     const Tensors& tensors, u32 frame, const Work* work, const u32* places, u32 count, float* out, Masked* masked) {
 #if MASKS

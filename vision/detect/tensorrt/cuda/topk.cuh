@@ -1,10 +1,10 @@
-// Exact selection of the greatest keys, and sorting of keys. Each runs in one block.
+// Exact selection of the greatest keys, and sorting of keys. Each function runs in one block.
 #pragma once
 #include "device.cuh"
 
 // Finds mask and prefix such that the keys `k` with (k & mask) >= prefix are the `limit` greatest of key_at(0) to
 // key_at(count - 1). Keys are unique, except 0, which means that there is no key. There must be more than `limit` keys.
-// All threads of the block must call this.
+// All threads of the block must call this function.
 //
 // The method is radix selection, which starts at the highest digit. In each round, a histogram shows the digit of the
 // border, and the next round counts only keys with the digits found so far. Usually, a few of the eight rounds suffice.
@@ -37,7 +37,8 @@ __device__ void find_border(KeyAt key_at, u32 count, u32 limit, u64* mask_out, u
     *mask_out = mask, *prefix_out = prefix;
 }
 
-// Sorts keys[0 .. size) in descending order. `size` is a power of two. All threads of the block must call this.
+// Sorts keys[0 .. size) in descending order. `size` is a power of two. All threads of the block must call this
+// function.
 __device__ void sort_descending(u64* keys, u32 size) {
     for (u32 run = 2; run <= size; run <<= 1)
         for (u32 reach = run >> 1; reach; reach >>= 1) {

@@ -23,7 +23,7 @@ _KINDS = {int: ("INT32", np.int32), float: ("FLOAT32", np.float32)}
 
 
 class FieldCollection:
-    """Fields of a plugin. The collection keeps the arrays that contain their values, because TensorRT does not."""
+    """Fields of a plugin, together with the arrays of their values, because TensorRT does not copy the arrays."""
 
     def __init__(self, settings: type[Any] | Any) -> None:
         """Create the fields of `settings`, which is an instance or a class. For a class, the fields have no values."""
