@@ -45,7 +45,7 @@ class GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class DetectorSpec:
-    """Properties of an open detector. They do not change."""
+    """Properties of an open detector, which do not change."""
 
     name: str
     """Back-end, device, and precision as text, such as ``onnxruntime cpu fp32``, for status messages."""

@@ -39,9 +39,9 @@ def open_detector(
 ) -> Detector:
     """Open the detector for the model in `folder` with the configured back-end.
 
-    The back-end ``auto`` means TensorRT if the library and a GPU are present, and otherwise ONNX Runtime. If it means
-    ONNX Runtime, the reason is logged. `DetectorSpec.gpu_unused` also contains the reason if this machine has a GPU.
-    TensorRT can take minutes to build an engine. Another thread can set `stop` to cancel the call.
+    The back-end ``auto`` means TensorRT if the library and a GPU are present, and otherwise ONNX Runtime. In the second
+    case, the reason is logged. If this machine has a GPU, `DetectorSpec.gpu_unused` also contains the reason. TensorRT
+    can take minutes to build an engine. Another thread can set `stop` to cancel the call.
 
     Raises:
         Closed: `stop` was set.
@@ -63,7 +63,7 @@ def open_detector(
             detector: Detector = _tensorrt_module("detector").open_tensorrt_detector(folder, spec, detect, stop=stop)
         except ModelError as error:
             if error.code == "head-mismatch":
-                _check_with_onnxruntime(folder / spec.file, spec)  # raises the same error, with a hint that was tried
+                _check_with_onnxruntime(folder / spec.file, spec)  # raises the same error, with a hint that was tested
             raise
         except DeviceMissing as missing:
             if detect.backend == "tensorrt":

@@ -49,11 +49,11 @@ class Typing:
     def half_ends(self, head: str) -> tuple[bool, bool]:
         """Return two flags, for the input and for the outputs: True if boxes are as accurate in float16 as in float32.
 
-        A float16 network rounds its input to float16 in any case. If it is strongly typed, its last layer also computes
-        in float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a higher
-        precision. Only outputs of nanodet and picodet heads contain no coordinates. Coordinates always stay float32,
-        because float16 values from 512 on are half a pixel apart, and because the library may fuse the cast with the
-        layers that compute the coordinates.
+        A float16 network rounds its input to float16 in any case. The last layer of a strongly typed network also
+        computes in float16, so a cast to float32 adds no precision. The last layer of a weakly typed network may have a
+        higher precision. Only outputs of nanodet and picodet heads contain no coordinates. Coordinates always stay
+        float32, because float16 values from 512 on are half a pixel apart, and because the library may fuse the cast
+        with the layers that compute the coordinates.
         """
         computes_half = self.rewrite == "fp16" or self.flags_on[:1] == ("FP16",)
         return computes_half, self.rewrite == "fp16" and head in ("nanodet", "nanodet-plus", "picodet")

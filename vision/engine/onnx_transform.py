@@ -261,7 +261,7 @@ def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]])
 
 
 def _as_bfloat16(values: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
-    """Round values to bfloat16. Finite values stay finite: a mask of -infinity, multiplied by 0, would become NaN."""
+    """Round values to bfloat16. Finite values stay finite, because a mask of -infinity times 0 would be NaN."""
     import ml_dtypes
     import onnx
 

@@ -65,12 +65,13 @@ def open_engine(
     """Load the engine of a model on the GPU that is current in this thread. Build it if the cache has no usable engine.
 
     If the engine from the cache cannot be loaded, it is built again. If `cache_folder` is None, the default folder is
-    used. `pool` provides TensorRT's memory, and must outlive the engine. If it is None, TensorRT allocates its memory.
+    used. `pool` provides TensorRT's memory, and must outlive the engine. Without `pool`, TensorRT allocates memory
+    itself.
 
     Raises:
         ModelError: the model, spec, settings, and GPU do not fit together, or the cache cannot be used.
         DeviceMissing: TensorRT is missing, or no GPU works.
-        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, this is a `ModelError`.
+        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, the error is `ModelError`.
         Unavailable: a file of the cache cannot be used at present, or another process built the engine for an hour.
         Closed: the build, or the wait for a build in another process, was canceled.
         KeyboardInterrupt: the user pressed Ctrl-C during the build.

@@ -123,8 +123,9 @@ def _load(contents: bytes, model: str, plugin: PluginSpec) -> None:
     before = _names(registry)
     with collect_log() as log:
         try:
-            # A file in memory, because the file in the folder can change after the check of its SHA-256. It stays open:
-            # a later library with the same path would not be loaded, because the loader compares only paths.
+            # A file in memory, because the file in the folder can change after the check of its SHA-256. The descriptor
+            # stays open, so that each library has a different path. The loader compares only paths, and would not load
+            # a later library with the same path.
             descriptor = os.memfd_create(plugin.file)
             os.write(descriptor, contents)
             path = f"/proc/self/fd/{descriptor}"

@@ -143,7 +143,7 @@ class Engine:
 
     - `owners`: objects, such as the runtime, to keep alive as long as `raw`.
     - `plan_bytes`: size of the plan.
-    - `pool`: source of TensorRT's memory, which must outlive the engine. If it is None, TensorRT allocates its memory.
+    - `pool`: source of TensorRT's memory. It must outlive the engine. If it is None, TensorRT allocates memory itself.
     - `kernel_file`: file for the kernels that TensorRT-RTX compiles at run time. If it is None, the kernels are not
       stored. Like the plan, the kernels are code, so other users must not be able to write to the file.
     - `label`: name of the engine in messages.
@@ -313,7 +313,7 @@ def load_engine(
     Raises:
         ModelError: the plan is damaged, or was built for a different machine or library.
         DeviceMissing: no GPU works.
-        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, this is a `ModelError`.
+        DeviceError: the engine does not fit into the memory of `pool`. Without `pool`, the error is `ModelError`.
     """
     allocator = None if pool is None else make_allocator(pool)
     with collect_log() as log:

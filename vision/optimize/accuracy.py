@@ -187,7 +187,7 @@ class Judge:
         Args:
             parent: ONNX file of the parent.
             spec: spec of the parent.
-            frames: frames on which boxes are compared if there are no labels. They can be None if there are labels.
+            frames: frames on which boxes are compared if there are no labels. None is allowed only with labels.
             labels: labeled video; None if there is none.
             progress: function that starts the display of progress of a step.
 

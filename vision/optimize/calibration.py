@@ -192,7 +192,7 @@ def collect(
     """Run a session on all batches, and count the values of its outputs `names`.
 
     Args:
-        batches: inputs, and the number of frames in them.
+        batches: for each batch, the inputs by name, and the number of frames.
         label: name of the model in messages.
 
     Raises:

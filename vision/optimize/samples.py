@@ -28,7 +28,7 @@ Outputs = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _RANDOM_BATCHES: Final = 16
-_FLAG_VALUES: Final = 1  # of integer inputs that are no indices, such as masks
+_FLAG_VALUES: Final = 1  # value of integer inputs that are no indices, such as masks
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 CELLS: Final = 24
 """Number of rows and of columns of the grid on which frames are compared."""
 
-_SAME_LEVELS: Final = 2.0  # two frames are near-duplicates if no cell differs by more gray levels (of 255)
+_SAME_LEVELS: Final = 2.0  # near-duplicates differ by at most this number of gray levels (of 255) in each cell
 _BRIGHTNESS_LEVELS: Final = 32  # width of a group of similar brightness
 
 

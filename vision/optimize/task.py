@@ -107,7 +107,7 @@ class Task:
         console.print(f"{target}: written", soft_wrap=True, highlight=False, markup=False)
 
     def _target(self, accuracy: Accuracy) -> Path:
-        """Return the folder of a result with this accuracy."""
+        """Return `output`, or `rejected` if the accuracy dropped by more than `max_drop`."""
         return self.output if accuracy.drop <= self.max_drop else self.rejected
 
 

@@ -26,7 +26,7 @@ PERCENTILE: Final = 99.99
 _ENTROPY_BINS: Final = 512  # on each side of 0; with more bins, the search takes minutes
 _QUANTIZED_BINS: Final = 128
 _CANDIDATES: Final = 200  # thresholds that the algorithm `mse` tries
-_LOWEST: Final = 0.1  # part of the largest value at which the tried thresholds start
+_LOWEST: Final = 0.1  # lowest threshold that the algorithm `mse` tries, as a fraction of the largest value
 
 
 def thresholds(histograms: Mapping[str, Histogram], algorithm: Algorithm) -> dict[str, float]:

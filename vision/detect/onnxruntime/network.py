@@ -70,7 +70,7 @@ class Network:
         self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
     def sample(self, head: Head) -> Decoder:
-        """Run the network on the sample, choose the outputs that `head` reads, and check whether they are plausible.
+        """Run the network on the sample, choose the outputs that `head` reads, and check that they are plausible.
 
         Returns:
             The decoder for the chosen outputs.
@@ -85,7 +85,7 @@ class Network:
         try:
             decoder = head.bind(shapes)
         except ModelError:
-            check_sample(self.spec, sample)  # raises the same error, with a hint that was tried
+            check_sample(self.spec, sample)  # raises the same error, with a hint that was tested
             raise
         decoder.check_types([runs[0][name].dtype.name for name in decoder.outputs])
         for name in decoder.outputs:

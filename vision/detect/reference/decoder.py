@@ -342,7 +342,7 @@ class Decoder:
         return Keypoints(points, self._keypoint_names)
 
     def _from_distances(self, values: Floats, index: Indices) -> Floats:
-        # One row per side, and few operations: with cold caches, each takes several microseconds even if it is small.
+        # One row per side, and few operations, because each operation takes several microseconds with cold caches.
         logits = values.reshape(-1, self.rules.bins)
         logits -= logits.max(axis=1, keepdims=True)
         weights = np.exp(logits, out=logits)

@@ -42,7 +42,7 @@ class Extra:
     prototypes: str | None = None  # name of the output with the prototypes of masks
 
     def added_to(self, layout: Layout, first: int) -> Layout:
-        """Return `layout` with these values added. `first` is the position in each box at which they start."""
+        """Return `layout` with these values added. `first` is the position in each box at which the values start."""
         if not self.count:
             return layout
         boxes = layout.parts[0].boxes

@@ -46,8 +46,8 @@ class YoloV5(Head):
 class YoloV8(Head):
     """Head with one column per box: center x and y, width, height, and class scores (YOLOv8, v9, 11, 12).
 
-    Some exports transpose the output, so that it has one row per box. The transposed output is accepted only if it has
-    a row for each cell, or many rows: with few rows, it is the output of RT-DETR, which needs no NMS.
+    Some exports transpose the output, so that it has one row per box. A transposed output is accepted only if it has a
+    row for each cell, or many rows. An output with few rows is that of RT-DETR, which needs no NMS.
     """
 
     coding = "centers"

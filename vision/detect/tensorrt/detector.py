@@ -87,8 +87,7 @@ def open_tensorrt_detector(
     """Open the detector for a model on the GPU of this machine. Build the engine if none is cached.
 
     Args:
-        stop: event that cancels the call while an engine is built, or before the next context is created. None means
-            that the call cannot be canceled.
+        stop: event that cancels the call while an engine is built, or before the next context is created.
 
     Raises:
         Closed: `stop` was set.

@@ -121,7 +121,7 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
         workspace: int,
         stream: int,
     ) -> None:
-        """Queue the work of a run on `stream`, without waiting or allocating. Raise `DeviceError` if it fails."""
+        """Queue the work of a run on `stream`, without waiting or allocating. Raise `DeviceError` if queueing fails."""
         from vision.gpu.cuda import BorrowedStream
 
         if self._step is None:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from vision.gpu.cuda import BorrowedStream
 
 LAYOUTS: Final = get_args(HeadSpec.model_fields["kind"].annotation)
-"""Values of `head.kind` in model.yaml. The field `layout` is an index into them, so add new values only at the end."""
+"""Values of `head.kind` in model.yaml. The field `layout` is an index of this tuple, so add values only at its end."""
 ACTIVATIONS: Final = get_args(HeadSpec.model_fields["activation"].annotation)
-"""Values of `head.activation` in model.yaml. The field `activation` is an index into them."""
+"""Values of `head.activation` in model.yaml. The field `activation` is an index of this tuple."""
 
 _ALIGNMENT = 256
 
