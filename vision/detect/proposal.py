@@ -85,7 +85,7 @@ def _mapping(values: Mapping[str, object]) -> str:
 
 
 def model_name(path: Path) -> str:
-    """Return a model name of at most 64 characters: the file name without its suffix, or ``model`` if none is left.
+    """Return a model name of at most 64 characters: the file name without its suffix, or else ``model``.
 
     Hyphens replace characters that model names cannot contain.
     """
