@@ -35,7 +35,7 @@ __device__ __forceinline__ u32 floats_to_halves(float first, float second) {
 #endif
 }
 
-// Reads one byte of a frame with an instruction for constant global memory. The compiler cannot know that frames are in
+// Reads one byte of a frame with an instruction for read-only global memory. The compiler cannot know that frames are in
 // global memory and do not change.
 __device__ __forceinline__ u32 load(const u8* address) {
     u32 value;
