@@ -21,7 +21,7 @@ class CounterStore(Protocol):
     """A place that keeps the counters of all cameras: a `StateDatabase`, or the main process of a result worker."""
 
     def load_counters(self, camera_id: str) -> Sequence[CounterRow]:
-        """Return the counters of a camera."""
+        """Return the stored counters of the camera, in any order."""
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
         """Store new values. Return False if they cannot be stored at present. The caller must then try again later."""
@@ -51,7 +51,11 @@ class CameraCounters:
         return self._counts.get(key, 0)
 
     def counts(self) -> Mapping[tuple[str, str], int]:
-        """Return the counters, including those of lines and zones that no longer exist, and the start of the period."""
+        """Return a copy of all values, by name and key.
+
+        The result includes the counters of lines and zones that the configuration no longer contains, and the start of
+        the period.
+        """
         return dict(self._counts)
 
     @property
@@ -76,19 +80,19 @@ class CameraCounters:
             self._dirty[name, key] = None
 
     def set(self, name: str, key: str, value: int) -> None:
-        """Set a counter. The next `flush` writes it."""
+        """Set the counter `key` of the line or zone called `name` to `value`. The next `flush` writes it."""
         self._counts[name, key] = value
         self._dirty[name, key] = None
 
     def flush(self) -> None:
-        """Write the changed counters to the store. If this is not possible, a later call writes them."""
+        """Write the changed counters to the store. If the store fails, a later call writes them."""
         if self._dirty and self._store.store_counters(self.changed()):
             self._dirty.clear()
 
     def changed(self) -> list[CounterRow]:
-        """Return the counters that were not written yet."""
+        """Return the counters that have changed since they were last written."""
         return [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
 
     def written(self) -> None:
-        """Mark all counters as stored. Call this after the rows of `changed` were written."""
+        """Mark all counters as written. Call this after you have stored the rows from `changed` without `flush`."""
         self._dirty.clear()

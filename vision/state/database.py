@@ -1,10 +1,10 @@
 """`StateDatabase` stores the events and counters of a deployment in one SQLite file.
 
-The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk, so a process that is
-killed loses nothing. `BackgroundSync` forces the log to disk about once per second, because forcing it for every event
-would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The numbers of lost
-events are not used again: after a power failure, `NUMBERS_SKIPPED` numbers are skipped. New counters are stored in the
-transaction of the events that changed them.
+The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk. The system keeps this
+data even if the process is killed. `BackgroundSync` forces the log to disk only about once per second, because doing so
+for every event would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The
+numbers of lost events are not used again: after a power failure, the program skips `NUMBERS_SKIPPED` numbers. The same
+transaction stores events and the counters that these events changed.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -71,13 +71,15 @@ class DamagedState(Exception):
 
 
 class StateDatabase:
-    """The events and counters of one deployment. Only one thread writes; any thread can read.
+    """The events and counters of one deployment. Only one thread writes. Any thread can read events.
 
     Attributes:
+        folder: folder of the database.
         notice: message for the operator about a damaged database; None if there is nothing to report.
-        events: the numbered events.
-        run: the record of this run, and of the last one.
-        defers_counters: if True, counters are stored in the transaction of the next events.
+        events: log of the numbered events.
+        run: record of this run, and of the end of the last run.
+        placement: check that the database file is still at its path.
+        defers_counters: if True, counters wait in memory for the transaction that stores the next events.
     """
 
     def __init__(
@@ -149,8 +151,8 @@ class StateDatabase:
     def close(self) -> None:
         """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent.
 
-        If the disk takes longer than 4 s, leave the rest to the thread, and do not close the database. The data is
-        complete at the next start. If somebody has removed the database, write it again.
+        If the disk takes longer than 4 s, leave the database open, so that the background thread can finish. The next
+        start then still finds all data. If somebody has removed the database file, write it again.
         """
         if self._closed:
             return
@@ -174,15 +176,16 @@ class StateDatabase:
     # --- for events and counters --------------------------------------------------------------------------------------
 
     def load_counters(self, camera_id: str) -> list[CounterRow]:
-        """Return the stored counters of a camera. Only the thread that writes may call this."""
+        """Return the stored counters of a camera. Only the writing thread may call this."""
         rows = self.query("SELECT camera, name, key, value FROM counters WHERE camera = ?", camera_id)
         return [(camera, name, key, value) for camera, name, key, value in rows]
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
         """Store counters. Return False if the disk is full or not writable. Raise `Closed` after `close`.
 
-        If `defers_counters` is True, only keep the counters for later, and return True. The next events store them,
-        because these are the events that changed the counters. If no events follow, the next call stores them.
+        If `defers_counters` is True, keep the counters in memory, and return True. The transaction of the next events
+        stores them, because these are the events that changed the counters. If no events follow, the next call of this
+        method stores them.
         """
         if not self.defers_counters:
             return self.write([counter_statement(rows)])
@@ -202,7 +205,7 @@ class StateDatabase:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # small pages, so that an event writes less data
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")  # `BackgroundSync` forces the log to disk
-            connection.execute("PRAGMA wal_autocheckpoint = 0")  # it would make the writer wait for the disk
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # a checkpoint would make the writer wait for the disk
         except BaseException:
             connection.close()
             raise
@@ -217,11 +220,13 @@ class StateDatabase:
         return self._writer.execute(sql, parameters).fetchall()
 
     def write(self, statements: Iterable[Statement], *, urgent: bool = False, counters: bool = True) -> bool:
-        """Run statements as one transaction, with the counters that wait. Return False if the disk is not writable.
+        """Run `statements` as one transaction. Return False if the disk is not writable.
 
-        If `counters` is False, the counters continue to wait for the events that changed them. If `urgent` is True, the
-        commit is forced to disk without delay. Only the first of several failures in a row is logged. Raise `Closed`
-        after `close`.
+        The transaction also stores the counters that wait, unless `counters` is False. If `urgent` is True, the
+        background thread forces the commit to disk without delay. Of several failures in a row, log only the first.
+
+        Raises:
+            Closed: the database was closed.
         """
         with self._write_lock:
             if self._closed:
@@ -315,16 +320,16 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
 
 
 def counter_statement(rows: Sequence[CounterRow]) -> Statement:
-    """Return the statement that stores counters."""
+    """Return the statement that stores `rows`, each with its checksum."""
     return "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [(*row, counter_checksum(*row)) for row in rows]
 
 
 class BackgroundSync:
     """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database.
 
-    The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe as long as
-    the writer never overwrites the log from its start, because a power failure could then mix old and new content.
-    Therefore, this thread empties the log when all its content is in the database. Until then, a second connection
+    The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe only if the
+    writer never overwrites the log from its start: a power failure could then mix old and new content. Therefore, this
+    thread empties the log when all its content is in the database. While the thread moves content, the connection `pin`
     reads from the log, which prevents the writer from overwriting the log.
     """
 
@@ -349,7 +354,7 @@ class BackgroundSync:
         self._pin = pin
         self._interval_s = interval_s
         self._write_lock = write_lock
-        self._commits = 0  # since the log was emptied
+        self._commits = 0  # commits since the log was last emptied
         self._failing = False
         self._requested, self._hurry, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
@@ -365,7 +370,10 @@ class BackgroundSync:
         self._requested.set()
 
     def stop(self, timeout_s: float = _STOP_S) -> bool:
-        """Force everything to disk, and end the thread. Return False if this takes over `timeout_s`. Idempotent."""
+        """Force everything to disk, and end the thread. Idempotent.
+
+        Return False if the thread has not ended after `timeout_s` seconds. It then continues in the background.
+        """
         self._ending.set()
         self._hurry.set()
         self._requested.set()
@@ -400,9 +408,9 @@ class BackgroundSync:
             self._requested.set()
 
     def _checkpoint(self) -> None:
-        """Move the pages of the log into the database, and empty the log if no commit was made at the same time.
+        """Move the pages of the log into the database. Empty the log if there was no commit in the meantime.
 
-        If the log becomes too large because commits are made all the time, empty it while commits wait for the disk.
+        If frequent commits prevent this until the log reaches 64 MiB, let commits wait while the log is emptied.
         """
         commits = self._commits
         self._pin.execute("BEGIN")
@@ -435,7 +443,10 @@ _SQLITE_REASONS: Final = {
 
 
 def _os_error(error: Exception, folder: Path) -> OSError:
-    """Return the system's error that caused `error`. SQLite hides it, so try to use the folder and the database."""
+    """Return the system's error that caused `error`.
+
+    SQLite does not report this error. Therefore, try to write to the folder and to open the database.
+    """
     if isinstance(error, Unwritable) and isinstance(error.__cause__, OSError):
         return error.__cause__
     if isinstance(error, OSError):
@@ -451,7 +462,7 @@ def _os_error(error: Exception, folder: Path) -> OSError:
 
 
 def _verify(connection: sqlite3.Connection) -> None:
-    """Check the structure and all rows of the database.
+    """Check the structure of the database, and the checksums of all events and counters.
 
     Raises:
         DamagedState: a table or row is missing or wrong.

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
 
 StateKey: TypeAlias = tuple[str, str, str, int | None]
-"""Camera, kind, name, and track id, which the events of the start and of the end of a state have in common."""
+"""Camera, kind, name, and track id of a state. The start event and the end event of the state have the same key."""
 
 NUMBERS_SKIPPED: Final = 10_000
-"""Number of event numbers that are skipped after a power failure, and maximum number of events between two syncs."""
+"""Number of event numbers that are skipped after a power failure, and maximum number of events that wait for a sync."""
 
 _URGENT: Final = NUMBERS_SKIPPED // 2  # number of unsynced events from which the disk is forced without delay
 
@@ -28,7 +28,7 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 
 def state_statements(starts: Mapping[StateKey, bytes | None]) -> list[Statement]:
-    """Return the statements that store the starts of states. A start of None means that the state has ended."""
+    """Return the statements that store the start events in `starts`, and that delete states whose value is None."""
     rows = [(_state_text(state), payload) for state, payload in starts.items() if payload is not None]
     stored = [(text, payload, zlib.crc32(payload, zlib.crc32(text.encode()))) for text, payload in rows]
     ended = [(_state_text(state),) for state, payload in starts.items() if payload is None]
@@ -77,8 +77,10 @@ class EventLog:
         """Store events under the numbers that follow `newest`. Return False if the disk is full, hangs, or fails.
 
         If the result is False, no event was stored, and no number was assigned. The same transaction runs the
-        statements in `also` and, if `counters` is True, stores the counters that wait. Raise `Closed` if the database
-        was closed.
+        statements in `also` and, if `counters` is True, stores the counters that wait.
+
+        Raises:
+            Closed: the database was closed.
         """
         if self.unsynced + len(payloads) > NUMBERS_SKIPPED:  # the disk hangs, and results must not wait for it
             self.lost += len(payloads)
@@ -103,7 +105,7 @@ class EventLog:
         return True
 
     def read(self, since: int, *, limit: int = 500, max_bytes: int = 2**20) -> Page:
-        """Return up to `limit` of the events that follow number `since`, with up to `max_bytes` in total.
+        """Return the events after number `since`: at most `limit` events, and at most `max_bytes` in total.
 
         The first event is returned even if it is larger than `max_bytes`. Events with a wrong checksum are skipped.
 
@@ -135,7 +137,7 @@ class EventLog:
         return Page(tuple(payloads), oldest, newest, more)
 
     def open_states(self) -> list[bytes]:
-        """Return the stored start events of states that have not ended, in no order, without damaged rows.
+        """Return the stored start events of states that have not ended, in any order. Skip damaged rows.
 
         Only the thread that appends may call this.
         """
@@ -145,7 +147,7 @@ class EventLog:
         ]
 
     def carry_counters(self) -> None:
-        """Make the database store counters only together with events. Each change of a counter is also an event."""
+        """Make the database store counters together with the next events. Each change of a counter causes an event."""
         self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`FreeSpace`, which checks the reserve of free space that the outputs of the program leave on a disk."""
+"""`FreeSpace` checks whether a disk still has the reserve of free space that the program's outputs must leave."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class FreeSpace:
         self._low = False
 
     def is_low(self, *, now: bool = False, times: float = 1.0, promised_bytes: int = 0) -> bool:
-        """Return True if the free space without `promised_bytes` is below the reserve, multiplied by `times`.
+        """Return True if the free space, minus `promised_bytes`, is less than `times` the reserve.
 
-        Ask the system at most once per second, or in each call if `now` is True. If this fails, return the last result.
+        Query the file system at most once per second, or in each call if `now` is True. If the query fails, return the
+        last result.
         """
         if now or self._clock() - self._checked_s >= _INTERVAL_S:
             self._checked_s = self._clock()

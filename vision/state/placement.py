@@ -1,4 +1,4 @@
-"""`Placement`, which notices that somebody removes or replaces the database of a running program."""
+"""`Placement` detects that the database file of a running program was removed or replaced."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from vision.state.private_files import open_restricted, sync_folder
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 1.0  # time between two checks of the path
+_LOOK_S: Final = 1.0  # minimum time between two checks of the path
 _GRACE_S: Final = 10.0  # time in which somebody can put the file back
 
 
 class Placement:
-    """The place of an open database file. Linux keeps a file that was removed until the program closes it."""
+    """The path of an open database file, and the identity of this file.
+
+    If somebody removes the file, Linux keeps its content until the program closes the file. Therefore, `restore` can
+    write the content again.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Remember which file is at `path`."""
+        """Store the identity of the file at `path`."""
         self.path = path
         self._clock = clock
         self._identity = self._found()
@@ -34,9 +38,9 @@ class Placement:
         self._is_replaced = False
 
     def check(self) -> None:
-        """Look at the path, at most once per second. Raise `OSError` if it is the path of another file now.
+        """Check which file is at the path, at most once per second. Raise `OSError` if a different file is there.
 
-        If there is no file, only log this, because `restore` can write it again.
+        If there is no file at the path, only log an error, because `restore` can write the database again.
         """
         if self._clock() - self._looked_s >= _LOOK_S:
             self._look()
@@ -57,14 +61,17 @@ class Placement:
                 log.error(text, self.path, _GRACE_S)
 
     def require(self) -> None:
-        """Look at the path. Raise `Unavailable` if the file has been gone for 10 s. A restart solves this."""
+        """Check which file is at the path. Raise `Unavailable` if the database was removed or replaced 10 s ago.
+
+        A restart of the program solves this problem.
+        """
         self._look()
         if self._gone_s is not None and self._clock() - self._gone_s >= _GRACE_S:
             text = f"{self.path} was {'replaced' if self._is_replaced else 'removed'} while the program was running"
             raise Unavailable(text, hint="start the program again", code="state-removed")
 
     def restore(self, connection: sqlite3.Connection) -> None:
-        """Write the database again if there is no file at its path. `connection` reads the file that was removed."""
+        """Write the database again if there is no file at its path. `connection` must still have the old file open."""
         if self._found() is not None:
             return
         partial = self.path.with_name(f"{self.path.name}.part")

@@ -1,4 +1,4 @@
-"""Functions that write files as a whole, and that read files only if no other user can write them.
+"""Functions that write files atomically, and that read files only if no other user can write them.
 
 An engine plan runs on the GPU with the rights of this process, and the library that parses the plan trusts it. The
 cache of plans therefore follows the rule of OpenSSH for ``authorized_keys``: other users must not be able to write the
@@ -46,9 +46,10 @@ class Unwritable(Unavailable):
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder `name` in systemd's ``CacheDirectory=``.
+    """Return the path of the cache folder `name`. The folder may not exist yet.
 
-    If that is not set, return the folder `name` in the folder ``vision`` of the user's cache folder.
+    In a service with ``CacheDirectory=``, the path is in the folder that systemd names in ``CACHE_DIRECTORY``.
+    Otherwise, it is in ``$XDG_CACHE_HOME/vision`` or ``~/.cache/vision``.
     """
     given = os.environ.get("CACHE_DIRECTORY")
     if given:
@@ -114,8 +115,9 @@ def require_private_folder(folder: Path, *, content: str = "engines", shared: bo
 
     Sticky folders above the folder, such as /tmp, are accepted if they belong to this user or to root.
 
-    If `shared` is True, users and groups that do not exist on this machine are no other users. This is the case in a
-    container that sees a folder of the machine outside.
+    If `shared` is True, the following do not count as other users: users and groups that do not exist on this machine,
+    the user who started this process with `sudo`, and groups of the system without members. This setting is for folders
+    that a container shares with its host.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -204,7 +206,7 @@ def read_private(path: Path) -> bytes:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a named pipe would block it
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # so that a named pipe does not block the call
 
 
 def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = None) -> None:
@@ -233,7 +235,7 @@ def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = No
 
 
 def open_restricted(path: str | Path, flags: int) -> int:
-    """Open a file. If `flags` contains `O_CREAT`, a new file has the mode 0640. This function can be an `opener`."""
+    """Open a file with `os.open`, and give a new file the mode 0640. This function can be the `opener` of `open`."""
     return os.open(path, flags, _RESTRICTED)
 
 
@@ -286,7 +288,7 @@ def locked(
     when_waiting: Callable[[], object] = lambda: None,
     canceled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Hold a lock, which only one process can hold, during a `with` block.
+    """Hold an exclusive lock, which excludes other processes, during a `with` block.
 
     The system also releases the lock when the process ends or is killed.
 

@@ -30,10 +30,15 @@ class LastRun:
     """The end of the last run.
 
     Attributes:
-        end: `stop` if the run stopped normally, and `error` if it ended with an error. `crash` if the process ended
-            without a stop. `machine-restart` if the machine restarted before the run could stop, for example after a
-            power failure. `unknown` if the run did not stop, and the machine does not identify its boots.
-        at_utc_ns: time of the end. If the run did not stop, a time at most about a minute before.
+        end: reason for the end:
+
+            * `stop`: the run stopped normally.
+            * `error`: the run ended with an error.
+            * `crash`: the process ended without a stop.
+            * `machine-restart`: the machine restarted before the run could stop, for example after a power failure.
+            * `unknown`: the run did not stop, and the machine does not identify its boots.
+        at_utc_ns: time of the end in ns since 1970. For an end without a stop, this is the last recorded time, which is
+            at most about a minute earlier.
     """
 
     end: End
@@ -41,10 +46,10 @@ class LastRun:
 
 
 class RunRecord:
-    """The record of the present run, and the end of the last one. It is also a context manager, which calls `end`.
+    """The record of the present run, and the end of the last run. As a context manager, it calls `end` on exit.
 
     Attributes:
-        last: the last run. None if none is recorded.
+        last: end of the last run; None if no run is recorded.
     """
 
     def __init__(self, database: StateDatabase, boot: str) -> None:
@@ -67,17 +72,29 @@ class RunRecord:
         return LastRun("crash" if boot == self._boot else "machine-restart", at_utc_ns)
 
     def begin(self) -> LastRun | None:
-        """Record that this run has started. Return the last run. Raise `Closed` if the database was closed."""
+        """Record that this run has started. Return the end of the last run; None if no run is recorded.
+
+        Raises:
+            Closed: the database was closed.
+        """
         self._store(_RUNNING)
         return self.last
 
     def beat(self) -> None:
-        """Record about once per minute that this run continues. Raise `Closed` if the database was closed."""
+        """Record that this run continues, if the last record is at least a minute old.
+
+        Raises:
+            Closed: the database was closed.
+        """
         if self._stored_s is not None and time.monotonic() - self._stored_s >= _INTERVAL_S:
             self._store(_RUNNING)
 
     def end(self, state: Literal["stop", "error"]) -> None:
-        """Record the end of this run, unless it has not started. Raise `Closed` if the database was closed."""
+        """Record that this run ended with `state`. Do nothing before `begin`, and after an earlier `end`.
+
+        Raises:
+            Closed: the database was closed.
+        """
         if self._stored_s is not None:
             self._store(state)
             self._stored_s = None

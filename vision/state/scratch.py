@@ -19,13 +19,13 @@ _PROBE_BYTES: Final = 1 << 20
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """Yield a temporary folder, and remove it afterwards. It is in the folder that TMPDIR names, or in /tmp.
+    """Yield a temporary folder in the folder that TMPDIR names, or in /tmp. Remove it after the `with` block.
 
-    Any error in the `with` block becomes `Unavailable` if the disk of the folder is full, also errors of libraries that
-    do not say so.
+    If the disk of the folder is full, any error in the `with` block except `Closed` becomes `Unavailable`. This
+    includes errors of libraries that do not mention the full disk.
 
     Raises:
-        ConfigError: there is no folder for temporary files in which files can be written.
+        ConfigError: no folder for temporary files is writable.
         Unavailable: the disk is full.
     """
     try:
@@ -50,7 +50,7 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
 
 
 def _is_full(folder: Path) -> bool:
-    """Return True if a file of 1 MiB cannot be written for lack of space."""
+    """Return True if there is no space for a file of 1 MiB in the folder."""
     probe = folder / ".probe"
     try:
         with probe.open("wb") as file:

@@ -10,11 +10,14 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 300.0
-"""Time in seconds that the service manager waits for the next step of a start. The unit has the same value."""
+"""Time in seconds that the service manager waits for the next step of a start.
+
+`TimeoutStartSec` in ``vision@.service`` has the same value.
+"""
 
 
 def is_service() -> bool:
-    """Return True if a service manager started the program, and waits for its messages."""
+    """Return True if a service manager started the program and waits for messages of the program."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
